@@ -1,0 +1,1 @@
+"""Federated learning on heterogeneous devices with pruned submodels, simulated on Ray."""

@@ -1,0 +1,220 @@
+"""Ray: client actors that play clients, a driver actor that runs the rounds, and how they are started."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray.util import ActorPool
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raysim.arrays import as_arrays, as_tensors
+from raysim.client_step import Contribution, Stage, merge
+from raysim.errors import RunFailedError, SettingError
+from raysim.executors import pieces, total_score
+from raysim.rounds import Scenario, initial_state
+from raysim.simulation import Storage, play
+from raysim.types import ClientTask, Params, RoundReport, Score, ServerState
+
+CHUNKS_PER_ACTOR = 2
+RESTARTS = 3
+"""How often a client actor that died is started again; its task is repeated, since tasks are pure."""
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+class ClientActor:
+    """Plays clients; fetches the scenario once and keeps it for all rounds."""
+
+    def __init__(self) -> None:
+        self._stage: Stage | None = None
+
+    def train(
+        self, tasks: Sequence[ClientTask], params: Arrays, scenario: "list[ray.ObjectRef[Scenario]]", round: int
+    ) -> Contribution:
+        """Train a chunk of clients."""
+        return self._stage_of(scenario).train(tasks, as_tensors(params), round)
+
+    def score(
+        self, rows: NDArray[np.int64], params: Arrays, scenario: "list[ray.ObjectRef[Scenario]]"
+    ) -> tuple[int, float]:
+        """Return correct answers and summed loss of the global model on test rows."""
+        return self._stage_of(scenario).score(as_tensors(params), rows)
+
+    def estimate_statistics(
+        self, rows: NDArray[np.int64], params: Arrays, scenario: "list[ray.ObjectRef[Scenario]]"
+    ) -> Arrays:
+        """Re-estimate the global model's running statistics on training rows."""
+        return as_arrays(self._stage_of(scenario).estimate_statistics(as_tensors(params), rows))
+
+    def _stage_of(self, scenario: "list[ray.ObjectRef[Scenario]]") -> Stage:
+        if self._stage is None:
+            self._stage = Stage(ray.get(scenario[0]).workload)
+        return self._stage
+
+
+class RayExecutor:
+    """Spreads a round's work over client actors; results do not depend on who did what."""
+
+    def __init__(self, actors: Sequence[Any], scenario: "ray.ObjectRef[Scenario]") -> None:
+        self._actors = list(actors)
+        self._scenario = [scenario]
+        self._round = 0
+
+    def train(self, tasks: Sequence[ClientTask], params: Params, round: int) -> Contribution:
+        """Train all clients of a cohort, costly chunks first."""
+        self._round = round
+        shared = ray.put(as_arrays(params))
+        chunks = chunk_by_cost(tasks, CHUNKS_PER_ACTOR * len(self._actors))
+
+        def submit(actor: Any, chunk: list[ClientTask]) -> Any:
+            return actor.train.remote(chunk, shared, self._scenario, round)
+
+        return merge(self._gather(submit, chunks, ordered=False))
+
+    def score(self, params: Params, rows: NDArray[np.int64]) -> Score:
+        """Score the global model on test rows."""
+        shared = ray.put(as_arrays(params))
+
+        def submit(actor: Any, piece: NDArray[np.int64]) -> Any:
+            return actor.score.remote(piece, shared, self._scenario)
+
+        return total_score(self._gather(submit, pieces(rows), ordered=True), len(rows))
+
+    def estimate_statistics(self, params: Params, rows: NDArray[np.int64]) -> Params:
+        """Re-estimate the global model's running statistics on training rows, in one actor."""
+        shared = ray.put(as_arrays(params))
+
+        def submit(actor: Any, rows: NDArray[np.int64]) -> Any:
+            return actor.estimate_statistics.remote(rows, shared, self._scenario)
+
+        buffers: Arrays = self._gather(submit, [rows], ordered=True)[0]
+        return {key: buffer.clone() for key, buffer in as_tensors(buffers).items()}
+
+    def _gather(self, submit: Callable[[Any, Any], Any], inputs: Sequence[Any], ordered: bool) -> list[Any]:
+        pool = ActorPool(self._actors)
+        try:
+            return list(pool.map(submit, inputs) if ordered else pool.map_unordered(submit, inputs))
+        except ray.exceptions.RayTaskError as error:
+            raise _cause_of(error, self._round) from None
+        except ray.exceptions.RayError as error:
+            cause = f"a client actor was lost for good after {RESTARTS} restarts: {error}"
+            raise RunFailedError(self._round, -1, cause) from None
+
+
+def chunk_by_cost(tasks: Sequence[ClientTask], num_chunks: int) -> list[list[ClientTask]]:
+    """Deal tasks to chunks of about equal predicted cost, costliest chunk first."""
+    chunks: list[list[ClientTask]] = [[] for _ in range(min(num_chunks, len(tasks)))]
+    costs = np.zeros(len(chunks))
+    for task in sorted(tasks, key=lambda task: (-task.cost, task.client)):
+        cheapest = int(np.argmin(costs))
+        chunks[cheapest].append(task)
+        costs[cheapest] += task.cost
+    return [chunks[place] for place in np.argsort(-costs, kind="stable") if chunks[place]]
+
+
+def _cause_of(error: ray.exceptions.RayTaskError, round: int) -> RunFailedError:
+    cause = error.cause
+    if isinstance(cause, RunFailedError):
+        return RunFailedError(*cause.args)
+    return RunFailedError(round, -1, f"{type(cause).__name__}: {cause}", str(error))
+
+
+class DriverActor:
+    """Runs the rounds and the reconstruction; keeps the server state."""
+
+    def __init__(self) -> None:
+        self._state: ServerState | None = None
+
+    def run(
+        self, scenario: Scenario, reference: "list[ray.ObjectRef[Scenario]]", actors: Sequence[Any], storage: Storage
+    ) -> Iterator[RoundReport]:
+        """Yield the report of each round once it is on disk."""
+        executor = RayExecutor(actors, reference[0])
+        for state, report in play(scenario, initial_state(scenario), executor, storage):
+            self._state = state
+            yield report
+
+    def final_state(self) -> tuple[ServerState, Arrays]:
+        """Return the last state, its parameters as arrays."""
+        if self._state is None:
+            raise RuntimeError("no round has been played")
+        state = self._state
+        return ServerState(state.round, {}, {}, state.totals), as_arrays(state.params)
+
+
+class RayRunner:
+    """Plays a scenario on Ray: on the cluster at an address, or on a local Ray of its own.
+
+    Entering the context starts Ray and the actors in the background, so that they import while the scenario
+    is built; leaving it stops what was started.
+    """
+
+    def __init__(self, num_actors: int | None, address: str | None) -> None:
+        self._num_actors = num_actors
+        self._address = address or os.environ.get("RAY_ADDRESS")
+        self._pool = ThreadPoolExecutor(1)
+        self._owns_ray = False
+        self._driver: Any = None
+        self._actors: list[Any] = []
+
+    def __enter__(self) -> "RayRunner":
+        self._starting = self._pool.submit(self._start)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True)
+        if self._owns_ray:
+            ray.shutdown()
+            return
+        for actor in [*self._actors, *([self._driver] if self._driver else [])]:
+            ray.kill(actor)
+
+    def _start(self) -> None:
+        if not ray.is_initialized():
+            self._connect()
+        cpus = int(ray.cluster_resources().get("CPU", 0))
+        count = self._num_actors or max(1, cpus)
+        if count > cpus:
+            raise SettingError(
+                f"executor.num_actors={count} is more than the cluster's {cpus} CPUs; allowed: 1 to {cpus}"
+            )
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        driver = ray.remote(num_cpus=0, scheduling_strategy=here)(DriverActor)
+        client = ray.remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RESTARTS)(ClientActor)
+        self._driver = driver.remote()
+        self._actors = [client.remote() for _ in range(count)]
+
+    def _connect(self) -> None:
+        self._owns_ray = True
+        quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if self._address and self._address != "local":
+            try:
+                ray.init(address=self._address, **quiet)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise SettingError(f"executor.address={self._address!r} cannot be reached: {error}") from None
+            return
+        count = self._num_actors or len(os.sched_getaffinity(0))
+        ray.init(address="local", num_cpus=count, include_dashboard=False, **quiet)
+
+    def run(self, scenario: Scenario, storage: Storage) -> Iterator[RoundReport]:
+        """Yield the report of each round."""
+        self._starting.result()
+        reference = ray.put(scenario)
+        start = self._driver.run.options(num_returns="streaming")
+        try:
+            for report in start.remote(reference, [reference], self._actors, storage):
+                yield ray.get(report)
+        except ray.exceptions.RayTaskError as error:
+            raise _cause_of(error, 0) from None
+        except ray.exceptions.RayError as error:
+            raise RunFailedError(0, -1, f"the driver actor was lost: {error}") from None
+
+    def final_state(self) -> ServerState:
+        """Return the state after the last round."""
+        state, params = ray.get(self._driver.final_state.remote())
+        return ServerState(state.round, as_tensors(params), {}, state.totals)

@@ -1,0 +1,92 @@
+"""Server state to disk and back, atomically: safetensors for tensors, JSON for the rest, never pickle."""
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from raysim import arrays
+from raysim.types import Params, ServerState, Totals
+
+FORMAT = 1
+
+
+class TornCheckpointError(RuntimeError):
+    """A checkpoint is incomplete or its tensors do not have the recorded digest."""
+
+
+def path_of(folder: Path, round: int) -> Path:
+    """Return where the checkpoint of a round lies."""
+    return folder / f"round_{round:06d}"
+
+
+def save(state: ServerState, folder: Path, keep: int) -> Path:
+    """Write a state under its round's name, then delete all but the newest `keep`.
+
+    The checkpoint appears at once by a rename after everything has reached the disk.
+    """
+    target = path_of(folder, state.round)
+    partial = folder / f".{target.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(_contiguous(state.params), partial / "params.safetensors")
+    save_file(_contiguous(state.memory), partial / "memory.safetensors")
+    content = {
+        "format": FORMAT,
+        "round": state.round,
+        "totals": asdict(state.totals),
+        "params_sha256": arrays.digest(state.params),
+        "memory_sha256": arrays.digest(state.memory),
+    }
+    (partial / "state.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    for file in partial.iterdir():
+        _flush(file)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    _flush(folder)
+    for old in saved_in(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def saved_in(folder: Path) -> list[Path]:
+    """Return the complete checkpoints in a folder, oldest first."""
+    return sorted(folder.glob("round_[0-9]*"))
+
+
+def load(path: Path) -> ServerState:
+    """Read a checkpoint.
+
+    Raises:
+        TornCheckpointError: If a file is missing or damaged.
+    """
+    try:
+        content = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        params = load_file(path / "params.safetensors")
+        memory = load_file(path / "memory.safetensors")
+    except Exception as error:
+        raise TornCheckpointError(f"{path} cannot be read: {error}") from error
+    found = (arrays.digest(params), arrays.digest(memory))
+    if found != (content["params_sha256"], content["memory_sha256"]):
+        raise TornCheckpointError(f"{path}: the tensors do not have the digest recorded in state.json")
+    return ServerState(content["round"], params, memory, Totals(**content["totals"]))
+
+
+def save_params(params: Params, path: Path) -> None:
+    """Write parameters and buffers as one safetensors file."""
+    save_file(_contiguous(params), path)
+
+
+def _contiguous(params: Params) -> Params:
+    return {key: tensor.contiguous().clone() for key, tensor in params.items()}
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,112 @@
+"""The command line: raysim run, raysim schema."""
+
+import json
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from raysim import config_file, console
+from raysim.config import ExperimentSettings
+from raysim.errors import RunFailedError, SettingError
+
+BAD_INPUT, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="raysim")
+def cli() -> None:
+    """Simulate federated learning on heterogeneous devices with pruned submodels."""
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Change a setting, as in training.learning_rate=0.05.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder for the run's files [runs/<experiment>-<time>].")
+@click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
+@click.option("--print-config", is_flag=True, help="Print the complete settings and stop.")
+@click.option("--dry-run", is_flag=True, help="Do everything but training: print population, budgets, predicted cost.")
+def run(
+    config: Path, overrides: tuple[str, ...], output: Path | None, as_json: bool, print_config: bool, dry_run: bool
+) -> None:
+    """Run the experiment in the file CONFIG."""
+    settings = config_file.load(config, overrides)
+    if print_config:
+        click.echo(config_file.to_yaml(settings), nl=False)
+    elif dry_run:
+        _forecast(settings, as_json)
+    else:
+        folder = output or Path("runs") / f"{settings.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
+        _run(settings, folder.absolute(), as_json)
+
+
+def _forecast(settings: ExperimentSettings, as_json: bool) -> None:
+    from raysim import simulation
+    from raysim.forecast import forecast
+
+    simulation.check_names(settings)
+    predicted = {"model": settings.model.name, **forecast(simulation.build(settings))}
+    if as_json:
+        click.echo(json.dumps(predicted))
+    else:
+        console.print_forecast(predicted)
+
+
+def _run(settings: ExperimentSettings, folder: Path, as_json: bool) -> None:
+    from raysim import experiment
+
+    summary = experiment.run(settings, folder, _runner(settings))
+    if as_json:
+        click.echo(json.dumps(summary))
+        return
+    python = Path(sys.executable)
+    command = f"{python.with_name('mlflow')} ui --backend-store-uri {shlex.quote(summary['tracking_uri'])}"
+    page = f"http://127.0.0.1:5000/#/experiments/{summary['experiment_id']}/runs/{summary['run_id']}"
+    for line in console.summary_lines(summary, command, page):
+        click.echo(line)
+
+
+def _runner(settings: ExperimentSettings) -> Any:
+    if settings.executor.kind == "ray":
+        from raysim.actors import RayRunner
+
+        return RayRunner(settings.executor.num_actors, settings.executor.address)
+    from raysim.simulation import InProcessRunner
+
+    return InProcessRunner()
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON Schema of experiment files, for completion in editors."""
+    click.echo(json.dumps(ExperimentSettings.model_json_schema(), indent=2))
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt(TERMINATED)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit code: 0, 1 failed, 2 bad input, 130 interrupted."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = cli.main(args=arguments, standalone_mode=False) or 0
+    except SettingError as error:
+        console.say(f"raysim: {error}")
+        code = BAD_INPUT
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except RunFailedError as error:
+        console.say(f"{error.details}raysim: the run failed in {error}")
+        code = FAILED
+    except (KeyboardInterrupt, click.Abort) as error:
+        code = TERMINATED if TERMINATED in error.args else INTERRUPTED
+        console.say("raysim: interrupted; the rounds up to the last checkpoint are kept")
+    sys.exit(code)

@@ -1,0 +1,244 @@
+"""Experiment settings: typed, documented, checked for form on construction."""
+
+import math
+from collections import Counter
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, no unknown keys, no silent conversion of text to numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class PartitionSettings(Settings):
+    """How the training rows are dealt to the clients."""
+
+    name: str = "dirichlet"
+    """Rule: `dirichlet` (label shares per class drawn from Dirichlet(alpha)) or `iid`."""
+    alpha: Positive | None = None
+    """Concentration of `dirichlet` (default 0.5), above 0; small = each client sees few classes. `iid` has none."""
+    min_examples: Count = 2
+    """Fewest rows of a client, at least 1; a client below it is given rows of the largest ones."""
+
+
+class DataSettings(Settings):
+    """Which data, from where, and how it is dealt."""
+
+    name: str = "digits"
+    """Data set: `digits` (scikit-learn, embedded) or `mnist` (torchvision)."""
+    root: str | None = None
+    """Folder of the data set's files, where it has any; relative to the working directory."""
+    download: bool = False
+    """Whether a missing data set may be fetched into `root`."""
+    max_train_examples: Count | None = None
+    """Use only so many training rows, drawn in equal shares per class; null = all."""
+    heldout_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Share of a client's own rows kept out of training to score its submodel, in [0, 1)."""
+    partition: PartitionSettings = PartitionSettings()
+    """How the training rows are dealt to the clients."""
+
+
+class ModelSettings(Settings):
+    """Which network."""
+
+    name: str = "cnn"
+    """Model: `cnn`, `lenet`, `mlp`, `vgg16` or `resnet32`."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the model's builder, for example `{channels: [16, 32]}`."""
+    keep_whole: list[str] | None = None
+    """Layers never cut, as names with wildcards (`classifier.*`); null = the model's own choice."""
+
+
+class TierSettings(Settings):
+    """A share of the clients with one kind of device. The figures drive the simulated clock only."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+    """Name of the tier: letters, digits, `-` and `_`."""
+    share: Share
+    """Share of the clients, in (0, 1]; the shares of all tiers add up to 1."""
+    keep_ratio: Share
+    """Share of the channels of every prunable layer a client trains, in (0, 1]; at least one channel stays."""
+    flops_per_s: Positive
+    """Training speed in floating-point operations per second, above 0."""
+    down_bytes_per_s: Positive
+    """Download bandwidth in bytes per second, above 0."""
+    up_bytes_per_s: Positive
+    """Upload bandwidth in bytes per second, above 0."""
+    latency_s: NotNegative = 0.0
+    """Seconds before each transfer starts, at least 0."""
+    step_overhead_s: NotNegative = 0.0
+    """Seconds added to every optimizer step, at least 0."""
+    memory_bytes_per_s: Positive | None = None
+    """Memory bandwidth that saved activations pass through, bytes per second; null = not counted."""
+    compute_variation: NotNegative = 0.0
+    """Standard deviation of the training speed from round to round, as a share of the mean, at least 0."""
+    link_variation: NotNegative = 0.0
+    """Standard deviation of each bandwidth from round to round, as a share of the mean, at least 0."""
+
+
+class PopulationSettings(Settings):
+    """How many clients, on which devices."""
+
+    clients: Count
+    """Number of registered clients, at least 1."""
+    tiers: Annotated[list[TierSettings], Field(min_length=1, max_length=12)]
+    """Device tiers, 1 to 12; more would not be readable as curves."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        total = math.fsum(tier.share for tier in self.tiers)
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the tiers' shares add up to {total:g}, they must add up to 1")
+        twice = [name for name, times in Counter(tier.name for tier in self.tiers).items() if times > 1]
+        if twice:
+            raise ValueError(f"tier name {twice[0]!r} is given twice, names must differ")
+        return self
+
+
+class SelectionSettings(Settings):
+    """Who takes part in a round."""
+
+    clients_per_round: Count
+    """Clients drawn uniformly without replacement every round, at least 1."""
+
+
+class MethodSettings(Settings):
+    """Which pruning method, and what to change of its own choices (null = the method's default).
+
+    A setting the chosen method does not read is refused.
+    """
+
+    name: str = "ca-hfp"
+    """Method: `fedavg`, `random`, `magnitude`, `heterofl` or `ca-hfp`."""
+    fill: str | None = None
+    """How the server fills what a client did not train: `global`, `holders`, `zero` or `damped`."""
+    fill_gamma: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Exponent of the coverage in `fill: damped`, in [0, 1]: 0 = `global`, 1 = `holders`."""
+    score: str | None = None
+    """Form of CA-HFP's significance: `printed`, `exact`, `robust` or `curvature`."""
+    estimator: str | None = None
+    """Where CA-HFP's gradient and curvature come from: `fisher` or `variation`."""
+    warmup_rounds: Annotated[int, Field(ge=0)] | None = None
+    """First rounds with random masks, at least 0."""
+    refresh_rounds: Count | None = None
+    """Rounds between two rankings of the channels, at least 1."""
+    score_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Weight of the past in the running means of gradient and curvature, in [0, 1)."""
+    curvature_scale: Positive | None = None
+    """Factor lambda of `estimator: variation`, above 0; default: the batch size."""
+    include_consumers: bool | None = None
+    """Whether a channel's score also counts the weights that read it in the next layer."""
+
+
+class TrainingSettings(Settings):
+    """Local training of one client."""
+
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """`sgd` or `adam`; its state starts empty in every round."""
+    learning_rate: Positive = 0.05
+    """Step size in round 1, above 0."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """SGD's momentum, or Adam's first beta, in [0, 1)."""
+    weight_decay: NotNegative = 0.0
+    """L2 penalty added to the gradient, at least 0."""
+    lr_decay: Share = 1.0
+    """Factor on the learning rate from round to round, in (0, 1]."""
+    clip_norm: Positive | None = None
+    """Largest norm of a step's gradient, above 0; null = no clipping."""
+    epochs: Count = 1
+    """Passes over a client's rows in a round, at least 1."""
+    batch_size: Count = 10
+    """Rows of one step, at least 1; a last batch of one row joins the one before."""
+
+
+class EvaluationSettings(Settings):
+    """When and on what models are scored."""
+
+    every: Count = 1
+    """Rounds between two scorings of the global model, at least 1; the last round is always scored."""
+    max_examples: Count | None = None
+    """Score the global model on at most so many test rows; null = the full test set."""
+    client_share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of a cohort whose submodels are scored on their own held-out rows, in [0, 1]."""
+
+
+class ExecutorSettings(Settings):
+    """Where clients are trained; never what comes out."""
+
+    kind: Literal["ray", "in-process"] = "ray"
+    """`ray` (actors) or `in-process` (one client after another); both give the same bits."""
+    num_actors: Count | None = None
+    """Client actors, one CPU each; null = one per CPU. Only for `kind: ray`."""
+    address: str | None = None
+    """Address of a running Ray cluster; null = RAY_ADDRESS if set, else a local Ray of our own."""
+
+
+class TrackingSettings(Settings):
+    """Where MLflow keeps the run."""
+
+    uri: str | None = None
+    """MLflow tracking URI; null = MLFLOW_TRACKING_URI if set, else `sqlite:///runs/mlflow.db`."""
+
+
+class CheckpointSettings(Settings):
+    """When the server state is saved."""
+
+    every: Count = 1
+    """Rounds between two checkpoints, at least 1; the last round is always saved."""
+    keep: Count = 2
+    """How many of the newest checkpoints stay on disk, at least 1."""
+
+
+class ExperimentSettings(Settings):
+    """One experiment: everything that decides what comes out, and where it runs."""
+
+    experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "raysim"
+    """Name of the MLflow experiment and of the run's folder: letters, digits, `.`, `-` and `_`."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of all randomness, at least 0."""
+    rounds: Count
+    """Number of rounds, at least 1."""
+    data: DataSettings = DataSettings()
+    """Which data, from where, and how it is dealt."""
+    model: ModelSettings = ModelSettings()
+    """Which network."""
+    population: PopulationSettings
+    """How many clients, on which devices."""
+    selection: SelectionSettings
+    """Who takes part in a round."""
+    method: MethodSettings = MethodSettings()
+    """Which pruning method."""
+    training: TrainingSettings = TrainingSettings()
+    """Local training of one client."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """When and on what models are scored."""
+    executor: ExecutorSettings = ExecutorSettings()
+    """Where clients are trained; never what comes out."""
+    tracking: TrackingSettings = TrackingSettings()
+    """Where MLflow keeps the run."""
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    """When the server state is saved."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        cohort, clients = self.selection.clients_per_round, self.population.clients
+        if cohort > clients:
+            raise ValueError(
+                f"selection.clients_per_round={cohort} is more than population.clients={clients}; "
+                f"allowed: 1 to {clients}"
+            )
+        if self.executor.kind == "in-process" and (self.executor.num_actors or self.executor.address):
+            name = "num_actors" if self.executor.num_actors else "address"
+            raise ValueError(
+                f"executor.{name}={getattr(self.executor, name)!r} has no effect with "
+                "executor.kind='in-process'; allowed: null, or executor.kind='ray'"
+            )
+        return self

@@ -1,0 +1,161 @@
+"""Reads an experiment file with dotted overrides; turns what is wrong with it into one clear message."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from raysim.config import ExperimentSettings
+from raysim.errors import SettingError, nearest_first
+
+
+def load(path: Path, overrides: tuple[str, ...] = ()) -> ExperimentSettings:
+    """Read an experiment from a YAML file.
+
+    Args:
+        path: The experiment file.
+        overrides: Settings that replace the file's, as `training.learning_rate=0.05`; values are YAML.
+
+    Raises:
+        SettingError: If the file cannot be read or a setting is not allowed.
+    """
+    settings = read_yaml(path)
+    for override in overrides:
+        apply_override(settings, override)
+    try:
+        return ExperimentSettings.model_validate(settings)
+    except ValidationError as error:
+        raise SettingError(describe(error)) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file.
+
+    Raises:
+        SettingError: If the file is missing, is not YAML or holds no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingError(f"CONFIG={str(path)!r} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingError(f"CONFIG={str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise SettingError(f"CONFIG={str(path)!r} holds no settings; allowed: a YAML mapping")
+    return content
+
+
+def apply_override(settings: dict[str, Any], override: str) -> None:
+    """Set one dotted `name=value` in nested settings; a number in a name is a place in a list."""
+    name, equals, value = override.partition("=")
+    if not equals or not name.strip():
+        raise SettingError(f"--set {override!r} is not of the form name=value, as in seed=1")
+    *parents, last = name.strip().split(".")
+    place: Any = settings
+    for parent in parents:
+        place = _child(place, parent, name)
+    try:
+        parsed = parse_value(value)
+    except yaml.YAMLError:
+        raise SettingError(f"{name}={value!r} is not a YAML value") from None
+    if isinstance(place, list):
+        place[_list_index(place, last, name)] = parsed
+    else:
+        place[last] = parsed
+
+
+def parse_value(text: str) -> Any:
+    """Read a YAML value, and a number such as `1e-3`, which YAML 1.1 takes for text."""
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _child(place: Any, key: str, name: str) -> Any:
+    if isinstance(place, list):
+        return place[_list_index(place, key, name)]
+    child = place.setdefault(key, {}) if isinstance(place, dict) else None
+    if child is None:
+        child = place[key] = {} if isinstance(place, dict) else None
+    if not isinstance(child, (dict, list)):
+        raise SettingError(f"--set {name}: {key!r} is a single value, it has no settings of its own")
+    return child
+
+
+def _list_index(place: list[Any], key: str, name: str) -> int:
+    if not key.isdigit() or int(key) >= len(place):
+        raise SettingError(f"--set {name}: {key!r} is no place in a list of {len(place)}; allowed: 0 to {len(place) - 1}")
+    return int(key)
+
+
+def describe(error: ValidationError) -> str:
+    """Say of every wrong setting its name, its value, what is allowed and the nearest valid name."""
+    return "\n".join(_describe_one(dict(problem)) for problem in error.errors(include_url=False))
+
+
+def _describe_one(problem: dict[str, Any]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    name = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        known = nearest_first(location[-1], fields_at(location[:-1]))
+        prefix = "".join(f"{part}." for part in location[:-1])
+        return (
+            f"{name}={problem['input']!r} is not a setting; did you mean {prefix}{known[0]}? "
+            f"Known here: {', '.join(known)}"
+        )
+    if problem["type"] == "missing":
+        return f"{name} is missing; it must be given"
+    if problem["type"] == "value_error":
+        text = str(problem["ctx"]["error"])
+        return f"{name}: {text}" if name else text
+    allowed = problem["msg"].removeprefix("Input should be ")
+    nearest = ""
+    if problem["type"] == "literal_error":
+        names = [part.strip(" '") for part in problem["ctx"]["expected"].replace(" or ", ",").split(",")]
+        nearest = f"; nearest: {nearest_first(str(problem['input']), names)[0]!r}"
+    return f"{name}={problem['input']!r} is not allowed; allowed: {allowed}{nearest}"
+
+
+def fields_at(location: list[str]) -> list[str]:
+    """Return the names of the settings under a dotted location."""
+    model: type[BaseModel] = ExperimentSettings
+    for part in location:
+        if part.isdigit():
+            continue
+        annotation = model.model_fields[part].annotation
+        model = next(kind for kind in _classes_in(annotation) if issubclass(kind, BaseModel))
+    return list(model.model_fields)
+
+
+def _classes_in(annotation: Any) -> list[type]:
+    if isinstance(annotation, type) and not getattr(annotation, "__args__", ()):
+        return [annotation]
+    return [kind for part in getattr(annotation, "__args__", ()) for kind in _classes_in(part)]
+
+
+def to_yaml(settings: ExperimentSettings) -> str:
+    """Return the complete settings as YAML, defaults filled in."""
+    return yaml.safe_dump(settings.model_dump(), sort_keys=False)
+
+
+def flatten(settings: ExperimentSettings) -> dict[str, str]:
+    """Return the settings as one level of dotted names and text values."""
+    flat: dict[str, str] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, child in value.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), child)
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for index, child in enumerate(value):
+                walk(f"{prefix}.{index}", child)
+        else:
+            flat[prefix] = str(value)
+
+    walk("", settings.model_dump())
+    return flat

@@ -1,0 +1,119 @@
+"""What a person reads: the progress of a run, its summary and the forecast."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from raysim.types import RoundReport
+
+
+class ProgressDisplay:
+    """Shows the rounds on standard error: a live bar on a terminal, else one plain line per round."""
+
+    def __init__(self, rounds: int) -> None:
+        self._console = Console(stderr=True)
+        self._rounds = rounds
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> "ProgressDisplay":
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("[bold]round"), MofNCompleteColumn(), BarColumn(),
+                TextColumn("accuracy {task.fields[accuracy]}"),
+                TextColumn("simulated {task.fields[simulated]}"),
+                TimeRemainingColumn(), console=self._console,
+            )  # fmt: skip
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self._rounds, accuracy="-", simulated="-")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, report: RoundReport) -> None:
+        """Show one round."""
+        accuracy = "-" if report.totals.accuracy is None else f"{report.totals.accuracy:.4f}"
+        simulated = duration(report.totals.simulated_s)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=report.round, accuracy=accuracy, simulated=simulated)
+        else:
+            say(f"round {report.round}/{self._rounds}  accuracy {accuracy}  simulated {simulated}")
+
+
+def say(text: str) -> None:
+    """Write one line to standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as a person would.
+
+    >>> duration(75.24), duration(3.2), duration(90000)
+    ('1 min 15 s', '3.2 s', '25 h 0 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+
+
+def summary_lines(summary: Mapping[str, Any], command: str, page: str) -> list[str]:
+    """Return the lines a run ends with."""
+    return [
+        f"run                     {summary['method']}, {summary['rounds']} rounds, files in {summary['output_dir']}",
+        f"global test accuracy    {summary['accuracy']:.4f} (best {summary['best_accuracy']:.4f})",
+        f"mean pruning ratio      {summary['pruning_ratio_mean']:.4f} of the parameters",
+        f"bytes against FedAvg    {summary['bytes_percent_of_fedavg']:.1f} %",
+        f"FLOPs against FedAvg    {summary['flops_percent_of_fedavg']:.1f} %",
+        f"simulated time          {duration(summary['simulated_s'])}",
+        f"wall time               {duration(summary['wall_s'])}",
+        f"open in MLflow          {command}",
+        f"                        then {page}",
+    ]
+
+
+def forecast_table(forecast: Mapping[str, Any]) -> Table:
+    """Return a dry run's forecast as a table, one row per tier."""
+    table = Table(title=f"{forecast['method']} on {forecast['data']} with {forecast['model']}")
+    for heading in ("tier", "clients", "keep", "pruned", "parameters", "MFLOP/example", "kB down", "kB up",
+                    "download s", "compute s", "upload s", "mean s"):  # fmt: skip
+        table.add_column(heading, justify="left" if heading == "tier" else "right")
+    for tier in forecast["tiers"]:
+        table.add_row(
+            tier["tier"], str(tier["clients"]), f"{tier['keep_ratio']:.3g}", f"{tier['pruning_ratio']:.1%}",
+            f"{tier['parameters']:,}", f"{tier['train_flops_per_example'] / 1e6:,.2f}",
+            f"{tier['down_bytes'] / 1e3:,.1f}", f"{tier['up_bytes'] / 1e3:,.1f}",
+            *(_seconds(tier[key]) for key in ("download_s", "compute_s", "upload_s", "total_s")),
+        )  # fmt: skip
+    return table
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def print_forecast(forecast: Mapping[str, Any]) -> None:
+    """Print a dry run's forecast to standard output."""
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(forecast_table(forecast))
+    console.print(
+        f"{forecast['rounds']} rounds of {forecast['cohort_size']} from {forecast['clients']} clients: "
+        f"{duration(forecast['simulated_s'])} simulated, "
+        f"{forecast['down_bytes'] / 1e6:,.1f} MB down, {forecast['up_bytes'] / 1e6:,.1f} MB up, "
+        f"{forecast['train_flops'] / 1e9:,.1f} GFLOP "
+        f"({forecast['bytes_percent_of_fedavg']:.1f} % of FedAvg's bytes, "
+        f"{forecast['flops_percent_of_fedavg']:.1f} % of its FLOPs)"
+    )
+    examples = forecast["examples_per_client"]
+    console.print(
+        f"training rows per client: {examples['min']} to {examples['max']}, median {examples['median']:g}; "
+        f"channel groups: {forecast['channel_groups']} with {forecast['channels']} channels"
+    )
+    for layer, reason in forecast["unprunable"].items():
+        console.print(f"not pruned: {layer} ({reason})", highlight=False)

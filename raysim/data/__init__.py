@@ -1,0 +1,1 @@
+"""Data in memory and who owns which rows."""

@@ -1,0 +1,41 @@
+"""Errors a user meets: bad settings (exit code 2) and failed runs (exit code 1)."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SettingError(ValueError):
+    """A setting has a value that is not allowed; the message names setting, value and what is allowed."""
+
+
+class RunFailedError(RuntimeError):
+    """A run stopped before its last round.
+
+    Attributes:
+        round: The round that failed, counted from 1.
+        client: The client that failed, or -1 where no single client did.
+        cause: What went wrong, in one sentence.
+        details: The traceback of the cause where it is an unexpected exception, else empty.
+    """
+
+    def __init__(self, round: int, client: int, cause: str, details: str = "") -> None:
+        super().__init__(round, client, cause, details)
+        self.round, self.client, self.cause, self.details = round, client, cause, details
+
+    def __str__(self) -> str:
+        who = f", client {self.client}" if self.client >= 0 else ""
+        return f"round {self.round}{who}: {self.cause}"
+
+
+def unknown_name(setting: str, name: str, known: Iterable[str]) -> SettingError:
+    """Return the error for a name that is not in a table, listing the known names, nearest first."""
+    return SettingError(f"{setting}={name!r} is unknown; known: {', '.join(nearest_first(name, known))}")
+
+
+def nearest_first(name: str, known: Iterable[str]) -> list[str]:
+    """Sort the known names by likeness to `name`, most alike first.
+
+    >>> nearest_first("fedvag", ["random", "fedavg"])
+    ['fedavg', 'random']
+    """
+    return sorted(sorted(known), key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())

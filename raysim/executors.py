@@ -1,0 +1,44 @@
+"""Run tasks in this process."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim.client_step import Contribution, Stage, Workload, merge
+from raysim.types import ClientTask, Params, Score
+
+ROWS_PER_CALL = 2000
+"""Test rows one call scores: fixed, since the grouping of a float sum decides its last bits."""
+
+
+class InProcessExecutor:
+    """Runs everything in this process, one client after another."""
+
+    def __init__(self, workload: Workload) -> None:
+        self._stage = Stage(workload)
+
+    def train(self, tasks: Sequence[ClientTask], params: Params, round: int) -> Contribution:
+        """Train all clients of a cohort."""
+        return merge([self._stage.train(tasks, params, round)])
+
+    def score(self, params: Params, rows: NDArray[np.int64]) -> Score:
+        """Score the global model on test rows."""
+        return total_score([self._stage.score(params, piece) for piece in pieces(rows)], len(rows))
+
+    def estimate_statistics(self, params: Params, rows: NDArray[np.int64]) -> Params:
+        """Re-estimate the global model's running statistics on training rows."""
+        return self._stage.estimate_statistics(params, rows)
+
+
+def pieces(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Cut rows into pieces of a fixed length."""
+    return [rows[start : start + ROWS_PER_CALL] for start in range(0, len(rows), ROWS_PER_CALL)]
+
+
+def total_score(counts: Sequence[tuple[int, float]], num_rows: int) -> Score:
+    """Add up correct answers and losses, in the order given."""
+    return Score(
+        accuracy=sum(correct for correct, _ in counts) / num_rows,
+        loss=sum(loss for _, loss in counts) / num_rows,
+    )

@@ -1,0 +1,102 @@
+"""Everything but training: who is there, what each tier can afford, predicted seconds and bytes."""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from raysim import rounds
+from raysim.pruning import masks
+from raysim.pruning.significance import first_channels
+from raysim.rounds import Scenario
+from raysim.types import Columns, Mask, Totals
+
+
+def forecast(scenario: Scenario) -> dict[str, Any]:
+    """Predict a run. Exact, since widths, cohorts and the clock do not depend on what is learned."""
+    workload = scenario.workload
+    scores = first_channels(workload.plan)
+    totals, history = Totals(), []
+    for round in range(1, scenario.rounds + 1):
+        cohort = rounds.select(scenario, round)
+        chosen = masks.keep_top_for_cohort(workload.plan, scores, cohort.keep_ratios)
+        columns = _columns(scenario, cohort, chosen)
+        totals = rounds.account(scenario, totals, cohort, columns, None)
+        history.append(columns)
+    examples = workload.population.train.counts
+    return {
+        "method": scenario.method.name,
+        "data": workload.data.name,
+        "model": type(workload.model).__name__,
+        "rounds": scenario.rounds,
+        "clients": len(workload.population),
+        "cohort_size": scenario.cohort_size,
+        "examples_per_client": {
+            "min": int(examples.min()), "median": float(np.median(examples)), "max": int(examples.max()),
+        },
+        "channel_groups": len(workload.plan.groups),
+        "channels": workload.plan.num_units,
+        "unprunable": dict(workload.plan.unprunable),
+        "tiers": tier_rows(scenario, history),
+        **summary_of(totals),
+    }  # fmt: skip
+
+
+def summary_of(totals: Totals) -> dict[str, Any]:
+    """Return what a run has spent, with its shares of FedAvg's bytes and FLOPs in percent."""
+    spent = {
+        name: value for name, value in asdict(totals).items()
+        if name in ("down_bytes", "up_bytes", "train_flops", "simulated_s")
+    }  # fmt: skip
+    dense_bytes = totals.fedavg_down_bytes + totals.fedavg_up_bytes
+    return {
+        "pruning_ratio_mean": totals.pruning_ratio_sum / max(1, totals.client_rounds),
+        **spent,
+        "bytes_percent_of_fedavg": 100 * (totals.down_bytes + totals.up_bytes) / max(1, dense_bytes),
+        "flops_percent_of_fedavg": 100 * totals.train_flops / max(1, totals.fedavg_train_flops),
+    }
+
+
+def _columns(scenario: Scenario, cohort: rounds.Cohort, chosen: list[Mask]) -> Columns:
+    load = rounds.load_of(scenario, cohort, chosen)
+    timing = rounds.schedule_cohort(scenario, cohort, load)
+    return {
+        "tier_of": cohort.tier_of,
+        "pruning_ratio": np.array([scenario.costs.pruning_ratio(mask) for mask in chosen]),
+        "down_bytes": load.down_bytes,
+        "up_bytes": load.up_bytes,
+        "train_flops": load.train_flops,
+        "download_s": timing.download_s,
+        "compute_s": timing.compute_s,
+        "upload_s": timing.upload_s,
+        "total_s": timing.total_s,
+    }
+
+
+def tier_rows(scenario: Scenario, history: list[Columns]) -> list[dict[str, Any]]:
+    """Return one row per tier: its budget, its submodel, and mean seconds where it takes part."""
+    workload, costs = scenario.workload, scenario.costs
+    seen = {name: np.concatenate([columns[name] for columns in history]) for name in history[0]}
+    rows = []
+    for index, tier in enumerate(workload.population.tiers):
+        budget = scenario.method.budget(tier)
+        mask = masks.keep_top(workload.plan, first_channels(workload.plan), budget.keep_ratio)
+        members = seen["tier_of"] == index
+        means = {
+            name: float(seen[name][members].astype(np.float64).mean()) if members.any() else None
+            for name in ("download_s", "compute_s", "upload_s", "total_s")
+        }
+        sizes = rounds.transfer_bytes(scenario, mask)
+        rows.append({
+            "tier": tier.device.name,
+            "clients": int((workload.population.tier_of == index).sum()),
+            "keep_ratio": budget.keep_ratio,
+            "limited_by": budget.limited_by,
+            "pruning_ratio": costs.pruning_ratio(mask),
+            "parameters": costs.of(mask).parameters,
+            "train_flops_per_example": costs.of(mask).train_flops,
+            "down_bytes": sizes[0],
+            "up_bytes": sizes[1],
+            **means,
+        })  # fmt: skip
+    return rows

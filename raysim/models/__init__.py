@@ -1,0 +1,1 @@
+"""Named models and what they cost."""

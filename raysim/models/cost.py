@@ -1,0 +1,91 @@
+"""What one training step of a model costs: parameters, bytes, FLOPs, saved activations."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+BATCH = 2
+"""Examples in the counted step: BatchNorm needs two."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCost:
+    """Costs of a model; `train_flops` and `activation_bytes` are per example and training step.
+
+    FLOPs count two per multiply-accumulate of convolutions and matrix products, forward and backward, as
+    PyTorch's counter does. `model_bytes` are what travels: floating-point parameters and buffers.
+    """
+
+    parameters: int
+    model_bytes: int
+    train_flops: int
+    activation_bytes: int
+
+
+def count(model: nn.Module, input_shape: Sequence[int]) -> ModelCost:
+    """Count the costs of a model in training mode; on the meta device nothing is computed."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    example = torch.zeros(BATCH, *input_shape, device=device)
+    model.train()
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def remember(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage._cdata] = storage
+        return tensor
+
+    own_storages = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    with FlopCounterMode(display=False, custom_mapping=_CONVOLUTION_FORMULAS) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+            output = model(example)
+        output.sum().backward()
+    model.zero_grad(set_to_none=True)
+    activations = sum(storage.nbytes() for key, storage in saved.items() if key not in own_storages)
+    return ModelCost(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        model_bytes=transfer_bytes(model),
+        train_flops=counter.get_total_flops() // BATCH,
+        activation_bytes=activations // BATCH,
+    )
+
+
+def transfer_bytes(model: nn.Module) -> int:
+    """Return the bytes of a model's floating-point parameters and buffers (counters stay at home)."""
+    tensors = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def convolution_flops(
+    input_shape: Sequence[int], weight_shape: Sequence[int], output_shape: Sequence[int], transposed: bool
+) -> int:
+    """Return the FLOPs of one convolution; the weight's second dimension already is per group."""
+    positions = prod(input_shape[2:] if transposed else output_shape[2:])
+    return 2 * input_shape[0] * positions * prod(weight_shape)
+
+
+def _forward(
+    x: Sequence[int], w: Sequence[int], _bias: Any, _stride: Any, _padding: Any, _dilation: Any,
+    transposed: bool, *_: Any, out_shape: Sequence[int], **__: Any,
+) -> int:  # fmt: skip
+    return convolution_flops(x, w, out_shape, transposed)
+
+
+def _backward(
+    grad_out: Sequence[int], x: Sequence[int], w: Sequence[int], _bias: Any, _stride: Any, _padding: Any,
+    _dilation: Any, transposed: bool, _output_padding: Any, _groups: int, output_mask: Sequence[bool],
+    **_: Any,
+) -> int:  # fmt: skip
+    """Gradients of input and of weight cost one forward each, in every group (PyTorch ignores groups)."""
+    return (int(output_mask[0]) + int(output_mask[1])) * convolution_flops(x, w, grad_out, transposed)
+
+
+_CONVOLUTION_FORMULAS = {
+    torch.ops.aten.convolution: _forward,
+    torch.ops.aten._convolution: _forward,
+    torch.ops.aten.convolution_backward: _backward,
+}

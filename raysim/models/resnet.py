@@ -1,0 +1,46 @@
+"""ResNet-32 for small images, in the form whose size CA-HFP prints."""
+
+import torch
+from torch import nn
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut (He et al., arXiv 1512.03385)."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_channels != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Map `(batch, in_channels, h, w)` to `(batch, channels, h / stride, w / stride)`."""
+        hidden = torch.relu(self.norm1(self.conv1(inputs)))
+        return torch.relu(self.norm2(self.conv2(hidden)) + self.shortcut(inputs))
+
+
+def resnet32(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Return 3 stages of 5 basic blocks with 16, 32 and 64 channels and 1 x 1 projections: 466 K parameters.
+
+    Source: CA-HFP, arXiv 2603.12591, Table II.
+    """
+    model = nn.Sequential()
+    model.add_module("stem", nn.Sequential(
+        nn.Conv2d(input_shape[0], 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+    ))  # fmt: skip
+    channels = 16
+    for stage, width in enumerate((16, 32, 64)):
+        for block in range(5):
+            stride = 2 if stage > 0 and block == 0 else 1
+            model.add_module(f"stage{stage + 1}_block{block + 1}", BasicBlock(channels, width, stride))
+            channels = width
+    model.add_module("pool", nn.AdaptiveAvgPool2d(1))
+    model.add_module("flatten", nn.Flatten())
+    model.add_module("classifier", nn.Linear(64, num_classes))
+    return model

@@ -1,0 +1,104 @@
+"""The table of named models."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from raysim import seeding
+from raysim.errors import SettingError, nearest_first, unknown_name
+from raysim.models.resnet import resnet32
+from raysim.models.vgg import vgg16
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """A builder `(input_shape, num_classes, **options)` and the layers it keeps whole by default."""
+
+    build: Callable[..., nn.Module]
+    keep_whole: tuple[str, ...] = ()
+    min_pixels: int = 1
+
+
+def cnn(
+    input_shape: tuple[int, ...], num_classes: int, channels: Sequence[int] = (32, 64), hidden: int = 128
+) -> nn.Module:
+    """Return two 3 x 3 convolutions, a pooling, one hidden layer; no normalization."""
+    first, second = channels
+    in_channels, height, width = input_shape
+    return nn.Sequential(
+        nn.Conv2d(in_channels, first, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(first, second, 3, padding=1), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(second * (height // 2) * (width // 2), hidden), nn.ReLU(),
+        nn.Linear(hidden, num_classes),
+    )  # fmt: skip
+
+
+def lenet(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Return LeNet-5 (LeCun et al., 1998) with ReLU and max pooling."""
+    in_channels, height, width = input_shape
+    pooled = ((height // 2 - 4) // 2) * ((width // 2 - 4) // 2)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(16 * pooled, 120), nn.ReLU(),
+        nn.Linear(120, 84), nn.ReLU(),
+        nn.Linear(84, num_classes),
+    )  # fmt: skip
+
+
+def mlp(input_shape: tuple[int, ...], num_classes: int, hidden: Sequence[int] = (200, 200)) -> nn.Module:
+    """Return fully connected layers with ReLU between them; `hidden: []` is a linear model."""
+    sizes = [int(torch.Size(input_shape).numel()), *hidden]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], num_classes))
+
+
+def check_name(name: str) -> None:
+    """Raise SettingError if there is no model of this name."""
+    if name not in MODELS:
+        raise unknown_name("model.name", name, MODELS)
+
+
+def build(
+    name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_classes: int, seed: int
+) -> nn.Module:
+    """Build a named model with weights drawn from the seed.
+
+    Raises:
+        SettingError: If the name or an option is unknown, or the input does not fit the model.
+    """
+    check_name(name)
+    entry = MODELS[name]
+    known = [option for option in inspect.signature(entry.build).parameters if option not in _GIVEN]
+    for option in options:
+        if option not in known:
+            allowed = ", ".join(nearest_first(option, known)) or "none"
+            raise SettingError(f"model.options.{option}={options[option]!r} is unknown; model.name={name!r} takes: {allowed}")
+    if min(input_shape[1:]) < entry.min_pixels:
+        raise SettingError(
+            f"model.name={name!r} needs images of at least {entry.min_pixels} x {entry.min_pixels} pixels, "
+            f"the data's have {' x '.join(str(size) for size in input_shape[1:])}"
+        )
+    with seeding.torch_seeded(seed, "model"):
+        try:
+            return entry.build(input_shape, num_classes, **options)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise SettingError(f"model.options={options!r} is not allowed for model.name={name!r}: {error}") from None
+
+
+_GIVEN = ("input_shape", "num_classes")
+
+MODELS: dict[str, ModelEntry] = {
+    "cnn": ModelEntry(cnn, min_pixels=2),
+    "lenet": ModelEntry(lenet, min_pixels=12),
+    "mlp": ModelEntry(mlp),
+    "vgg16": ModelEntry(vgg16, keep_whole=("classifier.*",), min_pixels=32),
+    "resnet32": ModelEntry(resnet32, keep_whole=("stem.*", "*.conv2", "*.shortcut.*")),
+}

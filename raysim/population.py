@@ -1,0 +1,52 @@
+"""Puts devices and rows together: who the clients are."""
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim import seeding
+from raysim.data.partition import to_row_sets
+from raysim.devices import assign_tiers
+from raysim.types import Population, RowSets, Tier
+
+
+def build(tiers: tuple[Tier, ...], rows: RowSets, heldout_share: float, seed: int) -> Population:
+    """Give every client a device tier and split its rows into training and held-out ones.
+
+    Args:
+        tiers: The device tiers, shares adding up to 1.
+        rows: The rows of each client.
+        heldout_share: Share of a client's rows kept out of training, rounded; at least one row where the
+            share is above 0 and the client has two, and never all of them.
+        seed: Seed of the experiment.
+    """
+    train, heldout = [], []
+    for client in range(len(rows)):
+        shuffled = seeding.generator(seed, "heldout", client=client).permutation(rows[client])
+        cut = num_heldout(len(shuffled), heldout_share)
+        heldout.append(shuffled[:cut])
+        train.append(shuffled[cut:])
+    return Population(tiers, assign_tiers(tiers, len(rows), seed), to_row_sets(train), to_row_sets(heldout))
+
+
+def num_heldout(num_examples: int, share: float) -> int:
+    """Return how many of a client's rows are held out.
+
+    >>> [num_heldout(rows, 0.2) for rows in (1, 2, 10)]
+    [0, 1, 2]
+    """
+    if share == 0 or num_examples < 2:
+        return 0
+    return min(max(1, round(num_examples * share)), num_examples - 1)
+
+
+def digest(population: Population) -> str:
+    """Return the SHA-256 of who owns which rows and which tier."""
+    sha = hashlib.sha256()
+    arrays: list[NDArray[np.int64]] = [population.tier_of]
+    for rows in (population.train, population.heldout):
+        arrays += [rows.offsets, rows.rows]
+    for array in arrays:
+        sha.update(np.ascontiguousarray(array, dtype="<i8").data)
+    return sha.hexdigest()

@@ -1,0 +1,1 @@
+"""Coupled channel groups, their significance, masks, and the submodels they leave."""

@@ -1,0 +1,104 @@
+"""How many examples stand behind every entry of the model, counted per pair of channel groups."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raysim.pruning.plan import ChannelPlan
+from raysim.types import CoverageSummary, Mask, Params
+
+Coverage = dict[str, torch.Tensor]
+"""Examples behind each entry by state-dict key, float64, broadcastable to the entry's tensor."""
+
+
+def count_coverage(
+    plan: ChannelPlan,
+    masks: Sequence[Mask],
+    weights: NDArray[np.int64],
+    classes: NDArray[np.bool_] | None = None,
+) -> Coverage:
+    """Sum the example counts of the clients that hold each entry.
+
+    Args:
+        plan: The model's channel groups.
+        masks: Mask of each client; clients that share one mask may share the object.
+        weights: Training examples of each client, `(clients,)`.
+        classes: Where given, which classifier rows each client may change, `(clients, num_classes)`.
+
+    Returns:
+        For every state-dict key a tensor with the key's number of dimensions, of size 1 along dimensions
+        no mask cuts. Counts are exact: integers in float64.
+    """
+    rows, counts, owned = _merge_equal(masks, weights, classes)
+    coverage: Coverage = {}
+    for key, shape in plan.shapes.items():
+        factors = {
+            dim: _kept_along(shape[dim], slots, rows) for dim, slots in plan.axes.get(key, {}).items()
+        }
+        if owned is not None and plan.outputs is not None:
+            factors |= {slot.dim: owned for slot in plan.outputs.slots if slot.key == key}
+        coverage[key] = _outer(factors, counts, len(shape))
+    return coverage
+
+
+def _merge_equal(
+    masks: Sequence[Mask], weights: NDArray[np.int64], classes: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.bool_] | None]:
+    kept = np.stack([mask.kept for mask in masks])
+    together = kept if classes is None else np.concatenate([kept, classes], axis=1)
+    _, first, group = np.unique(together, axis=0, return_index=True, return_inverse=True)
+    counts = np.bincount(group.ravel(), weights=weights, minlength=len(first)).astype(np.float64)
+    return kept[first], counts, None if classes is None else classes[first]
+
+
+def _kept_along(
+    size: int, slots: list[tuple[slice, NDArray[np.int64]]], rows: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    kept = np.ones((len(rows), size), dtype=np.bool_)
+    for units, indices in slots:
+        kept[:, indices] = rows[:, units, None]
+    return kept
+
+
+def _outer(
+    factors: dict[int, NDArray[np.bool_]], counts: NDArray[np.float64], num_dims: int
+) -> torch.Tensor:
+    shape = [1] * num_dims
+    if not factors:
+        return torch.full(shape, counts.sum(), dtype=torch.float64)
+    dims = sorted(factors)
+    total = factors[dims[0]].astype(np.float64) * counts[:, None]
+    if len(dims) == 1:
+        total = total.sum(axis=0)
+    else:
+        total = total.T @ factors[dims[1]].astype(np.float64)
+    for dim in dims:
+        shape[dim] = factors[dim].shape[1]
+    return torch.from_numpy(total.reshape(shape))
+
+
+def summarise(
+    coverage: Coverage, params: Params, masks: Sequence[Mask], total: int
+) -> CoverageSummary:
+    """Return mean and least coverage over all floating-point entries, as shares of the cohort's examples.
+
+    Args:
+        coverage: Counts of `count_coverage`.
+        params: The full model.
+        masks: Mask of each client.
+        total: Training examples of the whole cohort.
+    """
+    floating = [key for key, tensor in params.items() if tensor.is_floating_point()]
+    entries = sum(params[key].numel() for key in floating)
+    repeats = {key: params[key].numel() / coverage[key].numel() for key in floating}
+    mean = sum(float(coverage[key].sum()) * repeats[key] for key in floating) / (entries * total)
+    untrained = sum(int((coverage[key] == 0).sum()) * repeats[key] for key in floating) / entries
+    trained_units = np.logical_or.reduce([mask.kept for mask in masks])
+    return CoverageSummary(
+        mean=mean,
+        min=min(float(coverage[key].min()) for key in floating) / total,
+        untrained_share=untrained,
+        untrained_channel_share=1 - float(trained_units.mean()) if len(trained_units) else 0.0,
+    )

@@ -1,0 +1,129 @@
+"""How much each channel matters: l1 norms, curvature-aware scores, running means of what clients report."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raysim.pruning.plan import ChannelPlan
+from raysim.pruning.submodel import Cut
+from raysim.types import Params
+
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreForm:
+    """A channel's score from its sums of g w (or |g w|) and h w^2, as weights of the two.
+
+    CA-HFP, arXiv 2603.12591: eq 15 as printed, and the loss change of eq 14 that it stands for.
+    """
+
+    gradient: Literal["signed", "absolute", "none"]
+    gradient_factor: float
+    curvature_factor: float
+
+    @property
+    def num_sums(self) -> int:
+        """How many numbers per channel a client has to report for this form."""
+        return 1 if self.gradient == "none" else 2
+
+    def combine(self, gradient_sum: Scores, curvature_sum: Scores) -> Scores:
+        """Return the score of every channel."""
+        return self.gradient_factor * gradient_sum + self.curvature_factor * curvature_sum
+
+
+FORMS: dict[str, ScoreForm] = {
+    "printed": ScoreForm("signed", 1.0, 1.0),
+    "exact": ScoreForm("signed", -1.0, 0.5),
+    "robust": ScoreForm("absolute", 1.0, 0.5),
+    "curvature": ScoreForm("none", 0.0, 1.0),
+}
+
+
+def channel_sums(
+    plan: ChannelPlan, values: Mapping[str, torch.Tensor], cut: Cut | None = None, consumers: bool = False
+) -> Scores:
+    """Add up per-parameter values over each channel's own filter: weight row, bias and affine pair.
+
+    Args:
+        plan: The model's channel groups.
+        values: One value per parameter entry, by state-dict key; missing keys count nothing.
+        cut: What the values were cut by, where they are a submodel's.
+        consumers: Whether the weights that read the channel in the next layer count too.
+
+    Returns:
+        `(num_units,)` in float64; zero for channels the submodel does not hold.
+    """
+    sums = np.zeros(plan.num_units)
+    for group, slot in plan.slots():
+        if slot.key not in values or slot.role == "statistic" or (slot.role == "consumer" and not consumers):
+            continue
+        along = _sum_along(values[slot.key], slot.dim)
+        kept = (cut or {}).get(slot.key, {}).get(slot.dim)
+        if kept is not None:
+            full = np.zeros(plan.shapes[slot.key][slot.dim])
+            full[kept.numpy()] = along
+            along = full
+        sums[plan.units[group.name]] += along[slot.indices].sum(axis=1)
+    return sums
+
+
+def _sum_along(values: torch.Tensor, dim: int) -> Scores:
+    others = [other for other in range(values.dim()) if other != dim]
+    along = values.double().sum(others) if others else values.double()
+    return np.asarray(along.numpy(), dtype=np.float64)
+
+
+def l1_norms(plan: ChannelPlan, params: Params) -> Scores:
+    """Return the l1 norm of each channel's filters (Li et al., arXiv 1608.08710)."""
+    return channel_sums(plan, {key: w.abs() for key, w in params.items() if w.dim() > 1})
+
+
+def first_channels(plan: ChannelPlan) -> Scores:
+    """Return minus each channel's index in its group, so that the first channels are kept (HeteroFL)."""
+    return np.concatenate([-np.arange(group.size, dtype=np.float64) for group in plan.groups] or [np.zeros(0)])
+
+
+def gradient_and_curvature_sums(
+    plan: ChannelPlan, form: ScoreForm, params: Params, gradient: Params, curvature: Params,
+    cut: Cut | None = None, consumers: bool = False,
+) -> Scores:  # fmt: skip
+    """Return each channel's sum of g w (or |g w|) and of h w^2, `(2, num_units)`.
+
+    Args:
+        plan: The model's channel groups.
+        form: Which gradient sum is needed.
+        params: Weights w.
+        gradient: Estimates g by state-dict key.
+        curvature: Estimates h of the Hessian's diagonal by state-dict key.
+        cut: What all three were cut by, where they are a submodel's.
+        consumers: Whether the weights that read a channel count too.
+    """
+    second = {key: h.double() * params[key].double() ** 2 for key, h in curvature.items()}
+    curvature_sum = channel_sums(plan, second, cut, consumers)
+    if form.gradient == "none":
+        return np.stack([np.zeros_like(curvature_sum), curvature_sum])
+    first = {key: g.double() * params[key].double() for key, g in gradient.items()}
+    if form.gradient == "absolute":
+        first = {key: product.abs() for key, product in first.items()}
+    return np.stack([channel_sums(plan, first, cut, consumers), curvature_sum])
+
+
+def running_mean(
+    old: torch.Tensor, observed: torch.Tensor, held: torch.Tensor, seen: torch.Tensor, decay: float
+) -> torch.Tensor:
+    """Move a running mean where somebody held the entry; the first observation starts it.
+
+    Args:
+        old: The mean so far.
+        observed: This round's observation, of the same shape.
+        held: Where this round has an observation, broadcastable to `old`.
+        seen: Where an earlier round had one.
+        decay: Weight of the past, in [0, 1).
+    """
+    moved = torch.where(seen, decay * old + (1 - decay) * observed, observed)
+    return torch.where(held, moved, old)

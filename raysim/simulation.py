@@ -1,0 +1,175 @@
+"""From settings to a scenario, and the loop over its rounds."""
+
+import copy
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from raysim import checkpoint, methods, population, records, seeding
+from raysim.client_step import Workload
+from raysim.config import ExperimentSettings, TierSettings
+from raysim.data import datasets
+from raysim.data.partition import check_partition, partition
+from raysim.errors import SettingError
+from raysim.executors import InProcessExecutor
+from raysim.models import zoo
+from raysim.pruning.costs import CostTable
+from raysim.pruning.trace import trace
+from raysim.rounds import Executor, Scenario, initial_state, run_round
+from raysim.training import LocalTraining, batch_slices, one_thread
+from raysim.types import DeviceProfile, RoundReport, ServerState, Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Where a run leaves its files, and how often it saves its state."""
+
+    folder: Path
+    every: int
+    keep: int
+
+
+def check_names(settings: ExperimentSettings) -> None:
+    """Resolve names without loading anything.
+
+    Raises:
+        SettingError: If a method, model, data set, partition or one of their options is unknown.
+    """
+    local = LocalTraining(**settings.training.model_dump())
+    methods.resolve(settings.method.name, _given(settings), local)
+    zoo.check_name(settings.model.name)
+    datasets.check_name(settings.data.name)
+    check_partition(settings.data.partition.name, settings.data.partition.alpha)
+
+
+def build(settings: ExperimentSettings) -> Scenario:
+    """Load the data, deal it to clients, build and trace the model: everything but training.
+
+    Raises:
+        SettingError: If a setting does not fit the data, the model or another setting.
+    """
+    seed, local = settings.seed, LocalTraining(**settings.training.model_dump())
+    method = methods.resolve(settings.method.name, _given(settings), local)
+    data = _load_data(settings)
+    dealt = settings.data.partition
+    rows = partition(
+        data.train_labels, settings.population.clients, dealt.name, dealt.alpha, dealt.min_examples, seed
+    )
+    tiers = tuple(_tier(tier) for tier in settings.population.tiers)
+    clients = population.build(tiers, rows, settings.data.heldout_share, seed)
+
+    model = zoo.build(settings.model.name, settings.model.options, data.input_shape, data.num_classes, seed)
+    keep_whole = settings.model.keep_whole
+    if keep_whole is None:
+        keep_whole = list(zoo.MODELS[settings.model.name].keep_whole)
+    example, _ = data.test_rows(np.arange(2))
+    plan = trace(model, example, keep_whole)
+    workload = Workload(seed, data, clients, model, plan, local, method.rules)
+    check_batches(workload)
+    limit = settings.evaluation.max_examples
+    return Scenario(
+        workload=workload,
+        method=method,
+        costs=CostTable(model, plan, data.input_shape),
+        cohort_size=settings.selection.clients_per_round,
+        rounds=settings.rounds,
+        score_every=settings.evaluation.every,
+        test_rows=_some_rows(len(data.test_labels), limit, seed, "test rows"),
+        statistics_rows=_some_rows(len(data.train_labels), limit, seed, "statistics rows"),
+        scored_share=settings.evaluation.client_share,
+    )
+
+
+def _given(settings: ExperimentSettings) -> dict[str, object]:
+    return settings.method.model_dump(exclude={"name"}, exclude_none=True)
+
+
+def _load_data(settings: ExperimentSettings) -> datasets.Dataset:
+    data = settings.data
+    return datasets.load(data.name, data.root, data.download, data.max_train_examples, settings.seed)
+
+
+def _tier(settings: TierSettings) -> Tier:
+    figures = settings.model_dump(exclude={"share", "keep_ratio"}, exclude_none=True)
+    return Tier(DeviceProfile(**figures), settings.share, settings.keep_ratio)
+
+
+def _some_rows(num_rows: int, limit: int | None, seed: int, purpose: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    if limit is None or limit >= num_rows:
+        return np.arange(num_rows)
+    return np.sort(seeding.generator(seed, purpose).choice(num_rows, limit, replace=False))
+
+
+def check_batches(workload: Workload) -> None:
+    """Refuse settings under which a BatchNorm layer would have to train on a single value per channel.
+
+    Raises:
+        SettingError: If a client's smallest batch has one row and the model cannot train on it.
+    """
+    counts = workload.population.train.counts
+    poorest = int(np.argmin(counts))
+    batches = batch_slices(int(counts[poorest]), workload.local.batch_size)
+    if min(batch.stop - batch.start for batch in batches) > 1:
+        return
+    inputs, _ = workload.data.train_rows(workload.population.train[poorest][:1])
+    try:
+        with torch.no_grad():
+            copy.deepcopy(workload.model).train()(inputs)
+    except ValueError as error:
+        setting, wanted = ("training.batch_size=1", "2 or more")
+        if workload.local.batch_size > 1:
+            setting = f"client {poorest} has 1 training row, so data.partition.min_examples"
+            wanted = "3 or more, so that 2 rows are left to train on"
+        raise SettingError(
+            f"{setting} is not allowed: the model's BatchNorm cannot train on one row ({error}); allowed: {wanted}"
+        ) from None
+
+
+def play(
+    scenario: Scenario, state: ServerState, executor: Executor, storage: Storage
+) -> Iterator[tuple[ServerState, RoundReport]]:
+    """Play the rounds that are left; each is on disk before it is reported.
+
+    Raises:
+        RunFailedError: If a client fails; everything up to the round before is kept.
+    """
+    started = time.monotonic()
+    while state.round < scenario.rounds:
+        with one_thread():
+            state, report = run_round(scenario, state, executor)
+        records.write_part(report.clients, storage.folder / "clients", report.round)
+        if state.round % storage.every == 0 or state.round == scenario.rounds:
+            checkpoint.save(state, storage.folder / "checkpoints", storage.keep)
+        now = time.monotonic() - started
+        yield state, replace(report, wall_s=now, timestamp_ms=int(time.time() * 1000))
+
+
+class InProcessRunner:
+    """Plays a scenario in this process."""
+
+    def __init__(self) -> None:
+        self._state: ServerState | None = None
+
+    def __enter__(self) -> "InProcessRunner":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, scenario: Scenario, storage: Storage) -> Iterator[RoundReport]:
+        """Yield the report of each round."""
+        executor = InProcessExecutor(scenario.workload)
+        for state, report in play(scenario, initial_state(scenario), executor, storage):
+            self._state = state
+            yield report
+
+    def final_state(self) -> ServerState:
+        """Return the state after the last round."""
+        if self._state is None:
+            raise RuntimeError("no round has been played")
+        return self._state
+

@@ -1,0 +1,194 @@
+"""Reports to MLflow: one run per experiment, written by the driver alone."""
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from raysim.errors import SettingError
+from raysim.types import RoundReport
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import mlflow  # noqa: E402
+from mlflow.entities import Dataset, DatasetInput, Metric, Param  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.tracking import MlflowClient  # noqa: E402
+
+DEFAULT_URI = "sqlite:///runs/mlflow.db"
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+SERVERS = ("http", "https", "databricks")
+PARAMS_PER_CALL = 100
+
+
+def resolve_uri(uri: str | None) -> str:
+    """Return the tracking URI to use, with an absolute path where it is an SQLite file.
+
+    Raises:
+        SettingError: If MLflow could not keep a run there.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    scheme = uri.partition(":")[0].partition("+")[0]
+    if scheme not in DATABASES + SERVERS:
+        allowed = ", ".join(f"{name}://..." for name in ("sqlite:///FILE", "postgresql", "http", "https"))
+        raise SettingError(f"tracking.uri={uri!r} is not allowed; allowed: {allowed.replace('FILE://...', 'FILE')}")
+    if uri.startswith("sqlite:///"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    return uri
+
+
+class MlflowTracker:
+    """Writes one run; holds the run's id and talks to the store by it."""
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        """Open the store, creating an SQLite file where there is none.
+
+        Raises:
+            SettingError: If the store cannot be opened.
+        """
+        for noisy in ("mlflow", "alembic"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+        self.uri = uri
+        try:
+            self._client = MlflowClient(_with_folder(uri))
+            self.experiment_id = self._experiment(experiment)
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise SettingError(f"tracking.uri={uri!r} cannot be opened: {reason}") from None
+        self.run_id = ""
+
+    def _experiment(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        location = None
+        if self.uri.startswith("sqlite:///"):
+            location = str(Path(self.uri.removeprefix("sqlite:///")).parent / "artifacts" / name)
+        return str(self._client.create_experiment(name, artifact_location=location))
+
+    def start(self, name: str, params: Mapping[str, str], tags: Mapping[str, str], digests: Mapping[str, str]) -> str:
+        """Create the run and return its id.
+
+        Args:
+            name: Name shown in the UI.
+            params: The flattened settings.
+            tags: Method, data set and the like.
+            digests: `data` and `partition`.
+        """
+        run = self._client.create_run(self.experiment_id, run_name=name, tags=dict(tags))
+        self.run_id = run.info.run_id
+        entries = [Param(key, value) for key, value in params.items()]
+        for start in range(0, len(entries), PARAMS_PER_CALL):
+            self._client.log_batch(self.run_id, params=entries[start : start + PARAMS_PER_CALL])
+        dataset = Dataset(tags["data"], digests["data"][:36], "raysim", f'{{"partition": "{digests["partition"]}"}}')
+        self._client.log_inputs(self.run_id, [DatasetInput(dataset)])
+        for what, digest in digests.items():
+            self._client.set_tag(self.run_id, f"{what}_sha256", digest)
+        return self.run_id
+
+    def track(self, report: RoundReport) -> None:
+        """Log one round, stamped with the time at which it ended."""
+        metrics = [
+            Metric(key, value, report.timestamp_ms, report.round) for key, value in metrics_of(report).items()
+        ]
+        self._client.log_batch(self.run_id, metrics=metrics)
+
+    def artifact(self, path: Path) -> None:
+        """Upload a file into the run's artifacts."""
+        self._client.log_artifact(self.run_id, str(path))
+
+    def model(self, model: nn.Module, example: torch.Tensor) -> str:
+        """Log a model in eval mode so that `mlflow.pytorch.load_model` gives it back; return its URI.
+
+        Args:
+            model: The final global model.
+            example: At least two inputs.
+        """
+        inputs = example.numpy().astype(np.float32)
+        with torch.no_grad():
+            outputs = model.eval()(example).numpy()
+        previous = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(self.uri)
+        try:
+            with mlflow.start_run(run_id=self.run_id):
+                info = mlflow.pytorch.log_model(
+                    model,
+                    name="model",
+                    input_example=inputs,
+                    signature=mlflow.models.infer_signature(inputs, outputs),
+                    pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"],
+                )
+        finally:
+            mlflow.set_tracking_uri(previous)
+        return str(info.model_uri)
+
+    def note(self, key: str, text: str) -> None:
+        """Set a tag."""
+        self._client.set_tag(self.run_id, key, text[:5000])
+
+    def end(self, status: str) -> None:
+        """Mark the run FINISHED, FAILED or KILLED."""
+        self._client.set_terminated(self.run_id, status, end_time=int(time.time() * 1000))
+
+
+def metrics_of(report: RoundReport) -> dict[str, float]:
+    """Return a round's metrics: under 60 keys, whatever the number of clients."""
+    totals, clients = report.totals, report.clients
+    down, up = int(clients["down_bytes"].sum()), int(clients["up_bytes"].sum())
+    metrics = {
+        "loss/train": report.train_loss,
+        "traffic/down_bytes": down,
+        "traffic/up_bytes": up,
+        "traffic/total_bytes": totals.down_bytes + totals.up_bytes,
+        "traffic/percent_of_fedavg": percent_of_fedavg_bytes(report),
+        "compute/train_flops": int(clients["train_flops"].sum()),
+        "compute/total_train_flops": totals.train_flops,
+        "compute/percent_of_fedavg": 100 * totals.train_flops / max(1, totals.fedavg_train_flops),
+        "clock/simulated_s": totals.simulated_s,
+        "clock/round_s": report.round_s,
+        "clock/wall_s": report.wall_s,
+        "coverage/mean": report.coverage.mean,
+        "coverage/min": report.coverage.min,
+        "coverage/untrained_share": report.coverage.untrained_share,
+        "coverage/untrained_channel_share": report.coverage.untrained_channel_share,
+        **_pruning_ratios(report),
+    }
+    if report.score is not None:
+        metrics["accuracy/global"] = report.score.accuracy
+        metrics["loss/global"] = report.score.loss
+    if totals.best_accuracy is not None:
+        metrics["accuracy/best"] = totals.best_accuracy
+    if report.submodel is not None:
+        metrics["accuracy/submodel_mean"] = report.submodel.accuracy
+        metrics["loss/submodel_mean"] = report.submodel.loss
+    return {key: float(value) for key, value in metrics.items()}
+
+
+def percent_of_fedavg_bytes(report: RoundReport) -> float:
+    """Return all bytes so far as a percentage of what dense clients would have moved."""
+    totals = report.totals
+    return 100 * (totals.down_bytes + totals.up_bytes) / (totals.fedavg_down_bytes + totals.fedavg_up_bytes)
+
+
+def _pruning_ratios(report: RoundReport) -> dict[str, float]:
+    ratios = report.clients["pruning_ratio"].astype(np.float64)
+    metrics = {"mean": ratios.mean(), "min": ratios.min(), "max": ratios.max()}
+    for tier in report.tiers:
+        members = report.clients["tier"] == tier
+        if members.any():
+            metrics[f"tier/{tier}"] = ratios[members].mean()
+    return {f"pruning_ratio/{name}": float(value) for name, value in metrics.items()}
+
+
+def _with_folder(uri: str) -> str:
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return uri
+
+
+__all__ = ["MlflowException", "MlflowTracker", "metrics_of", "resolve_uri"]

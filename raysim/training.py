@@ -1,0 +1,161 @@
+"""Local training of one client: plain PyTorch on one thread."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from raysim.types import Params
+
+LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+GradientObserver = Callable[[list[nn.Parameter]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTraining:
+    """How every client trains; the fields are those of the `training` settings."""
+
+    optimizer: str = "sgd"
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    lr_decay: float = 1.0
+    clip_norm: float | None = None
+    epochs: int = 1
+    batch_size: int = 10
+
+    def learning_rate_in(self, round: int) -> float:
+        """Return the step size of a round, counted from 1."""
+        return self.learning_rate * self.lr_decay ** (round - 1)
+
+    def num_steps(self, num_examples: int) -> int:
+        """Return how many optimizer steps a client takes in a round."""
+        return self.epochs * len(batch_slices(num_examples, self.batch_size))
+
+
+def effective_steps(num_steps: int, momentum: float) -> float:
+    """Return a_n: the update of n momentum steps on a constant gradient, in units of rate x gradient.
+
+    Source: specification of CA-HFP's `variation` estimator, a_n = (n - mu (1 - mu^n) / (1 - mu)) / (1 - mu).
+
+    >>> effective_steps(3, 0.0), round(effective_steps(2, 0.5), 6)
+    (3.0, 2.5)
+    """
+    return (num_steps - momentum * (1 - momentum**num_steps) / (1 - momentum)) / (1 - momentum)
+
+
+class GradientMoments:
+    """Observes a client's minibatch gradients; their means estimate gradient and empirical Fisher."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._sums: list[torch.Tensor] = []
+        self._squares: list[torch.Tensor] = []
+
+    def __call__(self, parameters: list[nn.Parameter]) -> None:
+        """Add one step's gradients."""
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        if self._steps == 0:
+            self._sums = [gradient.clone() for gradient in gradients]
+            self._squares = [gradient**2 for gradient in gradients]
+        else:
+            torch._foreach_add_(self._sums, gradients)
+            torch._foreach_addcmul_(self._squares, gradients, gradients)
+        self._steps += 1
+
+    def means(self, model: nn.Module) -> tuple[Params, Params]:
+        """Return mean gradient and mean squared gradient by the model's parameter names."""
+        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        means = {name: total / self._steps for name, total in zip(names, self._sums, strict=True)}
+        squares = {name: total / self._steps for name, total in zip(names, self._squares, strict=True)}
+        return means, squares
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread, as in a one-CPU actor, so that sums have the same order everywhere."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def batch_slices(num_examples: int, batch_size: int) -> list[slice]:
+    """Cut rows into batches; a last batch of one joins the one before, since BatchNorm cannot train on it.
+
+    >>> batch_slices(7, 3)
+    [slice(0, 3, None), slice(3, 7, None)]
+    """
+    starts = list(range(0, num_examples, batch_size))
+    if len(starts) > 1 and num_examples - starts[-1] == 1 < batch_size:
+        starts.pop()
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], num_examples], strict=True)]
+
+
+def train(
+    model: nn.Module,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    local: LocalTraining,
+    learning_rate: float,
+    order: np.random.Generator,
+    loss_function: LossFunction = nn.functional.cross_entropy,
+    observe: GradientObserver | None = None,
+) -> float:
+    """Train a model in place.
+
+    Args:
+        model: The client's submodel.
+        inputs: `(rows, ...)`.
+        labels: `(rows,)`.
+        local: Optimizer, epochs and batch size.
+        learning_rate: Step size of this round.
+        order: Shuffles the rows anew in every epoch.
+        loss_function: Mean loss of a batch from logits and labels.
+        observe: Called with the parameters after each backward pass, before clipping and step.
+
+    Returns:
+        The mean loss per row over all epochs; not finite if training diverged.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = _OPTIMIZERS[local.optimizer](parameters, learning_rate, local)
+    batches = batch_slices(len(labels), local.batch_size)
+    model.train()
+    total = torch.zeros((), dtype=torch.float64)
+    for _ in range(local.epochs):
+        shuffled = torch.from_numpy(order.permutation(len(labels)))
+        for batch in batches:
+            rows = shuffled[batch]
+            loss = loss_function(model(inputs[rows]), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if observe is not None:
+                observe(parameters)
+            if local.clip_norm is not None:
+                nn.utils.clip_grad_norm_(parameters, local.clip_norm)
+            optimizer.step()
+            total += loss.detach().double() * len(rows)
+        if not torch.isfinite(total):
+            break
+    return float(total) / (len(labels) * local.epochs)
+
+
+def _sgd(parameters: list[nn.Parameter], learning_rate: float, local: LocalTraining) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        parameters, learning_rate, momentum=local.momentum, weight_decay=local.weight_decay, foreach=True
+    )
+
+
+def _adam(parameters: list[nn.Parameter], learning_rate: float, local: LocalTraining) -> torch.optim.Optimizer:
+    betas = (local.momentum, 0.999)
+    return torch.optim.Adam(
+        parameters, learning_rate, betas=betas, weight_decay=local.weight_decay, foreach=True
+    )
+
+
+_OPTIMIZERS = {"sgd": _sgd, "adam": _adam}
