@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -150,29 +149,32 @@ class DriverActor:
 class RayRunner:
     """Plays a scenario on Ray: on the cluster at an address, or on a local Ray of its own.
 
-    Entering the context starts Ray and the actors in the background, so that they import while the scenario
-    is built; leaving it stops what was started.
+    Entering the context starts Ray and the actors, which import while the scenario is still being built;
+    leaving it stops what was started. Both belong into one thread: Ray takes seconds longer to shut down
+    after the thread that started it has ended.
     """
 
     def __init__(self, num_actors: int | None, address: str | None) -> None:
         self._num_actors = num_actors
         self._address = address or os.environ.get("RAY_ADDRESS")
-        self._pool = ThreadPoolExecutor(1)
         self._owns_ray = False
         self._driver: Any = None
         self._actors: list[Any] = []
 
     def __enter__(self) -> "RayRunner":
-        self._starting = self._pool.submit(self._start)
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True)
+        for actor in [self._driver, *self._actors]:
+            if actor is not None:
+                ray.kill(actor)
         if self._owns_ray:
             ray.shutdown()
-            return
-        for actor in [*self._actors, *([self._driver] if self._driver else [])]:
-            ray.kill(actor)
 
     def _start(self) -> None:
         if not ray.is_initialized():
@@ -203,7 +205,6 @@ class RayRunner:
 
     def run(self, scenario: Scenario, storage: Storage) -> Iterator[RoundReport]:
         """Yield the report of each round."""
-        self._starting.result()
         reference = ray.put(scenario)
         start = self._driver.run.options(num_returns="streaming")
         try:

@@ -50,7 +50,7 @@ def _forecast(settings: ExperimentSettings, as_json: bool) -> None:
     from raysim.forecast import forecast
 
     simulation.check_names(settings)
-    predicted = {"model": settings.model.name, **forecast(simulation.build(settings))}
+    predicted = {**forecast(simulation.build(settings)), "model": settings.model.name}
     if as_json:
         click.echo(json.dumps(predicted))
     else:

@@ -4,6 +4,7 @@ import json
 import platform
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -56,8 +57,9 @@ def run(settings: ExperimentSettings, folder: Path, runner: Runner) -> dict[str,
     simulation.check_names(settings)
     check_folder(folder)
     uri = resolve_uri(settings.tracking.uri)
+    building = ThreadPoolExecutor(1).submit(simulation.build, settings)
     with runner:
-        scenario = simulation.build(settings)
+        scenario = building.result()
         tracker = MlflowTracker(uri, settings.experiment)
         begin(tracker, settings, scenario, folder)
         status = "FAILED"

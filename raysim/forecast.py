@@ -27,7 +27,6 @@ def forecast(scenario: Scenario) -> dict[str, Any]:
     return {
         "method": scenario.method.name,
         "data": workload.data.name,
-        "model": type(workload.model).__name__,
         "rounds": scenario.rounds,
         "clients": len(workload.population),
         "cohort_size": scenario.cohort_size,

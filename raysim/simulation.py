@@ -18,7 +18,6 @@ from raysim.errors import SettingError
 from raysim.executors import InProcessExecutor
 from raysim.models import zoo
 from raysim.pruning.costs import CostTable
-from raysim.pruning.trace import trace
 from raysim.rounds import Executor, Scenario, initial_state, run_round
 from raysim.training import LocalTraining, batch_slices, one_thread
 from raysim.types import DeviceProfile, RoundReport, ServerState, Tier
@@ -52,6 +51,8 @@ def build(settings: ExperimentSettings) -> Scenario:
     Raises:
         SettingError: If a setting does not fit the data, the model or another setting.
     """
+    from raysim.pruning.trace import trace  # not needed, and not imported, where a scenario is only played
+
     seed, local = settings.seed, LocalTraining(**settings.training.model_dump())
     method = methods.resolve(settings.method.name, _given(settings), local)
     data = _load_data(settings)

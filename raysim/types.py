@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-Params = dict[str, torch.Tensor]
+if TYPE_CHECKING:
+    import torch
+
+Params = dict[str, "torch.Tensor"]
 """Parameters and buffers of a model by state-dict key."""
 
 Columns = dict[str, NDArray[np.generic]]
