@@ -5,6 +5,7 @@ import shlex
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -58,9 +59,17 @@ def _forecast(settings: ExperimentSettings, as_json: bool) -> None:
 
 
 def _run(settings: ExperimentSettings, folder: Path, as_json: bool) -> None:
-    from raysim import experiment
+    started = time.monotonic()
 
-    summary = experiment.run(settings, folder, _runner(settings))
+    def prepare() -> Any:
+        from raysim import experiment  # in a thread of its own: PyTorch and MLflow import while Ray starts
+
+        return experiment, experiment.prepare(settings, folder)
+
+    preparing = ThreadPoolExecutor(1).submit(prepare)
+    with _runner(settings) as runner:
+        experiment, prepared = preparing.result()
+        summary = experiment.run(prepared, runner, started)
     if as_json:
         click.echo(json.dumps(summary))
         return
@@ -73,7 +82,7 @@ def _run(settings: ExperimentSettings, folder: Path, as_json: bool) -> None:
 
 def _runner(settings: ExperimentSettings) -> Any:
     if settings.executor.kind == "ray":
-        from raysim.actors import RayRunner
+        from raysim.launch import RayRunner
 
         return RayRunner(settings.executor.num_actors, settings.executor.address)
     from raysim.simulation import InProcessRunner

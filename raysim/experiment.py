@@ -4,8 +4,8 @@ import json
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,13 +16,12 @@ import torch
 from raysim import arrays, checkpoint, config_file, population, records, simulation
 from raysim.config import ExperimentSettings
 from raysim.console import ProgressDisplay, say
-from raysim.errors import RunFailedError, SettingError
+from raysim.errors import SettingError
 from raysim.forecast import summary_of
 from raysim.pruning import submodel
 from raysim.rounds import Scenario
-from raysim.simulation import Storage
 from raysim.tracking import MlflowTracker, resolve_uri
-from raysim.types import RoundReport, ServerState
+from raysim.types import RoundReport, ServerState, Storage
 
 
 class Runner(Protocol):
@@ -41,53 +40,66 @@ class Runner(Protocol):
         ...
 
 
-def run(settings: ExperimentSettings, folder: Path, runner: Runner) -> dict[str, Any]:
-    """Run an experiment and return its summary.
+@dataclass(frozen=True, slots=True, eq=False)
+class Experiment:
+    """An experiment that is ready to run; nothing has been written yet but an empty store and folder."""
+
+    settings: ExperimentSettings
+    folder: Path
+    scenario: Scenario
+    tracker: MlflowTracker
+
+
+def prepare(settings: ExperimentSettings, folder: Path) -> Experiment:
+    """Build the scenario, then open the MLflow store.
 
     Args:
         settings: The experiment.
         folder: Where its files go; must not hold a run already.
-        runner: Where its clients are trained.
 
     Raises:
-        SettingError: If a setting is not allowed; nothing has been started or written then.
+        SettingError: If a setting is not allowed.
+    """
+    simulation.check_names(settings)
+    uri = resolve_uri(settings.tracking.uri)
+    check_folder(folder)
+    scenario = simulation.build(settings)
+    return Experiment(settings, folder, scenario, MlflowTracker(uri, settings.experiment))
+
+
+def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any]:
+    """Run a prepared experiment and return its summary.
+
+    Args:
+        experiment: What to run.
+        runner: Where its clients are trained; already entered.
+        started: `time.monotonic()` at the start of the command, for the wall time.
+
+    Raises:
         RunFailedError: If a round fails; checkpoints and records up to the round before are kept.
     """
-    started = time.monotonic()
-    simulation.check_names(settings)
-    check_folder(folder)
-    uri = resolve_uri(settings.tracking.uri)
-    building = ThreadPoolExecutor(1).submit(simulation.build, settings)
-    with runner:
-        scenario = building.result()
-        tracker = MlflowTracker(uri, settings.experiment)
-        begin(tracker, settings, scenario, folder)
-        status = "FAILED"
-        try:
-            storage = Storage(folder, settings.checkpoint.every, settings.checkpoint.keep)
-            follow(runner.run(scenario, storage), tracker, scenario.rounds)
-            state = runner.final_state()
-            summary = {
-                "run_id": tracker.run_id,
-                **summarise(settings, state),
-                "wall_s": time.monotonic() - started,
-                "output_dir": str(folder),
-                "tracking_uri": uri,
-                "experiment_id": tracker.experiment_id,
-            }
-            keep_results(tracker, scenario, state, summary, folder)
-            status = "FINISHED"
-        except KeyboardInterrupt:
-            status = "KILLED"
-            raise
-        except Exception as error:
+    settings, tracker, folder = experiment.settings, experiment.tracker, experiment.folder
+    begin(experiment)
+    status = "FAILED"
+    try:
+        storage = Storage(folder, settings.checkpoint.every, settings.checkpoint.keep)
+        follow(runner.run(experiment.scenario, storage), tracker, settings.rounds)
+        state = runner.final_state()
+        summary = summarise(experiment, state) | {"wall_s": time.monotonic() - started}
+        keep_results(experiment, state, summary)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    except Exception as error:
+        with suppress(Exception):
             tracker.note("failure", str(error))
-            raise
-        finally:
-            if status != "FINISHED":
-                with suppress(Exception):
-                    keep_records(tracker, folder)
-            tracker.end(status)
+        raise
+    finally:
+        if status != "FINISHED":
+            with suppress(Exception):
+                keep_records(tracker, folder)
+        tracker.end(status)
     return summary
 
 
@@ -101,16 +113,14 @@ def check_folder(folder: Path) -> None:
         raise SettingError(f"--output={str(folder)!r} cannot be made: {error.strerror}") from None
 
 
-def begin(tracker: MlflowTracker, settings: ExperimentSettings, scenario: Scenario, folder: Path) -> None:
+def begin(experiment: Experiment) -> None:
     """Create the MLflow run and write down what is about to run, before the first round."""
-    digests = {
-        "data": scenario.workload.data.digest,
-        "partition": population.digest(scenario.workload.population),
-    }
+    settings, tracker, folder = experiment.settings, experiment.tracker, experiment.folder
+    workload = experiment.scenario.workload
+    digests = {"data": workload.data.digest, "partition": population.digest(workload.population)}
     tags = {"method": settings.method.name, "data": settings.data.name, "model": settings.model.name}
     name = f"{settings.method.name} {settings.data.name} seed {settings.seed}"
     run_id = tracker.start(name, config_file.flatten(settings), tags | environment(), digests)
-    (folder / "config.yaml").write_text(config_file.to_yaml(settings), encoding="utf-8")
     content = {
         "run_id": run_id,
         "tracking_uri": tracker.uri,
@@ -118,8 +128,9 @@ def begin(tracker: MlflowTracker, settings: ExperimentSettings, scenario: Scenar
         **{f"{what}_sha256": digest for what, digest in digests.items()},
         "environment": environment(),
     }
+    (folder / "config.yaml").write_text(config_file.to_yaml(settings), encoding="utf-8")
     (folder / "run.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
-    scenario.workload.plan.save(folder / "plan.json")
+    workload.plan.save(folder / "plan.json")
     tracker.artifact(folder / "config.yaml")
 
 
@@ -138,10 +149,11 @@ def follow(reports: Iterator[RoundReport], tracker: MlflowTracker, rounds: int) 
             display.show(report)
 
 
-def summarise(settings: ExperimentSettings, state: ServerState) -> dict[str, Any]:
+def summarise(experiment: Experiment, state: ServerState) -> dict[str, Any]:
     """Return what a run reached and spent."""
-    totals = state.totals
+    totals, settings = state.totals, experiment.settings
     return {
+        "run_id": experiment.tracker.run_id,
         "experiment": settings.experiment,
         "method": settings.method.name,
         "seed": settings.seed,
@@ -150,28 +162,26 @@ def summarise(settings: ExperimentSettings, state: ServerState) -> dict[str, Any
         "best_accuracy": totals.best_accuracy,
         **summary_of(totals),
         "params_sha256": arrays.digest(state.params),
+        "output_dir": str(experiment.folder),
+        "tracking_uri": experiment.tracker.uri,
+        "experiment_id": experiment.tracker.experiment_id,
     }
 
 
-def keep_results(
-    tracker: MlflowTracker, scenario: Scenario, state: ServerState, summary: Mapping[str, Any], folder: Path
-) -> None:
-    """Write the final model, the clients' table and the summary; upload all three."""
+def keep_results(experiment: Experiment, state: ServerState, summary: Mapping[str, Any]) -> None:
+    """Write the final model, the clients' table and the summary; upload all of them."""
+    folder, tracker, workload = experiment.folder, experiment.tracker, experiment.scenario.workload
     checkpoint.save_params(state.params, folder / "model.safetensors")
     (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
     keep_records(tracker, folder)
     for name in ("model.safetensors", "summary.json", "plan.json"):
         tracker.artifact(folder / name)
-    model = scenario.workload.model
-    submodel.load_params(model, state.params)
-    example, _ = scenario.workload.data.test_rows(np.arange(2))
     say("logging the final model to MLflow")
-    tracker.model(model, example)
+    submodel.load_params(workload.model, state.params)
+    example, _ = workload.data.test_rows(np.arange(2))
+    tracker.model(workload.model, example)
 
 
 def keep_records(tracker: MlflowTracker, folder: Path) -> None:
     """Merge the rounds' client records and upload them."""
     tracker.artifact(records.merge_parts(folder / "clients", folder / "clients.parquet"))
-
-
-__all__ = ["RunFailedError", "Runner", "run"]

@@ -3,8 +3,7 @@
 import copy
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,19 +16,12 @@ from raysim.data.partition import check_partition, partition
 from raysim.errors import SettingError
 from raysim.executors import InProcessExecutor
 from raysim.models import zoo
+from raysim.pruning import masks
 from raysim.pruning.costs import CostTable
+from raysim.pruning.significance import first_channels
 from raysim.rounds import Executor, Scenario, initial_state, run_round
 from raysim.training import LocalTraining, batch_slices, one_thread
-from raysim.types import DeviceProfile, RoundReport, ServerState, Tier
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """Where a run leaves its files, and how often it saves its state."""
-
-    folder: Path
-    every: int
-    keep: int
+from raysim.types import DeviceProfile, RoundReport, ServerState, Storage, Tier
 
 
 def check_names(settings: ExperimentSettings) -> None:
@@ -71,11 +63,15 @@ def build(settings: ExperimentSettings) -> Scenario:
     plan = trace(model, example, keep_whole)
     workload = Workload(seed, data, clients, model, plan, local, method.rules)
     check_batches(workload)
+    costs = CostTable(model, plan, data.input_shape)
+    _ = costs.dense
+    for tier in tiers:  # counted here, so that the driver actor need not import PyTorch's counter
+        costs.of(masks.keep_top(plan, first_channels(plan), method.budget(tier).keep_ratio))
     limit = settings.evaluation.max_examples
     return Scenario(
         workload=workload,
         method=method,
-        costs=CostTable(model, plan, data.input_shape),
+        costs=costs,
         cohort_size=settings.selection.clients_per_round,
         rounds=settings.rounds,
         score_every=settings.evaluation.every,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -220,3 +221,12 @@ class RoundReport:
     clients: Columns
     tiers: tuple[str, ...]
     extra: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Where a run leaves its files, and how often it saves its state."""
+
+    folder: Path
+    every: int
+    keep: int
