@@ -27,7 +27,11 @@ class ClientActor:
         self._stage: Stage | None = None
 
     def train(
-        self, tasks: Sequence[ClientTask], params: Arrays, scenario: "list[ray.ObjectRef[Scenario]]", round: int
+        self,
+        tasks: Sequence[ClientTask],
+        params: Arrays,
+        scenario: "list[ray.ObjectRef[Scenario]]",
+        round: int,
     ) -> Contribution:
         """Train a chunk of clients."""
         return self._stage_of(scenario).train(tasks, as_tensors(params), round)
@@ -88,7 +92,7 @@ class RayExecutor:
         buffers: Arrays = self._gather(submit, [rows], ordered=True)[0]
         return {key: buffer.clone() for key, buffer in as_tensors(buffers).items()}
 
-    def _gather(self, submit: Callable[[Any, Any], Any], inputs: Sequence[Any], ordered: bool) -> list[Any]:
+    def _gather(self, submit: Callable[[Any, Any], Any], inputs: list[Any], ordered: bool) -> list[Any]:
         pool = ActorPool(self._actors)
         try:
             return list(pool.map(submit, inputs) if ordered else pool.map_unordered(submit, inputs))
@@ -125,7 +129,11 @@ class DriverActor:
         self._state: ServerState | None = None
 
     def run(
-        self, scenario: Scenario, reference: "list[ray.ObjectRef[Scenario]]", actors: Sequence[Any], storage: Storage
+        self,
+        scenario: Scenario,
+        reference: "list[ray.ObjectRef[Scenario]]",
+        actors: Sequence[Any],
+        storage: Storage,
     ) -> Iterator[RoundReport]:
         """Yield the report of each round once it is on disk."""
         executor = RayExecutor(actors, reference[0])

@@ -27,13 +27,28 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Change a setting, as in training.learning_rate=0.05.")
-@click.option("--output", type=click.Path(path_type=Path), help="Folder for the run's files [runs/<experiment>-<time>].")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Change a setting, as in training.learning_rate=0.05.",
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Folder for the run's files [runs/<experiment>-<time>]."
+)
 @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
 @click.option("--print-config", is_flag=True, help="Print the complete settings and stop.")
-@click.option("--dry-run", is_flag=True, help="Do everything but training: print population, budgets, predicted cost.")
+@click.option(
+    "--dry-run", is_flag=True, help="Do everything but training: print population, budgets, predicted cost."
+)
 def run(
-    config: Path, overrides: tuple[str, ...], output: Path | None, as_json: bool, print_config: bool, dry_run: bool
+    config: Path,
+    overrides: tuple[str, ...],
+    output: Path | None,
+    as_json: bool,
+    print_config: bool,
+    dry_run: bool,
 ) -> None:
     """Run the experiment in the file CONFIG."""
     settings = config_file.load(config, overrides)

@@ -89,7 +89,9 @@ def _child(place: Any, key: str, name: str) -> Any:
 
 def _list_index(place: list[Any], key: str, name: str) -> int:
     if not key.isdigit() or int(key) >= len(place):
-        raise SettingError(f"--set {name}: {key!r} is no place in a list of {len(place)}; allowed: 0 to {len(place) - 1}")
+        raise SettingError(
+            f"--set {name}: {key!r} is no place in a list of {len(place)}; allowed: 0 to {len(place) - 1}"
+        )
     return int(key)
 
 

@@ -55,7 +55,9 @@ class ExactSum:
 
     def _grow(self, by: float) -> None:
         if not self.magnitude + by < LIMIT:
-            raise OverflowError(f"weighted updates of magnitude {by:.3g} cannot be summed exactly (limit {LIMIT:.3g})")
+            raise OverflowError(
+                f"weighted updates of magnitude {by:.3g} cannot be summed exactly (limit {LIMIT:.3g})"
+            )
         self.magnitude += by
 
     def value(self, key: str) -> torch.Tensor:

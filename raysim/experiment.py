@@ -138,7 +138,11 @@ def environment() -> dict[str, str]:
     """Return what equal bits depend on beyond the settings: versions and the CPU's type."""
     versions = {f"version.{name}": version(name) for name in ("raysim", "torch", "numpy", "ray", "mlflow")}
     capability = torch.backends.cpu.get_cpu_capability()
-    return {**versions, "version.python": platform.python_version(), "cpu": f"{platform.machine()} {capability}"}
+    return {
+        **versions,
+        "version.python": platform.python_version(),
+        "cpu": f"{platform.machine()} {capability}",
+    }
 
 
 def follow(reports: Iterator[RoundReport], tracker: MlflowTracker, rounds: int) -> None:

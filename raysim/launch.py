@@ -51,7 +51,7 @@ class RayRunner:
     def _start(self) -> None:
         if not ray.is_initialized():
             self._connect()
-        cpus = int(ray.cluster_resources().get("CPU", 0))
+        cpus = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
         count = self._num_actors or max(1, cpus)
         if count > cpus:
             raise SettingError(
@@ -60,14 +60,15 @@ class RayRunner:
         from raysim.actors import ClientActor, DriverActor  # only now: Ray starts faster than PyTorch imports
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        driver = ray.remote(num_cpus=0, scheduling_strategy=here)(DriverActor)
-        client = ray.remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RESTARTS)(ClientActor)
+        remote: Any = ray.remote
+        driver = remote(num_cpus=0, scheduling_strategy=here)(DriverActor)
+        client = remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RESTARTS)(ClientActor)
         self._driver = driver.remote()
         self._actors = [client.remote() for _ in range(count)]
 
     def _connect(self) -> None:
         self._owns_ray = True
-        quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if self._address and self._address != "local":
             try:
                 ray.init(address=self._address, **quiet)

@@ -1,7 +1,7 @@
 """The table of named methods: score, budget, fill and local rules, one row each."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,7 @@ class Method:
     budget: BudgetRule
     options: MethodOptions
     reads: frozenset[str]
-    rules: LocalRules = LocalRules()
+    rules: LocalRules = field(default_factory=LocalRules)
     claims: frozenset[str] = frozenset()
 
 
@@ -122,9 +122,7 @@ def check_name(name: str) -> None:
         raise unknown_name("method.name", name, METHODS)
 
 
-def _check_options(
-    row: Method, options: MethodOptions, given: Mapping[str, Any], local: LocalTraining
-) -> None:
+def _check_options(row: Method, options: MethodOptions, given: Mapping[str, Any], local: LocalTraining) -> None:
     for option, table in (("fill", FILLS), ("score", FORMS), ("estimator", ESTIMATORS)):
         value = getattr(options, option)
         if value not in table:

@@ -17,7 +17,15 @@ from raysim.pruning import masks as mask_rules
 from raysim.pruning.costs import CostTable
 from raysim.pruning.coverage import count_coverage, summarise
 from raysim.types import (
-    ClientTask, CohortTiming, Columns, Mask, Params, RoundReport, Score, ServerState, Totals,
+    ClientTask,
+    CohortTiming,
+    Columns,
+    Mask,
+    Params,
+    RoundReport,
+    Score,
+    ServerState,
+    Totals,
 )  # fmt: skip
 
 
@@ -89,9 +97,7 @@ def run_round(scenario: Scenario, state: ServerState, executor: Executor) -> tup
 
     contribution = executor.train(tasks_for(scenario, cohort, masks, load), state.params, cohort.round)
 
-    coverage = count_coverage(
-        scenario.workload.plan, masks, cohort.examples, classes_owned(scenario, cohort)
-    )
+    coverage = count_coverage(scenario.workload.plan, masks, cohort.examples, classes_owned(scenario, cohort))
     params = aggregate(scenario, state.params, contribution, coverage, int(cohort.examples.sum()))
     report = CohortReport(contribution, masks, cohort.examples, coverage)
     memory = methods.learn(scenario.method, memory, report)
@@ -176,9 +182,7 @@ def schedule_cohort(scenario: Scenario, cohort: Cohort, load: CohortLoad) -> Coh
     return schedule(load, devices, cohort.clients, cohort.round, scenario.workload.seed)
 
 
-def tasks_for(
-    scenario: Scenario, cohort: Cohort, masks: Sequence[Mask], load: CohortLoad
-) -> list[ClientTask]:
+def tasks_for(scenario: Scenario, cohort: Cohort, masks: Sequence[Mask], load: CohortLoad) -> list[ClientTask]:
     """Build the clients' tasks; a share of them, drawn from the seed, is scored on held-out rows."""
     size = len(cohort.clients)
     rng = seeding.generator(scenario.workload.seed, "scored clients", cohort.round)
@@ -203,9 +207,7 @@ def classes_owned(scenario: Scenario, cohort: Cohort) -> NDArray[np.bool_] | Non
     return owned
 
 
-def aggregate(
-    scenario: Scenario, params: Params, contribution: Contribution, coverage: Params, total: int
-) -> Params:
+def aggregate(scenario: Scenario, params: Params, contribution: Contribution, coverage: Params, total: int) -> Params:
     """Normalise the summed updates by coverage and fill what nobody trained."""
     options = scenario.method.options
     buffers = frozenset(key for key, _ in scenario.workload.model.named_buffers())
@@ -215,9 +217,7 @@ def aggregate(
     )  # fmt: skip
 
 
-def score_global(
-    scenario: Scenario, params: Params, round: int, executor: Executor
-) -> tuple[Params, Score | None]:
+def score_global(scenario: Scenario, params: Params, round: int, executor: Executor) -> tuple[Params, Score | None]:
     """Score the global model where it is due; under static BatchNorm re-estimate its statistics first."""
     if round % scenario.score_every and round != scenario.rounds:
         return params, None
@@ -262,9 +262,7 @@ def submodel_score(clients: Columns) -> Score | None:
     return Score(float(accuracy[scored].mean()), float(clients["heldout_loss"][scored].astype(np.float64).mean()))
 
 
-def account(
-    scenario: Scenario, totals: Totals, cohort: Cohort, clients: Columns, score: Score | None
-) -> Totals:
+def account(scenario: Scenario, totals: Totals, cohort: Cohort, clients: Columns, score: Score | None) -> Totals:
     """Add the round to what the run has spent, and to what dense clients would have spent on its cohorts."""
     dense, size = scenario.costs.dense, len(cohort.clients)
     dense_flops = dense.train_flops * int(cohort.examples.sum()) * scenario.workload.local.epochs
@@ -291,5 +289,3 @@ def initial_state(scenario: Scenario) -> ServerState:
     """Return the state before round 1: the model as it was built."""
     params = {key: tensor.detach().clone() for key, tensor in scenario.workload.model.state_dict().items()}
     return ServerState(round=0, params=params)
-
-

@@ -95,7 +95,9 @@ def _tier(settings: TierSettings) -> Tier:
     return Tier(DeviceProfile(**figures), settings.share, settings.keep_ratio)
 
 
-def _some_rows(num_rows: int, limit: int | None, seed: int, purpose: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _some_rows(
+    num_rows: int, limit: int | None, seed: int, purpose: str
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     if limit is None or limit >= num_rows:
         return np.arange(num_rows)
     return np.sort(seeding.generator(seed, purpose).choice(num_rows, limit, replace=False))
@@ -169,4 +171,3 @@ class InProcessRunner:
         if self._state is None:
             raise RuntimeError("no round has been played")
         return self._state
-

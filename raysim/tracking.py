@@ -15,10 +15,10 @@ from raysim.types import RoundReport
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-import mlflow  # noqa: E402
-from mlflow.entities import Dataset, DatasetInput, Metric, Param  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.tracking import MlflowClient  # noqa: E402
+import mlflow
+from mlflow.entities import Dataset, DatasetInput, Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 
 DEFAULT_URI = "sqlite:///runs/mlflow.db"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -93,9 +93,7 @@ class MlflowTracker:
 
     def track(self, report: RoundReport) -> None:
         """Log one round, stamped with the time at which it ended."""
-        metrics = [
-            Metric(key, value, report.timestamp_ms, report.round) for key, value in metrics_of(report).items()
-        ]
+        metrics = [Metric(key, value, report.timestamp_ms, report.round) for key, value in metrics_of(report).items()]
         self._client.log_batch(self.run_id, metrics=metrics)
 
     def artifact(self, path: Path) -> None:
@@ -121,7 +119,10 @@ class MlflowTracker:
                     name="model",
                     input_example=inputs,
                     signature=mlflow.models.infer_signature(inputs, outputs),
-                    pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"],
+                    pip_requirements=[
+                        f"torch=={torch.__version__.partition('+')[0]}",
+                        f"numpy=={np.__version__}",
+                    ],
                 )
         finally:
             mlflow.set_tracking_uri(previous)

@@ -54,18 +54,14 @@ class Dataset:
         """Return normalised test inputs and labels."""
         return self._batch(self.test_images[rows], self.test_labels[rows])
 
-    def _batch(
-        self, images: NDArray[np.uint8], labels: NDArray[np.int64]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _batch(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (1, len(self.mean), 1, 1)
         inputs = torch.from_numpy(images).float().div_(self.max_value)
         inputs.sub_(torch.tensor(self.mean).view(shape)).div_(torch.tensor(self.std).view(shape))
         return inputs, torch.from_numpy(labels)
 
 
-def load(
-    name: str, root: str | None, download: bool, max_train_examples: int | None, seed: int
-) -> Dataset:
+def load(name: str, root: str | None, download: bool, max_train_examples: int | None, seed: int) -> Dataset:
     """Load a data set by name, cut its training rows where asked, and check it.
 
     Raises:
@@ -104,7 +100,9 @@ def mnist(root: str | None, download: bool) -> Dataset:
     from torchvision.datasets import MNIST
 
     if root is None:
-        raise SettingError("data.root=null is not allowed with data.name='mnist'; give the folder that holds MNIST/raw")
+        raise SettingError(
+            "data.root=null is not allowed with data.name='mnist'; give the folder that holds MNIST/raw"
+        )
     try:
         train, test = (MNIST(root, train=train, download=download) for train in (True, False))
     except (RuntimeError, OSError) as error:

@@ -68,9 +68,7 @@ def dirichlet(
     return [np.concatenate(pieces) for pieces in parts]
 
 
-def iid(
-    labels: NDArray[np.int64], num_clients: int, alpha: float | None, rng: np.random.Generator
-) -> list[Rows]:
+def iid(labels: NDArray[np.int64], num_clients: int, alpha: float | None, rng: np.random.Generator) -> list[Rows]:
     """Shuffle all rows and give every client an equally long piece, longer by at most one row."""
     return np.array_split(rng.permutation(len(labels)), num_clients)
 

@@ -14,7 +14,11 @@ def vgg16(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     channels, height, width = input_shape
     for stage in STAGES:
         for out_channels in stage:
-            layers += [nn.Conv2d(channels, out_channels, 3, padding=1), nn.BatchNorm2d(out_channels), nn.ReLU()]
+            layers += [
+                nn.Conv2d(channels, out_channels, 3, padding=1),
+                nn.BatchNorm2d(out_channels),
+                nn.ReLU(),
+            ]
             channels = out_channels
         layers.append(nn.MaxPool2d(2))
     pixels = (height // 2 ** len(STAGES)) * (width // 2 ** len(STAGES))

@@ -1,6 +1,7 @@
 """The table of named models."""
 
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,7 @@ def mlp(input_shape: tuple[int, ...], num_classes: int, hidden: Sequence[int] = 
     """Return fully connected layers with ReLU between them; `hidden: []` is a linear model."""
     sizes = [int(torch.Size(input_shape).numel()), *hidden]
     layers: list[nn.Module] = [nn.Flatten()]
-    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+    for inputs, outputs in itertools.pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], num_classes))
 
@@ -66,9 +67,7 @@ def check_name(name: str) -> None:
         raise unknown_name("model.name", name, MODELS)
 
 
-def build(
-    name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_classes: int, seed: int
-) -> nn.Module:
+def build(name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
     """Build a named model with weights drawn from the seed.
 
     Raises:
@@ -80,7 +79,9 @@ def build(
     for option in options:
         if option not in known:
             allowed = ", ".join(nearest_first(option, known)) or "none"
-            raise SettingError(f"model.options.{option}={options[option]!r} is unknown; model.name={name!r} takes: {allowed}")
+            raise SettingError(
+                f"model.options.{option}={options[option]!r} is unknown; model.name={name!r} takes: {allowed}"
+            )
     if min(input_shape[1:]) < entry.min_pixels:
         raise SettingError(
             f"model.name={name!r} needs images of at least {entry.min_pixels} x {entry.min_pixels} pixels, "

@@ -34,9 +34,7 @@ def count_coverage(
     rows, counts, owned = _merge_equal(masks, weights, classes)
     coverage: Coverage = {}
     for key, shape in plan.shapes.items():
-        factors = {
-            dim: _kept_along(shape[dim], slots, rows) for dim, slots in plan.axes.get(key, {}).items()
-        }
+        factors = {dim: _kept_along(shape[dim], slots, rows) for dim, slots in plan.axes.get(key, {}).items()}
         if owned is not None and plan.outputs is not None:
             factors |= {slot.dim: owned for slot in plan.outputs.slots if slot.key == key}
         coverage[key] = _outer(factors, counts, len(shape))
@@ -62,26 +60,19 @@ def _kept_along(
     return kept
 
 
-def _outer(
-    factors: dict[int, NDArray[np.bool_]], counts: NDArray[np.float64], num_dims: int
-) -> torch.Tensor:
+def _outer(factors: dict[int, NDArray[np.bool_]], counts: NDArray[np.float64], num_dims: int) -> torch.Tensor:
     shape = [1] * num_dims
     if not factors:
         return torch.full(shape, counts.sum(), dtype=torch.float64)
     dims = sorted(factors)
     total = factors[dims[0]].astype(np.float64) * counts[:, None]
-    if len(dims) == 1:
-        total = total.sum(axis=0)
-    else:
-        total = total.T @ factors[dims[1]].astype(np.float64)
+    total = total.sum(axis=0) if len(dims) == 1 else total.T @ factors[dims[1]].astype(np.float64)
     for dim in dims:
         shape[dim] = factors[dim].shape[1]
     return torch.from_numpy(total.reshape(shape))
 
 
-def summarise(
-    coverage: Coverage, params: Params, masks: Sequence[Mask], total: int
-) -> CoverageSummary:
+def summarise(coverage: Coverage, params: Params, masks: Sequence[Mask], total: int) -> CoverageSummary:
     """Return mean and least coverage over all floating-point entries, as shares of the cohort's examples.
 
     Args:

@@ -155,9 +155,7 @@ def _indices_by_unit(
     return np.array(by_unit, dtype=np.int64)
 
 
-def _slots_of(
-    layer: str, module: nn.Module, units: np.ndarray[Any, np.dtype[np.int64]], reads: bool
-) -> list[Slot]:
+def _slots_of(layer: str, module: nn.Module, units: np.ndarray[Any, np.dtype[np.int64]], reads: bool) -> list[Slot]:
     def slot(tensor: str, dim: int, role: Role) -> Slot:
         return Slot(f"{layer}.{tensor}", dim, units, role)
 
@@ -192,6 +190,7 @@ def _is_output(
     mask = Mask(np.arange(group.size) < max(1, group.size - 1))
     try:
         with torch.no_grad():
-            return submodel.extract(model, plan, mask)(example).shape != model(example).shape
+            changed: bool = submodel.extract(model, plan, mask)(example).shape != model(example).shape
+            return changed
     except (RuntimeError, ValueError):
         return False
