@@ -1,5 +1,6 @@
 """Ray: client actors that play clients, and a driver actor that runs the rounds."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,6 +26,10 @@ class ClientActor:
 
     def __init__(self) -> None:
         self._stage: Stage | None = None
+
+    def process_id(self) -> int:
+        """Return the id of the process this actor runs in."""
+        return os.getpid()
 
     def train(
         self,

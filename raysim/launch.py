@@ -92,6 +92,11 @@ class RayRunner:
         except ray.exceptions.RayError as error:
             raise RunFailedError(0, -1, f"the driver actor was lost: {error}") from None
 
+    @property
+    def client_actors(self) -> list[Any]:
+        """Handles of the client actors."""
+        return list(self._actors)
+
     def final_state(self) -> ServerState:
         """Return the state after the last round."""
         from raysim.arrays import as_tensors

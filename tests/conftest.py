@@ -1,0 +1,40 @@
+"""Fixtures: tiny experiments on real digits, and one local Ray for the whole session."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raysim import config_file, simulation
+from raysim.config import ExperimentSettings
+from raysim.rounds import Scenario
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "jobs" / "configs"
+
+TINY = (
+    "rounds=2",
+    "population.clients=6",
+    "selection.clients_per_round=3",
+    "model.options={channels: [4, 8], hidden: 16}",
+    "executor.kind=in-process",
+)
+
+
+def tiny_settings(*overrides: str) -> ExperimentSettings:
+    """The digits experiment with six clients and a small network, changed by overrides."""
+    return config_file.load(CONFIGS / "digits.yaml", (*TINY, *overrides))
+
+
+@pytest.fixture(scope="session")
+def tiny_scenario() -> Scenario:
+    return simulation.build(tiny_settings())
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    import ray
+
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()

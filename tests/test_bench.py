@@ -1,0 +1,32 @@
+"""The benchmark proves its sides equal, runs small, and prints one JSON line with what it was measured on."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+def test_bench_training_prints_one_line():
+    command = [sys.executable, str(ROOT / "jobs" / "bench_training.py"), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    result = json.loads(line)
+    assert result["ratio_to_floor"] > 0
+    assert 0 < result["seconds_ratio_keep_0.25"] < result["seconds_ratio_keep_0.5"] < 1
+    assert result["repeats"] == {"digits": 5, "vgg16": 3}
+    assert set(result["machine"]) >= {"cpus", "capability"}
+    assert set(result["versions"]) >= {"python", "torch", "raysim"}
+    assert "commit" in result
+
+
+def test_too_few_repeats_are_refused():
+    command = [sys.executable, str(ROOT / "jobs" / "bench_training.py"), "--repeats", "4"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--repeats=4" in done.stderr

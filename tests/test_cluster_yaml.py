@@ -1,0 +1,35 @@
+"""The cluster file is one that this version of Ray accepts, and it installs what a run needs."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+PATH = Path(__file__).parent.parent / "cluster.yaml"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> dict:
+    return yaml.safe_load(PATH.read_text(encoding="utf-8"))
+
+
+def test_ray_accepts_it(cluster):
+    prepared = prepare_config(cluster)
+    validate_config(prepared)
+    (node_type,) = prepared["available_node_types"].values()
+    workers = len(cluster["provider"]["worker_ips"])
+    assert 0 <= node_type["min_workers"] <= node_type["max_workers"] == workers
+
+
+def test_addresses_are_examples(cluster):
+    addresses = [cluster["provider"]["head_ip"], *cluster["provider"]["worker_ips"]]
+    assert all(address.startswith("192.0.2.") for address in addresses)
+    assert len(set(addresses)) == len(addresses)
+
+
+def test_nodes_get_the_pinned_versions_and_no_leftovers(cluster):
+    assert any("--constraint constraints.txt" in command for command in cluster["setup_commands"])
+    assert {".venv", "runs", ".git"} <= {pattern.strip("/") for pattern in cluster["rsync_exclude"]}
+    (synced,) = cluster["file_mounts"]
+    assert any(f"cd {synced}" in command for command in cluster["setup_commands"])

@@ -1,0 +1,288 @@
+"""The laws of the house, each stated once, over all methods, models, fills or partitions."""
+
+import copy
+import os
+import signal
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_settings
+from oracles import DEPTHWISE_TRAIN_FLOPS, BranchNet, DepthwiseNet, held_entries, random_mask
+from torch import nn
+
+from raysim import arrays, rounds, simulation
+from raysim.aggregation import FILLS
+from raysim.client_step import Stage, merge
+from raysim.data.partition import PARTITIONS, partition
+from raysim.executors import InProcessExecutor
+from raysim.methods import METHODS
+from raysim.models import cost, zoo
+from raysim.pruning import coverage, masks, submodel
+from raysim.pruning.plan import ChannelPlan
+from raysim.pruning.trace import randomise, trace
+from raysim.rounds import Scenario, initial_state, run_round
+from raysim.types import ServerState, Storage
+
+DENSE_TIERS = tuple(f"population.tiers.{tier}.keep_ratio=1.0" for tier in range(4))
+INPUTS = {"cnn": (1, 8, 8), "lenet": (1, 28, 28), "mlp": (1, 8, 8), "vgg16": (3, 32, 32), "resnet32": (3, 32, 32)}
+
+
+def zoo_model(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+    return zoo.build(name, {}, INPUTS[name], 10, seed=0), INPUTS[name]
+
+
+NETWORKS = {
+    **{name: (lambda name=name: zoo_model(name)) for name in zoo.MODELS},
+    "depthwise": lambda: (DepthwiseNet(), (3, 8, 8)),
+    "branches": lambda: (BranchNet(), (3, 8, 8)),
+}
+
+
+@pytest.fixture(scope="module", params=[(name, whole) for name in NETWORKS for whole in (True, False)],
+                ids=lambda param: f"{param[0]}-{'default' if param[1] else 'all'}")  # fmt: skip
+def network(request: pytest.FixtureRequest) -> tuple[nn.Module, ChannelPlan, tuple[int, ...]]:
+    name, default = request.param
+    model, shape = NETWORKS[name]()
+    keep_whole = zoo.MODELS[name].keep_whole if default and name in zoo.MODELS else ()
+    return model, trace(model, torch.randn(2, *shape), keep_whole), shape
+
+
+def played(scenario: Scenario, count: int = 2) -> ServerState:
+    state, executor = initial_state(scenario), InProcessExecutor(scenario.workload)
+    for _ in range(count):
+        state, _ = run_round(scenario, state, executor)
+    return state
+
+
+def digest_of(*overrides: str) -> str:
+    return arrays.digest(played(simulation.build(tiny_settings(*overrides))).params)
+
+
+def test_law_1_extract_then_reconstruct(network: tuple[nn.Module, ChannelPlan, tuple[int, ...]]) -> None:
+    model, plan, _ = network
+    mask = random_mask(plan, seed=1)
+    full = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    cut = submodel.cut_for(plan, mask)
+    trained = {key: tensor + 1 for key, tensor in submodel.extract_params(full, cut).items()}
+    before = {key: tensor.clone() for key, tensor in full.items()}
+    result = submodel.reconstruct(trained, cut, full)
+    held = held_entries(plan, mask, full)
+    counts = coverage.count_coverage(plan, [mask], np.array([7]))
+    for key, tensor in full.items():
+        assert torch.equal(full[key], before[key]), "reconstruct must not change what it reconstructs into"
+        assert torch.equal(result[key], torch.where(held[key], tensor + 1, tensor)), key
+        assert torch.equal(counts[key].expand(tensor.shape) == 7, held[key]), key
+        assert torch.equal(counts[key].expand(tensor.shape) == 0, ~held[key]), key
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_law_2_submodel_computes_the_full_model_with_zeros(
+    network: tuple[nn.Module, ChannelPlan, tuple[int, ...]], seed: int
+) -> None:
+    model, plan, shape = network
+    model = copy.deepcopy(model).double().eval()
+    randomise(model, torch.Generator().manual_seed(seed))
+    mask = random_mask(plan, seed)
+    inputs = torch.randn(3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    zeroed = submodel.zero_dropped(dict(model.state_dict()), submodel.cut_for(plan, mask))
+    with torch.no_grad():
+        expected = torch.func.functional_call(model, zeroed, (inputs,))
+        small = submodel.extract(model, plan, mask)(inputs)
+    assert plan.groups
+    assert float(expected.std()) > 0
+    torch.testing.assert_close(small, expected, rtol=1e-8, atol=1e-10 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_law_3_keep_ratio_1_is_fedavg(name: str) -> None:
+    same = digest_of(f"method.name={name}", *DENSE_TIERS) == digest_of("method.name=fedavg")
+    assert same == ("equals fedavg at keep 1" in METHODS[name].claims)
+
+
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("estimator", ["fisher", "variation"])
+def test_law_3_holds_for_every_fill_and_estimator(fill: str, estimator: str) -> None:
+    options = (f"method.fill={fill}", f"method.estimator={estimator}")
+    assert digest_of("method.name=ca-hfp", *options, *DENSE_TIERS) == digest_of("method.name=fedavg")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["random", "magnitude", "ca-hfp"])
+def test_law_3_holds_with_batch_norm(name: str) -> None:
+    resnet = ("model.name=resnet32", "model.options={}", "rounds=1")
+    assert digest_of(f"method.name={name}", *resnet, *DENSE_TIERS) == digest_of("method.name=fedavg", *resnet)
+
+
+@pytest.mark.parametrize("fill", FILLS)
+def test_law_4_what_nobody_covers_keeps_its_value(fill: str) -> None:
+    narrow = tuple(f"population.tiers.{tier}.keep_ratio=0.5" for tier in range(4))
+    scenario = simulation.build(tiny_settings("method.name=magnitude", f"method.fill={fill}", *narrow))
+    state = initial_state(scenario)
+    after, report = run_round(scenario, state, InProcessExecutor(scenario.workload))
+    mask = rounds.choose_masks(scenario, state, rounds.select(scenario, 1))[0][0]
+    held = held_entries(scenario.workload.plan, mask, state.params)
+    kept_value = all(torch.equal(after.params[key][~held[key]], state.params[key][~held[key]]) for key in held)
+    assert report.coverage.untrained_share > 0.5
+    assert kept_value == (fill != "zero"), "zero-fill is the one rule that is exempt"
+    assert all(not torch.equal(after.params[key][held[key]], state.params[key][held[key]]) for key in held)
+
+
+@pytest.mark.parametrize("keep_ratio", [1e-9, 0.05, 0.26, 0.5, 0.999, 1.0])
+def test_law_5_a_unit_stays_in_every_group(keep_ratio: float, tiny_scenario: Scenario) -> None:
+    plan = tiny_scenario.workload.plan
+    mask = masks.keep_top(plan, np.random.default_rng(0).random(plan.num_units), keep_ratio)
+    for group in plan.groups:
+        kept = int(mask.kept[plan.units[group.name]].sum())
+        assert kept == max(1, int(np.ceil(keep_ratio * group.size - 1e-9)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_law_5_masks_nest(name: str) -> None:
+    scenario = simulation.build(tiny_settings(f"method.name={name}", "method.warmup_rounds=0")
+                                if name == "ca-hfp" else tiny_settings(f"method.name={name}"))  # fmt: skip
+    state = played(scenario, 1)
+    cohort = rounds.select(scenario, 2)
+    ratios = np.array([0.2, 0.5, 0.8])
+    chosen, _ = rounds.choose_masks(scenario, state, replace(cohort, keep_ratios=ratios))
+    nested = all((chosen[i].kept <= chosen[i + 1].kept).all() for i in range(2))
+    assert nested == ("nested masks" in METHODS[name].claims)
+
+
+@pytest.mark.parametrize(
+    "method", [*((f"method.name={name}",) for name in METHODS), ("method.name=ca-hfp", "method.estimator=variation")]
+)
+def test_law_6_order_and_grouping_change_nothing(method: tuple[str, ...]) -> None:
+    scenario = simulation.build(tiny_settings("selection.clients_per_round=5", *method))
+    state, cohort = initial_state(scenario), rounds.select(scenario, 1)
+    chosen, _ = rounds.choose_masks(scenario, state, cohort)
+    tasks = rounds.tasks_for(scenario, cohort, chosen, rounds.load_of(scenario, cohort, chosen))
+    stage = Stage(scenario.workload)
+    together = merge([stage.train(tasks, state.params, 1)])
+    fresh = Stage(scenario.workload)
+    apart = merge([fresh.train(chunk, state.params, 1) for chunk in ([tasks[4]], [tasks[2], tasks[0]], tasks[1:4:2])])
+    for quantity, total in together.sums.items():
+        for key, fixed in total.totals.items():
+            assert torch.equal(fixed, apart.sums[quantity].totals[key]), (quantity, key)
+    for column, values in together.clients.items():
+        np.testing.assert_array_equal(values, apart.clients[column])
+    np.testing.assert_array_equal(together.channel_sums, apart.channel_sums)
+
+
+def test_law_7_costs_grow_with_width_and_are_those_of_the_submodel(
+    network: tuple[nn.Module, ChannelPlan, tuple[int, ...]],
+) -> None:
+    from raysim.pruning.costs import CostTable
+
+    model, plan, shape = network
+    table = CostTable(model, plan, shape)
+    scores = np.random.default_rng(0).random(plan.num_units)
+    ladder = [masks.keep_top(plan, scores, ratio) for ratio in (0.1, 0.35, 0.6, 0.85, 1.0)]
+    costs = [table.of(mask) for mask in ladder]
+    for quantity in ("parameters", "model_bytes", "train_flops", "activation_bytes"):
+        values = [getattr(each, quantity) for each in costs]
+        assert values == sorted(values), quantity
+        assert values[0] < values[-1], quantity
+    small = submodel.extract(model, plan, ladder[1])
+    assert cost.count(small, shape) == costs[1]
+    assert costs[1].parameters == sum(parameter.numel() for parameter in small.parameters())
+    assert costs[-1] == table.dense
+
+
+def test_law_7_a_depthwise_net_counted_by_hand() -> None:
+    assert cost.count(DepthwiseNet(), (3, 8, 8)).train_flops == DEPTHWISE_TRAIN_FLOPS
+
+
+@pytest.mark.parametrize("rule", PARTITIONS)
+def test_law_9_every_row_is_placed_once(rule: str) -> None:
+    labels = np.random.default_rng(0).integers(0, 7, 1003)
+    rows = partition(labels, 20, rule, None, 3, seed=5)
+    assert sorted(rows.rows.tolist()) == list(range(1003))
+    assert rows.counts.min() >= 3
+
+
+def test_law_9_large_alpha_tends_to_iid() -> None:
+    labels = np.repeat(np.arange(10), 1000)
+    rows = partition(labels, 10, "dirichlet", 1e6, 1, seed=0)
+    for client in range(10):
+        shares = np.bincount(labels[rows[client]], minlength=10) / len(rows[client])
+        np.testing.assert_allclose(shares, 0.1, atol=0.005)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_law_10_same_seed_same_bits(name: str) -> None:
+    method = f"method.name={name}"
+    first = digest_of(method)
+    torch.rand(3), np.random.default_rng().random()
+    assert digest_of(method) == first
+    assert digest_of(method, "seed=1") != first
+
+
+def test_law_10_layers_that_draw_are_seeded_and_the_generator_is_put_back() -> None:
+    scenario = simulation.build(tiny_settings())
+    with_dropout = nn.Sequential(*list(scenario.workload.model)[:-1], nn.Dropout(0.5), scenario.workload.model[-1])
+    plan = trace(with_dropout, torch.randn(2, 1, 8, 8))
+    workload = replace(scenario.workload, model=with_dropout, plan=plan)
+    scenario = replace(scenario, workload=workload)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = arrays.digest(played(scenario).params)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert arrays.digest(played(scenario).params) == first
+
+
+@pytest.fixture(scope="module")
+def law_12_runs() -> dict[str, tuple[Scenario, str]]:
+    """Scenarios of each kind of local rule, with the digest of their in-process run."""
+    kinds = {
+        "ca-hfp fisher": ("method.name=ca-hfp", "method.warmup_rounds=1"),
+        "ca-hfp variation": ("method.name=ca-hfp", "method.estimator=variation", "method.warmup_rounds=1"),
+        "heterofl batch norm": ("method.name=heterofl", "model.name=resnet32", "model.options={}", "rounds=2"),
+        "magnitude adam": ("method.name=magnitude", "training.optimizer=adam", "training.learning_rate=0.003"),
+    }
+    runs = {}
+    for kind, overrides in kinds.items():
+        scenario = simulation.build(tiny_settings("rounds=3", "selection.clients_per_round=5", *overrides))
+        runs[kind] = scenario, arrays.digest(played(scenario, scenario.rounds).params)
+    return runs
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("num_actors", [1, 2, 3])
+def test_law_12_ray_is_in_process(num_actors: int, local_ray: None, tmp_path, law_12_runs) -> None:
+    from raysim.launch import RayRunner
+
+    for kind, (scenario, expected) in law_12_runs.items():
+        storage = Storage(tmp_path / kind, 1, 1)
+        with RayRunner(num_actors, None) as runner:
+            reports = list(runner.run(scenario, storage))
+            assert arrays.digest(runner.final_state().params) == expected, kind
+        in_process = simulation.InProcessRunner()
+        for ours, theirs in zip(reports, in_process.run(scenario, Storage(tmp_path / "b" / kind, 1, 1)), strict=True):
+            assert (ours.score, ours.submodel, ours.totals) == (theirs.score, theirs.submodel, theirs.totals)
+            for column, values in ours.clients.items():
+                np.testing.assert_array_equal(values, theirs.clients[column])
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_law_12_a_killed_actor_changes_nothing(local_ray: None, tmp_path, law_12_runs) -> None:
+    import ray
+
+    from raysim.launch import RayRunner
+
+    scenario, expected = law_12_runs["ca-hfp fisher"]
+    with RayRunner(2, None) as runner:
+        pid = ray.get(runner.client_actors[0].process_id.remote())
+        for report in runner.run(scenario, Storage(tmp_path, 1, 1)):
+            if report.round == 1:
+                os.kill(pid, signal.SIGKILL)
+                time.sleep(0.2)
+        assert arrays.digest(runner.final_state().params) == expected
+        assert ray.get(runner.client_actors[0].process_id.remote()) != pid
+
+

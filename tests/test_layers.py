@@ -1,0 +1,157 @@
+"""Imports go down only: every module has a rank, and heavy libraries stay where they belong."""
+
+import ast
+import functools
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "raysim"
+
+RANKS: dict[str, float] = {
+    # Words, and what needs no other word.
+    "raysim": 0,
+    "raysim.types": 0,
+    "raysim.errors": 0,
+    "raysim.arrays": 0.5,
+    "raysim.seeding": 0.5,
+    # Settings, devices, data, models.
+    "raysim.config": 1,
+    "raysim.devices": 1,
+    "raysim.data": 1,
+    "raysim.data.datasets": 1,
+    "raysim.data.partition": 1,
+    "raysim.models": 1,
+    "raysim.models.cost": 1,
+    "raysim.models.resnet": 1,
+    "raysim.models.vgg": 1,
+    "raysim.models.zoo": 1.2,
+    "raysim.clock": 1.2,
+    "raysim.config_file": 1.2,
+    "raysim.population": 1.2,
+    # Pruning.
+    "raysim.pruning": 1.5,
+    "raysim.pruning.plan": 1.5,
+    "raysim.pruning.coverage": 1.6,
+    "raysim.pruning.masks": 1.6,
+    "raysim.pruning.submodel": 1.6,
+    "raysim.pruning.costs": 1.7,
+    "raysim.pruning.significance": 1.7,
+    "raysim.pruning.trace": 1.7,
+    # The verbs of a round.
+    "raysim.budgets": 2,
+    "raysim.evaluation": 2,
+    "raysim.exact_sum": 2,
+    "raysim.selection": 2,
+    "raysim.training": 2,
+    "raysim.aggregation": 2.2,
+    "raysim.client_step": 2.2,
+    "raysim.estimators": 2.4,
+    "raysim.methods": 2.6,
+    # The round, and what stands around it.
+    "raysim.rounds": 3,
+    "raysim.checkpoint": 4,
+    "raysim.console": 4,
+    "raysim.executors": 4,
+    "raysim.records": 4,
+    "raysim.tracking": 4,
+    "raysim.forecast": 5,
+    "raysim.simulation": 5,
+    "raysim.actors": 6,
+    "raysim.experiment": 6,
+    "raysim.launch": 6.5,
+    "raysim.cli": 7,
+    "raysim.__main__": 8,
+}
+
+AT_HOME: dict[str, tuple[str, ...]] = {
+    "ray": ("raysim.actors", "raysim.launch"),
+    "mlflow": ("raysim.tracking",),
+    "torchvision": ("raysim.data", "raysim.models"),
+    "torch_pruning": ("raysim.pruning.trace",),
+    "pydantic": ("raysim.config", "raysim.config_file"),
+}
+"""Where a library may be imported: in these modules, or in a package's modules."""
+
+
+@dataclass(frozen=True)
+class Import:
+    module: str
+    line: int
+
+
+def name_of(path: Path) -> str:
+    parts = ["raysim", *path.relative_to(ROOT).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+@functools.cache
+def imports_of(module: str) -> tuple[Import, ...]:
+    """Return what a module imports anywhere at run time: names, and modules of raysim in full."""
+    found: list[Import] = []
+    for node in running_nodes(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [Import(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno} imports relatively"
+            source = str(node.module)
+            full = [f"{source}.{alias.name}" for alias in node.names]
+            found += [Import(name if name in MODULES else source, node.lineno) for name in full]
+    return tuple(found)
+
+
+def running_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """Walk a tree, leaving out what only a type checker reads."""
+    if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+        for child in node.orelse:
+            yield from running_nodes(child)
+        return
+    yield node
+    for child in ast.iter_child_nodes(node):
+        yield from running_nodes(child)
+
+
+def test_every_module_has_a_rank():
+    assert set(RANKS) == set(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_strictly_down(module):
+    inside = [found for found in imports_of(module) if found.module.split(".")[0] == "raysim"]
+    wrong = [
+        f"{module}:{found.line} (rank {RANKS[module]}) imports {found.module} (rank {RANKS[found.module]})"
+        for found in inside
+        if RANKS[found.module] >= RANKS[module]
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("library", AT_HOME)
+def test_a_library_stays_at_home(library):
+    def is_home(module: str) -> bool:
+        return any(module == home or module.startswith(f"{home}.") for home in AT_HOME[library])
+
+    users = {module for module in MODULES for found in imports_of(module) if found.module.split(".")[0] == library}
+    assert {module for module in users if not is_home(module)} == set()
+
+
+@pytest.mark.parametrize(
+    ("modules", "not_loaded"),
+    [
+        ("raysim.executors, raysim.rounds", {"ray", "mlflow", "pydantic", "torch_pruning"}),
+        ("raysim.cli", {"torch", "ray", "mlflow"}),
+        ("raysim", {"numpy", "torch", "ray", "mlflow", "pydantic"}),
+    ],
+)
+def test_an_import_stays_light(modules, not_loaded):
+    code = f"import {modules}, sys; print(*(name for name in sys.modules if '.' not in name))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not_loaded.isdisjoint(done.stdout.split())
+    assert "raysim" in done.stdout.split()

@@ -1,0 +1,105 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from oracles import BranchNet, DepthwiseNet, FlippedNet
+from torch import nn
+
+from raysim.models import zoo
+from raysim.pruning import submodel
+from raysim.pruning.plan import ChannelPlan, to_json
+from raysim.pruning.trace import trace
+from raysim.types import Mask
+
+
+def parameters_at(name: str, shape: tuple[int, ...], keep_ratio: float) -> int:
+    from raysim.pruning.masks import keep_top
+
+    model = zoo.build(name, {}, shape, 10, seed=0)
+    plan = trace(model, torch.randn(2, *shape), zoo.MODELS[name].keep_whole)
+    mask = keep_top(plan, np.zeros(plan.num_units), keep_ratio)
+    return sum(parameter.numel() for parameter in submodel.extract(model, plan, mask).parameters())
+
+
+@pytest.mark.parametrize(
+    ("keep_ratio", "millions"), [(1.0, 15.120), (0.75, 8.615), (0.5, 3.950), (0.25, 1.123), (0.1, 0.314)]
+)
+def test_vgg16_has_the_published_sizes(keep_ratio: float, millions: float) -> None:
+    assert round(parameters_at("vgg16", (3, 32, 32), keep_ratio) / 1e6, 3) == millions
+
+
+def test_resnet32_has_the_published_size_and_keeps_its_residual_stream() -> None:
+    assert parameters_at("resnet32", (3, 32, 32), 1.0) == 466_906
+    model = zoo.build("resnet32", {}, (3, 32, 32), 10, seed=0)
+    plan = trace(model, torch.randn(2, 3, 32, 32), zoo.MODELS["resnet32"].keep_whole)
+    assert [group.name for group in plan.groups] == [
+        f"stage{stage}_block{block}.conv1" for stage in (1, 2, 3) for block in range(1, 6)
+    ]
+    everything = trace(model, torch.randn(2, 3, 32, 32), ())
+    assert len(everything.groups) == len(plan.groups) + 3
+
+
+def test_flatten_before_a_linear_layer_gives_a_unit_all_its_pixels() -> None:
+    plan = trace(DepthwiseNet(), torch.randn(2, 3, 8, 8))
+    pointwise = next(group for group in plan.groups if group.name == "pointwise")
+    reader = next(slot for slot in pointwise.slots if slot.role == "consumer")
+    assert (reader.key, reader.dim) == ("classifier.weight", 1)
+    np.testing.assert_array_equal(reader.indices[2], np.arange(128, 192))
+
+
+def test_depthwise_channels_belong_to_the_layer_that_feeds_them() -> None:
+    plan = trace(DepthwiseNet(), torch.randn(2, 3, 8, 8))
+    assert [group.name for group in plan.groups] == ["first", "pointwise"]
+    keys = {slot.key for slot in plan.groups[0].slots}
+    assert {"first.weight", "norm.running_var", "depthwise.weight", "pointwise.weight"} <= keys
+
+
+def test_concatenated_and_added_channels_are_traced() -> None:
+    plan = trace(BranchNet(), torch.randn(2, 3, 8, 8))
+    assert {group.name: group.size for group in plan.groups} == {"left": 5, "right": 4, "joined": 7}
+    right = next(group for group in plan.groups if group.name == "right")
+    reader = next(slot for slot in right.slots if slot.role == "consumer")
+    np.testing.assert_array_equal(reader.indices.ravel(), [5, 6, 7, 8])
+
+
+def test_the_classifier_is_the_output_and_never_prunable() -> None:
+    plan = trace(DepthwiseNet(), torch.randn(2, 3, 8, 8))
+    assert plan.outputs is not None
+    assert (plan.outputs.name, plan.outputs.size) == ("classifier", 5)
+    assert "classifier" not in plan.units
+
+
+def test_a_group_the_tracer_gets_wrong_is_left_whole_with_the_reason() -> None:
+    plan = trace(FlippedNet(), torch.randn(2, 3, 8, 8))
+    assert [group.name for group in plan.groups] == ["second"]
+    assert "cutting it changes what the rest computes" in plan.unprunable["first"]
+
+
+def test_grouped_convolutions_are_left_whole_with_the_reason() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.Flatten(), nn.Linear(8 * 16, 4)
+    )
+    plan = trace(model, torch.randn(2, 3, 8, 8))
+    assert any("grouped convolution" in reason for reason in plan.unprunable.values())
+
+
+def test_tracing_leaves_the_model_alone() -> None:
+    model = DepthwiseNet().train()
+    model.first.weight.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    trace(model, torch.randn(2, 3, 8, 8))
+    assert model.training
+    assert not model.first.weight.requires_grad
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_a_plan_survives_json(tmp_path) -> None:
+    model = BranchNet()
+    plan = trace(model, torch.randn(2, 3, 8, 8))
+    plan.save(tmp_path / "plan.json")
+    loaded = ChannelPlan.load(tmp_path / "plan.json")
+    assert to_json(loaded) == to_json(plan)
+    mask = Mask(np.arange(plan.num_units) % 2 == 0)
+    small, again = (submodel.extract(model, each, mask).state_dict() for each in (plan, loaded))
+    assert all(torch.equal(small[key], again[key]) for key in small)
