@@ -1,4 +1,5 @@
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -8,16 +9,20 @@ from torch import nn
 
 from raysim.models import zoo
 from raysim.pruning import submodel
+from raysim.pruning.masks import keep_top
 from raysim.pruning.plan import ChannelPlan, to_json
 from raysim.pruning.trace import trace
 from raysim.types import Mask
 
 
-def parameters_at(name: str, shape: tuple[int, ...], keep_ratio: float) -> int:
-    from raysim.pruning.masks import keep_top
+@functools.cache
+def traced(name: str) -> tuple[nn.Module, ChannelPlan]:
+    model = zoo.build(name, {}, (3, 32, 32), 10, seed=0)
+    return model, trace(model, torch.randn(2, 3, 32, 32), zoo.MODELS[name].keep_whole)
 
-    model = zoo.build(name, {}, shape, 10, seed=0)
-    plan = trace(model, torch.randn(2, *shape), zoo.MODELS[name].keep_whole)
+
+def parameters_at(name: str, keep_ratio: float) -> int:
+    model, plan = traced(name)
     mask = keep_top(plan, np.zeros(plan.num_units), keep_ratio)
     return sum(parameter.numel() for parameter in submodel.extract(model, plan, mask).parameters())
 
@@ -26,13 +31,12 @@ def parameters_at(name: str, shape: tuple[int, ...], keep_ratio: float) -> int:
     ("keep_ratio", "millions"), [(1.0, 15.120), (0.75, 8.615), (0.5, 3.950), (0.25, 1.123), (0.1, 0.314)]
 )
 def test_vgg16_has_the_published_sizes(keep_ratio: float, millions: float) -> None:
-    assert round(parameters_at("vgg16", (3, 32, 32), keep_ratio) / 1e6, 3) == millions
+    assert round(parameters_at("vgg16", keep_ratio) / 1e6, 3) == millions
 
 
 def test_resnet32_has_the_published_size_and_keeps_its_residual_stream() -> None:
-    assert parameters_at("resnet32", (3, 32, 32), 1.0) == 466_906
-    model = zoo.build("resnet32", {}, (3, 32, 32), 10, seed=0)
-    plan = trace(model, torch.randn(2, 3, 32, 32), zoo.MODELS["resnet32"].keep_whole)
+    assert parameters_at("resnet32", 1.0) == 466_906
+    model, plan = traced("resnet32")
     assert [group.name for group in plan.groups] == [
         f"stage{stage}_block{block}.conv1" for stage in (1, 2, 3) for block in range(1, 6)
     ]

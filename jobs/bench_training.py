@@ -1,0 +1,213 @@
+"""How fast is a client's local training, against a plain PyTorch loop, and how much faster is a submodel?
+
+Both sides first prove that they did the same work; only then are they timed, in turns. Prints one JSON line.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from raysim import population, seeding
+from raysim.client_step import Contribution, Stage, Workload
+from raysim.data import datasets
+from raysim.data.partition import to_row_sets
+from raysim.exact_sum import ExactSum
+from raysim.models import zoo
+from raysim.pruning import masks
+from raysim.pruning.costs import CostTable
+from raysim.pruning.significance import first_channels
+from raysim.pruning.trace import trace
+from raysim.training import LocalTraining, batch_slices
+from raysim.types import ClientTask, DeviceProfile, LocalRules, Params, Tier
+
+SEED, ROUND, CLIENT = 0, 1, 0
+SMALL_CNN = LocalTraining(learning_rate=0.2, momentum=0.9, epochs=3, batch_size=16)
+"""The local training of `jobs/configs/digits.yaml`, without clipping."""
+DIGITS_ROWS = (200, 21)
+"""Rows of the timed client: enough to time training itself, and the median client of `digits.yaml`."""
+VGG16 = LocalTraining(learning_rate=0.01, momentum=0.9, epochs=1, batch_size=64)
+WIDTHS = {1.0: 15.120, 0.5: 3.950, 0.25: 1.123}
+"""Millions of parameters of VGG16 with these shares of its filters (CA-HFP, arXiv 2603.12591, Table I)."""
+
+
+def workload_of(data: datasets.Dataset, model_name: str, rows: int, local: LocalTraining) -> Workload:
+    """Return what is needed to train one client that owns the first rows, by plain FedAvg."""
+    tier = Tier(DeviceProfile("bench", flops_per_s=1.0, down_bytes_per_s=1.0, up_bytes_per_s=1.0), 1.0, 1.0)
+    clients = population.build((tier,), to_row_sets([np.arange(rows)]), 0.0, SEED)
+    model = zoo.build(model_name, {}, data.input_shape, data.num_classes, SEED)
+    plan = trace(model, data.test_rows(np.arange(2))[0], zoo.MODELS[model_name].keep_whole)
+    return Workload(SEED, data, clients, model, plan, local, LocalRules())
+
+
+def task_of(workload: Workload, keep_ratio: float) -> ClientTask:
+    """Return the client's task: train the first channels, score nothing."""
+    mask = masks.keep_top(workload.plan, first_channels(workload.plan), keep_ratio)
+    return ClientTask(CLIENT, mask, keep_ratio, score_heldout=False, cost=0.0)
+
+
+def play(stage: Stage, workload: Workload, keep_ratio: float = 1.0) -> Callable[[], Contribution]:
+    """Return raysim's side: one client through the stage."""
+    task, params = task_of(workload, keep_ratio), dict(workload.model.state_dict())
+    return lambda: stage.train([task], params, ROUND)
+
+
+def plain_loop(workload: Workload) -> Callable[[], Params]:
+    """Return the floor: the same client in as little PyTorch as it takes, its inputs ready in memory."""
+    local, model = workload.local, zoo.build("cnn", {}, workload.data.input_shape, workload.data.num_classes, 1)
+    inputs, labels = workload.data.train_rows(workload.population.train[CLIENT])
+    start = [tensor.clone() for tensor in workload.model.state_dict().values()]
+    parameters = list(model.parameters())
+    weights = [parameter.data for parameter in parameters]
+
+    def train() -> Params:
+        torch._foreach_copy_(weights, start)
+        velocity = [torch.zeros_like(weight) for weight in weights]
+        order = seeding.generator(SEED, "batches", ROUND, CLIENT)
+        for _ in range(local.epochs):
+            shuffled = torch.from_numpy(order.permutation(len(labels)))
+            for batch in batch_slices(len(labels), local.batch_size):
+                rows = shuffled[batch]
+                loss = nn.functional.cross_entropy(model(inputs[rows]), labels[rows])
+                gradients = torch.autograd.grad(loss, parameters)
+                torch._foreach_mul_(velocity, local.momentum)
+                torch._foreach_add_(velocity, gradients)
+                torch._foreach_add_(weights, velocity, alpha=-local.learning_rate)
+        return dict(model.state_dict())
+
+    return train
+
+
+def prove_same_update(workload: Workload, contribution: Contribution, trained: Params) -> None:
+    """Check that both sides changed every parameter alike, to the bit of the exact sum the client sends."""
+    before = workload.model.state_dict()
+    expected = ExactSum.zeros_like(before)
+    update = {key: trained[key].double() - before[key].double() for key in before}
+    expected.add(update, {}, len(workload.population.train[CLIENT]))
+    found = contribution.sums["update"]
+    for key, total in expected.totals.items():
+        if not total.any() or not torch.equal(total, found.totals[key]):
+            difference = float((expected.value(key) - found.value(key)).abs().max())
+            raise SystemExit(f"the two sides did not do the same work: {key} differs by {difference:.3g}")
+
+
+def prove_widths(workload: Workload) -> None:
+    """Check that the timed submodels have the sizes the paper prints."""
+    costs = CostTable(workload.model, workload.plan, workload.data.input_shape)
+    for keep_ratio, millions in WIDTHS.items():
+        found = costs.of(task_of(workload, keep_ratio).mask).parameters / 1e6
+        if round(found, 3) != millions:
+            raise SystemExit(f"VGG16 at keep_ratio={keep_ratio} has {found:.3f} M parameters, not {millions:.3f} M")
+
+
+def medians_in_turns(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Return the median seconds of each side; in every repeat all sides run, each time another one first."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    names = list(sides)
+    for repeat in range(repeats):
+        for place in range(len(names)):
+            name = names[(repeat + place) % len(names)]
+            started = time.perf_counter()
+            sides[name]()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(taken) for name, taken in seconds.items()}
+
+
+def against_floor(rows: int, repeats: int) -> dict[str, float]:
+    """Time one client of the digits experiment through raysim and through the plain loop."""
+    workload = workload_of(datasets.load("digits", None, False, None, SEED), "cnn", rows, SMALL_CNN)
+    raysim, floor = play(Stage(workload), workload), plain_loop(workload)
+    prove_same_update(workload, raysim(), floor())
+    seconds = medians_in_turns({"raysim": raysim, "floor": floor}, repeats)
+    samples = rows * SMALL_CNN.epochs
+    return {
+        "rows": rows,
+        "raysim_samples_per_s": samples / seconds["raysim"],
+        "floor_samples_per_s": samples / seconds["floor"],
+        "ratio_to_floor": seconds["floor"] / seconds["raysim"],
+    }
+
+
+def of_widths(batches: int, repeats: int) -> dict[str, float]:
+    """Time one client with VGG16 at 32 x 32 pixels: dense, half and a quarter of the filters."""
+    rows = batches * VGG16.batch_size
+    workload = workload_of(noise_images(rows), "vgg16", rows, VGG16)
+    prove_widths(workload)
+    stage = Stage(workload)
+    sides = {f"{keep_ratio:g}": play(stage, workload, keep_ratio) for keep_ratio in WIDTHS}
+    for side in sides.values():
+        side()
+    seconds = medians_in_turns({**sides}, repeats)
+    return {
+        "rows": rows,
+        "dense_samples_per_s": rows / seconds["1"],
+        "seconds_ratio_keep_0.5": seconds["0.5"] / seconds["1"],
+        "seconds_ratio_keep_0.25": seconds["0.25"] / seconds["1"],
+    }
+
+
+def noise_images(rows: int) -> datasets.Dataset:
+    """Return colour images of 32 x 32 pixels: what is on them does not change how long they take."""
+    rng = seeding.generator(SEED, "bench images")
+    images = rng.integers(0, 256, (rows, 3, 32, 32), dtype=np.uint8)
+    labels = np.arange(rows) % 10
+    return datasets.Dataset("noise", images, labels, images, labels, 10, 255, (0.5,) * 3, (0.3,) * 3)
+
+
+def git_commit() -> str | None:
+    """Return the commit the code is at, marked where it has been changed since."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def main() -> None:
+    """Run the benchmark and print its line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=25, help="repeats of the first part, 5 or more [25]")
+    parser.add_argument("--quick", action="store_true", help="5 repeats, and one batch of VGG16 instead of four")
+    arguments = parser.parse_args()
+    repeats = 5 if arguments.quick else arguments.repeats
+    if repeats < 5:
+        parser.error(f"--repeats={repeats} is not allowed; allowed: 5 or more")
+
+    torch.set_num_threads(1)
+    floors = [against_floor(rows, repeats) for rows in DIGITS_ROWS]
+    widths = of_widths(1 if arguments.quick else 4, max(3, repeats // 5))
+    result = {
+        "ratio_to_floor": floors[0]["ratio_to_floor"],
+        "ratio_to_floor_median_client": floors[1]["ratio_to_floor"],
+        "seconds_ratio_keep_0.5": widths["seconds_ratio_keep_0.5"],
+        "seconds_ratio_keep_0.25": widths["seconds_ratio_keep_0.25"],
+        "repeats": {"digits": repeats, "vgg16": max(3, repeats // 5)},
+        "digits": floors,
+        "vgg16": widths,
+        "machine": {
+            "cpus": os.cpu_count(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "type": platform.machine(),
+            "threads": torch.get_num_threads(),
+        },
+        "versions": {
+            "python": platform.python_version(), "torch": version("torch"), "raysim": version("raysim"),
+        },
+        "commit": git_commit(),
+    }  # fmt: skip
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

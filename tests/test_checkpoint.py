@@ -1,0 +1,138 @@
+import json
+
+import pytest
+import torch
+
+from raysim import arrays, checkpoint
+from raysim.checkpoint import TornCheckpointError
+from raysim.types import ServerState, Totals
+
+TOTALS = Totals(
+    down_bytes=2**53 + 1, up_bytes=7, train_flops=10**18, client_rounds=3, pruning_ratio_sum=0.1 + 0.2,
+    simulated_s=1 / 3, accuracy=0.5, best_accuracy=None,
+)  # fmt: skip
+
+
+def state(round: int = 4) -> ServerState:
+    generator = torch.Generator().manual_seed(round)
+    params = {
+        "0.weight": torch.randn(4, 3, generator=generator).t(),  # not contiguous
+        "1.running_var": torch.tensor([1e-45, float("inf"), -0.0, float("nan")]),
+        "1.num_batches_tracked": torch.tensor(2**40),
+    }
+    memory = {
+        "ranking": torch.randn(9, generator=generator, dtype=torch.float64),
+        "seen": torch.tensor([True, False, True]),
+        "empty": torch.empty(0, 5),
+    }
+    return ServerState(round, params, memory, TOTALS)
+
+
+def test_a_state_comes_back_with_the_same_bits(tmp_path):
+    before = state()
+    after = checkpoint.load(checkpoint.save(before, tmp_path, keep=2))
+    assert after.round == 4
+    assert after.totals == TOTALS
+    for saved, loaded in ((before.params, after.params), (before.memory, after.memory)):
+        assert arrays.digest(loaded) == arrays.digest(saved)
+        assert {key: (tensor.dtype, tensor.shape) for key, tensor in loaded.items()} == {
+            key: (tensor.dtype, tensor.shape) for key, tensor in saved.items()
+        }
+    assert torch.equal(after.memory["ranking"], before.memory["ranking"])
+    assert after.params["1.running_var"].isnan().tolist() == [False, False, False, True]
+
+
+def test_a_state_without_memory_comes_back(tmp_path):
+    before = ServerState(1, state().params)
+    after = checkpoint.load(checkpoint.save(before, tmp_path, keep=2))
+    assert after.memory == {}
+    assert after.totals == Totals()
+
+
+def test_tensors_that_share_their_storage_come_back(tmp_path):
+    whole = torch.arange(6.0)
+    before = ServerState(1, {"a": whole[:3], "b": whole[:3], "c": whole[3:]})
+    after = checkpoint.load(checkpoint.save(before, tmp_path, keep=2))
+    assert arrays.digest(after.params) == arrays.digest(before.params)
+
+
+def test_nothing_is_pickled(tmp_path):
+    path = checkpoint.save(state(), tmp_path, keep=2)
+    assert sorted(file.name for file in path.iterdir()) == [
+        "memory.safetensors", "params.safetensors", "state.json",
+    ]  # fmt: skip
+    for name in ("memory.safetensors", "params.safetensors"):
+        content = (path / name).read_bytes()
+        header = int.from_bytes(content[:8], "little")
+        assert "data_offsets" in json.dumps(json.loads(content[8 : 8 + header]))
+    assert json.loads((path / "state.json").read_text(encoding="utf-8"))["round"] == 4
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    for round in (1, 2, 9, 10, 11):
+        checkpoint.save(state(round), tmp_path, keep=3)
+    assert [path.name for path in checkpoint.saved_in(tmp_path)] == ["round_000009", "round_000010", "round_000011"]
+    assert checkpoint.load(checkpoint.saved_in(tmp_path)[-1]).round == 11
+    checkpoint.save(state(12), tmp_path, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["round_000012"]
+
+
+def test_an_unfinished_checkpoint_is_not_taken_for_one(tmp_path):
+    checkpoint.save(state(1), tmp_path, keep=2)
+    unfinished = tmp_path / ".round_000002.partial"
+    unfinished.mkdir()
+    (unfinished / "params.safetensors").write_bytes(b"half")
+    (unfinished / "left over").write_bytes(b"")
+    assert [path.name for path in checkpoint.saved_in(tmp_path)] == ["round_000001"]
+    path = checkpoint.save(state(2), tmp_path, keep=2)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["round_000001", "round_000002"]
+    assert not (path / "left over").exists()
+    assert checkpoint.load(path).round == 2
+
+
+def test_a_round_can_be_saved_again(tmp_path):
+    checkpoint.save(ServerState(4, {"a": torch.zeros(2)}), tmp_path, keep=2)
+    path = checkpoint.save(state(4), tmp_path, keep=2)
+    assert arrays.digest(checkpoint.load(path).params) == arrays.digest(state(4).params)
+
+
+def test_a_folder_without_checkpoints_has_none(tmp_path):
+    assert checkpoint.saved_in(tmp_path) == []
+    assert checkpoint.saved_in(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("name", ["state.json", "params.safetensors", "memory.safetensors"])
+def test_a_cut_or_missing_file_is_noticed(tmp_path, name):
+    path = checkpoint.save(state(), tmp_path, keep=2)
+    content = (path / name).read_bytes()
+    (path / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(TornCheckpointError, match="cannot be read"):
+        checkpoint.load(path)
+    (path / name).unlink()
+    with pytest.raises(TornCheckpointError, match="cannot be read"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("name", ["params.safetensors", "memory.safetensors"])
+def test_a_flipped_bit_is_noticed(tmp_path, name):
+    path = checkpoint.save(state(), tmp_path, keep=2)
+    content = bytearray((path / name).read_bytes())
+    content[-1] ^= 1
+    (path / name).write_bytes(content)
+    with pytest.raises(TornCheckpointError, match="do not have the digest"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"round": 4}'])
+def test_a_state_without_its_fields_is_noticed(tmp_path, text):
+    path = checkpoint.save(state(), tmp_path, keep=2)
+    (path / "state.json").write_text(text, encoding="utf-8")
+    with pytest.raises(TornCheckpointError):
+        checkpoint.load(path)
+
+
+def test_parameters_are_saved_by_their_keys(tmp_path):
+    from safetensors.torch import load_file
+
+    checkpoint.save_params(state().params, tmp_path / "model.safetensors")
+    assert arrays.digest(load_file(tmp_path / "model.safetensors")) == arrays.digest(state().params)

@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+
+from raysim import console
+from raysim.console import ProgressDisplay, duration, summary_lines
+from raysim.forecast import forecast
+from raysim.types import CoverageSummary, RoundReport, Totals
+
+SUMMARY = {
+    "method": "ca-hfp", "rounds": 2, "output_dir": "/runs/a", "accuracy": 0.91234, "best_accuracy": 0.95,
+    "pruning_ratio_mean": 0.25, "bytes_percent_of_fedavg": 61.04, "flops_percent_of_fedavg": 48.0,
+    "simulated_s": 75.0, "wall_s": 3.21,
+}  # fmt: skip
+
+
+def report(round: int, accuracy: float | None) -> RoundReport:
+    totals = Totals(simulated_s=90.0 * round, accuracy=accuracy)
+    coverage = CoverageSummary(1.0, 1.0, 0.0, 0.0)
+    return RoundReport(round, 0, 0.0, 0.0, totals, 1.0, None, None, coverage, {"client": np.arange(1)}, ("a",))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.0 s"), (3.24, "3.2 s"), (60, "1 min 0 s"), (75.9, "1 min 15 s"), (3599.9, "59 min 59 s"),
+        (3600, "1 h 0 min"), (90000, "25 h 0 min"),
+    ],
+)  # fmt: skip
+def test_durations_read_as_a_person_would_say_them(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_a_summary_says_what_was_reached_and_where_to_look():
+    lines = summary_lines(SUMMARY, "mlflow ui", "http://127.0.0.1:5000/#/runs/1")
+    text = "\n".join(lines)
+    for part in ("ca-hfp, 2 rounds, files in /runs/a", "0.9123 (best 0.9500)", "0.2500 of the parameters", "61.0 %",
+                 "48.0 %", "1 min 15 s", "3.2 s", "mlflow ui", "http://127.0.0.1:5000/#/runs/1"):  # fmt: skip
+        assert part in text
+
+
+def test_without_a_terminal_a_round_is_one_line_on_standard_error(capsys):
+    with ProgressDisplay(2) as display:
+        display.show(report(1, None))
+        display.show(report(2, 0.5))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        "round 1/2  accuracy -  simulated 1 min 30 s",
+        "round 2/2  accuracy 0.5000  simulated 3 min 0 s",
+    ]
+
+
+def test_on_a_terminal_the_rounds_are_a_bar_on_standard_error(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "150")
+    with ProgressDisplay(2) as display:
+        display.show(report(2, 0.5))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    for part in ("2/2", "accuracy 0.5000", "simulated 3 min 0 s"):
+        assert part in captured.err
+    assert "round 2/2  accuracy" not in captured.err
+
+
+def test_the_forecast_has_a_row_per_tier_and_the_totals(capsys, tiny_scenario):
+    predicted = {**forecast(tiny_scenario), "model": "cnn", "simulated_s": 75.0}
+    console.print_forecast(predicted)
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "ca-hfp on digits with cnn" in captured.out
+    for row in predicted["tiers"]:
+        line = next(line for line in captured.out.splitlines() if row["tier"] in line)
+        assert f"{row['parameters']:,}" in line
+        assert f"{row['pruning_ratio']:.1%}" in line
+    assert "2 rounds of 3 from 6 clients: 1 min 15 s simulated" in captured.out
+    assert "channel groups: 3 with 28 channels" in captured.out
+
+
+def test_a_tier_nobody_is_drawn_from_has_no_seconds(tiny_scenario):
+    predicted = {**forecast(tiny_scenario), "model": "cnn"}
+    absent = [index for index, row in enumerate(predicted["tiers"]) if row["total_s"] is None]
+    cells = list(console.forecast_table(predicted).columns[-1].cells)
+    assert absent
+    assert [index for index, cell in enumerate(cells) if cell == "-"] == absent
+
+
+def test_the_forecast_names_the_layers_that_are_not_pruned(capsys, tiny_scenario):
+    unprunable = {"stem[0]": "kept whole: model.keep_whole pattern '[s]tem*'"}
+    console.print_forecast({**forecast(tiny_scenario), "model": "cnn", "unprunable": unprunable})
+    assert "not pruned: stem[0] (kept whole: model.keep_whole pattern '[s]tem*')" in capsys.readouterr().out

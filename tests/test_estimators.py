@@ -1,0 +1,97 @@
+"""The estimators against the specification's formulas, client by client and entry by entry."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_settings
+from oracles import held_entries
+
+from raysim import rounds, simulation
+from raysim.client_step import Stage
+from raysim.estimators import ESTIMATORS, CohortReport
+from raysim.pruning import submodel
+from raysim.pruning.coverage import count_coverage
+from raysim.pruning.significance import FORMS, channel_sums
+from raysim.training import effective_steps
+
+
+def one_round(estimator: str):
+    """Each client's full-coordinate update in a round with random masks, and the report of all."""
+    scenario = simulation.build(tiny_settings(f"method.estimator={estimator}", "selection.clients_per_round=4"))
+    workload, state = scenario.workload, rounds.initial_state(scenario)
+    cohort = rounds.select(scenario, 1)
+    masks, _ = rounds.choose_masks(scenario, state, cohort)
+    tasks = rounds.tasks_for(scenario, cohort, masks, rounds.load_of(scenario, cohort, masks))
+    stage = Stage(workload)
+    contribution = stage.train(tasks, state.params, 1)
+    alone = [Stage(workload).train([task], state.params, 1) for task in tasks]
+    coverage = count_coverage(workload.plan, masks, cohort.examples)
+    return scenario, state, cohort, masks, alone, CohortReport(contribution, masks, cohort.examples, coverage)
+
+
+def test_variation_is_the_specifications_formula() -> None:
+    scenario, state, cohort, masks, alone, report = one_round("variation")
+    workload, local = scenario.workload, scenario.workload.local
+    memory = ESTIMATORS["variation"].update({}, report, 0.9, 16.0)
+    held = [held_entries(workload.plan, mask, state.params) for mask in masks]
+    for key, current in state.params.items():
+        first, second, share = (torch.zeros(current.shape, dtype=torch.float64) for _ in range(3))
+        for k, examples in enumerate(cohort.examples.tolist()):
+            update = alone[k].sums["update"].value(key) / examples
+            steps = effective_steps(local.num_steps(examples), local.momentum)
+            gradient = -update / (local.learning_rate * steps)
+            first += examples * held[k][key] * gradient
+            second += examples * held[k][key] * gradient**2
+            share += examples * held[k][key].double()
+        expected = torch.where(share > 0, first / share.clamp_min(1), 0)
+        torch.testing.assert_close(memory[f"gradient/{key}"], expected, rtol=1e-4, atol=1e-7)
+        expected = torch.where(share > 0, 16 * second / share.clamp_min(1), 0)
+        torch.testing.assert_close(memory[f"curvature/{key}"], expected, rtol=1e-3, atol=1e-7)
+        assert torch.equal(memory[f"seen/{key}"].expand(current.shape), share > 0)
+
+
+def test_fisher_averages_the_holders_channel_sums() -> None:
+    scenario, _, cohort, masks, alone, report = one_round("fisher")
+    memory = ESTIMATORS["fisher"].update({}, report, 0.9, 1.0)
+    for unit in range(scenario.workload.plan.num_units):
+        holders = [k for k, mask in enumerate(masks) if mask.kept[unit]]
+        weight = sum(int(cohort.examples[k]) for k in holders)
+        expected = sum(int(cohort.examples[k]) * alone[k].channel_sums[0][:, unit] for k in holders) / max(1, weight)
+        np.testing.assert_allclose(memory["channel_sums"][:, unit].numpy(), expected, rtol=1e-9, atol=1e-300)
+        assert bool(memory["seen"][unit]) == bool(holders)
+
+
+def test_fisher_clients_report_their_gradients_at_the_rounds_start_weights() -> None:
+    scenario, state, cohort, masks, alone, _ = one_round("fisher")
+    workload = scenario.workload
+    from raysim import seeding
+    from raysim.training import GradientMoments, one_thread, train
+
+    cut = submodel.cut_for(workload.plan, masks[0])
+    compact = submodel.extract_params(state.params, cut)
+    model = submodel.extract(workload.model, workload.plan, masks[0])
+    submodel.load_params(model, compact)
+    client, moments = int(cohort.clients[0]), GradientMoments()
+    inputs, labels = workload.data.train_rows(workload.population.train[client])
+    with one_thread():
+        order = seeding.generator(workload.seed, "batches", 1, client)
+        train(model, inputs, labels, workload.local, workload.local.learning_rate, order, observe=moments)
+    gradient, curvature = moments.means(model)
+    form = FORMS[scenario.method.options.score]
+    assert form.gradient == "absolute"
+    first = channel_sums(workload.plan, {k: (g * compact[k]).abs() for k, g in gradient.items()}, cut)
+    second = channel_sums(workload.plan, {k: h * compact[k] ** 2 for k, h in curvature.items()}, cut)
+    np.testing.assert_allclose(alone[0].channel_sums[0], np.stack([first, second]), rtol=1e-4, atol=1e-12)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_what_nobody_held_keeps_its_estimate(estimator: str) -> None:
+    scenario, _, _, masks, _, report = one_round(estimator)
+    update = ESTIMATORS[estimator].update
+    once = update({}, report, 0.9, 1.0)
+    nobody = replace(report, examples=report.examples * 0, coverage={k: c * 0 for k, c in report.coverage.items()})
+    again = update(once, nobody, 0.9, 1.0)
+    assert all(torch.equal(again[key], once[key]) for key in once)
+    assert scenario.method.rules.estimator == estimator

@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+
+from raysim import population
+from raysim.data.partition import to_row_sets
+from raysim.population import num_heldout
+from raysim.types import DeviceProfile, Population, Tier
+
+TIERS = tuple(Tier(DeviceProfile(name, 1e9, 1e6, 1e6), 0.5, keep) for name, keep in (("slow", 0.5), ("fast", 1.0)))
+SIZES = (1, 2, 7, 100)
+ROWS = to_row_sets(np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1]))
+
+
+def built(heldout_share: float = 0.2, seed: int = 0) -> Population:
+    return population.build(TIERS, ROWS, heldout_share, seed)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.9])
+def test_training_and_held_out_rows_are_a_clients_own_rows(share):
+    clients = built(share)
+    for client in range(len(ROWS)):
+        both = np.concatenate([clients.train[client], clients.heldout[client]])
+        assert np.array_equal(np.sort(both), ROWS[client])
+
+
+@pytest.mark.parametrize(
+    ("share", "heldout"),
+    [(0.0, [0, 0, 0, 0]), (0.2, [0, 1, 1, 20]), (0.01, [0, 1, 1, 1]), (0.9, [0, 1, 6, 90]), (0.999, [0, 1, 6, 99])],
+)
+def test_held_out_rows_are_counted_by_hand(share, heldout):
+    assert built(share).heldout.counts.tolist() == heldout
+    assert [num_heldout(size, share) for size in SIZES] == heldout
+
+
+def test_every_client_keeps_a_row_to_train_on():
+    assert min(num_heldout(rows, share) < rows for rows in range(1, 50) for share in (0.0, 0.5, 0.99, 0.9999))
+
+
+def test_the_held_out_rows_are_drawn_from_the_seed():
+    assert np.array_equal(built().heldout.rows, built().heldout.rows)
+    assert not np.array_equal(built().heldout[3], built(seed=1).heldout[3])
+    assert not np.array_equal(built().heldout[3], ROWS[3][:20])
+
+
+def test_what_a_client_holds_out_does_not_depend_on_the_others():
+    shorter = to_row_sets([ROWS[0][:0], ROWS[1], ROWS[2], ROWS[3]])
+    assert np.array_equal(population.build(TIERS, shorter, 0.2, 0).heldout[3], built().heldout[3])
+
+
+def test_a_client_has_its_tier_and_its_counts():
+    clients = built()
+    assert len(clients) == 4
+    assert sorted(clients.tier_of.tolist()) == [0, 0, 1, 1]
+    client = clients.client(3)
+    assert (client.id, client.examples, client.heldout) == (3, 80, 20)
+    assert client.tier is TIERS[clients.tier_of[3]]
+
+
+def test_the_digest_is_of_rows_and_tiers():
+    one = built()
+    swapped = Population(TIERS, 1 - one.tier_of, one.train, one.heldout)
+    exchanged = Population(TIERS, one.tier_of, one.heldout, one.train)
+    digests = [population.digest(other) for other in (one, swapped, exchanged, built(0.3), built(seed=1))]
+    assert len(set(digests)) == 5
+    assert population.digest(built()) == digests[0]
