@@ -131,6 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
         console.say(f"{error.details}raysim: the run failed in {error}")
         code = FAILED
     except (KeyboardInterrupt, click.Abort) as error:
-        code = TERMINATED if TERMINATED in error.args else INTERRUPTED
+        interrupt = error.__cause__ or error  # click wraps it
+        code = TERMINATED if TERMINATED in interrupt.args else INTERRUPTED
         console.say("raysim: interrupted; the rounds up to the last checkpoint are kept")
     sys.exit(code)

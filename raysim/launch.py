@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,11 @@ class RayRunner:
         self._actors = [client.remote() for _ in range(count)]
 
     def _connect(self) -> None:
+        on_termination = signal.getsignal(signal.SIGTERM)
+        self._initialise()
+        signal.signal(signal.SIGTERM, on_termination)  # Ray installs one that aborts the process
+
+    def _initialise(self) -> None:
         self._owns_ray = True
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if self._address and self._address != "local":

@@ -47,7 +47,7 @@ def test_the_committed_experiments_are_valid_settings(path):
         ({"rounds": 0}, "minimum"),
         ({"seed": "one"}, "not of type 'integer'"),
         ({"training": {"optimizer": "sgdd"}}, "is not one of"),
-        ({"data": {"partition": {"alpha": 0}}}, "not valid under any"),
+        ({"data": {"partition": {"alpha": 0}}}, "less than or equal to the minimum of 0"),
     ],
 )
 def test_the_schema_refuses_what_the_settings_refuse(change, message):

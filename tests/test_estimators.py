@@ -88,7 +88,7 @@ def test_fisher_clients_report_their_gradients_at_the_rounds_start_weights() -> 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_what_nobody_held_keeps_its_estimate(estimator: str) -> None:
-    scenario, _, _, masks, _, report = one_round(estimator)
+    scenario, _, _, _, _, report = one_round(estimator)
     update = ESTIMATORS[estimator].update
     once = update({}, report, 0.9, 1.0)
     nobody = replace(report, examples=report.examples * 0, coverage={k: c * 0 for k, c in report.coverage.items()})

@@ -284,5 +284,3 @@ def test_law_12_a_killed_actor_changes_nothing(local_ray: None, tmp_path, law_12
                 time.sleep(0.2)
         assert arrays.digest(runner.final_state().params) == expected
         assert ray.get(runner.client_actors[0].process_id.remote()) != pid
-
-

@@ -44,7 +44,7 @@ def test_options_that_cannot_be_are_refused(name: str, given: dict, parts: list[
 
 
 def test_variation_needs_sgd() -> None:
-    with pytest.raises(SettingError, match="training.optimizer='adam'"):
+    with pytest.raises(SettingError, match=r"training\.optimizer='adam'"):
         methods.resolve("ca-hfp", {"estimator": "variation"}, LocalTraining(optimizer="adam"))
 
 

@@ -6,8 +6,9 @@ from raysim.seeding import derive_seed, generator, torch_seeded
 
 
 def test_seeds_are_the_same_on_every_machine():
-    assert derive_seed(0, "model") == 3_058_229_653_063_966_519
-    assert derive_seed(7, "batches", 3, 12) == 4_612_078_862_393_042_498
+    # printf 0/model/0/0 | b2sum -l 64, read as little-endian and halved
+    assert derive_seed(0, "model") == 7_249_294_538_564_161_093
+    assert derive_seed(7, "batches", 3, 12) == 8_655_882_108_453_480_406
 
 
 def test_every_argument_changes_the_seed():
@@ -37,11 +38,11 @@ def test_generators_are_fresh_and_repeatable():
 
 
 def test_the_global_numpy_generator_is_left_alone():
-    np.random.seed(3)  # noqa: NPY002
-    expected = np.random.random()  # noqa: NPY002
-    np.random.seed(3)  # noqa: NPY002
+    np.random.seed(3)
+    expected = np.random.random()
+    np.random.seed(3)
     generator(0, "batches").random(5)
-    assert np.random.random() == expected  # noqa: NPY002
+    assert np.random.random() == expected
 
 
 def test_torch_seeded_repeats_its_draws_and_restores_the_generator():
@@ -60,7 +61,6 @@ def test_torch_seeded_repeats_its_draws_and_restores_the_generator():
 def test_torch_seeded_restores_the_generator_after_an_error():
     torch.manual_seed(11)
     before = torch.get_rng_state()
-    with pytest.raises(ZeroDivisionError), torch_seeded(0, "layers"):
-        torch.rand(3)
-        _ = 1 / 0
+    with pytest.raises(RuntimeError), torch_seeded(0, "layers"):
+        torch.rand(3) @ torch.rand(4)
     assert torch.equal(torch.get_rng_state(), before)

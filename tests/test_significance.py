@@ -5,7 +5,12 @@ from oracles import DepthwiseNet, random_mask
 
 from raysim.pruning import submodel
 from raysim.pruning.significance import (
-    FORMS, channel_sums, first_channels, gradient_and_curvature_sums, l1_norms, running_mean,
+    FORMS,
+    channel_sums,
+    first_channels,
+    gradient_and_curvature_sums,
+    l1_norms,
+    running_mean,
 )  # fmt: skip
 from raysim.pruning.trace import trace
 from raysim.training import effective_steps
@@ -36,7 +41,10 @@ def test_a_submodels_sums_are_those_of_the_zeroed_full_model(case) -> None:
     cut = submodel.cut_for(plan, mask)
     zeroed = submodel.zero_dropped(params, cut)
     np.testing.assert_allclose(
-        channel_sums(plan, submodel.extract_params(params, cut), cut), channel_sums(plan, zeroed), rtol=1e-6, atol=1e-7
+        channel_sums(plan, submodel.extract_params(params, cut), cut),
+        channel_sums(plan, zeroed),
+        rtol=1e-6,
+        atol=1e-7,
     )
 
 
