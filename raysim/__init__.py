@@ -1,1 +1,37 @@
-"""Federated learning on heterogeneous devices with pruned submodels, simulated on Ray."""
+"""Federated learning on heterogeneous devices with pruned submodels, simulated on Ray.
+
+The public names, each imported from its module when it is first used.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_MODULES = {
+    "ChannelGroup": "pruning.plan",
+    "ChannelPlan": "pruning.plan",
+    "DeviceProfile": "types",
+    "ExperimentSettings": "config",
+    "InProcessExecutor": "executors",
+    "METHODS": "methods",
+    "Mask": "types",
+    "RoundReport": "types",
+    "RunFailedError": "errors",
+    "Scenario": "rounds",
+    "ServerState": "types",
+    "SettingError": "errors",
+    "Tier": "types",
+    "initial_state": "rounds",
+    "run_round": "rounds",
+}
+
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'raysim' has no attribute {name!r}")
+    return getattr(import_module(f"raysim.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *globals()]

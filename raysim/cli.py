@@ -5,6 +5,7 @@ import shlex
 import signal
 import sys
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -128,10 +129,14 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         code = error.exit_code
     except RunFailedError as error:
-        console.say(f"{error.details}raysim: the run failed in {error}")
+        console.say(f"{error.details}raysim: the run failed: {error}")
         code = FAILED
     except (KeyboardInterrupt, click.Abort) as error:
         interrupt = error.__cause__ or error  # click wraps it
         code = TERMINATED if TERMINATED in interrupt.args else INTERRUPTED
         console.say("raysim: interrupted; the rounds up to the last checkpoint are kept")
+    except Exception as error:
+        traceback.print_exc()
+        console.say(f"raysim: the run failed: {type(error).__name__}: {error}")
+        code = FAILED
     sys.exit(code)

@@ -38,6 +38,8 @@ class DataSettings(Settings):
     """Folder of the data set's files, where it has any; relative to the working directory."""
     download: bool = False
     """Whether a missing data set may be fetched into `root`."""
+    pad_to: Annotated[int, Field(ge=1)] | None = None
+    """Height and width in pixels to pad the images to, with zeros on all sides; null = as they are."""
     max_train_examples: Count | None = None
     """Use only so many training rows, drawn in equal shares per class; null = all."""
     heldout_share: Annotated[float, Field(ge=0, lt=1)] = 0.2

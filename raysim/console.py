@@ -100,7 +100,7 @@ def _seconds(value: float | None) -> str:
 
 def print_forecast(forecast: Mapping[str, Any]) -> None:
     """Print a dry run's forecast to standard output."""
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(forecast_table(forecast))
     console.print(
         f"{forecast['rounds']} rounds of {forecast['cohort_size']} from {forecast['clients']} clients: "

@@ -12,7 +12,7 @@ class RunFailedError(RuntimeError):
     """A run stopped before its last round.
 
     Attributes:
-        round: The round that failed, counted from 1.
+        round: The round that failed, counted from 1; 0 where it failed between rounds.
         client: The client that failed, or -1 where no single client did.
         cause: What went wrong, in one sentence.
         details: The traceback of the cause where it is an unexpected exception, else empty.
@@ -23,8 +23,9 @@ class RunFailedError(RuntimeError):
         self.round, self.client, self.cause, self.details = round, client, cause, details
 
     def __str__(self) -> str:
-        who = f", client {self.client}" if self.client >= 0 else ""
-        return f"round {self.round}{who}: {self.cause}"
+        where = [f"round {self.round}"] if self.round > 0 else []
+        where += [f"client {self.client}"] if self.client >= 0 else []
+        return f"{', '.join(where)}: {self.cause}" if where else self.cause
 
 
 def unknown_name(setting: str, name: str, known: Iterable[str]) -> SettingError:

@@ -64,6 +64,7 @@ def prepare(settings: ExperimentSettings, folder: Path) -> Experiment:
     uri = resolve_uri(settings.tracking.uri)
     check_folder(folder)
     scenario = simulation.build(settings)
+    make_folder(folder)
     return Experiment(settings, folder, scenario, MlflowTracker(uri, settings.experiment))
 
 
@@ -104,9 +105,13 @@ def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any
 
 
 def check_folder(folder: Path) -> None:
-    """Raise SettingError if the folder holds a run, or cannot be written."""
+    """Raise SettingError if the folder holds a run already."""
     if (folder / "config.yaml").exists():
         raise SettingError(f"--output={str(folder)!r} holds a run already; give a folder without one")
+
+
+def make_folder(folder: Path) -> None:
+    """Make the run's folder; raise SettingError if that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

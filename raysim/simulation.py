@@ -2,6 +2,7 @@
 
 import copy
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from raysim.client_step import Workload
 from raysim.config import ExperimentSettings, TierSettings
 from raysim.data import datasets
 from raysim.data.partition import check_partition, partition
-from raysim.errors import SettingError
+from raysim.errors import RunFailedError, SettingError
 from raysim.executors import InProcessExecutor
 from raysim.models import zoo
 from raysim.pruning import masks
@@ -87,7 +88,7 @@ def _given(settings: ExperimentSettings) -> dict[str, object]:
 
 def _load_data(settings: ExperimentSettings) -> datasets.Dataset:
     data = settings.data
-    return datasets.load(data.name, data.root, data.download, data.max_train_examples, settings.seed)
+    return datasets.load(data.name, data.root, data.download, data.max_train_examples, settings.seed, data.pad_to)
 
 
 def _tier(settings: TierSettings) -> Tier:
@@ -138,13 +139,25 @@ def play(
     """
     started = time.monotonic()
     while state.round < scenario.rounds:
-        with one_thread():
-            state, report = run_round(scenario, state, executor)
-        records.write_part(report.clients, storage.folder / "clients", report.round)
-        if state.round % storage.every == 0 or state.round == scenario.rounds:
-            checkpoint.save(state, storage.folder / "checkpoints", storage.keep)
+        failed = state.round + 1
+        try:
+            with one_thread():
+                state, report = run_round(scenario, state, executor)
+            keep(state, report, scenario, storage)
+        except RunFailedError:
+            raise
+        except Exception as error:
+            cause = f"{type(error).__name__}: {error}"
+            raise RunFailedError(failed, -1, cause, traceback.format_exc()) from error
         now = time.monotonic() - started
         yield state, replace(report, wall_s=now, timestamp_ms=int(time.time() * 1000))
+
+
+def keep(state: ServerState, report: RoundReport, scenario: Scenario, storage: Storage) -> None:
+    """Write the round's client records, then, where it is due, the checkpoint that covers them."""
+    records.write_part(report.clients, storage.folder / "clients", report.round)
+    if state.round % storage.every == 0 or state.round == scenario.rounds:
+        checkpoint.save(state, storage.folder / "checkpoints", storage.keep)
 
 
 class InProcessRunner:

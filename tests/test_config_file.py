@@ -25,8 +25,9 @@ def written(path: Path, text: str) -> Path:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("3", 3), ("1e-3", 0.001), ("1E5", 1e5), ("-.5", -0.5), ("null", None), ("", None), ("true", True),
-        ("[4, 8]", [4, 8]), ("{a: 1}", {"a": 1}), ("ca-hfp", "ca-hfp"), ("classifier.*", "classifier.*"),
+        ("3", 3), ("1e-3", 0.001), ("1E5", 1e5), ("-0.5", -0.5), ("null", None), ("", None), ("true", True),
+        ("[4, 8]", [4, 8]), ("{a: 1e-3}", {"a": 0.001}), ('"1e-3"', "1e-3"),
+        ("ca-hfp", "ca-hfp"), ("classifier.*", "classifier.*"),
     ],
 )  # fmt: skip
 def test_values_are_yaml_and_numbers_such_as_1e_3(text, value):

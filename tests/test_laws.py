@@ -240,7 +240,7 @@ def law_12_runs() -> dict[str, tuple[Scenario, str]]:
     kinds = {
         "ca-hfp fisher": ("method.name=ca-hfp", "method.warmup_rounds=1"),
         "ca-hfp variation": ("method.name=ca-hfp", "method.estimator=variation", "method.warmup_rounds=1"),
-        "heterofl batch norm": ("method.name=heterofl", "model.name=resnet32", "model.options={}", "rounds=2"),
+        "heterofl batch norm": ("method.name=heterofl", "model.name=resnet32", "model.options={}", "rounds=1"),
         "magnitude adam": ("method.name=magnitude", "training.optimizer=adam", "training.learning_rate=0.003"),
     }
     runs = {}

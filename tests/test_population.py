@@ -33,7 +33,7 @@ def test_held_out_rows_are_counted_by_hand(share, heldout):
 
 
 def test_every_client_keeps_a_row_to_train_on():
-    assert min(num_heldout(rows, share) < rows for rows in range(1, 50) for share in (0.0, 0.5, 0.99, 0.9999))
+    assert all(num_heldout(rows, share) < rows for rows in range(1, 50) for share in (0.0, 0.5, 0.99, 0.9999))
 
 
 def test_the_held_out_rows_are_drawn_from_the_seed():

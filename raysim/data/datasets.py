@@ -61,18 +61,46 @@ class Dataset:
         return inputs, torch.from_numpy(labels)
 
 
-def load(name: str, root: str | None, download: bool, max_train_examples: int | None, seed: int) -> Dataset:
-    """Load a data set by name, cut its training rows where asked, and check it.
+def load(
+    name: str,
+    root: str | None,
+    download: bool,
+    max_train_examples: int | None,
+    seed: int,
+    pad_to: int | None = None,
+) -> Dataset:
+    """Load a data set by name, pad its images and cut its training rows where asked, and check it.
 
     Raises:
-        SettingError: If the name is unknown, files are missing, or a class has no rows in a split.
+        SettingError: If the name is unknown, files are missing, the images are larger than `pad_to`, or a
+            class has no rows in a split.
     """
     check_name(name)
     data = DATASETS[name](root, download)
+    if pad_to is not None:
+        data = padded(data, pad_to)
     if max_train_examples is not None:
         data = stratified_subset(data, max_train_examples, seed)
     check_classes(data)
     return replace(data, digest=digest(data))
+
+
+def padded(data: Dataset, pixels: int) -> Dataset:
+    """Surround all images with zeros up to `pixels` in height and width.
+
+    Raises:
+        SettingError: If the images are larger than that.
+    """
+    _, height, width = data.input_shape
+    if max(height, width) > pixels:
+        raise SettingError(
+            f"data.pad_to={pixels} is not allowed with images of {height} x {width}; "
+            f"allowed: {max(height, width)} or more"
+        )
+    above, left = (pixels - height) // 2, (pixels - width) // 2
+    borders = ((0, 0), (0, 0), (above, pixels - height - above), (left, pixels - width - left))
+    train, test = (np.pad(images, borders) for images in (data.train_images, data.test_images))
+    return _dataset(data.name, train, data.train_labels, test, data.test_labels, data.max_value)
 
 
 def check_name(name: str) -> None:
