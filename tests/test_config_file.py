@@ -223,3 +223,11 @@ def test_flat_settings_have_a_dotted_name_each():
     assert flat["model.keep_whole"] == "None"
     assert flat["method.fill"] == "holders"
     assert not any(value.startswith("{") for value in flat.values())
+
+
+def test_numbers_with_an_exponent_are_numbers_at_any_depth(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("{a: 1e9, b: [2E-3, -1.5e+2], c: {d: .5e1}, e: 1e, f: run1e3}")
+    assert config_file.read_yaml(file) == {
+        "a": 1e9, "b": [2e-3, -150.0], "c": {"d": 5.0}, "e": "1e", "f": "run1e3",
+    }  # fmt: skip

@@ -162,3 +162,17 @@ def test_mnist_is_read_from_its_files():
     assert data.mean[0] == pytest.approx(0.1307, abs=1e-4)
     assert data.std[0] == pytest.approx(0.3081, abs=1e-4)
     assert np.bincount(data.train_labels).min() > 150
+
+
+def test_padding_puts_zeros_around_and_changes_the_digest() -> None:
+    plain = datasets.load("digits", None, False, None, 0)
+    padded = datasets.load("digits", None, False, None, 0, pad_to=13)
+    assert padded.input_shape == (1, 13, 13)
+    np.testing.assert_array_equal(padded.test_images[:, :, 2:10, 2:10], plain.test_images)
+    assert int(padded.train_images.astype(int).sum()) == int(plain.train_images.astype(int).sum())
+    assert padded.digest != plain.digest
+
+
+def test_padding_below_the_images_size_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"data\.pad_to=7 .* 8 or more"):
+        datasets.load("digits", None, False, None, 0, pad_to=7)
