@@ -1,10 +1,12 @@
 """Server state to disk and back, atomically: safetensors for tensors, JSON for the rest, never pickle."""
 
+import hashlib
 import json
 import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 
@@ -41,6 +43,7 @@ def save(state: ServerState, folder: Path, keep: int) -> Path:
         "params_sha256": arrays.digest(state.params),
         "memory_sha256": arrays.digest(state.memory),
     }
+    content["sha256"] = _digest(content)
     (partial / "state.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
     for file in partial.iterdir():
         _flush(file)
@@ -67,12 +70,20 @@ def load(path: Path) -> ServerState:
         content = json.loads((path / "state.json").read_text(encoding="utf-8"))
         params = load_file(path / "params.safetensors")
         memory = load_file(path / "memory.safetensors")
+        recorded = content.pop("sha256")
+        digests = (content["params_sha256"], content["memory_sha256"])
+        state = ServerState(content["round"], params, memory, Totals(**content["totals"]))
     except Exception as error:
-        raise TornCheckpointError(f"{path} cannot be read: {error}") from error
-    found = (arrays.digest(params), arrays.digest(memory))
-    if found != (content["params_sha256"], content["memory_sha256"]):
-        raise TornCheckpointError(f"{path}: the tensors do not have the digest recorded in state.json")
-    return ServerState(content["round"], params, memory, Totals(**content["totals"]))
+        raise TornCheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    if content["format"] != FORMAT:
+        raise TornCheckpointError(f"{path} has format {content['format']}; this version reads format {FORMAT}")
+    if recorded != _digest(content) or digests != (arrays.digest(params), arrays.digest(memory)):
+        raise TornCheckpointError(f"{path} is damaged: its content does not have the digest recorded in state.json")
+    return state
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def save_params(params: Params, path: Path) -> None:

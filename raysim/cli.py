@@ -65,8 +65,10 @@ def run(
 def _forecast(settings: ExperimentSettings, as_json: bool) -> None:
     from raysim import simulation
     from raysim.forecast import forecast
+    from raysim.tracking import resolve_uri
 
     simulation.check_names(settings)
+    resolve_uri(settings.tracking.uri)
     predicted = {**forecast(simulation.build(settings)), "model": settings.model.name}
     if as_json:
         click.echo(json.dumps(predicted))

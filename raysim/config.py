@@ -26,7 +26,7 @@ class PartitionSettings(Settings):
     alpha: Positive | None = None
     """Concentration of `dirichlet` (default 0.5), above 0; small = each client sees few classes. `iid` has none."""
     min_examples: Count = 2
-    """Fewest rows of a client, at least 1; a client below it is given rows of the largest ones."""
+    """Fewest rows of a client, held-out ones included, at least 1; poorer clients are given rows of the richest."""
 
 
 class DataSettings(Settings):

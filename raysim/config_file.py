@@ -50,7 +50,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def apply_override(settings: dict[str, Any], override: str) -> None:
     """Set one dotted `name=value` in nested settings; a number in a name is a place in a list."""
     name, equals, value = override.partition("=")
-    if not equals or not name.strip():
+    if not equals or not all(name.strip().split(".")):
         raise SettingError(f"--set {override!r} is not of the form name=value, as in seed=1")
     *parents, last = name.strip().split(".")
     place: Any = settings
@@ -72,7 +72,7 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    re.compile(r"^[-+]?(\.[0-9]+([eE][-+]?[0-9]+)?|[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+)$"),
     list("-+.0123456789"),
 )
 
@@ -88,20 +88,20 @@ def parse_value(text: str) -> Any:
 
 def _child(place: Any, key: str, name: str) -> Any:
     if isinstance(place, list):
-        return place[_list_index(place, key, name)]
-    child = place.setdefault(key, {}) if isinstance(place, dict) else None
-    if child is None:
-        child = place[key] = {} if isinstance(place, dict) else None
+        child = place[_list_index(place, key, name)]
+    else:
+        child = place.get(key)
+        if child is None:
+            child = place[key] = {}
     if not isinstance(child, (dict, list)):
         raise SettingError(f"--set {name}: {key!r} is a single value, it has no settings of its own")
     return child
 
 
 def _list_index(place: list[Any], key: str, name: str) -> int:
-    if not key.isdigit() or int(key) >= len(place):
-        raise SettingError(
-            f"--set {name}: {key!r} is no place in a list of {len(place)}; allowed: 0 to {len(place) - 1}"
-        )
+    if not key.isdecimal() or int(key) >= len(place):
+        allowed = f"0 to {len(place) - 1}" if place else "none, it is empty"
+        raise SettingError(f"--set {name}: {key!r} is no place in a list of {len(place)}; allowed: {allowed}")
     return int(key)
 
 
@@ -125,7 +125,7 @@ def _describe_one(problem: dict[str, Any]) -> str:
     if problem["type"] == "value_error":
         text = str(problem["ctx"]["error"])
         return f"{name}: {text}" if name else text
-    allowed = problem["msg"].removeprefix("Input should be ")
+    allowed = re.sub(r"^\w+ should (be )?", "", problem["msg"])
     nearest = ""
     if problem["type"] == "literal_error":
         names = [part.strip(" '") for part in problem["ctx"]["expected"].replace(" or ", ",").split(",")]

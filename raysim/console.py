@@ -116,4 +116,4 @@ def print_forecast(forecast: Mapping[str, Any]) -> None:
         f"channel groups: {forecast['channel_groups']} with {forecast['channels']} channels"
     )
     for layer, reason in forecast["unprunable"].items():
-        console.print(f"not pruned: {layer} ({reason})", highlight=False)
+        console.print(f"not pruned: {layer} ({reason})", highlight=False, markup=False)

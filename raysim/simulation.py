@@ -1,6 +1,7 @@
 """From settings to a scenario, and the loop over its rounds."""
 
 import copy
+import fnmatch
 import time
 import traceback
 from collections.abc import Iterator
@@ -8,13 +9,14 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from raysim import checkpoint, methods, population, records, seeding
 from raysim.client_step import Workload
 from raysim.config import ExperimentSettings, TierSettings
 from raysim.data import datasets
 from raysim.data.partition import check_partition, partition
-from raysim.errors import RunFailedError, SettingError
+from raysim.errors import RunFailedError, SettingError, nearest_first
 from raysim.executors import InProcessExecutor
 from raysim.models import zoo
 from raysim.pruning import masks
@@ -57,9 +59,7 @@ def build(settings: ExperimentSettings) -> Scenario:
     clients = population.build(tiers, rows, settings.data.heldout_share, seed)
 
     model = zoo.build(settings.model.name, settings.model.options, data.input_shape, data.num_classes, seed)
-    keep_whole = settings.model.keep_whole
-    if keep_whole is None:
-        keep_whole = list(zoo.MODELS[settings.model.name].keep_whole)
+    keep_whole = _layers_kept_whole(settings, model)
     example, _ = data.test_rows(np.arange(2))
     plan = trace(model, example, keep_whole)
     workload = Workload(seed, data, clients, model, plan, local, method.rules)
@@ -80,6 +80,18 @@ def build(settings: ExperimentSettings) -> Scenario:
         statistics_rows=_some_rows(len(data.train_labels), limit, seed, "statistics rows"),
         scored_share=settings.evaluation.client_share,
     )
+
+
+def _layers_kept_whole(settings: ExperimentSettings, model: nn.Module) -> list[str]:
+    patterns = settings.model.keep_whole
+    if patterns is None:
+        return list(zoo.MODELS[settings.model.name].keep_whole)
+    layers = [name for name, layer in model.named_modules() if list(layer.parameters(recurse=False))]
+    for pattern in patterns:
+        if not fnmatch.filter(layers, pattern):
+            known = ", ".join(nearest_first(pattern, layers))
+            raise SettingError(f"model.keep_whole={pattern!r} matches no layer; layers: {known}")
+    return patterns
 
 
 def _given(settings: ExperimentSettings) -> dict[str, object]:

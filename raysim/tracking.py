@@ -3,7 +3,8 @@
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,9 @@ class MlflowTracker:
             logging.getLogger(noisy).setLevel(logging.ERROR)
         self.uri = uri
         try:
-            self._client = MlflowClient(_with_folder(uri))
-            self.experiment_id = self._experiment(experiment)
+            with _few_retries():
+                self._client = MlflowClient(_with_folder(uri))
+                self.experiment_id = self._experiment(experiment)
         except Exception as error:
             reason = str(error).splitlines()[0]
             raise SettingError(f"tracking.uri={uri!r} cannot be opened: {reason}") from None
@@ -184,6 +186,19 @@ def _pruning_ratios(report: RoundReport) -> dict[str, float]:
         if members.any():
             metrics[f"tier/{tier}"] = ratios[members].mean()
     return {f"pruning_ratio/{name}": float(value) for name, value in metrics.items()}
+
+
+@contextmanager
+def _few_retries() -> Iterator[None]:
+    """Let a server that is not there be noticed in seconds instead of MLflow's four minutes."""
+    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    added = {name: value for name, value in limits.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def _with_folder(uri: str) -> str:

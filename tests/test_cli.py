@@ -96,7 +96,6 @@ def refusal(capsys, tmp_path):
         pytest.param(
             ["model.options.hidden=0"],
             "model.options={'channels': [4, 8], 'hidden': 0} is not allowed",
-            marks=pytest.mark.xfail(strict=True, reason="trace.randomise fails on empty layers"),
         ),
         (
             ["method.name=fedavg", "method.fill=zero"],

@@ -163,14 +163,12 @@ def test_a_malformed_override_is_refused(override, message):
     assert refusal(override).startswith(message)
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="config_file._child does not check the items of a list")
 def test_an_override_below_a_list_of_single_values_is_refused():
     assert "--set model.options.channels.0.x" in refusal(
         "model.options.channels=[4, 8]", "model.options.channels.0.x=1"
     )
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="config_file._list_index takes isdigit() for int()")
 def test_a_place_must_be_a_plain_number():
     assert "'²' is no place in a list of 4" in refusal("population.tiers.²=1")
 

@@ -85,9 +85,6 @@ def test_a_tier_nobody_is_drawn_from_has_no_seconds(tiny_scenario):
     assert [index for index, cell in enumerate(cells) if cell == "-"] == absent
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="console.print_forecast takes [...] of names for markup"
-)
 def test_the_forecast_names_the_layers_that_are_not_pruned(capsys, tiny_scenario):
     unprunable = {"stem[0]": "kept whole: model.keep_whole pattern '[s]tem*'"}
     console.print_forecast({**forecast(tiny_scenario), "model": "cnn", "unprunable": unprunable})

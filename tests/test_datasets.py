@@ -99,14 +99,7 @@ def test_a_subset_without_every_class_or_beyond_the_data_is_refused(wanted):
         digits(wanted)
 
 
-TOO_FEW_LEFT = pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="scikit-learn wants as many rows left over as there are classes"
-)
-
-
-@pytest.mark.parametrize(
-    "wanted", [10, 1427, pytest.param(1428, marks=TOO_FEW_LEFT), pytest.param(1436, marks=TOO_FEW_LEFT)]
-)
+@pytest.mark.parametrize("wanted", [10, 1427, 1428, 1436])
 def test_every_allowed_size_of_a_subset_works(wanted):
     subset = digits(wanted)
     assert len(subset.train_labels) == wanted
@@ -135,7 +128,6 @@ def test_settings_that_digits_do_not_read_are_refused():
         datasets.load("digits", "/data", False, None, 0)
 
 
-@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="data.download is silently ignored by digits")
 def test_a_download_of_digits_is_refused():
     with pytest.raises(SettingError, match=r"data\.download"):
         datasets.load("digits", None, True, None, 0)

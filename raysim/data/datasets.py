@@ -116,6 +116,8 @@ def digits(root: str | None, download: bool) -> Dataset:
 
     if root is not None:
         raise SettingError(f"data.root={root!r} has no effect with data.name='digits'; allowed: null")
+    if download:
+        raise SettingError("data.download=true has no effect with data.name='digits'; allowed: false")
     bunch = load_digits()
     images = bunch.images.astype(np.uint8)[:, None]
     train, test = train_test_split(np.arange(len(images)), test_size=0.2, stratify=bunch.target, random_state=0)
@@ -160,26 +162,24 @@ def _dataset(
 
 
 def stratified_subset(data: Dataset, max_train_examples: int, seed: int) -> Dataset:
-    """Keep a random subset of the training rows with the classes in their original shares.
+    """Keep a random subset of the training rows with the classes in their original shares, each at least once.
 
     Raises:
         SettingError: If there are fewer rows than asked for, or more classes.
     """
-    from sklearn.model_selection import train_test_split
-
     rows = len(data.train_labels)
-    if not data.num_classes <= max_train_examples < rows:
-        if max_train_examples == rows:
-            return data
+    if not data.num_classes <= max_train_examples <= rows:
         raise SettingError(
             f"data.max_train_examples={max_train_examples} is not allowed; "
             f"allowed: {data.num_classes} (one per class) to {rows}"
         )
-    random_state = seeding.derive_seed(seed, "subset") % 2**32
-    kept, _ = train_test_split(
-        np.arange(rows), train_size=max_train_examples, stratify=data.train_labels, random_state=random_state
-    )
-    kept = np.sort(kept)
+    shuffled = seeding.generator(seed, "subset").permutation(rows)
+    labels = data.train_labels[shuffled]
+    rank_in_class = np.empty(rows)
+    for label in range(data.num_classes):
+        members = np.flatnonzero(labels == label)
+        rank_in_class[members] = np.arange(len(members)) / len(members)
+    kept = np.sort(shuffled[np.argsort(rank_in_class, kind="stable")[:max_train_examples]])
     return replace(data, train_images=data.train_images[kept], train_labels=data.train_labels[kept])
 
 

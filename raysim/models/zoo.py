@@ -89,9 +89,16 @@ def build(name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_
         )
     with seeding.torch_seeded(seed, "model"):
         try:
-            return entry.build(input_shape, num_classes, **options)
+            return _checked(entry.build(input_shape, num_classes, **options))
         except (TypeError, ValueError, RuntimeError) as error:
             raise SettingError(f"model.options={options!r} is not allowed for model.name={name!r}: {error}") from None
+
+
+def _checked(model: nn.Module) -> nn.Module:
+    empty = [name for name, parameter in model.named_parameters() if parameter.numel() == 0]
+    if empty:
+        raise ValueError(f"{empty[0]} would be empty")
+    return model
 
 
 _GIVEN = ("input_shape", "num_classes")
