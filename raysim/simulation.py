@@ -46,6 +46,11 @@ def build(settings: ExperimentSettings) -> Scenario:
     Raises:
         SettingError: If a setting does not fit the data, the model or another setting.
     """
+    with one_thread():  # on two threads small tensors wait for each other, the more so while Ray starts
+        return _build(settings)
+
+
+def _build(settings: ExperimentSettings) -> Scenario:
     from raysim.pruning.trace import trace  # not needed, and not imported, where a scenario is only played
 
     seed, local = settings.seed, LocalTraining(**settings.training.model_dump())

@@ -4,10 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from raysim import config_file, simulation
 from raysim.config import ExperimentSettings
 from raysim.rounds import Scenario
+
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "jobs" / "configs"
