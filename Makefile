@@ -4,7 +4,7 @@ READY := .venv/.ready
 CONFIG ?= jobs/configs/digits.yaml
 STORE ?= sqlite:///runs/mlflow.db
 
-.PHONY: run test test-fast lint format schema ui bench clean
+.PHONY: .venv-by-virtualenv run test test-fast lint format schema ui bench clean
 
 run: $(READY)
 	$(BIN)/raysim run $(CONFIG) $(ARGS)
@@ -33,12 +33,19 @@ ui: $(READY)
 bench: $(READY)
 	$(BIN)/python jobs/bench_training.py $(ARGS)
 
+# Where Python comes without its venv module, as on a bare Debian, pip alone has to do.
+.venv-by-virtualenv:
+	rm -rf .venv .virtualenv
+	$(PYTHON) -m pip install --quiet --target .virtualenv virtualenv
+	PYTHONPATH=.virtualenv $(PYTHON) -m virtualenv --quiet .venv
+	rm -rf .virtualenv
+
 clean:
 	rm -rf .venv
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "raysim needs Python 3.11 or newer")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv || $(MAKE) --no-print-directory .venv-by-virtualenv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from raysim import arrays
+from raysim import arrays, files
 from raysim.types import Params, ServerState, Totals
 
 FORMAT = 1
@@ -46,10 +45,10 @@ def save(state: ServerState, folder: Path, keep: int) -> Path:
     content["sha256"] = _digest(content)
     (partial / "state.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
     for file in partial.iterdir():
-        _flush(file)
+        files.flush(file)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
-    _flush(folder)
+    files.flush(folder)
     for old in saved_in(folder)[:-keep]:
         shutil.rmtree(old)
     return target
@@ -88,16 +87,8 @@ def _digest(content: dict[str, Any]) -> str:
 
 def save_params(params: Params, path: Path) -> None:
     """Write parameters and buffers as one safetensors file."""
-    save_file(_contiguous(params), path)
+    files.write_atomically(path, lambda partial: save_file(_contiguous(params), partial))
 
 
 def _contiguous(params: Params) -> Params:
     return {key: tensor.contiguous().clone() for key, tensor in params.items()}
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

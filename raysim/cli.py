@@ -77,10 +77,13 @@ def _forecast(settings: ExperimentSettings, as_json: bool) -> None:
 
 
 def _run(settings: ExperimentSettings, folder: Path, as_json: bool) -> None:
+    from raysim import simulation
+
     started = time.monotonic()
+    simulation.check_names(settings)
 
     def prepare() -> Any:
-        from raysim import experiment  # in a thread of its own: PyTorch and MLflow import while Ray starts
+        from raysim import experiment  # in a thread of its own: MLflow imports while Ray starts
 
         return experiment, experiment.prepare(settings, folder)
 
@@ -100,7 +103,7 @@ def _run(settings: ExperimentSettings, folder: Path, as_json: bool) -> None:
 
 def _runner(settings: ExperimentSettings) -> Any:
     if settings.executor.kind == "ray":
-        from raysim.launch import RayRunner
+        from raysim.actors import RayRunner
 
         return RayRunner(settings.executor.num_actors, settings.executor.address)
     from raysim.simulation import InProcessRunner

@@ -78,10 +78,10 @@ class Stage:
         Raises:
             RunFailedError: If a client's training diverges or raises; names round and client.
         """
-        names = ["update"]
+        sums = {"update": ExactSum.zeros_like(params)}
         if self._workload.rules.estimator == "variation":
-            names += ["gradient", "squared_gradient"]
-        sums = {name: ExactSum.zeros_like(params) for name in names}
+            trained = trainable(self._workload.model, params)
+            sums |= {name: ExactSum.zeros_like(trained) for name in ("gradient", "squared_gradient")}
         with one_thread():
             results = [self._train_one(task, params, round, sums) for task in tasks]
         columns: Columns = {
@@ -161,7 +161,7 @@ def _play(
     sums["update"].add(update, cut, len(rows))
     if rules.estimator == "variation":
         steps = effective_steps(local.num_steps(len(rows)), local.momentum)
-        gradient = {key: delta / -(rate * steps) for key, delta in update.items()}
+        gradient = {key: delta / -(rate * steps) for key, delta in trainable(model, update).items()}
         sums["gradient"].add(gradient, cut, len(rows))
         sums["squared_gradient"].add({key: g**2 for key, g in gradient.items()}, cut, len(rows))
     channel_sums = np.empty((0, plan.num_units))
@@ -170,8 +170,15 @@ def _play(
         channel_sums = gradient_and_curvature_sums(
             plan, FORMS[rules.score_form], compact, gradient, curvature, cut, rules.include_consumers
         )
+        if not np.isfinite(channel_sums).all():
+            raise OverflowError("the channel sums of its gradients are not finite")
     accuracy, heldout_loss = _score_heldout(workload, task, model, inputs)
     return _Result(train_loss, accuracy, heldout_loss, channel_sums)
+
+
+def trainable(model: nn.Module, tensors: Params) -> Params:
+    """Return the tensors that belong to parameters with a gradient: no buffers, nothing frozen."""
+    return {name: tensors[name] for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _classes_of(labels: torch.Tensor, num_classes: int) -> torch.Tensor:

@@ -125,23 +125,36 @@ def _describe_one(problem: dict[str, Any]) -> str:
     if problem["type"] == "value_error":
         text = str(problem["ctx"]["error"])
         return f"{name}: {text}" if name else text
+    if problem["type"] == "model_type":
+        return f"{name}={problem['input']!r} is not allowed; allowed: settings named {', '.join(fields_at(location))}"
     allowed = re.sub(r"^\w+ should (be )?", "", problem["msg"])
     nearest = ""
     if problem["type"] == "literal_error":
         names = [part.strip(" '") for part in problem["ctx"]["expected"].replace(" or ", ",").split(",")]
         nearest = f"; nearest: {nearest_first(str(problem['input']), names)[0]!r}"
-    return f"{name}={problem['input']!r} is not allowed; allowed: {allowed}{nearest}"
+    return f"{name}={problem['input']!r} is not allowed; allowed: {allowed}{nearest}{_meaning(location)}"
+
+
+def _meaning(location: list[str]) -> str:
+    """Return what the documentation says of a setting, its whole range included."""
+    *parents, last = [part for part in location if not part.isdecimal()]
+    field = _settings_at(parents).model_fields.get(last)
+    return f" ({field.description})" if field is not None and field.description else ""
+
+
+def _settings_at(location: list[str]) -> type[BaseModel]:
+    model: type[BaseModel] = ExperimentSettings
+    for part in location:
+        if part.isdecimal():
+            continue
+        annotation = model.model_fields[part].annotation
+        model = next(kind for kind in _classes_in(annotation) if issubclass(kind, BaseModel))
+    return model
 
 
 def fields_at(location: list[str]) -> list[str]:
     """Return the names of the settings under a dotted location."""
-    model: type[BaseModel] = ExperimentSettings
-    for part in location:
-        if part.isdigit():
-            continue
-        annotation = model.model_fields[part].annotation
-        model = next(kind for kind in _classes_in(annotation) if issubclass(kind, BaseModel))
-    return list(model.model_fields)
+    return list(_settings_at(location).model_fields)
 
 
 def _classes_in(annotation: Any) -> list[type]:

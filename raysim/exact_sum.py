@@ -38,7 +38,7 @@ class ExactSum:
             OverflowError: If a value is not finite or the sum could leave the 64-bit range.
         """
         terms = {key: value.double() * weight for key, value in values.items()}
-        largest = max((float(term.abs().max()) for term in terms.values() if term.numel()), default=0.0)
+        largest = float(torch.stack([term.abs().max() for term in terms.values()]).max())  # NaN if any is
         self._grow(largest)
         for key, term in terms.items():
             fixed = term.mul_(2.0**SCALE_BITS).round_().to(torch.int64)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from raysim import arrays, checkpoint, config_file, population, records, simulation
+from raysim import arrays, checkpoint, config_file, files, population, records, simulation
 from raysim.config import ExperimentSettings
 from raysim.console import ProgressDisplay, say
 from raysim.errors import SettingError
@@ -80,9 +80,9 @@ def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any
         RunFailedError: If a round fails; checkpoints and records up to the round before are kept.
     """
     settings, tracker, folder = experiment.settings, experiment.tracker, experiment.folder
-    begin(experiment)
     status = "FAILED"
     try:
+        begin(experiment)
         storage = Storage(folder, settings.checkpoint.every, settings.checkpoint.keep)
         follow(runner.run(experiment.scenario, storage), tracker, settings.rounds)
         state = runner.final_state()
@@ -100,7 +100,8 @@ def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any
         if status != "FINISHED":
             with suppress(Exception):
                 keep_records(tracker, folder)
-        tracker.end(status)
+        if tracker.run_id:
+            tracker.end(status)
     return summary
 
 
@@ -133,8 +134,8 @@ def begin(experiment: Experiment) -> None:
         **{f"{what}_sha256": digest for what, digest in digests.items()},
         "environment": environment(),
     }
-    (folder / "config.yaml").write_text(config_file.to_yaml(settings), encoding="utf-8")
-    (folder / "run.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    files.write_text(folder / "config.yaml", config_file.to_yaml(settings))
+    files.write_text(folder / "run.json", json.dumps(content, indent=2))
     workload.plan.save(folder / "plan.json")
     tracker.artifact(folder / "config.yaml")
 
@@ -181,7 +182,7 @@ def keep_results(experiment: Experiment, state: ServerState, summary: Mapping[st
     """Write the final model, the clients' table and the summary; upload all of them."""
     folder, tracker, workload = experiment.folder, experiment.tracker, experiment.scenario.workload
     checkpoint.save_params(state.params, folder / "model.safetensors")
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    files.write_text(folder / "summary.json", json.dumps(summary, indent=2))
     keep_records(tracker, folder)
     for name in ("model.safetensors", "summary.json", "plan.json"):
         tracker.artifact(folder / name)

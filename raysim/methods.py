@@ -151,8 +151,8 @@ def rank(method: Method, ranking: Ranking) -> tuple[Scores, Params]:
         The scores, and the memory with a shared ranking remembered.
     """
     every = method.options.refresh_rounds
-    due = (ranking.round - 1 - first_ranked_round(method)) % every == 0
-    if "ranking" in ranking.memory and not due and ranking.round > first_ranked_round(method):
+    due = (ranking.round - 1 - last_random_round(method)) % every == 0
+    if "ranking" in ranking.memory and not due and ranking.round > last_random_round(method):
         return np.asarray(ranking.memory["ranking"].numpy(), dtype=np.float64), ranking.memory
     scores = method.score(ranking)
     if every == 1 or scores.ndim == 2:
@@ -160,7 +160,7 @@ def rank(method: Method, ranking: Ranking) -> tuple[Scores, Params]:
     return scores, {**ranking.memory, "ranking": torch.from_numpy(scores)}
 
 
-def first_ranked_round(method: Method) -> int:
+def last_random_round(method: Method) -> int:
     """Return the last round with random masks, 0 if there is none."""
     return method.options.warmup_rounds if "warmup_rounds" in method.reads else 0
 

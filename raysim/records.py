@@ -5,23 +5,24 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysim.files import write_atomically
 from raysim.types import Columns
 
 
 def write_part(clients: Columns, folder: Path, round: int) -> Path:
     """Write one round's clients; the file appears at once."""
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"round_{round:06d}.parquet"
-    partial = target.with_suffix(".partial")
-    pq.write_table(pa.table({name: pa.array(column, from_pandas=True) for name, column in clients.items()}), partial)
-    partial.replace(target)
-    return target
+    table = pa.table({name: pa.array(column, from_pandas=True) for name, column in clients.items()})
+    return write_atomically(folder / f"round_{round:06d}.parquet", lambda partial: pq.write_table(table, partial))
 
 
 def merge_parts(folder: Path, target: Path) -> Path:
     """Write all rounds' part files, in order, into one file, a row group per round."""
     parts = sorted(folder.glob("round_*.parquet"))
-    with pq.ParquetWriter(target, pq.read_schema(parts[0])) as writer:
-        for part in parts:
-            writer.write_table(pq.read_table(part))
-    return target
+
+    def write(partial: Path) -> None:
+        with pq.ParquetWriter(partial, pq.read_schema(parts[0])) as writer:
+            for part in parts:
+                writer.write_table(pq.read_table(part))
+
+    return write_atomically(target, write)

@@ -82,7 +82,7 @@ def _build(settings: ExperimentSettings) -> Scenario:
         rounds=settings.rounds,
         score_every=settings.evaluation.every,
         test_rows=_some_rows(len(data.test_labels), limit, seed, "test rows"),
-        statistics_rows=_some_rows(len(data.train_labels), limit, seed, "statistics rows"),
+        statistics_rows=clients.train.rows[_some_rows(len(clients.train.rows), limit, seed, "statistics rows")],
         scored_share=settings.evaluation.client_share,
     )
 

@@ -18,7 +18,6 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import mlflow
 from mlflow.entities import Dataset, DatasetInput, Metric, Param
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 DEFAULT_URI = "sqlite:///runs/mlflow.db"
@@ -205,6 +204,3 @@ def _with_folder(uri: str) -> str:
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     return uri
-
-
-__all__ = ["MlflowException", "MlflowTracker", "metrics_of", "resolve_uri"]

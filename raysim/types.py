@@ -1,6 +1,5 @@
 """The nouns: frozen records that the other modules pass to each other."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -220,7 +219,6 @@ class RoundReport:
     coverage: CoverageSummary
     clients: Columns
     tiers: tuple[str, ...]
-    extra: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

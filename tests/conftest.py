@@ -20,6 +20,7 @@ TINY = (
     "population.clients=6",
     "selection.clients_per_round=3",
     "model.options={channels: [4, 8], hidden: 16}",
+    "training.epochs=1",
     "executor.kind=in-process",
 )
 

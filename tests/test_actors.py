@@ -7,9 +7,8 @@ from conftest import tiny_settings
 from torch import nn
 
 from raysim import simulation
-from raysim.actors import chunk_by_cost
+from raysim.actors import RayRunner, chunk_by_cost
 from raysim.errors import RunFailedError, SettingError
-from raysim.launch import RayRunner
 from raysim.pruning.trace import trace
 from raysim.types import ClientTask, Mask, Storage
 

@@ -95,7 +95,7 @@ def refusal(capsys, tmp_path):
         ),
         pytest.param(
             ["model.options.hidden=0"],
-            "model.options={'channels': [4, 8], 'hidden': 0} is not allowed",
+            "model.options.hidden=0 is not allowed; allowed: a whole number from 1",
         ),
         (
             ["method.name=fedavg", "method.fill=zero"],

@@ -11,6 +11,7 @@ from oracles import held_entries
 from raysim import rounds, simulation
 from raysim.client_step import Stage
 from raysim.estimators import ESTIMATORS, CohortReport
+from raysim.executors import InProcessExecutor
 from raysim.pruning import submodel
 from raysim.pruning.coverage import count_coverage
 from raysim.pruning.significance import FORMS, channel_sums
@@ -36,6 +37,7 @@ def test_variation_is_the_specifications_formula() -> None:
     workload, local = scenario.workload, scenario.workload.local
     memory = ESTIMATORS["variation"].update({}, report, 0.9, 16.0)
     held = [held_entries(workload.plan, mask, state.params) for mask in masks]
+    assert {key for key in memory if key.startswith("curvature/")} == {f"curvature/{key}" for key in state.params}
     for key, current in state.params.items():
         first, second, share = (torch.zeros(current.shape, dtype=torch.float64) for _ in range(3))
         for k, examples in enumerate(cohort.examples.tolist()):
@@ -95,3 +97,12 @@ def test_what_nobody_held_keeps_its_estimate(estimator: str) -> None:
     again = update(once, nobody, 0.9, 1.0)
     assert all(torch.equal(again[key], once[key]) for key in once)
     assert scenario.method.rules.estimator == estimator
+
+
+def test_buffers_have_no_gradient_and_are_not_estimated() -> None:
+    """A counter that grows by one a step would be a gradient of 1 / rate."""
+    overrides = ("model.name=resnet32", "model.options={}", "training.learning_rate=1e-4", "training.momentum=0")
+    scenario = simulation.build(tiny_settings("method.estimator=variation", "training.epochs=1", *overrides))
+    state, _ = rounds.run_round(scenario, rounds.initial_state(scenario), InProcessExecutor(scenario.workload))
+    names = {name for name, _ in scenario.workload.model.named_parameters()}
+    assert {key.partition("/")[2] for key in state.memory} == names

@@ -59,3 +59,13 @@ def test_a_sum_survives_the_way_to_another_process() -> None:
     again = pickle.loads(pickle.dumps(total, protocol=5))
     assert torch.equal(again.totals["w"], total.totals["w"])
     assert again.magnitude == total.magnitude
+
+
+@pytest.mark.parametrize("place", ["first", "second"])
+def test_a_nan_in_any_tensor_raises(place: str) -> None:
+    values = {"first": torch.ones(2), "second": torch.ones(3)}
+    values[place] = values[place].clone()
+    values[place][0] = float("nan")
+    total = ExactSum.zeros_like(values)
+    with pytest.raises(OverflowError):
+        total.add(values, {}, 5)

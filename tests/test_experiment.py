@@ -151,3 +151,12 @@ def test_an_unfinished_run_keeps_what_was_earned(error: BaseException, status: s
     assert run.data.metrics["clock/simulated_s"] > 0
     assert checkpoint.load(tmp_path / "out" / "checkpoints" / "round_000002").round == 2
     assert "clients.parquet" in {item.path for item in client.list_artifacts(run.info.run_id)}
+
+
+def test_a_run_that_cannot_write_its_files_is_failed_not_running(tmp_path: Path) -> None:
+    settings = tiny_settings(f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    prepared = experiment.prepare(settings, tmp_path / "out")
+    (tmp_path / "out" / "run.json").mkdir()
+    with pytest.raises(OSError, match=r"run\.json"):
+        experiment.run(prepared, simulation.InProcessRunner(), time.monotonic())
+    assert MlflowClient(prepared.tracker.uri).get_run(prepared.tracker.run_id).info.status == "FAILED"

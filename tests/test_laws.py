@@ -1,6 +1,7 @@
 """The laws of the house, each stated once, over all methods, models, fills or partitions."""
 
 import copy
+import functools
 import os
 import signal
 import time
@@ -12,6 +13,7 @@ import torch
 from conftest import tiny_settings
 from oracles import DEPTHWISE_TRAIN_FLOPS, BranchNet, DepthwiseNet, held_entries, random_mask
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from raysim import arrays, rounds, simulation
 from raysim.aggregation import FILLS
@@ -57,8 +59,11 @@ def played(scenario: Scenario, count: int = 2) -> ServerState:
     return state
 
 
-def digest_of(*overrides: str) -> str:
+def fresh_digest_of(*overrides: str) -> str:
     return arrays.digest(played(simulation.build(tiny_settings(*overrides))).params)
+
+
+digest_of = functools.cache(fresh_digest_of)
 
 
 def test_law_1_extract_then_reconstruct(network: tuple[nn.Module, ChannelPlan, tuple[int, ...]]) -> None:
@@ -191,6 +196,14 @@ def test_law_7_costs_grow_with_width_and_are_those_of_the_submodel(
     assert costs[-1] == table.dense
 
 
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_law_7_without_groups_pytorchs_own_count_is_right(name: str) -> None:
+    model, shape = zoo_model(name)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randn(4, *shape)).sum().backward()
+    assert cost.count(model, shape).train_flops == counter.get_total_flops() // 4
+
+
 def test_law_7_a_depthwise_net_counted_by_hand() -> None:
     assert cost.count(DepthwiseNet(), (3, 8, 8)).train_flops == DEPTHWISE_TRAIN_FLOPS
 
@@ -216,7 +229,7 @@ def test_law_10_same_seed_same_bits(name: str) -> None:
     method = f"method.name={name}"
     first = digest_of(method)
     torch.rand(3), np.random.default_rng().random()
-    assert digest_of(method) == first
+    assert fresh_digest_of(method) == first
     assert digest_of(method, "seed=1") != first
 
 
@@ -254,7 +267,7 @@ def law_12_runs() -> dict[str, tuple[Scenario, str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("num_actors", [1, 2, 3])
 def test_law_12_ray_is_in_process(num_actors: int, local_ray: None, tmp_path, law_12_runs) -> None:
-    from raysim.launch import RayRunner
+    from raysim.actors import RayRunner
 
     for kind, (scenario, expected) in law_12_runs.items():
         storage = Storage(tmp_path / kind, 1, 1)
@@ -273,7 +286,7 @@ def test_law_12_ray_is_in_process(num_actors: int, local_ray: None, tmp_path, la
 def test_law_12_a_killed_actor_changes_nothing(local_ray: None, tmp_path, law_12_runs) -> None:
     import ray
 
-    from raysim.launch import RayRunner
+    from raysim.actors import RayRunner
 
     scenario, expected = law_12_runs["ca-hfp fisher"]
     with RayRunner(2, None) as runner:

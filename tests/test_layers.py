@@ -17,6 +17,7 @@ RANKS: dict[str, float] = {
     "raysim": 0,
     "raysim.types": 0,
     "raysim.errors": 0,
+    "raysim.files": 0.5,
     "raysim.arrays": 0.5,
     "raysim.seeding": 0.5,
     # Settings, devices, data, models.
@@ -63,13 +64,12 @@ RANKS: dict[str, float] = {
     "raysim.simulation": 5,
     "raysim.actors": 6,
     "raysim.experiment": 6,
-    "raysim.launch": 6.5,
     "raysim.cli": 7,
     "raysim.__main__": 8,
 }
 
 AT_HOME: dict[str, tuple[str, ...]] = {
-    "ray": ("raysim.actors", "raysim.launch"),
+    "ray": ("raysim.actors",),
     "mlflow": ("raysim.tracking",),
     "torchvision": ("raysim.data", "raysim.models"),
     "torch_pruning": ("raysim.pruning.trace",),

@@ -34,7 +34,7 @@ def test_what_was_not_scored_is_null(tmp_path):
 
 
 def test_a_part_replaces_what_a_stopped_run_left(tmp_path):
-    (tmp_path / "round_000001.partial").write_bytes(b"half")
+    (tmp_path / ".round_000001.parquet.partial").write_bytes(b"half")
     records.write_part(clients(1, count=2), tmp_path, 1)
     records.write_part(clients(1), tmp_path, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["round_000001.parquet"]

@@ -28,6 +28,8 @@ def cnn(
     input_shape: tuple[int, ...], num_classes: int, channels: Sequence[int] = (32, 64), hidden: int = 128
 ) -> nn.Module:
     """Return two 3 x 3 convolutions, a pooling, one hidden layer; no normalization."""
+    if len(channels) != 2:
+        raise ValueError(f"channels needs 2 widths, not {len(channels)}")
     first, second = channels
     in_channels, height, width = input_shape
     return nn.Sequential(
@@ -82,6 +84,7 @@ def build(name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_
             raise SettingError(
                 f"model.options.{option}={options[option]!r} is unknown; model.name={name!r} takes: {allowed}"
             )
+        _check_option(option, options[option], inspect.signature(entry.build).parameters[option].annotation)
     if min(input_shape[1:]) < entry.min_pixels:
         raise SettingError(
             f"model.name={name!r} needs images of at least {entry.min_pixels} x {entry.min_pixels} pixels, "
@@ -89,16 +92,17 @@ def build(name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_
         )
     with seeding.torch_seeded(seed, "model"):
         try:
-            return _checked(entry.build(input_shape, num_classes, **options))
+            return entry.build(input_shape, num_classes, **options)
         except (TypeError, ValueError, RuntimeError) as error:
             raise SettingError(f"model.options={options!r} is not allowed for model.name={name!r}: {error}") from None
 
 
-def _checked(model: nn.Module) -> nn.Module:
-    empty = [name for name, parameter in model.named_parameters() if parameter.numel() == 0]
-    if empty:
-        raise ValueError(f"{empty[0]} would be empty")
-    return model
+def _check_option(name: str, value: object, annotation: object) -> None:
+    """Widths are whole numbers from 1, or lists of them."""
+    values = value if annotation is not int else [value]
+    if not isinstance(values, list) or not all(type(each) is int and each >= 1 for each in values):
+        allowed = "a whole number from 1" if annotation is int else "a list of whole numbers from 1"
+        raise SettingError(f"model.options.{name}={value!r} is not allowed; allowed: {allowed}")
 
 
 _GIVEN = ("input_shape", "num_classes")

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from raysim import files
+
 Role = Literal["weight", "statistic", "consumer"]
 """What a slot is to its unit: its own filter or affine pair, its running statistics, or who reads it."""
 
@@ -80,7 +82,7 @@ class ChannelPlan:
 
     def save(self, path: Path) -> None:
         """Write the plan as JSON."""
-        path.write_text(json.dumps(to_json(self)), encoding="utf-8")
+        files.write_text(path, json.dumps(to_json(self)))
 
     @staticmethod
     def load(path: Path) -> "ChannelPlan":
