@@ -25,6 +25,7 @@ def test_bench_training_prints_one_line():
     assert "commit" in result
 
 
+@pytest.mark.slow
 def test_too_few_repeats_are_refused():
     command = [sys.executable, str(ROOT / "jobs" / "bench_training.py"), "--repeats", "4"]
     done = subprocess.run(command, capture_output=True, text=True)

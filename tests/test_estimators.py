@@ -99,6 +99,7 @@ def test_what_nobody_held_keeps_its_estimate(estimator: str) -> None:
     assert scenario.method.rules.estimator == estimator
 
 
+@pytest.mark.slow
 def test_buffers_have_no_gradient_and_are_not_estimated() -> None:
     """A counter that grows by one a step would be a gradient of 1 / rate."""
     overrides = ("model.name=resnet32", "model.options={}", "training.learning_rate=1e-4", "training.momentum=0")

@@ -43,8 +43,20 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(scope="module", params=[(name, whole) for name in NETWORKS for whole in (True, False)],
-                ids=lambda param: f"{param[0]}-{'default' if param[1] else 'all'}")  # fmt: skip
+def network_cases() -> list[object]:
+    """Every network with its own choice of whole layers, and with everything prunable."""
+    return [
+        pytest.param(
+            (name, default),
+            id=f"{name}-{'default' if default else 'all'}",
+            marks=[pytest.mark.slow] if name in ("vgg16", "resnet32") else [],
+        )
+        for name in NETWORKS
+        for default in (True, False)
+    ]
+
+
+@pytest.fixture(scope="module", params=network_cases())
 def network(request: pytest.FixtureRequest) -> tuple[nn.Module, ChannelPlan, tuple[int, ...]]:
     name, default = request.param
     model, shape = NETWORKS[name]()
@@ -196,6 +208,7 @@ def test_law_7_costs_grow_with_width_and_are_those_of_the_submodel(
     assert costs[-1] == table.dense
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_law_7_without_groups_pytorchs_own_count_is_right(name: str) -> None:
     model, shape = zoo_model(name)

@@ -57,6 +57,7 @@ def test_curvature_scale_is_the_batch_size_unless_given() -> None:
     assert methods.resolve("ca-hfp", given, batch).options.curvature_scale == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "override",
     [
@@ -68,6 +69,7 @@ def test_every_option_of_ca_hfp_changes_what_comes_out(override: str) -> None:
     assert params_with(override) != params_with()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("needed", "override"),
     [
