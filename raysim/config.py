@@ -127,7 +127,8 @@ class MethodSettings(Settings):
     score: str | None = None
     """Form of CA-HFP's significance: `printed`, `exact`, `robust` or `curvature`."""
     estimator: str | None = None
-    """Where CA-HFP's gradient and curvature come from: `fisher` or `variation`."""
+    """Where CA-HFP's gradient and curvature come from: `fisher` (squared minibatch gradients, reported by clients) or
+    `variation` (a client's displacement divided by its steps, SGD only; clipping and weight decay are part of it)."""
     warmup_rounds: Annotated[int, Field(ge=0)] | None = None
     """First rounds with random masks, at least 0."""
     refresh_rounds: Count | None = None

@@ -71,8 +71,8 @@ def summary_lines(summary: Mapping[str, Any], command: str, page: str) -> list[s
         f"mean pruning ratio      {summary['pruning_ratio_mean']:.4f} of the parameters",
         f"bytes against FedAvg    {summary['bytes_percent_of_fedavg']:.1f} %",
         f"FLOPs against FedAvg    {summary['flops_percent_of_fedavg']:.1f} %",
-        f"simulated time          {duration(summary['simulated_s'])}",
-        f"wall time               {duration(summary['wall_s'])}",
+        f"simulated time          {summary['simulated_s']:.1f} s ({duration(summary['simulated_s'])})",
+        f"wall time               {summary['wall_s']:.1f} s",
         f"open in MLflow          {command}",
         f"                        then {page}",
     ]

@@ -59,17 +59,7 @@ def summary_of(totals: Totals) -> dict[str, Any]:
 def _columns(scenario: Scenario, cohort: rounds.Cohort, chosen: list[Mask]) -> Columns:
     load = rounds.load_of(scenario, cohort, chosen)
     timing = rounds.schedule_cohort(scenario, cohort, load)
-    return {
-        "tier_of": cohort.tier_of,
-        "pruning_ratio": np.array([scenario.costs.pruning_ratio(mask) for mask in chosen]),
-        "down_bytes": load.down_bytes,
-        "up_bytes": load.up_bytes,
-        "train_flops": load.train_flops,
-        "download_s": timing.download_s,
-        "compute_s": timing.compute_s,
-        "upload_s": timing.upload_s,
-        "total_s": timing.total_s,
-    }
+    return {"tier_of": cohort.tier_of, **rounds.cost_columns(scenario, chosen, load, timing)}
 
 
 def tier_rows(scenario: Scenario, history: list[Columns]) -> list[dict[str, Any]]:

@@ -239,10 +239,17 @@ def client_columns(
         "tier": tiers[cohort.tier_of],
         "keep_ratio": cohort.keep_ratios,
         "limited_by": cohort.limited_by,
-        "pruning_ratio": np.array([scenario.costs.pruning_ratio(mask) for mask in masks]),
         "examples": cohort.examples,
         "steps": load.steps,
         **reported,
+        **cost_columns(scenario, masks, load, timing),
+    }
+
+
+def cost_columns(scenario: Scenario, masks: Sequence[Mask], load: CohortLoad, timing: CohortTiming) -> Columns:
+    """Return what each client's submodel is and costs: known before anybody trains."""
+    return {
+        "pruning_ratio": np.array([scenario.costs.pruning_ratio(mask) for mask in masks]),
         "down_bytes": load.down_bytes,
         "up_bytes": load.up_bytes,
         "train_flops": load.train_flops,
