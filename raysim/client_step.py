@@ -157,23 +157,41 @@ def _play(
             round, task.client, f"training diverged: loss is {train_loss}; lower training.learning_rate"
         )
 
-    update = _difference(model, compact, plan, classes)
-    sums["update"].add(update, cut, len(rows))
-    if rules.estimator == "variation":
-        steps = effective_steps(local.num_steps(len(rows)), local.momentum)
-        gradient = {key: delta / -(rate * steps) for key, delta in trainable(model, update).items()}
-        sums["gradient"].add(gradient, cut, len(rows))
-        sums["squared_gradient"].add({key: g**2 for key, g in gradient.items()}, cut, len(rows))
+    _accumulate(sums, _difference(model, compact, plan, classes), model, workload, round, cut, len(rows))
     channel_sums = np.empty((0, plan.num_units))
     if moments is not None:
-        gradient, curvature = moments.means(model)
-        channel_sums = gradient_and_curvature_sums(
-            plan, FORMS[rules.score_form], compact, gradient, curvature, cut, rules.include_consumers
-        )
-        if not np.isfinite(channel_sums).all():
-            raise OverflowError("the channel sums of its gradients are not finite")
+        channel_sums = _channel_sums(moments, model, compact, cut, plan, rules)
     accuracy, heldout_loss = _score_heldout(workload, task, model, inputs)
     return _Result(train_loss, accuracy, heldout_loss, channel_sums)
+
+
+def _accumulate(
+    sums: dict[str, ExactSum], update: Params, model: nn.Module, workload: Workload, round: int,
+    cut: submodel.Cut, num_examples: int,
+) -> None:  # fmt: skip
+    """Add a client's update, weighted with its examples, and what the variation estimator makes of it."""
+    sums["update"].add(update, cut, num_examples)
+    if workload.rules.estimator == "variation":
+        local = workload.local
+        steps = effective_steps(local.num_steps(num_examples), local.momentum)
+        scale = -1 / (local.learning_rate_in(round) * steps)
+        gradient = {key: delta * scale for key, delta in trainable(model, update).items()}
+        sums["gradient"].add(gradient, cut, num_examples)
+        sums["squared_gradient"].add({key: g**2 for key, g in gradient.items()}, cut, num_examples)
+
+
+def _channel_sums(
+    moments: GradientMoments, model: nn.Module, weights: Params, cut: submodel.Cut, plan: ChannelPlan,
+    rules: LocalRules,
+) -> NDArray[np.float64]:  # fmt: skip
+    """Return what the fisher estimator asks of a client: its channels' sums of g w and h w^2."""
+    gradient, curvature = moments.means(model)
+    sums = gradient_and_curvature_sums(
+        plan, FORMS[rules.score_form], weights, gradient, curvature, cut, rules.include_consumers
+    )
+    if not np.isfinite(sums).all():
+        raise OverflowError("the channel sums of its gradients are not finite")
+    return sums
 
 
 def trainable(model: nn.Module, tensors: Params) -> Params:
