@@ -30,13 +30,19 @@ def cohort():
     return plan, params, masks, updates
 
 
-@pytest.mark.parametrize("fill", FILLS)
-def test_fill_rules_equal_the_entry_by_entry_oracle(fill: str, cohort) -> None:
-    plan, params, masks, updates = cohort
+def summed(plan, params, masks, updates) -> ExactSum:
+    """What the clients' submodels add up to."""
     sums = ExactSum.zeros_like(params)
     for mask, update, examples in zip(masks, updates, EXAMPLES, strict=True):
         cut = submodel.cut_for(plan, mask)
         sums.add(submodel.extract_params(update, cut), cut, examples)
+    return sums
+
+
+@pytest.mark.parametrize("fill", FILLS)
+def test_fill_rules_equal_the_entry_by_entry_oracle(fill: str, cohort) -> None:
+    plan, params, masks, updates = cohort
+    sums = summed(plan, params, masks, updates)
     counts = count_coverage(plan, masks, np.array(EXAMPLES))
     result = apply_updates(params, frozenset(), sums, counts, sum(EXAMPLES), FILLS[fill], 0.3, True)
     held = [held_entries(plan, mask, params) for mask in masks]
@@ -47,10 +53,7 @@ def test_fill_rules_equal_the_entry_by_entry_oracle(fill: str, cohort) -> None:
 
 def test_buffers_are_averaged_over_their_holders_whatever_the_fill(cohort) -> None:
     plan, params, masks, updates = cohort
-    sums = ExactSum.zeros_like(params)
-    for mask, update, examples in zip(masks, updates, EXAMPLES, strict=True):
-        cut = submodel.cut_for(plan, mask)
-        sums.add(submodel.extract_params(update, cut), cut, examples)
+    sums = summed(plan, params, masks, updates)
     counts = count_coverage(plan, masks, np.array(EXAMPLES))
     arguments = (params, frozenset(["left.bias"]), sums, counts, sum(EXAMPLES))
     held = [held_entries(plan, mask, params)["left.bias"] for mask in masks]
