@@ -60,7 +60,6 @@ def prepare(settings: ExperimentSettings, folder: Path) -> Experiment:
     Raises:
         SettingError: If a setting is not allowed.
     """
-    simulation.check_names(settings)
     uri = resolve_uri(settings.tracking.uri)
     check_folder(folder)
     scenario = simulation.build(settings)

@@ -47,12 +47,11 @@ def summary_of(totals: Totals) -> dict[str, Any]:
         name: value for name, value in asdict(totals).items()
         if name in ("down_bytes", "up_bytes", "train_flops", "simulated_s")
     }  # fmt: skip
-    dense_bytes = totals.fedavg_down_bytes + totals.fedavg_up_bytes
     return {
         "pruning_ratio_mean": totals.pruning_ratio_sum / max(1, totals.client_rounds),
         **spent,
-        "bytes_percent_of_fedavg": 100 * (totals.down_bytes + totals.up_bytes) / max(1, dense_bytes),
-        "flops_percent_of_fedavg": 100 * totals.train_flops / max(1, totals.fedavg_train_flops),
+        "bytes_percent_of_fedavg": totals.bytes_percent_of_fedavg,
+        "flops_percent_of_fedavg": totals.flops_percent_of_fedavg,
     }
 
 

@@ -37,9 +37,8 @@ def resolve_uri(uri: str | None) -> str:
     if scheme not in DATABASES + SERVERS:
         allowed = ", ".join(f"{name}://..." for name in ("sqlite:///FILE", "postgresql", "http", "https"))
         raise SettingError(f"tracking.uri={uri!r} is not allowed; allowed: {allowed.replace('FILE://...', 'FILE')}")
-    if uri.startswith("sqlite:///"):
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
-    return uri
+    file = _sqlite_file(uri)
+    return uri if file is None else f"sqlite:///{file.absolute()}"
 
 
 class MlflowTracker:
@@ -54,9 +53,12 @@ class MlflowTracker:
         for noisy in ("mlflow", "alembic"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
         self.uri = uri
+        self._file = _sqlite_file(uri)
         try:
+            if self._file is not None:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
             with _few_retries():
-                self._client = MlflowClient(_with_folder(uri))
+                self._client = MlflowClient(uri)
                 self.experiment_id = self._experiment(experiment)
         except Exception as error:
             reason = str(error).splitlines()[0]
@@ -67,9 +69,7 @@ class MlflowTracker:
         found = self._client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
-        location = None
-        if self.uri.startswith("sqlite:///"):
-            location = str(Path(self.uri.removeprefix("sqlite:///")).parent / "artifacts" / name)
+        location = None if self._file is None else str(self._file.parent / "artifacts" / name)
         return str(self._client.create_experiment(name, artifact_location=location))
 
     def start(self, name: str, params: Mapping[str, str], tags: Mapping[str, str], digests: Mapping[str, str]) -> str:
@@ -147,10 +147,10 @@ def metrics_of(report: RoundReport) -> dict[str, float]:
         "traffic/down_bytes": down,
         "traffic/up_bytes": up,
         "traffic/total_bytes": totals.down_bytes + totals.up_bytes,
-        "traffic/percent_of_fedavg": percent_of_fedavg_bytes(report),
+        "traffic/percent_of_fedavg": totals.bytes_percent_of_fedavg,
         "compute/train_flops": int(clients["train_flops"].sum()),
         "compute/total_train_flops": totals.train_flops,
-        "compute/percent_of_fedavg": 100 * totals.train_flops / max(1, totals.fedavg_train_flops),
+        "compute/percent_of_fedavg": totals.flops_percent_of_fedavg,
         "clock/simulated_s": totals.simulated_s,
         "clock/round_s": report.round_s,
         "clock/wall_s": report.wall_s,
@@ -169,12 +169,6 @@ def metrics_of(report: RoundReport) -> dict[str, float]:
         metrics["accuracy/submodel_mean"] = report.submodel.accuracy
         metrics["loss/submodel_mean"] = report.submodel.loss
     return {key: float(value) for key, value in metrics.items()}
-
-
-def percent_of_fedavg_bytes(report: RoundReport) -> float:
-    """Return all bytes so far as a percentage of what dense clients would have moved."""
-    totals = report.totals
-    return 100 * (totals.down_bytes + totals.up_bytes) / (totals.fedavg_down_bytes + totals.fedavg_up_bytes)
 
 
 def _pruning_ratios(report: RoundReport) -> dict[str, float]:
@@ -200,7 +194,6 @@ def _few_retries() -> Iterator[None]:
             del os.environ[name]
 
 
-def _with_folder(uri: str) -> str:
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return uri
+def _sqlite_file(uri: str) -> Path | None:
+    """Return the file of an SQLite store, None for any other."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None

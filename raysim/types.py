@@ -183,6 +183,17 @@ class Totals:
     accuracy: float | None = None
     best_accuracy: float | None = None
 
+    @property
+    def bytes_percent_of_fedavg(self) -> float:
+        """All bytes moved, in percent of what dense clients would have moved."""
+        dense = self.fedavg_down_bytes + self.fedavg_up_bytes
+        return 100 * (self.down_bytes + self.up_bytes) / max(1, dense)
+
+    @property
+    def flops_percent_of_fedavg(self) -> float:
+        """All FLOPs trained, in percent of what dense clients would have trained."""
+        return 100 * self.train_flops / max(1, self.fedavg_train_flops)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ServerState:
