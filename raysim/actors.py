@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ray.util import ActorPool
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raysim import dotted
 from raysim.arrays import as_arrays, as_tensors
 from raysim.client_step import Contribution, Stage, merge
 from raysim.errors import RunFailedError, SettingError
@@ -224,6 +225,8 @@ class RayRunner:
 
     def run(self, scenario: Scenario, storage: Storage) -> Iterator[RoundReport]:
         """Yield the report of each round."""
+        for module in dotted.users_modules():
+            ray.cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
         reference = ray.put(scenario)
         start = self._driver.run.options(num_returns="streaming")
         try:

@@ -1,5 +1,6 @@
 """The nouns: frozen records that the other modules pass to each other."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -94,14 +95,21 @@ class Population:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mask:
-    """Which units are kept, `(num_units,)` booleans: the plan's channel groups one after another."""
+    """What a submodel keeps.
+
+    Attributes:
+        kept: Which units, `(num_units,)` booleans: the plan's channel groups one after another.
+        elements: For hybrid masks, which entries of single tensors: by state-dict key, in the full model's
+            coordinates, eight to a byte (`numpy.packbits`); tensors without an entry are whole.
+    """
 
     kept: NDArray[np.bool_]
+    elements: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
 
     @property
     def is_dense(self) -> bool:
         """Whether nothing is dropped."""
-        return bool(self.kept.all())
+        return bool(self.kept.all()) and not self.elements
 
 
 @dataclass(frozen=True, slots=True)

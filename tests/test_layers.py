@@ -19,6 +19,7 @@ RANKS: dict[str, float] = {
     "raysim.errors": 0,
     "raysim.files": 0.5,
     "raysim.arrays": 0.5,
+    "raysim.dotted": 0.5,
     "raysim.seeding": 0.5,
     # Settings, devices, data, models.
     "raysim.config": 1,
