@@ -19,7 +19,9 @@ import torch
 from torch import nn
 
 from raysim import population, seeding
-from raysim.client_step import Contribution, Stage, Workload
+from raysim.client_step import Stage
+from raysim.client_view import Workload
+from raysim.contribution import Contribution
 from raysim.data import datasets
 from raysim.data.partition import to_row_sets
 from raysim.exact_sum import ExactSum
@@ -29,7 +31,7 @@ from raysim.pruning.costs import CostTable
 from raysim.pruning.significance import first_channels
 from raysim.pruning.trace import trace
 from raysim.training import LocalTraining, batch_slices
-from raysim.types import ClientTask, DeviceProfile, LocalRules, Params, Tier
+from raysim.types import Broadcast, ClientTask, DeviceProfile, LocalRules, Params, Tier
 
 SEED, ROUND, CLIENT = 0, 1, 0
 SMALL_CNN = LocalTraining(learning_rate=0.2, momentum=0.9, epochs=3, batch_size=16)
@@ -47,19 +49,20 @@ def workload_of(data: datasets.Dataset, model_name: str, rows: int, local: Local
     clients = population.build((tier,), to_row_sets([np.arange(rows)]), 0.0, SEED)
     model = zoo.build(model_name, {}, data.input_shape, data.num_classes, SEED)
     plan = trace(model, data.test_rows(np.arange(2))[0], zoo.MODELS[model_name].keep_whole)
-    return Workload(SEED, data, clients, model, plan, local, LocalRules())
+    return Workload(SEED, data, clients, model, plan, local)
 
 
 def task_of(workload: Workload, keep_ratio: float) -> ClientTask:
     """Return the client's task: train the first channels, score nothing."""
     mask = masks.keep_top(workload.plan, first_channels(workload.plan), keep_ratio)
-    return ClientTask(CLIENT, mask, keep_ratio, score_heldout=False, cost=0.0)
+    return ClientTask(CLIENT, mask, keep_ratio, workload.local.epochs, score_heldout=False, cost=0.0)
 
 
 def play(stage: Stage, workload: Workload, keep_ratio: float = 1.0) -> Callable[[], Contribution]:
     """Return raysim's side: one client through the stage."""
-    task, params = task_of(workload, keep_ratio), dict(workload.model.state_dict())
-    return lambda: stage.train([task], params, ROUND)
+    task = task_of(workload, keep_ratio)
+    broadcast = Broadcast(ROUND, dict(workload.model.state_dict()), LocalRules())
+    return lambda: stage.train([task], broadcast)
 
 
 def plain_loop(workload: Workload) -> Callable[[], Params]:

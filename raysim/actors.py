@@ -14,12 +14,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysim import dotted
 from raysim.arrays import as_arrays, as_tensors
-from raysim.client_step import Contribution, Stage, merge
+from raysim.client_step import Stage
+from raysim.contribution import Contribution, merge
 from raysim.errors import RunFailedError, SettingError
 from raysim.executors import pieces, total_score
-from raysim.rounds import Scenario, initial_state
+from raysim.rounds import initial_state
+from raysim.scenario import Scenario
 from raysim.simulation import play
-from raysim.types import ClientTask, Params, RoundReport, Score, ServerState, Storage
+from raysim.types import Broadcast, ClientTask, LocalRules, Params, RoundReport, Score, ServerState, Storage
 
 CHUNKS_PER_ACTOR = 2
 RESTARTS = 3
@@ -40,12 +42,14 @@ class ClientActor:
     def train(
         self,
         tasks: Sequence[ClientTask],
-        params: Arrays,
+        shared: tuple[Arrays, Arrays],
         scenario: "list[ray.ObjectRef[Scenario]]",
         round: int,
+        rules: LocalRules,
     ) -> Contribution:
-        """Train a chunk of clients."""
-        return self._stage_of(scenario).train(tasks, as_tensors(params), round)
+        """Train a chunk of clients; shared are the parameters, and what the method sends beside them."""
+        params, extra = shared
+        return self._stage_of(scenario).train(tasks, Broadcast(round, as_tensors(params), rules, as_tensors(extra)))
 
     def score(
         self, rows: NDArray[np.int64], params: Arrays, scenario: "list[ray.ObjectRef[Scenario]]"
@@ -73,14 +77,14 @@ class RayExecutor:
         self._scenario = [scenario]
         self._round = 0
 
-    def train(self, tasks: Sequence[ClientTask], params: Params, round: int) -> Contribution:
+    def train(self, tasks: Sequence[ClientTask], broadcast: Broadcast) -> Contribution:
         """Train all clients of a cohort, costly chunks first."""
-        self._round = round
-        shared = ray.put(as_arrays(params))
+        self._round = broadcast.round
+        shared = ray.put((as_arrays(broadcast.params), as_arrays(broadcast.extra)))
         chunks = chunk_by_cost(tasks, CHUNKS_PER_ACTOR * len(self._actors))
 
         def submit(actor: Any, chunk: list[ClientTask]) -> Any:
-            return actor.train.remote(chunk, shared, self._scenario, round)
+            return actor.train.remote(chunk, shared, self._scenario, broadcast.round, broadcast.rules)
 
         return merge(self._gather(submit, chunks, ordered=False))
 
@@ -157,7 +161,8 @@ class DriverActor:
         if self._state is None:
             raise RuntimeError("no round has been played")
         state = self._state
-        return ServerState(state.round, {}, {}, state.totals), as_arrays(state.params)
+        served = {key: value for key, value in state.memory.items() if key == "trained"}
+        return ServerState(state.round, {}, served, totals=state.totals), as_arrays(state.params)
 
 
 class RayRunner:

@@ -3,16 +3,19 @@
 import hashlib
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from raysim import arrays, files
+from raysim import arrays, client_memory, files
+from raysim.client_memory import ClientMemory, Stored
 from raysim.types import Params, ServerState, Totals
 
-FORMAT = 1
+FORMAT = 2
+CLIENTS = "clients"
+"""Folder beside the checkpoints that holds what is remembered of single clients."""
 
 
 class TornCheckpointError(RuntimeError):
@@ -39,6 +42,7 @@ def save(state: ServerState, folder: Path, keep: int) -> Path:
         "format": FORMAT,
         "round": state.round,
         "totals": asdict(state.totals),
+        "clients": _references(state),
         "params_sha256": arrays.digest(state.params),
         "memory_sha256": arrays.digest(state.memory),
     }
@@ -51,7 +55,35 @@ def save(state: ServerState, folder: Path, keep: int) -> Path:
     files.flush(folder)
     for old in saved_in(folder)[:-keep]:
         shutil.rmtree(old)
+    _forget_old_clients(folder)
     return target
+
+
+def with_clients_on_disk(state: ServerState, folder: Path) -> ServerState:
+    """Write what is remembered of single clients into the folder, so that a checkpoint only has to refer to it."""
+    if not state.clients:
+        return state
+    memory = client_memory.updated(state.clients, {})
+    return replace(state, clients=memory.stored(folder / CLIENTS, state.round))
+
+
+def _references(state: ServerState) -> dict[str, dict[str, str]]:
+    memory = client_memory.updated(state.clients, {})
+    stored = {client: entry for client, entry in memory.entries.items() if isinstance(entry, Stored)}
+    if len(stored) < len(memory):
+        raise ValueError("what is remembered of clients has to be on disk before it is referred to")
+    return {str(client): {"file": entry.path.name, "sha256": entry.sha256} for client, entry in stored.items()}
+
+
+def _forget_old_clients(folder: Path) -> None:
+    """Delete the clients' files that no checkpoint refers to."""
+    if not (folder / CLIENTS).is_dir():
+        return
+    states = [json.loads((saved / "state.json").read_text(encoding="utf-8")) for saved in saved_in(folder)]
+    needed = {entry["file"] for state in states for entry in state["clients"].values()}
+    for file in (folder / CLIENTS).glob("*.safetensors"):
+        if file.name not in needed:
+            file.unlink()
 
 
 def saved_in(folder: Path) -> list[Path]:
@@ -71,7 +103,11 @@ def load(path: Path) -> ServerState:
         memory = load_file(path / "memory.safetensors")
         recorded = content.pop("sha256")
         digests = (content["params_sha256"], content["memory_sha256"])
-        state = ServerState(content["round"], params, memory, Totals(**content["totals"]))
+        clients = {
+            int(client): Stored(path.parent / CLIENTS / entry["file"], entry["sha256"])
+            for client, entry in content["clients"].items()
+        }
+        state = ServerState(content["round"], params, memory, ClientMemory(clients), Totals(**content["totals"]))
     except Exception as error:
         raise TornCheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     if content["format"] != FORMAT:

@@ -3,7 +3,7 @@
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,56 +13,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from raysim import evaluation, seeding
-from raysim.data.datasets import Dataset
+from raysim.client_view import ClientView, Workload
+from raysim.contribution import Contribution
 from raysim.errors import RunFailedError
 from raysim.exact_sum import ExactSum
+from raysim.pruning import elements as element_masks
 from raysim.pruning import submodel
 from raysim.pruning.plan import ChannelPlan
-from raysim.pruning.significance import FORMS, gradient_and_curvature_sums
-from raysim.training import GradientMoments, LocalTraining, effective_steps, one_thread, train
-from raysim.types import ClientTask, Columns, LocalRules, Params, Population
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Workload:
-    """All a stage holds for a whole run; it travels to every actor once."""
-
-    seed: int
-    data: Dataset
-    population: Population
-    model: nn.Module
-    plan: ChannelPlan
-    local: LocalTraining
-    rules: LocalRules
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Contribution:
-    """What a chunk of clients sends back.
-
-    Attributes:
-        sums: Exact sums over the clients: `update` of n_k D_k, and for the variation estimator `gradient` of
-            n_k g_k and `squared_gradient` of n_k g_k^2.
-        clients: One row per client: `client`, `train_loss`, `accuracy` and `heldout_loss` (NaN if not scored).
-        channel_sums: For the fisher estimator, sums of g w and h w^2 per client and channel,
-            `(clients, 2, num_units)`; else empty.
-    """
-
-    sums: dict[str, ExactSum]
-    clients: Columns
-    channel_sums: NDArray[np.float64]
-
-
-def merge(contributions: Sequence[Contribution]) -> Contribution:
-    """Add up contributions; the result does not depend on their order or on who is in which."""
-    sums = {name: ExactSum.zeros_like(total.totals) for name, total in contributions[0].sums.items()}
-    for contribution in contributions:
-        for name, total in contribution.sums.items():
-            sums[name].merge(total)
-    by_id = np.argsort(np.concatenate([contribution.clients["client"] for contribution in contributions]))
-    names = contributions[0].clients
-    clients = {name: np.concatenate([c.clients[name] for c in contributions])[by_id] for name in names}
-    return Contribution(sums, clients, np.concatenate([c.channel_sums for c in contributions])[by_id])
+from raysim.training import LocalHooks, Report, compose, one_thread, train
+from raysim.types import Broadcast, ClientTask, Columns, Params
 
 
 class Stage:
@@ -72,30 +31,37 @@ class Stage:
         self._workload = workload
         self._submodels = submodel.SubmodelCache(workload.model, workload.plan)
 
-    def train(self, tasks: Sequence[ClientTask], params: Params, round: int) -> Contribution:
+    def train(self, tasks: Sequence[ClientTask], broadcast: Broadcast) -> Contribution:
         """Train a chunk of clients.
 
         Raises:
             RunFailedError: If a client's training diverges or raises; names round and client.
         """
-        sums = {"update": ExactSum.zeros_like(params)}
-        if self._workload.rules.estimator == "variation":
-            trained = trainable(self._workload.model, params)
-            sums |= {name: ExactSum.zeros_like(trained) for name in ("gradient", "squared_gradient")}
+        sums = {"update": ExactSum.zeros_like(broadcast.params)}
         with one_thread():
-            results = [self._train_one(task, params, round, sums) for task in tasks]
+            results = [self._train_one(task, broadcast, sums) for task in tasks]
         columns: Columns = {
             "client": np.array([task.client for task in tasks], dtype=np.int64),
             "train_loss": np.array([result.train_loss for result in results]),
+            "epochs": np.array([result.epochs for result in results], dtype=np.int64),
             "accuracy": np.array([result.accuracy for result in results]),
             "heldout_loss": np.array([result.heldout_loss for result in results]),
         }
-        return Contribution(sums, columns, np.stack([result.channel_sums for result in results]))
+        return Contribution(
+            sums,
+            columns,
+            kept=np.stack([result.kept for result in results]),
+            channel_sums=np.stack([result.channel_sums for result in results]),
+            memories={
+                task.client: result.memory for task, result in zip(tasks, results, strict=True) if result.memory
+            },
+        )
 
-    def _train_one(self, task: ClientTask, params: Params, round: int, sums: dict[str, ExactSum]) -> "_Result":
+    def _train_one(self, task: ClientTask, broadcast: Broadcast, sums: dict[str, ExactSum]) -> "_Result":
+        round = broadcast.round
         try:
             with seeding.torch_seeded(self._workload.seed, "layers", round, task.client):
-                return _play(self._workload, self._submodels, task, params, round, sums)
+                return _play(self._workload, self._submodels, task, broadcast, sums)
         except RunFailedError:
             raise
         except OverflowError as error:
@@ -127,76 +93,100 @@ class Stage:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Result:
     train_loss: float
+    epochs: int
     accuracy: float
     heldout_loss: float
+    kept: NDArray[np.bool_]
     channel_sums: NDArray[np.float64]
+    memory: Params
 
 
 def _play(
-    workload: Workload, submodels: submodel.SubmodelCache, task: ClientTask, params: Params, round: int,
+    workload: Workload, submodels: submodel.SubmodelCache, task: ClientTask, broadcast: Broadcast,
     sums: dict[str, ExactSum],
 ) -> _Result:  # fmt: skip
     """Play one client: cut its submodel, train it, add its update to the sums, score it."""
-    plan, rules, local = workload.plan, workload.rules, workload.local
-    cut = submodel.cut_for(plan, task.mask)
-    compact = submodel.extract_params(params, cut)
-    model = submodels.module_for(task.mask, cut)
-    submodel.load_params(model, compact)
-    rows = workload.population.train[task.client]
-    inputs, labels = workload.data.train_rows(rows)
-    classes = _classes_of(labels, workload.data.num_classes) if rules.own_classes_only else None
-
-    moments = GradientMoments() if rules.estimator == "fisher" else None
-    order = seeding.generator(workload.seed, "batches", round, task.client)
-    rate = local.learning_rate_in(round)
-    with scaled_outputs(model, plan, 1 / task.keep_ratio if rules.scale_by_keep_ratio else 1.0):
-        loss_function = nn.functional.cross_entropy if classes is None else partial(_loss_of_classes, classes)
-        train_loss = train(model, inputs, labels, local, rate, order, loss_function, moments)
-    if not np.isfinite(train_loss):
+    rules, epochs = broadcast.rules, task.epochs
+    order = seeding.generator(workload.seed, "batches", broadcast.round, task.client)
+    view = _view_of(workload, submodels, task, broadcast)
+    if rules.choose_locally is not None:
+        view, trained_before = rules.choose_locally(view, order)
+        epochs -= trained_before
+    classes = _classes_of(view.labels, workload.data.num_classes) if rules.own_classes_only else None
+    hooks = compose([*(hook(view) for hook in rules.hooks), *_standing_hooks(view, classes)])
+    with scaled_outputs(view.model, workload.plan, 1 / task.keep_ratio if rules.scale_by_keep_ratio else 1.0):
+        trained = train(
+            view.model, view.inputs, view.labels, replace(workload.local, epochs=epochs), view.learning_rate,
+            order, hooks, workload.data.augmented,
+        )  # fmt: skip
+    if not np.isfinite(trained.loss):
         raise RunFailedError(
-            round, task.client, f"training diverged: loss is {train_loss}; lower training.learning_rate"
-        )
+            broadcast.round, task.client,
+            f"training diverged: loss is {trained.loss}; lower training.learning_rate",
+        )  # fmt: skip
+    reports = [finish() for finish in hooks.finish]
+    _accumulate(sums, view, reports, classes)
+    accuracy, heldout_loss = _score_heldout(view)
+    channel_sums = [report.channel_sums for report in reports if report.channel_sums is not None]
+    return _Result(
+        trained.loss, task.epochs - epochs + trained.epochs, accuracy, heldout_loss, view.mask.kept,
+        channel_sums=np.concatenate(channel_sums) if channel_sums else np.empty((0, workload.plan.num_units)),
+        memory={key: value for report in reports for key, value in report.memory.items()},
+    )  # fmt: skip
 
-    _accumulate(sums, _difference(model, compact, plan, classes), model, workload, round, cut, len(rows))
-    channel_sums = np.empty((0, plan.num_units))
-    if moments is not None:
-        channel_sums = _channel_sums(moments, model, compact, cut, plan, rules)
-    accuracy, heldout_loss = _score_heldout(workload, task, model, inputs)
-    return _Result(train_loss, accuracy, heldout_loss, channel_sums)
+
+def _view_of(
+    workload: Workload, submodels: submodel.SubmodelCache, task: ClientTask, broadcast: Broadcast
+) -> ClientView:
+    """Cut the client's submodel and load the global values into it."""
+    cut = submodel.cut_for(workload.plan, task.mask)
+    elements = element_masks.of_submodel(task.mask, workload.plan.shapes, cut)
+    start = element_masks.apply(elements, submodel.extract_params(broadcast.params, cut))
+    model = submodels.module_for(task.mask, cut)
+    submodel.load_params(model, start)
+    inputs, labels = workload.data.train_rows(workload.population.train[task.client])
+    return ClientView(
+        workload, broadcast, task, submodels, model, task.mask, cut, elements, start, inputs, labels
+    )  # fmt: skip
+
+
+def _standing_hooks(view: ClientView, classes: torch.Tensor | None) -> list[LocalHooks]:
+    """Return the hooks of HeteroFL's own classes, and of masks of single entries."""
+    hooks = []
+    if classes is not None:
+        hooks.append(LocalHooks(loss=partial(_loss_of_classes, classes)))
+    if view.elements:
+        hooks.append(LocalHooks(after_step=(partial(zero_pruned, view.model, view.elements),)))
+    return hooks
+
+
+def zero_pruned(model: nn.Module, elements: Params) -> None:
+    """Set the entries of a model that are not kept to zero, in place."""
+    with torch.no_grad():
+        for key, tensor in model.state_dict(keep_vars=True).items():
+            if key in elements:
+                tensor.mul_(elements[key])
 
 
 def _accumulate(
-    sums: dict[str, ExactSum], update: Params, model: nn.Module, workload: Workload, round: int,
-    cut: submodel.Cut, num_examples: int,
-) -> None:  # fmt: skip
-    """Add a client's update, weighted with its examples, and what the variation estimator makes of it."""
-    sums["update"].add(update, cut, num_examples)
-    if workload.rules.estimator == "variation":
-        local = workload.local
-        steps = effective_steps(local.num_steps(num_examples), local.momentum)
-        scale = -1 / (local.learning_rate_in(round) * steps)
-        gradient = {key: delta * scale for key, delta in trainable(model, update).items()}
-        sums["gradient"].add(gradient, cut, num_examples)
-        sums["squared_gradient"].add({key: g**2 for key, g in gradient.items()}, cut, num_examples)
+    sums: dict[str, ExactSum], view: ClientView, reports: Sequence[Report], classes: torch.Tensor | None
+) -> None:
+    """Add a client's update, weighted with its examples, and what its hooks report."""
+    update = _difference(view, classes)
+    examples = len(view.labels)
+    sums["update"].add(element_masks.apply(view.elements, update), view.cut, examples)
+    if view.elements:
+        held = {key: kept.double() for key, kept in view.elements.items()}
+        _sum_of(sums, "held", held, view).add(held, view.cut, examples)
+    for report in reports:
+        for name, (values, weight) in report.sums.items():
+            _sum_of(sums, name, values, view).add(values, view.cut, weight)
 
 
-def _channel_sums(
-    moments: GradientMoments, model: nn.Module, weights: Params, cut: submodel.Cut, plan: ChannelPlan,
-    rules: LocalRules,
-) -> NDArray[np.float64]:  # fmt: skip
-    """Return what the fisher estimator asks of a client: its channels' sums of g w and h w^2."""
-    gradient, curvature = moments.means(model)
-    sums = gradient_and_curvature_sums(
-        plan, FORMS[rules.score_form], weights, gradient, curvature, cut, rules.include_consumers
-    )
-    if not np.isfinite(sums).all():
-        raise OverflowError("the channel sums of its gradients are not finite")
-    return sums
-
-
-def trainable(model: nn.Module, tensors: Params) -> Params:
-    """Return the tensors that belong to parameters with a gradient: no buffers, nothing frozen."""
-    return {name: tensors[name] for name, parameter in model.named_parameters() if parameter.requires_grad}
+def _sum_of(sums: dict[str, ExactSum], name: str, values: Params, view: ClientView) -> ExactSum:
+    if name not in sums:
+        sums[name] = ExactSum.zeros_like({key: view.broadcast.params[key] for key in values})
+    return sums[name]
 
 
 def _classes_of(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -205,8 +195,10 @@ def _classes_of(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
     return owned
 
 
-def _loss_of_classes(owned: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return nn.functional.cross_entropy(logits.masked_fill(~owned, 0), labels)
+def _loss_of_classes(
+    owned: torch.Tensor, model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    return nn.functional.cross_entropy(model(inputs).masked_fill(~owned, 0), labels)
 
 
 @contextmanager
@@ -229,23 +221,23 @@ def scaled_outputs(model: nn.Module, plan: ChannelPlan, factor: float) -> Iterat
             handle.remove()
 
 
-def _difference(model: nn.Module, before: Params, plan: ChannelPlan, classes: torch.Tensor | None) -> Params:
+def _difference(view: ClientView, classes: torch.Tensor | None) -> Params:
     """Return after minus before in float64, zero in classifier rows the client may not change."""
-    update = {key: after.double() - before[key].double() for key, after in model.state_dict().items()}
-    if classes is not None and plan.outputs is not None:
-        for slot in plan.outputs.slots:
+    update = {key: after.double() - view.start[key].double() for key, after in view.model.state_dict().items()}
+    outputs = view.workload.plan.outputs
+    if classes is not None and outputs is not None:
+        for slot in outputs.slots:
             update[slot.key][~classes] = 0
     return update
 
 
-def _score_heldout(
-    workload: Workload, task: ClientTask, model: nn.Module, train_inputs: torch.Tensor
-) -> tuple[float, float]:
-    rows = workload.population.heldout[task.client]
-    if not task.score_heldout or len(rows) == 0:
+def _score_heldout(view: ClientView) -> tuple[float, float]:
+    workload = view.workload
+    rows = workload.population.heldout[view.task.client]
+    if not view.task.score_heldout or len(rows) == 0:
         return float("nan"), float("nan")
-    if workload.rules.static_norm:
-        evaluation.estimate_statistics(model, [train_inputs])
+    if view.broadcast.rules.static_norm:
+        evaluation.estimate_statistics(view.model, [view.inputs])
     inputs, labels = workload.data.train_rows(rows)
-    correct, loss = evaluation.count_correct(model, inputs, labels)
+    correct, loss = evaluation.count_correct(view.model, inputs, labels)
     return correct / len(rows), loss / len(rows)

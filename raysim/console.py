@@ -115,5 +115,7 @@ def print_forecast(forecast: Mapping[str, Any]) -> None:
         f"training rows per client: {examples['min']} to {examples['max']}, median {examples['median']:g}; "
         f"channel groups: {forecast['channel_groups']} with {forecast['channels']} channels"
     )
+    if not forecast["exact"]:
+        console.print(f"costs are an estimate: what {forecast['method']} prunes depends on what it learns")
     for layer, reason in forecast["unprunable"].items():
         console.print(f"not pruned: {layer} ({reason})", highlight=False, markup=False)

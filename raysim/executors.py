@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.client_step import Contribution, Stage, Workload, merge
-from raysim.types import ClientTask, Params, Score
+from raysim.client_step import Stage
+from raysim.client_view import Workload
+from raysim.contribution import Contribution, merge
+from raysim.types import Broadcast, ClientTask, Params, Score
 
 ROWS_PER_CALL = 2000
 """Test rows one call scores: fixed, since the grouping of a float sum decides its last bits."""
@@ -18,9 +20,9 @@ class InProcessExecutor:
     def __init__(self, workload: Workload) -> None:
         self._stage = Stage(workload)
 
-    def train(self, tasks: Sequence[ClientTask], params: Params, round: int) -> Contribution:
+    def train(self, tasks: Sequence[ClientTask], broadcast: Broadcast) -> Contribution:
         """Train all clients of a cohort."""
-        return merge([self._stage.train(tasks, params, round)])
+        return merge([self._stage.train(tasks, broadcast)])
 
     def score(self, params: Params, rows: NDArray[np.int64]) -> Score:
         """Score the global model on test rows."""

@@ -18,8 +18,9 @@ from raysim.config import ExperimentSettings
 from raysim.console import ProgressDisplay, say
 from raysim.errors import SettingError
 from raysim.forecast import summary_of
+from raysim.methods import resolve as methods
 from raysim.pruning import submodel
-from raysim.rounds import Scenario
+from raysim.scenario import Scenario
 from raysim.tracking import MlflowTracker, resolve_uri
 from raysim.types import RoundReport, ServerState, Storage
 
@@ -180,13 +181,14 @@ def summarise(experiment: Experiment, state: ServerState) -> dict[str, Any]:
 def keep_results(experiment: Experiment, state: ServerState, summary: Mapping[str, Any]) -> None:
     """Write the final model, the clients' table and the summary; upload all of them."""
     folder, tracker, workload = experiment.folder, experiment.tracker, experiment.scenario.workload
-    checkpoint.save_params(state.params, folder / "model.safetensors")
+    params = methods.served(experiment.scenario.method, workload.plan, state.params, state.memory)
+    checkpoint.save_params(params, folder / "model.safetensors")
     files.write_text(folder / "summary.json", json.dumps(summary, indent=2))
     keep_records(tracker, folder)
     for name in ("model.safetensors", "summary.json", "plan.json"):
         tracker.artifact(folder / name)
     say("logging the final model to MLflow")
-    submodel.load_params(workload.model, state.params)
+    submodel.load_params(workload.model, params)
     example, _ = workload.data.test_rows(np.arange(2))
     tracker.model(workload.model, example)
 

@@ -1,27 +1,34 @@
 """Everything but training: who is there, what each tier can afford, predicted seconds and bytes."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
-from raysim import rounds
+from raysim.accounting import account, cost_columns
+from raysim.cohort import Cohort, load_of, schedule_cohort, select, transfer_bytes, view_of
 from raysim.pruning import masks
 from raysim.pruning.significance import first_channels
-from raysim.rounds import Scenario
-from raysim.types import Columns, Mask, Totals
+from raysim.rounds import initial_state
+from raysim.scenario import Scenario
+from raysim.types import Columns, Mask, ServerState, Totals
 
 
 def forecast(scenario: Scenario) -> dict[str, Any]:
-    """Predict a run. Exact, since widths, cohorts and the clock do not depend on what is learned."""
+    """Predict a run; exact where widths do not depend on what is learned, as `exact` says.
+
+    Otherwise every round is predicted as if nothing had been learned, without what is done before round 1.
+    """
     workload = scenario.workload
     scores = first_channels(workload.plan)
     totals, history = Totals(), []
-    for round in range(1, scenario.rounds + 1):
-        cohort = rounds.select(scenario, round)
+    state = initial_state(scenario)
+    for round in range(scenario.rounds):
+        state = replace(state, round=round)
+        cohort = select(scenario, state)
         chosen = masks.keep_top_for_cohort(workload.plan, scores, cohort.keep_ratios)
-        columns = _columns(scenario, cohort, chosen)
-        totals = rounds.account(scenario, totals, cohort, columns, None)
+        columns = _columns(scenario, state, cohort, chosen)
+        totals = account(scenario, totals, cohort, columns, None)
         history.append(columns)
     examples = workload.population.train.counts
     return {
@@ -36,6 +43,7 @@ def forecast(scenario: Scenario) -> dict[str, Any]:
         "channel_groups": len(workload.plan.groups),
         "channels": workload.plan.num_units,
         "unprunable": dict(workload.plan.unprunable),
+        "exact": scenario.method.has_known_costs,
         "tiers": tier_rows(scenario, history),
         **summary_of(totals),
     }  # fmt: skip
@@ -55,10 +63,10 @@ def summary_of(totals: Totals) -> dict[str, Any]:
     }
 
 
-def _columns(scenario: Scenario, cohort: rounds.Cohort, chosen: list[Mask]) -> Columns:
-    load = rounds.load_of(scenario, cohort, chosen)
-    timing = rounds.schedule_cohort(scenario, cohort, load)
-    return {"tier_of": cohort.tier_of, **rounds.cost_columns(scenario, chosen, load, timing)}
+def _columns(scenario: Scenario, state: ServerState, cohort: Cohort, chosen: list[Mask]) -> Columns:
+    load = load_of(scenario, view_of(scenario, state, cohort), chosen)
+    timing = schedule_cohort(scenario, cohort, load)
+    return {"tier_of": cohort.tier_of, **cost_columns(scenario, chosen, load, timing)}
 
 
 def tier_rows(scenario: Scenario, history: list[Columns]) -> list[dict[str, Any]]:
@@ -74,7 +82,7 @@ def tier_rows(scenario: Scenario, history: list[Columns]) -> list[dict[str, Any]
             name: float(seen[name][members].astype(np.float64).mean()) if members.any() else None
             for name in ("download_s", "compute_s", "upload_s", "total_s")
         }
-        sizes = rounds.transfer_bytes(scenario, mask)
+        sizes = transfer_bytes(scenario, mask)
         rows.append({
             "tier": tier.device.name,
             "clients": int((workload.population.tier_of == index).sum()),

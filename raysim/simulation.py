@@ -11,18 +11,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from raysim import checkpoint, methods, population, records, seeding
-from raysim.client_step import Workload
+from raysim import checkpoint, population, records, seeding
+from raysim.client_view import Workload
 from raysim.config import ExperimentSettings, TierSettings
 from raysim.data import datasets
 from raysim.data.partition import check_partition, partition
 from raysim.errors import RunFailedError, SettingError, nearest_first
 from raysim.executors import InProcessExecutor
+from raysim.methods import resolve as methods
 from raysim.models import zoo
+from raysim.models.normalization import group_normalized
 from raysim.pruning import masks
 from raysim.pruning.costs import CostTable
 from raysim.pruning.significance import first_channels
-from raysim.rounds import Executor, Scenario, initial_state, run_round
+from raysim.rounds import initial_state, run_round
+from raysim.scenario import Executor, Scenario
+from raysim.server_optimizers import ServerOptimizer
 from raysim.training import LocalTraining, batch_slices, one_thread
 from raysim.types import DeviceProfile, RoundReport, ServerState, Storage, Tier
 
@@ -64,10 +68,12 @@ def _build(settings: ExperimentSettings) -> Scenario:
     clients = population.build(tiers, rows, settings.data.heldout_share, seed)
 
     model = zoo.build(settings.model.name, settings.model.options, data.input_shape, data.num_classes, seed)
+    if method.options.normalization == "group":
+        model = group_normalized(model)
     keep_whole = _layers_kept_whole(settings, model)
     example, _ = data.test_rows(np.arange(2))
     plan = trace(model, example, keep_whole)
-    workload = Workload(seed, data, clients, model, plan, local, method.rules)
+    workload = Workload(seed, data, clients, model, plan, local)
     check_batches(workload)
     costs = CostTable(model, plan, data.input_shape)
     _ = costs.dense
@@ -77,6 +83,7 @@ def _build(settings: ExperimentSettings) -> Scenario:
     return Scenario(
         workload=workload,
         method=method,
+        server=ServerOptimizer(**settings.server.model_dump(exclude_none=True)),
         costs=costs,
         cohort_size=settings.selection.clients_per_round,
         rounds=settings.rounds,
@@ -84,6 +91,7 @@ def _build(settings: ExperimentSettings) -> Scenario:
         test_rows=_some_rows(len(data.test_labels), limit, seed, "test rows"),
         statistics_rows=clients.train.rows[_some_rows(len(clients.train.rows), limit, seed, "statistics rows")],
         scored_share=settings.evaluation.client_share,
+        diagnose_every=settings.diagnostics.every or 0,
     )
 
 
@@ -160,7 +168,7 @@ def play(
         try:
             with one_thread():
                 state, report = run_round(scenario, state, executor)
-            keep(state, report, scenario, storage)
+            state = keep(state, report, scenario, storage)
         except RunFailedError:
             raise
         except Exception as error:
@@ -170,11 +178,17 @@ def play(
         yield state, replace(report, wall_s=now, timestamp_ms=int(time.time() * 1000))
 
 
-def keep(state: ServerState, report: RoundReport, scenario: Scenario, storage: Storage) -> None:
-    """Write the round's client records, then, where it is due, the checkpoint that covers them."""
+def keep(state: ServerState, report: RoundReport, scenario: Scenario, storage: Storage) -> ServerState:
+    """Write the round's client records, then, where it is due, the checkpoint that covers them.
+
+    Returns:
+        The state, what a checkpoint holds of single clients read from disk from now on.
+    """
     records.write_part(report.clients, storage.folder / "clients", report.round)
     if state.round % storage.every == 0 or state.round == scenario.rounds:
+        state = checkpoint.with_clients_on_disk(state, storage.folder / "checkpoints")
         checkpoint.save(state, storage.folder / "checkpoints", storage.keep)
+    return state
 
 
 class InProcessRunner:

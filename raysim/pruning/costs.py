@@ -1,12 +1,13 @@
 """What the submodel a mask leaves costs, counted once per width."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from torch import nn
 
-from raysim.models.cost import ModelCost, count
-from raysim.pruning import submodel
+from raysim.models.cost import ModelCost, count, weight_flops
+from raysim.pruning import elements, submodel
 from raysim.pruning.plan import ChannelPlan
 from raysim.types import Mask
 
@@ -17,6 +18,7 @@ class CostTable:
     def __init__(self, model: nn.Module, plan: ChannelPlan, input_shape: Sequence[int]) -> None:
         self._model, self._plan, self._input_shape = model, plan, tuple(input_shape)
         self._by_width: dict[tuple[int, ...], ModelCost] = {}
+        self._pruned: dict[int, tuple[Mask, dict[str, int]]] = {}
 
     @property
     def dense(self) -> ModelCost:
@@ -32,6 +34,22 @@ class CostTable:
             self._by_width[width] = count(small, self._input_shape)
         return self._by_width[width]
 
+    @cached_property
+    def weight_flops(self) -> dict[str, int]:
+        """Training FLOPs per example behind each weight of the convolutions and linear layers, by key."""
+        return weight_flops(submodel.skeleton(self._model, self._plan.shapes, device="meta"), self._input_shape)
+
+    def pruned_elements(self, mask: Mask) -> dict[str, int]:
+        """Return how many entries of each tensor a mask of single entries removes from its submodel."""
+        if not mask.elements:
+            return {}
+        if id(mask) not in self._pruned:
+            cut = submodel.cut_for(self._plan, mask)
+            kept = elements.of_submodel(mask, self._plan.shapes, cut)
+            self._pruned = {id(mask): (mask, {key: int((~held).sum()) for key, held in kept.items()})}
+        return self._pruned[id(mask)][1]
+
     def pruning_ratio(self, mask: Mask) -> float:
         """Return the share of the full model's parameters that the mask removes."""
-        return 1 - self.of(mask).parameters / self.dense.parameters
+        kept = self.of(mask).parameters - sum(self.pruned_elements(mask).values())
+        return 1 - kept / self.dense.parameters

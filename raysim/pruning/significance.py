@@ -44,6 +44,11 @@ FORMS: dict[str, ScoreForm] = {
 }
 
 
+def form_of(name: str) -> ScoreForm:
+    """Return a named form; a score of the user's own gets the sums of `robust` to work with."""
+    return FORMS.get(name, FORMS["robust"])
+
+
 def channel_sums(
     plan: ChannelPlan, values: Mapping[str, torch.Tensor], cut: Cut | None = None, consumers: bool = False
 ) -> Scores:

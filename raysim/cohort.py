@@ -1,0 +1,158 @@
+"""Who takes part in a round, with what submodel, and what that transfers, computes and takes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim import seeding, selection
+from raysim.clock import CohortLoad, schedule
+from raysim.methods import resolve as methods
+from raysim.methods.method import RoundView
+from raysim.pruning import elements
+from raysim.scenario import Scenario
+from raysim.types import ClientTask, CohortTiming, Mask, Params, ServerState
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cohort:
+    """Who takes part in a round, with how much of the model and how many epochs, arrays `(cohort,)`."""
+
+    round: int
+    clients: NDArray[np.int64]
+    tier_of: NDArray[np.int64]
+    keep_ratios: NDArray[np.float64]
+    limited_by: NDArray[np.str_]
+    examples: NDArray[np.int64]
+    epochs: NDArray[np.int64]
+
+
+def select(scenario: Scenario, state: ServerState) -> Cohort:
+    """Draw the next round's cohort and give each member its budget."""
+    population, method, round = scenario.workload.population, scenario.method, state.round + 1
+    clients = selection.uniform(len(population), scenario.cohort_size, round, scenario.workload.seed)
+    cohort = cohort_of(scenario, clients, round)
+    view = view_of(scenario, state, cohort)
+    if method.widths is not None:
+        limited_by = np.full(len(clients), "method")
+        cohort = replace(cohort, keep_ratios=method.widths(view), limited_by=limited_by)
+    if method.work is not None:
+        cohort = replace(cohort, epochs=method.work(view))
+    return cohort
+
+
+def cohort_of(scenario: Scenario, clients: NDArray[np.int64], round: int) -> Cohort:
+    """Return some clients with the budgets of their tiers."""
+    population = scenario.workload.population
+    tier_of = population.tier_of[clients]
+    by_tier = [scenario.method.budget(tier) for tier in population.tiers]
+    return Cohort(
+        round,
+        clients,
+        tier_of,
+        keep_ratios=np.array([budget.keep_ratio for budget in by_tier])[tier_of],
+        limited_by=np.array([budget.limited_by for budget in by_tier])[tier_of],
+        examples=population.train.counts[clients],
+        epochs=np.full(len(clients), scenario.workload.local.epochs),
+    )
+
+
+def view_of(scenario: Scenario, state: ServerState, cohort: Cohort) -> RoundView:
+    """Return what the method may look at."""
+    workload = scenario.workload
+    return RoundView(
+        workload.plan, scenario.costs, workload.local, scenario.method.options, workload.seed,
+        num_clients=len(workload.population),
+        tiers=workload.population.tiers,
+        round=cohort.round,
+        clients=cohort.clients,
+        tier_of=cohort.tier_of,
+        examples=cohort.examples,
+        keep_ratios=cohort.keep_ratios,
+        epochs=cohort.epochs,
+        params=state.params,
+        memory=state.memory,
+        client_memory=state.clients,
+    )  # fmt: skip
+
+
+def choose_masks(scenario: Scenario, view: RoundView) -> tuple[list[Mask], Params]:
+    """Rank the channels and keep, for each client, as many of the best as its budget allows."""
+    scores, memory = methods.rank(scenario.method, view)
+    return methods.choose_masks(scenario.method, view, scores), memory
+
+
+def load_of(scenario: Scenario, view: RoundView, masks: Sequence[Mask]) -> CohortLoad:
+    """Count what each client transfers and computes for its own submodel."""
+    costs = [scenario.costs.of(mask) for mask in masks]
+    transfers = np.array([transfer_bytes(scenario, mask) for mask in masks], dtype=np.int64)
+    rows_trained = view.examples * view.epochs
+    load = CohortLoad(
+        down_bytes=transfers[:, 0],
+        up_bytes=transfers[:, 1],
+        train_flops=rows_trained * np.array([cost.train_flops for cost in costs], dtype=np.int64),
+        activation_bytes=rows_trained * np.array([cost.activation_bytes for cost in costs], dtype=np.int64),
+        steps=np.array(
+            [
+                replace(view.local, epochs=int(epochs)).num_steps(int(examples))
+                for epochs, examples in zip(view.epochs, view.examples, strict=True)
+            ],
+            dtype=np.int64,
+        ),
+    )
+    return methods.load_of(scenario.method, view, list(masks), load)
+
+
+def transfer_bytes(scenario: Scenario, mask: Mask) -> tuple[int, int]:
+    """Return the bytes that travel down and up for one client.
+
+    Down: the submodel and, where it is cut, one bit per channel that tells which; for masks of single entries
+    the kept ones, and a bitmap or an index list. Up: the submodel and the channel sums the method asks for;
+    the server knows the mask.
+    """
+    pruned = scenario.costs.pruned_elements(mask)
+    model_bytes = scenario.costs.of(mask).model_bytes - 4 * sum(pruned.values())
+    mask_bytes = 0 if mask.kept.all() else -(-scenario.workload.plan.num_units // 8)
+    if pruned:
+        kept = elements.num_held(mask.elements, scenario.workload.plan.shapes, {})
+        entries = sum(int(np.prod(scenario.workload.plan.shapes[key])) for key in kept)
+        mask_bytes += elements.mask_bytes(entries, sum(kept.values()))
+    return model_bytes + mask_bytes, model_bytes + methods.score_bytes(scenario.method, mask)
+
+
+def schedule_cohort(scenario: Scenario, cohort: Cohort, load: CohortLoad) -> CohortTiming:
+    """Compute when each client will be done."""
+    tiers = scenario.workload.population.tiers
+    devices = [tiers[tier].device for tier in cohort.tier_of]
+    return schedule(load, devices, cohort.clients, cohort.round, scenario.workload.seed)
+
+
+def tasks_for(
+    scenario: Scenario, cohort: Cohort, masks: Sequence[Mask], load: CohortLoad, memory: Mapping[int, Params]
+) -> list[ClientTask]:
+    """Build the clients' tasks; a share of them, drawn from the seed, is scored on held-out rows."""
+    size = len(cohort.clients)
+    rng = seeding.generator(scenario.workload.seed, "scored clients", cohort.round)
+    scored = np.zeros(size, dtype=np.bool_)
+    scored[rng.permutation(size)[: round(size * scenario.scored_share)]] = True
+    return [
+        ClientTask(
+            int(client), mask, float(keep_ratio), int(epochs), bool(is_scored), float(flops),
+            memory.get(int(client), {}),
+        )
+        for client, mask, keep_ratio, epochs, is_scored, flops in zip(
+            cohort.clients, masks, cohort.keep_ratios, cohort.epochs, scored, load.train_flops, strict=True
+        )
+    ]  # fmt: skip
+
+
+def classes_owned(scenario: Scenario, cohort: Cohort) -> NDArray[np.bool_] | None:
+    """Return which classes each client has training rows of, where the method looks at that."""
+    if not scenario.method.rules.own_classes_only:
+        return None
+    data, train = scenario.workload.data, scenario.workload.population.train
+    owned = np.zeros((len(cohort.clients), data.num_classes), dtype=np.bool_)
+    for place, client in enumerate(cohort.clients):
+        owned[place, data.train_labels[train[client]]] = True
+    return owned

@@ -1,0 +1,1 @@
+"""Named methods: one row each, on shared verbs."""

@@ -1,0 +1,93 @@
+"""DapperFL (NeurIPS 2024): the client fuses, prunes and goes on by itself."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from raysim.client_view import ClientView
+from raysim.clock import CohortLoad
+from raysim.methods.method import RoundView
+from raysim.methods.options import MethodOptions
+from raysim.pruning import masks
+from raysim.pruning.significance import l1_norms
+from raysim.training import LocalHooks, train
+from raysim.types import Budget, Mask, Params, Tier
+
+
+def fuse_and_prune(view: ClientView, order: np.random.Generator) -> tuple[ClientView, int]:
+    """Train one epoch on the full model, fuse with the global one, keep the largest l1 norms (eq 2 to 5).
+
+    Returns:
+        The view of the submodel to go on with, and the epochs trained.
+    """
+    workload = view.workload
+    one_epoch = replace(workload.local, epochs=1)
+    train(
+        view.model, view.inputs, view.labels, one_epoch, view.learning_rate, order, feature_penalty(view, None),
+        workload.data.augmented,
+    )  # fmt: skip
+    fused = fuse(view.start, dict(view.model.state_dict()), view.broadcast.round)
+    mask = masks.keep_top(workload.plan, l1_norms(workload.plan, fused), view.task.keep_ratio)
+    return view.narrowed(mask, fused), 1
+
+
+def fuse(before: Params, trained: Params, round: int) -> Params:
+    """Return alpha w_global + (1 - alpha) w_local with alpha = max(0.8^t 0.9, 0.1), t the rounds before this one."""
+    alpha = max(0.8 ** (round - 1) * 0.9, 0.1)
+    return {
+        key: alpha * before[key] + (1 - alpha) * value if value.is_floating_point() else value.clone()
+        for key, value in trained.items()
+    }
+
+
+def feature_penalty(view: ClientView, options: MethodOptions | None, factor: float = 0.01) -> LocalHooks:
+    """Add 0.01 times the mean squared norm of what the classifier reads to the loss (eq 8)."""
+    outputs = view.workload.plan.outputs
+    layer = None if outputs is None else outputs.name
+
+    def loss(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        features: list[torch.Tensor] = []
+
+        def remember(_layer: nn.Module, read: Any) -> None:
+            features.append(read[0])
+
+        if layer is None:
+            return nn.functional.cross_entropy(model(inputs), labels)
+        handle = model.get_submodule(layer).register_forward_pre_hook(remember)
+        try:
+            logits = model(inputs)
+        finally:
+            handle.remove()
+        return nn.functional.cross_entropy(logits, labels) + factor * features[0].flatten(1).pow(2).sum(1).mean()
+
+    return LocalHooks(loss=loss)
+
+
+def whole_model_first(tier: Tier) -> Budget:
+    """Give a client its tier's share for all but the first epoch."""
+    return Budget(tier.keep_ratio, "tier" if tier.keep_ratio < 1 else "nothing")
+
+
+def whole_model_down(view: RoundView, scores: object) -> list[Mask]:
+    """Send everybody the full model."""
+    dense = Mask(np.ones(view.plan.num_units, dtype=np.bool_))
+    return [dense] * len(view.clients)
+
+
+def load_of_phases(view: RoundView, chosen: list[Mask], load: CohortLoad) -> CohortLoad:
+    """Count one epoch of the full model, the others and the way up of the submodel, and its mask."""
+    zeros = np.zeros(view.plan.num_units)
+    small = [view.costs.of(masks.keep_top(view.plan, zeros, float(ratio))) for ratio in view.keep_ratios]
+    flops = np.array([cost.train_flops for cost in small], dtype=np.int64)
+    activations = np.array([cost.activation_bytes for cost in small], dtype=np.int64)
+    dense, more_epochs = view.costs.dense, view.epochs - 1
+    mask_bytes = np.where(view.keep_ratios < 1, -(-view.plan.num_units // 8), 0)
+    return replace(
+        load,
+        up_bytes=np.array([cost.model_bytes for cost in small]) + mask_bytes,
+        train_flops=view.examples * (dense.train_flops + more_epochs * flops),
+        activation_bytes=view.examples * (dense.activation_bytes + more_epochs * activations),
+    )

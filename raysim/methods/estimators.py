@@ -1,0 +1,207 @@
+"""Gradient and curvature of the loss, estimated from what clients report; the table of estimators."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from raysim.aggregation import divide
+from raysim.client_view import ClientView
+from raysim.clock import CohortLoad
+from raysim.methods.method import CohortReport, LocalHook, RoundView
+from raysim.methods.options import MethodOptions
+from raysim.pruning.significance import Scores, form_of, gradient_and_curvature_sums, running_mean
+from raysim.training import GradientMoments, LocalHooks, Report, effective_steps
+from raysim.types import Mask, Params
+
+HUTCHINSON_ROWS = 256
+"""Most rows a client computes Hessian-vector products on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimator:
+    """How clients report, how running estimates are updated, and each channel's sums of g w and h w^2.
+
+    Attributes:
+        hook: The client's part.
+        update: From memory and report to memory.
+        sums: `(2, num_units)` at the current weights.
+        clients_report_sums: Whether clients upload numbers per channel.
+        needs_plain_sgd: Whether displacements must be those of SGD.
+        flops: FLOPs per training row beyond training, as a multiple of the row's training FLOPs.
+    """
+
+    hook: LocalHook
+    update: Callable[[Params, CohortReport], Params]
+    sums: Callable[[RoundView], Scores]
+    clients_report_sums: bool
+    needs_plain_sgd: bool
+    load: Callable[[RoundView, list[Mask], CohortLoad], CohortLoad] | None = None
+
+
+def report_moments(view: ClientView, options: MethodOptions) -> LocalHooks:
+    """Report sums of g w and h w^2 per kept channel, h the mean squared minibatch gradient (empirical Fisher)."""
+    moments = GradientMoments()
+    return LocalHooks(observe=(moments,), finish=(lambda: _sums_report(view, options, *moments.means(view.model)),))
+
+
+def report_hutchinson(view: ClientView, options: MethodOptions) -> LocalHooks:
+    """Report the same sums with h = mean of v (H v) over Rademacher v, at the round's start weights.
+
+    Source: Hutchinson (1990); the diagonal form of Bekas et al. (2007).
+    """
+    gradient, curvature = hutchinson(view, options.hutchinson_draws)
+    return LocalHooks(finish=(lambda: _sums_report(view, options, gradient, curvature),))
+
+
+def hutchinson(view: ClientView, draws: int) -> tuple[Params, Params]:
+    """Return gradient and estimated diagonal of the Hessian on a client's first rows, in eval mode."""
+    view.model.eval()
+    parameters = [parameter for parameter in view.model.parameters() if parameter.requires_grad]
+    rows = slice(0, HUTCHINSON_ROWS)
+    loss = torch.nn.functional.cross_entropy(view.model(view.inputs[rows]), view.labels[rows])
+    gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+    diagonal = [torch.zeros_like(parameter) for parameter in parameters]
+    for _ in range(draws):
+        signs = [torch.randint(0, 2, parameter.shape).to(parameter.dtype) * 2 - 1 for parameter in parameters]
+        products = torch.autograd.grad(gradients, parameters, signs, retain_graph=True, materialize_grads=True)
+        for total, sign, product in zip(diagonal, signs, products, strict=True):
+            total += sign * product / draws
+    names = view.trainable
+    first = {name: gradient.detach() for name, gradient in zip(names, gradients, strict=True)}
+    return first, dict(zip(names, diagonal, strict=True))
+
+
+def _sums_report(view: ClientView, options: MethodOptions, gradient: Params, curvature: Params) -> Report:
+    sums = gradient_and_curvature_sums(
+        view.workload.plan, form_of(options.score), view.start, gradient, curvature, view.cut,
+        options.include_consumers,
+    )  # fmt: skip
+    if not np.isfinite(sums).all():
+        raise OverflowError("the channel sums of its gradients are not finite")
+    return Report(channel_sums=sums)
+
+
+def hutchinson_load(view: RoundView, masks: list[Mask], load: CohortLoad) -> CohortLoad:
+    """Count the Hessian-vector products: one backward through the gradient's graph costs about two steps."""
+    rows = np.minimum(view.examples, HUTCHINSON_ROWS)
+    per_row = np.array([view.costs.of(mask).train_flops for mask in masks], dtype=np.int64)
+    return replace(load, train_flops=load.train_flops + rows * per_row * (1 + 2 * view.options.hutchinson_draws))
+
+
+def report_gradients(view: ClientView, options: MethodOptions) -> LocalHooks:
+    """Report n_k g_k and n_k g_k^2, g_k = -D_k / (rate a_n) the client's pseudo-gradient, its local variation."""
+
+    def finish() -> Report:
+        steps = effective_steps(view.num_steps, view.workload.local.momentum)
+        after = dict(view.model.named_parameters())
+        gradient = {
+            name: (view.start[name].double() - after[name].detach().double()) / (view.learning_rate * steps)
+            for name in view.trainable
+        }
+        squared = {name: value**2 for name, value in gradient.items()}
+        examples = len(view.labels)
+        return Report(sums={"gradient": (gradient, examples), "squared_gradient": (squared, examples)})
+
+    return LocalHooks(finish=(finish,))
+
+
+def update_fisher(memory: Params, report: CohortReport) -> Params:
+    """Update running means of the channel sums that clients computed from their minibatch gradients.
+
+    Holders are averaged with their example counts, channel by channel.
+    """
+    kept = np.stack([mask.kept for mask in report.masks])
+    weights = kept * report.view.examples[:, None].astype(np.float64)
+    holders = torch.from_numpy(weights.sum(axis=0))
+    observed = torch.from_numpy((report.contribution.channel_sums * weights[:, None]).sum(axis=0))
+    old = memory.get("channel_sums", torch.zeros_like(observed))
+    seen = memory.get("seen", torch.zeros(kept.shape[1], dtype=torch.bool))
+    decay = report.view.options.score_decay
+    mean = running_mean(old, divide(observed, holders), holders > 0, seen, decay)
+    return {**memory, "channel_sums": mean, "seen": seen | (holders > 0)}
+
+
+def fisher_sums(view: RoundView) -> Scores:
+    """Return the running means themselves: they already are sums per channel."""
+    return np.asarray(view.memory["channel_sums"].numpy(), dtype=np.float64)
+
+
+def update_variation(memory: Params, report: CohortReport) -> Params:
+    """Update running means of g = sum p_k m_k g_k / c and h = scale x sum p_k m_k g_k^2 / c, entry by entry."""
+    curvature = report.contribution.sums["squared_gradient"]
+    scale = report.view.options.curvature_scale
+    observed = {
+        key: (scale * divide(curvature.value(key), report.coverage[key]), report.coverage[key] > 0)
+        for key in curvature.totals
+    }
+    return _update_estimates(memory, report, observed)
+
+
+def update_secant(memory: Params, report: CohortReport) -> Params:
+    """Update running means of g, and of h = clip((g_t - g_s) / (w_t - w_s), 0, curvature_max).
+
+    s is the last round in which somebody held the entry; h keeps its value where the weight moved by less
+    than 1e-8.
+    """
+    updated, observed = dict(memory), {}
+    gradients, options = report.contribution.sums["gradient"], report.view.options
+    for key in gradients.totals:
+        covered = (report.coverage[key] > 0).expand(report.view.params[key].shape)
+        gradient = divide(gradients.value(key), report.coverage[key])
+        weight = report.view.params[key].double()
+        last_gradient = memory.get(f"last_gradient/{key}", torch.full_like(gradient, torch.nan))
+        last_weight = memory.get(f"last_weight/{key}", weight)
+        moved = weight - last_weight
+        usable = covered & (moved.abs() >= 1e-8) & ~last_gradient.isnan()
+        secant = torch.where(usable, (gradient - last_gradient) / torch.where(usable, moved, 1.0), 0.0)
+        observed[key] = (secant.clamp(0, options.curvature_max), usable)
+        updated[f"last_gradient/{key}"] = torch.where(covered, gradient, last_gradient)
+        updated[f"last_weight/{key}"] = torch.where(covered, weight, last_weight)
+    return _update_estimates(updated, report, observed)
+
+
+def _update_estimates(
+    memory: Params, report: CohortReport, curvature: dict[str, tuple[torch.Tensor, torch.Tensor]]
+) -> Params:
+    """Move the running means of g where somebody held an entry, of h where it could be observed."""
+    updated, decay = dict(memory), report.view.options.score_decay
+    gradients = report.contribution.sums["gradient"]
+    for key, observed in curvature.items():
+        covered = report.coverage[key] > 0
+        gradient = divide(gradients.value(key), report.coverage[key])
+        for name, value, held in (("gradient", gradient, covered), ("curvature", *observed)):
+            seen = memory.get(f"{name}_seen/{key}", torch.zeros_like(held))
+            old = memory.get(f"{name}/{key}", torch.zeros_like(value))
+            updated[f"{name}/{key}"] = running_mean(old, value, held, seen, decay)
+            updated[f"{name}_seen/{key}"] = seen | held
+    return updated
+
+
+def entrywise_sums(view: RoundView) -> Scores:
+    """Return each channel's sums at the current weights, from estimates entry by entry."""
+    options = view.options
+    return gradient_and_curvature_sums(
+        view.plan, form_of(options.score), view.params, estimates(view.memory, "gradient"),
+        estimates(view.memory, "curvature"), consumers=options.include_consumers,
+    )  # fmt: skip
+
+
+def estimates(memory: Params, name: str) -> Params:
+    """Return what is remembered entry by entry under a name."""
+    prefix = f"{name}/"
+    return {key.removeprefix(prefix): value for key, value in memory.items() if key.startswith(prefix)}
+
+
+def is_ready(memory: Params) -> bool:
+    """Whether anything has been estimated yet."""
+    return "channel_sums" in memory or any(key.startswith("gradient/") for key in memory)
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "fisher": Estimator(report_moments, update_fisher, fisher_sums, True, False),
+    "hutchinson": Estimator(report_hutchinson, update_fisher, fisher_sums, True, False, hutchinson_load),
+    "variation": Estimator(report_gradients, update_variation, entrywise_sums, False, True),
+    "secant": Estimator(report_gradients, update_secant, entrywise_sums, False, True),
+}

@@ -1,0 +1,18 @@
+"""FedProx's stragglers: part of a cohort trains fewer epochs (arXiv 1812.06127, section 5.2)."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim import seeding
+from raysim.methods.method import RoundView
+from raysim.methods.scores import draw
+
+
+def variable_work(view: RoundView) -> NDArray[np.int64]:
+    """Let a share of the cohort train a number of epochs drawn uniformly from 1 to `training.epochs`."""
+    size = len(view.clients)
+    order = seeding.generator(view.seed, "stragglers", view.round).permutation(size)
+    epochs = np.full(size, view.local.epochs)
+    for place in order[: round(size * view.options["straggler_share"])]:
+        epochs[place] = draw(view, "epochs", place).integers(1, view.local.epochs + 1)
+    return epochs

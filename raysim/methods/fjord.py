@@ -1,0 +1,115 @@
+"""FjORD (arXiv 2102.13451): every step trains the first channels of a width drawn anew."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.func import functional_call
+
+from raysim import seeding
+from raysim.client_view import ClientView
+from raysim.clock import CohortLoad
+from raysim.methods.method import RoundView
+from raysim.methods.options import MethodOptions
+from raysim.pruning import masks, submodel
+from raysim.pruning.plan import ChannelPlan
+from raysim.pruning.significance import first_channels
+from raysim.training import LocalHooks, batch_slices
+from raysim.types import Budget, Mask, Tier
+
+WIDTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+def widest_fitting(tier: Tier) -> Budget:
+    """Give a client the widest of FjORD's widths that its tier affords, the narrowest where none fits."""
+    width = max((width for width in WIDTHS if width <= tier.keep_ratio), default=WIDTHS[0])
+    return Budget(width, "tier" if width < 1 else "nothing")
+
+
+def step_widths(seed: int, round: int, client: int, num_steps: int, widest: float) -> NDArray[np.float64]:
+    """Return the width of each step, drawn uniformly from those up to the client's widest (eq 2)."""
+    allowed = [width for width in WIDTHS if width <= widest]
+    return seeding.generator(seed, "widths", round, client).choice(allowed, num_steps)
+
+
+def widest_drawn(view: RoundView) -> NDArray[np.float64]:
+    """Return the widest width each client will draw this round: what it downloads, trains and sends back."""
+    return np.array([widths.max() for widths in _drawn(view, view.keep_ratios)])
+
+
+def _drawn(view: RoundView, widest: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    return [
+        step_widths(view.seed, view.round, int(client), steps, float(width))
+        for client, steps, width in zip(view.clients, _num_steps(view), widest, strict=True)
+    ]
+
+
+def _num_steps(view: RoundView) -> list[int]:
+    return [
+        replace(view.local, epochs=int(epochs)).num_steps(int(examples))
+        for epochs, examples in zip(view.epochs, view.examples, strict=True)
+    ]
+
+
+def load_of_steps(view: RoundView, chosen: list[Mask], load: CohortLoad) -> CohortLoad:
+    """Count each step at its own width, and with distillation the widest one beside it."""
+    tiers = np.array([widest_fitting(tier).keep_ratio for tier in view.tiers])[view.tier_of]
+    flops, activations = np.zeros_like(load.train_flops), np.zeros_like(load.activation_bytes)
+    for place, widths in enumerate(_drawn(view, tiers)):
+        batches = batch_slices(int(view.examples[place]), view.local.batch_size)
+        rows = [batch.stop - batch.start for batch in batches] * int(view.epochs[place])
+        widest = float(widths.max())
+        for num_rows, width in zip(rows, widths.tolist(), strict=True):
+            trained = [width, widest] if view.options["distill"] and width < widest else [width]
+            costs = [view.costs.of(_mask_of(view.plan, each)) for each in trained]
+            flops[place] += num_rows * sum(cost.train_flops for cost in costs)
+            activations[place] += num_rows * sum(cost.activation_bytes for cost in costs)
+    return replace(load, train_flops=flops, activation_bytes=activations)
+
+
+def _mask_of(plan: ChannelPlan, width: float) -> Mask:
+    return masks.keep_top(plan, first_channels(plan), width)
+
+
+def ordered_dropout(view: ClientView, options: MethodOptions) -> LocalHooks:
+    """Train each batch on the first ceil(p C) channels of the client's submodel, p the step's width (eq 2).
+
+    With `distill` the widest submodel learns from the labels and teaches the drawn one (section 4.2).
+    """
+    widest = widest_fitting(view.workload.population.client(view.task.client).tier).keep_ratio
+    round, client = view.broadcast.round, view.task.client
+    widths = iter(step_widths(view.workload.seed, round, client, view.num_steps, widest).tolist())
+
+    def loss(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        mask = _mask_of(view.workload.plan, next(widths))
+        if not options["distill"] or mask.kept.sum() == view.mask.kept.sum():
+            return nn.functional.cross_entropy(_narrow_forward(view, mask, model, inputs), labels)
+        teacher = model(inputs)
+        logits = _narrow_forward(view, mask, model, inputs)
+        soft = nn.functional.cross_entropy(logits, teacher.detach().softmax(dim=1))
+        return nn.functional.cross_entropy(teacher, labels) + soft
+
+    return LocalHooks(loss=loss)
+
+
+def _narrow_forward(view: ClientView, mask: Mask, model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """Run the first channels of a submodel; gradients flow into its own parameters."""
+    cut = submodel.cut_for(view.workload.plan, mask)
+    narrow = view.submodels.module_for(mask, cut)
+    narrow.train()
+    if narrow is model:
+        return torch.as_tensor(model(inputs))
+    places = {
+        key: {dim: _places(indices, view.cut.get(key, {}).get(dim)) for dim, indices in dims.items()}
+        for key, dims in cut.items()
+    }
+    own = dict(model.named_parameters())
+    views = {name: submodel.take(parameter, places.get(name, {})) for name, parameter in own.items()}
+    return torch.as_tensor(functional_call(narrow, views, (inputs,)))
+
+
+def _places(indices: torch.Tensor, held: torch.Tensor | None) -> torch.Tensor:
+    """Return where full-model indices lie among those a submodel holds."""
+    return indices if held is None else torch.searchsorted(held, indices)

@@ -1,0 +1,176 @@
+"""What a method is: one record of rules, each a function of what the server knows in a round."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim.aggregation import FillRule, fill_global
+from raysim.budgets import BudgetRule, of_tier
+from raysim.clock import CohortLoad
+from raysim.contribution import Contribution
+from raysim.methods.options import MethodOptions, Option
+from raysim.pruning.costs import CostTable
+from raysim.pruning.coverage import Coverage
+from raysim.pruning.masks import Scores
+from raysim.pruning.plan import ChannelPlan
+from raysim.training import LocalHooks, LocalTraining
+from raysim.types import LocalRules, Mask, Params, Tier
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoundView:
+    """What the server knows when it decides on a round; arrays are `(cohort,)`, in ascending order of ids.
+
+    Attributes:
+        plan: The model's channel groups.
+        costs: What submodels cost.
+        local: How clients train.
+        options: The method's options.
+        seed: Seed of the experiment.
+        num_clients: Registered clients.
+        tiers: Device tiers.
+        round: Counted from 1.
+        clients: Ids of the cohort.
+        tier_of: Their tiers.
+        examples: Their training rows.
+        keep_ratios: Their budgets, as shares of channels.
+        epochs: Passes over their rows.
+        params: Global parameters and buffers.
+        memory: What the method remembers.
+        client_memory: What it remembers of single clients, by id.
+    """
+
+    plan: ChannelPlan
+    costs: CostTable
+    local: LocalTraining
+    options: MethodOptions
+    seed: int
+    num_clients: int
+    tiers: tuple[Tier, ...]
+    round: int
+    clients: NDArray[np.int64]
+    tier_of: NDArray[np.int64]
+    examples: NDArray[np.int64]
+    keep_ratios: NDArray[np.float64]
+    epochs: NDArray[np.int64]
+    params: Params
+    memory: Params
+    client_memory: Mapping[int, Params]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CohortReport:
+    """What the server knows after a round.
+
+    Attributes:
+        view: What it knew before, with the parameters the cohort started from.
+        contribution: What the clients sent; one row per client, in the view's order.
+        masks: What each client sent back.
+        coverage: Examples behind each entry.
+        total_s: Simulated seconds of each client, `(cohort,)`.
+    """
+
+    view: RoundView
+    contribution: Contribution
+    masks: list[Mask]
+    coverage: Coverage
+    total_s: NDArray[np.float64]
+
+
+class Trainer(Protocol):
+    """Trains clients before the first round; what that costs is counted like any round."""
+
+    def __call__(
+        self, clients: NDArray[np.int64], mask: Mask, epochs: int, hooks: tuple[Callable[..., LocalHooks], ...],
+        params: Params,
+    ) -> tuple[Contribution, Params]:  # fmt: skip
+        """Train some clients on equal masks; return what they send and their weighted mean."""
+        ...
+
+
+ScoreRule = Callable[[RoundView], Scores]
+"""Returns scores, large = keep: shared `(num_units,)`, or one row per client `(cohort, num_units)`."""
+MaskRule = Callable[[RoundView, Scores], list[Mask]]
+"""Returns what each client of the cohort downloads; equal masks may be one object."""
+WidthRule = Callable[[RoundView], NDArray[np.float64]]
+"""Returns the budgets of this round, `(cohort,)`, where they depend on more than the device."""
+WorkRule = Callable[[RoundView], NDArray[np.int64]]
+"""Returns the epochs each client trains, `(cohort,)`."""
+LoadRule = Callable[[RoundView, list[Mask], CohortLoad], CohortLoad]
+"""Corrects what a cohort transfers and computes, where it is not just its submodels."""
+ExtraRule = Callable[[RoundView], Params]
+"""Returns what is sent to all clients beside the parameters."""
+AfterRound = Callable[[Params, Params, CohortReport], tuple[Params, Params]]
+"""From aggregated parameters, memory and report to the parameters and the memory that are kept."""
+PrepareRule = Callable[[RoundView, Trainer], tuple[Params, Params]]
+"""Returns parameters and memory to begin with; the view's cohort is the whole population."""
+LocalHook = Callable[..., LocalHooks]
+"""`(ClientView, MethodOptions) -> LocalHooks`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A local objective: what clients minimise beside the loss, and what the server keeps for it."""
+
+    hook: LocalHook | None = None
+    extra: ExtraRule | None = None
+    load: LoadRule | None = None
+    after_round: AfterRound | None = None
+    needs_plain_sgd: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One row of the table.
+
+    Attributes:
+        name: Name in the settings.
+        source: Paper and equations.
+        score: Ranks the channels.
+        budget: How much of the model a device tier trains.
+        options: The method's choices.
+        reads: Which shared options it reads; the others are refused.
+        own: Options of its own.
+        rules: What it asks of clients beyond local training.
+        local: Hooks of its local training.
+        mask: Chooses masks from scores; none = the rule that `options.mask` names.
+        fill: Normalises what the cohort sends; set from `options.fill`.
+        widths: Budgets of a round, where they depend on more than the device.
+        work: Epochs of each client, where they are not all equal.
+        load: Corrects bytes and FLOPs.
+        prepare: What happens before the first round.
+        after_round: What is learned from a round.
+        objective: Local objective; set from `options.objective`.
+        learns_widths: Whether the size of submodels depends on what is learned.
+        min_epochs: Fewest epochs of local training it makes sense with.
+        claims: Laws of `tests/test_laws.py` it claims beyond those that hold for all.
+    """
+
+    name: str
+    source: str
+    score: ScoreRule
+    budget: BudgetRule = of_tier
+    options: MethodOptions = field(default_factory=MethodOptions)
+    reads: frozenset[str] = frozenset()
+    own: Mapping[str, Option] = field(default_factory=dict)
+    rules: LocalRules = field(default_factory=LocalRules)
+    local: tuple[LocalHook, ...] = ()
+    mask: MaskRule | None = None
+    fill: FillRule = fill_global
+    widths: WidthRule | None = None
+    work: WorkRule | None = None
+    load: LoadRule | None = None
+    prepare: PrepareRule | None = None
+    after_round: AfterRound | None = None
+    objective: Objective = field(default_factory=Objective)
+    learns_widths: bool = False
+    min_epochs: int = 1
+    claims: frozenset[str] = frozenset()
+
+    @property
+    def has_known_costs(self) -> bool:
+        """Whether bytes, FLOPs and seconds are known before anything is learned."""
+        return not self.learns_widths and not self.options.mask.startswith("global")

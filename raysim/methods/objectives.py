@@ -1,0 +1,90 @@
+"""Local objectives: what clients minimise beside the loss; usable with every method."""
+
+from dataclasses import replace
+
+import torch
+
+from raysim.client_view import ClientView
+from raysim.clock import CohortLoad
+from raysim.methods.method import CohortReport, Objective, RoundView
+from raysim.methods.options import MethodOptions
+from raysim.pruning import submodel
+from raysim.training import LocalHooks, Report, effective_steps
+from raysim.types import Mask, Params
+
+
+def proximal(view: ClientView, options: MethodOptions) -> LocalHooks:
+    """Add mu (w - w_t) to the gradient: the proximal term mu/2 |w - w_t|^2 (FedProx, arXiv 1812.06127, eq 2)."""
+    parameters = [parameter.data for parameter in view.model.parameters() if parameter.requires_grad]
+    start = [view.start[name] for name in view.trainable]
+
+    def correct(gradients: list[torch.Tensor]) -> list[torch.Tensor]:
+        drift = torch._foreach_sub(parameters, start)
+        return list(torch._foreach_add(gradients, drift, alpha=options.proximal_mu))
+
+    return LocalHooks(correct=(correct,))
+
+
+def control_variates(view: ClientView, options: MethodOptions) -> LocalHooks:
+    """Correct each gradient by c - c_k on the submodel's coordinates (SCAFFOLD, arXiv 1910.06378, eq 3 and 4).
+
+    The client's new variate is its mean gradient, c_k - c + (w_t - w_k) / (rate a_n), option II of the paper;
+    a_n counts momentum steps.
+    """
+    server, own = view.extra("variate"), view.memory("variate")
+    zeros = {name: torch.zeros_like(view.start[name]) for name in view.trainable}
+    server, own = zeros | server, zeros | own
+    shift = [server[name] - own[name] for name in view.trainable]
+
+    def correct(gradients: list[torch.Tensor]) -> list[torch.Tensor]:
+        return list(torch._foreach_add(gradients, shift))
+
+    def finish() -> Report:
+        steps = effective_steps(view.num_steps, view.workload.local.momentum)
+        after = dict(view.model.named_parameters())
+        change = {
+            name: (view.start[name] - after[name].detach()) / (view.learning_rate * steps) - server[name]
+            for name in view.trainable
+        }
+        new = {name: own[name] + change[name] for name in view.trainable}
+        return Report(sums={"variate": (change, 1.0)}, memory=_in_full(view, new))
+
+    return LocalHooks(correct=(correct,), finish=(finish,))
+
+
+def _in_full(view: ClientView, variate: Params) -> Params:
+    old = {
+        name: view.task.memory.get(f"variate/{name}", torch.zeros_like(view.broadcast.params[name]))
+        for name in variate
+    }
+    full = submodel.reconstruct(variate, {key: dims for key, dims in view.cut.items() if key in variate}, old)
+    return {f"variate/{name}": value for name, value in full.items()}
+
+
+def server_variate(view: RoundView) -> Params:
+    """Return the server's variate c, which travels beside the parameters."""
+    return {key: value.float() for key, value in view.memory.items() if key.startswith("variate/")}
+
+
+def update_variate(params: Params, memory: Params, report: CohortReport) -> tuple[Params, Params]:
+    """Move c by the sum of the clients' changes over all registered clients (SCAFFOLD, eq 5)."""
+    change, updated = report.contribution.sums["variate"], dict(memory)
+    for key in change.totals:
+        old = memory.get(f"variate/{key}", torch.zeros_like(params[key], dtype=torch.float64))
+        updated[f"variate/{key}"] = old + change.value(key) / report.view.num_clients
+    return params, updated
+
+
+def doubled(view: RoundView, masks: list[Mask], load: CohortLoad) -> CohortLoad:
+    """Count the variates: as many bytes again as the submodel, both ways."""
+    model_bytes = [view.costs.of(mask).model_bytes for mask in masks]
+    return replace(load, down_bytes=load.down_bytes + model_bytes, up_bytes=load.up_bytes + model_bytes)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "plain": Objective(),
+    "proximal": Objective(hook=proximal),
+    "scaffold": Objective(
+        hook=control_variates, extra=server_variate, load=doubled, after_round=update_variate, needs_plain_sgd=True
+    ),
+}

@@ -1,0 +1,98 @@
+"""What can be changed of a method: options shared by several rows, and options of a row's own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+
+from raysim.errors import SettingError, nearest_first
+
+
+@dataclass(frozen=True, slots=True)
+class MethodOptions:
+    """What can be changed of a method; the fields are those of the `method` settings.
+
+    `own` holds the options that belong to one row alone, complete with their defaults.
+    """
+
+    fill: str = "global"
+    fill_gamma: float = 0.5
+    score: str = "robust"
+    mask: str = "top"
+    estimator: str = "fisher"
+    warmup_rounds: int = 3
+    refresh_rounds: int = 1
+    score_decay: float = 0.9
+    curvature_scale: float = 1.0
+    curvature_max: float = 100.0
+    hutchinson_draws: int = 2
+    include_consumers: bool = False
+    hysteresis: float = 0.0
+    silent_dormant: bool = False
+    normalization: str = "batch"
+    objective: str = "plain"
+    proximal_mu: float = 0.01
+    own: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.own[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An option of one row: its default, what it means and what is allowed.
+
+    Attributes:
+        default: Value where the settings give none; its type is the option's type.
+        about: One sentence.
+        low: Least allowed number.
+        high: Greatest allowed number.
+        choices: Allowed texts.
+    """
+
+    default: Any
+    about: str
+    low: float = 0.0
+    high: float = inf
+    choices: tuple[str, ...] = ()
+
+    def check(self, name: str, value: Any) -> Any:
+        """Return a value of the option's type.
+
+        Raises:
+            SettingError: If it is of another type or out of range.
+        """
+        kind = type(self.default)
+        if kind is float and type(value) is int:
+            value = float(value)
+        fits = type(value) is kind and (kind in (bool, str) or self.low <= value <= self.high)
+        if not fits or (self.choices and value not in self.choices):
+            raise SettingError(
+                f"method.options.{name}={value!r} is not allowed; allowed: {self.allowed} ({self.about})"
+            )
+        return value
+
+    @property
+    def allowed(self) -> str:
+        """What is allowed, in words."""
+        if self.choices:
+            return ", ".join(self.choices)
+        if isinstance(self.default, bool):
+            return "true or false"
+        kind = "a whole number" if isinstance(self.default, int) else "a number"
+        return f"{kind} from {self.low:g}" + ("" if self.high == inf else f" to {self.high:g}")
+
+
+def own_options(row: str, declared: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row's own options, those given checked and the others at their defaults.
+
+    Raises:
+        SettingError: If the row has no such option, or its value is not allowed.
+    """
+    for name, value in given.items():
+        if name not in declared:
+            known = ", ".join(nearest_first(name, declared)) or "none"
+            raise SettingError(
+                f"method.options.{name}={value!r} is unknown with method.name={row!r}; options of its own: {known}"
+            )
+    return {name: option.check(name, given.get(name, option.default)) for name, option in declared.items()}

@@ -1,0 +1,128 @@
+"""PruneFL (arXiv 1909.12326): one shared mask, reconfigured for squared gradient per unit of round time."""
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from raysim import seeding
+from raysim.client_view import ClientView
+from raysim.clock import CohortLoad
+from raysim.contribution import Contribution
+from raysim.methods import shared_elements
+from raysim.methods.method import CohortReport, RoundView, Trainer
+from raysim.methods.options import MethodOptions
+from raysim.pruning import elements
+from raysim.training import GradientMoments, LocalHooks, Report
+from raysim.types import Mask, Params
+
+CANDIDATE_SHARE, HALVING_ROUNDS = 0.3, 10_000
+STABLE_CHANGE, STABLE_TIMES = 0.1, 5
+
+
+def initial_pruning(view: RoundView, train: Trainer) -> tuple[Params, Params]:
+    """Prune on one client until the density changes by at most 10 % five times (section 3.1)."""
+    client = seeding.generator(view.seed, "initial pruning").choice(view.clients, 1)
+    hook, params, stable = partial(report_squared_gradients, options=view.options), view.params, 0
+    kept = {key: torch.ones_like(value, dtype=torch.bool) for key, value in _weights(view).items()}
+    for _ in range(view.options["initial_rounds"]):
+        mask = Mask(np.ones(view.plan.num_units, dtype=np.bool_), elements.pack(kept))
+        contribution, params = train(client, mask, 1, (hook,), params)
+        before, kept = kept, reconfigured(view, params, kept, _squares(contribution))
+        params = elements.apply(kept, params)
+        stable += abs(_count(kept) - _count(before)) <= STABLE_CHANGE * _count(before)
+        if stable >= STABLE_TIMES:
+            break
+    return params, shared_elements.remember(view.memory, kept)
+
+
+def report_squared_gradients(view: ClientView, options: MethodOptions) -> LocalHooks:
+    """Report the squares of the minibatch gradients, pruned entries included, added up over the steps."""
+    moments = GradientMoments()
+
+    def finish() -> Report:
+        _, squares = moments.means(view.model)
+        steps = {key: value * view.num_steps for key, value in squares.items() if value.dim() > 1}
+        return Report(sums={"squares": (steps, 1.0)})
+
+    return LocalHooks(observe=(moments,), finish=(finish,))
+
+
+def reconfigure(params: Params, memory: Params, report: CohortReport) -> tuple[Params, Params]:
+    """Add up squared gradients; every `reconfigure_rounds` choose the mask anew by them (algorithm 1)."""
+    view = report.view
+    squares = {
+        key: value + memory.get(f"squares/{key}", torch.zeros_like(value))
+        for key, value in _squares(report.contribution).items()
+    }
+    if view.round % view.options["reconfigure_rounds"]:
+        return params, {**memory, **{f"squares/{key}": value for key, value in squares.items()}}
+    kept = reconfigured(view, params, shared_elements.current(view.plan, memory), squares)
+    memory = {**memory, **{f"squares/{key}": torch.zeros_like(value) for key, value in squares.items()}}
+    return elements.apply(kept, params), shared_elements.remember(memory, kept)
+
+
+def reconfigured(view: RoundView, params: Params, kept: Params, squares: Params) -> Params:
+    """Return the mask that maximises squared gradient per round time, small weights and pruned ones permitting.
+
+    Source: PruneFL, theorem 1 and algorithm 2. Z_i / t_i is taken in descending order as long as it is above
+    (sum of kept Z) / (constant + sum of kept t).
+    """
+    share = CANDIDATE_SHARE * 0.5 ** (view.round / HALVING_ROUNDS)
+    constant, seconds = round_seconds(view)
+    stays = {key: held & ~_smallest(params[key].abs(), held, share) for key, held in kept.items()}
+    gain = torch.cat([squares[key].flatten() for key in kept])
+    time = torch.cat([torch.full((held.numel(),), seconds[key], dtype=torch.float64) for key, held in kept.items()])
+    chosen = torch.cat([held.flatten() for held in stays.values()])
+    free = torch.nonzero(~chosen).flatten()
+    order = free[torch.sort((gain / time)[free], descending=True, stable=True).indices]
+    gains = float(gain[chosen].sum()) + torch.cumsum(gain[order], 0) - gain[order]
+    times = constant + float(time[chosen].sum()) + torch.cumsum(time[order], 0) - time[order]
+    worth = (gain / time)[order] > gains / times
+    chosen[order[: int(worth.long().cumprod(0).sum())]] = True
+    pieces = torch.split(chosen, [held.numel() for held in kept.values()])
+    return {key: piece.view(held.shape) for (key, held), piece in zip(kept.items(), pieces, strict=True)}
+
+
+def round_seconds(view: RoundView) -> tuple[float, dict[str, float]]:
+    """Return a round's constant seconds, and the seconds each weight of a tensor adds, on the mean device."""
+    shares = np.array([tier.share for tier in view.tiers])
+    examples = float(view.examples.mean()) * view.local.epochs
+
+    def mean(name: str) -> float:
+        return float(shares @ np.array([1 / getattr(tier.device, name) for tier in view.tiers]))
+
+    latency = float(shares @ np.array([2 * tier.device.latency_s for tier in view.tiers]))
+    transfer = 4 * (mean("down_bytes_per_s") + mean("up_bytes_per_s"))
+    flops = {key: view.costs.weight_flops.get(key, 0) for key in _weights(view)}
+    whole = sum(view.params[key].numel() for key in flops)
+    others = (view.costs.dense.parameters - whole) * transfer
+    return latency + others, {key: transfer + examples * count * mean("flops_per_s") for key, count in flops.items()}
+
+
+def add_reconfiguration_bytes(view: RoundView, chosen: list[Mask], load: CohortLoad) -> CohortLoad:
+    """Count the squared gradients that clients upload when the mask is to be chosen anew."""
+    if view.round % view.options["reconfigure_rounds"]:
+        return load
+    return replace(load, up_bytes=load.up_bytes + 4 * sum(value.numel() for value in _weights(view).values()))
+
+
+def _smallest(magnitude: torch.Tensor, held: torch.Tensor, share: float) -> torch.Tensor:
+    """Return which of the held entries are among the given share of lowest magnitude."""
+    count = int(share * int(held.sum()))
+    ranked = {"entry": torch.where(held, -magnitude.double(), -torch.inf)}
+    return elements.keep_largest(ranked, count)["entry"]
+
+
+def _weights(view: RoundView) -> Params:
+    return {key: view.params[key] for key in view.costs.weight_flops}
+
+
+def _squares(contribution: Contribution) -> Params:
+    total = contribution.sums["squares"]
+    return {key: total.value(key) for key in total.totals}
+
+
+def _count(kept: Params) -> int:
+    return sum(int(held.sum()) for held in kept.values())

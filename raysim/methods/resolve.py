@@ -1,0 +1,286 @@
+"""From the settings' names and options to a method that is ready to run, and its shared verbs."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from raysim import dotted
+from raysim.aggregation import FILLS
+from raysim.clock import CohortLoad
+from raysim.errors import SettingError, nearest_first, unknown_name
+from raysim.methods.estimators import ESTIMATORS
+from raysim.methods.mask_rules import MASKS
+from raysim.methods.method import CohortReport, Method, RoundView
+from raysim.methods.objectives import OBJECTIVES
+from raysim.methods.options import MethodOptions, own_options
+from raysim.methods.table import METHODS
+from raysim.pruning.plan import ChannelPlan
+from raysim.pruning.significance import FORMS, Scores, form_of
+from raysim.training import LocalTraining
+from raysim.types import Mask, Params
+
+NORMALIZATIONS = ("batch", "static", "group")
+
+
+def resolve(name: str, given: Mapping[str, Any], local: LocalTraining) -> Method:
+    """Look up a method and apply the options that were given.
+
+    Args:
+        name: A row of the table, or a dotted path to a `Method` of the user's.
+        given: Options by name; `options` holds those of the row's own.
+        local: How clients train.
+
+    Raises:
+        SettingError: If the method is unknown, does not read an option, or an option's value is unknown.
+    """
+    row = _row(name)
+    shared = {option: value for option, value in given.items() if option != "options"}
+    for option, value in shared.items():
+        if option not in row.reads:
+            allowed = ", ".join(sorted(row.reads)) or "none"
+            raise SettingError(
+                f"method.{option}={value!r} has no effect with method.name={name!r}; options it reads: {allowed}"
+            )
+    options = replace(row.options, **shared, own=own_options(name, row.own, given.get("options", {})))
+    if "curvature_scale" not in given:
+        options = replace(options, curvature_scale=float(local.batch_size))
+    row = replace(
+        row,
+        options=options,
+        score=_score(row, options),
+        mask=row.mask or _named("mask", options.mask, MASKS),
+        fill=_named("fill", options.fill, FILLS),
+        objective=_known("objective", options.objective, OBJECTIVES),
+    )
+    _check(row, given, local)
+    return replace(row, rules=_rules(row))
+
+
+def _row(name: str) -> Method:
+    if not dotted.is_dotted(name):
+        check_name(name)
+        return METHODS[name]
+    row = dotted.load("method.name", name)
+    if not isinstance(row, Method):
+        raise SettingError(f"method.name={name!r} is {type(row).__name__}; allowed: a raysim.Method")
+    return row
+
+
+def check_name(name: str) -> None:
+    """Raise SettingError if there is no method of this name."""
+    if not dotted.is_dotted(name) and name not in METHODS:
+        raise unknown_name("method.name", name, METHODS)
+
+
+def _named(option: str, name: str, table: Mapping[str, Any]) -> Any:
+    """Return a member of a table, or the user's own by its dotted path."""
+    if dotted.is_dotted(name):
+        member = dotted.load(f"method.{option}", name)
+        if not callable(member):
+            raise SettingError(f"method.{option}={name!r} is {type(member).__name__}; allowed: a function")
+        return member
+    return _known(option, name, table)
+
+
+def _known(option: str, name: str, table: Mapping[str, Any]) -> Any:
+    if name not in table:
+        known = ", ".join(nearest_first(name, table))
+        raise SettingError(f"method.{option}={name!r} is unknown; known: {known}")
+    return table[name]
+
+
+def _score(row: Method, options: MethodOptions) -> Callable[[RoundView], Scores]:
+    """Return the row's score, or the user's own in its place."""
+    if dotted.is_dotted(options.score):
+        own: Callable[[RoundView], Scores] = _named("score", options.score, {})
+        return own
+    return row.score
+
+
+def uses_estimator(method: Method) -> bool:
+    """Whether clients report what gradient and curvature are estimated from."""
+    return "estimator" in method.reads
+
+
+def _check(row: Method, given: Mapping[str, Any], local: LocalTraining) -> None:
+    options = row.options
+    if not dotted.is_dotted(options.score):
+        if "score" in given and not uses_estimator(row):
+            raise SettingError(
+                f"method.score={options.score!r} is not allowed with method.name={row.name!r}, which estimates no "
+                "curvature; allowed: a dotted path to a score of your own"
+            )
+        _known("score", options.score, FORMS)
+    _known("estimator", options.estimator, ESTIMATORS)
+    _known("normalization", options.normalization, dict.fromkeys(NORMALIZATIONS))
+    for option, needed, wanted in (
+        ("fill_gamma", "fill", "damped"),
+        ("curvature_scale", "estimator", "variation"),
+        ("curvature_max", "estimator", "secant"),
+        ("hutchinson_draws", "estimator", "hutchinson"),
+        ("proximal_mu", "objective", "proximal"),
+    ):
+        if option in given and getattr(options, needed) != wanted:
+            raise SettingError(
+                f"method.{option}={given[option]!r} has no effect with "
+                f"method.{needed}={getattr(options, needed)!r}; it belongs to {wanted!r}"
+            )
+    if options.mask == "coverage" and row.mask is MASKS["coverage"] and not uses_estimator(row):
+        raise SettingError(
+            f"method.mask='coverage' is not allowed with method.name={row.name!r}, which estimates no curvature; "
+            f"allowed: {', '.join(name for name in MASKS if name != 'coverage')}"
+        )
+    if local.epochs < row.min_epochs:
+        raise SettingError(
+            f"training.epochs={local.epochs} is not allowed with method.name={row.name!r}; "
+            f"allowed: {row.min_epochs} or more"
+        )
+    _check_optimizer(row, local)
+
+
+def _check_optimizer(row: Method, local: LocalTraining) -> None:
+    if local.optimizer == "sgd":
+        return
+    if uses_estimator(row) and ESTIMATORS[row.options.estimator].needs_plain_sgd:
+        raise SettingError(
+            f"method.estimator={row.options.estimator!r} is not allowed with training.optimizer="
+            f"{local.optimizer!r}; allowed: training.optimizer='sgd', or method.estimator='fisher'"
+        )
+    if row.objective.needs_plain_sgd:
+        raise SettingError(
+            f"method.objective={row.options.objective!r} is not allowed with training.optimizer="
+            f"{local.optimizer!r}; allowed: training.optimizer='sgd'"
+        )
+
+
+def _rules(row: Method) -> Any:
+    hooks = [] if row.objective.hook is None else [row.objective.hook]
+    hooks += [ESTIMATORS[row.options.estimator].hook] if uses_estimator(row) else []
+    hooks += row.local
+    return replace(
+        row.rules,
+        hooks=tuple(partial(hook, options=row.options) for hook in hooks),
+        static_norm=row.rules.static_norm or row.options.normalization == "static",
+    )
+
+
+def rank(method: Method, view: RoundView) -> tuple[Scores, Params]:
+    """Score the channels, or repeat the last ranking where it is not yet due to be refreshed.
+
+    Returns:
+        The scores, and the memory with a shared ranking remembered.
+    """
+    every = method.options.refresh_rounds
+    due = (view.round - 1 - last_random_round(method)) % every == 0
+    if "ranking" in view.memory and not due and view.round > last_random_round(method):
+        return np.asarray(view.memory["ranking"].numpy(), dtype=np.float64), view.memory
+    scores = checked_scores(method, view)
+    if every == 1 or scores.ndim == 2:
+        return scores, view.memory
+    return scores, {**view.memory, "ranking": torch.from_numpy(scores)}
+
+
+def checked_scores(method: Method, view: RoundView) -> Scores:
+    """Return a method's scores.
+
+    Raises:
+        ValueError: If their shape is wrong or one is not a number.
+    """
+    scores = np.asarray(method.score(view), dtype=np.float64)
+    allowed = ((view.plan.num_units,), (len(view.clients), view.plan.num_units))
+    if scores.shape not in allowed:
+        raise ValueError(f"the score of method {method.name!r} has shape {scores.shape}; allowed: {allowed}")
+    if np.isnan(scores).any():
+        raise ValueError(f"the score of method {method.name!r} is NaN for {int(np.isnan(scores).sum())} channels")
+    return scores
+
+
+def choose_masks(method: Method, view: RoundView, scores: Scores) -> list[Mask]:
+    """Return what each client of the cohort downloads.
+
+    Raises:
+        ValueError: If there are not as many masks as clients, or one does not fit the model.
+    """
+    if method.mask is None:
+        raise ValueError(f"method {method.name!r} has not been resolved")
+    masks = method.mask(view, scores)
+    if len(masks) != len(view.clients):
+        raise ValueError(f"the mask rule of {method.name!r} gives {len(masks)} masks for {len(view.clients)} clients")
+    for mask in {id(mask): mask for mask in masks}.values():
+        empty = [name for name, units in view.plan.units.items() if not mask.kept[units].any()]
+        if len(mask.kept) != view.plan.num_units or empty:
+            raise ValueError(f"the mask rule of {method.name!r} leaves no unit in group {(empty or ['?'])[0]!r}")
+    return masks
+
+
+def extra(method: Method, view: RoundView) -> Params:
+    """Return what is sent to all clients beside the parameters."""
+    return {} if method.objective.extra is None else method.objective.extra(view)
+
+
+def served(method: Method, plan: ChannelPlan, params: Params, memory: Params) -> Params:
+    """Return the global model as it is scored and handed out: channels nobody has trained yet may be silent.
+
+    A silent channel's readers are zero (specification, "silent dormant channels"); nothing travels for it.
+    """
+    if not method.options.silent_dormant or "trained" not in memory:
+        return params
+    silent = dict(params)
+    dormant = ~memory["trained"].numpy()
+    for group, slot in plan.slots():
+        if slot.role == "consumer":
+            indices = torch.from_numpy(slot.indices[dormant[plan.units[group.name]]].ravel())
+            silent[slot.key] = silent[slot.key].index_fill(slot.dim, indices, 0)
+    return silent
+
+
+def last_random_round(method: Method) -> int:
+    """Return the last round with random masks, 0 if there is none."""
+    return method.options.warmup_rounds if "warmup_rounds" in method.reads else 0
+
+
+def load_of(method: Method, view: RoundView, masks: list[Mask], load: CohortLoad) -> CohortLoad:
+    """Add what the method's parts transfer and compute beyond submodels."""
+    rules = [method.load, method.objective.load]
+    rules += [ESTIMATORS[method.options.estimator].load] if uses_estimator(method) else []
+    for rule in rules:
+        if rule is not None:
+            load = rule(view, masks, load)
+    return load
+
+
+def learn(method: Method, params: Params, memory: Params, report: CohortReport) -> tuple[Params, Params]:
+    """Return the parameters and the memory that are kept after a round."""
+    if uses_estimator(method):
+        memory = ESTIMATORS[method.options.estimator].update(memory, report)
+    if method.options.hysteresis or method.options.silent_dormant:
+        memory = remember_kept(memory, report)
+    for rule in (method.objective.after_round, method.after_round):
+        if rule is not None:
+            params, memory = rule(params, memory, report)
+    return params, memory
+
+
+def remember_kept(memory: Params, report: CohortReport) -> Params:
+    """Remember the share of the cohort that kept each channel, and which channels were ever trained."""
+    kept = np.stack([mask.kept for mask in report.masks])
+    trained = torch.from_numpy(kept.any(axis=0))
+    return {
+        **memory,
+        "kept_share": torch.from_numpy(kept.mean(axis=0)),
+        "trained": trained | memory.get("trained", torch.zeros_like(trained)),
+    }
+
+
+def score_bytes(method: Method, mask: Mask) -> int:
+    """Return the bytes of the channel sums a client uploads for the ranking, 4 per number."""
+    if not uses_estimator(method) or not ESTIMATORS[method.options.estimator].clients_report_sums:
+        return 0
+    return 4 * form_of(method.options.score).num_sums * int(mask.kept.sum())
+
+
+ALL_OPTIONS = frozenset(field.name for field in fields(MethodOptions)) - {"own"}

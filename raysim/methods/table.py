@@ -1,0 +1,143 @@
+"""The table of named methods, one row each."""
+
+from raysim import budgets
+from raysim.methods import autoflip, dapperfl, feddst, fedmp, fjord, prunefl
+from raysim.methods.fedprox import variable_work
+from raysim.methods.method import Method
+from raysim.methods.options import MethodOptions, Option
+from raysim.methods.scores import curvature_score, index_score, l1_score, random_score, rolling_score
+from raysim.methods.shared_elements import shared_mask
+from raysim.types import LocalRules
+
+EVERY_METHOD = frozenset({"objective", "proximal_mu"})
+FILL = EVERY_METHOD | {"fill", "fill_gamma", "normalization"}
+SHARED_RANKING = FILL | {"score", "mask", "refresh_rounds"}
+CURVATURE = SHARED_RANKING | {
+    "estimator", "warmup_rounds", "score_decay", "curvature_scale", "curvature_max", "hutchinson_draws",
+    "include_consumers", "hysteresis", "silent_dormant",
+}  # fmt: skip
+EQUALS_FEDAVG, NESTED = "equals fedavg at keep 1", "nested masks"
+HETEROFL_RULES = LocalRules(scale_by_keep_ratio=True, own_classes_only=True, static_norm=True)
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "fedavg", "McMahan et al., arXiv 1602.05629",
+            score=index_score, budget=budgets.whole_model, reads=EVERY_METHOD | {"normalization"},
+            claims=frozenset({EQUALS_FEDAVG, NESTED}),
+        ),
+        Method(
+            "fedprox", "Li et al., arXiv 1812.06127, eq 2 and section 5.2",
+            score=index_score, budget=budgets.whole_model, options=MethodOptions(objective="proximal"),
+            reads=EVERY_METHOD | {"normalization"}, work=variable_work,
+            own={"straggler_share": Option(0.5, "share of a cohort that trains fewer epochs", high=1.0)},
+            claims=frozenset({NESTED}),
+        ),
+        Method(
+            "random", "CA-HFP, arXiv 2603.12591, warm-up masks",
+            score=random_score, reads=FILL | {"mask"}, claims=frozenset({EQUALS_FEDAVG}),
+        ),
+        Method(
+            "feddropout", "Caldas et al., arXiv 1812.07210; Wen et al., arXiv 2109.15258",
+            score=random_score, options=MethodOptions(fill="holders"), reads=FILL | {"mask"},
+            claims=frozenset({EQUALS_FEDAVG}),
+        ),
+        Method(
+            "magnitude", "Li et al., arXiv 1608.08710",
+            score=l1_score, reads=SHARED_RANKING, claims=frozenset({EQUALS_FEDAVG, NESTED}),
+        ),
+        Method(
+            "heterofl", "Diao et al., arXiv 2010.01264",
+            score=index_score, budget=budgets.halving_level, options=MethodOptions(fill="holders"),
+            reads=FILL - {"normalization"}, rules=HETEROFL_RULES, claims=frozenset({NESTED}),
+        ),
+        Method(
+            "fedrolex", "Alam et al., arXiv 2212.01548, section 3",
+            score=rolling_score, budget=budgets.halving_level, options=MethodOptions(fill="holders"),
+            reads=FILL - {"normalization"}, rules=HETEROFL_RULES, claims=frozenset({NESTED}),
+        ),
+        Method(
+            "fjord", "Horvath et al., arXiv 2102.13451, eq 2 and section 4.2",
+            score=index_score, budget=fjord.widest_fitting, options=MethodOptions(fill="holders"),
+            reads=FILL - {"normalization"}, rules=LocalRules(static_norm=True), local=(fjord.ordered_dropout,),
+            widths=fjord.widest_drawn, load=fjord.load_of_steps, claims=frozenset({NESTED}),
+            own={"distill": Option(False, "whether the widest submodel teaches the drawn one")},
+        ),
+        Method(
+            "fedmp", "Jiang et al., arXiv 2112.01070, eq 8 and algorithm 1",
+            score=l1_score, budget=budgets.whole_model, reads=FILL | {"mask"},
+            widths=fedmp.chosen_widths, after_round=fedmp.remember_rewards, learns_widths=True,
+            claims=frozenset({NESTED}),
+            own={
+                "discount": Option(0.95, "weight of a play one round ago", high=1.0),
+                "leaf_width": Option(0.1, "width under which an interval of ratios is not split", 0.001, 0.9),
+            },
+        ),
+        Method(
+            "dapperfl", "Jia et al., NeurIPS 2024, arXiv 2412.05823, eq 2 to 5 and 8",
+            score=index_score, budget=dapperfl.whole_model_first, reads=FILL, mask=dapperfl.whole_model_down,
+            rules=LocalRules(choose_locally=dapperfl.fuse_and_prune), local=(dapperfl.feature_penalty,),
+            load=dapperfl.load_of_phases, min_epochs=2,
+        ),
+        Method(
+            "fisher", "Theis et al., arXiv 1801.05787; h w^2 of CA-HFP's specification",
+            score=curvature_score, options=MethodOptions(score="curvature"), reads=CURVATURE - {"score"},
+            claims=frozenset({EQUALS_FEDAVG, NESTED}),
+        ),
+        Method(
+            "scaffold", "Karimireddy et al., arXiv 1910.06378, eq 3 to 5",
+            score=l1_score, options=MethodOptions(objective="scaffold"), reads=SHARED_RANKING,
+            claims=frozenset({NESTED}),
+        ),
+        Method(
+            "prunefl", "Jiang et al., arXiv 1909.12326, theorem 1 and algorithms 1 and 2",
+            score=index_score, budget=budgets.whole_model, options=MethodOptions(fill="zero"),
+            reads=EVERY_METHOD | {"normalization"}, mask=shared_mask, local=(prunefl.report_squared_gradients,),
+            prepare=prunefl.initial_pruning, after_round=prunefl.reconfigure, learns_widths=True,
+            load=prunefl.add_reconfiguration_bytes,
+            own={
+                "reconfigure_rounds": Option(50, "rounds between two choices of the mask", 1),
+                "initial_rounds": Option(50, "most rounds of the initial pruning", 1),
+            },
+        ),
+        Method(
+            "feddst", "Bibikar et al., arXiv 2112.09824, section 3 and algorithm 1",
+            score=index_score, budget=budgets.whole_model, options=MethodOptions(fill="holders"),
+            reads=EVERY_METHOD | {"normalization"}, mask=shared_mask, local=(feddst.readjust,),
+            prepare=feddst.start_sparse, after_round=feddst.unite_and_prune, learns_widths=True,
+            load=feddst.add_mask_bytes,
+            own={
+                "sparsity": Option(0.5, "share of the weights that is pruned", high=0.999),
+                "readjust_rounds": Option(5, "rounds between two readjustments", 1),
+                "adjust_share": Option(0.5, "share of active weights replaced at first", high=1.0),
+                "decay_rounds": Option(200, "rounds over which that share falls to 0", 1),
+            },
+        ),
+        Method(
+            "autoflip", "arXiv 2405.10271; steps 1 to 6 of the specification",
+            score=index_score, budget=budgets.whole_model, options=MethodOptions(fill="zero"),
+            reads=EVERY_METHOD | {"normalization"}, mask=autoflip.guided_masks, prepare=autoflip.explore_losses,
+            learns_widths=True,
+            own={
+                "prune_share": Option(0.3, "quantile of all guidance values that is pruned", high=0.999),
+                "mode": Option("hybrid", "what is pruned", choices=("hybrid", "unstructured", "structured")),
+                "exploration_epochs": Option(10, "most epochs of the exploration", 1),
+                "patience": Option(40, "epochs without a lower loss after which exploration ends", 1),
+                "start": Option("initial", "weights of round 1", choices=("initial", "explored")),
+                "agreement": Option("none", "how clients agree on an entry", choices=("none", "sign", "overlap")),
+                "channel_share": Option(0.9, "share of pruned weights from which a channel is dropped", high=1.0),
+                "channel_threshold": Option(0.0, "mean guidance at or under which a channel is dropped", high=1.0),
+            },
+        ),
+        Method(
+            "ca-hfp", "arXiv 2603.12591, eq 2-4, 14 and 15",
+            score=curvature_score, reads=CURVATURE, claims=frozenset({EQUALS_FEDAVG, NESTED}),
+        ),
+        Method(
+            "ca-hfp+", "arXiv 2603.12591, eq 14, with coverage-aware masks (specification, beyond the paper)",
+            score=curvature_score, options=MethodOptions(mask="coverage"), reads=CURVATURE,
+            claims=frozenset({EQUALS_FEDAVG}),
+        ),
+    )
+}  # fmt: skip

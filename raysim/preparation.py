@@ -1,0 +1,64 @@
+"""What a method does before the first round: trained, timed and paid for like any round."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim import client_memory
+from raysim.accounting import account_preparation
+from raysim.aggregation import apply_updates, fill_holders
+from raysim.cohort import cohort_of, load_of, schedule_cohort, tasks_for, view_of
+from raysim.contribution import Contribution
+from raysim.pruning.coverage import count_coverage
+from raysim.scenario import Executor, Scenario
+from raysim.training import LocalHooks
+from raysim.types import Broadcast, LocalRules, Mask, Params, ServerState
+
+
+def prepare(scenario: Scenario, state: ServerState, executor: Executor) -> ServerState:
+    """Return the state to begin with, all that was spent on it included."""
+    if scenario.method.prepare is None:
+        return state
+    everybody = np.arange(len(scenario.workload.population))
+    view = view_of(scenario, state, cohort_of(scenario, everybody, round=0))
+    trainer = _Trainer(scenario, state, executor)
+    params, memory = scenario.method.prepare(view, trainer)
+    return replace(trainer.state, params=params, memory=memory)
+
+
+class _Trainer:
+    """Trains some clients and keeps account; see `raysim.methods.method.Trainer`."""
+
+    def __init__(self, scenario: Scenario, state: ServerState, executor: Executor) -> None:
+        self.state, self._scenario, self._executor = state, scenario, executor
+
+    def __call__(
+        self, clients: NDArray[np.int64], mask: Mask, epochs: int, hooks: tuple[Callable[..., LocalHooks], ...],
+        params: Params,
+    ) -> tuple[Contribution, Params]:  # fmt: skip
+        scenario, state = self._scenario, self.state
+        cohort = replace(
+            cohort_of(scenario, clients, round=0), epochs=np.full(len(clients), epochs),
+            keep_ratios=np.ones(len(clients)),
+        )  # fmt: skip
+        unscored = replace(scenario, scored_share=0.0, method=replace(scenario.method, load=None))
+        masks = [mask] * len(clients)
+        view = view_of(unscored, state, cohort)
+        tasks = tasks_for(unscored, cohort, masks, load_of(unscored, view, masks), {})
+        contribution = self._executor.train(tasks, Broadcast(0, params, LocalRules(hooks), {}))
+        trained = replace(view, epochs=contribution.clients["epochs"].astype(np.int64))
+        load = load_of(unscored, trained, masks)  # exploration may have ended early
+        timing = schedule_cohort(unscored, cohort, load)
+        self.state = replace(
+            state,
+            clients=client_memory.updated(state.clients, contribution.memories),
+            totals=account_preparation(state.totals, load, timing),
+        )
+        coverage = count_coverage(scenario.workload.plan, masks, cohort.examples)
+        aggregated = apply_updates(
+            params, scenario.buffers, contribution.sums["update"], coverage, int(cohort.examples.sum()),
+            fill_holders, 1.0, average_buffers=True,
+        )  # fmt: skip
+        return contribution, aggregated

@@ -1,0 +1,66 @@
+"""Masks of single entries: bits in the full model's coordinates, cut to a submodel where it is trained."""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raysim.pruning.submodel import Cut, take
+from raysim.types import Mask, Params
+
+Bits = dict[str, NDArray[np.uint8]]
+"""Kept entries by state-dict key, eight to a byte."""
+
+
+def pack(elements: Params) -> Bits:
+    """Pack booleans, eight to a byte."""
+    return {key: np.packbits(kept.numpy()) for key, kept in elements.items()}
+
+
+def unpack(bits: Mapping[str, NDArray[np.uint8]], shapes: Mapping[str, Sequence[int]]) -> Params:
+    """Return the booleans of packed masks.
+
+    >>> kept = {"weight": torch.tensor([[True, False, True], [False, True, True]])}
+    >>> bool((unpack(pack(kept), {"weight": (2, 3)})["weight"] == kept["weight"]).all())
+    True
+    """
+    return {
+        key: torch.from_numpy(np.unpackbits(packed, count=prod(shapes[key])).reshape(shapes[key]).astype(np.bool_))
+        for key, packed in bits.items()
+    }
+
+
+def of_submodel(mask: Mask, shapes: Mapping[str, Sequence[int]], cut: Cut) -> Params:
+    """Return a mask's kept entries in its submodel's coordinates."""
+    return {key: take(kept, cut.get(key, {})) for key, kept in unpack(mask.elements, shapes).items()}
+
+
+def apply(elements: Params, params: Params) -> Params:
+    """Return parameters with the entries that are not kept at zero; tensors without a mask are passed on."""
+    return {key: value * elements[key] if key in elements else value for key, value in params.items()}
+
+
+def keep_largest(scores: Params, count: int) -> Params:
+    """Keep the `count` entries of highest score, all tensors pooled; of equal scores the first."""
+    flat = torch.cat([score.flatten().double() for score in scores.values()])
+    kept = torch.zeros(len(flat), dtype=torch.bool)
+    kept[torch.sort(flat, descending=True, stable=True).indices[: max(0, min(count, len(flat)))]] = True
+    pieces = torch.split(kept, [score.numel() for score in scores.values()])
+    return {key: piece.view(score.shape) for (key, score), piece in zip(scores.items(), pieces, strict=True)}
+
+
+def num_held(bits: Mapping[str, NDArray[np.uint8]], shapes: Mapping[str, Sequence[int]], cut: Cut) -> dict[str, int]:
+    """Return how many entries of each masked tensor a submodel holds."""
+    kept = of_submodel(Mask(np.zeros(0, dtype=np.bool_), bits), shapes, cut)
+    return {key: int(held.sum()) for key, held in kept.items()}
+
+
+def mask_bytes(num_entries: int, num_kept: int) -> int:
+    """Return the bytes that tell which entries are kept: a bitmap or a list of 32-bit indices, the shorter one.
+
+    >>> mask_bytes(64, 1), mask_bytes(64, 30)
+    (4, 8)
+    """
+    return min(-(-num_entries // 8), 4 * num_kept)
