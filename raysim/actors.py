@@ -162,7 +162,7 @@ class DriverActor:
             raise RuntimeError("no round has been played")
         state = self._state
         served = {key: value for key, value in state.memory.items() if key == "trained"}
-        return ServerState(state.round, {}, served, totals=state.totals), as_arrays(state.params)
+        return ServerState(state.round, {}, served, state.totals), as_arrays(state.params)
 
 
 class RayRunner:

@@ -107,7 +107,7 @@ def load(path: Path) -> ServerState:
             int(client): Stored(path.parent / CLIENTS / entry["file"], entry["sha256"])
             for client, entry in content["clients"].items()
         }
-        state = ServerState(content["round"], params, memory, ClientMemory(clients), Totals(**content["totals"]))
+        state = ServerState(content["round"], params, memory, Totals(**content["totals"]), ClientMemory(clients))
     except Exception as error:
         raise TornCheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     if content["format"] != FORMAT:

@@ -53,9 +53,8 @@ def run_round(scenario: Scenario, state: ServerState, executor: Executor) -> tup
     clients = client_columns(scenario, cohort, masks, load, timing, contribution)
     totals = account(scenario, state.totals, cohort, clients, score)
     summary = summarise(coverage, params, masks, int(cohort.examples.sum()))
-    after = ServerState(
-        cohort.round, params, memory, client_memory.updated(state.clients, contribution.memories), totals
-    )
+    remembered = client_memory.updated(state.clients, contribution.memories)
+    after = ServerState(cohort.round, params, memory, totals, remembered)
     return after, RoundReport(
         round=cohort.round,
         timestamp_ms=0,

@@ -244,15 +244,15 @@ class ServerState:
         round: Rounds played.
         params: Global parameters and buffers.
         memory: What the method and the server's optimizer remember.
-        clients: What the method remembers of single clients, by id.
         totals: What the run has spent and reached.
+        clients: What the method remembers of single clients, by id.
     """
 
     round: int
     params: Params
     memory: Params = field(default_factory=dict)
-    clients: "Mapping[int, Params]" = field(default_factory=dict)
     totals: Totals = field(default_factory=Totals)
+    clients: Mapping[int, Params] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

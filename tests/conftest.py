@@ -24,10 +24,22 @@ TINY = (
     "executor.kind=in-process",
 )
 
+NEEDED_BY = {
+    "dapperfl": ("training.epochs=2",),
+    "feddst": ("method.options={readjust_rounds: 1}",),
+    "prunefl": ("method.options={reconfigure_rounds: 1, initial_rounds: 2}",),
+    "autoflip": ("method.options={exploration_epochs: 2}",),
+}
+
 
 def tiny_settings(*overrides: str) -> ExperimentSettings:
     """The digits experiment with six clients and a small network, changed by overrides."""
     return config_file.load(CONFIGS / "digits.yaml", (*TINY, *overrides))
+
+
+def settings_of(method: str, *overrides: str) -> ExperimentSettings:
+    """The tiny experiment with a method, and what that method needs."""
+    return tiny_settings(f"method.name={method}", *NEEDED_BY.get(method, ()), *overrides)
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,7 @@ def refusal(capsys, tmp_path):
         (["data.name=digit"], "data.name='digit' is unknown; known: digits, mnist"),
         (["data.partition.name=idd"], "data.partition.name='idd' is unknown; known: iid, dirichlet"),
         (["method.score=exakt"], "method.score='exakt' is unknown; known: exact, "),
-        (["method.estimator=fishr"], "method.estimator='fishr' is unknown; known: fisher, variation"),
+        (["method.estimator=fishr"], "method.estimator='fishr' is unknown; known: fisher, "),
         (["method.fill=zeros"], "method.fill='zeros' is unknown; known: zero, "),
         (
             ["model.options.chanels=[4, 8]"],
@@ -99,7 +99,7 @@ def refusal(capsys, tmp_path):
         ),
         (
             ["method.name=fedavg", "method.fill=zero"],
-            "method.fill='zero' has no effect with method.name='fedavg'; options it reads: none",
+            "method.fill='zero' has no effect with method.name='fedavg'; options it reads: normalization, ",
         ),
         (
             ["method.name=magnitude", "method.warmup_rounds=1"],

@@ -10,22 +10,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_settings
+from conftest import NEEDED_BY, settings_of, tiny_settings
 from oracles import DEPTHWISE_TRAIN_FLOPS, BranchNet, DepthwiseNet, held_entries, random_mask
+from planned import plan_round, view_for
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from raysim import arrays, rounds, simulation
+from raysim import arrays, preparation, simulation
 from raysim.aggregation import FILLS
-from raysim.client_step import Stage, merge
+from raysim.client_step import Stage
+from raysim.cohort import choose_masks
+from raysim.contribution import merge
 from raysim.data.partition import PARTITIONS, partition
 from raysim.executors import InProcessExecutor
-from raysim.methods import METHODS
+from raysim.methods.table import METHODS
 from raysim.models import cost, zoo
 from raysim.pruning import coverage, masks, submodel
 from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.trace import randomise, trace
-from raysim.rounds import Scenario, initial_state, run_round
+from raysim.rounds import initial_state, run_round
+from raysim.scenario import Scenario
 from raysim.types import ServerState, Storage
 
 DENSE_TIERS = tuple(f"population.tiers.{tier}.keep_ratio=1.0" for tier in range(4))
@@ -71,8 +75,12 @@ def played(scenario: Scenario, count: int = 2) -> ServerState:
     return state
 
 
-def fresh_digest_of(*overrides: str) -> str:
-    return arrays.digest(played(simulation.build(tiny_settings(*overrides))).params)
+def prepared(scenario: Scenario) -> ServerState:
+    return preparation.prepare(scenario, initial_state(scenario), InProcessExecutor(scenario.workload))
+
+
+def fresh_digest_of(method: str, *overrides: str) -> str:
+    return arrays.digest(played(simulation.build(settings_of(method, *overrides))).params)
 
 
 digest_of = functools.cache(fresh_digest_of)
@@ -115,7 +123,8 @@ def test_law_2_submodel_computes_the_full_model_with_zeros(
 
 @pytest.mark.parametrize("name", METHODS)
 def test_law_3_keep_ratio_1_is_fedavg(name: str) -> None:
-    same = digest_of(f"method.name={name}", *DENSE_TIERS) == digest_of("method.name=fedavg")
+    needed = [setting for setting in NEEDED_BY.get(name, ()) if setting.startswith("training")]
+    same = digest_of(name, *DENSE_TIERS) == digest_of("fedavg", *needed)
     assert same == ("equals fedavg at keep 1" in METHODS[name].claims)
 
 
@@ -123,14 +132,14 @@ def test_law_3_keep_ratio_1_is_fedavg(name: str) -> None:
 @pytest.mark.parametrize("estimator", ["fisher", "variation"])
 def test_law_3_holds_for_every_fill_and_estimator(fill: str, estimator: str) -> None:
     options = (f"method.fill={fill}", f"method.estimator={estimator}")
-    assert digest_of("method.name=ca-hfp", *options, *DENSE_TIERS) == digest_of("method.name=fedavg")
+    assert digest_of("ca-hfp", *options, *DENSE_TIERS) == digest_of("fedavg")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["random", "magnitude", "ca-hfp"])
 def test_law_3_holds_with_batch_norm(name: str) -> None:
     resnet = ("model.name=resnet32", "model.options={}", "rounds=1")
-    assert digest_of(f"method.name={name}", *resnet, *DENSE_TIERS) == digest_of("method.name=fedavg", *resnet)
+    assert digest_of(name, *resnet, *DENSE_TIERS) == digest_of("fedavg", *resnet)
 
 
 @pytest.mark.parametrize("fill", FILLS)
@@ -139,7 +148,7 @@ def test_law_4_what_nobody_covers_keeps_its_value(fill: str) -> None:
     scenario = simulation.build(tiny_settings("method.name=magnitude", f"method.fill={fill}", *narrow))
     state = initial_state(scenario)
     after, report = run_round(scenario, state, InProcessExecutor(scenario.workload))
-    mask = rounds.choose_masks(scenario, state, rounds.select(scenario, 1))[0][0]
+    mask = plan_round(scenario, state).masks[0]
     held = held_entries(scenario.workload.plan, mask, state.params)
     kept_value = all(torch.equal(after.params[key][~held[key]], state.params[key][~held[key]]) for key in held)
     assert report.coverage.untrained_share > 0.5
@@ -158,34 +167,35 @@ def test_law_5_a_unit_stays_in_every_group(keep_ratio: float, tiny_scenario: Sce
 
 @pytest.mark.parametrize("name", METHODS)
 def test_law_5_masks_nest(name: str) -> None:
-    scenario = simulation.build(tiny_settings(f"method.name={name}", "method.warmup_rounds=0")
-                                if name == "ca-hfp" else tiny_settings(f"method.name={name}"))  # fmt: skip
-    state = played(scenario, 1)
-    cohort = rounds.select(scenario, 2)
+    now = ("method.warmup_rounds=0",) if "warmup_rounds" in METHODS[name].reads else ()
+    scenario = simulation.build(settings_of(name, *now))
+    view = view_for(scenario, played(scenario, 1), round=2)
     ratios = np.array([0.2, 0.5, 0.8])
-    chosen, _ = rounds.choose_masks(scenario, state, replace(cohort, keep_ratios=ratios))
-    nested = all((chosen[i].kept <= chosen[i + 1].kept).all() for i in range(2))
+    chosen, _ = choose_masks(scenario, replace(view, keep_ratios=ratios))
+    sizes = [mask.kept.sum() for mask in chosen]
+    nested = all((chosen[i].kept <= chosen[i + 1].kept).all() for i in range(2)) and sizes[0] < sizes[2]
     assert nested == ("nested masks" in METHODS[name].claims)
 
 
 @pytest.mark.parametrize(
-    "method", [*((f"method.name={name}",) for name in METHODS), ("method.name=ca-hfp", "method.estimator=variation")]
+    "method", [*((name,) for name in METHODS), ("ca-hfp", "method.estimator=variation")], ids="-".join
 )
 def test_law_6_order_and_grouping_change_nothing(method: tuple[str, ...]) -> None:
-    scenario = simulation.build(tiny_settings("selection.clients_per_round=5", *method))
-    state, cohort = initial_state(scenario), rounds.select(scenario, 1)
-    chosen, _ = rounds.choose_masks(scenario, state, cohort)
-    tasks = rounds.tasks_for(scenario, cohort, chosen, rounds.load_of(scenario, cohort, chosen))
-    stage = Stage(scenario.workload)
-    together = merge([stage.train(tasks, state.params, 1)])
+    scenario = simulation.build(settings_of(*method, "selection.clients_per_round=5"))
+    planned = plan_round(scenario, prepared(scenario))
+    tasks, broadcast = planned.tasks, planned.broadcast
+    together = merge([Stage(scenario.workload).train(tasks, broadcast)])
     fresh = Stage(scenario.workload)
-    apart = merge([fresh.train(chunk, state.params, 1) for chunk in ([tasks[4]], [tasks[2], tasks[0]], tasks[1:4:2])])
+    apart = merge([fresh.train(chunk, broadcast) for chunk in ([tasks[4]], [tasks[2], tasks[0]], tasks[1:4:2])])
     for quantity, total in together.sums.items():
         for key, fixed in total.totals.items():
             assert torch.equal(fixed, apart.sums[quantity].totals[key]), (quantity, key)
     for column, values in together.clients.items():
         np.testing.assert_array_equal(values, apart.clients[column])
     np.testing.assert_array_equal(together.channel_sums, apart.channel_sums)
+    np.testing.assert_array_equal(together.kept, apart.kept)
+    for client, memory in together.memories.items():
+        assert arrays.digest(memory) == arrays.digest(apart.memories[client])
 
 
 def test_law_7_costs_grow_with_width_and_are_those_of_the_submodel(
@@ -239,11 +249,10 @@ def test_law_9_large_alpha_tends_to_iid() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_law_10_same_seed_same_bits(name: str) -> None:
-    method = f"method.name={name}"
-    first = digest_of(method)
+    first = digest_of(name)
     torch.rand(3), np.random.default_rng().random()
-    assert fresh_digest_of(method) == first
-    assert digest_of(method, "seed=1") != first
+    assert fresh_digest_of(name) == first
+    assert digest_of(name, "seed=1") != first
 
 
 def test_law_10_layers_that_draw_are_seeded_and_the_generator_is_put_back() -> None:
@@ -264,14 +273,17 @@ def test_law_10_layers_that_draw_are_seeded_and_the_generator_is_put_back() -> N
 def law_12_runs() -> dict[str, tuple[Scenario, str]]:
     """Scenarios of each kind of local rule, with the digest of their in-process run."""
     kinds = {
-        "ca-hfp fisher": ("method.name=ca-hfp", "method.warmup_rounds=1"),
-        "ca-hfp variation": ("method.name=ca-hfp", "method.estimator=variation", "method.warmup_rounds=1"),
-        "heterofl batch norm": ("method.name=heterofl", "model.name=resnet32", "model.options={}", "rounds=1"),
-        "magnitude adam": ("method.name=magnitude", "training.optimizer=adam", "training.learning_rate=0.003"),
+        "ca-hfp fisher": ("ca-hfp", "method.warmup_rounds=1"),
+        "ca-hfp variation": ("ca-hfp", "method.estimator=variation", "method.warmup_rounds=1"),
+        "heterofl batch norm": ("heterofl", "model.name=resnet32", "model.options={}", "rounds=1"),
+        "magnitude adam": ("magnitude", "training.optimizer=adam", "training.learning_rate=0.003"),
+        "ca-hfp+ hutchinson": ("ca-hfp+", "method.estimator=hutchinson", "method.warmup_rounds=1"),
+        "ca-hfp secant": ("ca-hfp", "method.estimator=secant", "method.warmup_rounds=1"),
+        **{name: (name,) for name in ("fjord", "fedmp", "dapperfl", "scaffold", "prunefl", "feddst", "autoflip")},
     }
     runs = {}
     for kind, overrides in kinds.items():
-        scenario = simulation.build(tiny_settings("rounds=3", "selection.clients_per_round=5", *overrides))
+        scenario = simulation.build(settings_of(*overrides, "rounds=3", "selection.clients_per_round=5"))
         runs[kind] = scenario, arrays.digest(played(scenario, scenario.rounds).params)
     return runs
 

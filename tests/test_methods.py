@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_settings
+from planned import plan_round, state_after, view_for
 from torch import nn
 
-from raysim import arrays, methods, rounds, simulation
+from raysim import arrays, simulation
+from raysim import cohort as cohorts
 from raysim.client_step import Stage, scaled_outputs
 from raysim.errors import SettingError
 from raysim.executors import InProcessExecutor
-from raysim.methods import METHODS, Ranking
+from raysim.methods import resolve as methods
+from raysim.methods.table import METHODS
 from raysim.pruning.significance import FORMS
 from raysim.rounds import initial_state, run_round
 from raysim.training import LocalTraining
@@ -19,18 +22,11 @@ from raysim.types import Mask
 LOCAL = LocalTraining()
 
 
-def state_after(scenario, count):
-    state, executor = initial_state(scenario), InProcessExecutor(scenario.workload)
-    for _ in range(count):
-        state, _ = run_round(scenario, state, executor)
-    return state
-
-
 @pytest.mark.parametrize(
     ("name", "given", "parts"),
     [
         ("fedavq", {}, ["method.name='fedavq'", "known: fedavg"]),
-        ("fedavg", {"score": "exact"}, ["method.score='exact'", "no effect", "none"]),
+        ("fedavg", {"score": "exact"}, ["method.score='exact'", "no effect", "objective"]),
         ("random", {"warmup_rounds": 2}, ["method.warmup_rounds=2", "fill"]),
         ("ca-hfp", {"fill": "holder"}, ["method.fill='holder'", "known: holders"]),
         ("ca-hfp", {"score": "x"}, ["method.score='x'", "robust"]),
@@ -88,16 +84,11 @@ def params_with(*overrides: str) -> str:
     return arrays.digest(state_after(scenario, 6).params)
 
 
-def ranking_of(scenario, state, round) -> Ranking:
-    workload, clients = scenario.workload, np.arange(3)
-    return Ranking(workload.plan, state.params, state.memory, scenario.method.options, clients, round, workload.seed)
-
-
 def test_masks_are_random_per_client_in_the_warm_up_and_shared_after_it() -> None:
     scenario = simulation.build(tiny_settings("method.warmup_rounds=2"))
     state = state_after(scenario, 2)
-    warm, _ = methods.rank(scenario.method, ranking_of(scenario, state, 2))
-    ranked, _ = methods.rank(scenario.method, ranking_of(scenario, state, 3))
+    warm, _ = methods.rank(scenario.method, view_for(scenario, state, 2))
+    ranked, _ = methods.rank(scenario.method, view_for(scenario, state, 3))
     assert warm.shape == (3, scenario.workload.plan.num_units)
     assert not np.array_equal(warm[0], warm[1])
     assert ranked.shape == (scenario.workload.plan.num_units,)
@@ -109,7 +100,7 @@ def test_the_ranking_is_refreshed_only_when_due() -> None:
     scenario = simulation.build(tiny_settings("method.warmup_rounds=1", "method.refresh_rounds=3"))
     state, executor, rankings = initial_state(scenario), InProcessExecutor(scenario.workload), {}
     for round in range(1, 9):
-        scores, _ = methods.rank(scenario.method, ranking_of(scenario, state, round))
+        scores, _ = methods.rank(scenario.method, view_for(scenario, state, round))
         rankings[round] = scores
         state, _ = run_round(scenario, state, executor)
     for round, earlier in ((3, 2), (4, 2), (6, 5), (7, 5)):
@@ -128,23 +119,20 @@ def test_uploaded_channel_sums_are_counted() -> None:
 def test_heterofl_changes_only_the_classifier_rows_of_owned_classes() -> None:
     overrides = ("method.name=heterofl", "training.weight_decay=0.1", "data.partition.alpha=0.05")
     scenario = simulation.build(tiny_settings(*overrides, "data.partition.min_examples=2"))
-    state, cohort = initial_state(scenario), rounds.select(scenario, 1)
-    owned = rounds.classes_owned(scenario, cohort)
+    planned = plan_round(scenario)
+    owned = cohorts.classes_owned(scenario, planned.cohort)
     assert not owned.all()
-    masks, _ = rounds.choose_masks(scenario, state, cohort)
-    tasks = rounds.tasks_for(scenario, cohort, masks, rounds.load_of(scenario, cohort, masks))
-    for task, classes in zip(tasks, owned, strict=True):
-        update = Stage(scenario.workload).train([task], state.params, 1).sums["update"]
+    for task, classes in zip(planned.tasks, owned, strict=True):
+        update = Stage(scenario.workload).train([task], planned.broadcast).sums["update"]
         changed = update.value("8.weight").abs().sum(1) > 0
         assert changed.tolist() == classes.tolist()
 
 
 def test_heterofl_uses_halving_levels_and_first_channels() -> None:
     scenario = simulation.build(tiny_settings("method.name=heterofl"))
-    cohort = rounds.select(scenario, 1)
-    assert set(cohort.keep_ratios) <= {1.0, 0.5, 0.25}
-    masks, _ = rounds.choose_masks(scenario, initial_state(scenario), cohort)
-    for mask in masks:
+    planned = plan_round(scenario)
+    assert set(planned.cohort.keep_ratios) <= {1.0, 0.5, 0.25}
+    for mask in planned.masks:
         for units in scenario.workload.plan.units.values():
             kept = mask.kept[units]
             assert kept[: kept.sum()].all()
@@ -176,5 +164,5 @@ def test_heterofl_re_estimates_batch_norm_before_scoring() -> None:
 
 
 def test_the_table_names_its_sources() -> None:
-    assert set(METHODS) == {"fedavg", "random", "magnitude", "heterofl", "ca-hfp"}
+    assert list(METHODS) == [method.name for method in METHODS.values()]
     assert all("arXiv" in method.source for method in METHODS.values())

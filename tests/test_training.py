@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from raysim.training import GradientMoments, LocalTraining, batch_slices, clipped, one_thread, train
+from raysim.training import GradientMoments, LocalHooks, LocalTraining, batch_slices, clipped, one_thread, train
 
 INPUTS = torch.randn(23, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(23) % 3
@@ -25,7 +25,7 @@ def network() -> nn.Module:
 )
 def test_training_equals_a_loop_with_pytorchs_optimizer_classes(local: LocalTraining) -> None:
     ours, theirs = network(), network()
-    loss = train(ours, INPUTS, LABELS, local, local.learning_rate, np.random.default_rng(1))
+    loss = train(ours, INPUTS, LABELS, local, local.learning_rate, np.random.default_rng(1)).loss
     kinds = {
         "sgd": lambda: torch.optim.SGD(theirs.parameters(), 0.1, local.momentum, weight_decay=local.weight_decay),
         "adam": lambda: torch.optim.Adam(theirs.parameters(), 0.01, weight_decay=local.weight_decay),
@@ -64,7 +64,7 @@ def test_batches_cover_all_rows_and_none_is_a_lonely_last(rows: int, size: int) 
 def test_moments_are_means_of_minibatch_gradients_and_their_squares() -> None:
     model, moments = network(), GradientMoments()
     local = LocalTraining("sgd", 0.0, momentum=0.0, epochs=2, batch_size=8)
-    train(model, INPUTS, LABELS, local, 0.0, np.random.default_rng(3), observe=moments)
+    train(model, INPUTS, LABELS, local, 0.0, np.random.default_rng(3), LocalHooks(observe=(moments,)))
     order, gradients = np.random.default_rng(3), []
     for _ in range(2):
         shuffled = torch.from_numpy(order.permutation(23))

@@ -87,6 +87,7 @@ def load_of_phases(view: RoundView, chosen: list[Mask], load: CohortLoad) -> Coh
     mask_bytes = np.where(view.keep_ratios < 1, -(-view.plan.num_units // 8), 0)
     return replace(
         load,
+        down_bytes=np.full(len(small), dense.model_bytes, dtype=np.int64),
         up_bytes=np.array([cost.model_bytes for cost in small]) + mask_bytes,
         train_flops=view.examples * (dense.train_flops + more_epochs * flops),
         activation_bytes=view.examples * (dense.activation_bytes + more_epochs * activations),

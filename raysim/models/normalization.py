@@ -5,7 +5,7 @@ from math import gcd
 from torch import nn
 
 GROUPS = 4
-"""Groups of a GroupNorm that takes the place of a BatchNorm: few, so that narrow submodels keep some channels each."""
+"""Groups of a GroupNorm that takes the place of a BatchNorm: few, so that each keeps channels in narrow submodels."""
 
 
 def group_normalized(model: nn.Module) -> nn.Module:

@@ -1,0 +1,53 @@
+"""One round up to the point where its clients train."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from raysim import cohort as cohorts
+from raysim.methods.method import RoundView
+from raysim.rounds import initial_state, run_round
+from raysim.scenario import Scenario
+from raysim.types import Broadcast, ClientTask, Mask, ServerState
+
+
+@dataclass(frozen=True)
+class PlannedRound:
+    cohort: cohorts.Cohort
+    view: RoundView
+    masks: list[Mask]
+    load: Any
+    tasks: list[ClientTask]
+    broadcast: Broadcast
+
+
+def plan_round(scenario: Scenario, state: ServerState | None = None) -> PlannedRound:
+    """Everything a round decides before anybody trains."""
+    from raysim.methods import resolve
+
+    state = initial_state(scenario) if state is None else state
+    cohort = cohorts.select(scenario, state)
+    view = cohorts.view_of(scenario, state, cohort)
+    masks, _ = cohorts.choose_masks(scenario, view)
+    load = cohorts.load_of(scenario, view, masks)
+    tasks = cohorts.tasks_for(scenario, cohort, masks, load, state.clients)
+    extra = resolve.extra(scenario.method, view)
+    return PlannedRound(
+        cohort, view, masks, load, tasks, Broadcast(cohort.round, state.params, scenario.method.rules, extra)
+    )
+
+
+def view_for(scenario: Scenario, state: ServerState, round: int, clients: int = 3) -> RoundView:
+    """What a method sees in a round of its first clients."""
+    cohort = cohorts.cohort_of(scenario, np.arange(clients), round)
+    return cohorts.view_of(scenario, state, cohort)
+
+
+def state_after(scenario: Scenario, count: int) -> ServerState:
+    from raysim.executors import InProcessExecutor
+
+    state, executor = initial_state(scenario), InProcessExecutor(scenario.workload)
+    for _ in range(count):
+        state, _ = run_round(scenario, state, executor)
+    return state
