@@ -30,10 +30,11 @@ Arrays = dict[str, NDArray[np.generic]]
 
 
 class ClientActor:
-    """Plays clients; fetches the scenario once and keeps it for all rounds."""
+    """Plays clients; fetches a scenario once and keeps it for all its rounds."""
 
     def __init__(self) -> None:
         self._stage: Stage | None = None
+        self._played: ray.ObjectRef[Scenario] | None = None
 
     def process_id(self) -> int:
         """Return the id of the process this actor runs in."""
@@ -64,8 +65,8 @@ class ClientActor:
         return as_arrays(self._stage_of(scenario).estimate_statistics(as_tensors(params), rows))
 
     def _stage_of(self, scenario: "list[ray.ObjectRef[Scenario]]") -> Stage:
-        if self._stage is None:
-            self._stage = Stage(ray.get(scenario[0]).workload)
+        if self._stage is None or self._played != scenario[0]:
+            self._stage, self._played = Stage(ray.get(scenario[0]).workload), scenario[0]
         return self._stage
 
 

@@ -30,7 +30,7 @@ from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.trace import randomise, trace
 from raysim.rounds import initial_state, run_round
 from raysim.scenario import Scenario
-from raysim.types import ServerState, Storage
+from raysim.types import RoundReport, ServerState, Storage
 
 DENSE_TIERS = tuple(f"population.tiers.{tier}.keep_ratio=1.0" for tier in range(4))
 INPUTS = {"cnn": (1, 8, 8), "lenet": (1, 28, 28), "mlp": (1, 8, 8), "vgg16": (3, 32, 32), "resnet32": (3, 32, 32)}
@@ -270,8 +270,8 @@ def test_law_10_layers_that_draw_are_seeded_and_the_generator_is_put_back() -> N
 
 
 @pytest.fixture(scope="module")
-def law_12_runs() -> dict[str, tuple[Scenario, str]]:
-    """Scenarios of each kind of local rule, with the digest of their in-process run."""
+def law_12_runs(tmp_path_factory) -> dict[str, tuple[Scenario, str, list[RoundReport]]]:
+    """Scenarios of each kind of local rule, with digest and reports of their in-process run."""
     kinds = {
         "ca-hfp fisher": ("ca-hfp", "method.warmup_rounds=1"),
         "ca-hfp variation": ("ca-hfp", "method.estimator=variation", "method.warmup_rounds=1"),
@@ -284,7 +284,9 @@ def law_12_runs() -> dict[str, tuple[Scenario, str]]:
     runs = {}
     for kind, overrides in kinds.items():
         scenario = simulation.build(settings_of(*overrides, "rounds=3", "selection.clients_per_round=5"))
-        runs[kind] = scenario, arrays.digest(played(scenario, scenario.rounds).params)
+        runner = simulation.InProcessRunner()
+        reports = list(runner.run(scenario, Storage(tmp_path_factory.mktemp("in_process"), 1, 1)))
+        runs[kind] = scenario, arrays.digest(runner.final_state().params), reports
     return runs
 
 
@@ -294,16 +296,14 @@ def law_12_runs() -> dict[str, tuple[Scenario, str]]:
 def test_law_12_ray_is_in_process(num_actors: int, local_ray: None, tmp_path, law_12_runs) -> None:
     from raysim.actors import RayRunner
 
-    for kind, (scenario, expected) in law_12_runs.items():
-        storage = Storage(tmp_path / kind, 1, 1)
-        with RayRunner(num_actors, None) as runner:
-            reports = list(runner.run(scenario, storage))
+    with RayRunner(num_actors, None) as runner:
+        for kind, (scenario, expected, same) in law_12_runs.items():
+            reports = list(runner.run(scenario, Storage(tmp_path / kind, 1, 1)))
             assert arrays.digest(runner.final_state().params) == expected, kind
-        in_process = simulation.InProcessRunner()
-        for ours, theirs in zip(reports, in_process.run(scenario, Storage(tmp_path / "b" / kind, 1, 1)), strict=True):
-            assert (ours.score, ours.submodel, ours.totals) == (theirs.score, theirs.submodel, theirs.totals)
-            for column, values in ours.clients.items():
-                np.testing.assert_array_equal(values, theirs.clients[column])
+            for ours, theirs in zip(reports, same, strict=True):
+                assert (ours.score, ours.submodel, ours.totals) == (theirs.score, theirs.submodel, theirs.totals)
+                for column, values in ours.clients.items():
+                    np.testing.assert_array_equal(values, theirs.clients[column])
 
 
 @pytest.mark.ray
@@ -313,7 +313,7 @@ def test_law_12_a_killed_actor_changes_nothing(local_ray: None, tmp_path, law_12
 
     from raysim.actors import RayRunner
 
-    scenario, expected = law_12_runs["ca-hfp fisher"]
+    scenario, expected, _ = law_12_runs["ca-hfp fisher"]
     with RayRunner(2, None) as runner:
         pid = ray.get(runner.client_actors[0].process_id.remote())
         for report in runner.run(scenario, Storage(tmp_path, 1, 1)):
