@@ -267,7 +267,10 @@ class CoverageSummary:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoundReport:
-    """All a tracker sees of a round; `clients` has one row per cohort member."""
+    """All a tracker sees of a round.
+
+    `clients` has one row per cohort member, `diagnostics` what was diagnosed by name.
+    """
 
     round: int
     timestamp_ms: int
@@ -280,6 +283,7 @@ class RoundReport:
     coverage: CoverageSummary
     clients: Columns
     tiers: tuple[str, ...]
+    diagnostics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
