@@ -129,8 +129,9 @@ def _times(factors: Params, weights: Params, names: Sequence[str]) -> Params:
 def _loss_changes(subject: Subject, gradient: Params) -> dict[str, float]:
     """Return what zero-filling and the clients' masks do to the held-out loss, predicted and measured.
 
-    `zero_fill`: F(w - e) - F(w) (eq 14), and predicted by the whole Hessian in the place of its diagonal too.
-    `submodels`: sum p_k [F(m_k w) - F(w)]; - sum_k p_k sum_i (1 - m_ki) (g_i w_i - h_i w_i^2 / 2).
+    `zero_fill`: F(w - e) - F(w) against - sum q_i g_i w_i + 1/2 sum q_i^2 h_i w_i^2 (eq 14), and the same with
+    the whole Hessian; running statistics stay as they are. `submodels`: sum p_k [F(m_k w) - F(w)] against
+    sum_k p_k sum_i (1 - m_ki) (-g_i w_i + h_i w_i^2 / 2).
     """
     surface, weights, error = subject.surface, subject.weights, subject.error
     roots = [root for _, root in subject.removals.values()]
