@@ -100,8 +100,8 @@ def _shares(figure: Any, above: "Axes", below: "Axes", counts: NDArray[np.int64]
     order = np.lexsort((-shares.max(axis=1), top))
     columns = [piece.mean(axis=0) for piece in np.array_split(shares[order], min(COLUMNS, len(order)))]
     image = above.imshow(
-        np.stack(columns, axis=1), aspect="auto", cmap="cividis", vmin=0, interpolation="nearest", origin="lower",
-        extent=(0, len(order), -0.5, counts.shape[1] - 0.5),
+        np.stack(columns, axis=1), aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest",
+        origin="lower", extent=(0, len(order), -0.5, counts.shape[1] - 0.5),
     )  # fmt: skip
     figure.colorbar(image, ax=above, label="share of a client's rows", pad=0.01)
     above.set_xlabel("clients, ordered by their most frequent class (number)")
@@ -109,20 +109,24 @@ def _shares(figure: Any, above: "Axes", below: "Axes", counts: NDArray[np.int64]
     if counts.shape[1] <= LEGEND_UP_TO:
         above.set_yticks(range(counts.shape[1]))
     low, high = int(sizes.min()), int(sizes.max())
-    edges = np.linspace(low - 0.5, high + 0.5, min(60, high - low + 1) + 1)
+    margin = 5.5 if high - low < 5 else 0.5
+    edges = np.linspace(low - margin, high + margin, min(60, int(high - low + 2 * margin)) + 1)
     below.hist(sizes, bins=edges.tolist(), color=_colors(1)[0])
+    below.locator_params(axis="x", integer=True)
     below.set_xlabel("rows owned by a client (number)")
     below.set_ylabel("clients (number)")
 
 
 def _colors(count: int) -> list[str]:
-    """Return Okabe and Ito's colours, which most colour-blind people tell apart; more are steps of a colour map."""
-    if count <= len(OKABE_ITO):
-        return list(OKABE_ITO[:count])
+    """Return Paul Tol's muted colours, which colour-blind people tell apart; more than ten are steps of a map."""
+    if count <= len(TOL_MUTED):
+        return list(TOL_MUTED[:count])
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
     return [to_hex(colormaps["cividis"](place)) for place in np.linspace(0, 1, count)]
 
 
-OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+TOL_MUTED = (
+    "#332288", "#88CCEE", "#44AA99", "#DDCC77", "#117733", "#CC6677", "#882255", "#AA4499", "#999933", "#BBBBBB",
+)  # fmt: skip

@@ -3,6 +3,8 @@
 import hashlib
 import logging
 import os
+import threading
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -97,7 +99,7 @@ def _cached(root: Path, digest: str, resize: int | None) -> dict[str, Bytes] | N
             with np.load(place, allow_pickle=False) as kept:
                 if str(kept["digest"]) == digest and int(kept["resize"]) in (0, resize):
                     return {split: kept[split] for split in ("train", "test")}
-        except (OSError, ValueError, KeyError, EOFError):  # not there, or not ours
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or not ours
             continue
     return None
 
@@ -108,13 +110,15 @@ def _keep(root: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
             np.savez(file, allow_pickle=False, **arrays)
 
     for place in _places(root):
-        own = place.with_name(f"{place.stem}.{os.getpid()}.npz")  # two processes may do this at the same time
+        own = place.with_name(f"{place.stem}.{os.getpid()}-{threading.get_ident()}.npz")  # others may do the same
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             files.write_atomically(own, write).replace(place)
             return
         except OSError as error:
             reason = error.strerror
+            for unfinished in place.parent.glob(f"*{own.name}*"):
+                unfinished.unlink(missing_ok=True)
     logging.getLogger(__name__).warning(
         "data.root=%r: the decoded images cannot be kept for the next start (%s)", str(root), reason
     )

@@ -13,6 +13,7 @@ from raysim.data.raw import Images, RawImages
 from raysim.errors import SettingError, nearest_first
 
 ROWS_AT_A_TIME = 1000
+ROWS_IN_CACHE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +118,8 @@ def moments(images: Images, max_value: float) -> tuple[tuple[float, ...], tuple[
     Sums of bytes and of their squares are exact; floats are summed in float64, in pieces.
     """
     total, squares = np.zeros(images.shape[1]), np.zeros(images.shape[1])
-    for start in range(0, len(images), ROWS_AT_A_TIME):
-        piece = images[start : start + ROWS_AT_A_TIME].astype(np.float64)
+    for start in range(0, len(images), ROWS_IN_CACHE):
+        piece = images[start : start + ROWS_IN_CACHE].astype(np.float64)
         total += piece.sum((0, 2, 3))
         squares += np.square(piece, out=piece).sum((0, 2, 3))
     count = images.size / images.shape[1]

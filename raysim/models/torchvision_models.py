@@ -1,5 +1,6 @@
 """Torchvision's classification models, adapted to the channels and size of the images at hand."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,9 @@ SMALLEST_MAP = 4
 """Height and width that the last feature map of a softened model reaches, if two steps are enough."""
 MOST_STEPS = 2
 SEARCHED_PIXELS = 256
-GIVEN = ("weights", "num_classes", "progress")
+GIVEN = ("weights", "num_classes", "progress", "aux_logits")
+CONFIGURED = ("width_mult", "reduced_tail", "dilated")
+"""What MobileNetV3 builders read besides the constructor's arguments."""
 
 
 def names() -> list[str]:
@@ -51,9 +54,7 @@ def build(name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_
     check_name(name)
     for option in options:
         if option in GIVEN:
-            raise SettingError(
-                f"model.options.{option}={options[option]!r} is not allowed; torchvision gets it from us"
-            )
+            raise SettingError(f"model.options.{option}={options[option]!r} is not allowed; it is not free to choose")
     model = _adapted(name, options, input_shape, num_classes)
     problem = problem_of(model, input_shape, num_classes)
     if problem is not None:
@@ -77,10 +78,11 @@ def _adapted(name: str, options: dict[str, Any], input_shape: tuple[int, ...], n
         arguments = {"input_size": tuple(input_shape[1:]), **arguments}
     try:
         model: nn.Module = models.get_model(own, weights=None, num_classes=num_classes, **arguments)
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         if own.startswith("maxvit") and not options:
             raise _maxvit_error(name, input_shape) from None
         raise SettingError(f"model.options={options!r} is not allowed for model.name={name!r}: {error}") from None
+    _refuse_swallowed(name, model, options)
     if own.startswith("vit_"):
         _fit_patches(model, size)
     elif not own.startswith("maxvit"):
@@ -91,6 +93,20 @@ def _adapted(name: str, options: dict[str, Any], input_shape: tuple[int, ...], n
         assert isinstance(convolution, nn.Conv2d)
         model.set_submodule(first, _like(convolution, in_channels=input_shape[0]))
     return model
+
+
+def _refuse_swallowed(name: str, model: nn.Module, options: dict[str, Any]) -> None:
+    """Raise SettingError for options that a constructor with `**kwargs` would take and forget."""
+    parameters = inspect.signature(type(model).__init__).parameters
+    if all(parameter.kind != inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    known = [*list(parameters)[1:-1], *(CONFIGURED if name.startswith(f"{PREFIX}mobilenet_v3") else ())]
+    for option, value in options.items():
+        if option not in known:
+            raise SettingError(
+                f"model.options.{option}={value!r} is unknown; model.name={name!r} takes: "
+                f"{', '.join(nearest_first(option, known))}"
+            )
 
 
 def _maxvit_error(name: str, input_shape: tuple[int, ...]) -> SettingError:
@@ -117,9 +133,9 @@ def _like(old: nn.Conv2d, **changes: Any) -> nn.Conv2d:
 def _fit_patches(model: Any, size: int) -> None:
     """Give a vision transformer the image size, with patches halved until there are 4 x 4 and they fit."""
     patch = int(model.patch_size)
-    while patch > 1 and patch % 2 == 0 and (size // patch < SMALLEST_MAP or size % patch):
+    while patch > 2 and patch % 2 == 0 and (size // patch < SMALLEST_MAP or size % patch):
         patch //= 2
-    model.image_size = size
+    model.image_size = size // patch * patch  # of another size it refuses the images
     if patch != model.patch_size:
         model.conv_proj = _like(model.conv_proj, kernel_size=patch, stride=patch)
         model.patch_size = patch
