@@ -85,7 +85,9 @@ def _adapted(name: str, options: dict[str, Any], input_shape: tuple[int, ...], n
     _refuse_swallowed(name, model, options)
     if own.startswith("vit_"):
         _fit_patches(model, size)
-    elif not own.startswith("maxvit"):
+    elif not own.startswith("maxvit") and (
+        min(input_shape[1:]) < LARGE_PIXELS or problem_of(model, (3, *input_shape[1:]), num_classes)
+    ):
         _soften(model, tuple(input_shape[1:]))
     if input_shape[0] != 3:
         first = next(key for key, module in model.named_modules() if isinstance(module, nn.Conv2d))
@@ -212,7 +214,7 @@ def problem_of(model: nn.Module, input_shape: tuple[int, ...], num_classes: int)
     try:
         with _still(model):
             output = model(_zeros(model, input_shape))
-    except (RuntimeError, ValueError, AssertionError) as error:
+    except Exception as error:
         return str(error).split("\n")[0].removesuffix(".") or type(error).__name__
     if not isinstance(output, torch.Tensor) or output.shape != (2, num_classes):
         form = str(tuple(output.shape)) if isinstance(output, torch.Tensor) else type(output).__name__
