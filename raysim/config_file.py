@@ -139,7 +139,7 @@ def _meaning(location: list[str]) -> str:
     """Return what the documentation says of a setting, its whole range included."""
     *parents, last = [part for part in location if not part.isdecimal()]
     field = _settings_at(parents).model_fields.get(last)
-    return f" ({field.description})" if field is not None and field.description else ""
+    return f" ({' '.join(field.description.split())})" if field is not None and field.description else ""
 
 
 def _settings_at(location: list[str]) -> type[BaseModel]:
