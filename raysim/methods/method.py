@@ -31,6 +31,7 @@ class RoundView:
         options: The method's options.
         seed: Seed of the experiment.
         num_clients: Registered clients.
+        num_examples: Training rows of all of them.
         tiers: Device tiers.
         round: Counted from 1.
         clients: Ids of the cohort.
@@ -49,6 +50,7 @@ class RoundView:
     options: MethodOptions
     seed: int
     num_clients: int
+    num_examples: int
     tiers: tuple[Tier, ...]
     round: int
     clients: NDArray[np.int64]
