@@ -178,4 +178,4 @@ class Method:
     @property
     def has_known_costs(self) -> bool:
         """Whether bytes, FLOPs and seconds are known before anything is learned."""
-        return not self.learns_widths and not self.options.mask.startswith("global")
+        return not self.learns_widths and self.options.mask in ("top", "coverage")
