@@ -87,9 +87,12 @@ class Trainer(Protocol):
 
     def __call__(
         self, clients: NDArray[np.int64], mask: Mask, epochs: int, hooks: tuple[Callable[..., LocalHooks], ...],
-        params: Params,
+        params: Params, travels: bool = True,
     ) -> tuple[Contribution, Params]:  # fmt: skip
-        """Train some clients on equal masks; return what they send and their weighted mean."""
+        """Train some clients on equal masks; return what they send and their weighted mean.
+
+        Nothing is transferred where one client goes on with what it has: `travels` is false.
+        """
         ...
 
 
