@@ -64,7 +64,7 @@ def view_of(scenario: Scenario, state: ServerState, cohort: Cohort) -> RoundView
     return RoundView(
         workload.plan, scenario.costs, workload.local, scenario.method.options, workload.seed,
         num_clients=len(workload.population),
-        num_examples=len(workload.population.train.rows),
+        num_examples=int(workload.population.train.counts.sum()),
         tiers=workload.population.tiers,
         round=cohort.round,
         clients=cohort.clients,
