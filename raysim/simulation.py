@@ -21,6 +21,7 @@ from raysim.executors import InProcessExecutor
 from raysim.models import zoo
 from raysim.pruning import masks
 from raysim.pruning.costs import CostTable
+from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.significance import first_channels
 from raysim.rounds import Executor, Scenario, initial_state, run_round
 from raysim.training import LocalTraining, batch_slices, one_thread
@@ -51,8 +52,6 @@ def build(settings: ExperimentSettings) -> Scenario:
 
 
 def _build(settings: ExperimentSettings) -> Scenario:
-    from raysim.pruning.trace import trace  # not needed, and not imported, where a scenario is only played
-
     seed, local = settings.seed, LocalTraining(**settings.training.model_dump())
     method = methods.resolve(settings.method.name, _given(settings), local)
     data = _load_data(settings)
@@ -66,7 +65,7 @@ def _build(settings: ExperimentSettings) -> Scenario:
     model = zoo.build(settings.model.name, settings.model.options, data.input_shape, data.num_classes, seed)
     keep_whole = _layers_kept_whole(settings, model)
     example, _ = data.test_rows(np.arange(2))
-    plan = trace(model, example, keep_whole)
+    plan = ChannelPlan.trace(model, example, keep_whole)
     workload = Workload(seed, data, clients, model, plan, local, method.rules)
     check_batches(workload)
     costs = CostTable(model, plan, data.input_shape)
