@@ -28,8 +28,8 @@ from raysim.exact_sum import ExactSum
 from raysim.models import zoo
 from raysim.pruning import masks
 from raysim.pruning.costs import CostTable
+from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.significance import first_channels
-from raysim.pruning.trace import trace
 from raysim.training import LocalTraining, batch_slices
 from raysim.types import Broadcast, ClientTask, DeviceProfile, LocalRules, Params, Tier
 
@@ -48,7 +48,7 @@ def workload_of(data: datasets.Dataset, model_name: str, rows: int, local: Local
     tier = Tier(DeviceProfile("bench", flops_per_s=1.0, down_bytes_per_s=1.0, up_bytes_per_s=1.0), 1.0, 1.0)
     clients = population.build((tier,), to_row_sets([np.arange(rows)]), 0.0, SEED)
     model = zoo.build(model_name, {}, data.input_shape, data.num_classes, SEED)
-    plan = trace(model, data.test_rows(np.arange(2))[0], zoo.MODELS[model_name].keep_whole)
+    plan = ChannelPlan.trace(model, data.test_rows(np.arange(2))[0], zoo.MODELS[model_name].keep_whole)
     return Workload(SEED, data, clients, model, plan, local)
 
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _MODULES = {
-    "ChannelGroup": "pruning.plan",
+    "ChannelGroup": "pruning.groups",
     "ChannelPlan": "pruning.plan",
     "DeviceProfile": "types",
     "ExperimentSettings": "config",
@@ -21,6 +21,7 @@ _MODULES = {
     "ServerState": "types",
     "SettingError": "errors",
     "Tier": "types",
+    "UntraceableError": "errors",
     "initial_state": "rounds",
     "run_round": "rounds",
 }

@@ -8,6 +8,10 @@ class SettingError(ValueError):
     """A setting has a value that is not allowed; the message names setting, value and what is allowed."""
 
 
+class UntraceableError(SettingError):
+    """A model's channel groups cannot be found; the message names the layer, where one can be told, and why."""
+
+
 class RunFailedError(RuntimeError):
     """A run stopped before its last round.
 

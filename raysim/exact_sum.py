@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from raysim.arrays import as_tensors
-from raysim.pruning.submodel import Cut, region
+from raysim.pruning.submodel import Cut, add
 from raysim.types import Params
 
 SCALE_BITS = 32
@@ -43,7 +43,7 @@ class ExactSum:
         for key, term in terms.items():
             fixed = term.mul_(2.0**SCALE_BITS).round_().to(torch.int64)
             if key in cut:
-                self.totals[key][region(cut[key], fixed.dim())] += fixed
+                add(self.totals[key], cut[key], fixed)
             else:
                 self.totals[key] += fixed
 

@@ -26,6 +26,7 @@ from raysim.models import weights, zoo
 from raysim.models.normalization import group_normalized
 from raysim.pruning import masks
 from raysim.pruning.costs import CostTable
+from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.significance import first_channels
 from raysim.rounds import initial_state, run_round
 from raysim.scenario import Executor, Scenario
@@ -59,8 +60,6 @@ def build(settings: ExperimentSettings) -> Scenario:
 
 
 def _build(settings: ExperimentSettings) -> Scenario:
-    from raysim.pruning.trace import trace  # not needed, and not imported, where a scenario is only played
-
     seed, local = settings.seed, LocalTraining(**settings.training.model_dump())
     method = methods.resolve(settings.method.name, _given(settings), local)
     data = _load_data(settings)
@@ -76,7 +75,7 @@ def _build(settings: ExperimentSettings) -> Scenario:
         model = group_normalized(model)
     keep_whole = _layers_kept_whole(settings, model)
     example, _ = data.test_rows(np.arange(2))
-    plan = trace(model, example, keep_whole)
+    plan = ChannelPlan.trace(model, example, keep_whole)
     workload = Workload(seed, data, clients, model, plan, local)
     check_batches(workload)
     costs = CostTable(model, plan, data.input_shape)

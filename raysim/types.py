@@ -1,5 +1,7 @@
 """The nouns: frozen records that the other modules pass to each other."""
 
+import base64
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import inf
@@ -8,6 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from raysim import files
+from raysim.errors import SettingError
 
 if TYPE_CHECKING:
     import torch
@@ -133,6 +138,30 @@ class Mask:
     def is_dense(self) -> bool:
         """Whether nothing is dropped."""
         return bool(self.kept.all()) and not self.elements
+
+    def save(self, path: str | Path) -> None:
+        """Write the mask as JSON: a digit per unit, and single entries in base64."""
+        elements = {key: base64.b64encode(packed.tobytes()).decode() for key, packed in self.elements.items()}
+        kept = "".join("1" if unit else "0" for unit in self.kept)
+        files.write_text(Path(path), json.dumps({"kept": kept, "elements": elements}))
+
+    @staticmethod
+    def load(path: str | Path) -> "Mask":
+        """Read a mask written by `save`.
+
+        Raises:
+            SettingError: If the file does not hold a mask.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            kept = np.array([{"0": False, "1": True}[digit] for digit in content["kept"]], dtype=np.bool_)
+            elements = {
+                key: np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
+                for key, text in content["elements"].items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SettingError(f"path={str(path)!r} does not hold a mask: {error!r}") from None
+        return Mask(kept, elements)
 
 
 @dataclass(frozen=True, slots=True)

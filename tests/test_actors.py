@@ -9,7 +9,7 @@ from torch import nn
 from raysim import simulation
 from raysim.actors import RayRunner, chunk_by_cost
 from raysim.errors import RunFailedError, SettingError
-from raysim.pruning.trace import trace
+from raysim.pruning.plan import ChannelPlan
 from raysim.types import ClientTask, Mask, Storage
 
 MASK = Mask(np.ones(1, dtype=np.bool_))
@@ -44,7 +44,7 @@ def test_a_failing_client_is_named_with_its_traceback(local_ray: None, tmp_path:
     scenario = simulation.build(tiny_settings("training.batch_size=13", "selection.clients_per_round=6"))
     model = nn.Sequential(Stumbling(), *scenario.workload.model)
     example, _ = scenario.workload.data.test_rows(np.arange(2))
-    workload = replace(scenario.workload, model=model, plan=trace(model, example))
+    workload = replace(scenario.workload, model=model, plan=ChannelPlan.trace(model, example))
     scenario = replace(scenario, workload=workload)
     with RayRunner(2, None) as runner, pytest.raises(RunFailedError) as error:
         list(runner.run(scenario, Storage(tmp_path, 1, 1)))

@@ -7,7 +7,7 @@ from raysim.aggregation import FILLS, apply_updates
 from raysim.exact_sum import ExactSum
 from raysim.pruning import submodel
 from raysim.pruning.coverage import count_coverage, summarise
-from raysim.pruning.trace import trace
+from raysim.pruning.plan import ChannelPlan
 from raysim.types import Mask
 
 EXAMPLES = [3, 10, 7, 1]
@@ -16,7 +16,7 @@ EXAMPLES = [3, 10, 7, 1]
 @pytest.fixture(scope="module")
 def cohort():
     model = BranchNet()
-    plan = trace(model, torch.randn(2, 3, 8, 8))
+    plan = ChannelPlan.trace(model, torch.randn(2, 3, 8, 8))
     params = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     masks = [random_mask(plan, seed) for seed in range(3)]
     masks.append(masks[1])

@@ -29,7 +29,7 @@ from raysim.methods.table import METHODS
 from raysim.models import cost, zoo
 from raysim.pruning import coverage, masks, submodel
 from raysim.pruning.plan import ChannelPlan
-from raysim.pruning.trace import randomise, trace
+from raysim.pruning.proof import randomise
 from raysim.rounds import initial_state, run_round
 from raysim.scenario import Scenario
 from raysim.types import DeviceProfile, RoundReport, ServerState, Storage, Tier
@@ -67,7 +67,7 @@ def network(request: pytest.FixtureRequest) -> tuple[nn.Module, ChannelPlan, tup
     name, default = request.param
     model, shape = NETWORKS[name]()
     keep_whole = zoo.MODELS[name].keep_whole if default and name in zoo.MODELS else ()
-    return model, trace(model, torch.randn(2, *shape), keep_whole), shape
+    return model, ChannelPlan.trace(model, torch.randn(2, *shape), keep_whole), shape
 
 
 def played(scenario: Scenario, count: int = 2) -> ServerState:
@@ -283,7 +283,7 @@ def test_law_10_same_seed_same_bits(name: str) -> None:
 def test_law_10_layers_that_draw_are_seeded_and_the_generator_is_put_back() -> None:
     scenario = simulation.build(tiny_settings())
     with_dropout = nn.Sequential(*list(scenario.workload.model)[:-1], nn.Dropout(0.5), scenario.workload.model[-1])
-    plan = trace(with_dropout, torch.randn(2, 1, 8, 8))
+    plan = ChannelPlan.trace(with_dropout, torch.randn(2, 1, 8, 8))
     workload = replace(scenario.workload, model=with_dropout, plan=plan)
     scenario = replace(scenario, workload=workload)
     torch.manual_seed(1)

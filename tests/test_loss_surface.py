@@ -9,7 +9,8 @@ from raysim import evaluation, loss_surface
 from raysim.loss_surface import LossSurface
 from raysim.pruning import submodel
 from raysim.pruning.overlap import masked
-from raysim.pruning.trace import randomise, trace
+from raysim.pruning.plan import ChannelPlan
+from raysim.pruning.proof import randomise
 
 GENERATOR = torch.Generator().manual_seed(3)
 ROWS = 250
@@ -107,7 +108,7 @@ def test_a_masked_model_with_batch_norm_loses_what_its_submodel_does() -> None:
     model = DepthwiseNet().eval()
     randomise(model, torch.Generator().manual_seed(0))
     inputs, labels = draw(20, 3, 8, 8).float(), torch.arange(20) % 5
-    plan = trace(model, inputs, [])
+    plan = ChannelPlan.trace(model, inputs, [])
     surface = loss_surface.of_model(model, inputs, labels)
     for seed in range(3):
         mask = random_mask(plan, seed)

@@ -8,7 +8,6 @@ from oracles import BranchNet, held_entries, random_mask
 
 from raysim.pruning import elements, overlap
 from raysim.pruning.plan import ChannelPlan
-from raysim.pruning.trace import trace
 from raysim.types import Mask, Params
 
 EXAMPLES = np.array([3, 5, 1, 7])
@@ -18,7 +17,9 @@ EXAMPLES = np.array([3, 5, 1, 7])
 def network() -> tuple[ChannelPlan, Params]:
     torch.manual_seed(0)
     model = BranchNet()
-    return trace(model, torch.zeros(2, 3, 8, 8), []), {key: t.double() for key, t in model.state_dict().items()}
+    return ChannelPlan.trace(model, torch.zeros(2, 3, 8, 8), []), {
+        key: t.double() for key, t in model.state_dict().items()
+    }
 
 
 def some_masks(plan: ChannelPlan, single_entries: bool) -> list[Mask]:

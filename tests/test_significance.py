@@ -4,6 +4,7 @@ import torch
 from oracles import DepthwiseNet, random_mask
 
 from raysim.pruning import submodel
+from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.significance import (
     FORMS,
     channel_sums,
@@ -12,14 +13,13 @@ from raysim.pruning.significance import (
     l1_norms,
     running_mean,
 )  # fmt: skip
-from raysim.pruning.trace import trace
 from raysim.training import effective_steps
 
 
 @pytest.fixture(scope="module")
 def case():
     model = DepthwiseNet()
-    plan = trace(model, torch.randn(2, 3, 8, 8))
+    plan = ChannelPlan.trace(model, torch.randn(2, 3, 8, 8))
     params = {name: parameter.detach() for name, parameter in model.named_parameters()}
     return plan, params
 

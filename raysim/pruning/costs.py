@@ -9,14 +9,14 @@ from torch import nn
 
 from raysim.models.cost import ModelCost, count, weight_flops
 from raysim.pruning import elements, submodel
-from raysim.pruning.plan import ChannelPlan
+from raysim.pruning.groups import ChannelGroups
 from raysim.types import Mask
 
 
 class CostTable:
     """Costs of a model's submodels by the widths of their channel groups."""
 
-    def __init__(self, model: nn.Module, plan: ChannelPlan, input_shape: Sequence[int]) -> None:
+    def __init__(self, model: nn.Module, plan: ChannelGroups, input_shape: Sequence[int]) -> None:
         self._model, self._plan, self._input_shape = model, plan, tuple(input_shape)
         self._by_width: dict[tuple[int, ...], ModelCost] = {}
         self._pruned: dict[int, tuple[Mask, dict[str, int]]] = {}

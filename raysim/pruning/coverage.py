@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raysim.pruning.plan import ChannelPlan
+from raysim.pruning.groups import ChannelGroups
 from raysim.types import CoverageSummary, Mask, Params
 
 Coverage = dict[str, torch.Tensor]
@@ -14,7 +14,7 @@ Coverage = dict[str, torch.Tensor]
 
 
 def count_coverage(
-    plan: ChannelPlan,
+    plan: ChannelGroups,
     masks: Sequence[Mask],
     weights: NDArray[np.int64],
     classes: NDArray[np.bool_] | None = None,

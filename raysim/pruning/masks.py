@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim import seeding
-from raysim.pruning.plan import ChannelPlan
+from raysim.pruning.groups import ChannelGroups
 from raysim.types import Mask
 
 Scores = NDArray[np.float64]
@@ -21,7 +21,7 @@ def num_kept(size: int, keep_ratio: float) -> int:
     return max(1, ceil(keep_ratio * size - 1e-9))
 
 
-def keep_top(plan: ChannelPlan, scores: Scores, keep_ratio: float) -> Mask:
+def keep_top(plan: ChannelGroups, scores: Scores, keep_ratio: float) -> Mask:
     """Keep the highest-scored units of each group; of equal scores the first.
 
     Args:
@@ -37,7 +37,7 @@ def keep_top(plan: ChannelPlan, scores: Scores, keep_ratio: float) -> Mask:
     return Mask(kept)
 
 
-def keep_top_for_cohort(plan: ChannelPlan, scores: Scores, keep_ratios: NDArray[np.float64]) -> list[Mask]:
+def keep_top_for_cohort(plan: ChannelGroups, scores: Scores, keep_ratios: NDArray[np.float64]) -> list[Mask]:
     """Return the mask of each client; clients with equal scores and ratio share one object.
 
     Args:
@@ -51,7 +51,7 @@ def keep_top_for_cohort(plan: ChannelPlan, scores: Scores, keep_ratios: NDArray[
     return [shared[ratio] for ratio in keep_ratios.tolist()]
 
 
-def noise(plan: ChannelPlan, clients: NDArray[np.int64], round: int, seed: int) -> Scores:
+def noise(plan: ChannelGroups, clients: NDArray[np.int64], round: int, seed: int) -> Scores:
     """Return fresh random scores for each client and round, `(cohort, num_units)`."""
     rows = [seeding.generator(seed, "random masks", round, int(client)).random(plan.num_units) for client in clients]
     return np.stack(rows)

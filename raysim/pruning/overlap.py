@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from raysim.pruning import elements, submodel
 from raysim.pruning.coverage import count_coverage
-from raysim.pruning.plan import ChannelPlan
+from raysim.pruning.groups import ChannelGroups
 from raysim.types import Mask, Params
 
 
-def masked(plan: ChannelPlan, mask: Mask, params: Params) -> Params:
+def masked(plan: ChannelGroups, mask: Mask, params: Params) -> Params:
     """Return the full model, or some of its tensors, with every entry that a mask drops at zero."""
     bits = {key: packed for key, packed in mask.elements.items() if key in params}
     whole_or_zero = submodel.zero_dropped(params, submodel.cut_for(plan, mask))
@@ -34,7 +34,7 @@ def share_of_each(masks: Iterable[Mask], shares: NDArray[np.float64]) -> list[tu
     return list(found.values())
 
 
-def pruned_share(plan: ChannelPlan, masks: Sequence[Mask], examples: NDArray[np.int64]) -> Params:
+def pruned_share(plan: ChannelGroups, masks: Sequence[Mask], examples: NDArray[np.int64]) -> Params:
     """Return q_i = sum p_k (1 - m_ki) of every entry, p_k = n_k / sum n (CA-HFP, arXiv 2603.12591, eq 14).
 
     Args:
@@ -56,7 +56,7 @@ def pruned_share(plan: ChannelPlan, masks: Sequence[Mask], examples: NDArray[np.
     return {key: 1 - counted / total for key, counted in held.items()}
 
 
-def jaccard(plan: ChannelPlan, first: Mask, second: Mask) -> float:
+def jaccard(plan: ChannelGroups, first: Mask, second: Mask) -> float:
     """Return |both| / |either| of what two masks keep: channels, or entries of the tensors with masks of entries.
 
     >>> none = ChannelPlan((), {}, None, {})
@@ -69,14 +69,14 @@ def jaccard(plan: ChannelPlan, first: Mask, second: Mask) -> float:
     return int((one & other).sum()) / either if either else 1.0
 
 
-def _kept(plan: ChannelPlan, mask: Mask, keys: Sequence[str]) -> NDArray[np.bool_]:
+def _kept(plan: ChannelGroups, mask: Mask, keys: Sequence[str]) -> NDArray[np.bool_]:
     if not keys:
         return mask.kept
     held = masked(plan, mask, {key: torch.ones(plan.shapes[key], dtype=torch.bool) for key in keys})
     return np.concatenate([held[key].numpy().ravel() for key in keys])
 
 
-def mean_overlap(plan: ChannelPlan, masks: Sequence[Mask]) -> float:
+def mean_overlap(plan: ChannelGroups, masks: Sequence[Mask]) -> float:
     """Return the mean Jaccard index over all pairs of two clients or more."""
     each = share_of_each(masks, np.ones(len(masks)))
     alike = sum(count * (count - 1) / 2 for _, count in each)
@@ -86,7 +86,7 @@ def mean_overlap(plan: ChannelPlan, masks: Sequence[Mask]) -> float:
 
 
 def mean_change(
-    plan: ChannelPlan, before: Sequence[Mask], after: Sequence[Mask], shares: NDArray[np.float64]
+    plan: ChannelGroups, before: Sequence[Mask], after: Sequence[Mask], shares: NDArray[np.float64]
 ) -> float:
     """Return the mean of 1 - the Jaccard index of each client's two masks, weighted with shares."""
     known: dict[Hashable, float] = {}

@@ -1,127 +1,229 @@
-"""Coupled channel groups of a model as plain index arrays in original coordinates, read and written as JSON."""
+"""The plan of a model's channel groups: trace, choose, cut, put back; usable on its own."""
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from numpy.typing import ArrayLike
+from torch import nn
 
-from raysim import files
+from raysim import files, seeding
+from raysim.errors import SettingError, nearest_first, unknown_name
+from raysim.pruning import masks, outputs, submodel
+from raysim.pruning.groups import ChannelGroup, ChannelGroups, from_json, to_json
+from raysim.types import Mask, Params
 
-Role = Literal["weight", "statistic", "consumer"]
-"""What a slot is to its unit: its own filter or affine pair, its running statistics, or who reads it."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Slot:
-    """Where the units of a group sit in one tensor: `indices[unit]` along `dim`, `(size, width)`."""
-
-    key: str
-    dim: int
-    indices: NDArray[np.int64]
-    role: Role
+if TYPE_CHECKING:
+    from raysim.pruning.proof import Forward
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ChannelGroup:
-    """Channels that can only be kept or dropped together, unit by unit, named after the first layer."""
+class ChannelPlan(ChannelGroups):
+    """Which channels of a model can only be dropped together, and all that is done with them.
 
-    name: str
-    size: int
-    slots: tuple[Slot, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class ChannelPlan:
-    """All that is needed to cut a model and to put it back.
-
-    Attributes:
-        groups: The prunable channel groups, in the order of the model's layers.
-        shapes: Shape of every state-dict entry of the full model.
-        outputs: The rows of the classifier, one unit per class; never pruned.
-        unprunable: Layers left whole and why.
+    Works without Ray, MLflow or an experiment. Masks hold one boolean per *unit*: a channel with everything
+    that makes and reads it, in the full model's coordinates.
     """
 
-    groups: tuple[ChannelGroup, ...]
-    shapes: Mapping[str, tuple[int, ...]]
-    outputs: ChannelGroup | None
-    unprunable: Mapping[str, str]
+    @staticmethod
+    def trace(
+        model: nn.Module,
+        example_input: Any,
+        keep_whole: Sequence[str] = (),
+        keep_residual: bool = False,
+        forward: "Forward | None" = None,
+        time_limit_s: float = 60.0,
+    ) -> "ChannelPlan":
+        """Find which channels of which layers can only be dropped together.
 
-    @cached_property
-    def num_units(self) -> int:
-        """Units of all groups together: the length of a mask."""
-        return sum(group.size for group in self.groups)
+        Args:
+            model: Any module that torch-pruning's dependency graph can trace; it is left unchanged.
+            example_input: A batch of two inputs or more; a tuple or list of several arguments, or a mapping of
+                named ones. Small inputs are traced faster.
+            keep_whole: Names of layers whose output channels are never dropped, with wildcards.
+            keep_residual: Leave channels whole that an addition joins across several layers.
+            forward: How to apply the model to the example, `(model, example) -> output`, where
+                `model(example)` will not do.
+            time_limit_s: After how many seconds to give up.
 
-    @cached_property
-    def units(self) -> dict[str, slice]:
-        """Where the units of each group lie in a mask or a vector of scores."""
-        ends = np.cumsum([0] + [group.size for group in self.groups])
-        return {
-            group.name: slice(int(start), int(end))
-            for group, start, end in zip(self.groups, ends[:-1], ends[1:], strict=True)
-        }
+        Returns:
+            A plan whose groups together satisfy: in eval mode, the compact submodel computes what the full model
+            computes with the dropped entries at zero (norms that mix channels: with statistics over the kept
+            channels only). This is proved in numbers; groups that do not satisfy it are in `unprunable`.
 
-    @cached_property
-    def axes(self) -> dict[str, dict[int, list[tuple[slice, NDArray[np.int64]]]]]:
-        """For every state-dict key and cut dimension: the mask's units and their indices there."""
-        axes: dict[str, dict[int, list[tuple[slice, NDArray[np.int64]]]]] = {}
-        for group, slot in self.slots():
-            dims = axes.setdefault(slot.key, {})
-            dims.setdefault(slot.dim, []).append((self.units[group.name], slot.indices))
-        return axes
+        Raises:
+            UntraceableError: If the model cannot be traced; names the layer, where one can be told, and why.
+            SettingError: If an argument is not allowed.
+        """
+        from raysim.pruning.trace import trace  # the tracer is not needed, and not imported, to cut
 
-    def slots(self) -> Iterator[tuple[ChannelGroup, Slot]]:
-        """Iterate over all slots of all prunable groups."""
-        for group in self.groups:
-            for slot in group.slots:
-                yield group, slot
-
-    def save(self, path: Path) -> None:
-        """Write the plan as JSON."""
-        files.write_text(path, json.dumps(to_json(self)))
+        return _plan_of(trace(model, example_input, keep_whole, keep_residual, forward, time_limit_s))
 
     @staticmethod
-    def load(path: Path) -> "ChannelPlan":
-        """Read a plan written by `save`; needs neither the model nor the tracer."""
-        return from_json(json.loads(path.read_text(encoding="utf-8")))
+    def dense(
+        model: nn.Module, reason: str, example_input: Any = None, forward: "Forward | None" = None
+    ) -> "ChannelPlan":
+        """Return a plan without groups, for a model that cannot be traced and is always whole.
+
+        Args:
+            model: The model; it is left unchanged.
+            reason: Why nothing is prunable.
+            example_input: Where given, the classifier is looked for, as for `trace`.
+            forward: As for `trace`.
+        """
+        shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+        named = [name for name, layer in model.named_modules() if list(layer.parameters(recurse=False))]
+        classifier = None if example_input is None else outputs.find(model, example_input, forward)
+        return ChannelPlan((), shapes, classifier, dict.fromkeys(named, reason))
+
+    def keep_top(self, scores: Mapping[str, ArrayLike], keep_ratio: float) -> Mask:
+        """Return the mask that keeps each group's highest-scored units; of equal scores the first.
+
+        Args:
+            scores: For every group, a score per unit, `(size,)`.
+            keep_ratio: Share of each group's units to keep, in (0, 1]; at least one unit stays.
+
+        Raises:
+            SettingError: If a group is missing or unknown, a length or score is wrong, or the ratio is.
+        """
+        _check_ratio(keep_ratio)
+        for name in scores:
+            if name not in self.units:
+                raise unknown_name("scores", name, self.units)
+        missing = [name for name in self.units if name not in scores]
+        if missing:
+            raise SettingError(f"scores has none for group {missing[0]!r}; allowed: scores for every group")
+        values = [_checked_scores(group, scores[group.name]) for group in self.groups]
+        return masks.keep_top(self, np.concatenate(values or [np.zeros(0)]), keep_ratio)
+
+    def random_mask(self, keep_ratio: float, seed: int = 0) -> Mask:
+        """Return a mask that keeps random units of each group, drawn from the seed.
+
+        Raises:
+            SettingError: If `keep_ratio` is not in (0, 1].
+        """
+        _check_ratio(keep_ratio)
+        scores = seeding.generator(seed, "random mask").random(self.num_units)
+        return masks.keep_top(self, scores, keep_ratio)
+
+    def extract(self, model: nn.Module, mask: Mask) -> nn.Module:
+        """Return the submodel a mask leaves: a smaller, ordinary, independent module.
+
+        It has the model's mode, dtypes, device and frozen parameters, none of its gradients, and as with
+        `copy.deepcopy` its hooks. The model is left unchanged. Single entries the mask drops are zero in it.
+
+        Raises:
+            SettingError: If the mask or the model's shapes are not this plan's.
+        """
+        self._check_mask(mask)
+        self._check_full("model", dict(model.state_dict()))
+        return submodel.extract(model, self, mask)
+
+    def reconstruct(self, compact: Params, into: Params, mask: Mask) -> tuple[Params, dict[str, torch.Tensor]]:
+        """Put a submodel's tensors back into the full model's coordinates.
+
+        Args:
+            compact: The submodel's state dict.
+            into: The full model's state dict; it is left unchanged.
+            mask: What the submodel was cut by.
+
+        Returns:
+            The full model's tensors, of every key of `into`, entries the submodel does not hold with their
+            value in `into`; and by key where it holds them, booleans that broadcast to the tensor's shape.
+
+        Raises:
+            SettingError: If a key is missing, or mask or shapes are not this plan's.
+        """
+        self._check_mask(mask)
+        self._check_full("into", into)
+        cut = submodel.cut_for(self, mask)
+        _check_shapes("submodel", compact, submodel.compact_shapes(self, cut))
+        params = submodel.reconstruct(compact, cut, into)
+        coverage = submodel.held(cut, into)
+        for key in mask.elements:
+            coverage[key] = coverage[key] & submodel.kept_elements(mask, key, into[key].shape)
+            params[key] = torch.where(coverage[key].to(params[key].device), params[key], into[key])
+        return params, coverage
+
+    def summary(self) -> str:
+        """Return in words which groups can be pruned, and which channels are left whole and why."""
+        lines = [f"{len(self.groups)} channel groups with {self.num_units} units can be pruned"]
+        for group in self.groups:
+            layers = sorted({slot.key.rpartition(".")[0] for slot in group.slots if slot.role == "weight"})
+            shared = (
+                f", with {', '.join(layer for layer in layers if layer != group.name)}" if len(layers) > 1 else ""
+            )
+            lines.append(f"  {group.name}: {group.size} units{shared}")
+        whole = dict(self.unprunable)
+        if self.outputs is not None:
+            whole[self.outputs.name] = f"the model's outputs, {self.outputs.size} classes"
+        lines += ["left whole:"] if whole else []
+        return "\n".join(lines + [f"  {name}: {reason}" for name, reason in whole.items()])
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON."""
+        files.write_text(Path(path), json.dumps(to_json(self)))
+
+    @staticmethod
+    def load(path: str | Path) -> "ChannelPlan":
+        """Read a plan written by `save`; needs neither the model nor the tracer.
+
+        Raises:
+            SettingError: If the file does not hold a plan.
+        """
+        try:
+            return _plan_of(from_json(json.loads(Path(path).read_text(encoding="utf-8"))))
+        except (ValueError, KeyError, TypeError) as error:
+            raise SettingError(f"path={str(path)!r} does not hold a channel plan: {error}") from None
+
+    def _check_mask(self, mask: Mask) -> None:
+        if mask.kept.shape != (self.num_units,) or mask.kept.dtype != np.bool_:
+            raise SettingError(
+                f"mask of shape {mask.kept.shape} and type {mask.kept.dtype} is not this plan's; "
+                f"allowed: ({self.num_units},) booleans"
+            )
+        for group, units in self.units.items():
+            if not mask.kept[units].any():
+                raise SettingError(f"mask keeps no unit of group {group!r}; allowed: one or more")
+        for key, packed in mask.elements.items():
+            if key not in self.shapes:
+                raise unknown_name("mask.elements", key, self.shapes)
+            size = int(np.prod(self.shapes[key]))
+            if len(packed) != (size + 7) // 8:
+                raise SettingError(f"mask.elements[{key!r}] has {len(packed)} bytes; allowed: {(size + 7) // 8}")
+
+    def _check_full(self, name: str, params: Params) -> None:
+        for key in params:
+            if key not in self.shapes:
+                raise unknown_name(name, key, self.shapes)
+        _check_shapes(name, params, self.shapes)
 
 
-def to_json(plan: ChannelPlan) -> dict[str, Any]:
-    """Return the plan as JSON values."""
-    return {
-        "groups": [_group_to_json(group) for group in plan.groups],
-        "shapes": {key: list(shape) for key, shape in plan.shapes.items()},
-        "outputs": None if plan.outputs is None else _group_to_json(plan.outputs),
-        "unprunable": dict(plan.unprunable),
-    }
+def _plan_of(groups: ChannelGroups) -> ChannelPlan:
+    return ChannelPlan(groups.groups, groups.shapes, groups.outputs, groups.unprunable)
 
 
-def from_json(content: dict[str, Any]) -> ChannelPlan:
-    """Build the plan from what `to_json` returned."""
-    outputs = content["outputs"]
-    return ChannelPlan(
-        groups=tuple(_group_from_json(group) for group in content["groups"]),
-        shapes={key: tuple(shape) for key, shape in content["shapes"].items()},
-        outputs=None if outputs is None else _group_from_json(outputs),
-        unprunable=content["unprunable"],
-    )
+def _check_ratio(keep_ratio: float) -> None:
+    if not 0 < keep_ratio <= 1:
+        raise SettingError(f"keep_ratio={keep_ratio!r} is not in (0, 1]")
 
 
-def _group_to_json(group: ChannelGroup) -> dict[str, Any]:
-    slots = [
-        {"key": slot.key, "dim": slot.dim, "role": slot.role, "indices": slot.indices.tolist()}
-        for slot in group.slots
-    ]
-    return {"name": group.name, "size": group.size, "slots": slots}
+def _checked_scores(group: ChannelGroup, scores: ArrayLike) -> masks.Scores:
+    given = scores.detach().cpu().double().numpy() if isinstance(scores, torch.Tensor) else scores
+    values = np.asarray(given, dtype=np.float64)
+    if values.shape != (group.size,):
+        raise SettingError(f"scores[{group.name!r}] has shape {values.shape}; allowed: ({group.size},)")
+    if np.isnan(values).any():
+        raise SettingError(f"scores[{group.name!r}] holds NaN; allowed: numbers")
+    return values
 
 
-def _group_from_json(content: dict[str, Any]) -> ChannelGroup:
-    slots = tuple(
-        Slot(slot["key"], slot["dim"], np.array(slot["indices"], dtype=np.int64), slot["role"])
-        for slot in content["slots"]
-    )
-    return ChannelGroup(content["name"], content["size"], slots)
+def _check_shapes(name: str, params: Params, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for key, shape in shapes.items():
+        if key not in params:
+            nearest = ", ".join(nearest_first(key, params)[:3])
+            raise SettingError(f"{name} has no tensor {key!r}; nearest: {nearest or 'none'}")
+        if tuple(params[key].shape) != shape:
+            raise SettingError(f"{name} has {key!r} of shape {tuple(params[key].shape)}; allowed: {shape}")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raysim.pruning.plan import ChannelPlan
+from raysim.pruning.groups import ChannelGroups
 from raysim.pruning.submodel import Cut
 from raysim.types import Params
 
@@ -50,7 +50,7 @@ def form_of(name: str) -> ScoreForm:
 
 
 def channel_sums(
-    plan: ChannelPlan, values: Mapping[str, torch.Tensor], cut: Cut | None = None, consumers: bool = False
+    plan: ChannelGroups, values: Mapping[str, torch.Tensor], cut: Cut | None = None, consumers: bool = False
 ) -> Scores:
     """Add up per-parameter values over each channel's own filter: weight row, bias and affine pair.
 
@@ -83,18 +83,18 @@ def _sum_along(values: torch.Tensor, dim: int) -> Scores:
     return np.asarray(along.numpy(), dtype=np.float64)
 
 
-def l1_norms(plan: ChannelPlan, params: Params) -> Scores:
+def l1_norms(plan: ChannelGroups, params: Params) -> Scores:
     """Return the l1 norm of each channel's filters (Li et al., arXiv 1608.08710)."""
     return channel_sums(plan, {key: w.abs() for key, w in params.items() if w.dim() > 1})
 
 
-def first_channels(plan: ChannelPlan) -> Scores:
+def first_channels(plan: ChannelGroups) -> Scores:
     """Return minus each channel's index in its group, so that the first channels are kept (HeteroFL)."""
     return np.concatenate([-np.arange(group.size, dtype=np.float64) for group in plan.groups] or [np.zeros(0)])
 
 
 def gradient_and_curvature_sums(
-    plan: ChannelPlan, form: ScoreForm, params: Params, gradient: Params, curvature: Params,
+    plan: ChannelGroups, form: ScoreForm, params: Params, gradient: Params, curvature: Params,
     cut: Cut | None = None, consumers: bool = False,
 ) -> Scores:  # fmt: skip
     """Return each channel's sum of g w (or |g w|) and of h w^2, `(2, num_units)`.

@@ -1,21 +1,23 @@
 """Cuts the submodel a mask leaves out of the full model, and puts it back."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from raysim.pruning.plan import ChannelPlan
+from raysim.pruning import layers
+from raysim.pruning.groups import ChannelGroups
 from raysim.types import Mask, Params
 
 Cut = dict[str, dict[int, torch.Tensor]]
 """For every state-dict key that is cut: the kept indices along each cut dimension, ascending."""
 
 
-def cut_for(plan: ChannelPlan, mask: Mask) -> Cut:
+def cut_for(plan: ChannelGroups, mask: Mask) -> Cut:
     """Return which indices of which tensors a mask keeps; tensors it leaves whole are absent."""
     cut: Cut = {}
     for key, dims in plan.axes.items():
@@ -35,9 +37,52 @@ def extract_params(params: Params, cut: Cut) -> Params:
 
 def take(tensor: torch.Tensor, dims: Mapping[int, torch.Tensor]) -> torch.Tensor:
     """Select indices along several dimensions at once."""
+    inner = _entries_behind(tensor, dims)
+    if inner > 1:  # whole kernels are moved at once, several times faster than entry by entry
+        rows, columns = dims[0].to(tensor.device), dims[1].to(tensor.device)
+        kernels = tensor.view(-1, inner).index_select(0, _pairs(rows, columns, tensor.shape[1]))
+        return kernels.view(len(rows), len(columns), *tensor.shape[2:])
     for dim, indices in dims.items():
-        tensor = tensor.index_select(dim, indices)
+        tensor = tensor.index_select(dim, indices.to(tensor.device))
     return tensor
+
+
+def put(tensor: torch.Tensor, dims: Mapping[int, torch.Tensor], values: torch.Tensor) -> None:
+    """Write a submodel's values to where they belong in a full tensor, in place."""
+    _write(torch.Tensor.index_copy_, tensor, dims, values)
+
+
+def add(tensor: torch.Tensor, dims: Mapping[int, torch.Tensor], values: torch.Tensor) -> None:
+    """Add a submodel's values to where they belong in a full tensor, in place."""
+    _write(torch.Tensor.index_add_, tensor, dims, values)
+
+
+def _write(
+    write: Callable[..., torch.Tensor], tensor: torch.Tensor, dims: Mapping[int, torch.Tensor], values: torch.Tensor
+) -> None:
+    values, inner = values.to(tensor), _entries_behind(tensor, dims)
+    if inner > 0:
+        rows, columns = dims[0].to(tensor.device), dims[1].to(tensor.device)
+        pairs = _pairs(rows, columns, tensor.shape[1])
+        write(tensor.view(-1, inner), 0, pairs, values.reshape(-1, inner))
+    elif len(dims) == 1:
+        ((dim, indices),) = dims.items()
+        write(tensor, dim, indices.to(tensor.device), values)
+    else:
+        index = region(dims, tensor.dim())
+        adds = write is torch.Tensor.index_add_
+        tensor[index] = tensor[index] + values if adds else values
+
+
+def _entries_behind(tensor: torch.Tensor, dims: Mapping[int, torch.Tensor]) -> int:
+    """Return how many entries lie behind each pair of the first two dimensions; 0 where pairs cannot be addressed."""
+    if set(dims) != {0, 1} or not tensor.is_contiguous():
+        return 0
+    return prod(tensor.shape[2:])
+
+
+def _pairs(rows: torch.Tensor, columns: torch.Tensor, num_columns: int) -> torch.Tensor:
+    return (rows[:, None] * num_columns + columns).view(-1)
 
 
 def region(dims: Mapping[int, torch.Tensor], num_dims: int) -> tuple[torch.Tensor | slice, ...]:
@@ -51,66 +96,78 @@ def region(dims: Mapping[int, torch.Tensor], num_dims: int) -> tuple[torch.Tenso
     return tuple(index)
 
 
-def reconstruct(compact: Params, cut: Cut, into: Params) -> Params:
+def reconstruct(compact: Params, cut: Cut, into: Params, out: Params | None = None) -> Params:
     """Put a submodel's tensors back into the full model's coordinates.
 
     Entries the submodel does not hold keep the values of `into`, which is left unchanged
     (CA-HFP, arXiv 2603.12591, eq 4: "fill with the current global values").
+
+    Args:
+        compact: The submodel's tensors.
+        cut: What they were cut by.
+        into: The full model's tensors.
+        out: Tensors to write to instead of new ones. They must hold the values of `into` already: only the
+            entries the submodel holds are written, so that the cost is the submodel's, not the model's.
+            `into` itself is allowed, and then changes.
+
+    Returns:
+        The full model's tensors; `out` where it is given.
     """
-    full = {}
-    for key, tensor in into.items():
+    if out is None:
+        out = {key: tensor.clone() if key in cut else torch.empty_like(tensor) for key, tensor in into.items()}
+    for key, tensor in out.items():
         if key in cut:
-            tensor = tensor.clone()
-            tensor[region(cut[key], tensor.dim())] = compact[key]
+            put(tensor, cut[key], compact[key])
         else:
-            tensor = compact[key].clone()
-        full[key] = tensor
-    return full
+            tensor.copy_(compact[key])
+    return out
 
 
 def zero_dropped(params: Params, cut: Cut) -> Params:
-    """Return the full model with every entry the submodel does not hold at zero."""
-    return reconstruct(extract_params(params, cut), cut, {key: torch.zeros_like(t) for key, t in params.items()})
+    """Return the full model with every entry the submodel does not hold at zero; whole tensors are shared."""
+    zeroed = dict(params)
+    for key, dims in ((key, dims) for key, dims in cut.items() if key in params):
+        zeroed[key] = torch.zeros_like(params[key])
+        put(zeroed[key], dims, take(params[key], dims))
+    return zeroed
+
+
+def held(cut: Cut, params: Params) -> dict[str, torch.Tensor]:
+    """Return where a submodel holds entries: booleans by key, of size 1 along dimensions that are not cut."""
+    coverage = {}
+    for key, tensor in params.items():
+        coverage[key] = torch.ones([1] * tensor.dim(), dtype=torch.bool)
+        for dim, indices in cut.get(key, {}).items():
+            along = torch.zeros(tensor.shape[dim], dtype=torch.bool)
+            along[indices] = True
+            coverage[key] = coverage[key] & along.view([-1 if other == dim else 1 for other in range(tensor.dim())])
+    return coverage
 
 
 def skeleton(
-    model: nn.Module, shapes: Mapping[str, tuple[int, ...]], device: torch.device | str = "cpu"
+    model: nn.Module, shapes: Mapping[str, tuple[int, ...]], device: torch.device | str | None = None
 ) -> nn.Module:
     """Return a copy of a model's structure with tensors of other shapes, uninitialised.
 
     Args:
         model: The full model; it is left unchanged.
         shapes: Shape of every state-dict entry of the copy.
-        device: Where the new tensors live; `meta` for counting costs without memory.
+        device: Where the new tensors live, if not where the model's do; `meta` for counting costs without memory.
     """
     resized: dict[int, object] = {}
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     for key, tensor in named:
         if key in shapes:
-            empty = torch.empty(shapes[key], dtype=tensor.dtype, device=device)
+            empty = torch.empty(shapes[key], dtype=tensor.dtype, device=device or tensor.device)
             is_parameter = isinstance(tensor, nn.Parameter)
             resized[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
     small = copy.deepcopy(model, resized)
     for module in small.modules():
-        _refit(module)
+        layers.refit(module)
     return small
 
 
-def _refit(module: nn.Module) -> None:
-    """Make a layer's own attributes agree with the shapes of its tensors."""
-    if isinstance(module, nn.modules.conv._ConvNd):
-        depthwise = module.groups == module.in_channels == module.out_channels
-        out_channels, in_per_group = module.weight.shape[:2]
-        if depthwise:
-            module.groups = out_channels
-        module.out_channels, module.in_channels = out_channels, in_per_group * module.groups
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight is not None:
-        module.num_features = len(module.weight)
-
-
-def compact_shapes(plan: ChannelPlan, cut: Cut) -> dict[str, tuple[int, ...]]:
+def compact_shapes(plan: ChannelGroups, cut: Cut) -> dict[str, tuple[int, ...]]:
     """Return the shape of every state-dict entry of the submodel."""
     shapes = {}
     for key, full in plan.shapes.items():
@@ -121,12 +178,25 @@ def compact_shapes(plan: ChannelPlan, cut: Cut) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def extract(model: nn.Module, plan: ChannelPlan, mask: Mask) -> nn.Module:
-    """Return the submodel a mask leaves as an independent module; the model is left unchanged."""
+def extract(model: nn.Module, plan: ChannelGroups, mask: Mask) -> nn.Module:
+    """Return the submodel a mask leaves as an independent module; the model is left unchanged.
+
+    Single entries the mask drops are zero.
+    """
     cut = cut_for(plan, mask)
     small = skeleton(model, compact_shapes(plan, cut))
-    load_params(small, extract_params(dict(model.state_dict()), cut))
+    compact = extract_params(dict(model.state_dict()), cut)
+    for key in mask.elements:
+        kept = take(kept_elements(mask, key, plan.shapes[key]), cut.get(key, {}))
+        compact[key] = compact[key] * kept.to(compact[key].device)
+    load_params(small, compact)
     return small
+
+
+def kept_elements(mask: Mask, key: str, shape: Sequence[int]) -> torch.Tensor:
+    """Return which entries of one tensor a hybrid mask keeps, booleans of the full model's shape."""
+    bits = np.unpackbits(mask.elements[key], count=prod(shape)).astype(np.bool_)
+    return torch.from_numpy(bits).view(*shape)
 
 
 def load_params(module: nn.Module, params: Params) -> None:
@@ -139,7 +209,7 @@ def load_params(module: nn.Module, params: Params) -> None:
 class SubmodelCache:
     """Skeletons by width, so that a model is taken apart only once per width."""
 
-    def __init__(self, model: nn.Module, plan: ChannelPlan) -> None:
+    def __init__(self, model: nn.Module, plan: ChannelGroups) -> None:
         self._model, self._plan = model, plan
         self._by_width: dict[tuple[int, ...], nn.Module] = {}
 
@@ -155,7 +225,7 @@ class SubmodelCache:
         return self.module_for(Mask(np.ones(self._plan.num_units, dtype=np.bool_)), {})
 
 
-def widths(plan: ChannelPlan, mask: Mask) -> tuple[int, ...]:
+def widths(plan: ChannelGroups, mask: Mask) -> tuple[int, ...]:
     """Return how many units each group keeps: masks of equal widths leave submodels of equal shape."""
     kept: NDArray[np.bool_] = mask.kept
     return tuple(int(kept[units].sum()) for units in plan.units.values())

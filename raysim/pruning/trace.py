@@ -3,194 +3,272 @@
 import copy
 import fnmatch
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch_pruning
 from torch import nn
+from torch.utils import _pytree
 
-from raysim.pruning import submodel
-from raysim.pruning.plan import ChannelGroup, ChannelPlan, Role, Slot
-from raysim.types import Mask, Params
+from raysim.errors import SettingError, UntraceableError, nearest_first
+from raysim.pruning import layers, proof, submodel, time_limit
+from raysim.pruning.groups import ChannelGroup, ChannelGroups
+from raysim.pruning.layers import UnsupportedLayerError
+from raysim.pruning.proof import Forward
+from raysim.pruning.units import UnitTable
+from raysim.types import Mask
 
-TOLERANCE = 1e-8
-"""Largest relative error of a proof in double precision."""
+ROOTS = (layers.Convolution, nn.Linear, nn.Embedding)
+"""Layers whose output channels start a group."""
 
 
-class UnsupportedLayerError(ValueError):
-    """A channel group reaches a layer whose tensors cannot be cut."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A group of channels as the tracer sees it.
 
-
-def trace(model: nn.Module, example_input: torch.Tensor, keep_whole: Sequence[str] = ()) -> ChannelPlan:
-    """Find which channels of which layers can only be dropped together.
-
-    Args:
-        model: Any module that torch-pruning's dependency graph can trace; it is left unchanged.
-        example_input: A batch of at least two inputs.
-        keep_whole: Names of layers whose output channels are never dropped, with wildcards.
-
-    Returns:
-        A plan whose every group satisfies: in eval mode, the compact submodel computes what the full model
-        computes with the dropped entries at zero. Groups that do not are left whole, with the reason.
+    Attributes:
+        name: The first of its layers.
+        layers: All layers that write its channels.
+        summed: Whether an addition joins channels that several layers make.
+        group: The group, or why it cannot be cut.
     """
-    twin = copy.deepcopy(model).double().requires_grad_(True).eval()
-    example = example_input.double()
-    randomise(twin, torch.Generator().manual_seed(0))
-    groups, unprunable = _candidates(twin, example)
+
+    name: str
+    layers: frozenset[str]
+    summed: bool
+    group: ChannelGroup | str
+
+
+def trace(
+    model: nn.Module,
+    example_input: Any,
+    keep_whole: Sequence[str] = (),
+    keep_residual: bool = False,
+    forward: Forward | None = None,
+    time_limit_s: float = 60.0,
+) -> ChannelGroups:
+    """Find which channels of which layers can only be dropped together; see `ChannelPlan.trace`."""
+    _check_example(example_input)
+    _check_patterns(model, keep_whole)
+    twin = _twin(model)
+    work = partial(_trace, twin, example_input, keep_whole, keep_residual, forward or proof.call)
+    try:
+        return time_limit.within(time_limit_s, work)
+    except TimeoutError as error:
+        place = _place(error.__cause__ or error, twin)
+        raise UntraceableError(f"the model cannot be traced within time_limit_s={time_limit_s:g}{place}") from None
+
+
+def _check_example(example: Any) -> None:
+    tensors = [leaf for leaf in _pytree.tree_leaves(example) if isinstance(leaf, torch.Tensor)]
+    if not tensors:
+        raise SettingError(f"example_input={type(example).__name__} holds no tensor; allowed: a batch of 2 or more")
+    if isinstance(example, torch.Tensor) and (example.dim() == 0 or len(example) < 2):
+        raise SettingError(f"example_input of shape {tuple(example.shape)} is not a batch of 2 or more")
+
+
+def _check_patterns(model: nn.Module, patterns: Sequence[str]) -> None:
+    if isinstance(patterns, str):
+        raise SettingError(f"keep_whole={patterns!r} is one name; allowed: a list of names")
+    names = [name for name, layer in model.named_modules() if list(layer.parameters(recurse=False))]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise SettingError(
+                f"keep_whole={pattern!r} matches no layer; layers: {', '.join(nearest_first(pattern, names))}"
+            )
+
+
+def _trace(
+    twin: nn.Module, example_input: Any, keep_whole: Sequence[str], keep_residual: bool, forward: Forward
+) -> ChannelGroups:
     shapes = {key: tuple(tensor.shape) for key, tensor in twin.state_dict().items()}
-    cuttable: list[ChannelGroup] = []
-    outputs = None
-    for group in groups:
-        pattern = _kept_whole(group, keep_whole)
-        if _is_output(twin, example, group, shapes):
-            outputs = group
+    example = _pytree.tree_map(_telling, example_input)
+    normal_shapes = _run(twin, forward, example)
+    found = _find(twin, forward, example)
+    unprunable, cuttable, outputs = {}, [], []
+    for each in found:
+        pattern = _kept_whole(each.layers, keep_whole)
+        if isinstance(each.group, str):
+            unprunable[each.name] = each.group
+        elif _is_output(twin, forward, example, normal_shapes, each.group, shapes):
+            outputs.append(each.group)
         elif pattern is not None:
-            unprunable[group.name] = f"kept whole, as {pattern!r} asks"
+            unprunable[each.name] = f"kept whole, as {pattern!r} asks"
+        elif keep_residual and each.summed:
+            unprunable[each.name] = "residual stream"
         else:
-            cuttable.append(group)
-    proved, disproved = prove(twin, example, cuttable, shapes)
-    return ChannelPlan(tuple(proved), shapes, outputs, unprunable | disproved)
+            cuttable.append(each.group)
+    if len(outputs) != 1:
+        unprunable |= {group.name: "its channels are outputs of the model" for group in outputs}
+    proved, disproved = proof.prove(twin, forward, example, cuttable, shapes)
+    unprunable |= disproved | _not_reached(twin, found)
+    return ChannelGroups(tuple(proved), shapes, outputs[0] if len(outputs) == 1 else None, unprunable)
 
 
-def prove(
-    model: nn.Module, example: torch.Tensor, groups: list[ChannelGroup], shapes: dict[str, tuple[int, ...]]
-) -> tuple[list[ChannelGroup], dict[str, str]]:
-    """Return the groups that can be cut, and the reasons for the others; one by one only where it must be."""
-    if not groups or relative_error(model, example, ChannelPlan(tuple(groups), shapes, None, {})) < TOLERANCE:
-        return groups, {}
-    proved, disproved = [], {}
-    for group in groups:
-        error = relative_error(model, example, ChannelPlan((group,), shapes, None, {}))
-        if error < TOLERANCE:
-            proved.append(group)
-        else:
-            disproved[group.name] = f"cutting it changes what the rest computes (relative error {error:.1e})"
-    return proved, disproved
+def _twin(model: nn.Module) -> nn.Module:
+    """Return a copy to work on: in double precision on the CPU, every parameter with a gradient and random."""
+    try:
+        twin = copy.deepcopy(model).cpu().double().requires_grad_(True).eval()
+        proof.randomise(twin, torch.Generator().manual_seed(0))
+    except Exception as error:
+        raise UntraceableError(f"the model cannot be copied: {_sentence(error)}") from error
+    return twin
 
 
-def randomise(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw all parameters and running statistics anew, so that no two channels look alike."""
-    for key, tensor in model.state_dict().items():
-        if not tensor.is_floating_point():
-            continue
-        if key.endswith("running_var") or tensor.dim() == 1:
-            tensor.uniform_(0.5, 1.5, generator=generator)
-        else:
-            fan_in = max(1, tensor[0].numel())
-            tensor.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
+def _telling(leaf: Any) -> Any:
+    """Return floating-point inputs in double precision, noise in place of constants, which prove nothing."""
+    if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point():
+        return leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf
+    values = leaf.detach().cpu().double()
+    if values.numel() and bool((values == values.flatten()[0]).all()):
+        values = torch.randn(values.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return values
 
 
-def relative_error(model: nn.Module, example: torch.Tensor, plan: ChannelPlan) -> float:
-    """Compare a random submodel's output with the full model's, dropped entries at zero."""
-    rng = np.random.default_rng(0)
-    kept = np.concatenate([_half(group.size, rng) for group in plan.groups])
-    mask = Mask(kept)
-    cut = submodel.cut_for(plan, mask)
-    params: Params = dict(model.state_dict())
+def _run(model: nn.Module, forward: Forward, example: Any) -> list[torch.Size]:
+    """Return the shapes of the model's outputs."""
     try:
         with torch.no_grad():
-            compact = submodel.extract(model, plan, mask)(example)
-            expected = torch.func.functional_call(model, submodel.zero_dropped(params, cut), (example,))
-    except (RuntimeError, ValueError):
-        return float("inf")
-    if compact.shape != expected.shape:
-        return float("inf")
-    error = float((compact - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
-    return error if error == error else float("inf")
+            outputs = proof.tensors_of(forward(model, example))
+    except Exception as error:
+        what = f"the model does not run on the example input in double precision{_place(error, model)}"
+        raise UntraceableError(f"{what}: {_sentence(error)}") from error
+    if not outputs:
+        raise UntraceableError("the model's output holds no floating-point tensor; give a `forward` that returns one")
+    return [output.shape for output in outputs]
 
 
-def _half(size: int, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    kept = np.zeros(size, dtype=np.bool_)
-    kept[rng.permutation(size)[: max(1, size // 2)]] = True
-    return kept
-
-
-def _candidates(model: nn.Module, example: torch.Tensor) -> tuple[list[ChannelGroup], dict[str, str]]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=(example,))
-        found = list(graph.get_all_groups())
+def _find(model: nn.Module, forward: Forward, example: Any) -> list[Found]:
+    """Let the tracer find the groups, in the order of the model's layers."""
+    try:
+        with warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            graph = torch_pruning.DependencyGraph()
+            graph.build_dependency(
+                model,
+                example,
+                forward_fn=lambda model, example: proof.tensors_of(forward(model, example)),
+                verbose=False,
+            )
+            dependencies = list(graph.get_all_groups(root_module_types=ROOTS))
+    except Exception as error:
+        raise UntraceableError(f"the model cannot be traced{_place(error, model)}: {_sentence(error)}") from error
     names = {id(module): name for name, module in model.named_modules()}
+    names |= {id(parameter): name for name, parameter in model.named_parameters()}
     order = {name: place for place, name in enumerate(names.values())}
-    groups, unprunable = [], {}
-    for dependencies in found:
-        producers = [
-            names[id(dependency.target.module)]
-            for dependency, _ in dependencies
-            if id(dependency.target.module) in names and graph.is_out_channel_pruning_fn(dependency.handler)
-        ]
-        name = min(producers, key=order.__getitem__)
-        try:
-            groups.append(_to_group(name, dependencies, graph, names))
-        except UnsupportedLayerError as error:
-            unprunable[name] = str(error)
-    groups.sort(key=lambda group: order[group.name])
-    return groups, unprunable
+    aliases = _aliases(model)
+    found = [_to_found(each, graph, names, order, aliases) for each in dependencies]
+    return sorted(found, key=lambda each: order[each.name])
 
 
-def _to_group(name: str, dependencies: Any, graph: Any, names: dict[int, str]) -> ChannelGroup:
-    size = len(dependencies[0].root_idxs)
-    slots: dict[tuple[str, int], Slot] = {}
+def _to_found(
+    dependencies: Any, graph: Any, names: dict[int, str], order: dict[str, int], aliases: Mapping[str, Sequence[str]]
+) -> Found:
+    makers, additions = set(), 0
     for item in dependencies:
-        module = item.dep.target.module
-        if id(module) not in names or not list(module.parameters(recurse=False)):
+        node, module = item.dep.target, item.dep.target.module
+        is_root = isinstance(module, ROOTS) and graph.is_out_channel_pruning_fn(item.dep.handler)
+        if is_root and layers.writes_own_channels(module):
+            makers.add(names[id(module)])
+        if node.grad_fn is not None and node.grad_fn.name().startswith(("Add", "Sub")):
+            additions += len([each for each in node.inputs if not isinstance(each.module, nn.Parameter)]) > 1
+    name = min(makers, key=order.__getitem__)
+    try:
+        group: ChannelGroup | str = _to_units(dependencies, graph, names).to_group(name, aliases)
+    except UnsupportedLayerError as error:
+        group = str(error)
+    return Found(name, frozenset(makers), len(makers) > 1 and additions > 0, group)
+
+
+def _to_units(dependencies: Any, graph: Any, names: dict[int, str]) -> UnitTable:
+    units = UnitTable(len(dependencies[0].root_idxs))
+    for item in dependencies:
+        node, module = item.dep.target, item.dep.target.module
+        if id(module) not in names:
             continue
-        reads = not graph.is_out_channel_pruning_fn(item.dep.handler)
-        units = _indices_by_unit(item.idxs, item.root_idxs, size, names[id(module)])
-        for slot in _slots_of(names[id(module)], module, units, reads):
-            slots.setdefault((slot.key, slot.dim), slot)
-    return ChannelGroup(name, size, tuple(slots.values()))
+        name = names[id(module)]
+        if isinstance(module, nn.Parameter):
+            layer, _, tensor = name.rpartition(".")
+            side = layers.Side(module.shape[node.pruning_dim], ((tensor, node.pruning_dim, "weight"),))
+            units.reach(layer, side, item.idxs, item.root_idxs)
+        else:
+            reads = not graph.is_out_channel_pruning_fn(item.dep.handler)
+            units.reach(name, layers.side_of(name, module, reads), item.idxs, item.root_idxs)
+    return units
 
 
-def _indices_by_unit(
-    indices: list[int], roots: list[int], size: int, layer: str
-) -> np.ndarray[Any, np.dtype[np.int64]]:
-    by_unit: list[list[int]] = [[] for _ in range(size)]
-    for index, root in zip(indices, roots, strict=True):
-        by_unit[root].append(int(index))
-    if len({len(unit) for unit in by_unit}) != 1:
-        raise UnsupportedLayerError(f"its channels reach layer {layer!r} unevenly")
-    return np.array(by_unit, dtype=np.int64)
+def _aliases(model: nn.Module) -> dict[str, list[str]]:
+    """Return, for every state-dict key, all keys of the same tensor: shared layers, tied weights."""
+    keys: dict[int, list[str]] = {}
+    named = model.state_dict(keep_vars=True)
+    for key, tensor in named.items():
+        keys.setdefault(id(tensor), []).append(key)
+    return {key: keys[id(tensor)] for key, tensor in named.items()}
 
 
-def _slots_of(layer: str, module: nn.Module, units: np.ndarray[Any, np.dtype[np.int64]], reads: bool) -> list[Slot]:
-    def slot(tensor: str, dim: int, role: Role) -> Slot:
-        return Slot(f"{layer}.{tensor}", dim, units, role)
-
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        statistics = ["running_mean", "running_var"] if module.track_running_stats else []
-        return [slot(key, 0, "weight") for key in ("weight", "bias") if getattr(module, key) is not None] + [
-            slot(key, 0, "statistic") for key in statistics
-        ]
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups > 1:
-        if not module.groups == module.in_channels == module.out_channels:
-            raise UnsupportedLayerError(f"layer {layer!r} is a grouped convolution that is not depthwise")
-        reads = False
-    elif not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
-        raise UnsupportedLayerError(f"layer {layer!r} of type {type(module).__name__} is not supported")
-    if reads:
-        return [slot("weight", 1, "consumer")]
-    return [slot("weight", 0, "weight")] + ([slot("bias", 0, "weight")] if module.bias is not None else [])
+def _not_reached(model: nn.Module, found: Sequence[Found]) -> dict[str, str]:
+    reached = {layer for each in found for layer in each.layers}
+    own = (*ROOTS, nn.MultiheadAttention, nn.RNNBase)
+    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, own))
+    return {
+        name: f"layers of type {type(module).__name__} are not cut"
+        if not isinstance(module, ROOTS)
+        else "the tracer finds none of its channels"
+        for name, module in model.named_modules()
+        if isinstance(module, own) and not layers.is_depthwise(module) and name not in reached
+        if not name.startswith(inside)
+    }
 
 
-def _kept_whole(group: ChannelGroup, patterns: Sequence[str]) -> str | None:
-    layers = {slot.key.rsplit(".", 1)[0] for slot in group.slots if slot.role == "weight"}
-    return next((p for p in patterns if any(fnmatch.fnmatchcase(layer, p) for layer in layers)), None)
+def _kept_whole(names: frozenset[str], patterns: Sequence[str]) -> str | None:
+    return next((p for p in patterns if any(fnmatch.fnmatchcase(name, p) for name in names)), None)
 
 
 def _is_output(
-    model: nn.Module, example: torch.Tensor, group: ChannelGroup, shapes: dict[str, tuple[int, ...]]
-) -> bool:
+    model: nn.Module, forward: Forward, example: Any, normal_shapes: list[torch.Size], group: ChannelGroup,
+    shapes: proof.Shapes,
+) -> bool:  # fmt: skip
     """Whether dropping units of the group changes the shape of the output."""
     if any(slot.role == "consumer" for slot in group.slots):
         return False
-    plan = ChannelPlan((group,), shapes, None, {})
-    mask = Mask(np.arange(group.size) < max(1, group.size - 1))
+    plan = ChannelGroups((group,), shapes, None, {})
+    mask = Mask(np.arange(group.size) < group.size - 1)
     try:
         with torch.no_grad():
-            changed: bool = submodel.extract(model, plan, mask)(example).shape != model(example).shape
-            return changed
-    except (RuntimeError, ValueError):
+            outputs = proof.tensors_of(forward(proof.compact(model, plan, submodel.cut_for(plan, mask)), example))
+    except Exception:  # whatever a layer raises when channels are missing
         return False
+    return [output.shape for output in outputs] != normal_shapes
+
+
+def _place(error: BaseException, model: nn.Module) -> str:
+    """Return the layer at which an error arose: the innermost one among the frames of its traceback."""
+    names = {id(module): name for name, module in model.named_modules()}
+    place, traceback = "", error.__traceback__
+    while traceback is not None:
+        for value in traceback.tb_frame.f_locals.values():
+            name = names.get(id(value)) or names.get(id(_nearest_layer(value)))
+            if name:
+                place = f" at layer {name!r}"
+        traceback = traceback.tb_next
+    return place
+
+
+def _nearest_layer(value: Any) -> Any:
+    """Return the first layer on the way from a node of the tracer's graph to the inputs."""
+    queue, seen = [value] if isinstance(value, torch_pruning.dependency.Node) else [], set()
+    while queue:
+        node = queue.pop(0)
+        if isinstance(node.module, ROOTS):
+            return node.module
+        seen.add(node)
+        queue += [each for each in node.inputs if each not in seen]
+    return None
+
+
+def _sentence(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"

@@ -1,0 +1,114 @@
+"""Coupled channel groups of a model as plain index arrays in original coordinates, to JSON and back."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Role = Literal["weight", "statistic", "consumer"]
+"""What a slot is to its unit: its own filter or affine pair, its running statistics, or who reads it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slot:
+    """Where the units of a group sit in one tensor: `indices[unit]` along `dim`, `(size, width)`."""
+
+    key: str
+    dim: int
+    indices: NDArray[np.int64]
+    role: Role
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelGroup:
+    """Channels that can only be kept or dropped together, unit by unit, named after the first layer."""
+
+    name: str
+    size: int
+    slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroups:
+    """All that is needed to cut a model and to put it back, as plain data.
+
+    Attributes:
+        groups: The prunable channel groups, in the order of the model's layers.
+        shapes: Shape of every state-dict entry of the full model.
+        outputs: The rows of the classifier, one unit per class; never pruned.
+        unprunable: Layers left whole and why.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    outputs: ChannelGroup | None
+    unprunable: Mapping[str, str]
+
+    @cached_property
+    def num_units(self) -> int:
+        """Units of all groups together: the length of a mask."""
+        return sum(group.size for group in self.groups)
+
+    @cached_property
+    def units(self) -> dict[str, slice]:
+        """Where the units of each group lie in a mask or a vector of scores."""
+        ends = np.cumsum([0] + [group.size for group in self.groups])
+        return {
+            group.name: slice(int(start), int(end))
+            for group, start, end in zip(self.groups, ends[:-1], ends[1:], strict=True)
+        }
+
+    @cached_property
+    def axes(self) -> dict[str, dict[int, list[tuple[slice, NDArray[np.int64]]]]]:
+        """For every state-dict key and cut dimension: the mask's units and their indices there."""
+        axes: dict[str, dict[int, list[tuple[slice, NDArray[np.int64]]]]] = {}
+        for group, slot in self.slots():
+            dims = axes.setdefault(slot.key, {})
+            dims.setdefault(slot.dim, []).append((self.units[group.name], slot.indices))
+        return axes
+
+    def slots(self) -> Iterator[tuple[ChannelGroup, Slot]]:
+        """Iterate over all slots of all prunable groups."""
+        for group in self.groups:
+            for slot in group.slots:
+                yield group, slot
+
+
+def to_json(plan: ChannelGroups) -> dict[str, Any]:
+    """Return the plan as JSON values."""
+    return {
+        "groups": [_group_to_json(group) for group in plan.groups],
+        "shapes": {key: list(shape) for key, shape in plan.shapes.items()},
+        "outputs": None if plan.outputs is None else _group_to_json(plan.outputs),
+        "unprunable": dict(plan.unprunable),
+    }
+
+
+def from_json(content: dict[str, Any]) -> ChannelGroups:
+    """Build the plan from what `to_json` returned."""
+    outputs = content["outputs"]
+    return ChannelGroups(
+        groups=tuple(_group_from_json(group) for group in content["groups"]),
+        shapes={key: tuple(shape) for key, shape in content["shapes"].items()},
+        outputs=None if outputs is None else _group_from_json(outputs),
+        unprunable=content["unprunable"],
+    )
+
+
+def _group_to_json(group: ChannelGroup) -> dict[str, Any]:
+    slots = [
+        {"key": slot.key, "dim": slot.dim, "role": slot.role, "indices": slot.indices.tolist()}
+        for slot in group.slots
+    ]
+    return {"name": group.name, "size": group.size, "slots": slots}
+
+
+def _group_from_json(content: dict[str, Any]) -> ChannelGroup:
+    slots = tuple(
+        Slot(slot["key"], slot["dim"], np.array(slot["indices"], dtype=np.int64), slot["role"])
+        for slot in content["slots"]
+    )
+    return ChannelGroup(content["name"], content["size"], slots)

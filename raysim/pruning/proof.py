@@ -1,0 +1,176 @@
+"""Proves channel groups numerically: the compact submodel computes what the full model computes without them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree
+
+from raysim.pruning import submodel
+from raysim.pruning.groups import ChannelGroup, ChannelGroups
+from raysim.types import Mask
+
+TOLERANCE = 1e-8
+"""Largest relative error of a proof in double precision."""
+
+Forward = Callable[[nn.Module, Any], Any]
+"""Applies a model to an example: `(model, example) -> output`."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def call(model: nn.Module, example: Any) -> Any:
+    """Apply a model to an example: a tuple or list is its arguments, a mapping its named arguments."""
+    if isinstance(example, Mapping):
+        return model(**example)
+    return model(*example) if isinstance(example, tuple | list) else model(example)
+
+
+def prove(
+    model: nn.Module, forward: Forward, example: Any, groups: Sequence[ChannelGroup], shapes: Shapes
+) -> tuple[list[ChannelGroup], dict[str, str]]:
+    """Return the groups that can be cut together, and the reasons for the others.
+
+    All are tried at once; only where that fails, halves are, so that one bad group among n costs log n proofs.
+
+    Args:
+        model: The model, in double precision and eval mode, its parameters randomised.
+        forward: Applies it to the example.
+        example: A batch of at least two inputs.
+        groups: The groups to prove.
+        shapes: Shape of every state-dict entry of the full model.
+    """
+    proved: list[ChannelGroup] = []
+    disproved: dict[str, str] = {}
+
+    def settle(some: Sequence[ChannelGroup]) -> None:
+        if not some:
+            return
+        error = relative_error(model, forward, example, ChannelGroups((*proved, *some), shapes, None, {}))
+        if error < TOLERANCE:
+            proved.extend(some)
+        elif len(some) == 1:
+            what = "what the rest computes" if np.isfinite(error) else "the shapes the rest computes with"
+            disproved[some[0].name] = f"cutting it changes {what} (relative error {error:.1e})"
+        else:
+            settle(some[: len(some) // 2])
+            settle(some[len(some) // 2 :])
+
+    settle(groups)
+    return proved, disproved
+
+
+def relative_error(model: nn.Module, forward: Forward, example: Any, groups: ChannelGroups) -> float:
+    """Compare a random submodel's outputs with the full model's, dropped entries at zero.
+
+    Returns:
+        The largest difference of any output as share of that output's largest value; infinite where the
+        submodel does not run, or its outputs have other shapes or are not finite.
+    """
+    cut = submodel.cut_for(groups, half_of_each(groups, np.random.default_rng(0)))
+    try:
+        with torch.no_grad():
+            expected = tensors_of(full_without_dropped(model, forward, example, groups.shapes, cut))
+            found = tensors_of(forward(compact(model, groups, cut), example))
+    except Exception:  # whatever a layer raises when channels are missing
+        return float("inf")
+    if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:
+        return float("inf")
+    errors = [_relative(ours, theirs) for ours, theirs in zip(found, expected, strict=True)]
+    return max(errors) if all(np.isfinite(errors)) else float("inf")
+
+
+def full_without_dropped(model: nn.Module, forward: Forward, example: Any, shapes: Shapes, cut: submodel.Cut) -> Any:
+    """Return what the full model computes with every dropped entry at zero.
+
+    Norms that mix channels (LayerNorm, GroupNorm, RMSNorm) take their statistics over the kept channels only:
+    a channel that is not there cannot count as a zero.
+    """
+    full = submodel.skeleton(model, shapes, device="meta")
+    full.load_state_dict(submodel.zero_dropped(dict(model.state_dict()), cut), assign=True)
+    with KeptStatistics(full, cut):
+        return forward(full, example)
+
+
+def compact(model: nn.Module, groups: ChannelGroups, cut: submodel.Cut) -> nn.Module:
+    """Return the submodel; tensors it leaves whole are the model's own."""
+    small = submodel.skeleton(model, submodel.compact_shapes(groups, cut), device="meta")
+    small.load_state_dict(submodel.extract_params(dict(model.state_dict()), cut), assign=True)
+    return small
+
+
+class KeptStatistics(TorchFunctionMode):
+    """While it lasts, norms that mix channels see only the channels that are kept; the others come out zero."""
+
+    def __init__(self, model: nn.Module, cut: submodel.Cut) -> None:
+        super().__init__()
+        named = model.state_dict(keep_vars=True)
+        self._kept = {id(named[key]): dims[0] for key, dims in cut.items() if 0 in dims}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Compute a norm whose weight is cut over the kept channels; pass on every other call."""
+        kwargs = kwargs or {}
+        rule = _NORMS.get(func)
+        if rule is not None:
+            dim, shape_place = rule
+            weight = kwargs.get("weight", args[2] if len(args) > 2 else None)
+            if id(weight) in self._kept:
+                return _on_kept(func, self._kept[id(weight)], dim, shape_place, args, kwargs)
+        return func(*args, **kwargs)
+
+
+_NORMS: dict[Any, tuple[int, int | None]] = {
+    nn.functional.layer_norm: (-1, 1),
+    nn.functional.rms_norm: (-1, 1),
+    nn.functional.group_norm: (1, None),
+}
+"""Which dimension a norm mixes, and which of its arguments is the size of it."""
+
+
+def _on_kept(
+    func: Any, kept: torch.Tensor, dim: int, shape_place: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> torch.Tensor:
+    inputs: torch.Tensor = args[0]
+    own = [each[kept] if isinstance(each, torch.Tensor) else each for each in args[1:]]
+    if shape_place is not None:
+        own[shape_place - 1] = (len(kept),)
+    named = {name: each[kept] if isinstance(each, torch.Tensor) else each for name, each in kwargs.items()}
+    normed = func(inputs.index_select(dim, kept), *own, **named)
+    return torch.zeros_like(inputs).index_copy_(dim % inputs.dim(), kept, normed)
+
+
+def randomise(model: nn.Module, generator: torch.Generator) -> None:
+    """Draw all parameters and running statistics anew, so that no two channels look alike."""
+    for key, tensor in model.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        if key.endswith("running_var") or tensor.dim() == 1:
+            tensor.uniform_(0.5, 1.5, generator=generator)
+        else:
+            fan_in = max(1, tensor[0].numel()) if tensor.dim() else 1
+            tensor.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
+
+
+def half_of_each(groups: ChannelGroups, rng: np.random.Generator) -> Mask:
+    """Return a mask that keeps a random half of each group's units, independently."""
+    kept: NDArray[np.bool_] = np.zeros(groups.num_units, dtype=np.bool_)
+    for group in groups.groups:
+        chosen = rng.permutation(group.size)[: max(1, group.size // 2)]
+        kept[groups.units[group.name].start + chosen] = True
+    return Mask(kept)
+
+
+def tensors_of(output: Any) -> list[torch.Tensor]:
+    """Return the floating-point tensors in a model's output, however they are packed."""
+    leaves = [leaf for leaf in _pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+    return [leaf for leaf in leaves if leaf.is_floating_point()]
+
+
+def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
