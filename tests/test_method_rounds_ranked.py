@@ -34,7 +34,7 @@ from raysim.types import Params, RoundReport
         ("ca-hfp", "variation", "exact", ("method.score=exact", "method.curvature_scale=3.0")),
         ("ca-hfp", "secant", "robust", ()),
         ("ca-hfp", "secant", "curvature", ("method.score=curvature", "method.curvature_max=0.5")),
-        ("fisher", "fisher", "curvature", ("method.hysteresis=0.5",)),
+        ("fisher", "fisher", "curvature", ("method.hysteresis=50.0",)),
     ],
     ids=str,
 )
@@ -52,18 +52,23 @@ def test_channels_are_ranked_by_what_clients_report(
         scale = next((float(o.split("=")[1]) for o in overrides if "curvature_" in o), scale)
         estimate = Entrywise(estimator, form, consumers, decay, scenario, scale)
     last_kept: list[Kept] = []
+    stuck: list[bool] = []
 
     def play(round: int, params: Params, _: RoundReport) -> Params:
-        scores = estimate.scores(plan, params)
-        if scores is not None and "method.hysteresis=0.5" in overrides:
+        scores, plain = estimate.scores(plan, params), []
+        if scores is not None and "method.hysteresis=50.0" in overrides:
+            plain = [best(plan, scores, client.keep) for client in members(scenario, round)]
             for group, own in scores.items():
                 for unit in range(len(own)):
                     share = sum(unit in kept[group] for kept in last_kept) / len(last_kept)
-                    own[unit] += 0.5 * share * abs(own[unit])
+                    own[unit] += 50.0 * share * abs(own[unit])
         if round == 1 or scores is None:
             kept = random_masks(scenario, params, round)
         else:
             kept = [best(plan, scores, client.keep) for client in members(scenario, round)]
+            stuck.append(
+                bool(plain) and [set(k[g]) for k in plain for g in k] != [set(k[g]) for k in kept for g in k]
+            )
         params, reports = trained_by(scenario, params, round, kept, "global")
         estimate.observe(plan, reports)
         last_kept[:] = kept
@@ -71,6 +76,7 @@ def test_channels_are_ranked_by_what_clients_report(
 
     state = agree(scenario, play, rounds=4 if estimator == "secant" else 3)
     assert set(state.memory)
+    assert any(stuck) == ("method.hysteresis=50.0" in overrides), "the bonus decides at least once"
 
 
 def test_hutchinson_ranks_by_products_with_the_hessian() -> None:
