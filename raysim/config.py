@@ -46,6 +46,8 @@ class DataSettings(Settings):
     """Share of a client's own rows kept out of training to score its submodel, in [0, 1)."""
     partition: PartitionSettings = PartitionSettings()
     """How the training rows are dealt to the clients."""
+    split_seed: Annotated[int, Field(ge=0)] | None = None
+    """Seed of the split: which rows are used, who owns and holds out which, who has which device; null = `seed`."""
 
 
 class ModelSettings(Settings):
@@ -290,6 +292,11 @@ class ExperimentSettings(Settings):
     """Where MLflow keeps the run."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     """When the server state is saved."""
+
+    @property
+    def split_seed(self) -> int:
+        """Seed of all that is drawn before training: rows, owners, held-out rows, devices."""
+        return self.seed if self.data.split_seed is None else self.data.split_seed
 
     @model_validator(mode="after")
     def _check(self) -> Self:

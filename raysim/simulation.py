@@ -57,15 +57,15 @@ def build(settings: ExperimentSettings) -> Scenario:
 def _build(settings: ExperimentSettings) -> Scenario:
     from raysim.pruning.trace import trace  # not needed, and not imported, where a scenario is only played
 
-    seed, local = settings.seed, LocalTraining(**settings.training.model_dump())
+    seed, split, local = settings.seed, settings.split_seed, LocalTraining(**settings.training.model_dump())
     method = methods.resolve(settings.method.name, _given(settings), local)
     data = _load_data(settings)
     dealt = settings.data.partition
     rows = partition(
-        data.train_labels, settings.population.clients, dealt.name, dealt.alpha, dealt.min_examples, seed
+        data.train_labels, settings.population.clients, dealt.name, dealt.alpha, dealt.min_examples, split
     )
     tiers = tuple(_tier(tier) for tier in settings.population.tiers)
-    clients = population.build(tiers, rows, settings.data.heldout_share, seed)
+    clients = population.build(tiers, rows, settings.data.heldout_share, split)
 
     model = zoo.build(settings.model.name, settings.model.options, data.input_shape, data.num_classes, seed)
     if method.options.normalization == "group":
@@ -88,8 +88,8 @@ def _build(settings: ExperimentSettings) -> Scenario:
         cohort_size=settings.selection.clients_per_round,
         rounds=settings.rounds,
         score_every=settings.evaluation.every,
-        test_rows=_some_rows(len(data.test_labels), limit, seed, "test rows"),
-        statistics_rows=clients.train.rows[_some_rows(len(clients.train.rows), limit, seed, "statistics rows")],
+        test_rows=_some_rows(len(data.test_labels), limit, split, "test rows"),
+        statistics_rows=clients.train.rows[_some_rows(len(clients.train.rows), limit, split, "statistics rows")],
         scored_share=settings.evaluation.client_share,
         diagnose_every=settings.diagnostics.every or 0,
     )
@@ -112,8 +112,8 @@ def _given(settings: ExperimentSettings) -> dict[str, object]:
 
 
 def _load_data(settings: ExperimentSettings) -> datasets.Dataset:
-    data = settings.data
-    return datasets.load(data.name, data.root, data.download, data.max_train_examples, settings.seed, data.pad_to)
+    data, split = settings.data, settings.split_seed
+    return datasets.load(data.name, data.root, data.download, data.max_train_examples, split, data.pad_to)
 
 
 def _tier(settings: TierSettings) -> Tier:
