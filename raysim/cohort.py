@@ -132,7 +132,8 @@ def tasks_for(
     scenario: Scenario, cohort: Cohort, masks: Sequence[Mask], load: CohortLoad, memory: Mapping[int, Params]
 ) -> list[ClientTask]:
     """Build the clients' tasks; a share of them, drawn from the seed, is scored on held-out rows."""
-    size = len(cohort.clients)
+    size, method = len(cohort.clients), scenario.method
+    memory = memory if method.sends_memory or method.objective.sends_memory else {}
     rng = seeding.generator(scenario.workload.seed, "scored clients", cohort.round)
     scored = np.zeros(size, dtype=np.bool_)
     scored[rng.permutation(size)[: round(size * scenario.scored_share)]] = True

@@ -53,7 +53,7 @@ def summary_of(totals: Totals) -> dict[str, Any]:
     """Return what a run has spent, with its shares of FedAvg's bytes and FLOPs in percent."""
     spent = {
         name: value for name, value in asdict(totals).items()
-        if name in ("down_bytes", "up_bytes", "train_flops", "simulated_s")
+        if name in ("down_bytes", "up_bytes", "train_flops", "simulated_s") or name.startswith("preparation_")
     }  # fmt: skip
     return {
         "pruning_ratio_mean": totals.pruning_ratio_sum / max(1, totals.client_rounds),

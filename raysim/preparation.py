@@ -33,21 +33,23 @@ class _Trainer:
 
     def __init__(self, scenario: Scenario, state: ServerState, executor: Executor) -> None:
         self.state, self._scenario, self._executor = state, scenario, executor
+        self._round = 1
 
     def __call__(
         self, clients: NDArray[np.int64], mask: Mask, epochs: int, hooks: tuple[Callable[..., LocalHooks], ...],
         params: Params,
     ) -> tuple[Contribution, Params]:  # fmt: skip
         scenario, state = self._scenario, self.state
+        self._round -= 1  # 0, -1, ...: draws of its own for every call
         cohort = replace(
-            cohort_of(scenario, clients, round=0), epochs=np.full(len(clients), epochs),
+            cohort_of(scenario, clients, self._round), epochs=np.full(len(clients), epochs),
             keep_ratios=np.ones(len(clients)),
         )  # fmt: skip
         unscored = replace(scenario, scored_share=0.0, method=replace(scenario.method, load=None))
         masks = [mask] * len(clients)
         view = view_of(unscored, state, cohort)
         tasks = tasks_for(unscored, cohort, masks, load_of(unscored, view, masks), {})
-        contribution = self._executor.train(tasks, Broadcast(0, params, LocalRules(hooks), {}))
+        contribution = self._executor.train(tasks, Broadcast(self._round, params, LocalRules(hooks), {}))
         trained = replace(view, epochs=contribution.clients["epochs"].astype(np.int64))
         load = load_of(unscored, trained, masks)  # exploration may have ended early
         timing = schedule_cohort(unscored, cohort, load)

@@ -184,6 +184,10 @@ def metrics_of(report: RoundReport) -> dict[str, float]:
         "coverage/untrained_channel_share": report.coverage.untrained_channel_share,
         **_pruning_ratios(report),
     }
+    if totals.preparation_s:
+        metrics["clock/preparation_s"] = totals.preparation_s
+        metrics["traffic/preparation_bytes"] = totals.preparation_bytes
+        metrics["compute/preparation_flops"] = totals.preparation_flops
     if report.score is not None:
         metrics["accuracy/global"] = report.score.accuracy
         metrics["loss/global"] = report.score.loss

@@ -33,8 +33,8 @@ class LocalTraining:
     batch_size: int = 10
 
     def learning_rate_in(self, round: int) -> float:
-        """Return the step size of a round, counted from 1."""
-        return self.learning_rate * self.lr_decay ** (round - 1)
+        """Return the step size of a round, counted from 1; what is trained before has that of round 1."""
+        return self.learning_rate * self.lr_decay ** max(round - 1, 0)
 
     def num_steps(self, num_examples: int) -> int:
         """Return how many optimizer steps a client takes in a round."""

@@ -169,11 +169,11 @@ def test_law_5_a_unit_stays_in_every_group(keep_ratio: float, tiny_scenario: Sce
 def test_law_5_masks_nest(name: str) -> None:
     now = ("method.warmup_rounds=0",) if "warmup_rounds" in METHODS[name].reads else ()
     scenario = simulation.build(settings_of(name, *now))
-    view = view_for(scenario, played(scenario, 1), round=2)
-    ratios = np.array([0.2, 0.5, 0.8])
+    view = view_for(scenario, played(scenario, 1), round=2, clients=6)
+    ratios = np.array([0.2, 0.2, 0.5, 0.5, 0.8, 0.8])
     chosen, _ = choose_masks(scenario, replace(view, keep_ratios=ratios))
     sizes = [mask.kept.sum() for mask in chosen]
-    nested = all((chosen[i].kept <= chosen[i + 1].kept).all() for i in range(2)) and sizes[0] < sizes[2]
+    nested = all((chosen[i].kept <= chosen[i + 1].kept).all() for i in range(5)) and sizes[0] < sizes[5]
     assert nested == ("nested masks" in METHODS[name].claims)
 
 

@@ -120,6 +120,7 @@ class Objective:
     load: LoadRule | None = None
     after_round: AfterRound | None = None
     needs_plain_sgd: bool = False
+    sends_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,7 @@ class Method:
         prepare: What happens before the first round.
         after_round: What is learned from a round.
         objective: Local objective; set from `options.objective`.
+        sends_memory: Whether a client's task carries what is remembered of it.
         learns_widths: Whether the size of submodels depends on what is learned.
         min_epochs: Fewest epochs of local training it makes sense with.
         claims: Laws of `tests/test_laws.py` it claims beyond those that hold for all.
@@ -166,6 +168,7 @@ class Method:
     prepare: PrepareRule | None = None
     after_round: AfterRound | None = None
     objective: Objective = field(default_factory=Objective)
+    sends_memory: bool = False
     learns_widths: bool = False
     min_epochs: int = 1
     claims: frozenset[str] = frozenset()

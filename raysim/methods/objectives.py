@@ -63,7 +63,11 @@ def _in_full(view: ClientView, variate: Params) -> Params:
 
 def server_variate(view: RoundView) -> Params:
     """Return the server's variate c, which travels beside the parameters."""
-    return {key: value.float() for key, value in view.memory.items() if key.startswith("variate/")}
+    return {
+        f"variate/{key}": view.memory[f"variate/{key}"].to(value.dtype)
+        for key, value in view.params.items()
+        if f"variate/{key}" in view.memory
+    }
 
 
 def update_variate(params: Params, memory: Params, report: CohortReport) -> tuple[Params, Params]:
@@ -85,6 +89,11 @@ OBJECTIVES: dict[str, Objective] = {
     "plain": Objective(),
     "proximal": Objective(hook=proximal),
     "scaffold": Objective(
-        hook=control_variates, extra=server_variate, load=doubled, after_round=update_variate, needs_plain_sgd=True
+        hook=control_variates,
+        extra=server_variate,
+        load=doubled,
+        after_round=update_variate,
+        needs_plain_sgd=True,
+        sends_memory=True,
     ),
 }

@@ -136,7 +136,8 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "ca-hfp+", "arXiv 2603.12591, eq 14, with coverage-aware masks (specification, beyond the paper)",
-            score=curvature_score, options=MethodOptions(mask="coverage"), reads=CURVATURE,
+            score=curvature_score, reads=CURVATURE,
+            options=MethodOptions(mask="coverage", score="curvature", fill="damped"),
             claims=frozenset({EQUALS_FEDAVG}),
         ),
     )
