@@ -200,7 +200,9 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
         load(tmp_path / "binary.yaml")
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted(set(CONFIGS.glob("*.yaml")) - set(CONFIGS.glob("compare_*.yaml"))), ids=lambda path: path.name
+)
 def test_written_settings_read_back_the_same(tmp_path, path):
     settings = load(path, ("model.options.channels=[4, 8]", "training.learning_rate=1e-7"))
     assert load(written(tmp_path / "again.yaml", config_file.to_yaml(settings))) == settings

@@ -4,8 +4,9 @@ import csv
 import io
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+from rich import box
 from rich.table import Table
 
 from raysim.comparison.plan import MethodEntry, Run
@@ -24,12 +25,15 @@ AVERAGED = (
 )  # fmt: skip
 """Figures a row has the mean and the spread of."""
 HEADINGS = (
-    "method", f"last {LAST}, %", "final, %", "best, %", "bytes, %", "FLOPs, %", "simulated, s", "of FedAvg, %",
-    "seeds", "own settings",
+    ("", "method"), ("accuracy, %", f"last {LAST}"), ("accuracy, %", "final"), ("accuracy, %", "best"),
+    ("bytes", "% FedAvg"), ("FLOPs", "% FedAvg"), ("simulated", "seconds"), ("simulated", "% FedAvg"),
+    ("", "seeds"), ("", "own settings"),
 )  # fmt: skip
+"""Two lines a column."""
 NOTES = (
     f"Test accuracy in percent, mean \u00b1 sample standard deviation over seeds: mean of the last {LAST} "
-    "evaluations, the last one, the best. Bytes and FLOPs: percent of what dense clients of the same cohorts would have spent. "
+    "evaluations, the last one, the best. Bytes and FLOPs: percent of what dense clients of the same cohorts would "
+    "have spent. "
     "Simulated seconds: mean over seeds, and percent of the row of fedavg. Preparation before round 1 is counted in."
 )
 
@@ -121,10 +125,11 @@ def _mean(value: Mapping[str, float | None]) -> str:
 
 def rich_table(title: str, rows: Sequence[Row]) -> Table:
     """Return the table for a terminal."""
-    table = Table(title=title, caption=NOTES, caption_justify="left")
-    for heading in HEADINGS:
-        is_text = heading in ("method", "own settings")
-        table.add_column(heading, justify="left" if is_text else "right", no_wrap=heading != "own settings")
+    table = Table(title=title, caption=NOTES, caption_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
+    for upper, lower in HEADINGS:
+        is_text = lower in ("method", "own settings")
+        justify: Literal["left", "right"] = "left" if is_text else "right"
+        table.add_column(f"{upper}\n{lower}", justify=justify, no_wrap=lower != "own settings")
     for row in rows:
         table.add_row(*cells_of(row), style="dim" if not row["seeds"] else None)
     return table
@@ -132,7 +137,12 @@ def rich_table(title: str, rows: Sequence[Row]) -> Table:
 
 def markdown(title: str, rows: Sequence[Row]) -> str:
     """Return the table as Markdown, failures below it."""
-    lines = [f"# {title}", "", _line(HEADINGS), _line(["---", *["---:"] * (len(HEADINGS) - 2), "---"])]
+    lines = [
+        f"# {title}",
+        "",
+        _line([" ".join(lines).strip() for lines in HEADINGS]),
+        _line(["---", *["---:"] * (len(HEADINGS) - 2), "---"]),
+    ]
     lines += [_line(cells_of(row)) for row in rows]
     lines += ["", NOTES]
     for row in rows:
