@@ -25,7 +25,7 @@ AVERAGED = (
 )  # fmt: skip
 """Figures a row has the mean and the spread of."""
 HEADINGS = (
-    ("", "method"), ("accuracy, %", f"last {LAST}"), ("accuracy, %", "final"), ("accuracy, %", "best"),
+    ("", "method"), ("accuracy", f"last {LAST}, %"), ("accuracy", "final, %"), ("accuracy", "best, %"),
     ("bytes", "% FedAvg"), ("FLOPs", "% FedAvg"), ("simulated", "seconds"), ("simulated", "% FedAvg"),
     ("", "seeds"), ("", "own settings"),
 )  # fmt: skip
