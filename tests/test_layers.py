@@ -92,7 +92,7 @@ RANKS: dict[str, float] = {
     "raysim.comparison": 5.5,
     "raysim.comparison.plan": 5.5,
     "raysim.comparison.play": 5.5,
-    "raysim.comparison.table": 5.5,
+    "raysim.comparison.table": 5.6,
     "raysim.actors": 6,
     "raysim.experiment": 6,
     "raysim.comparison.record": 6.5,
