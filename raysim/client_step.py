@@ -156,8 +156,21 @@ def _standing_hooks(view: ClientView, classes: torch.Tensor | None) -> list[Loca
     if classes is not None:
         hooks.append(LocalHooks(loss=partial(_loss_of_classes, classes)))
     if view.elements:
-        hooks.append(LocalHooks(after_step=(partial(zero_pruned, view.model, view.elements),)))
+        hooks.append(
+            LocalHooks(
+                correct=(partial(kept_gradients, view.trainable, view.elements),),
+                after_step=(partial(zero_pruned, view.model, view.elements),),
+            )
+        )
     return hooks
+
+
+def kept_gradients(names: Sequence[str], elements: Params, gradients: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return gradients without those of pruned entries, which neither clipping nor momentum may see."""
+    return [
+        gradient * elements[name] if name in elements else gradient
+        for name, gradient in zip(names, gradients, strict=True)
+    ]
 
 
 def zero_pruned(model: nn.Module, elements: Params) -> None:

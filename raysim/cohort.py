@@ -64,6 +64,7 @@ def view_of(scenario: Scenario, state: ServerState, cohort: Cohort) -> RoundView
     return RoundView(
         workload.plan, scenario.costs, workload.local, scenario.method.options, workload.seed,
         num_clients=len(workload.population),
+        num_examples=int(workload.population.train.counts.sum()),
         tiers=workload.population.tiers,
         round=cohort.round,
         clients=cohort.clients,
@@ -108,16 +109,15 @@ def transfer_bytes(scenario: Scenario, mask: Mask) -> tuple[int, int]:
     """Return the bytes that travel down and up for one client.
 
     Down: the submodel and, where it is cut, one bit per channel that tells which; for masks of single entries
-    the kept ones, and a bitmap or an index list. Up: the submodel and the channel sums the method asks for;
-    the server knows the mask.
+    the kept ones, and a bitmap or an index list of the submodel's entries. Up: the submodel and the channel sums
+    the method asks for; the server knows the mask.
     """
     pruned = scenario.costs.pruned_elements(mask)
     model_bytes = scenario.costs.of(mask).model_bytes - 4 * sum(pruned.values())
     mask_bytes = 0 if mask.kept.all() else -(-scenario.workload.plan.num_units // 8)
     if pruned:
-        kept = elements.num_held(mask.elements, scenario.workload.plan.shapes, {})
-        entries = sum(int(np.prod(scenario.workload.plan.shapes[key])) for key in kept)
-        mask_bytes += elements.mask_bytes(entries, sum(kept.values()))
+        entries = scenario.costs.masked_entries(mask)
+        mask_bytes += elements.mask_bytes(entries, entries - sum(pruned.values()))
     return model_bytes + mask_bytes, model_bytes + methods.score_bytes(scenario.method, mask)
 
 

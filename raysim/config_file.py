@@ -164,7 +164,7 @@ def _meaning(location: list[str], kind: type[BaseModel]) -> str:
     """Return what the documentation says of a setting, its whole range included."""
     *parents, last = [part for part in location if not part.isdecimal()]
     field = _settings_at(parents, kind).model_fields.get(last)
-    return f" ({field.description})" if field is not None and field.description else ""
+    return f" ({' '.join(field.description.split())})" if field is not None and field.description else ""
 
 
 def _settings_at(location: list[str], kind: type[BaseModel]) -> type[BaseModel]:

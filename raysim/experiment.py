@@ -126,12 +126,16 @@ def begin(experiment: Experiment) -> None:
     digests = {"data": workload.data.digest, "partition": population.digest(workload.population)}
     tags = {"method": settings.method.name, "data": settings.data.name, "model": settings.model.name}
     name = f"{settings.method.name} {settings.data.name} seed {settings.seed}"
+    leftover = population.leftover_rows(workload.population, len(workload.data.train_labels))
+    if leftover is not None:
+        tags["leftover_rows"] = str(leftover)
     run_id = tracker.start(name, config_file.flatten(settings), tags | environment(), digests)
     content = {
         "run_id": run_id,
         "tracking_uri": tracker.uri,
         "experiment_id": tracker.experiment_id,
         **{f"{what}_sha256": digest for what, digest in digests.items()},
+        "leftover_rows": leftover,
         "environment": environment(),
     }
     files.write_text(folder / "config.yaml", config_file.to_yaml(settings))
@@ -185,12 +189,23 @@ def keep_results(experiment: Experiment, state: ServerState, summary: Mapping[st
     checkpoint.save_params(params, folder / "model.safetensors")
     files.write_text(folder / "summary.json", json.dumps(summary, indent=2))
     keep_records(tracker, folder)
-    for name in ("model.safetensors", "summary.json", "plan.json"):
+    draw_partition(experiment, folder / "partition.png")
+    for name in ("model.safetensors", "summary.json", "plan.json", "partition.png"):
         tracker.artifact(folder / name)
     say("logging the final model to MLflow")
     submodel.load_params(workload.model, params)
     example, _ = workload.data.test_rows(np.arange(2))
     tracker.model(workload.model, example)
+
+
+def draw_partition(experiment: Experiment, path: Path) -> None:
+    """Draw who owns which classes; at the end, since importing Matplotlib would delay round 1."""
+    from raysim.data import figure
+
+    settings, workload = experiment.settings, experiment.scenario.workload
+    title = f"{settings.data.name} dealt by {settings.data.partition.name}, seed {settings.seed}"
+    owned = (workload.population.train, workload.population.heldout)
+    figure.draw(path, workload.data.train_labels, owned, workload.data.num_classes, title)
 
 
 def keep_records(tracker: MlflowTracker, folder: Path) -> None:

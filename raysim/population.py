@@ -7,27 +7,31 @@ from numpy.typing import NDArray
 
 from raysim import seeding
 from raysim.data.partition import to_row_sets
+from raysim.data.resample import DrawnRows
 from raysim.devices import assign_tiers
 from raysim.types import Population, RowSets, Tier
 
 
-def build(tiers: tuple[Tier, ...], rows: RowSets, heldout_share: float, seed: int) -> Population:
+def build(tiers: tuple[Tier, ...], rows: RowSets | DrawnRows, heldout_share: float, seed: int) -> Population:
     """Give every client a device tier and split its rows into training and held-out ones.
 
     Args:
         tiers: The device tiers, shares adding up to 1.
-        rows: The rows of each client.
+        rows: The rows of each client; where they are drawn when asked for, so are the held-out ones.
         heldout_share: Share of a client's rows kept out of training, rounded; at least one row where the
             share is above 0 and the client has two, and never all of them.
         seed: Seed of the experiment.
     """
+    tier_of = assign_tiers(tiers, len(rows), seed)
+    if isinstance(rows, DrawnRows):
+        return Population(tiers, tier_of, *rows.split(num_heldout(rows.examples, heldout_share)))
     train, heldout = [], []
     for client in range(len(rows)):
         shuffled = seeding.generator(seed, "heldout", client=client).permutation(rows[client])
         cut = num_heldout(len(shuffled), heldout_share)
         heldout.append(shuffled[:cut])
         train.append(shuffled[cut:])
-    return Population(tiers, assign_tiers(tiers, len(rows), seed), to_row_sets(train), to_row_sets(heldout))
+    return Population(tiers, tier_of, to_row_sets(train), to_row_sets(heldout))
 
 
 def num_heldout(num_examples: int, share: float) -> int:
@@ -46,7 +50,14 @@ def digest(population: Population) -> str:
     sha = hashlib.sha256()
     arrays: list[NDArray[np.int64]] = [population.tier_of]
     for rows in (population.train, population.heldout):
-        arrays += [rows.offsets, rows.rows]
+        arrays += rows.identity
     for array in arrays:
         sha.update(np.ascontiguousarray(array, dtype="<i8").data)
     return sha.hexdigest()
+
+
+def leftover_rows(population: Population, num_rows: int) -> int | None:
+    """Return how many training rows no client owns; None where clients draw rows that others may draw, too."""
+    if isinstance(population.train, DrawnRows):
+        return None
+    return num_rows - int(population.train.counts.sum() + population.heldout.counts.sum())

@@ -11,6 +11,7 @@ from raysim.accounting import account_preparation
 from raysim.aggregation import apply_updates, fill_holders
 from raysim.cohort import cohort_of, load_of, schedule_cohort, tasks_for, view_of
 from raysim.contribution import Contribution
+from raysim.methods.method import Objective
 from raysim.pruning.coverage import count_coverage
 from raysim.scenario import Executor, Scenario
 from raysim.training import LocalHooks
@@ -37,7 +38,7 @@ class _Trainer:
 
     def __call__(
         self, clients: NDArray[np.int64], mask: Mask, epochs: int, hooks: tuple[Callable[..., LocalHooks], ...],
-        params: Params,
+        params: Params, travels: bool = True,
     ) -> tuple[Contribution, Params]:  # fmt: skip
         scenario, state = self._scenario, self.state
         self._round -= 1  # 0, -1, ...: draws of its own for every call
@@ -45,7 +46,8 @@ class _Trainer:
             cohort_of(scenario, clients, self._round), epochs=np.full(len(clients), epochs),
             keep_ratios=np.ones(len(clients)),
         )  # fmt: skip
-        unscored = replace(scenario, scored_share=0.0, method=replace(scenario.method, load=None))
+        method = replace(scenario.method, load=None, objective=Objective())
+        unscored = replace(scenario, scored_share=0.0, method=method)
         masks = [mask] * len(clients)
         view = view_of(unscored, state, cohort)
         tasks = tasks_for(unscored, cohort, masks, load_of(unscored, view, masks), {})
@@ -53,6 +55,9 @@ class _Trainer:
         trained = replace(view, epochs=contribution.clients["epochs"].astype(np.int64))
         load = load_of(unscored, trained, masks)  # exploration may have ended early
         timing = schedule_cohort(unscored, cohort, load)
+        if not travels:
+            load = replace(load, down_bytes=load.down_bytes * 0, up_bytes=load.up_bytes * 0)
+            timing = replace(timing, download_s=timing.download_s * 0, upload_s=timing.upload_s * 0)
         self.state = replace(
             state,
             clients=client_memory.updated(state.clients, contribution.memories),

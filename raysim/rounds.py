@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from raysim import client_memory, evaluation, preparation, server_optimizers
+from raysim import client_memory, diagnostics, evaluation, preparation, server_optimizers
 from raysim.accounting import account, client_columns, submodel_score
 from raysim.aggregation import apply_updates
 from raysim.cohort import (
@@ -55,6 +55,7 @@ def run_round(scenario: Scenario, state: ServerState, executor: Executor) -> tup
     summary = summarise(coverage, params, masks, int(cohort.examples.sum()))
     remembered = client_memory.updated(state.clients, contribution.memories)
     after = ServerState(cohort.round, params, memory, totals, remembered)
+    due = diagnostics.is_due(scenario, cohort.round)
     return after, RoundReport(
         round=cohort.round,
         timestamp_ms=0,
@@ -67,6 +68,7 @@ def run_round(scenario: Scenario, state: ServerState, executor: Executor) -> tup
         coverage=summary,
         clients=clients,
         tiers=tuple(tier.device.name for tier in scenario.workload.population.tiers),
+        diagnostics=diagnostics.diagnose(scenario, state, after, cohort, masks) if due else {},
     )
 
 

@@ -49,7 +49,8 @@ def step(
     stepped, remembered = dict(after), dict(memory)
     for key in (key for key in after if key not in buffers):
         change = after[key].double() - before[key].double()
-        old = {name: memory.get(f"server/{name}/{key}", torch.zeros_like(change)) for name in ("first", "second")}
+        empty = {"first": torch.zeros_like(change), "second": torch.full_like(change, server.epsilon**2)}
+        old = {name: memory.get(f"server/{name}/{key}", empty[name]) for name in empty}
         move, new = STEPS[server.optimizer](change, old, server)
         trained = (coverage[key] > 0).expand(change.shape)
         value = torch.where(trained, before[key].double() + server.learning_rate * move, after[key].double())
@@ -70,7 +71,7 @@ def _momentum(change: torch.Tensor, old: Moments, server: ServerOptimizer) -> tu
 
 
 def _adam(change: torch.Tensor, old: Moments, server: ServerOptimizer) -> tuple[torch.Tensor, Moments]:
-    """FedAdam (algorithm 2): no bias correction, epsilon outside the root."""
+    """FedAdam (algorithm 2): no bias correction, epsilon outside the root, its square the first second moment."""
     second = server.beta2 * old["second"] + (1 - server.beta2) * change**2
     return _adaptive(change, old, second, server)
 

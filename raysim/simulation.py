@@ -14,12 +14,15 @@ from torch import nn
 from raysim import checkpoint, population, records, seeding
 from raysim.client_view import Workload
 from raysim.config import ExperimentSettings, TierSettings
+from raysim.console import say
 from raysim.data import datasets
 from raysim.data.partition import check_partition, partition
+from raysim.data.rules import PartitionOptions
+from raysim.data.transform import Transform
 from raysim.errors import RunFailedError, SettingError, nearest_first
 from raysim.executors import InProcessExecutor
 from raysim.methods import resolve as methods
-from raysim.models import zoo
+from raysim.models import weights, zoo
 from raysim.models.normalization import group_normalized
 from raysim.pruning import masks
 from raysim.pruning.costs import CostTable
@@ -28,7 +31,7 @@ from raysim.rounds import initial_state, run_round
 from raysim.scenario import Executor, Scenario
 from raysim.server_optimizers import ServerOptimizer
 from raysim.training import LocalTraining, batch_slices, one_thread
-from raysim.types import DeviceProfile, RoundReport, ServerState, Storage, Tier
+from raysim.types import DeviceProfile, Population, RoundReport, RowSets, ServerState, Storage, Tier
 
 
 def check_names(settings: ExperimentSettings) -> None:
@@ -40,8 +43,9 @@ def check_names(settings: ExperimentSettings) -> None:
     local = LocalTraining(**settings.training.model_dump())
     methods.resolve(settings.method.name, _given(settings), local)
     zoo.check_name(settings.model.name)
-    datasets.check_name(settings.data.name)
-    check_partition(settings.data.partition.name, settings.data.partition.alpha)
+    weights.check_path(settings.model.weights)
+    datasets.check_name(settings.data.name, settings.data.options)
+    check_partition(settings.data.partition.name, _partition_options(settings))
 
 
 def build(settings: ExperimentSettings) -> Scenario:
@@ -60,14 +64,14 @@ def _build(settings: ExperimentSettings) -> Scenario:
     seed, split, local = settings.seed, settings.split_seed, LocalTraining(**settings.training.model_dump())
     method = methods.resolve(settings.method.name, _given(settings), local)
     data = _load_data(settings)
-    dealt = settings.data.partition
     rows = partition(
-        data.train_labels, settings.population.clients, dealt.name, dealt.alpha, dealt.min_examples, split
-    )
+        data.train_labels, settings.population.clients, settings.data.partition.name, _partition_options(settings),
+        split, data.train_users,
+    )  # fmt: skip
     tiers = tuple(_tier(tier) for tier in settings.population.tiers)
     clients = population.build(tiers, rows, settings.data.heldout_share, split)
 
-    model = zoo.build(settings.model.name, settings.model.options, data.input_shape, data.num_classes, seed)
+    model = _build_model(settings, data)
     if method.options.normalization == "group":
         model = group_normalized(model)
     keep_whole = _layers_kept_whole(settings, model)
@@ -89,7 +93,7 @@ def _build(settings: ExperimentSettings) -> Scenario:
         rounds=settings.rounds,
         score_every=settings.evaluation.every,
         test_rows=_some_rows(len(data.test_labels), limit, split, "test rows"),
-        statistics_rows=clients.train.rows[_some_rows(len(clients.train.rows), limit, split, "statistics rows")],
+        statistics_rows=_statistics_rows(settings, clients, data),
         scored_share=settings.evaluation.client_share,
         diagnose_every=settings.diagnostics.every or 0,
     )
@@ -98,7 +102,7 @@ def _build(settings: ExperimentSettings) -> Scenario:
 def _layers_kept_whole(settings: ExperimentSettings, model: nn.Module) -> list[str]:
     patterns = settings.model.keep_whole
     if patterns is None:
-        return list(zoo.MODELS[settings.model.name].keep_whole)
+        return zoo.kept_whole(settings.model.name)
     layers = [name for name, layer in model.named_modules() if list(layer.parameters(recurse=False))]
     for pattern in patterns:
         if not fnmatch.filter(layers, pattern):
@@ -112,13 +116,39 @@ def _given(settings: ExperimentSettings) -> dict[str, object]:
 
 
 def _load_data(settings: ExperimentSettings) -> datasets.Dataset:
-    data, split = settings.data, settings.split_seed
-    return datasets.load(data.name, data.root, data.download, data.max_train_examples, split, data.pad_to)
+    data = settings.data
+    return datasets.load(
+        data.name, data.root, data.download, data.max_train_examples, settings.split_seed, data.options,
+        Transform(**data.transform.model_dump()),
+    )  # fmt: skip
+
+
+def _partition_options(settings: ExperimentSettings) -> PartitionOptions:
+    return PartitionOptions(**settings.data.partition.model_dump(exclude={"name"}))
+
+
+def _build_model(settings: ExperimentSettings, data: datasets.Dataset) -> nn.Module:
+    chosen = settings.model
+    model = zoo.build(chosen.name, chosen.options, data.input_shape, data.num_classes, settings.seed)
+    if chosen.weights is not None:
+        fresh = weights.load_into(model, chosen.weights, chosen.name, data.num_classes)
+        if fresh:
+            say(f"model.weights={chosen.weights!r}: fresh values for {', '.join(fresh)}")
+    return model
 
 
 def _tier(settings: TierSettings) -> Tier:
     figures = settings.model_dump(exclude={"share", "keep_ratio"}, exclude_none=True)
     return Tier(DeviceProfile(**figures), settings.share, settings.keep_ratio)
+
+
+def _statistics_rows(
+    settings: ExperimentSettings, clients: Population, data: datasets.Dataset
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Return clients' training rows; all of the data's where clients draw theirs when asked."""
+    train = clients.train
+    owned = train.rows if isinstance(train, RowSets) else np.arange(len(data.train_labels))
+    return owned[_some_rows(len(owned), settings.evaluation.max_examples, settings.split_seed, "statistics rows")]
 
 
 def _some_rows(

@@ -163,7 +163,7 @@ class MlflowTracker:
 
 
 def metrics_of(report: RoundReport) -> dict[str, float]:
-    """Return a round's metrics: under 60 keys, whatever the number of clients."""
+    """Return a round's metrics: at most 60 keys, whatever the number of clients."""
     totals, clients = report.totals, report.clients
     down, up = int(clients["down_bytes"].sum()), int(clients["up_bytes"].sum())
     metrics = {
@@ -183,6 +183,7 @@ def metrics_of(report: RoundReport) -> dict[str, float]:
         "coverage/untrained_share": report.coverage.untrained_share,
         "coverage/untrained_channel_share": report.coverage.untrained_channel_share,
         **_pruning_ratios(report),
+        **{f"diagnostics/{name}": value for name, value in report.diagnostics.items()},
     }
     if totals.preparation_s:
         metrics["clock/preparation_s"] = totals.preparation_s

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,24 @@ class Tier:
     keep_ratio: float
 
 
+class ClientRows(Protocol):
+    """Which rows of the data each client owns: stored for all, or drawn when asked."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, client: int) -> NDArray[np.int64]: ...
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Rows of each client, `(clients,)`."""
+        ...
+
+    @property
+    def identity(self) -> list[NDArray[np.int64]]:
+        """Arrays that decide who owns which rows, for a digest."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class RowSets:
     """Which rows of the data each client owns, as offsets `(clients + 1,)` into one array of row numbers."""
@@ -64,6 +82,11 @@ class RowSets:
         """Rows of each client, `(clients,)`."""
         return np.diff(self.offsets)
 
+    @property
+    def identity(self) -> list[NDArray[np.int64]]:
+        """Arrays that decide who owns which rows."""
+        return [self.offsets, self.rows]
+
 
 @dataclass(frozen=True, slots=True)
 class Client:
@@ -81,8 +104,8 @@ class Population:
 
     tiers: tuple[Tier, ...]
     tier_of: NDArray[np.int64]
-    train: RowSets
-    heldout: RowSets
+    train: ClientRows
+    heldout: ClientRows
 
     def __len__(self) -> int:
         return len(self.tier_of)
@@ -267,7 +290,10 @@ class CoverageSummary:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoundReport:
-    """All a tracker sees of a round; `clients` has one row per cohort member."""
+    """All a tracker sees of a round.
+
+    `clients` has one row per cohort member, `diagnostics` what was diagnosed by name.
+    """
 
     round: int
     timestamp_ms: int
@@ -280,6 +306,7 @@ class RoundReport:
     coverage: CoverageSummary
     clients: Columns
     tiers: tuple[str, ...]
+    diagnostics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
 """Fixtures: tiny experiments on real digits, and one local Ray for the whole session."""
 
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +16,8 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "jobs" / "configs"
+
+SHARED_DATA = ROOT.parent / "shared" / "data"
 
 TINY = (
     "rounds=2",
@@ -54,3 +58,31 @@ def local_ray() -> Iterator[None]:
     ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def mnist_rows() -> tuple[np.ndarray, np.ndarray]:
+    """The first 300 images `(300, 28, 28)` and labels of MNIST, from its own files."""
+    raw = SHARED_DATA / "MNIST" / "raw"
+    if not raw.is_dir():
+        pytest.skip("the files of MNIST are not beside the checkout")
+    images = np.fromfile(raw / "train-images-idx3-ubyte", dtype=np.uint8, count=16 + 300 * 784)[16:]
+    labels = np.fromfile(raw / "train-labels-idx1-ubyte", dtype=np.uint8, count=8 + 300)[8:]
+    return images.reshape(300, 28, 28), labels
+
+
+@pytest.fixture(scope="session")
+def cifar_jpegs() -> dict[str, list[bytes]]:
+    """The first 40 files of two classes of CIFAR-10-JPEG, as bytes."""
+    archive = SHARED_DATA / "cifar10_jpeg.tar.gz"
+    if not archive.is_file():
+        pytest.skip("CIFAR-10-JPEG is not beside the checkout")
+    found: dict[str, list[bytes]] = {"airplane": [], "automobile": []}
+    with tarfile.open(archive, "r|gz") as members:
+        for member in members:
+            name = Path(member.name).parent.name
+            if member.isfile() and len(found[name]) < 40:
+                found[name].append(members.extractfile(member).read())  # type: ignore[union-attr]
+            if len(found["automobile"]) == 40:
+                return found
+    raise RuntimeError("the archive holds fewer images than expected")

@@ -1,15 +1,14 @@
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import SHARED_DATA
 
 from raysim.data import datasets
 from raysim.data.datasets import Dataset
 from raysim.errors import SettingError
-
-SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
 def digits(max_train_examples: int | None = None, seed: int = 0) -> Dataset:
@@ -119,7 +118,7 @@ def test_a_class_missing_from_a_split_is_refused():
 
 
 def test_an_unknown_data_set_names_the_nearest_first():
-    with pytest.raises(SettingError, match=r"data\.name='mnst' is unknown; known: mnist, digits"):
+    with pytest.raises(SettingError, match=r"data\.name='mnst' is unknown; known: mnist, emnist, "):
         datasets.load("mnst", None, False, None, 0)
 
 
@@ -156,15 +155,109 @@ def test_mnist_is_read_from_its_files():
     assert np.bincount(data.train_labels).min() > 150
 
 
-def test_padding_puts_zeros_around_and_changes_the_digest() -> None:
-    plain = datasets.load("digits", None, False, None, 0)
-    padded = datasets.load("digits", None, False, None, 0, pad_to=13)
-    assert padded.input_shape == (1, 13, 13)
-    np.testing.assert_array_equal(padded.test_images[:, :, 2:10, 2:10], plain.test_images)
-    assert int(padded.train_images.astype(int).sum()) == int(plain.train_images.astype(int).sum())
-    assert padded.digest != plain.digest
+@pytest.fixture
+def users_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "my_data_xyz.py").write_text(USERS_CODE, encoding="utf-8")
+    yield tmp_path
+    sys.modules.pop("my_data_xyz", None)
 
 
-def test_padding_below_the_images_size_is_refused() -> None:
-    with pytest.raises(SettingError, match=r"data\.pad_to=7 .* 8 or more"):
-        datasets.load("digits", None, False, None, 0, pad_to=7)
+USERS_CODE = """
+import numpy as np
+from sklearn.datasets import load_digits
+from raysim.data import datasets
+
+BUNCH = load_digits()
+IMAGES = (BUNCH.images / 16)
+
+def floats(rows=1000):
+    return IMAGES[:rows], BUNCH.target[:rows], IMAGES[rows:], BUNCH.target[rows:], np.arange(rows) % 7
+
+def ready(root):
+    return datasets.load("digits", None, False, None, 0)
+
+def one_array():
+    return IMAGES
+
+def three():
+    return IMAGES, BUNCH.target, IMAGES
+
+def halves():
+    return IMAGES, BUNCH.target / 2, IMAGES, BUNCH.target
+
+def whole():
+    return BUNCH.images.astype(int), BUNCH.target, IMAGES, BUNCH.target
+
+def last():
+    return np.zeros((10, 8, 8, 3)), BUNCH.target[:10], np.zeros((10, 8, 8, 3)), BUNCH.target[:10]
+
+def holes():
+    return np.full((10, 8, 8), np.nan), BUNCH.target[:10], IMAGES, BUNCH.target
+
+def short():
+    return IMAGES, BUNCH.target[:-1], IMAGES, BUNCH.target
+
+def unlike():
+    return IMAGES, BUNCH.target, IMAGES[:, 1:], BUNCH.target
+
+def missing():
+    return IMAGES, BUNCH.target, IMAGES[:3], BUNCH.target[:3]
+"""
+
+
+def test_a_users_own_data_set_is_arrays_from_a_function(users_folder):
+    data = datasets.load("my_data_xyz:floats", None, False, None, 0, {"rows": 1200})
+    assert (data.input_shape, len(data.train_labels), data.max_value) == ((1, 8, 8), 1200, 1)
+    assert data.train_images.dtype == np.float32
+    assert data.train_users.tolist()[:9] == [0, 1, 2, 3, 4, 5, 6, 0, 1]
+    inputs, _ = data.train_rows(np.arange(1200))
+    assert abs(inputs.mean().item()) < 1e-5
+    assert inputs.std(correction=0).item() == pytest.approx(1, abs=1e-5)
+    cut = datasets.load("my_data_xyz:floats", None, False, 50, 0)
+    assert len(cut.train_users) == 50
+
+
+def test_a_users_function_may_return_a_data_set_and_take_the_folder(users_folder):
+    data = datasets.load("my_data_xyz:ready", "/any", False, None, 0)
+    assert (data.name, data.max_value, data.num_classes) == ("my_data_xyz:ready", 16, 10)
+    assert np.array_equal(data.train_images, digits().train_images)
+    assert data.mean == digits().mean
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("one_array", "gives a ndarray; allowed: a raysim Dataset, or"),
+        ("three", "gives 3 arrays; allowed: 4"),
+        ("halves", r"train_labels of float64 \(1797,\) are not allowed; allowed: whole numbers from 0"),
+        ("whole", r"train_images of int64 \(1797, 1, 8, 8\) are not allowed; allowed: \(rows, channels"),
+        ("last", "look as if channels came last"),
+        ("holes", "hold values that are not finite"),
+        ("short", "train_labels of int64"),
+        ("unlike", "they must be alike"),
+        ("missing", "class 3 has no row in the test split"),
+        ("flotas", "has no 'flotas'; nearest: floats"),
+    ],
+)
+def test_arrays_of_another_form_are_refused(users_folder, name, said):
+    with pytest.raises(SettingError, match=said) as refused:
+        datasets.load(f"my_data_xyz:{name}", None, False, None, 0)
+    assert str(refused.value).startswith(f"data.name='my_data_xyz:{name}'")
+
+
+def test_what_a_users_function_does_not_take_is_refused(users_folder):
+    with pytest.raises(SettingError, match=r"data\.options=\{'row': 3\} is not allowed .*unexpected keyword"):
+        datasets.load("my_data_xyz:floats", None, False, None, 0, {"row": 3})
+    with pytest.raises(SettingError, match=r"data\.root='/any' has no effect"):
+        datasets.load("my_data_xyz:floats", "/any", False, None, 0)
+    with pytest.raises(SettingError, match=r"data\.download=true has no effect"):
+        datasets.load("my_data_xyz:ready", "/any", True, None, 0)
+
+
+def test_an_option_of_no_loader_is_refused():
+    with pytest.raises(SettingError, match=r"data\.options\.splt='x' is unknown; data\.name='emnist' takes: split"):
+        datasets.load("emnist", "/any", False, None, 0, {"splt": "x"})
+    with pytest.raises(SettingError, match=r"data\.options\.split='x' is unknown; data\.name='digits' takes: none"):
+        datasets.load("digits", None, False, None, 0, {"split": "x"})

@@ -110,7 +110,16 @@ def test_the_folder_holds_the_run(finished) -> None:
 def test_the_config_and_results_are_artifacts(finished, tmp_path: Path) -> None:
     prepared, _, client, run = finished
     names = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert {"config.yaml", "clients.parquet", "model.safetensors", "summary.json", "plan.json"} <= names
+    assert {
+        "config.yaml",
+        "clients.parquet",
+        "model.safetensors",
+        "summary.json",
+        "plan.json",
+        "partition.png",
+    } <= names
+    assert (prepared.folder / "partition.png").read_bytes().startswith(b"\x89PNG")
+    assert run.data.tags["leftover_rows"] == "0"
     path = client.download_artifacts(run.info.run_id, "config.yaml", str(tmp_path))
     assert yaml.safe_load(Path(path).read_text())["seed"] == 0
     assert Path(prepared.tracker.uri.removeprefix("sqlite:///")).parent.joinpath("artifacts").is_dir()

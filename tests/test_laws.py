@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import json
 import os
 import signal
 import time
@@ -16,12 +17,13 @@ from planned import plan_round, view_for
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from raysim import arrays, preparation, simulation
+from raysim import arrays, population, preparation, simulation
 from raysim.aggregation import FILLS
 from raysim.client_step import Stage
 from raysim.cohort import choose_masks
 from raysim.contribution import merge
 from raysim.data.partition import PARTITIONS, partition
+from raysim.data.rules import PartitionOptions
 from raysim.executors import InProcessExecutor
 from raysim.methods.table import METHODS
 from raysim.models import cost, zoo
@@ -30,7 +32,7 @@ from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.trace import randomise, trace
 from raysim.rounds import initial_state, run_round
 from raysim.scenario import Scenario
-from raysim.types import RoundReport, ServerState, Storage
+from raysim.types import DeviceProfile, RoundReport, ServerState, Storage, Tier
 
 DENSE_TIERS = tuple(f"population.tiers.{tier}.keep_ratio=1.0" for tier in range(4))
 INPUTS = {"cnn": (1, 8, 8), "lenet": (1, 28, 28), "mlp": (1, 8, 8), "vgg16": (3, 32, 32), "resnet32": (3, 32, 32)}
@@ -231,20 +233,43 @@ def test_law_7_a_depthwise_net_counted_by_hand() -> None:
     assert cost.count(DepthwiseNet(), (3, 8, 8)).train_flops == DEPTHWISE_TRAIN_FLOPS
 
 
+@pytest.mark.parametrize("num_clients", [3, 20])
 @pytest.mark.parametrize("rule", PARTITIONS)
-def test_law_9_every_row_is_placed_once(rule: str) -> None:
+def test_law_9_every_row_is_placed_once_or_reported(rule: str, num_clients: int, tmp_path) -> None:
     labels = np.random.default_rng(0).integers(0, 7, 1003)
-    rows = partition(labels, 20, rule, None, 3, seed=5)
-    assert sorted(rows.rows.tolist()) == list(range(1003))
-    assert rows.counts.min() >= 3
+    users = np.random.default_rng(1).integers(0, 25, 1003)
+    (tmp_path / "rows.json").write_text(json.dumps(np.arange(1000).reshape(num_clients, -1).tolist()
+                                                   if num_clients == 20 else [[1, 5], [2], [1002]]))  # fmt: skip
+    options = PartitionOptions(path=str(tmp_path / "rows.json") if rule == "file" else None)
+    rows = partition(labels, num_clients, rule, options, 5, users)
+    tiers = (Tier(DeviceProfile("any", 1e9, 1e6, 1e6), 1.0, 1.0),)
+    clients = population.build(tiers, rows, 0.2, seed=5)
+    owned = [np.concatenate([clients.train[client], clients.heldout[client]]) for client in range(num_clients)]
+    assert all(len(np.unique(each)) == len(each) > 0 for each in owned)
+    placed, leftover = np.concatenate(owned), population.leftover_rows(clients, 1003)
+    if rule == "resample":
+        assert leftover is None
+        return
+    assert len(np.unique(placed)) == len(placed)
+    assert len(placed) + leftover == 1003
+    left = {("natural", 20), ("natural", 3), ("file", 20), ("file", 3), ("classes", 3)}
+    assert (leftover > 0) == ((rule, num_clients) in left)
 
 
-def test_law_9_large_alpha_tends_to_iid() -> None:
+@pytest.mark.parametrize(
+    ("rule", "alpha"), [(rule, 1e6) for rule in PARTITIONS if "alpha" in PARTITIONS[rule].reads] + [("iid", None)]
+)
+def test_law_9_large_alpha_tends_to_iid(rule: str, alpha: float | None) -> None:
     labels = np.repeat(np.arange(10), 1000)
-    rows = partition(labels, 10, "dirichlet", 1e6, 1, seed=0)
-    for client in range(10):
-        shares = np.bincount(labels[rows[client]], minlength=10) / len(rows[client])
-        np.testing.assert_allclose(shares, 0.1, atol=0.005)
+
+    def deviation(alpha: float | None) -> np.ndarray:
+        rows = partition(labels, 10, rule, PartitionOptions(alpha=alpha), seed=0)
+        counts = [np.bincount(labels[rows[client]], minlength=10) for client in range(10)]
+        return np.abs(np.array(counts) / 100 - 1)  # from 100 rows of each class for each client
+
+    assert deviation(alpha).max() < (0.05 if rule == "dirichlet" else 0.7)
+    assert deviation(alpha).mean() < (0.02 if rule == "dirichlet" else 0.15)
+    assert alpha is None or deviation(0.5).mean() > 0.5
 
 
 @pytest.mark.parametrize("name", METHODS)

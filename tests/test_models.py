@@ -1,6 +1,10 @@
+import sys
+
 import pytest
 import torch
+from conftest import tiny_settings
 
+from raysim import simulation
 from raysim.errors import SettingError
 from raysim.models import zoo
 
@@ -29,7 +33,7 @@ def test_a_linear_model_is_an_mlp_without_hidden_layers() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "shape", "parts"),
     [
-        ("cnm", {}, (1, 8, 8), ["model.name='cnm'", "known: cnn"]),
+        ("cnm", {}, (1, 8, 8), ["model.name='cnm'", "known: cnn", "torchvision/resnet18", "my_pkg.net:build"]),
         ("cnn", {"hiden": 3}, (1, 8, 8), ["model.options.hiden=3", "takes: hidden"]),
         ("cnn", {"channels": [3]}, (1, 8, 8), ["model.options={'channels': [3]}"]),
         ("lenet", {"hidden": 3}, (1, 28, 28), ["model.options.hidden=3", "none"]),
@@ -40,3 +44,68 @@ def test_what_cannot_be_built_is_refused(name: str, options: dict, shape: tuple,
     with pytest.raises(SettingError) as error:
         zoo.build(name, options, shape, 10, seed=0)
     assert all(part in str(error.value) for part in parts), str(error.value)
+
+
+USERS_CODE = """
+from torch import nn
+
+def build(input_shape, num_classes, width=4, **others):
+    inputs = input_shape[1] * input_shape[2]
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, width), nn.Linear(width, num_classes))
+
+class Fixed(nn.Sequential):
+    def __init__(self, classes):
+        super().__init__(nn.Flatten(), nn.Linear(64, classes))
+
+def no_module():
+    return "net"
+
+def breaks(num_classes):
+    raise RuntimeError("no such thing")
+
+constant = 3
+"""
+
+
+@pytest.fixture
+def users_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "my_net_xyz.py").write_text(USERS_CODE, encoding="utf-8")
+    yield tmp_path
+    sys.modules.pop("my_net_xyz", None)
+
+
+def test_a_users_own_model_is_given_what_its_signature_names(users_folder) -> None:
+    model = zoo.build("my_net_xyz:build", {"width": 6}, (1, 8, 8), 10, seed=0)
+    assert [layer.weight.shape for layer in model[1:]] == [(6, 64), (10, 6)]
+    same, other = (zoo.build("my_net_xyz:build", {"width": 6}, (1, 8, 8), 10, seed=seed) for seed in (0, 1))
+    assert torch.equal(model[1].weight, same[1].weight)
+    assert not torch.equal(model[1].weight, other[1].weight)
+    assert zoo.build("my_net_xyz:Fixed", {"classes": 10}, (1, 8, 8), 10, seed=0)[1].out_features == 10
+    assert zoo.kept_whole("my_net_xyz:build") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("Fixed", {}, r"model\.options=\{\} is not allowed for .* missing 1 required positional argument: 'classes'"),
+        ("Fixed", {"classes": 7}, r"two images give \(2, 7\) instead of \(2, 10\)"),
+        ("no_module", {}, r"gives a str; allowed: a torch\.nn\.Module"),
+        ("breaks", {}, r"is not allowed for .*: RuntimeError: no such thing"),
+        ("constant", {}, "is a int; allowed: a function or class"),
+        ("biuld", {}, "has no 'biuld'; nearest: build"),
+    ],
+)
+def test_a_users_model_that_does_not_fit_is_refused(users_folder, name, options, said) -> None:
+    with pytest.raises(SettingError, match=said):
+        zoo.build(f"my_net_xyz:{name}", options, (1, 8, 8), 10, seed=0)
+
+
+def test_layers_of_a_users_model_are_kept_whole_by_name(users_folder) -> None:
+    settings = ("model.name=my_net_xyz:build", "model.options={}")
+    assert len(simulation.build(tiny_settings(*settings)).workload.plan.groups) == 1
+    kept = simulation.build(tiny_settings(*settings, "model.keep_whole=['1']")).workload.plan
+    assert len(kept.groups) == 0
+    with pytest.raises(SettingError, match=r"model\.keep_whole='9' matches no layer"):
+        simulation.build(tiny_settings(*settings, "model.keep_whole=['9']"))

@@ -1,16 +1,21 @@
-"""Data sets as arrays in memory."""
+"""Data sets in memory: the table of names, and the record that clients train from."""
 
 import hashlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raysim import seeding
-from raysim.errors import SettingError, unknown_name
+from raysim import dotted, seeding
+from raysim.data import imagefolder, torchvision_sets
+from raysim.data import transform as transforms
+from raysim.data.raw import Images, Labels, RawImages, Source, from_arrays, refuse_unread
+from raysim.data.transform import Augmentation, Transform
+from raysim.errors import SettingError, nearest_first, unknown_name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,27 +24,31 @@ class Dataset:
 
     Attributes:
         name: Name of the data set.
-        train_images: `(rows, channels, height, width)`, unsigned bytes.
+        train_images: `(rows, channels, height, width)`, unsigned bytes or floats.
         train_labels: `(rows,)`, classes from 0.
         test_images: Like `train_images`.
         test_labels: Like `train_labels`.
         num_classes: Number of classes.
-        max_value: Byte value that stands for 1.0.
-        mean: Mean of each channel of the training images, in [0, 1].
-        std: Standard deviation of each channel.
-        digest: Hash of all of the above.
+        max_value: Value that stands for 1.0.
+        mean: What is subtracted from each channel after scaling to [0, 1].
+        std: What each channel is then divided by.
+        digest: Hash of all that clients train on.
+        train_users: Natural user of each training row, `(rows,)`, where the data set knows them.
+        augmentation: Random transforms of batches in training.
     """
 
     name: str
-    train_images: NDArray[np.uint8]
-    train_labels: NDArray[np.int64]
-    test_images: NDArray[np.uint8]
-    test_labels: NDArray[np.int64]
+    train_images: Images
+    train_labels: Labels
+    test_images: Images
+    test_labels: Labels
     num_classes: int
-    max_value: int
+    max_value: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
     digest: str = ""
+    train_users: Labels | None = None
+    augmentation: Augmentation | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -55,14 +64,25 @@ class Dataset:
         return self._batch(self.test_images[rows], self.test_labels[rows])
 
     def augmented(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return a training batch, changed at random where that is asked for."""
-        return inputs
+        """Return a batch of normalised training inputs, randomly transformed; itself without augmentation.
 
-    def _batch(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        shape = (1, len(self.mean), 1, 1)
+        The transforms see float images in [0, 1], so that a border of zeros is black and brightness means
+        brightness; what comes out is normalised again. They draw from torch's default generator, once for the
+        whole batch where torchvision does so (flips, crops).
+        """
+        if self.augmentation is None:
+            return inputs
+        mean, std = self._normalization()
+        return self.augmentation(inputs * std + mean).sub_(mean).div_(std)
+
+    def _batch(self, images: Images, labels: Labels) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, std = self._normalization()
         inputs = torch.from_numpy(images).float().div_(self.max_value)
-        inputs.sub_(torch.tensor(self.mean).view(shape)).div_(torch.tensor(self.std).view(shape))
-        return inputs, torch.from_numpy(labels)
+        return inputs.sub_(mean).div_(std), torch.from_numpy(labels)
+
+    def _normalization(self) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = (1, len(self.mean), 1, 1)
+        return torch.tensor(self.mean).view(shape), torch.tensor(self.std).view(shape)
 
 
 def load(
@@ -71,97 +91,95 @@ def load(
     download: bool,
     max_train_examples: int | None,
     seed: int,
-    pad_to: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    transform: Transform | None = None,
 ) -> Dataset:
-    """Load a data set by name, pad its images and cut its training rows where asked, and check it.
+    """Load a data set by name or dotted path, transform its images, cut its training rows, and check it.
+
+    Args:
+        name: A name of `DATASETS`, or the dotted path of a function that returns a `Dataset` or the arrays that
+            `raysim.data.raw.from_arrays` describes.
+        root: Folder of its files, where it has any.
+        download: Whether missing files may be fetched.
+        max_train_examples: Training rows to keep; None = all.
+        seed: Seed of the experiment.
+        options: Keyword arguments of the loader.
+        transform: What is done to the images.
 
     Raises:
-        SettingError: If the name is unknown, files are missing, the images are larger than `pad_to`, or a
-            class has no rows in a split.
+        SettingError: If a setting does not fit the data set, files are missing, or a class has no rows in a split.
     """
-    check_name(name)
-    data = DATASETS[name](root, download)
-    if pad_to is not None:
-        data = padded(data, pad_to)
+    transform = Transform() if transform is None else transform
+    source, options = Source(name, root, download, transform.resize), dict(options or {})
+    check_name(name, options)
+    raw = _from_path(source, options) if dotted.is_dotted(name) else DATASETS[name](source, **options)
+    data = _dressed(name, transforms.apply(raw, transform), transform)
     if max_train_examples is not None:
         data = stratified_subset(data, max_train_examples, seed)
     check_classes(data)
     return replace(data, digest=digest(data))
 
 
-def padded(data: Dataset, pixels: int) -> Dataset:
-    """Surround all images with zeros up to `pixels` in height and width.
-
-    Raises:
-        SettingError: If the images are larger than that.
-    """
-    _, height, width = data.input_shape
-    if max(height, width) > pixels:
-        raise SettingError(
-            f"data.pad_to={pixels} is not allowed with images of {height} x {width}; "
-            f"allowed: {max(height, width)} or more"
-        )
-    above, left = (pixels - height) // 2, (pixels - width) // 2
-    borders = ((0, 0), (0, 0), (above, pixels - height - above), (left, pixels - width - left))
-    train, test = (np.pad(images, borders) for images in (data.train_images, data.test_images))
-    return _dataset(data.name, train, data.train_labels, test, data.test_labels, data.max_value)
-
-
-def check_name(name: str) -> None:
-    """Raise SettingError if there is no data set of this name."""
+def check_name(name: str, options: Mapping[str, Any] | None = None) -> None:
+    """Raise SettingError if there is no data set of this name, or it does not take an option."""
+    if dotted.is_dotted(name):
+        dotted.load("data.name", name)
+        return
     if name not in DATASETS:
         raise unknown_name("data.name", name, DATASETS)
+    known = list(inspect.signature(DATASETS[name]).parameters)[1:]
+    for option, value in (options or {}).items():
+        if option not in known:
+            allowed = ", ".join(nearest_first(option, known)) or "none"
+            raise SettingError(f"data.options.{option}={value!r} is unknown; data.name={name!r} takes: {allowed}")
 
 
-def digits(root: str | None, download: bool) -> Dataset:
+def digits(source: Source) -> RawImages:
     """Return scikit-learn's 1,797 real scans of digits, 8 x 8 pixels of 0 to 16, split 80 : 20 by class."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    if root is not None:
-        raise SettingError(f"data.root={root!r} has no effect with data.name='digits'; allowed: null")
-    if download:
-        raise SettingError("data.download=true has no effect with data.name='digits'; allowed: false")
+    refuse_unread(source)
     bunch = load_digits()
     images = bunch.images.astype(np.uint8)[:, None]
     train, test = train_test_split(np.arange(len(images)), test_size=0.2, stratify=bunch.target, random_state=0)
     labels = bunch.target.astype(np.int64)
-    return _dataset("digits", images[train], labels[train], images[test], labels[test], max_value=16)
+    return RawImages(images[train], labels[train], images[test], labels[test], max_value=16)
 
 
-def mnist(root: str | None, download: bool) -> Dataset:
-    """Return MNIST, 60,000 training and 10,000 test images of 28 x 28 pixels, read by torchvision."""
-    from torchvision.datasets import MNIST
-
-    if root is None:
-        raise SettingError(
-            "data.root=null is not allowed with data.name='mnist'; give the folder that holds MNIST/raw"
-        )
+def _from_path(source: Source, options: dict[str, Any]) -> RawImages:
+    """Call a user's function; `root` and `download` are passed where its signature takes them."""
+    function = dotted.load("data.name", source.name)
+    known = inspect.signature(function).parameters
+    given: dict[str, Any] = {"root": source.root} if "root" in known else {}
+    given |= {"download": source.download} if "download" in known else {}
+    refuse_unread(replace(source, download=source.download and "download" not in known), root="root" not in known)
     try:
-        train, test = (MNIST(root, train=train, download=download) for train in (True, False))
-    except (RuntimeError, OSError) as error:
-        where = Path(root) / "MNIST" / "raw"
+        result = function(**given, **options)
+    except TypeError as error:
         raise SettingError(
-            f"data.root={root!r}: MNIST cannot be read from {where} ({error}); "
-            "give the folder that holds MNIST/raw, or data.download=true"
-        ) from None
-    return _dataset(
-        "mnist", train.data.numpy()[:, None], train.targets.numpy(),
-        test.data.numpy()[:, None], test.targets.numpy(), max_value=255,
-    )  # fmt: skip
+            f"data.options={options!r} is not allowed for data.name={source.name!r}: {error}"
+        ) from error
+    if isinstance(result, Dataset):
+        arrays = (result.train_images, result.train_labels, result.test_images, result.test_labels)
+        users = () if result.train_users is None else (result.train_users,)
+        return replace(from_arrays(source.name, (*arrays, *users)), max_value=result.max_value)
+    if not isinstance(result, (tuple, list)):
+        raise SettingError(
+            f"data.name={source.name!r} gives a {type(result).__name__}; allowed: a raysim Dataset, or "
+            "(train_images, train_labels, test_images, test_labels)"
+        )
+    return from_arrays(source.name, result)
 
 
-def _dataset(
-    name: str, train_images: NDArray[np.uint8], train_labels: NDArray[np.int64],
-    test_images: NDArray[np.uint8], test_labels: NDArray[np.int64], max_value: int,
-) -> Dataset:  # fmt: skip
-    axes = (0, 2, 3)
-    mean = train_images.mean(axes) / max_value
-    std = train_images.std(axes) / max_value
-    num_classes = int(max(train_labels.max(), test_labels.max())) + 1
+def _dressed(name: str, raw: RawImages, transform: Transform) -> Dataset:
+    mean, std = transforms.normalization(raw, transform)
+    num_classes = int(max(raw.train_labels.max(), raw.test_labels.max())) + 1
+    example = torch.from_numpy(raw.train_images[:2]).float().div_(raw.max_value)
     return Dataset(
-        name, train_images, train_labels, test_images, test_labels, num_classes, max_value,
-        tuple(mean.tolist()), tuple(std.tolist()),
+        name, raw.train_images, raw.train_labels, raw.test_images, raw.test_labels, num_classes, raw.max_value,
+        mean, std, train_users=raw.train_users,
+        augmentation=transforms.augmentation(transform.augment, example),
     )  # fmt: skip
 
 
@@ -184,7 +202,9 @@ def stratified_subset(data: Dataset, max_train_examples: int, seed: int) -> Data
         members = np.flatnonzero(labels == label)
         rank_in_class[members] = np.arange(len(members)) / len(members)
     kept = np.sort(shuffled[np.argsort(rank_in_class, kind="stable")[:max_train_examples]])
-    return replace(data, train_images=data.train_images[kept], train_labels=data.train_labels[kept])
+    users = None if data.train_users is None else data.train_users[kept]
+    images, labels = data.train_images[kept], data.train_labels[kept]
+    return replace(data, train_images=images, train_labels=labels, train_users=users)
 
 
 def check_classes(data: Dataset) -> None:
@@ -199,12 +219,25 @@ def check_classes(data: Dataset) -> None:
 
 
 def digest(data: Dataset) -> str:
-    """Return the SHA-256 of all images and labels."""
-    sha = hashlib.sha256()
-    for array in (data.train_images, data.train_labels, data.test_images, data.test_labels):
+    """Return the SHA-256 of what clients train on: images, labels, users, normalization and augmentation."""
+    specs = () if data.augmentation is None else data.augmentation.specs
+    sha = hashlib.sha256(repr((data.num_classes, data.max_value, data.mean, data.std, specs)).encode())
+    users = np.empty(0) if data.train_users is None else data.train_users
+    for array in (data.train_images, data.train_labels, data.test_images, data.test_labels, users):
         sha.update(f"{array.dtype}{array.shape}".encode())
         sha.update(np.ascontiguousarray(array).data)
     return sha.hexdigest()
 
 
-DATASETS: dict[str, Callable[[str | None, bool], Dataset]] = {"digits": digits, "mnist": mnist}
+DATASETS: dict[str, Callable[..., RawImages]] = {
+    "digits": digits,
+    "mnist": torchvision_sets.mnist,
+    "fashionmnist": torchvision_sets.fashionmnist,
+    "emnist": torchvision_sets.emnist,
+    "kmnist": torchvision_sets.kmnist,
+    "cifar10": torchvision_sets.cifar10,
+    "cifar100": torchvision_sets.cifar100,
+    "svhn": torchvision_sets.svhn,
+    "imagefolder": imagefolder.load,
+}
+"""Loaders `(source, **options)`; a user's own is a dotted path in the settings."""

@@ -1,89 +1,95 @@
-"""Deals rows to clients: labels in, the rows of each client out."""
+"""Deals rows to clients: the table of rules, and what holds for all of them."""
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raysim import seeding
-from raysim.errors import SettingError, unknown_name
+from raysim.data import given, rules
+from raysim.data.resample import DrawnRows
+from raysim.data.rules import Deal, PartitionOptions, Rows
+from raysim.errors import SettingError, nearest_first, unknown_name
 from raysim.types import RowSets
 
-Rows = NDArray[np.int64]
-PartitionRule = Callable[[NDArray[np.int64], int, float | None, np.random.Generator], list[Rows]]
+
+@dataclass(frozen=True, slots=True)
+class PartitionRule:
+    """A rule, the options it reads, and those it cannot do without.
+
+    `deal` returns one array of rows per client, or None where clients draw their rows lazily.
+    """
+
+    deal: Callable[[Deal], list[Rows]] | None
+    reads: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 def partition(
-    labels: NDArray[np.int64], num_clients: int, name: str, alpha: float | None, min_examples: int, seed: int
-) -> RowSets:
-    """Deal every row to exactly one client.
+    labels: Rows, num_clients: int, name: str, options: PartitionOptions, seed: int, users: Rows | None = None
+) -> RowSets | DrawnRows:
+    """Deal the training rows to clients, every row to at most one (`resample` apart).
 
     Args:
         labels: Class of each row, `(num_examples,)`.
         num_clients: How many clients share the rows.
         name: A rule of `PARTITIONS`.
-        alpha: The rule's concentration, where it has one.
-        min_examples: Fewest rows of a client; poorer ones are topped up from the richest.
+        options: What the rule reads.
         seed: Seed of the experiment.
+        users: Natural user of each row, `(num_examples,)`, where the data set knows them.
 
     Returns:
         The rows of each client, in ascending order.
 
     Raises:
-        SettingError: If the rule is unknown, or there are fewer than `num_clients * min_examples` rows.
+        SettingError: If the rule is unknown, an option has no effect, or there are not enough rows.
     """
-    check_partition(name, alpha)
-    if num_clients * min_examples > len(labels):
+    check_partition(name, options)
+    rule = PARTITIONS[name]
+    if rule.deal is None:
+        return drawn(len(labels), num_clients, options, seed)
+    deal = Deal(labels, num_clients, options, seeding.generator(seed, "partition"), users)
+    fewest = deal.min_examples if "min_examples" in rule.reads else 1
+    if num_clients * fewest > len(labels):
+        condition = f" with data.partition.min_examples={fewest}" if fewest > 1 else ""
         raise SettingError(
-            f"population.clients={num_clients} is too many for {len(labels)} training rows with "
-            f"data.partition.min_examples={min_examples}; allowed: 1 to {len(labels) // min_examples}"
+            f"population.clients={num_clients} is too many for {len(labels)} training rows{condition}; "
+            f"allowed: 1 to {len(labels) // fewest}"
         )
-    rng = seeding.generator(seed, "partition")
-    parts = PARTITIONS[name](labels, num_clients, alpha, rng)
-    return to_row_sets(top_up(parts, min_examples, rng))
+    return to_row_sets(rule.deal(deal))
 
 
-def check_partition(name: str, alpha: float | None) -> None:
-    """Raise SettingError if the rule is unknown or takes no alpha."""
+def check_partition(name: str, options: PartitionOptions) -> None:
+    """Raise SettingError if the rule is unknown, does not read an option, or lacks one."""
     if name not in PARTITIONS:
         raise unknown_name("data.partition.name", name, PARTITIONS)
-    if name == "iid" and alpha is not None:
-        raise SettingError(f"data.partition.alpha={alpha} has no effect with name='iid'; allowed: null")
+    rule, given_options = PARTITIONS[name], asdict(options)
+    for option, value in given_options.items():
+        if value is not None and option not in rule.reads:
+            known = ", ".join(nearest_first(option, rule.reads)) or "none"
+            raise SettingError(
+                f"data.partition.{option}={value!r} has no effect with name={name!r}; allowed: null; "
+                f"options it reads: {known}"
+            )
+    for option in rule.needs:
+        if given_options[option] is None:
+            raise SettingError(f"data.partition.{option}=null is not allowed with name={name!r}; it must be given")
 
 
-def dirichlet(
-    labels: NDArray[np.int64], num_clients: int, alpha: float | None, rng: np.random.Generator
-) -> list[Rows]:
-    """Give each client a share of every class, shares drawn from Dirichlet(alpha) class by class.
+def drawn(num_rows: int, num_clients: int, options: PartitionOptions, seed: int) -> DrawnRows:
+    """Let each client draw `examples_per_client` rows when it is asked for them.
 
-    Source: Hsu et al., arXiv 1909.06335, in the per-class form of Yurochkin et al., arXiv 1905.12022.
+    Raises:
+        SettingError: If that is more than there are.
     """
-    parts: list[list[Rows]] = [[] for _ in range(num_clients)]
-    for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        shares = rng.dirichlet(np.full(num_clients, 0.5 if alpha is None else alpha))
-        cuts = np.round(np.cumsum(shares)[:-1] * len(rows)).astype(np.int64)
-        for part, piece in zip(parts, np.split(rows, cuts), strict=True):
-            part.append(piece)
-    return [np.concatenate(pieces) for pieces in parts]
-
-
-def iid(labels: NDArray[np.int64], num_clients: int, alpha: float | None, rng: np.random.Generator) -> list[Rows]:
-    """Shuffle all rows and give every client an equally long piece, longer by at most one row."""
-    return np.array_split(rng.permutation(len(labels)), num_clients)
-
-
-def top_up(parts: list[Rows], min_examples: int, rng: np.random.Generator) -> list[Rows]:
-    """Move random rows from the richest clients to those with fewer than `min_examples`."""
-    parts = list(parts)
-    for poor in range(len(parts)):
-        while (missing := min_examples - len(parts[poor])) > 0:
-            rich = int(np.argmax([len(part) for part in parts]))
-            given = min(missing, len(parts[rich]) - min_examples)
-            shuffled = rng.permutation(parts[rich])
-            parts[rich] = shuffled[given:]
-            parts[poor] = np.concatenate([parts[poor], shuffled[:given]])
-    return parts
+    wanted = options.examples_per_client
+    if wanted is not None and wanted > num_rows:
+        raise SettingError(
+            f"data.partition.examples_per_client={wanted} is not allowed with {num_rows} training rows; "
+            f"allowed: 1 to {num_rows}"
+        )
+    examples = min(rules.DEFAULT_DRAWN, num_rows) if wanted is None else wanted
+    return DrawnRows(seed, num_clients, num_rows, examples, 0, examples)
 
 
 def to_row_sets(parts: list[Rows]) -> RowSets:
@@ -93,4 +99,14 @@ def to_row_sets(parts: list[Rows]) -> RowSets:
     return RowSets(offsets, rows)
 
 
-PARTITIONS: dict[str, PartitionRule] = {"dirichlet": dirichlet, "iid": iid}
+PARTITIONS: dict[str, PartitionRule] = {
+    "iid": PartitionRule(rules.iid, reads=("min_examples",)),
+    "dirichlet": PartitionRule(rules.dirichlet, reads=("alpha", "min_examples")),
+    "dirichlet-clients": PartitionRule(rules.dirichlet_clients, reads=("alpha", "min_examples")),
+    "shards": PartitionRule(rules.shards, reads=("shards_per_client",)),
+    "classes": PartitionRule(rules.classes, reads=("classes_per_client",)),
+    "quantity": PartitionRule(rules.quantity, reads=("alpha", "min_examples")),
+    "natural": PartitionRule(given.natural, reads=("min_examples", "path")),
+    "file": PartitionRule(given.from_file, reads=("path",), needs=("path",)),
+    "resample": PartitionRule(None, reads=("examples_per_client",)),
+}

@@ -60,13 +60,17 @@ def guided_masks(view: RoundView, scores: Scores) -> list[Mask]:
 
 
 def guidance(displacements: Sequence[Params], examples: NDArray[np.int64], options: MethodOptions) -> Params:
-    """Return G, the mean squared displacement, min-max scaled per tensor (step 2), times the agreement (step 6)."""
+    """Return G, the mean squared displacement, min-max scaled per tensor (step 2), times the agreement (step 6).
+
+    Where all entries of a tensor went equally far, none is the least: they count 1, or 0 if none moved.
+    """
     scaled = {}
     for key in displacements[0]:
         moved = torch.stack([displacement[key].double() for displacement in displacements])
         importance = (moved**2).mean(dim=0)
         low, high = importance.min(), importance.max()
-        scaled[key] = (importance - low) / (high - low).clamp_min(1e-300) * agreement(moved, examples, options)
+        spread = (importance - low) / (high - low) if high > low else torch.full_like(importance, float(high > 0))
+        scaled[key] = spread * agreement(moved, examples, options)
     return scaled
 
 

@@ -13,7 +13,7 @@ from raysim.methods.method import RoundView
 from raysim.methods.options import MethodOptions
 from raysim.pruning import masks
 from raysim.pruning.significance import l1_norms
-from raysim.training import LocalHooks, train
+from raysim.training import LocalHooks, compose, train
 from raysim.types import Budget, Mask, Params, Tier
 
 
@@ -25,9 +25,9 @@ def fuse_and_prune(view: ClientView, order: np.random.Generator) -> tuple[Client
     """
     workload = view.workload
     one_epoch = replace(workload.local, epochs=1)
+    hooks = compose([hook(view) for hook in view.broadcast.rules.hooks])
     train(
-        view.model, view.inputs, view.labels, one_epoch, view.learning_rate, order, feature_penalty(view, None),
-        workload.data.augmented,
+        view.model, view.inputs, view.labels, one_epoch, view.learning_rate, order, hooks, workload.data.augmented
     )  # fmt: skip
     fused = fuse(view.start, dict(view.model.state_dict()), view.broadcast.round)
     mask = masks.keep_top(workload.plan, l1_norms(workload.plan, fused), view.task.keep_ratio)
@@ -43,7 +43,7 @@ def fuse(before: Params, trained: Params, round: int) -> Params:
     }
 
 
-def feature_penalty(view: ClientView, options: MethodOptions | None, factor: float = 0.01) -> LocalHooks:
+def feature_penalty(view: ClientView, options: MethodOptions, factor: float = 0.01) -> LocalHooks:
     """Add 0.01 times the mean squared norm of what the classifier reads to the loss (eq 8)."""
     outputs = view.workload.plan.outputs
     layer = None if outputs is None else outputs.name

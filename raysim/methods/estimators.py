@@ -195,8 +195,8 @@ def estimates(memory: Params, name: str) -> Params:
 
 
 def is_ready(memory: Params) -> bool:
-    """Whether anything has been estimated yet."""
-    return "channel_sums" in memory or any(key.startswith("gradient/") for key in memory)
+    """Whether any curvature has been estimated yet; a secant needs two rounds."""
+    return "channel_sums" in memory or any(bool(seen.any()) for seen in estimates(memory, "curvature_seen").values())
 
 
 ESTIMATORS: dict[str, Estimator] = {

@@ -63,8 +63,11 @@ def adjusted_share(round: int, options: MethodOptions) -> float:
 
 
 def readjust(view: ClientView, options: MethodOptions) -> LocalHooks:
-    """Half-way through the training, prune by magnitude and regrow as many by gradient, layer by layer."""
-    if not is_readjusting(view.broadcast.round, options):
+    """Half-way through the training, prune by magnitude and regrow as many by gradient, layer by layer.
+
+    A client of a single step leaves its mask alone: it could not train what it regrows.
+    """
+    if not is_readjusting(view.broadcast.round, options) or view.num_steps < 2:
         return LocalHooks()
     share, step, gradients = adjusted_share(view.broadcast.round, options), 0, dict[str, torch.Tensor]()
 
@@ -74,7 +77,7 @@ def readjust(view: ClientView, options: MethodOptions) -> LocalHooks:
         gradients.update(zip(view.trainable, found, strict=True))
 
     def move() -> None:
-        if step != max(1, view.num_steps // 2):
+        if step != view.num_steps // 2:
             return
         weights = view.model.state_dict()
         for key, kept in list(view.elements.items()):

@@ -35,7 +35,12 @@ def step_widths(seed: int, round: int, client: int, num_steps: int, widest: floa
 
 
 def widest_drawn(view: RoundView) -> NDArray[np.float64]:
-    """Return the widest width each client will draw this round: what it downloads, trains and sends back."""
+    """Return the widest width each client will draw this round: what it downloads, trains and sends back.
+
+    With `distill` that is its maximum, which teaches in every step.
+    """
+    if view.options["distill"]:
+        return view.keep_ratios
     return np.array([widths.max() for widths in _drawn(view, view.keep_ratios)])
 
 
@@ -60,10 +65,12 @@ def load_of_steps(view: RoundView, chosen: list[Mask], load: CohortLoad) -> Coho
     for place, widths in enumerate(_drawn(view, tiers)):
         batches = batch_slices(int(view.examples[place]), view.local.batch_size)
         rows = [batch.stop - batch.start for batch in batches] * int(view.epochs[place])
-        widest = float(widths.max())
+        widest = float(tiers[place])
         for num_rows, width in zip(rows, widths.tolist(), strict=True):
-            trained = [width, widest] if view.options["distill"] and width < widest else [width]
-            costs = [view.costs.of(_mask_of(view.plan, each)) for each in trained]
+            trained = [_mask_of(view.plan, width), _mask_of(view.plan, widest)]
+            if not view.options["distill"] or trained[0].kept.sum() == trained[1].kept.sum():
+                trained = trained[:1]
+            costs = [view.costs.of(mask) for mask in trained]
             flops[place] += num_rows * sum(cost.train_flops for cost in costs)
             activations[place] += num_rows * sum(cost.activation_bytes for cost in costs)
     return replace(load, train_flops=flops, activation_bytes=activations)

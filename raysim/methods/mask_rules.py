@@ -109,12 +109,17 @@ def _spread(first: Scores, second: Scores, shares: NDArray[np.float64], to_drop:
         if left[client] == 0:
             continue
         now = cost(client, unit)
+        if not kept[client, unit]:
+            continue
         if now > believed:  # others have dropped it since
             heapq.heappush(queue, (now, client, unit))
             continue
         kept[client, unit] = False
         dropped_share[unit] += shares[client]
         left[client] -= 1
+        if second[unit] < 0:  # the channel has become cheaper for the others
+            for other in np.flatnonzero(left):
+                heapq.heappush(queue, (cost(int(other), unit), int(other), unit))
     return kept
 
 

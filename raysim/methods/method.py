@@ -31,6 +31,7 @@ class RoundView:
         options: The method's options.
         seed: Seed of the experiment.
         num_clients: Registered clients.
+        num_examples: Training rows of all of them.
         tiers: Device tiers.
         round: Counted from 1.
         clients: Ids of the cohort.
@@ -49,6 +50,7 @@ class RoundView:
     options: MethodOptions
     seed: int
     num_clients: int
+    num_examples: int
     tiers: tuple[Tier, ...]
     round: int
     clients: NDArray[np.int64]
@@ -85,9 +87,12 @@ class Trainer(Protocol):
 
     def __call__(
         self, clients: NDArray[np.int64], mask: Mask, epochs: int, hooks: tuple[Callable[..., LocalHooks], ...],
-        params: Params,
+        params: Params, travels: bool = True,
     ) -> tuple[Contribution, Params]:  # fmt: skip
-        """Train some clients on equal masks; return what they send and their weighted mean."""
+        """Train some clients on equal masks; return what they send and their weighted mean.
+
+        Nothing is transferred where one client goes on with what it has: `travels` is false.
+        """
         ...
 
 
@@ -176,4 +181,4 @@ class Method:
     @property
     def has_known_costs(self) -> bool:
         """Whether bytes, FLOPs and seconds are known before anything is learned."""
-        return not self.learns_widths and not self.options.mask.startswith("global")
+        return not self.learns_widths and self.options.mask in ("top", "coverage")

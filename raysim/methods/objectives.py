@@ -8,7 +8,7 @@ from raysim.client_view import ClientView
 from raysim.clock import CohortLoad
 from raysim.methods.method import CohortReport, Objective, RoundView
 from raysim.methods.options import MethodOptions
-from raysim.pruning import submodel
+from raysim.pruning import elements, submodel
 from raysim.training import LocalHooks, Report, effective_steps
 from raysim.types import Mask, Params
 
@@ -46,8 +46,9 @@ def control_variates(view: ClientView, options: MethodOptions) -> LocalHooks:
             name: (view.start[name] - after[name].detach()) / (view.learning_rate * steps) - server[name]
             for name in view.trainable
         }
+        change = elements.apply(view.elements, change)
         new = {name: own[name] + change[name] for name in view.trainable}
-        return Report(sums={"variate": (change, 1.0)}, memory=_in_full(view, new))
+        return Report(sums={"variate": (change, len(view.labels))}, memory=_in_full(view, new))
 
     return LocalHooks(correct=(correct,), finish=(finish,))
 
@@ -71,17 +72,23 @@ def server_variate(view: RoundView) -> Params:
 
 
 def update_variate(params: Params, memory: Params, report: CohortReport) -> tuple[Params, Params]:
-    """Move c by the sum of the clients' changes over all registered clients (SCAFFOLD, eq 5)."""
+    """Move c by the clients' changes (SCAFFOLD, eq 5), each weighted with its share of all registered rows.
+
+    So c stays the mean of all clients' variates under the weights of the global objective; with equal weights
+    the optimum of that objective would not be a fixed point.
+    """
     change, updated = report.contribution.sums["variate"], dict(memory)
     for key in change.totals:
         old = memory.get(f"variate/{key}", torch.zeros_like(params[key], dtype=torch.float64))
-        updated[f"variate/{key}"] = old + change.value(key) / report.view.num_clients
+        updated[f"variate/{key}"] = old + change.value(key) / report.view.num_examples
     return params, updated
 
 
 def doubled(view: RoundView, masks: list[Mask], load: CohortLoad) -> CohortLoad:
     """Count the variates: as many bytes again as the submodel, both ways."""
-    model_bytes = [view.costs.of(mask).model_bytes for mask in masks]
+    model_bytes = [
+        view.costs.of(mask).model_bytes - 4 * sum(view.costs.pruned_elements(mask).values()) for mask in masks
+    ]
     return replace(load, down_bytes=load.down_bytes + model_bytes, up_bytes=load.up_bytes + model_bytes)
 
 

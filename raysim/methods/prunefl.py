@@ -22,16 +22,17 @@ STABLE_CHANGE, STABLE_TIMES = 0.1, 5
 
 
 def initial_pruning(view: RoundView, train: Trainer) -> tuple[Params, Params]:
-    """Prune on one client until the density changes by at most 10 % five times (section 3.1)."""
+    """Prune on one client until the density changes by at most 10 % five times in a row (section 3.1)."""
     client = seeding.generator(view.seed, "initial pruning").choice(view.clients, 1)
     hook, params, stable = partial(report_squared_gradients, options=view.options), view.params, 0
     kept = {key: torch.ones_like(value, dtype=torch.bool) for key, value in _weights(view).items()}
-    for _ in range(view.options["initial_rounds"]):
+    for step in range(view.options["initial_rounds"]):
         mask = Mask(np.ones(view.plan.num_units, dtype=np.bool_), elements.pack(kept))
-        contribution, params = train(client, mask, 1, (hook,), params)
+        contribution, params = train(client, mask, 1, (hook,), params, travels=step == 0)
         before, kept = kept, reconfigured(view, params, kept, _squares(contribution))
         params = elements.apply(kept, params)
-        stable += abs(_count(kept) - _count(before)) <= STABLE_CHANGE * _count(before)
+        is_small = abs(_count(kept) - _count(before)) <= STABLE_CHANGE * _count(before)
+        stable = stable + 1 if is_small else 0
         if stable >= STABLE_TIMES:
             break
     return params, shared_elements.remember(view.memory, kept)
@@ -43,7 +44,7 @@ def report_squared_gradients(view: ClientView, options: MethodOptions) -> LocalH
 
     def finish() -> Report:
         _, squares = moments.means(view.model)
-        steps = {key: value * view.num_steps for key, value in squares.items() if value.dim() > 1}
+        steps = {key: value * view.num_steps for key, value in squares.items()}
         return Report(sums={"squares": (steps, 1.0)})
 
     return LocalHooks(observe=(moments,), finish=(finish,))
@@ -67,7 +68,7 @@ def reconfigured(view: RoundView, params: Params, kept: Params, squares: Params)
     """Return the mask that maximises squared gradient per round time, small weights and pruned ones permitting.
 
     Source: PruneFL, theorem 1 and algorithm 2. Z_i / t_i is taken in descending order as long as it is above
-    (sum of kept Z) / (constant + sum of kept t).
+    (sum of kept Z) / (constant + sum of kept t); biases and the like are always kept.
     """
     share = CANDIDATE_SHARE * 0.5 ** (view.round / HALVING_ROUNDS)
     constant, seconds = round_seconds(view)
@@ -77,7 +78,8 @@ def reconfigured(view: RoundView, params: Params, kept: Params, squares: Params)
     chosen = torch.cat([held.flatten() for held in stays.values()])
     free = torch.nonzero(~chosen).flatten()
     order = free[torch.sort((gain / time)[free], descending=True, stable=True).indices]
-    gains = float(gain[chosen].sum()) + torch.cumsum(gain[order], 0) - gain[order]
+    always = sum(float(value.sum()) for key, value in squares.items() if key not in kept)
+    gains = always + float(gain[chosen].sum()) + torch.cumsum(gain[order], 0) - gain[order]
     times = constant + float(time[chosen].sum()) + torch.cumsum(time[order], 0) - time[order]
     worth = (gain / time)[order] > gains / times
     chosen[order[: int(worth.long().cumprod(0).sum())]] = True
@@ -93,19 +95,26 @@ def round_seconds(view: RoundView) -> tuple[float, dict[str, float]]:
     def mean(name: str) -> float:
         return float(shares @ np.array([1 / getattr(tier.device, name) for tier in view.tiers]))
 
-    latency = float(shares @ np.array([2 * tier.device.latency_s for tier in view.tiers]))
+    steps = view.local.num_steps(round(float(view.examples.mean())))
+    overhead = [2 * tier.device.latency_s + steps * tier.device.step_overhead_s for tier in view.tiers]
     transfer = 4 * (mean("down_bytes_per_s") + mean("up_bytes_per_s"))
     flops = {key: view.costs.weight_flops.get(key, 0) for key in _weights(view)}
     whole = sum(view.params[key].numel() for key in flops)
-    others = (view.costs.dense.parameters - whole) * transfer
-    return latency + others, {key: transfer + examples * count * mean("flops_per_s") for key, count in flops.items()}
+    others = (view.costs.dense.model_bytes / 4 - whole) * transfer
+    constant = float(shares @ np.array(overhead)) + others
+    return constant, {key: transfer + examples * count * mean("flops_per_s") for key, count in flops.items()}
 
 
 def add_reconfiguration_bytes(view: RoundView, chosen: list[Mask], load: CohortLoad) -> CohortLoad:
-    """Count the squared gradients that clients upload when the mask is to be chosen anew."""
-    if view.round % view.options["reconfigure_rounds"]:
+    """Count the squared gradients that clients upload, pruned entries included.
+
+    Where everybody takes part in every round, clients add them up and send them when the mask is to be chosen
+    anew; else in every round, since who takes part then need not have taken part before.
+    """
+    everybody = len(view.clients) == view.num_clients
+    if everybody and view.round % view.options["reconfigure_rounds"]:
         return load
-    return replace(load, up_bytes=load.up_bytes + 4 * sum(value.numel() for value in _weights(view).values()))
+    return replace(load, up_bytes=load.up_bytes + 4 * view.costs.dense.parameters)
 
 
 def _smallest(magnitude: torch.Tensor, held: torch.Tensor, share: float) -> torch.Tensor:

@@ -134,10 +134,22 @@ def _check(row: Method, given: Mapping[str, Any], local: LocalTraining) -> None:
             f"method.mask='coverage' is not allowed with method.name={row.name!r}, which estimates no curvature; "
             f"allowed: {', '.join(name for name in MASKS if name != 'coverage')}"
         )
+    if row.mask is MASKS["coverage"]:
+        for option in ("refresh_rounds", "hysteresis", *(("score",) if dotted.is_dotted(options.score) else ())):
+            if option in given:
+                raise SettingError(
+                    f"method.{option}={given[option]!r} has no effect with method.mask='coverage', which reads the "
+                    "estimates of each round and no ranking"
+                )
     if local.epochs < row.min_epochs:
         raise SettingError(
             f"training.epochs={local.epochs} is not allowed with method.name={row.name!r}; "
             f"allowed: {row.min_epochs} or more"
+        )
+    if row.objective.needs_plain_sgd and row.rules.choose_locally is not None:
+        raise SettingError(
+            f"method.objective={options.objective!r} is not allowed with method.name={row.name!r}, whose clients "
+            "do more than step along gradients; allowed: plain, proximal"
         )
     _check_optimizer(row, local)
 

@@ -1,4 +1,4 @@
-"""The table of named models."""
+"""Builds models: the table of named ones, torchvision's, and a user's own."""
 
 import inspect
 import itertools
@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from raysim import seeding
-from raysim.errors import SettingError, nearest_first, unknown_name
+from raysim import dotted, seeding
+from raysim.errors import SettingError, nearest_first
+from raysim.models import torchvision_models
 from raysim.models.resnet import resnet32
 from raysim.models.vgg import vgg16
 
@@ -65,17 +66,68 @@ def mlp(input_shape: tuple[int, ...], num_classes: int, hidden: Sequence[int] = 
 
 def check_name(name: str) -> None:
     """Raise SettingError if there is no model of this name."""
-    if name not in MODELS:
-        raise unknown_name("model.name", name, MODELS)
+    if dotted.is_dotted(name):
+        dotted.load("model.name", name)
+    elif name.startswith(torchvision_models.PREFIX):
+        torchvision_models.check_name(name)
+    elif name not in MODELS:
+        known = ", ".join(nearest_first(name, MODELS))
+        raise SettingError(
+            f"model.name={name!r} is unknown; known: {known}, torchvision/<name> as in torchvision/resnet18, or a "
+            "dotted path as in my_pkg.net:build"
+        )
+
+
+def kept_whole(name: str) -> list[str]:
+    """Return the layers that a model keeps whole by its own choice; only those of the table have one."""
+    return list(MODELS[name].keep_whole) if name in MODELS else []
 
 
 def build(name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
-    """Build a named model with weights drawn from the seed.
+    """Build a model with weights drawn from the seed.
+
+    Args:
+        name: A name of `MODELS`, `torchvision/<builder>`, or the dotted path of a callable that returns a module;
+            it is given `input_shape` and `num_classes` where its signature names them.
+        options: Keyword arguments of the builder.
+        input_shape: Channels, height, width.
+        num_classes: Number of classes.
+        seed: Seed of the experiment.
 
     Raises:
         SettingError: If the name or an option is unknown, or the input does not fit the model.
     """
     check_name(name)
+    with seeding.torch_seeded(seed, "model"):
+        if dotted.is_dotted(name):
+            return _from_path(name, options, input_shape, num_classes)
+        if name.startswith(torchvision_models.PREFIX):
+            return torchvision_models.build(name, options, input_shape, num_classes)
+        return _from_table(name, options, input_shape, num_classes)
+
+
+def _from_path(name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    builder = dotted.load("model.name", name)
+    if not callable(builder):
+        raise SettingError(f"model.name={name!r} is a {type(builder).__name__}; allowed: a function or class")
+    named = inspect.signature(builder).parameters
+    offered = {"input_shape": input_shape, "num_classes": num_classes}
+    given = {key: value for key, value in offered.items() if key in named} | options
+    try:
+        model = builder(**given)
+    except Exception as error:
+        raise SettingError(
+            f"model.options={options!r} is not allowed for model.name={name!r}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise SettingError(f"model.name={name!r} gives a {type(model).__name__}; allowed: a torch.nn.Module")
+    if problem := torchvision_models.problem_of(model, input_shape, num_classes):
+        size = " x ".join(str(each) for each in input_shape)
+        raise SettingError(f"model.name={name!r} cannot take inputs of {size}: {problem}")
+    return model
+
+
+def _from_table(name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     entry = MODELS[name]
     known = [option for option in inspect.signature(entry.build).parameters if option not in _GIVEN]
     for option in options:
@@ -90,11 +142,10 @@ def build(name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_
             f"model.name={name!r} needs images of at least {entry.min_pixels} x {entry.min_pixels} pixels, "
             f"the data's have {' x '.join(str(size) for size in input_shape[1:])}"
         )
-    with seeding.torch_seeded(seed, "model"):
-        try:
-            return entry.build(input_shape, num_classes, **options)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise SettingError(f"model.options={options!r} is not allowed for model.name={name!r}: {error}") from None
+    try:
+        return entry.build(input_shape, num_classes, **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SettingError(f"model.options={options!r} is not allowed for model.name={name!r}: {error}") from None
 
 
 def _check_option(name: str, value: object, annotation: object) -> None:

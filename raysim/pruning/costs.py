@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from math import prod
 
 import numpy as np
 from torch import nn
@@ -48,6 +49,11 @@ class CostTable:
             kept = elements.of_submodel(mask, self._plan.shapes, cut)
             self._pruned = {id(mask): (mask, {key: int((~held).sum()) for key, held in kept.items()})}
         return self._pruned[id(mask)][1]
+
+    def masked_entries(self, mask: Mask) -> int:
+        """Return how many entries of its submodel a mask of single entries tells about."""
+        shapes = submodel.compact_shapes(self._plan, submodel.cut_for(self._plan, mask))
+        return sum(prod(shapes[key]) for key in mask.elements)
 
     def pruning_ratio(self, mask: Mask) -> float:
         """Return the share of the full model's parameters that the mask removes."""

@@ -51,12 +51,6 @@ def keep_largest(scores: Params, count: int) -> Params:
     return {key: piece.view(score.shape) for (key, score), piece in zip(scores.items(), pieces, strict=True)}
 
 
-def num_held(bits: Mapping[str, NDArray[np.uint8]], shapes: Mapping[str, Sequence[int]], cut: Cut) -> dict[str, int]:
-    """Return how many entries of each masked tensor a submodel holds."""
-    kept = of_submodel(Mask(np.zeros(0, dtype=np.bool_), bits), shapes, cut)
-    return {key: int(held.sum()) for key, held in kept.items()}
-
-
 def mask_bytes(num_entries: int, num_kept: int) -> int:
     """Return the bytes that tell which entries are kept: a bitmap or a list of 32-bit indices, the shorter one.
 

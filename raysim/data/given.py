@@ -1,0 +1,124 @@
+"""Partitions that are given, not drawn: natural users, and a file of row numbers."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raysim.data.rules import Deal, Rows
+from raysim.errors import SettingError
+
+
+def natural(deal: Deal) -> list[Rows]:
+    """Let every client be one natural user: a writer, an author, a device.
+
+    Users with fewer than `min_examples` rows are left out; of more users than clients, as many as there are
+    clients are drawn. The rows of the others are left over. The users are the data set's own, or `path` names a
+    file with the user of each training row (`.npy`, or a list in `.json`).
+
+    Source: Caldas et al., arXiv 1812.01097 (LEAF).
+    """
+    users = deal.users if deal.options.path is None else _users_in(deal.options.path, len(deal.labels))
+    if users is None:
+        raise SettingError(
+            "data.partition.name='natural' is not allowed: the data set knows no users; allowed: another name, or "
+            "data.partition.path with the user of each training row"
+        )
+    order = np.argsort(users, kind="stable")
+    by_user = np.split(order, np.flatnonzero(np.diff(users[order])) + 1)
+    rich = [rows for rows in by_user if len(rows) >= deal.min_examples]
+    if len(rich) < deal.num_clients:
+        raise SettingError(
+            f"population.clients={deal.num_clients} is too many for {len(rich)} users with "
+            f"data.partition.min_examples={deal.min_examples} or more rows; allowed: 1 to {len(rich)}"
+        )
+    chosen = np.sort(deal.rng.choice(len(rich), deal.num_clients, replace=False))
+    return [rich[user] for user in chosen]
+
+
+def from_file(deal: Deal) -> list[Rows]:
+    """Give every client the training rows that a file names; rows that it does not name are left over.
+
+    The file is a list with one list of row numbers per client (`.json`), or holds the equally long columns
+    `client` and `row` (`.npz`, `.parquet`). Clients and rows are numbered from 0.
+    """
+    path = str(deal.options.path)
+    parts = _parts_in(path)
+    if len(parts) != deal.num_clients:
+        raise SettingError(
+            f"population.clients={deal.num_clients} is not allowed with data.partition.path={path!r}, which has "
+            f"{len(parts)} clients; allowed: {len(parts)}"
+        )
+    for client, part in enumerate(parts):
+        if not len(part):
+            raise SettingError(f"data.partition.path={path!r}: client {client} has no row; every client needs one")
+    rows = np.concatenate(parts)
+    if rows.min() < 0 or rows.max() >= len(deal.labels):
+        wrong = rows[(rows < 0) | (rows >= len(deal.labels))][0]
+        raise SettingError(
+            f"data.partition.path={path!r}: there is no training row {wrong}; allowed: 0 to {len(deal.labels) - 1}"
+        )
+    values, counts = np.unique(rows, return_counts=True)
+    if (counts > 1).any():
+        raise SettingError(
+            f"data.partition.path={path!r}: row {values[counts > 1][0]} is given more than once; allowed: once"
+        )
+    return parts
+
+
+def _users_in(path: str, num_rows: int) -> Rows:
+    if Path(path).suffix not in (".npy", ".json"):
+        raise SettingError(f"data.partition.path={path!r} is not allowed with name='natural'; allowed: .npy, .json")
+    users = _whole(path, _read(path))
+    if len(users) != num_rows:
+        raise SettingError(
+            f"data.partition.path={path!r} names {len(users)} users; allowed: one for each of the {num_rows} "
+            "training rows"
+        )
+    return users
+
+
+def _parts_in(path: str) -> list[Rows]:
+    suffix = Path(path).suffix
+    if suffix not in (".json", ".npz", ".parquet"):
+        raise SettingError(f"data.partition.path={path!r} is not allowed; allowed: .json, .npz or .parquet")
+    content = _read(path)
+    if suffix == ".json":
+        if not isinstance(content, list) or not all(isinstance(part, list) for part in content):
+            raise SettingError(f"data.partition.path={path!r}: allowed is a list with one list of rows per client")
+        return [_whole(path, part) for part in content]
+    if missing := [name for name in ("client", "row") if name not in content]:
+        raise SettingError(f"data.partition.path={path!r} has no column {missing[0]!r}; it needs client and row")
+    clients, rows = (_whole(path, content[name]) for name in ("client", "row"))
+    if len(clients) != len(rows) or (len(clients) and clients.min() < 0):
+        raise SettingError(f"data.partition.path={path!r}: client and row must be equally long, clients from 0")
+    order = np.argsort(clients, kind="stable")
+    return np.split(rows[order], np.cumsum(np.bincount(clients))[:-1])
+
+
+def _read(path: str) -> Any:
+    try:
+        if path.endswith(".json"):
+            return json.loads(Path(path).read_text(encoding="utf-8"))
+        if path.endswith(".parquet"):
+            import pyarrow.parquet as pq
+
+            table = pq.read_table(path)
+            return {name: table[name].to_numpy() for name in table.column_names}
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise SettingError(f"data.partition.path={path!r} cannot be read: {error}") from None
+
+
+def _whole(path: str, values: Sequence[Any]) -> Rows:
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        array = np.empty((0, 0))
+    if array.ndim == 1 and not len(array):
+        return np.empty(0, dtype=np.int64)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise SettingError(f"data.partition.path={path!r} holds {array.dtype} {array.shape}; allowed: whole numbers")
+    return array.astype(np.int64)

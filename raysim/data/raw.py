@@ -1,0 +1,117 @@
+"""What a loader of a data set is given, and the plain arrays it gives back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim.errors import SettingError
+
+Images = NDArray[Any]
+"""`(rows, channels, height, width)`: unsigned bytes, or float32 where 1.0 stands for the brightest value."""
+
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a data set comes from: those `data` settings that a loader reads.
+
+    Attributes:
+        name: The name in the settings.
+        root: Folder of its files, where it has any.
+        download: Whether missing files may be fetched.
+        resize: Height and width that images of unequal size are brought to; None = they must be equal.
+    """
+
+    name: str
+    root: str | None = None
+    download: bool = False
+    resize: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RawImages:
+    """A data set as it was read: images, labels, the value that stands for 1.0, and who took each training image.
+
+    `train_users` are ids of natural users, `(training rows,)`, where the data set knows them.
+    """
+
+    train_images: Images
+    train_labels: Labels
+    test_images: Images
+    test_labels: Labels
+    max_value: float = 255
+    train_users: Labels | None = None
+
+
+def refuse_unread(source: Source, root: bool = True) -> None:
+    """Raise SettingError if `download`, or with `root` also a folder, is given to a data set without files."""
+    if root and source.root is not None:
+        raise SettingError(f"data.root={source.root!r} has no effect with data.name={source.name!r}; allowed: null")
+    if source.download:
+        raise SettingError(f"data.download=true has no effect with data.name={source.name!r}; allowed: false")
+
+
+def from_arrays(name: str, arrays: Sequence[Any]) -> RawImages:
+    """Check the arrays of a user's data set and bring them into our form.
+
+    Args:
+        name: The data set's name, for the errors.
+        arrays: Training images, training labels, test images, test labels and, if there are natural users, the
+            user of each training row. Images are `(rows, channels, height, width)` or `(rows, height, width)`,
+            bytes or floats in [0, 1]; labels and users are whole numbers from 0, `(rows,)`.
+
+    Raises:
+        SettingError: If an array has another form.
+    """
+    if len(arrays) not in (4, 5):
+        raise SettingError(
+            f"data.name={name!r} gives {len(arrays)} arrays; allowed: 4 (train_images, train_labels, test_images, "
+            "test_labels), or 5 with train_users"
+        )
+    train, test = (_images(name, split, arrays[place]) for split, place in (("train", 0), ("test", 2)))
+    if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
+        raise SettingError(
+            f"data.name={name!r}: train_images are {train.dtype} {train.shape[1:]}, test_images {test.dtype} "
+            f"{test.shape[1:]}; they must be alike"
+        )
+    labels = [
+        _whole_numbers(name, what, arrays[place], len(images))
+        for what, place, images in (("train_labels", 1, train), ("test_labels", 3, test))
+    ]
+    users = _whole_numbers(name, "train_users", arrays[4], len(train)) if len(arrays) == 5 else None
+    max_value = 255 if train.dtype == np.uint8 else 1
+    return RawImages(train, labels[0], test, labels[1], max_value, users)
+
+
+def _images(name: str, split: str, given: Any) -> Images:
+    images = np.asarray(given)
+    if images.ndim == 3:
+        images = images[:, None]
+    allowed = "allowed: (rows, channels, height, width) or (rows, height, width), unsigned bytes or floats"
+    what = f"data.name={name!r}: {split}_images of {images.dtype} {images.shape}"
+    if images.ndim != 4 or not images.size:
+        raise SettingError(f"{what} are not allowed; {allowed}")
+    if images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3):
+        raise SettingError(f"{what} look as if channels came last; {allowed}")
+    if images.dtype == np.uint8:
+        return np.ascontiguousarray(images)
+    if not np.issubdtype(images.dtype, np.floating):
+        raise SettingError(f"{what} are not allowed; {allowed}")
+    images = np.ascontiguousarray(images, dtype=np.float32)
+    if not np.isfinite(images).all():
+        raise SettingError(f"{what} hold values that are not finite")
+    return images
+
+
+def _whole_numbers(name: str, what: str, given: Any, rows: int) -> Labels:
+    values = np.asarray(given)
+    if values.shape != (rows,) or not np.issubdtype(values.dtype, np.integer) or values.min() < 0:
+        raise SettingError(
+            f"data.name={name!r}: {what} of {values.dtype} {values.shape} are not allowed; "
+            f"allowed: whole numbers from 0, ({rows},)"
+        )
+    return values.astype(np.int64)

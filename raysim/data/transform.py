@@ -1,0 +1,204 @@
+"""Transforms of images: once when they are loaded, and drawn anew for batches in training."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from raysim import seeding
+from raysim.data.raw import Images, RawImages
+from raysim.errors import SettingError, nearest_first
+
+ROWS_AT_A_TIME = 1000
+ROWS_IN_CACHE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """What is done to images; the fields are those of the `data.transform` settings."""
+
+    normalize: bool = True
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    resize: int | None = None
+    pad_to: int | None = None
+    grey_to_rgb: bool = False
+    augment: Sequence[Mapping[str, Any]] = field(default_factory=list)
+
+
+def apply(raw: RawImages, transform: Transform) -> RawImages:
+    """Turn grey into RGB, then resize, then pad: all that is done once.
+
+    Raises:
+        SettingError: If the images are not grey, or larger than `pad_to`.
+    """
+    train, test = (_apply(images, raw.max_value, transform) for images in (raw.train_images, raw.test_images))
+    scaled = transform.resize is not None and raw.train_images.dtype == np.uint8
+    return replace(raw, train_images=train, test_images=test, max_value=255 if scaled else raw.max_value)
+
+
+def _apply(images: Images, max_value: float, transform: Transform) -> Images:
+    if transform.grey_to_rgb:
+        if images.shape[1] != 1:
+            raise SettingError(
+                f"data.transform.grey_to_rgb=true is not allowed with images of {images.shape[1]} channels; "
+                "allowed: false"
+            )
+        images = np.repeat(images, 3, axis=1)
+    if transform.resize is not None:
+        images = _resize_all(images, max_value, transform.resize)
+    return images if transform.pad_to is None else padded(images, transform.pad_to)
+
+
+def _resize_all(images: Images, max_value: float, pixels: int) -> Images:
+    """Resize images; bytes come out with 255 for 1.0, so that few grey levels become more."""
+    out = np.empty((*images.shape[:2], pixels, pixels), dtype=images.dtype)
+    for start in range(0, len(images), ROWS_AT_A_TIME):
+        rows = slice(start, start + ROWS_AT_A_TIME)
+        piece = resized(torch.from_numpy(np.ascontiguousarray(images[rows])).float(), pixels)
+        if images.dtype == np.uint8:
+            piece = piece.mul_(255 / max_value).round_().clamp_(0, 255)
+        out[rows] = piece.numpy().astype(images.dtype)
+    return out
+
+
+def resized(images: torch.Tensor, pixels: int) -> torch.Tensor:
+    """Bring float images `(rows, channels, h, w)` to `pixels` x `pixels`: bilinear, antialiased."""
+    return functional.interpolate(images, (pixels, pixels), mode="bilinear", antialias=True, align_corners=False)
+
+
+def padded(images: Images, pixels: int) -> Images:
+    """Surround images with zeros up to `pixels` in height and width.
+
+    Raises:
+        SettingError: If the images are larger than that.
+    """
+    height, width = images.shape[2:]
+    if max(height, width) > pixels:
+        raise SettingError(
+            f"data.transform.pad_to={pixels} is not allowed with images of {height} x {width}; "
+            f"allowed: {max(height, width)} or more"
+        )
+    above, left = (pixels - height) // 2, (pixels - width) // 2
+    return np.pad(images, ((0, 0), (0, 0), (above, pixels - height - above), (left, pixels - width - left)))
+
+
+def normalization(raw: RawImages, transform: Transform) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation to normalise each channel with: given ones, the training images' or 0 and 1.
+
+    Raises:
+        SettingError: If one of the two is missing, their number is wrong, or they are given without effect.
+    """
+    channels = raw.train_images.shape[1]
+    given = {"mean": transform.mean, "std": transform.std}
+    for name, values in given.items():
+        if values is not None and not transform.normalize:
+            raise SettingError(
+                f"data.transform.{name}={list(values)!r} has no effect with normalize=false; allowed: null"
+            )
+        if (values is None) != (transform.mean is None) or (values is not None and len(values) != channels):
+            shown = None if values is None else list(values)
+            raise SettingError(
+                f"data.transform.{name}={shown!r} is not allowed; allowed: mean and std with {channels} values each, "
+                "one per channel, or null for both"
+            )
+    if not transform.normalize:
+        return (0.0,) * channels, (1.0,) * channels
+    if transform.mean is not None and transform.std is not None:
+        return tuple(transform.mean), tuple(transform.std)
+    return moments(raw.train_images, raw.max_value)
+
+
+def moments(images: Images, max_value: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel as shares of `max_value`; a constant channel has 1.
+
+    Sums of bytes and of their squares are exact; floats are summed in float64, in pieces.
+    """
+    total, squares = np.zeros(images.shape[1]), np.zeros(images.shape[1])
+    for start in range(0, len(images), ROWS_IN_CACHE):
+        piece = images[start : start + ROWS_IN_CACHE].astype(np.float64)
+        total += piece.sum((0, 2, 3))
+        squares += np.square(piece, out=piece).sum((0, 2, 3))
+    count = images.size / images.shape[1]
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0)) / max_value
+    return tuple((mean / max_value).tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Augmentation:
+    """Random transforms of torchvision, one after another on a whole batch; they draw from torch's default generator.
+
+    Attributes:
+        specs: The entries of `data.transform.augment`.
+        transforms: What they stand for.
+    """
+
+    specs: tuple[Mapping[str, Any], ...]
+    transforms: tuple[Callable[[torch.Tensor], torch.Tensor], ...]
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Transform images `(rows, channels, height, width)`, floats in [0, 1]."""
+        for transform in self.transforms:
+            images = transform(images)
+        return images
+
+
+def augmentation(specs: Sequence[Mapping[str, Any]], example: torch.Tensor) -> Augmentation | None:
+    """Build the transforms of `data.transform.augment` and try them on a batch.
+
+    Args:
+        specs: Each with the `name` of a class in `torchvision.transforms.v2` and its keyword arguments.
+        example: A batch of float images in [0, 1].
+
+    Raises:
+        SettingError: If a name or an argument is not allowed, or a transform changes the images' shape.
+    """
+    if not specs:
+        return None
+    transforms = []
+    for place, spec in enumerate(specs):
+        setting = f"data.transform.augment.{place}"
+        transform = _build(setting, spec)
+        _try(f"{setting}={dict(spec)!r}", transform, example)
+        transforms.append(transform)
+    return Augmentation(tuple(dict(spec) for spec in specs), tuple(transforms))
+
+
+def _build(setting: str, spec: Mapping[str, Any]) -> Callable[[torch.Tensor], torch.Tensor]:
+    from torchvision.transforms import v2
+
+    known = [
+        name for name, member in vars(v2).items() if isinstance(member, type) and issubclass(member, v2.Transform)
+    ]
+    name = spec.get("name")
+    if name not in known:
+        nearest = ", ".join(nearest_first(str(name), known)[:5])
+        raise SettingError(
+            f"{setting}.name={name!r} is unknown; allowed: a class of torchvision.transforms.v2; nearest: {nearest}"
+        )
+    arguments = {key: value for key, value in spec.items() if key != "name"}
+    try:
+        if isinstance(arguments.get("interpolation"), str):
+            arguments["interpolation"] = v2.InterpolationMode(arguments["interpolation"])
+        transform: Callable[[torch.Tensor], torch.Tensor] = getattr(v2, str(name))(**arguments)
+    except Exception as error:
+        raise SettingError(f"{setting}={dict(spec)!r} is not allowed: {error}") from None
+    return transform
+
+
+def _try(what: str, transform: Callable[[torch.Tensor], torch.Tensor], example: torch.Tensor) -> None:
+    try:
+        with seeding.torch_seeded(0, "try augmentation"):
+            out = transform(example.clone())
+    except Exception as error:
+        raise SettingError(f"{what} is not allowed on a batch of float images: {error}") from None
+    if not isinstance(out, torch.Tensor) or out.shape != example.shape or not out.is_floating_point():
+        form = f"{out.dtype} {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
+        raise SettingError(
+            f"{what} is not allowed: it turns float images {tuple(example.shape)} into {form}; "
+            "allowed: transforms that keep form and shape"
+        )

@@ -1,0 +1,99 @@
+"""What several masks have in common, and what they drop of the model between them."""
+
+import itertools
+from collections.abc import Hashable, Iterable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raysim.pruning import elements, submodel
+from raysim.pruning.coverage import count_coverage
+from raysim.pruning.plan import ChannelPlan
+from raysim.types import Mask, Params
+
+
+def masked(plan: ChannelPlan, mask: Mask, params: Params) -> Params:
+    """Return the full model, or some of its tensors, with every entry that a mask drops at zero."""
+    bits = {key: packed for key, packed in mask.elements.items() if key in params}
+    whole_or_zero = submodel.zero_dropped(params, submodel.cut_for(plan, mask))
+    return elements.apply(elements.unpack(bits, plan.shapes), whole_or_zero)
+
+
+def identity(mask: Mask) -> Hashable:
+    """Return what is equal for masks that keep the same."""
+    return mask.kept.tobytes(), tuple(sorted((key, bits.tobytes()) for key, bits in mask.elements.items()))
+
+
+def share_of_each(masks: Iterable[Mask], shares: NDArray[np.float64]) -> list[tuple[Mask, float]]:
+    """Return the distinct masks, in the order in which they come, each with the sum of its shares."""
+    found: dict[Hashable, tuple[Mask, float]] = {}
+    for mask, share in zip(masks, shares.tolist(), strict=True):
+        first, so_far = found.get(identity(mask), (mask, 0.0))
+        found[identity(mask)] = (first, so_far + share)
+    return list(found.values())
+
+
+def pruned_share(plan: ChannelPlan, masks: Sequence[Mask], examples: NDArray[np.int64]) -> Params:
+    """Return q_i = sum p_k (1 - m_ki) of every entry, p_k = n_k / sum n (CA-HFP, arXiv 2603.12591, eq 14).
+
+    Args:
+        plan: The model's channel groups.
+        masks: Mask of each client.
+        examples: Training rows n_k of each client, `(clients,)`.
+
+    Returns:
+        Float64 by state-dict key, broadcastable to the entry's tensor; exactly 0 where nobody drops.
+    """
+    total = float(examples.sum())
+    held = count_coverage(plan, masks, examples)
+    single = sorted({key for mask in masks for key in mask.elements})
+    ones = {key: torch.ones(plan.shapes[key], dtype=torch.float64) for key in single}
+    held |= {key: torch.zeros_like(value) for key, value in ones.items()}
+    for mask, count in share_of_each(masks, examples.astype(np.float64)) if single else ():
+        for key, value in masked(plan, mask, ones).items():
+            held[key] += count * value
+    return {key: 1 - counted / total for key, counted in held.items()}
+
+
+def jaccard(plan: ChannelPlan, first: Mask, second: Mask) -> float:
+    """Return |both| / |either| of what two masks keep: channels, or entries of the tensors with masks of entries.
+
+    >>> none = ChannelPlan((), {}, None, {})
+    >>> jaccard(none, Mask(np.array([True, True, False])), Mask(np.array([True, False, True])))
+    0.3333333333333333
+    """
+    keys = sorted({*first.elements, *second.elements})
+    one, other = _kept(plan, first, keys), _kept(plan, second, keys)
+    either = int((one | other).sum())
+    return int((one & other).sum()) / either if either else 1.0
+
+
+def _kept(plan: ChannelPlan, mask: Mask, keys: Sequence[str]) -> NDArray[np.bool_]:
+    if not keys:
+        return mask.kept
+    held = masked(plan, mask, {key: torch.ones(plan.shapes[key], dtype=torch.bool) for key in keys})
+    return np.concatenate([held[key].numpy().ravel() for key in keys])
+
+
+def mean_overlap(plan: ChannelPlan, masks: Sequence[Mask]) -> float:
+    """Return the mean Jaccard index over all pairs of two clients or more."""
+    each = share_of_each(masks, np.ones(len(masks)))
+    alike = sum(count * (count - 1) / 2 for _, count in each)
+    pairs = itertools.combinations(each, 2)
+    unlike = sum(count * times * jaccard(plan, mask, other) for (mask, count), (other, times) in pairs)
+    return (alike + unlike) / (len(masks) * (len(masks) - 1) / 2)
+
+
+def mean_change(
+    plan: ChannelPlan, before: Sequence[Mask], after: Sequence[Mask], shares: NDArray[np.float64]
+) -> float:
+    """Return the mean of 1 - the Jaccard index of each client's two masks, weighted with shares."""
+    known: dict[Hashable, float] = {}
+    changes = []
+    for old, new in zip(before, after, strict=True):
+        pair = identity(old), identity(new)
+        if pair not in known:
+            known[pair] = 1 - jaccard(plan, old, new)
+        changes.append(known[pair])
+    return float(shares @ changes)
