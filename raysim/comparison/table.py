@@ -64,7 +64,7 @@ def rows_of(entries: Sequence[MethodEntry], runs: Sequence[Figures]) -> list[Row
         entries: The rows asked for.
         runs: What each run reached and spent, failed ones included.
     """
-    finished = [run for run in runs if not run["failure"]]
+    finished = sorted((run for run in runs if not run["failure"]), key=lambda run: int(run["seed"]))
     dense = {run["seed"]: run["simulated_s"] for run in finished if run["label"] == _reference(entries)}
     rows = []
     for entry in entries:
