@@ -4,7 +4,7 @@ READY := .venv/.ready
 CONFIG ?= jobs/configs/digits.yaml
 STORE ?= sqlite:///runs/mlflow.db
 
-.PHONY: .venv-by-virtualenv run test test-fast lint format schema ui bench clean
+.PHONY: .venv-by-virtualenv run test test-fast lint format schema ui bench compare clean
 
 run: $(READY)
 	$(BIN)/raysim run $(CONFIG) $(ARGS)
@@ -32,6 +32,9 @@ ui: $(READY)
 
 bench: $(READY)
 	$(BIN)/python jobs/bench_training.py $(ARGS)
+
+compare: $(READY)
+	$(BIN)/python jobs/compare_methods.py jobs/configs/compare_digits.yaml $(ARGS)
 
 # Where Python comes without its venv module, as on a bare Debian, pip alone has to do.
 .venv-by-virtualenv:

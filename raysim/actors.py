@@ -1,8 +1,6 @@
 """Ray: client actors that play clients, a driver actor that runs the rounds, and how they are started."""
 
-import logging
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,20 +10,18 @@ from numpy.typing import NDArray
 from ray.util import ActorPool
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raysim import dotted
 from raysim.arrays import as_arrays, as_tensors
 from raysim.client_step import Stage
 from raysim.contribution import Contribution, merge
-from raysim.errors import RunFailedError, SettingError
+from raysim.errors import RunFailedError
 from raysim.executors import pieces, total_score
+from raysim.ray_tasks import RESTARTS, connect, let_modules_travel, num_workers
 from raysim.rounds import initial_state
 from raysim.scenario import Scenario
 from raysim.simulation import play
 from raysim.types import Broadcast, ClientTask, LocalRules, Params, RoundReport, Score, ServerState, Storage
 
 CHUNKS_PER_ACTOR = 2
-RESTARTS = 3
-"""How often a client actor that died is started again; its task is repeated, since tasks are pure."""
 Arrays = dict[str, NDArray[np.generic]]
 
 
@@ -198,13 +194,9 @@ class RayRunner:
 
     def _start(self) -> None:
         if not ray.is_initialized():
-            self._connect()
-        cpus = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
-        count = self._num_actors or max(1, cpus)
-        if count > cpus:
-            raise SettingError(
-                f"executor.num_actors={count} is more than the cluster's {cpus} CPUs; allowed: 1 to {cpus}"
-            )
+            self._owns_ray = True
+            connect(self._num_actors, self._address)
+        count = num_workers(self._num_actors)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         remote: Any = ray.remote
         driver = remote(num_cpus=0, scheduling_strategy=here)(DriverActor)
@@ -212,27 +204,9 @@ class RayRunner:
         self._driver = driver.remote()
         self._actors = [client.remote() for _ in range(count)]
 
-    def _connect(self) -> None:
-        on_termination = signal.getsignal(signal.SIGTERM)
-        self._initialise()
-        signal.signal(signal.SIGTERM, on_termination)  # Ray installs one that aborts the process
-
-    def _initialise(self) -> None:
-        self._owns_ray = True
-        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-        if self._address and self._address != "local":
-            try:
-                ray.init(address=self._address, **quiet)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise SettingError(f"executor.address={self._address!r} cannot be reached: {error}") from None
-            return
-        count = self._num_actors or len(os.sched_getaffinity(0))
-        ray.init(address="local", num_cpus=count, include_dashboard=False, **quiet)
-
     def run(self, scenario: Scenario, storage: Storage) -> Iterator[RoundReport]:
         """Yield the report of each round."""
-        for module in dotted.users_modules():
-            ray.cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
+        let_modules_travel()
         reference = ray.put(scenario)
         start = self._driver.run.options(num_returns="streaming")
         try:

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -18,6 +19,7 @@ from raysim.config import ExperimentSettings
 from raysim.errors import RunFailedError, SettingError
 
 BAD_INPUT, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+LAST_CHECKPOINT = "the rounds up to the last checkpoint are kept"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -94,11 +96,15 @@ def _run(settings: ExperimentSettings, folder: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(summary))
         return
+    for line in console.summary_lines(summary, *mlflow_page(summary)):
+        click.echo(line)
+
+
+def mlflow_page(summary: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the command that opens MLflow's pages, and the page of the run that a summary belongs to."""
     python = Path(sys.executable)
     command = f"{python.with_name('mlflow')} ui --backend-store-uri {shlex.quote(summary['tracking_uri'])}"
-    page = f"http://127.0.0.1:5000/#/experiments/{summary['experiment_id']}/runs/{summary['run_id']}"
-    for line in console.summary_lines(summary, command, page):
-        click.echo(line)
+    return command, f"http://127.0.0.1:5000/#/experiments/{summary['experiment_id']}/runs/{summary['run_id']}"
 
 
 def _runner(settings: ExperimentSettings) -> Any:
@@ -122,11 +128,17 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt(TERMINATED)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and leave with its exit code: 0, 1 failed, 2 bad input, 130 interrupted."""
+def main(arguments: list[str] | None = None, command: click.Command = cli, kept: str = LAST_CHECKPOINT) -> None:
+    """Run a command line and leave with its exit code: 0, 1 failed, 2 bad input, 130 interrupted.
+
+    Args:
+        arguments: What was given; none = those of this process.
+        command: The command they belong to.
+        kept: What is kept when it is interrupted.
+    """
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = cli.main(args=arguments, standalone_mode=False) or 0
+        code = command.main(args=arguments, standalone_mode=False) or 0
     except SettingError as error:
         console.say(f"raysim: {error}")
         code = BAD_INPUT
@@ -139,7 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort) as error:
         interrupt = error.__cause__ or error  # click wraps it
         code = TERMINATED if TERMINATED in interrupt.args else INTERRUPTED
-        console.say("raysim: interrupted; the rounds up to the last checkpoint are kept")
+        console.say(f"raysim: interrupted; {kept}")
     except Exception as error:
         traceback.print_exc()
         console.say(f"raysim: the run failed: {type(error).__name__}: {error}")

@@ -83,6 +83,8 @@ class DataSettings(Settings):
     """Share of a client's own rows kept out of training to score its submodel, in [0, 1)."""
     partition: PartitionSettings = PartitionSettings()
     """How the training rows are dealt to the clients."""
+    split_seed: Annotated[int, Field(ge=0)] | None = None
+    """Seed of the split: which rows are used, who owns and holds out which, who has which device; null = `seed`."""
 
 
 class ModelSettings(Settings):
@@ -95,6 +97,8 @@ class ModelSettings(Settings):
     """Keyword arguments of the model's builder, for example `{channels: [16, 32]}`."""
     weights: str | None = None
     """Local file with a state dict to start from, `.pt`, `.pth` or `.safetensors`; null = drawn from the seed."""
+    keep_residual: bool = False
+    """Whether channels that residual additions join across layers are left whole."""
     keep_whole: list[str] | None = None
     """Layers never cut, as names with wildcards (`classifier.*`); null = the model's own choice."""
 
@@ -330,6 +334,11 @@ class ExperimentSettings(Settings):
     """Where MLflow keeps the run."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     """When the server state is saved."""
+
+    @property
+    def split_seed(self) -> int:
+        """Seed of all that is drawn before training: rows, owners, held-out rows, devices."""
+        return self.seed if self.data.split_seed is None else self.data.split_seed
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -2,13 +2,15 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from raysim.config import ExperimentSettings
 from raysim.errors import SettingError, nearest_first
+
+AnySettings = TypeVar("AnySettings", bound=BaseModel)
 
 
 def load(path: Path, overrides: tuple[str, ...] = ()) -> ExperimentSettings:
@@ -24,10 +26,19 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> ExperimentSettings:
     settings = read_yaml(path)
     for override in overrides:
         apply_override(settings, override)
+    return validated(settings, ExperimentSettings)
+
+
+def validated(settings: dict[str, Any], kind: type[AnySettings]) -> AnySettings:
+    """Return settings of a kind.
+
+    Raises:
+        SettingError: If one of them is not allowed.
+    """
     try:
-        return ExperimentSettings.model_validate(settings)
+        return kind.model_validate(settings)
     except ValidationError as error:
-        raise SettingError(describe(error)) from None
+        raise SettingError(describe(error, kind)) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -49,21 +60,34 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def apply_override(settings: dict[str, Any], override: str) -> None:
     """Set one dotted `name=value` in nested settings; a number in a name is a place in a list."""
+    set_value(settings, *parse_override(override))
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """Return name and value of one `name=value`, the value read as YAML.
+
+    Raises:
+        SettingError: If it has another form.
+    """
     name, equals, value = override.partition("=")
     if not equals or not all(name.strip().split(".")):
         raise SettingError(f"--set {override!r} is not of the form name=value, as in seed=1")
-    *parents, last = name.strip().split(".")
+    try:
+        return name.strip(), parse_value(value)
+    except yaml.YAMLError:
+        raise SettingError(f"{name}={value!r} is not a YAML value") from None
+
+
+def set_value(settings: dict[str, Any], name: str, value: Any) -> None:
+    """Set what a dotted name stands for in nested settings."""
+    *parents, last = name.split(".")
     place: Any = settings
     for parent in parents:
         place = _child(place, parent, name)
-    try:
-        parsed = parse_value(value)
-    except yaml.YAMLError:
-        raise SettingError(f"{name}={value!r} is not a YAML value") from None
     if isinstance(place, list):
-        place[_list_index(place, last, name)] = parsed
+        place[_list_index(place, last, name)] = value
     else:
-        place[last] = parsed
+        place[last] = value
 
 
 class _Loader(yaml.SafeLoader):
@@ -105,16 +129,16 @@ def _list_index(place: list[Any], key: str, name: str) -> int:
     return int(key)
 
 
-def describe(error: ValidationError) -> str:
+def describe(error: ValidationError, kind: type[BaseModel] = ExperimentSettings) -> str:
     """Say of every wrong setting its name, its value, what is allowed and the nearest valid name."""
-    return "\n".join(_describe_one(dict(problem)) for problem in error.errors(include_url=False))
+    return "\n".join(_describe_one(dict(problem), kind) for problem in error.errors(include_url=False))
 
 
-def _describe_one(problem: dict[str, Any]) -> str:
+def _describe_one(problem: dict[str, Any], kind: type[BaseModel]) -> str:
     location = [str(part) for part in problem["loc"]]
     name = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        known = nearest_first(location[-1], fields_at(location[:-1]))
+        known = nearest_first(location[-1], fields_at(location[:-1], kind))
         prefix = "".join(f"{part}." for part in location[:-1])
         return (
             f"{name}={problem['input']!r} is not a setting; did you mean {prefix}{known[0]}? "
@@ -126,35 +150,36 @@ def _describe_one(problem: dict[str, Any]) -> str:
         text = str(problem["ctx"]["error"])
         return f"{name}: {text}" if name else text
     if problem["type"] == "model_type":
-        return f"{name}={problem['input']!r} is not allowed; allowed: settings named {', '.join(fields_at(location))}"
+        known = fields_at(location, kind)
+        return f"{name}={problem['input']!r} is not allowed; allowed: settings named {', '.join(known)}"
     allowed = re.sub(r"^\w+ should (be )?", "", problem["msg"])
     nearest = ""
     if problem["type"] == "literal_error":
         names = [part.strip(" '") for part in problem["ctx"]["expected"].replace(" or ", ",").split(",")]
         nearest = f"; nearest: {nearest_first(str(problem['input']), names)[0]!r}"
-    return f"{name}={problem['input']!r} is not allowed; allowed: {allowed}{nearest}{_meaning(location)}"
+    return f"{name}={problem['input']!r} is not allowed; allowed: {allowed}{nearest}{_meaning(location, kind)}"
 
 
-def _meaning(location: list[str]) -> str:
+def _meaning(location: list[str], kind: type[BaseModel]) -> str:
     """Return what the documentation says of a setting, its whole range included."""
     *parents, last = [part for part in location if not part.isdecimal()]
-    field = _settings_at(parents).model_fields.get(last)
+    field = _settings_at(parents, kind).model_fields.get(last)
     return f" ({' '.join(field.description.split())})" if field is not None and field.description else ""
 
 
-def _settings_at(location: list[str]) -> type[BaseModel]:
-    model: type[BaseModel] = ExperimentSettings
+def _settings_at(location: list[str], kind: type[BaseModel]) -> type[BaseModel]:
+    model = kind
     for part in location:
         if part.isdecimal():
             continue
         annotation = model.model_fields[part].annotation
-        model = next(kind for kind in _classes_in(annotation) if issubclass(kind, BaseModel))
+        model = next(found for found in _classes_in(annotation) if issubclass(found, BaseModel))
     return model
 
 
-def fields_at(location: list[str]) -> list[str]:
+def fields_at(location: list[str], kind: type[BaseModel] = ExperimentSettings) -> list[str]:
     """Return the names of the settings under a dotted location."""
-    return list(_settings_at(location).model_fields)
+    return list(_settings_at(location, kind).model_fields)
 
 
 def _classes_in(annotation: Any) -> list[type]:
@@ -163,12 +188,12 @@ def _classes_in(annotation: Any) -> list[type]:
     return [kind for part in getattr(annotation, "__args__", ()) for kind in _classes_in(part)]
 
 
-def to_yaml(settings: ExperimentSettings) -> str:
+def to_yaml(settings: BaseModel) -> str:
     """Return the complete settings as YAML, defaults filled in."""
     return yaml.safe_dump(settings.model_dump(), sort_keys=False)
 
 
-def flatten(settings: ExperimentSettings) -> dict[str, str]:
+def flatten(settings: BaseModel) -> dict[str, str]:
     """Return the settings as one level of dotted names and text values."""
     flat: dict[str, str] = {}
 

@@ -203,7 +203,7 @@ def draw_partition(experiment: Experiment, path: Path) -> None:
     from raysim.data import figure
 
     settings, workload = experiment.settings, experiment.scenario.workload
-    title = f"{settings.data.name} dealt by {settings.data.partition.name}, seed {settings.seed}"
+    title = f"{settings.data.name} dealt by {settings.data.partition.name}, seed {settings.split_seed}"
     owned = (workload.population.train, workload.population.heldout)
     figure.draw(path, workload.data.train_labels, owned, workload.data.num_classes, title)
 

@@ -1,5 +1,6 @@
 """Every client of every round as Parquet: one part file per round, merged at the end."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,8 +13,20 @@ from raysim.types import Columns
 def write_part(clients: Columns, folder: Path, round: int) -> Path:
     """Write one round's clients; the file appears at once."""
     folder.mkdir(parents=True, exist_ok=True)
-    table = pa.table({name: pa.array(column, from_pandas=True) for name, column in clients.items()})
+    table = _table(clients)
     return write_atomically(folder / f"round_{round:06d}.parquet", lambda partial: pq.write_table(table, partial))
+
+
+def write_all(rounds: Sequence[Columns], target: Path) -> Path:
+    """Write the clients of all rounds, in order, into one file, a row group per round."""
+
+    def write(partial: Path) -> None:
+        tables = [_table(clients) for clients in rounds]
+        with pq.ParquetWriter(partial, tables[0].schema) as writer:
+            for table in tables:
+                writer.write_table(table)
+
+    return write_atomically(target, write)
 
 
 def merge_parts(folder: Path, target: Path) -> Path:
@@ -26,3 +39,7 @@ def merge_parts(folder: Path, target: Path) -> Path:
                 writer.write_table(pq.read_table(part))
 
     return write_atomically(target, write)
+
+
+def _table(clients: Columns) -> pa.Table:
+    return pa.table({name: pa.array(column, from_pandas=True) for name, column in clients.items()})

@@ -19,9 +19,10 @@ from raysim.data import datasets
 from raysim.data.partition import check_partition, partition
 from raysim.data.rules import PartitionOptions
 from raysim.data.transform import Transform
-from raysim.errors import RunFailedError, SettingError, nearest_first
+from raysim.errors import RunFailedError, SettingError, UntraceableError, nearest_first
 from raysim.executors import InProcessExecutor
 from raysim.methods import resolve as methods
+from raysim.methods.method import Method
 from raysim.models import weights, zoo
 from raysim.models.normalization import group_normalized
 from raysim.pruning import masks
@@ -60,22 +61,20 @@ def build(settings: ExperimentSettings) -> Scenario:
 
 
 def _build(settings: ExperimentSettings) -> Scenario:
-    seed, local = settings.seed, LocalTraining(**settings.training.model_dump())
+    seed, split, local = settings.seed, settings.split_seed, LocalTraining(**settings.training.model_dump())
     method = methods.resolve(settings.method.name, _given(settings), local)
     data = _load_data(settings)
     rows = partition(
         data.train_labels, settings.population.clients, settings.data.partition.name, _partition_options(settings),
-        seed, data.train_users,
+        split, data.train_users,
     )  # fmt: skip
     tiers = tuple(_tier(tier) for tier in settings.population.tiers)
-    clients = population.build(tiers, rows, settings.data.heldout_share, seed)
+    clients = population.build(tiers, rows, settings.data.heldout_share, split)
 
     model = _build_model(settings, data)
     if method.options.normalization == "group":
         model = group_normalized(model)
-    keep_whole = _layers_kept_whole(settings, model)
-    example, _ = data.test_rows(np.arange(2))
-    plan = ChannelPlan.trace(model, example, keep_whole)
+    plan = _plan_of(settings, model, method, tiers, data.test_rows(np.arange(2))[0])
     workload = Workload(seed, data, clients, model, plan, local)
     check_batches(workload)
     costs = CostTable(model, plan, data.input_shape)
@@ -91,11 +90,31 @@ def _build(settings: ExperimentSettings) -> Scenario:
         cohort_size=settings.selection.clients_per_round,
         rounds=settings.rounds,
         score_every=settings.evaluation.every,
-        test_rows=_some_rows(len(data.test_labels), limit, seed, "test rows"),
+        test_rows=_some_rows(len(data.test_labels), limit, split, "test rows"),
         statistics_rows=_statistics_rows(settings, clients, data),
         scored_share=settings.evaluation.client_share,
         diagnose_every=settings.diagnostics.every or 0,
     )
+
+
+def _plan_of(
+    settings: ExperimentSettings, model: nn.Module, method: Method, tiers: tuple[Tier, ...], example: torch.Tensor
+) -> ChannelPlan:
+    """Trace the model; one that cannot be traced is left whole where nobody would cut it.
+
+    Raises:
+        SettingError: If it cannot be traced and the method would cut it.
+    """
+    try:
+        return ChannelPlan.trace(model, example, _layers_kept_whole(settings, model), settings.model.keep_residual)
+    except UntraceableError as error:
+        if method.cuts_channels(tiers):
+            raise SettingError(
+                f"model.name={settings.model.name!r} cannot be cut, as method.name={settings.method.name!r} asks: "
+                f"{error}; allowed: a method that trains the full model, as 'fedavg' does, or keep_ratio=1 everywhere"
+            ) from None
+        say(f"model.name={settings.model.name!r} is trained whole: {error}")
+        return ChannelPlan.dense(model, str(error), example)
 
 
 def _layers_kept_whole(settings: ExperimentSettings, model: nn.Module) -> list[str]:
@@ -117,7 +136,7 @@ def _given(settings: ExperimentSettings) -> dict[str, object]:
 def _load_data(settings: ExperimentSettings) -> datasets.Dataset:
     data = settings.data
     return datasets.load(
-        data.name, data.root, data.download, data.max_train_examples, settings.seed, data.options,
+        data.name, data.root, data.download, data.max_train_examples, settings.split_seed, data.options,
         Transform(**data.transform.model_dump()),
     )  # fmt: skip
 
@@ -147,7 +166,7 @@ def _statistics_rows(
     """Return clients' training rows; all of the data's where clients draw theirs when asked."""
     train = clients.train
     owned = train.rows if isinstance(train, RowSets) else np.arange(len(data.train_labels))
-    return owned[_some_rows(len(owned), settings.evaluation.max_examples, settings.seed, "statistics rows")]
+    return owned[_some_rows(len(owned), settings.evaluation.max_examples, settings.split_seed, "statistics rows")]
 
 
 def _some_rows(

@@ -19,11 +19,13 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 import mlflow
 from mlflow.entities import Dataset, DatasetInput, Metric, Param
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 DEFAULT_URI = "sqlite:///runs/mlflow.db"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http", "https", "databricks")
 PARAMS_PER_CALL = 100
+METRICS_PER_CALL = 1000
 
 
 def resolve_uri(uri: str | None) -> str:
@@ -44,8 +46,13 @@ def resolve_uri(uri: str | None) -> str:
 class MlflowTracker:
     """Writes one run; holds the run's id and talks to the store by it."""
 
-    def __init__(self, uri: str, experiment: str) -> None:
+    def __init__(self, uri: str, experiment: str, parent: str = "") -> None:
         """Open the store, creating an SQLite file where there is none.
+
+        Args:
+            uri: Where MLflow keeps its runs.
+            experiment: Name of the MLflow experiment.
+            parent: Id of the run this one belongs to, where there is one.
 
         Raises:
             SettingError: If the store cannot be opened.
@@ -63,7 +70,7 @@ class MlflowTracker:
         except Exception as error:
             reason = str(error).splitlines()[0]
             raise SettingError(f"tracking.uri={uri!r} cannot be opened: {reason}") from None
-        self.run_id = ""
+        self.run_id, self._parent = "", parent
 
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
@@ -72,7 +79,10 @@ class MlflowTracker:
         location = None if self._file is None else str(self._file.parent / "artifacts" / name)
         return str(self._client.create_experiment(name, artifact_location=location))
 
-    def start(self, name: str, params: Mapping[str, str], tags: Mapping[str, str], digests: Mapping[str, str]) -> str:
+    def start(
+        self, name: str, params: Mapping[str, str], tags: Mapping[str, str], digests: Mapping[str, str],
+        start_time: int | None = None,
+    ) -> str:  # fmt: skip
         """Create the run and return its id.
 
         Args:
@@ -80,8 +90,10 @@ class MlflowTracker:
             params: The flattened settings.
             tags: Method, data set and the like.
             digests: `data` and `partition`.
+            start_time: When it began, in milliseconds; none = now.
         """
-        run = self._client.create_run(self.experiment_id, run_name=name, tags=dict(tags))
+        parent = {MLFLOW_PARENT_RUN_ID: self._parent} if self._parent else {}
+        run = self._client.create_run(self.experiment_id, start_time, parent | dict(tags), run_name=name)
         self.run_id = run.info.run_id
         entries = [Param(key, value) for key, value in params.items()]
         for start in range(0, len(entries), PARAMS_PER_CALL):
@@ -92,10 +104,22 @@ class MlflowTracker:
             self._client.set_tag(self.run_id, f"{what}_sha256", digest)
         return self.run_id
 
-    def track(self, report: RoundReport) -> None:
-        """Log one round, stamped with the time at which it ended."""
-        metrics = [Metric(key, value, report.timestamp_ms, report.round) for key, value in metrics_of(report).items()]
-        self._client.log_batch(self.run_id, metrics=metrics)
+    def track(self, *reports: RoundReport) -> None:
+        """Log rounds, each stamped with the time at which it ended."""
+        self._log([
+            Metric(key, value, report.timestamp_ms, report.round)
+            for report in reports
+            for key, value in metrics_of(report).items()
+        ])  # fmt: skip
+
+    def measure(self, metrics: Mapping[str, float]) -> None:
+        """Log numbers that belong to the whole run and to no round."""
+        now = int(time.time() * 1000)
+        self._log([Metric(key, value, now, 0) for key, value in metrics.items()])
+
+    def _log(self, metrics: list[Metric]) -> None:
+        for start in range(0, len(metrics), METRICS_PER_CALL):
+            self._client.log_batch(self.run_id, metrics=metrics[start : start + METRICS_PER_CALL])
 
     def artifact(self, path: Path) -> None:
         """Upload a file into the run's artifacts."""
@@ -133,9 +157,9 @@ class MlflowTracker:
         """Set a tag."""
         self._client.set_tag(self.run_id, key, text[:5000])
 
-    def end(self, status: str) -> None:
-        """Mark the run FINISHED, FAILED or KILLED."""
-        self._client.set_terminated(self.run_id, status, end_time=int(time.time() * 1000))
+    def end(self, status: str, end_time: int | None = None) -> None:
+        """Mark the run FINISHED, FAILED or KILLED; it ended now or at a time in milliseconds."""
+        self._client.set_terminated(self.run_id, status, end_time or int(time.time() * 1000))
 
 
 def metrics_of(report: RoundReport) -> dict[str, float]:

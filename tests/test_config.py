@@ -12,7 +12,7 @@ from raysim.methods.options import MethodOptions
 from raysim.training import LocalTraining
 
 SCHEMA = json.loads((CONFIGS / "schema.json").read_text(encoding="utf-8"))
-EXPERIMENTS = sorted(CONFIGS.glob("*.yaml"))
+EXPERIMENTS = sorted(set(CONFIGS.glob("*.yaml")) - set(CONFIGS.glob("compare_*.yaml")))
 
 
 def fields_of(kind: type[BaseModel]) -> list[str]:

@@ -107,15 +107,22 @@ RANKS: dict[str, float] = {
     "raysim.records": 4,
     "raysim.tracking": 4,
     "raysim.forecast": 5,
+    "raysim.ray_tasks": 5,
     "raysim.simulation": 5,
+    "raysim.comparison": 5.5,
+    "raysim.comparison.plan": 5.5,
+    "raysim.comparison.play": 5.5,
+    "raysim.comparison.table": 5.6,
     "raysim.actors": 6,
     "raysim.experiment": 6,
+    "raysim.comparison.record": 6.5,
+    "raysim.comparison.run": 6.6,
     "raysim.cli": 7,
     "raysim.__main__": 8,
 }
 
 AT_HOME: dict[str, tuple[str, ...]] = {
-    "ray": ("raysim.actors",),
+    "ray": ("raysim.actors", "raysim.ray_tasks"),
     "mlflow": ("raysim.tracking",),
     "matplotlib": ("raysim.data.figure",),
     "torchvision": ("raysim.data", "raysim.models"),

@@ -152,6 +152,7 @@ class Method:
         objective: Local objective; set from `options.objective`.
         sends_memory: Whether a client's task carries what is remembered of it.
         learns_widths: Whether the size of submodels depends on what is learned.
+        chooses_widths: Whether it drops channels whatever the budget.
         min_epochs: Fewest epochs of local training it makes sense with.
         claims: Laws of `tests/test_laws.py` it claims beyond those that hold for all.
     """
@@ -175,8 +176,13 @@ class Method:
     objective: Objective = field(default_factory=Objective)
     sends_memory: bool = False
     learns_widths: bool = False
+    chooses_widths: bool = False
     min_epochs: int = 1
     claims: frozenset[str] = frozenset()
+
+    def cuts_channels(self, tiers: tuple[Tier, ...]) -> bool:
+        """Whether some client would train less than all channels."""
+        return self.chooses_widths or any(self.budget(tier).keep_ratio < 1 for tier in tiers)
 
     @property
     def has_known_costs(self) -> bool:

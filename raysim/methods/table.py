@@ -67,7 +67,7 @@ METHODS: dict[str, Method] = {
         Method(
             "fedmp", "Jiang et al., arXiv 2112.01070, eq 8 and algorithm 1",
             score=l1_score, budget=budgets.whole_model, reads=FILL | {"mask"},
-            widths=fedmp.chosen_widths, after_round=fedmp.remember_rewards, learns_widths=True,
+            widths=fedmp.chosen_widths, after_round=fedmp.remember_rewards, learns_widths=True, chooses_widths=True,
             claims=frozenset({NESTED}),
             own={
                 "discount": Option(0.95, "weight of a play one round ago", high=1.0),

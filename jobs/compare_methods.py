@@ -1,0 +1,62 @@
+"""Compare methods over one split and several seeds: `python jobs/compare_methods.py CONFIG`."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+
+from raysim import cli
+from raysim.comparison import plan
+
+if TYPE_CHECKING:
+    from raysim.comparison.record import Record
+
+KEPT = "the runs that had finished are kept"
+NOT_A_TERMINAL_WIDTH = 160
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Change a setting of all rows.")
+@click.option("--methods", metavar="A,B", help="Rows of the file to run [all].")
+@click.option("--seeds", metavar="0,1,2", help="Seeds to run [the file's].")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder for all files [runs/<experiment>-<time>].")
+@click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
+def compare(
+    config: Path, overrides: tuple[str, ...], methods: str | None, seeds: str | None, output: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Run the methods in the file CONFIG with every seed and print one table."""
+    comparison = plan.load(config, overrides, methods, seeds)
+
+    from raysim.comparison import record, run  # MLflow takes seconds to import, and bad input is refused before
+
+    folder = output or Path("runs") / f"{comparison.base.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
+    kept = record.open_record(comparison, folder.absolute())
+    try:
+        run.run(kept)
+    finally:
+        if kept.figures:
+            show(kept, as_json)
+
+
+def show(kept: "Record", as_json: bool) -> None:
+    """Print the table and where to find it."""
+    from raysim.comparison import table
+
+    if as_json:
+        click.echo(json.dumps(kept.content))
+        return
+    console = Console(width=None if sys.stdout.isatty() else NOT_A_TERMINAL_WIDTH)
+    console.print(table.rich_table(kept.title, kept.rows))
+    command, page = cli.mlflow_page(kept.content)
+    for label, value in (("files in", kept.folder), ("open in MLflow", command), ("", f"then {page}")):
+        click.echo(f"{label:<16}{value}")
+
+
+if __name__ == "__main__":
+    cli.main(command=compare, kept=KEPT)

@@ -1,0 +1,166 @@
+"""The table of a comparison: means and spreads over seeds, as Rich, Markdown, CSV and JSON can show them."""
+
+import csv
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from rich import box
+from rich.table import Table
+
+from raysim.comparison.plan import MethodEntry, Run
+from raysim.comparison.play import LAST, Outcome
+from raysim.forecast import summary_of
+
+Figures = dict[str, Any]
+"""What one run reached and spent, by name."""
+Row = dict[str, Any]
+"""What a method reached and spent: for each figure its mean and sample standard deviation over the seeds."""
+
+AVERAGED = (
+    "accuracy_last10", "accuracy", "best_accuracy", "pruning_ratio_mean", "total_bytes", "bytes_percent_of_fedavg",
+    "train_flops", "flops_percent_of_fedavg", "simulated_s", "simulated_percent_of_fedavg", "preparation_s",
+    "preparation_bytes", "preparation_flops", "wall_s",
+)  # fmt: skip
+"""Figures a row has the mean and the spread of."""
+HEADINGS = (
+    ("", "method"), ("accuracy", f"last {LAST}, %"), ("accuracy", "final, %"), ("accuracy", "best, %"),
+    ("bytes", "% FedAvg"), ("FLOPs", "% FedAvg"), ("simulated", "seconds"), ("simulated", "% FedAvg"),
+    ("", "seeds"), ("", "own settings"),
+)  # fmt: skip
+"""Two lines a column."""
+NOTES = (
+    f"Test accuracy in percent, mean \u00b1 sample standard deviation over seeds: mean of the last {LAST} "
+    "evaluations, the last one, the best. Bytes and FLOPs: percent of what dense clients of the same cohorts would "
+    "have spent. "
+    "Simulated seconds: mean over seeds, and percent of the row of fedavg. Preparation before round 1 is counted in."
+)
+
+
+def figures_of(run: Run, outcome: Outcome) -> Figures:
+    """Return what one run reached and spent up to its last round."""
+    figures: Figures = {
+        "label": run.label, "method": run.settings.method.name, "seed": run.seed, "rounds": len(outcome.reports),
+        "failure": outcome.failure, "wall_s": outcome.wall_s, "params_sha256": outcome.params_sha256,
+    }  # fmt: skip
+    if not outcome.reports:
+        return figures
+    totals, last = outcome.reports[-1].totals, outcome.accuracies[-LAST:]
+    return figures | {
+        "accuracy": totals.accuracy,
+        "best_accuracy": totals.best_accuracy,
+        "accuracy_last10": statistics.fmean(last) if last else None,
+        **summary_of(totals),
+        "total_bytes": totals.down_bytes + totals.up_bytes,
+        **{f"preparation_{what}": getattr(totals, f"preparation_{what}") for what in ("s", "bytes", "flops")},
+    }
+
+
+def rows_of(entries: Sequence[MethodEntry], runs: Sequence[Figures]) -> list[Row]:
+    """Return one row per method, in the order of the file; only runs that finished count.
+
+    Args:
+        entries: The rows asked for.
+        runs: What each run reached and spent, failed ones included.
+    """
+    finished = sorted((run for run in runs if not run["failure"]), key=lambda run: int(run["seed"]))
+    dense = {run["seed"]: run["simulated_s"] for run in finished if run["label"] == _reference(entries)}
+    rows = []
+    for entry in entries:
+        own = [_against(run, dense) for run in finished if run["label"] == entry.title]
+        failed = {run["seed"]: run["failure"] for run in runs if run["label"] == entry.title and run["failure"]}
+        rows.append({
+            "label": entry.title, "method": entry.name, "set": dict(entry.set),
+            "seeds": [run["seed"] for run in own], "failed": failed,
+            **{name: spread([run[name] for run in own if run[name] is not None]) for name in AVERAGED},
+        })  # fmt: skip
+    return rows
+
+
+def _reference(entries: Sequence[MethodEntry]) -> str | None:
+    return next((entry.title for entry in entries if entry.name == "fedavg"), None)
+
+
+def _against(run: Figures, dense: Mapping[int, float]) -> Figures:
+    known = run["seed"] in dense
+    return run | {"simulated_percent_of_fedavg": 100 * run["simulated_s"] / dense[run["seed"]] if known else None}
+
+
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Return mean and sample standard deviation, None where there are too few values.
+
+    >>> spread([1.0, 3.0]), spread([])
+    ({'mean': 2.0, 'std': 1.4142135623730951}, {'mean': None, 'std': None})
+    """
+    return {
+        "mean": statistics.fmean(values) if values else None,
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+    }
+
+
+def cells_of(row: Row) -> list[str]:
+    """Return a row as text, one cell per heading."""
+    total = len(row["seeds"]) + len(row["failed"])
+    return [
+        row["label"],
+        *(_accuracy(row[name]) for name in ("accuracy_last10", "accuracy", "best_accuracy")),
+        *(_mean(row[name]) for name in ("bytes_percent_of_fedavg", "flops_percent_of_fedavg", "simulated_s",
+                                        "simulated_percent_of_fedavg")),
+        f"{len(row['seeds'])} of {total}" if row["failed"] else str(total),
+        ", ".join(f"{name.partition('.')[2]} {value}" for name, value in row["set"].items()),
+    ]  # fmt: skip
+
+
+def _accuracy(value: Mapping[str, float | None]) -> str:
+    if value["mean"] is None:
+        return "-"
+    deviation = "" if value["std"] is None else f" \u00b1 {100 * value['std']:.1f}"
+    return f"{100 * value['mean']:.1f}{deviation}"
+
+
+def _mean(value: Mapping[str, float | None]) -> str:
+    return "-" if value["mean"] is None else f"{value['mean']:.1f}"
+
+
+def rich_table(title: str, rows: Sequence[Row]) -> Table:
+    """Return the table for a terminal."""
+    table = Table(title=title, caption=NOTES, caption_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
+    for upper, lower in HEADINGS:
+        is_text = lower in ("method", "own settings")
+        justify: Literal["left", "right"] = "left" if is_text else "right"
+        table.add_column(f"{upper}\n{lower}", justify=justify, no_wrap=lower != "own settings")
+    for row in rows:
+        table.add_row(*cells_of(row), style="dim" if not row["seeds"] else None)
+    return table
+
+
+def markdown(title: str, rows: Sequence[Row]) -> str:
+    """Return the table as Markdown, failures below it."""
+    lines = [
+        f"# {title}",
+        "",
+        _line([" ".join(lines).strip() for lines in HEADINGS]),
+        _line(["---", *["---:"] * (len(HEADINGS) - 2), "---"]),
+    ]
+    lines += [_line(cells_of(row)) for row in rows]
+    lines += ["", NOTES]
+    for row in rows:
+        lines += [f"- {row['label']}, seed {seed}: {failure}" for seed, failure in row["failed"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Return the table as CSV with unrounded numbers, two columns for each figure."""
+    text = io.StringIO()
+    names = [f"{name}_{part}" for name in AVERAGED for part in ("mean", "std")]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["label", "method", "seeds", "failed", *names])
+    for row in rows:
+        numbers = [row[name][part] for name in AVERAGED for part in ("mean", "std")]
+        writer.writerow([row["label"], row["method"], len(row["seeds"]), len(row["failed"]), *numbers])
+    return text.getvalue()
