@@ -4,13 +4,13 @@ from oracles import DepthwiseNet, random_mask
 from torch import nn
 
 from raysim.pruning import submodel
-from raysim.pruning.trace import trace
+from raysim.pruning.plan import ChannelPlan
 from raysim.types import Mask
 
 
 def depthwise_case():
     model = DepthwiseNet()
-    plan = trace(model, torch.randn(2, 3, 8, 8))
+    plan = ChannelPlan.trace(model, torch.randn(2, 3, 8, 8))
     return model, plan, random_mask(plan, 3)
 
 
