@@ -5,17 +5,11 @@ Both sides first prove that they did the same work; only then are they timed, in
 
 import argparse
 import json
-import os
-import platform
-import statistics
-import subprocess
-import time
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import torch
+from benchmark import medians_in_turns, surroundings
 from torch import nn
 
 from raysim import population, seeding
@@ -113,19 +107,6 @@ def prove_widths(workload: Workload) -> None:
             raise SystemExit(f"VGG16 at keep_ratio={keep_ratio} has {found:.3f} M parameters, not {millions:.3f} M")
 
 
-def medians_in_turns(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Return the median seconds of each side; in every repeat all sides run, each time another one first."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    names = list(sides)
-    for repeat in range(repeats):
-        for place in range(len(names)):
-            name = names[(repeat + place) % len(names)]
-            started = time.perf_counter()
-            sides[name]()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(taken) for name, taken in seconds.items()}
-
-
 def against_floor(rows: int, repeats: int) -> dict[str, float]:
     """Time one client of the digits experiment through raysim and through the plain loop."""
     workload = workload_of(datasets.load("digits", None, False, None, SEED), "cnn", rows, SMALL_CNN)
@@ -167,16 +148,6 @@ def noise_images(rows: int) -> datasets.Dataset:
     return datasets.Dataset("noise", images, labels, images, labels, 10, 255, (0.5,) * 3, (0.3,) * 3)
 
 
-def git_commit() -> str | None:
-    """Return the commit the code is at, marked where it has been changed since."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
 def main() -> None:
     """Run the benchmark and print its line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -198,17 +169,8 @@ def main() -> None:
         "repeats": {"digits": repeats, "vgg16": max(3, repeats // 5)},
         "digits": floors,
         "vgg16": widths,
-        "machine": {
-            "cpus": os.cpu_count(),
-            "capability": torch.backends.cpu.get_cpu_capability(),
-            "type": platform.machine(),
-            "threads": torch.get_num_threads(),
-        },
-        "versions": {
-            "python": platform.python_version(), "torch": version("torch"), "raysim": version("raysim"),
-        },
-        "commit": git_commit(),
-    }  # fmt: skip
+        **surroundings(),
+    }
     print(json.dumps(result))
 
 

@@ -1,12 +1,14 @@
 """Slow and obvious versions of what raysim computes cleverly, and small networks to try it on."""
 
+import functools
 import itertools
 
 import numpy as np
 import torch
+import torchvision
 from torch import nn
 
-from raysim.pruning.plan import ChannelPlan
+from raysim.pruning.groups import ChannelGroups
 from raysim.types import Mask, Params
 
 
@@ -66,7 +68,93 @@ class FlippedNet(nn.Module):
         return self.classifier(self.second(flipped).relu().mean((2, 3)))
 
 
-def random_mask(plan: ChannelPlan, seed: int) -> Mask:
+class GroupedNet(nn.Module):
+    """A grouped convolution and two GroupNorms that part the same channels differently: units are merged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 24, 3, padding=1)
+        self.norm = nn.GroupNorm(2, 24)
+        self.grouped = nn.Conv2d(24, 18, 3, padding=1, groups=3)
+        self.fine = nn.GroupNorm(3, 18)
+        self.last = nn.Conv2d(18, 6, 1, groups=2)
+        self.classifier = nn.Linear(6 * 64, 4)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = self.grouped(self.norm(self.first(inputs)).relu())
+        return self.classifier(self.last(self.fine(hidden).tanh()).relu().flatten(1))
+
+
+class GatedNet(nn.Module):
+    """Channels that a second layer scales (squeeze and excitation): joined, but not summed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3)
+        self.gate = nn.Linear(6, 6)
+        self.classifier = nn.Linear(6, 4)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(inputs).relu().mean((2, 3))
+        return self.classifier(hidden * self.gate(hidden).sigmoid())
+
+
+class LayerNormNet(nn.Module):
+    """A hidden layer with LayerNorm, then a residual one with a bare parameter that scales its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3 * 64, 12)
+        self.norm = nn.LayerNorm(12)
+        self.wide = nn.Linear(12, 20)
+        self.back = nn.Linear(20, 12)
+        self.scale = nn.Parameter(torch.ones(12))
+        self.last_norm = nn.RMSNorm(12)
+        self.classifier = nn.Linear(12, 4)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        stream = self.first(inputs.flatten(1))
+        stream = stream + self.scale * self.back(nn.functional.gelu(self.wide(self.norm(stream))))
+        return self.classifier(self.last_norm(stream))
+
+
+class SharedNet(nn.Module):
+    """One convolution used twice under two names, and two heads that are added up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        self.shared = nn.Conv2d(6, 6, 3, padding=1)
+        self.again = self.shared
+        self.side = nn.ConvTranspose2d(6, 5, 2, stride=2)
+        self.activation = nn.PReLU(5)
+        self.head = nn.Linear(6 * 64, 4)
+        self.side_head = nn.Linear(5, 4)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = self.again(self.shared(self.first(inputs).relu()).relu())
+        side = self.activation(self.side(hidden)).mean((2, 3))
+        return self.head(hidden.flatten(1)) + self.side_head(side)
+
+
+class JoinedNet(nn.Module):
+    """Branches that are concatenated, one of them twice, and flattened at 6 x 4 pixels into a hidden layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Conv2d(3, 4, 3, padding=(0, 1), stride=(1, 2))
+        self.right = nn.Conv2d(3, 5, 3, padding=(0, 1), stride=(1, 2))
+        self.norm = nn.BatchNorm2d(13)
+        self.hidden = nn.Linear(13 * 24, 9)
+        self.classifier = nn.Linear(9, 4)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        left, right = self.left(inputs), self.right(inputs)
+        joined = self.norm(torch.cat([left, right, left], dim=1)).relu()
+        return self.classifier(self.hidden(joined.flatten(1)).relu())
+
+
+def random_mask(plan: ChannelGroups, seed: int) -> Mask:
     """Keep a random number of random units of each group, independently, at least one."""
     rng = np.random.default_rng(seed)
     kept = np.zeros(plan.num_units, dtype=np.bool_)
@@ -77,7 +165,7 @@ def random_mask(plan: ChannelPlan, seed: int) -> Mask:
     return Mask(kept)
 
 
-def held_entries(plan: ChannelPlan, mask: Mask, params: Params) -> dict[str, torch.Tensor]:
+def held_entries(plan: ChannelGroups, mask: Mask, params: Params) -> dict[str, torch.Tensor]:
     """Which entries of every tensor a submodel holds, one unit and one slot at a time."""
     held = {key: torch.ones(tensor.shape, dtype=torch.bool) for key, tensor in params.items()}
     for group in plan.groups:
@@ -109,3 +197,32 @@ def filled(
             exponent = {"global": 0.0, "holders": 1.0, "damped": gamma}[fill]
             result[entry] += weighted / share**exponent
     return result.view(current.shape)
+
+
+def norms_over_kept_channels(model: nn.Module, held: dict[str, torch.Tensor]) -> None:
+    """Make norms that mix channels take their statistics over the held ones only; the others come out zero."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
+            module.register_forward_hook(functools.partial(_renorm, held[f"{name}.weight"]))
+
+
+def _renorm(
+    held: torch.Tensor, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+) -> torch.Tensor:
+    (inputs,) = args
+    dim = 1 if isinstance(module, nn.GroupNorm | torchvision.models.convnext.LayerNorm2d) else inputs.dim() - 1
+    result = torch.zeros_like(output).movedim(dim, 0)
+    channels = inputs.movedim(dim, 0)
+    parts = module.num_groups if isinstance(module, nn.GroupNorm) else 1
+    for part in torch.arange(len(held)).chunk(parts):
+        kept = part[held[part]]
+        values = channels[kept]
+        over = (0, *range(2, values.dim())) if isinstance(module, nn.GroupNorm) else 0
+        eps = module.eps or torch.finfo(values.dtype).eps
+        if not isinstance(module, nn.RMSNorm):
+            values = values - values.mean(over, keepdim=True)
+        values = values / (values.square().mean(over, keepdim=True) + eps).sqrt()
+        shape = [-1] + [1] * (values.dim() - 1)
+        shift = 0 if isinstance(module, nn.RMSNorm) else module.bias[kept].view(shape)
+        result[kept] = values * module.weight[kept].view(shape) + shift
+    return result.movedim(0, dim)

@@ -26,6 +26,22 @@ def test_bench_training_prints_one_line():
 
 
 @pytest.mark.slow
+def test_bench_submodel_prints_one_line():
+    command = [sys.executable, str(ROOT / "jobs" / "bench_submodel.py"), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    result = json.loads(line)
+    assert set(result["models"]) == {"vgg16", "resnet18", "mobilenet_v3_large"}
+    for measured in result["models"].values():
+        assert measured["extract_ratio_to_copy"] > 0
+        assert measured["reconstruct_ratio_to_copy"] > 0
+        assert measured["kept_parameters"] < measured["parameters"] / 2
+    assert result["repeats"] == 5
+    assert {"machine", "versions", "commit"} <= set(result)
+
+
+@pytest.mark.slow
 def test_too_few_repeats_are_refused():
     command = [sys.executable, str(ROOT / "jobs" / "bench_training.py"), "--repeats", "4"]
     done = subprocess.run(command, capture_output=True, text=True)

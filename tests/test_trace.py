@@ -4,13 +4,16 @@ import functools
 import numpy as np
 import pytest
 import torch
-from oracles import BranchNet, DepthwiseNet, FlippedNet
+import torchvision
+from oracles import BranchNet, DepthwiseNet, FlippedNet, GatedNet
 from torch import nn
 
+from raysim.errors import UntraceableError
 from raysim.models import zoo
 from raysim.pruning import submodel
+from raysim.pruning.groups import to_json
 from raysim.pruning.masks import keep_top
-from raysim.pruning.plan import ChannelPlan, to_json
+from raysim.pruning.plan import ChannelPlan
 from raysim.types import Mask
 
 
@@ -77,6 +80,43 @@ def test_a_group_the_tracer_gets_wrong_is_left_whole_with_the_reason() -> None:
     plan = ChannelPlan.trace(FlippedNet(), torch.randn(2, 3, 8, 8))
     assert [group.name for group in plan.groups] == ["second"]
     assert "cutting it changes what the rest computes" in plan.unprunable["first"]
+
+
+def test_groups_of_channels_without_a_common_position_are_left_whole() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 3), nn.GroupNorm(4, 12), nn.Conv2d(12, 6, 1, groups=3), nn.Flatten(), nn.Linear(216, 4)
+    )
+    plan = ChannelPlan.trace(model, torch.randn(2, 3, 8, 8))
+    assert plan.unprunable == {"0": "its channels can only be kept or dropped all together"}
+    assert [group.name for group in plan.groups] == ["2"]
+
+
+def test_a_residual_stream_can_be_kept_whole_and_gates_are_none() -> None:
+    resnet, _ = traced("resnet32")
+    plan = ChannelPlan.trace(resnet, torch.randn(2, 3, 32, 32), keep_residual=True)
+    assert [group.name for group in plan.groups] == [
+        f"stage{stage}_block{block}.conv1" for stage in (1, 2, 3) for block in range(1, 6)
+    ]
+    assert set(plan.unprunable.values()) == {"residual stream"}
+    gated = ChannelPlan.trace(GatedNet(), torch.randn(2, 3, 8, 8), keep_residual=True)
+    assert [group.name for group in gated.groups] == ["first"]
+
+
+def test_what_cannot_be_traced_is_refused_with_layer_and_reason() -> None:
+    shuffle = torchvision.models.shufflenet_v2_x0_5(num_classes=10)
+    with pytest.raises(UntraceableError, match=r"at layer 'stage.*ZeroDivisionError"):
+        ChannelPlan.trace(shuffle, torch.randn(2, 3, 32, 32))
+    with pytest.raises(UntraceableError, match=r"does not run .* at layer 'first': RuntimeError"):
+        ChannelPlan.trace(DepthwiseNet(), torch.randn(2, 4, 8, 8))
+    with pytest.raises(UntraceableError, match="holds no floating-point tensor"):
+        ChannelPlan.trace(DepthwiseNet(), torch.randn(2, 3, 8, 8), forward=lambda model, x: model(x).argmax(1))
+
+
+@pytest.mark.slow
+def test_a_tracer_that_does_not_end_is_ended() -> None:
+    swin = torchvision.models.swin_t(num_classes=10)
+    with pytest.raises(UntraceableError, match=r"within time_limit_s=2"):
+        ChannelPlan.trace(swin, torch.randn(2, 3, 64, 64), time_limit_s=2)
 
 
 def test_tracing_leaves_the_model_alone() -> None:

@@ -30,6 +30,21 @@ class ChannelGroup:
     size: int
     slots: tuple[Slot, ...]
 
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers, and of the bare parameters, that the channels pass through."""
+        own = [slot.key for slot in self.slots if slot.role == "weight"]
+        return list(dict.fromkeys(key.removesuffix(".weight").removesuffix(".bias") for key in own))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pattern:
+    """Dimensions of tensors that are cut alike: their size, the mask's units and their indices, and where."""
+
+    size: int
+    slots: list[tuple[slice, NDArray[np.int64]]]
+    places: list[tuple[str, int]]
+
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroups:
@@ -69,6 +84,17 @@ class ChannelGroups:
             dims = axes.setdefault(slot.key, {})
             dims.setdefault(slot.dim, []).append((self.units[group.name], slot.indices))
         return axes
+
+    @cached_property
+    def patterns(self) -> list["Pattern"]:
+        """The cut dimensions, those that are cut alike together: a channel is found once, not once per tensor."""
+        alike: dict[object, Pattern] = {}
+        for key, dims in self.axes.items():
+            for dim, slots in dims.items():
+                size = self.shapes[key][dim]
+                content = (size, *((units.start, indices.tobytes()) for units, indices in slots))
+                alike.setdefault(content, Pattern(size, slots, [])).places.append((key, dim))
+        return list(alike.values())
 
     def slots(self) -> Iterator[tuple[ChannelGroup, Slot]]:
         """Iterate over all slots of all prunable groups."""

@@ -154,7 +154,8 @@ def randomise(model: nn.Module, generator: torch.Generator) -> None:
             tensor.uniform_(0.5, 1.5, generator=generator)
         else:
             fan_in = max(1, tensor[0].numel()) if tensor.dim() else 1
-            tensor.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
+            bound = (6 / fan_in) ** 0.5
+            tensor.uniform_(-bound, bound, generator=generator)
 
 
 def half_of_each(groups: ChannelGroups, rng: np.random.Generator) -> Mask:

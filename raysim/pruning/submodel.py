@@ -20,13 +20,14 @@ Cut = dict[str, dict[int, torch.Tensor]]
 def cut_for(plan: ChannelGroups, mask: Mask) -> Cut:
     """Return which indices of which tensors a mask keeps; tensors it leaves whole are absent."""
     cut: Cut = {}
-    for key, dims in plan.axes.items():
-        for dim, slots in dims.items():
-            kept = np.ones(plan.shapes[key][dim], dtype=np.bool_)
-            for units, indices in slots:
-                kept[indices[~mask.kept[units]].ravel()] = False
-            if not kept.all():
-                cut.setdefault(key, {})[dim] = torch.from_numpy(np.flatnonzero(kept))
+    for pattern in plan.patterns:
+        kept = np.ones(pattern.size, dtype=np.bool_)
+        for units, indices in pattern.slots:
+            kept[indices[~mask.kept[units]].ravel()] = False
+        if not kept.all():
+            found = torch.from_numpy(np.flatnonzero(kept))
+            for key, dim in pattern.places:
+                cut.setdefault(key, {})[dim] = found
     return cut
 
 

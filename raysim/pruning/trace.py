@@ -32,7 +32,7 @@ class Found:
 
     Attributes:
         name: The first of its layers.
-        layers: All layers that write its channels.
+        layers: All layers its channels pass through, from where they are made to where they are read.
         summed: Whether an addition joins channels that several layers make.
         group: The group, or why it cannot be cut.
     """
@@ -168,20 +168,21 @@ def _find(model: nn.Module, forward: Forward, example: Any) -> list[Found]:
 def _to_found(
     dependencies: Any, graph: Any, names: dict[int, str], order: dict[str, int], aliases: Mapping[str, Sequence[str]]
 ) -> Found:
-    makers, additions = set(), 0
+    makers, passed, additions = set(), set(), 0
     for item in dependencies:
         node, module = item.dep.target, item.dep.target.module
-        is_root = isinstance(module, ROOTS) and graph.is_out_channel_pruning_fn(item.dep.handler)
-        if is_root and layers.writes_own_channels(module):
-            makers.add(names[id(module)])
-        if node.grad_fn is not None and node.grad_fn.name().startswith(("Add", "Sub")):
+        if id(module) in names and graph.is_out_channel_pruning_fn(item.dep.handler):
+            passed.add(names[id(module)])
+            if layers.writes_own_channels(module):
+                makers.add(names[id(module)])
+        if node.grad_fn is not None and node.grad_fn.name().startswith(("AddBackward", "SubBackward")):
             additions += len([each for each in node.inputs if not isinstance(each.module, nn.Parameter)]) > 1
     name = min(makers, key=order.__getitem__)
     try:
         group: ChannelGroup | str = _to_units(dependencies, graph, names).to_group(name, aliases)
     except UnsupportedLayerError as error:
         group = str(error)
-    return Found(name, frozenset(makers), len(makers) > 1 and additions > 0, group)
+    return Found(name, frozenset(passed), len(makers) > 1 and additions > 0, group)
 
 
 def _to_units(dependencies: Any, graph: Any, names: dict[int, str]) -> UnitTable:

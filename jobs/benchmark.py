@@ -1,0 +1,51 @@
+"""What all benchmarks share: timing in turns, and what a figure was measured on."""
+
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+def medians_in_turns(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Return the median seconds of each side; in every repeat all sides run, each time another one first."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    names = list(sides)
+    for repeat in range(repeats):
+        for place in range(len(names)):
+            name = names[(repeat + place) % len(names)]
+            started = time.perf_counter()
+            sides[name]()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(taken) for name, taken in seconds.items()}
+
+
+def surroundings() -> dict[str, object]:
+    """Return the machine, the versions and the commit a benchmark runs on."""
+    return {
+        "machine": {
+            "cpus": os.cpu_count(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "type": platform.machine(),
+            "threads": torch.get_num_threads(),
+        },
+        "versions": {
+            "python": platform.python_version(), "torch": version("torch"), "raysim": version("raysim"),
+        },
+        "commit": git_commit(),
+    }  # fmt: skip
+
+
+def git_commit() -> str | None:
+    """Return the commit the code is at, marked where it has been changed since."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
