@@ -7,7 +7,8 @@ import yaml
 from conftest import CONFIGS, tiny_settings
 from pydantic import BaseModel, ValidationError
 
-from raysim.config import ExperimentSettings, MethodSettings, Settings, TierSettings, TrainingSettings
+from raysim.config import ExperimentSettings, MethodSettings, TierSettings, TrainingSettings
+from raysim.config_data import Settings
 from raysim.methods.options import MethodOptions
 from raysim.training import LocalTraining
 

@@ -23,6 +23,7 @@ RANKS: dict[str, float] = {
     "raysim.seeding": 0.5,
     # Settings, devices, data, models.
     "raysim.config": 1,
+    "raysim.config_data": 0.9,
     "raysim.devices": 1,
     "raysim.data": 1,
     "raysim.data.raw": 1,
@@ -127,7 +128,7 @@ AT_HOME: dict[str, tuple[str, ...]] = {
     "matplotlib": ("raysim.data.figure",),
     "torchvision": ("raysim.data", "raysim.models"),
     "torch_pruning": ("raysim.pruning.trace",),
-    "pydantic": ("raysim.config", "raysim.config_file"),
+    "pydantic": ("raysim.config", "raysim.config_data", "raysim.config_file"),
 }
 """Where a library may be imported: in these modules, or in a package's modules."""
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from raysim import config_file, simulation
-from raysim.config import ExecutorSettings, ExperimentSettings, Settings
+from raysim.config import ExecutorSettings, ExperimentSettings
+from raysim.config_data import Settings
 from raysim.errors import SettingError, nearest_first
 
 OWN = ("method", "server", "training")

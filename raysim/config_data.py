@@ -1,0 +1,101 @@
+"""Settings of data and model, and what all settings are made of."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, no unknown keys, no silent conversion of text to numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class PartitionSettings(Settings):
+    """How the training rows are dealt to the clients. A setting the chosen rule does not read is refused."""
+
+    name: str = "dirichlet"
+    """Rule: `iid`, `dirichlet` (label shares drawn per class), `dirichlet-clients` (class mix drawn per client),
+    `shards` (sorted by label), `classes` (so many per client), `quantity` (unequal sizes), `natural` (the data set's
+    users), `file` (rows from a file) or `resample` (rows drawn by each client when needed)."""
+    alpha: Positive | None = None
+    """Concentration of `dirichlet`, `dirichlet-clients` and `quantity`, above 0, default 0.5; small = unequal."""
+    min_examples: Count | None = None
+    """Fewest rows of a client, held-out ones included, at least 1, default 2: poorer clients are given rows of the
+    richest; `natural` leaves poorer users out. Read by `iid`, both Dirichlet rules, `quantity` and `natural`."""
+    shards_per_client: Count | None = None
+    """Pieces of the sorted rows that a client of `shards` gets, at least 1, default 2."""
+    classes_per_client: Count | None = None
+    """Classes that a client of `classes` gets rows of, at least 1, default 2."""
+    examples_per_client: Count | None = None
+    """Rows that a client of `resample` draws, held-out ones included, at least 1, default 100."""
+    path: str | None = None
+    """File of `file`: `.json` with one list of row numbers per client, `.npz` or `.parquet` with columns `client` and
+    `row`. Of `natural`: `.npy` or `.json` with the user of each training row; null = the data set's own users."""
+
+
+class TransformSettings(Settings):
+    """What is done to the images: once, in the order grey to RGB, resize, pad; and on every batch in training."""
+
+    normalize: bool = True
+    """Whether each channel is brought to mean 0 and standard deviation 1; false = values in [0, 1]."""
+    mean: list[FiniteFloat] | None = None
+    """Mean of each channel, of values in [0, 1]; null = that of the training images. Needs `std`."""
+    std: list[Positive] | None = None
+    """Standard deviation of each channel, above 0; null = that of the training images. Needs `mean`."""
+    resize: Count | None = None
+    """Height and width in pixels to bring the images to, bilinear; null = as they are."""
+    pad_to: Count | None = None
+    """Height and width in pixels to pad the images to, with zeros on all sides; null = as they are."""
+    grey_to_rgb: bool = False
+    """Whether images of one channel are repeated in three."""
+    augment: list[dict[str, Any]] = []
+    """Random transforms of whole batches in local training, each the `name` of a class in `torchvision.transforms.v2`
+    and its keyword arguments, as `{name: RandomCrop, size: 32, padding: 4}`; they see values in [0, 1]."""
+
+
+class DataSettings(Settings):
+    """Which data, from where, and how it is dealt."""
+
+    name: str = "digits"
+    """Data set: `digits` (scikit-learn, embedded), `mnist`, `fashionmnist`, `emnist`, `kmnist`, `cifar10`,
+    `cifar100`, `svhn` (torchvision), `imagefolder` (`train/<class>/*` and `test/<class>/*`), or a dotted path
+    `my_pkg.data:load`."""
+    root: str | None = None
+    """Folder of the data set's files, where it has any; relative to the working directory."""
+    download: bool = False
+    """Whether a missing data set may be fetched into `root`."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the loader: `{split: letters}` of `emnist`, or those of a dotted path."""
+    transform: TransformSettings = TransformSettings()
+    """What is done to the images."""
+    max_train_examples: Count | None = None
+    """Use only so many training rows, drawn in equal shares per class; null = all."""
+    heldout_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Share of a client's own rows kept out of training to score its submodel, in [0, 1)."""
+    partition: PartitionSettings = PartitionSettings()
+    """How the training rows are dealt to the clients."""
+    split_seed: Annotated[int, Field(ge=0)] | None = None
+    """Seed of the split: which rows are used, who owns and holds out which, who has which device; null = `seed`."""
+
+
+class ModelSettings(Settings):
+    """Which network."""
+
+    name: str = "cnn"
+    """Model: `cnn`, `lenet`, `mlp`, `vgg16`, `resnet32`, a classification model of torchvision as
+    `torchvision/resnet18`, or a dotted path `my_pkg.net:build`."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the model's builder, for example `{channels: [16, 32]}`."""
+    weights: str | None = None
+    """Local file with a state dict to start from, `.pt`, `.pth` or `.safetensors`; null = drawn from the seed."""
+    keep_residual: bool = False
+    """Whether channels that residual additions join across layers are left whole."""
+    keep_whole: list[str] | None = None
+    """Layers never cut, as names with wildcards (`classifier.*`); null = the model's own choice."""
