@@ -32,6 +32,7 @@ ui: $(READY)
 
 bench: $(READY)
 	$(BIN)/python jobs/bench_training.py $(ARGS)
+	$(BIN)/python jobs/bench_submodel.py $(ARGS)
 
 # Where Python comes without its venv module, as on a bare Debian, pip alone has to do.
 .venv-by-virtualenv:

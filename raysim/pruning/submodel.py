@@ -156,9 +156,9 @@ def reconstruct(compact: Params, cut: Cut, into: Params, out: Params | None = No
 def zero_dropped(params: Params, cut: Cut) -> Params:
     """Return the full model with every entry the submodel does not hold at zero; whole tensors are shared."""
     zeroed = dict(params)
-    for key, dims in cut.items():
+    for key in zeroed.keys() & cut.keys():
         zeroed[key] = torch.zeros_like(params[key])
-        put(zeroed[key], dims, take(params[key], dims))
+        put(zeroed[key], cut[key], take(params[key], cut[key]))
     return zeroed
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import fnmatch
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ def trace(
     """Find which channels of which layers can only be dropped together; see `ChannelPlan.trace`."""
     _check_example(example_input)
     _check_patterns(model, keep_whole)
+    if not 0 < time_limit_s <= threading.TIMEOUT_MAX:
+        raise SettingError(f"time_limit_s={time_limit_s!r} is not a number of seconds above 0")
     twin = _twin(model)
     work = partial(_trace, twin, example_input, keep_whole, keep_residual, forward or proof.call)
     try:
