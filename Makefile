@@ -32,6 +32,7 @@ ui: $(READY)
 
 bench: $(READY)
 	$(BIN)/python jobs/bench_training.py $(ARGS)
+	$(BIN)/python jobs/bench_submodel.py $(ARGS)
 
 compare: $(READY)
 	$(BIN)/python jobs/compare_methods.py jobs/configs/compare_digits.yaml $(ARGS)

@@ -36,17 +36,16 @@ def extract(cache: submodel.SubmodelCache, plan: ChannelPlan, params: Params, ma
     """Cut as the engine does: a client's tensors into the skeleton of its width."""
     cut = submodel.cut_for(plan, mask)
     module = cache.module_for(mask, cut)
-    submodel.load_params(module, submodel.extract_params(params, cut))
+    submodel.extract_params(params, cut, out=dict(module.state_dict()))
     return module
 
 
 def prove(plan: ChannelPlan, cache: submodel.SubmodelCache, params: Params, mask: Mask) -> None:
-    """Check both ways against the plan's own definition of what a submodel holds, one unit at a time."""
+    """Check both ways against the plan's own definition of what a submodel holds, one slot at a time."""
     held = {key: torch.ones(tensor.shape, dtype=torch.bool) for key, tensor in params.items()}
     for group, slot in plan.slots():
-        for unit in range(group.size):
-            if not mask.kept[plan.units[group.name].start + unit]:
-                held[slot.key].index_fill_(slot.dim, torch.from_numpy(slot.indices[unit]), False)
+        dropped = slot.indices[~mask.kept[plan.units[group.name]]]
+        held[slot.key].index_fill_(slot.dim, torch.from_numpy(dropped.ravel()), False)
     compact = extract(cache, plan, params, mask).state_dict()
     if not any(tensor.numel() < params[key].numel() for key, tensor in compact.items()):
         raise SystemExit("nothing was cut")

@@ -1,7 +1,6 @@
 """Slow and obvious versions of what raysim computes cleverly, and small networks to try it on."""
 
 import functools
-import itertools
 
 import numpy as np
 import torch
@@ -166,14 +165,12 @@ def random_mask(plan: ChannelGroups, seed: int) -> Mask:
 
 
 def held_entries(plan: ChannelGroups, mask: Mask, params: Params) -> dict[str, torch.Tensor]:
-    """Which entries of every tensor a submodel holds, one unit and one slot at a time."""
+    """Which entries of every tensor a submodel holds, one slot at a time."""
     held = {key: torch.ones(tensor.shape, dtype=torch.bool) for key, tensor in params.items()}
     for group in plan.groups:
-        units = plan.units[group.name]
-        for slot, unit in itertools.product(group.slots, range(group.size)):
-            if not mask.kept[units.start + unit]:
-                for index in slot.indices[unit]:
-                    held[slot.key].select(slot.dim, int(index)).fill_(False)
+        dropped = ~mask.kept[plan.units[group.name]]
+        for slot in group.slots:
+            held[slot.key].index_fill_(slot.dim, torch.from_numpy(slot.indices[dropped].ravel()), False)
     return held
 
 

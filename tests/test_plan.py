@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from oracles import DepthwiseNet, GroupedNet, SharedNet, held_entries, random_mask
+from oracles import BranchNet, DepthwiseNet, GroupedNet, SharedNet, held_entries, random_mask
 from torch import nn
 
 from raysim import ChannelPlan, Mask, SettingError
@@ -164,13 +164,14 @@ def test_grouped_layers_keep_their_number_of_groups() -> None:
 
 
 def test_the_summary_says_what_is_whole_and_why() -> None:
-    plan = ChannelPlan.trace(SharedNet(), torch.randn(2, 3, 8, 8), keep_residual=True)
+    plan = ChannelPlan.trace(BranchNet(), torch.randn(2, 3, 8, 8), keep_whole=["right"], keep_residual=True)
     assert plan.summary().splitlines() == [
-        "1 channel groups with 5 units can be pruned",
-        "  side: 5 units, with activation",
+        "1 channel groups with 7 units can be pruned",
+        "  joined: 7 units",
         "left whole:",
-        "  first: residual stream",
-        "  head: the model's outputs, 4 classes",
+        "  left: residual stream",
+        "  right: kept whole, as 'right' asks",
+        "  classifier: the model's outputs, 4 classes",
     ]
 
 

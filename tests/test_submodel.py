@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from oracles import DepthwiseNet, random_mask
 from torch import nn
@@ -40,6 +41,27 @@ def test_skeletons_are_built_once_per_width() -> None:
     units = plan.units["first"]
     other.kept[units] = np.roll(mask.kept[units], 1)
     assert cache.module_for(other, submodel.cut_for(plan, other)) is first
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+@pytest.mark.parametrize("shape", [(5, 4, 3, 3), (5, 4, 1, 1), (5, 4, 2, 0)])
+@pytest.mark.parametrize("cut_dims", [(0,), (1,), (0, 1), (0, 1, 2)])
+def test_every_way_to_take_put_and_add_does_what_indexing_does(memory_format, dtype, shape, cut_dims) -> None:
+    kept = {0: torch.tensor([0, 3, 4]), 1: torch.tensor([1, 2]), 2: torch.tensor([0])}
+    dims = {dim: kept[dim] for dim in cut_dims}
+    full = torch.randn(shape).mul(100).to(dtype).contiguous(memory_format=memory_format)
+    where = submodel.region(dims, 4)
+    expected = full[where]
+    assert torch.equal(submodel.take(full, dims), expected)
+    out = torch.empty_like(expected)
+    submodel.take(full, dims, out)
+    assert torch.equal(out, expected)
+    for write, result in ((submodel.put, expected * 2), (submodel.add, expected * 3)):
+        changed, wanted = full.clone(), full.clone()
+        write(changed, dims, expected * 2)
+        wanted[where] = result
+        assert torch.equal(changed, wanted)
 
 
 def test_frozen_parameters_stay_frozen_and_types_are_kept() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 BATCH = 2
@@ -41,7 +42,8 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> ModelCost:
         return tensor
 
     own_storages = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    with FlopCounterMode(display=False, custom_mapping=_CONVOLUTION_FORMULAS) as counter:
+    attention = sdpa_kernel(SDPBackend.MATH)  # the other kernels are not there on every device
+    with attention, FlopCounterMode(display=False, custom_mapping=_CONVOLUTION_FORMULAS) as counter:
         with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
             output = model(example)
         output.sum().backward()

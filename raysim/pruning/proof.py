@@ -50,12 +50,11 @@ def prove(
     def settle(some: Sequence[ChannelGroup]) -> None:
         if not some:
             return
-        error = relative_error(model, forward, example, ChannelGroups((*proved, *some), shapes, None, {}))
-        if error < TOLERANCE:
+        fault = fault_of(model, forward, example, ChannelGroups((*proved, *some), shapes, None, {}))
+        if fault is None:
             proved.extend(some)
         elif len(some) == 1:
-            what = "what the rest computes" if np.isfinite(error) else "the shapes the rest computes with"
-            disproved[some[0].name] = f"cutting it changes {what} (relative error {error:.1e})"
+            disproved[some[0].name] = fault
         else:
             settle(some[: len(some) // 2])
             settle(some[len(some) // 2 :])
@@ -64,24 +63,25 @@ def prove(
     return proved, disproved
 
 
-def relative_error(model: nn.Module, forward: Forward, example: Any, groups: ChannelGroups) -> float:
-    """Compare a random submodel's outputs with the full model's, dropped entries at zero.
+def fault_of(model: nn.Module, forward: Forward, example: Any, groups: ChannelGroups) -> str | None:
+    """Return what is wrong with a random submodel's outputs, against the full model with dropped entries at zero.
 
     Returns:
-        The largest difference of any output as share of that output's largest value; infinite where the
-        submodel does not run, or its outputs have other shapes or are not finite.
+        Nothing where every output agrees within the tolerance, else the reason why not.
     """
     cut = submodel.cut_for(groups, half_of_each(groups, np.random.default_rng(0)))
     try:
         with torch.no_grad():
             expected = tensors_of(full_without_dropped(model, forward, example, groups.shapes, cut))
             found = tensors_of(forward(compact(model, groups, cut), example))
-    except Exception:  # whatever a layer raises when channels are missing
-        return float("inf")
+    except Exception as error:  # whatever a layer raises when channels are missing
+        return f"what is left does not run without it: {first_line(error)}"
     if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:
-        return float("inf")
+        return "cutting it changes the shape of the outputs"
     errors = [_relative(ours, theirs) for ours, theirs in zip(found, expected, strict=True)]
-    return max(errors) if all(np.isfinite(errors)) else float("inf")
+    if all(error < TOLERANCE for error in errors):
+        return None
+    return f"cutting it changes what the rest computes (relative error {max(errors):.1e})"
 
 
 def full_without_dropped(model: nn.Module, forward: Forward, example: Any, shapes: Shapes, cut: submodel.Cut) -> Any:
@@ -91,7 +91,7 @@ def full_without_dropped(model: nn.Module, forward: Forward, example: Any, shape
     a channel that is not there cannot count as a zero.
     """
     full = submodel.skeleton(model, shapes, device="meta")
-    full.load_state_dict(submodel.zero_dropped(dict(model.state_dict()), cut), assign=True)
+    submodel.adopt(full, submodel.zero_dropped(dict(model.state_dict()), cut))
     with KeptStatistics(full, cut):
         return forward(full, example)
 
@@ -99,7 +99,7 @@ def full_without_dropped(model: nn.Module, forward: Forward, example: Any, shape
 def compact(model: nn.Module, groups: ChannelGroups, cut: submodel.Cut) -> nn.Module:
     """Return the submodel; tensors it leaves whole are the model's own."""
     small = submodel.skeleton(model, submodel.compact_shapes(groups, cut), device="meta")
-    small.load_state_dict(submodel.extract_params(dict(model.state_dict()), cut), assign=True)
+    submodel.adopt(small, submodel.extract_params(dict(model.state_dict()), cut))
     return small
 
 
@@ -175,3 +175,9 @@ def tensors_of(output: Any) -> list[torch.Tensor]:
 
 def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's type and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

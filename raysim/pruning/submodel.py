@@ -31,37 +31,66 @@ def cut_for(plan: ChannelGroups, mask: Mask) -> Cut:
     return cut
 
 
-def extract_params(params: Params, cut: Cut) -> Params:
-    """Return the compact tensors of a submodel; whole tensors are passed on without a copy."""
-    return {key: take(tensor, cut.get(key, {})) for key, tensor in params.items()}
+def extract_params(params: Params, cut: Cut, out: Params | None = None) -> Params:
+    """Return the compact tensors of a submodel.
+
+    Args:
+        params: The full model's tensors.
+        cut: Which indices are kept.
+        out: Tensors of the submodel's shapes to write to instead of new ones, as those of a skeleton are. Without
+            it, whole tensors are passed on without a copy.
+
+    Returns:
+        The compact tensors; `out` where it is given.
+    """
+    if out is None:
+        return {key: take(tensor, cut.get(key, {})) for key, tensor in params.items()}
+    for key, tensor in params.items():
+        if key in cut:
+            take(tensor, cut[key], out[key])
+        else:
+            out[key].copy_(tensor)
+    return out
 
 
-def take(tensor: torch.Tensor, dims: Mapping[int, torch.Tensor]) -> torch.Tensor:
-    """Select indices along several dimensions at once."""
+def take(tensor: torch.Tensor, dims: Mapping[int, torch.Tensor], out: torch.Tensor | None = None) -> torch.Tensor:
+    """Select indices along several dimensions at once, into `out` where it is given and there are any."""
     inner = _entries_behind(tensor, dims)
-    if inner > 1:  # whole kernels are moved at once, several times faster than entry by entry
+    if inner > 1 and (out is None or out.is_contiguous()):  # whole kernels at once: several times faster
         rows, columns = dims[0].to(tensor.device), dims[1].to(tensor.device)
-        kernels = tensor.view(-1, inner).index_select(0, _pairs(rows, columns, tensor.shape[1]))
+        into = None if out is None else out.view(-1, inner)
+        kernels = torch.index_select(tensor.view(-1, inner), 0, _pairs(rows, columns, tensor.shape[1]), out=into)
         return kernels.view(len(rows), len(columns), *tensor.shape[2:])
-    for dim, indices in dims.items():
-        tensor = tensor.index_select(dim, indices.to(tensor.device))
+    for place, (dim, indices) in enumerate(dims.items(), start=1):
+        into = out if place == len(dims) else None
+        tensor = torch.index_select(tensor, dim, indices.to(tensor.device), out=into)
     return tensor
 
 
 def put(tensor: torch.Tensor, dims: Mapping[int, torch.Tensor], values: torch.Tensor) -> None:
     """Write a submodel's values to where they belong in a full tensor, in place."""
-    _write(torch.Tensor.index_copy_, tensor, dims, values)
+    values, inner = values.to(tensor), _entries_behind(tensor, dims)
+    if inner > 1 and tensor.device.type == "cpu":
+        pairs = _pairs(dims[0], dims[1], tensor.shape[1]).numpy()
+        _kernels(tensor, inner)[pairs] = _kernels(values.contiguous(), inner)
+    else:
+        _write(torch.Tensor.index_copy_, tensor, dims, values)
 
 
 def add(tensor: torch.Tensor, dims: Mapping[int, torch.Tensor], values: torch.Tensor) -> None:
     """Add a submodel's values to where they belong in a full tensor, in place."""
-    _write(torch.Tensor.index_add_, tensor, dims, values)
+    _write(torch.Tensor.index_add_, tensor, dims, values.to(tensor))
+
+
+def _kernels(tensor: torch.Tensor, inner: int) -> NDArray[np.void]:
+    """View a contiguous tensor as one item per kernel, which NumPy moves whole: twice as fast as entries."""
+    return tensor.detach().view(-1).view(torch.uint8).numpy().view(np.dtype((np.void, inner * tensor.element_size())))
 
 
 def _write(
     write: Callable[..., torch.Tensor], tensor: torch.Tensor, dims: Mapping[int, torch.Tensor], values: torch.Tensor
 ) -> None:
-    values, inner = values.to(tensor), _entries_behind(tensor, dims)
+    inner = _entries_behind(tensor, dims)
     if inner > 0:
         rows, columns = dims[0].to(tensor.device), dims[1].to(tensor.device)
         pairs = _pairs(rows, columns, tensor.shape[1])
@@ -127,9 +156,9 @@ def reconstruct(compact: Params, cut: Cut, into: Params, out: Params | None = No
 def zero_dropped(params: Params, cut: Cut) -> Params:
     """Return the full model with every entry the submodel does not hold at zero; whole tensors are shared."""
     zeroed = dict(params)
-    for key, dims in ((key, dims) for key, dims in cut.items() if key in params):
+    for key in zeroed.keys() & cut.keys():
         zeroed[key] = torch.zeros_like(params[key])
-        put(zeroed[key], dims, take(params[key], dims))
+        put(zeroed[key], cut[key], take(params[key], cut[key]))
     return zeroed
 
 
@@ -205,6 +234,17 @@ def load_params(module: nn.Module, params: Params) -> None:
     with torch.no_grad():
         for key, tensor in module.state_dict(keep_vars=True).items():
             tensor.copy_(params[key])
+
+
+def adopt(module: nn.Module, params: Params) -> None:
+    """Make tensors a module's own, without copying them."""
+    for key, tensor in params.items():
+        owner, _, name = key.rpartition(".")
+        layer = module.get_submodule(owner)
+        if name in layer._parameters:
+            layer._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+        else:
+            layer._buffers[name] = tensor
 
 
 class SubmodelCache:

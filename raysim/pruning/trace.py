@@ -2,6 +2,7 @@
 
 import copy
 import fnmatch
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ def trace(
     """Find which channels of which layers can only be dropped together; see `ChannelPlan.trace`."""
     _check_example(example_input)
     _check_patterns(model, keep_whole)
+    if not 0 < time_limit_s <= threading.TIMEOUT_MAX:
+        raise SettingError(f"time_limit_s={time_limit_s!r} is not a number of seconds above 0")
     twin = _twin(model)
     work = partial(_trace, twin, example_input, keep_whole, keep_residual, forward or proof.call)
     try:
@@ -115,7 +118,7 @@ def _twin(model: nn.Module) -> nn.Module:
         twin = copy.deepcopy(model).cpu().double().requires_grad_(True).eval()
         proof.randomise(twin, torch.Generator().manual_seed(0))
     except Exception as error:
-        raise UntraceableError(f"the model cannot be copied: {_sentence(error)}") from error
+        raise UntraceableError(f"the model cannot be copied: {proof.first_line(error)}") from error
     return twin
 
 
@@ -136,7 +139,7 @@ def _run(model: nn.Module, forward: Forward, example: Any) -> list[torch.Size]:
             outputs = proof.tensors_of(forward(model, example))
     except Exception as error:
         what = f"the model does not run on the example input in double precision{_place(error, model)}"
-        raise UntraceableError(f"{what}: {_sentence(error)}") from error
+        raise UntraceableError(f"{what}: {proof.first_line(error)}") from error
     if not outputs:
         raise UntraceableError("the model's output holds no floating-point tensor; give a `forward` that returns one")
     return [output.shape for output in outputs]
@@ -156,7 +159,9 @@ def _find(model: nn.Module, forward: Forward, example: Any) -> list[Found]:
             )
             dependencies = list(graph.get_all_groups(root_module_types=ROOTS))
     except Exception as error:
-        raise UntraceableError(f"the model cannot be traced{_place(error, model)}: {_sentence(error)}") from error
+        raise UntraceableError(
+            f"the model cannot be traced{_place(error, model)}: {proof.first_line(error)}"
+        ) from error
     names = {id(module): name for name, module in model.named_modules()}
     names |= {id(parameter): name for name, parameter in model.named_parameters()}
     order = {name: place for place, name in enumerate(names.values())}
@@ -269,7 +274,3 @@ def _nearest_layer(value: Any) -> Any:
         seen.add(node)
         queue += [each for each in node.inputs if each not in seen]
     return None
-
-
-def _sentence(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
