@@ -1,3 +1,4 @@
+import cProfile
 import threading
 import time
 
@@ -41,6 +42,12 @@ def test_it_works_in_any_thread() -> None:
     thread.start()
     thread.join(10)
     assert ended == [True]
+
+
+def test_it_works_under_a_profiler() -> None:
+    profile = cProfile.Profile()
+    with profile, pytest.raises(TimeoutError):
+        within(0.1, endless)
 
 
 def test_results_and_errors_pass_through() -> None:

@@ -39,18 +39,33 @@ class _Clock(threading.Thread):
     def __init__(self, limit_s: float, thread: int) -> None:
         super().__init__(name="time limit", daemon=True)
         self._limit_s, self._thread, self._stopped = limit_s, ctypes.c_ulong(thread), threading.Event()
+        self._has_struck = False
 
     def run(self) -> None:
         wait_s = self._limit_s
         while not self._stopped.wait(wait_s):
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(self._thread, ctypes.py_object(_TimeUp))
+            self._has_struck = True
+            self._strike()
             wait_s = AGAIN_AFTER_S
 
+    def _strike(self) -> None:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(self._thread, ctypes.py_object(_TimeUp))
+
     def stop(self) -> None:
-        """After this no interruption comes, nor is one left pending."""
+        """After this no interruption comes, nor is one left pending.
+
+        A pending one is replaced by one that is caught here: CPython has a call that only takes it back, but
+        that leaves the interpreter looking for it for ever.
+        """
         self._stopped.set()
         self.join()
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(self._thread, None)
+        if self._has_struck:
+            try:
+                self._strike()
+                while True:
+                    pass
+            except _TimeUp:
+                pass
 
     def stop_surely(self) -> None:
         """Stop, even when interrupted while stopping."""
