@@ -141,9 +141,10 @@ def _view_of(
     """Cut the client's submodel and load the global values into it."""
     cut = submodel.cut_for(workload.plan, task.mask)
     elements = element_masks.of_submodel(task.mask, workload.plan.shapes, cut)
-    start = element_masks.apply(elements, submodel.extract_params(broadcast.params, cut))
     model = submodels.module_for(task.mask, cut)
-    submodel.load_params(model, start)
+    submodel.extract_params(broadcast.params, cut, out=dict(model.state_dict()))
+    zero_pruned(model, elements)
+    start = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     inputs, labels = workload.data.train_rows(workload.population.train[task.client])
     return ClientView(
         workload, broadcast, task, submodels, model, task.mask, cut, elements, start, inputs, labels
