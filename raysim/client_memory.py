@@ -65,9 +65,11 @@ class ClientMemory(Mapping[int, Params]):
 
 
 def updated(old: Mapping[int, Params], new: Mapping[int, Params]) -> ClientMemory:
-    """Return a memory with the new entries in the place of the old ones; nothing is read."""
-    entries = old.entries if isinstance(old, ClientMemory) else dict(old)
-    return ClientMemory({**entries, **new})
+    """Return a memory in which the new tensors of a client replace its old ones of the same names."""
+    entries: dict[int, Params | Stored] = dict(old.entries if isinstance(old, ClientMemory) else old)
+    for client, tensors in new.items():
+        entries[client] = {**(old[client] if client in entries else {}), **tensors}
+    return ClientMemory(entries)
 
 
 def _store(tensors: Params, stem: Path) -> Stored:

@@ -227,7 +227,8 @@ def scaled_outputs(model: nn.Module, plan: ChannelPlan, factor: float) -> Iterat
 
     keys = [slot.key for _, slot in plan.slots() if slot.role == "weight" and len(plan.shapes[slot.key]) > 1]
     layers = [model.get_submodule(key.rsplit(".", 1)[0]) for key in keys]
-    handles = [layer.register_forward_hook(scale) for layer in layers]
+    distinct = {id(layer): layer for layer in layers}  # a shared layer has several keys
+    handles = [layer.register_forward_hook(scale) for layer in distinct.values()]
     try:
         yield
     finally:

@@ -113,7 +113,7 @@ def transfer_bytes(scenario: Scenario, mask: Mask) -> tuple[int, int]:
     the method asks for; the server knows the mask.
     """
     pruned = scenario.costs.pruned_elements(mask)
-    model_bytes = scenario.costs.of(mask).model_bytes - 4 * sum(pruned.values())
+    model_bytes = scenario.costs.of(mask).model_bytes - scenario.costs.pruned_bytes(mask)
     mask_bytes = 0 if mask.kept.all() else -(-scenario.workload.plan.num_units // 8)
     if pruned:
         entries = scenario.costs.masked_entries(mask)

@@ -81,10 +81,19 @@ def sent_back(scenario: Scenario, masks: list[Mask], contribution: Contribution)
 
 def coverage_of(scenario: Scenario, cohort: Cohort, masks: list[Mask], contribution: Contribution) -> Coverage:
     """Return the examples behind each entry: per pair of groups, and per entry where single ones are masked."""
-    owned = classes_owned(scenario, cohort)
-    coverage = count_coverage(scenario.workload.plan, masks, cohort.examples, owned)
+    owned, plan = classes_owned(scenario, cohort), scenario.workload.plan
+    coverage = count_coverage(plan, masks, cohort.examples, owned)
     held = contribution.sums.get("held")
-    return coverage if held is None else coverage | {key: held.value(key) for key in held.totals}
+    if held is None:
+        return coverage
+    coverage |= {key: held.value(key) for key in held.totals}
+    for key in held.totals:
+        whole = np.array([key not in mask.elements for mask in masks])
+        if whole.any():
+            others = [mask for mask, is_whole in zip(masks, whole, strict=True) if is_whole]
+            classes = None if owned is None else owned[whole]
+            coverage[key] = coverage[key] + count_coverage(plan, others, cohort.examples[whole], classes)[key]
+    return coverage
 
 
 def aggregate(

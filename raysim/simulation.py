@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from raysim import checkpoint, population, records, seeding
+from raysim import checkpoint, evaluation, population, records, seeding
 from raysim.client_view import Workload
 from raysim.config import ExperimentSettings, TierSettings
 from raysim.console import say
@@ -72,8 +72,7 @@ def _build(settings: ExperimentSettings) -> Scenario:
     clients = population.build(tiers, rows, settings.data.heldout_share, split)
 
     model = _build_model(settings, data)
-    if method.options.normalization == "group":
-        model = group_normalized(model)
+    model = _normalized(model, method.options.normalization)
     plan = _plan_of(settings, model, method, tiers, data.test_rows(np.arange(2))[0])
     workload = Workload(seed, data, clients, model, plan, local)
     check_batches(workload)
@@ -95,6 +94,14 @@ def _build(settings: ExperimentSettings) -> Scenario:
         scored_share=settings.evaluation.client_share,
         diagnose_every=settings.diagnostics.every or 0,
     )
+
+
+def _normalized(model: nn.Module, normalization: str) -> nn.Module:
+    if normalization != "batch" and not evaluation.batch_norms(model):
+        raise SettingError(
+            f"method.normalization={normalization!r} has no effect on a model without BatchNorm; allowed: null"
+        )
+    return group_normalized(model) if normalization == "group" else model
 
 
 def _plan_of(

@@ -35,7 +35,8 @@ def top_per_flop(view: RoundView, scores: Scores) -> list[Mask]:
 
 def _across_groups(view: RoundView, scores: Scores, costs: NDArray[np.float64]) -> list[Mask]:
     rows = scores if scores.ndim == 2 else scores[None]
-    ranked = [_normalised(view.plan, row) / costs for row in rows]
+    normalised = [_normalised(view.plan, row) for row in rows]
+    ranked = [np.where(row < 0, row * costs, row / costs) for row in normalised]
     cache: dict[tuple[int, float], Mask] = {}
     chosen = []
     for place, ratio in enumerate(view.keep_ratios.tolist()):
@@ -56,7 +57,7 @@ def _normalised(plan: ChannelPlan, scores: Scores) -> Scores:
 def _keep_best(plan: ChannelPlan, scores: Scores, keep_ratio: float) -> Mask:
     total = sum(masks.num_kept(group.size, keep_ratio) for group in plan.groups)
     kept = masks.keep_top(plan, scores, 1e-9).kept.copy()
-    others = np.argsort(np.where(kept, -np.inf, scores), kind="stable")[::-1]
+    others = np.argsort(np.where(kept, np.inf, -scores), kind="stable")
     kept[others[: total - len(plan.groups)]] = True
     return Mask(kept)
 

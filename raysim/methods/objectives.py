@@ -86,9 +86,7 @@ def update_variate(params: Params, memory: Params, report: CohortReport) -> tupl
 
 def doubled(view: RoundView, masks: list[Mask], load: CohortLoad) -> CohortLoad:
     """Count the variates: as many bytes again as the submodel, both ways."""
-    model_bytes = [
-        view.costs.of(mask).model_bytes - 4 * sum(view.costs.pruned_elements(mask).values()) for mask in masks
-    ]
+    model_bytes = [view.costs.of(mask).model_bytes - view.costs.pruned_bytes(mask) for mask in masks]
     return replace(load, down_bytes=load.down_bytes + model_bytes, up_bytes=load.up_bytes + model_bytes)
 
 

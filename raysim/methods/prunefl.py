@@ -97,12 +97,12 @@ def round_seconds(view: RoundView) -> tuple[float, dict[str, float]]:
 
     steps = view.local.num_steps(round(float(view.examples.mean())))
     overhead = [2 * tier.device.latency_s + steps * tier.device.step_overhead_s for tier in view.tiers]
-    transfer = 4 * (mean("down_bytes_per_s") + mean("up_bytes_per_s"))
+    per_byte, sizes = mean("down_bytes_per_s") + mean("up_bytes_per_s"), view.costs.entry_bytes
     flops = {key: view.costs.weight_flops.get(key, 0) for key in _weights(view)}
-    whole = sum(view.params[key].numel() for key in flops)
-    others = (view.costs.dense.model_bytes / 4 - whole) * transfer
-    constant = float(shares @ np.array(overhead)) + others
-    return constant, {key: transfer + examples * count * mean("flops_per_s") for key, count in flops.items()}
+    whole = sum(view.params[key].numel() * sizes[key] for key in flops)
+    constant = float(shares @ np.array(overhead)) + (view.costs.dense.model_bytes - whole) * per_byte
+    compute = examples * mean("flops_per_s")
+    return constant, {key: sizes[key] * per_byte + compute * count for key, count in flops.items()}
 
 
 def add_reconfiguration_bytes(view: RoundView, chosen: list[Mask], load: CohortLoad) -> CohortLoad:

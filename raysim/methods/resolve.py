@@ -17,6 +17,7 @@ from raysim.methods.mask_rules import MASKS
 from raysim.methods.method import CohortReport, Method, RoundView
 from raysim.methods.objectives import OBJECTIVES
 from raysim.methods.options import MethodOptions, own_options
+from raysim.methods.scores import random_score, with_bonus
 from raysim.methods.table import METHODS
 from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.significance import FORMS, Scores, form_of
@@ -124,10 +125,11 @@ def _check(row: Method, given: Mapping[str, Any], local: LocalTraining) -> None:
         ("hutchinson_draws", "estimator", "hutchinson"),
         ("proximal_mu", "objective", "proximal"),
     ):
-        if option in given and getattr(options, needed) != wanted:
+        value = getattr(options, needed)
+        if option in given and value != wanted and not (needed == "fill" and dotted.is_dotted(value)):
             raise SettingError(
                 f"method.{option}={given[option]!r} has no effect with "
-                f"method.{needed}={getattr(options, needed)!r}; it belongs to {wanted!r}"
+                f"method.{needed}={value!r}; it belongs to {wanted!r}"
             )
     if options.mask == "coverage" and row.mask is MASKS["coverage"] and not uses_estimator(row):
         raise SettingError(
@@ -202,13 +204,14 @@ def checked_scores(method: Method, view: RoundView) -> Scores:
     Raises:
         ValueError: If their shape is wrong or one is not a number.
     """
-    scores = np.asarray(method.score(view), dtype=np.float64)
+    is_random = view.round <= last_random_round(method)
+    scores = np.asarray(random_score(view) if is_random else method.score(view), dtype=np.float64)
     allowed = ((view.plan.num_units,), (len(view.clients), view.plan.num_units))
     if scores.shape not in allowed:
         raise ValueError(f"the score of method {method.name!r} has shape {scores.shape}; allowed: {allowed}")
     if np.isnan(scores).any():
         raise ValueError(f"the score of method {method.name!r} is NaN for {int(np.isnan(scores).sum())} channels")
-    return scores
+    return with_bonus(view, scores)
 
 
 def choose_masks(method: Method, view: RoundView, scores: Scores) -> list[Mask]:

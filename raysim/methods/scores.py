@@ -39,11 +39,15 @@ def curvature_score(view: RoundView) -> Scores:
     if is_warming_up(view):
         return random_score(view)
     gradient_sum, curvature_sum = ESTIMATORS[view.options.estimator].sums(view)
-    scores = form_of(view.options.score).combine(gradient_sum, curvature_sum)
-    if view.options.hysteresis and "kept_share" in view.memory:
-        kept_share = np.asarray(view.memory["kept_share"].numpy())
-        scores = scores + view.options.hysteresis * kept_share * np.abs(scores)
-    return scores
+    return form_of(view.options.score).combine(gradient_sum, curvature_sum)
+
+
+def with_bonus(view: RoundView, scores: Scores) -> Scores:
+    """Raise the scores of channels by the share of the last cohort that kept them, times `hysteresis`."""
+    if not view.options.hysteresis or "kept_share" not in view.memory or scores.ndim == 2:
+        return scores
+    kept_share = np.asarray(view.memory["kept_share"].numpy())
+    return scores + view.options.hysteresis * kept_share * np.abs(scores)
 
 
 def is_warming_up(view: RoundView) -> bool:

@@ -50,6 +50,15 @@ class CostTable:
             self._pruned = {id(mask): (mask, {key: int((~held).sum()) for key, held in kept.items()})}
         return self._pruned[id(mask)][1]
 
+    def pruned_bytes(self, mask: Mask) -> int:
+        """Return the bytes of the entries that a mask of single entries removes, in their own dtypes."""
+        return sum(count * self.entry_bytes[key] for key, count in self.pruned_elements(mask).items())
+
+    @cached_property
+    def entry_bytes(self) -> dict[str, int]:
+        """Bytes of one entry of each tensor, by key."""
+        return {key: tensor.element_size() for key, tensor in self._model.state_dict().items()}
+
     def masked_entries(self, mask: Mask) -> int:
         """Return how many entries of its submodel a mask of single entries tells about."""
         shapes = submodel.compact_shapes(self._plan, submodel.cut_for(self._plan, mask))

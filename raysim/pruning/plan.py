@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -206,7 +207,7 @@ def _plan_of(groups: ChannelGroups) -> ChannelPlan:
 
 
 def _check_ratio(keep_ratio: float) -> None:
-    if not 0 < keep_ratio <= 1:
+    if isinstance(keep_ratio, bool) or not isinstance(keep_ratio, Real) or not 0 < keep_ratio <= 1:
         raise SettingError(f"keep_ratio={keep_ratio!r} is not in (0, 1]")
 
 

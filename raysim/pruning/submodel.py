@@ -1,6 +1,7 @@
 """Cuts the submodel a mask leaves out of the full model, and puts it back."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
@@ -247,19 +248,31 @@ def adopt(module: nn.Module, params: Params) -> None:
             layer._buffers[name] = tensor
 
 
+MOST_SKELETONS = 32
+"""Widths that are kept; the one that was not asked for longest goes first."""
+
+
 class SubmodelCache:
     """Skeletons by width, so that a model is taken apart only once per width."""
 
     def __init__(self, model: nn.Module, plan: ChannelGroups) -> None:
         self._model, self._plan = model, plan
-        self._by_width: dict[tuple[int, ...], nn.Module] = {}
+        self._by_width: OrderedDict[tuple[int, ...], nn.Module] = OrderedDict()
+        saved = model.state_dict().keys()
+        self._unsaved = {key: buffer.clone() for key, buffer in model.named_buffers() if key not in saved}
 
     def module_for(self, mask: Mask, cut: Cut) -> nn.Module:
-        """Return the skeleton of a mask's width; its tensors hold whatever was there last."""
+        """Return the skeleton of a mask's width; the tensors of its state dict hold whatever was there last."""
         width = widths(self._plan, mask)
         if width not in self._by_width:
             self._by_width[width] = skeleton(self._model, compact_shapes(self._plan, cut))
-        return self._by_width[width]
+        self._by_width.move_to_end(width)
+        if len(self._by_width) > MOST_SKELETONS:
+            self._by_width.popitem(last=False)
+        module = self._by_width[width]
+        for key, value in self._unsaved.items():
+            module.get_buffer(key).copy_(value)
+        return module
 
     def dense(self) -> nn.Module:
         """Return the skeleton of the full model."""

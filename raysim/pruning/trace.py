@@ -53,6 +53,8 @@ def trace(
     time_limit_s: float = 60.0,
 ) -> ChannelGroups:
     """Find which channels of which layers can only be dropped together; see `ChannelPlan.trace`."""
+    if not isinstance(model, nn.Module):
+        raise SettingError(f"model is {type(model).__name__}; allowed: a torch.nn.Module")
     _check_example(example_input)
     _check_patterns(model, keep_whole)
     if not 0 < time_limit_s <= threading.TIMEOUT_MAX:
@@ -113,10 +115,13 @@ def _trace(
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """Return a copy to work on: in double precision on the CPU, every parameter with a gradient and random."""
+    """Return a copy to work on: in double precision on the CPU, random, with all gradients and no hooks."""
     try:
         twin = copy.deepcopy(model).cpu().double().requires_grad_(True).eval()
         proof.randomise(twin, torch.Generator().manual_seed(0))
+        for module in twin.modules():
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
     except Exception as error:
         raise UntraceableError(f"the model cannot be copied: {proof.first_line(error)}") from error
     return twin
