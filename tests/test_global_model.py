@@ -95,7 +95,9 @@ def normalized(method: str, *overrides: str):
 
 @pytest.mark.parametrize("method", ["fedavg", "magnitude", "ca-hfp"])
 def test_static_normalization_keeps_no_statistics_in_training_and_estimates_them_for_scoring(method: str) -> None:
-    scenario = normalized(method, "method.normalization=static", "rounds=1")
+    scenario = normalized(method, "rounds=1")
+    static = methods.resolve(method, {"normalization": "static"}, scenario.workload.local)
+    scenario = replace(scenario, method=static)
     (state,), _ = play(scenario, 1)
     inputs, _ = scenario.workload.data.train_rows(scenario.statistics_rows)
     hidden = nn.functional.conv2d(inputs, state.params["first.weight"], state.params["first.bias"])
