@@ -1,5 +1,7 @@
 """What is served of the global model: silent dormant channels, statistics re-estimated, other normalizations."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -80,8 +82,6 @@ class Normalized(nn.Module):
 
 
 def normalized(method: str, *overrides: str):
-    from dataclasses import replace
-
     from raysim.pruning.costs import CostTable
     from raysim.pruning.trace import trace
 
