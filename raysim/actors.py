@@ -186,11 +186,12 @@ class RayRunner:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._owns_ray:
+            ray.shutdown()  # ends the actors, too; killing them first makes Ray announce retries on standard output
+            return
         for actor in [self._driver, *self._actors]:
             if actor is not None:
                 ray.kill(actor)
-        if self._owns_ray:
-            ray.shutdown()
 
     def _start(self) -> None:
         if not ray.is_initialized():
