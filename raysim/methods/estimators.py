@@ -29,7 +29,7 @@ class Estimator:
         sums: `(2, num_units)` at the current weights.
         clients_report_sums: Whether clients upload numbers per channel.
         needs_plain_sgd: Whether displacements must be those of SGD.
-        flops: FLOPs per training row beyond training, as a multiple of the row's training FLOPs.
+        load: What it transfers and computes beyond training and channel sums.
     """
 
     hook: LocalHook

@@ -1,7 +1,7 @@
 """From the settings' names and options to a method that is ready to run, and its shared verbs."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -296,6 +296,3 @@ def score_bytes(method: Method, mask: Mask) -> int:
     if not uses_estimator(method) or not ESTIMATORS[method.options.estimator].clients_report_sums:
         return 0
     return 4 * form_of(method.options.score).num_sums * int(mask.kept.sum())
-
-
-ALL_OPTIONS = frozenset(field.name for field in fields(MethodOptions)) - {"own"}

@@ -1,13 +1,12 @@
 """Masks of single entries: bits in the full model's coordinates, cut to a submodel where it is trained."""
 
 from collections.abc import Mapping, Sequence
-from math import prod
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raysim.pruning.submodel import Cut, take
+from raysim.pruning.submodel import Cut, kept_elements, take
 from raysim.types import Mask, Params
 
 Bits = dict[str, NDArray[np.uint8]]
@@ -26,10 +25,7 @@ def unpack(bits: Mapping[str, NDArray[np.uint8]], shapes: Mapping[str, Sequence[
     >>> bool((unpack(pack(kept), {"weight": (2, 3)})["weight"] == kept["weight"]).all())
     True
     """
-    return {
-        key: torch.from_numpy(np.unpackbits(packed, count=prod(shapes[key])).reshape(shapes[key]).astype(np.bool_))
-        for key, packed in bits.items()
-    }
+    return {key: kept_elements(packed, shapes[key]) for key, packed in bits.items()}
 
 
 def of_submodel(mask: Mask, shapes: Mapping[str, Sequence[int]], cut: Cut) -> Params:

@@ -144,7 +144,7 @@ class ChannelPlan(ChannelGroups):
         params = submodel.reconstruct(compact, cut, into)
         coverage = submodel.held(cut, into)
         for key in mask.elements:
-            coverage[key] = coverage[key] & submodel.kept_elements(mask, key, into[key].shape)
+            coverage[key] = coverage[key] & submodel.kept_elements(mask.elements[key], into[key].shape)
             params[key] = torch.where(coverage[key].to(params[key].device), params[key], into[key])
         return params, coverage
 

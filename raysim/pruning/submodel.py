@@ -218,15 +218,15 @@ def extract(model: nn.Module, plan: ChannelGroups, mask: Mask) -> nn.Module:
     small = skeleton(model, compact_shapes(plan, cut))
     compact = extract_params(dict(model.state_dict()), cut)
     for key in mask.elements:
-        kept = take(kept_elements(mask, key, plan.shapes[key]), cut.get(key, {}))
+        kept = take(kept_elements(mask.elements[key], plan.shapes[key]), cut.get(key, {}))
         compact[key] = compact[key] * kept.to(compact[key].device)
     load_params(small, compact)
     return small
 
 
-def kept_elements(mask: Mask, key: str, shape: Sequence[int]) -> torch.Tensor:
+def kept_elements(packed: NDArray[np.uint8], shape: Sequence[int]) -> torch.Tensor:
     """Return which entries of one tensor a hybrid mask keeps, booleans of the full model's shape."""
-    bits = np.unpackbits(mask.elements[key], count=prod(shape)).astype(np.bool_)
+    bits = np.unpackbits(packed, count=prod(shape)).astype(np.bool_)
     return torch.from_numpy(bits).view(*shape)
 
 
