@@ -12,7 +12,7 @@ import torch
 from benchmark import medians_in_turns, surroundings
 from torch import nn
 
-from raysim import population, seeding
+from raysim import devices, population, seeding
 from raysim.client_step import Stage
 from raysim.client_view import Workload
 from raysim.contribution import Contribution
@@ -25,7 +25,7 @@ from raysim.pruning.costs import CostTable
 from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.significance import first_channels
 from raysim.training import LocalTraining, batch_slices
-from raysim.types import Broadcast, ClientTask, DeviceProfile, LocalRules, Params, Tier
+from raysim.types import Broadcast, ClientTask, DeviceProfile, LocalRules, Params
 
 SEED, ROUND, CLIENT = 0, 1, 0
 SMALL_CNN = LocalTraining(learning_rate=0.2, momentum=0.9, epochs=3, batch_size=16)
@@ -39,8 +39,8 @@ WIDTHS = {1.0: 15.120, 0.5: 3.950, 0.25: 1.123}
 
 def workload_of(data: datasets.Dataset, model_name: str, rows: int, local: LocalTraining) -> Workload:
     """Return what is needed to train one client that owns the first rows, by plain FedAvg."""
-    tier = Tier(DeviceProfile("bench", flops_per_s=1.0, down_bytes_per_s=1.0, up_bytes_per_s=1.0), 1.0, 1.0)
-    clients = population.build((tier,), to_row_sets([np.arange(rows)]), 0.0, SEED)
+    device = DeviceProfile("bench", flops_per_s=1.0, down_bytes_per_s=1.0, up_bytes_per_s=1.0)
+    clients = population.build(devices.listed([device]), to_row_sets([np.arange(rows)]), 0.0, SEED)
     model = zoo.build(model_name, {}, data.input_shape, data.num_classes, SEED)
     plan = ChannelPlan.trace(model, data.test_rows(np.arange(2))[0], zoo.MODELS[model_name].keep_whole)
     return Workload(SEED, data, clients, model, plan, local)
@@ -49,7 +49,7 @@ def workload_of(data: datasets.Dataset, model_name: str, rows: int, local: Local
 def task_of(workload: Workload, keep_ratio: float) -> ClientTask:
     """Return the client's task: train the first channels, score nothing."""
     mask = masks.keep_top(workload.plan, first_channels(workload.plan), keep_ratio)
-    return ClientTask(CLIENT, mask, keep_ratio, workload.local.epochs, score_heldout=False, cost=0.0)
+    return ClientTask(CLIENT, mask, keep_ratio, keep_ratio, workload.local.epochs, score_heldout=False, cost=0.0)
 
 
 def play(stage: Stage, workload: Workload, keep_ratio: float = 1.0) -> Callable[[], Contribution]:

@@ -18,12 +18,12 @@ def client_columns(
     contribution: Contribution,
 ) -> Columns:  # fmt: skip
     """Return the round's table: one row per client."""
-    tiers = np.array([tier.device.name for tier in scenario.workload.population.tiers])
+    devices = scenario.workload.population.devices
     reported = {name: column for name, column in contribution.clients.items() if name != "client"}
     return {
         "round": np.full(len(cohort.clients), cohort.round),
         "client": cohort.clients,
-        "tier": tiers[cohort.tier_of],
+        "tier": np.array(devices.tiers)[devices.of(cohort.clients).tier_of],
         "keep_ratio": cohort.keep_ratios,
         "limited_by": cohort.limited_by,
         "examples": cohort.examples,

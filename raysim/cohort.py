@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim import seeding, selection
+from raysim import budgets, seeding, selection
 from raysim.clock import CohortLoad, schedule
 from raysim.methods import resolve as methods
 from raysim.methods.method import RoundView
@@ -21,7 +21,7 @@ class Cohort:
 
     round: int
     clients: NDArray[np.int64]
-    tier_of: NDArray[np.int64]
+    budgets: NDArray[np.float64]
     keep_ratios: NDArray[np.float64]
     limited_by: NDArray[np.str_]
     examples: NDArray[np.int64]
@@ -30,12 +30,16 @@ class Cohort:
 
 def select(scenario: Scenario, state: ServerState) -> Cohort:
     """Draw the next round's cohort and give each member its budget."""
-    population, method, round = scenario.workload.population, scenario.method, state.round + 1
+    population, round = scenario.workload.population, state.round + 1
     clients = selection.uniform(len(population), scenario.cohort_size, round, scenario.workload.seed)
-    cohort = cohort_of(scenario, clients, round)
-    view = view_of(scenario, state, cohort)
+    return with_method(scenario, state, cohort_of(scenario, clients, round))
+
+
+def with_method(scenario: Scenario, state: ServerState, cohort: Cohort) -> Cohort:
+    """Let the method choose widths and epochs, where they depend on more than the device."""
+    method, view = scenario.method, view_of(scenario, state, cohort)
     if method.widths is not None:
-        limited_by = np.full(len(clients), "method")
+        limited_by = np.full(len(cohort.clients), "method")
         cohort = replace(cohort, keep_ratios=method.widths(view), limited_by=limited_by)
     if method.work is not None:
         cohort = replace(cohort, epochs=method.work(view))
@@ -43,19 +47,23 @@ def select(scenario: Scenario, state: ServerState) -> Cohort:
 
 
 def cohort_of(scenario: Scenario, clients: NDArray[np.int64], round: int) -> Cohort:
-    """Return some clients with the budgets of their tiers."""
-    population = scenario.workload.population
-    tier_of = population.tier_of[clients]
-    by_tier = [scenario.method.budget(tier) for tier in population.tiers]
+    """Return some clients with what the method trains of what they can afford."""
+    can_afford = affordable(scenario, clients, round)
+    trained = scenario.method.budget(can_afford.keep_ratios)
     return Cohort(
         round,
         clients,
-        tier_of,
-        keep_ratios=np.array([budget.keep_ratio for budget in by_tier])[tier_of],
-        limited_by=np.array([budget.limited_by for budget in by_tier])[tier_of],
-        examples=population.train.counts[clients],
+        budgets=trained,
+        keep_ratios=trained,
+        limited_by=np.where(trained < 1, can_afford.limited_by, "nothing"),
+        examples=scenario.workload.population.train.counts[clients],
         epochs=np.full(len(clients), scenario.workload.local.epochs),
     )
+
+
+def affordable(scenario: Scenario, clients: NDArray[np.int64], round: int) -> budgets.Budgets:
+    """Return what some clients can afford in a round."""
+    return budgets.of_tiers(scenario.workload.population.devices.of(clients))
 
 
 def view_of(scenario: Scenario, state: ServerState, cohort: Cohort) -> RoundView:
@@ -65,11 +73,11 @@ def view_of(scenario: Scenario, state: ServerState, cohort: Cohort) -> RoundView
         workload.plan, scenario.costs, workload.local, scenario.method.options, workload.seed,
         num_clients=len(workload.population),
         num_examples=int(workload.population.train.counts.sum()),
-        tiers=workload.population.tiers,
+        devices=workload.population.devices,
         round=cohort.round,
         clients=cohort.clients,
-        tier_of=cohort.tier_of,
         examples=cohort.examples,
+        budgets=cohort.budgets,
         keep_ratios=cohort.keep_ratios,
         epochs=cohort.epochs,
         params=state.params,
@@ -123,8 +131,7 @@ def transfer_bytes(scenario: Scenario, mask: Mask) -> tuple[int, int]:
 
 def schedule_cohort(scenario: Scenario, cohort: Cohort, load: CohortLoad) -> CohortTiming:
     """Compute when each client will be done."""
-    tiers = scenario.workload.population.tiers
-    devices = [tiers[tier].device for tier in cohort.tier_of]
+    devices = scenario.workload.population.devices.of(cohort.clients)
     return schedule(load, devices, cohort.clients, cohort.round, scenario.workload.seed)
 
 
@@ -139,11 +146,12 @@ def tasks_for(
     scored[rng.permutation(size)[: round(size * scenario.scored_share)]] = True
     return [
         ClientTask(
-            int(client), mask, float(keep_ratio), int(epochs), bool(is_scored), float(flops),
+            int(client), mask, float(budget), float(keep_ratio), int(epochs), bool(is_scored), float(flops),
             memory.get(int(client), {}),
         )
-        for client, mask, keep_ratio, epochs, is_scored, flops in zip(
-            cohort.clients, masks, cohort.keep_ratios, cohort.epochs, scored, load.train_flops, strict=True
+        for client, mask, budget, keep_ratio, epochs, is_scored, flops in zip(
+            cohort.clients, masks, cohort.budgets, cohort.keep_ratios, cohort.epochs, scored, load.train_flops,
+            strict=True,
         )
     ]  # fmt: skip
 

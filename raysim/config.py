@@ -1,65 +1,18 @@
 """Experiment settings: typed, documented, checked for form on construction."""
 
-import math
-from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from raysim.config_data import Count, DataSettings, ModelSettings, NotNegative, Positive, Settings, Share
-
-
-class TierSettings(Settings):
-    """A share of the clients with one kind of device. The figures drive the simulated clock only."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
-    """Name of the tier: letters, digits, `-` and `_`."""
-    share: Share
-    """Share of the clients, in (0, 1]; the shares of all tiers add up to 1."""
-    keep_ratio: Share
-    """Share of the channels of every prunable layer a client trains, in (0, 1]; at least one channel stays."""
-    flops_per_s: Positive
-    """Training speed in floating-point operations per second, above 0."""
-    down_bytes_per_s: Positive
-    """Download bandwidth in bytes per second, above 0."""
-    up_bytes_per_s: Positive
-    """Upload bandwidth in bytes per second, above 0."""
-    latency_s: NotNegative = 0.0
-    """Seconds before each transfer starts, at least 0."""
-    step_overhead_s: NotNegative = 0.0
-    """Seconds added to every optimizer step, at least 0."""
-    memory_bytes_per_s: Positive | None = None
-    """Memory bandwidth that saved activations pass through, bytes per second; null = not counted."""
-    compute_variation: NotNegative = 0.0
-    """Standard deviation of the training speed from round to round, as a share of the mean, at least 0."""
-    link_variation: NotNegative = 0.0
-    """Standard deviation of each bandwidth from round to round, as a share of the mean, at least 0."""
-
-
-class PopulationSettings(Settings):
-    """How many clients, on which devices."""
-
-    clients: Count
-    """Number of registered clients, at least 1."""
-    tiers: Annotated[list[TierSettings], Field(min_length=1, max_length=12)]
-    """Device tiers, 1 to 12; more would not be readable as curves."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        total = math.fsum(tier.share for tier in self.tiers)
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f"the tiers' shares add up to {total:g}, they must add up to 1")
-        twice = [name for name, times in Counter(tier.name for tier in self.tiers).items() if times > 1]
-        if twice:
-            raise ValueError(f"tier name {twice[0]!r} is given twice, names must differ")
-        return self
-
-
-class SelectionSettings(Settings):
-    """Who takes part in a round."""
-
-    clients_per_round: Count
-    """Clients drawn uniformly without replacement every round, at least 1."""
+from raysim.config_devices import (
+    BudgetSettings,
+    ClockSettings,
+    CostSettings,
+    PopulationSettings,
+    SelectionSettings,
+    StopSettings,
+)
 
 
 class MethodSettings(Settings):
@@ -171,6 +124,9 @@ class EvaluationSettings(Settings):
     """Score the global model on at most so many test rows; null = the full test set."""
     client_share: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of a cohort whose submodels are scored on their own held-out rows, in [0, 1]."""
+    targets: list[Share] = Field(default_factory=list)
+    """Global test accuracies, each in (0, 1]: the summary tells in which round each was first reached, and after how
+    many simulated seconds, bytes, FLOPs and joules."""
 
 
 class DiagnosticsSettings(Settings):
@@ -222,8 +178,16 @@ class ExperimentSettings(Settings):
     """Which network."""
     population: PopulationSettings
     """How many clients, on which devices."""
+    budget: BudgetSettings = BudgetSettings()
+    """How much of the model a client trains."""
     selection: SelectionSettings
     """Who takes part in a round."""
+    clock: ClockSettings = ClockSettings()
+    """When a round ends, and whose work counts."""
+    costs: CostSettings = CostSettings()
+    """What energy and machines cost."""
+    stop: StopSettings = StopSettings()
+    """What ends a run before its last round."""
     method: MethodSettings = MethodSettings()
     """Which pruning method."""
     server: ServerSettings = ServerSettings()
@@ -248,12 +212,7 @@ class ExperimentSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        cohort, clients = self.selection.clients_per_round, self.population.clients
-        if cohort > clients:
-            raise ValueError(
-                f"selection.clients_per_round={cohort} is more than population.clients={clients}; "
-                f"allowed: 1 to {clients}"
-            )
+        self._check_cohort()
         if self.executor.kind == "in-process" and (self.executor.num_actors or self.executor.address):
             name = "num_actors" if self.executor.num_actors else "address"
             raise ValueError(
@@ -261,3 +220,17 @@ class ExperimentSettings(Settings):
                 "executor.kind='in-process'; allowed: null, or executor.kind='ray'"
             )
         return self
+
+    def _check_cohort(self) -> None:
+        cohort, clients = self.selection.clients_per_round, self.population.clients
+        if cohort > clients:
+            raise ValueError(
+                f"selection.clients_per_round={cohort} is more than population.clients={clients}; "
+                f"allowed: 1 to {clients}"
+            )
+        concurrency, buffer_size = self.clock.concurrency or cohort, self.clock.buffer_size or cohort
+        if self.clock.mode == "async" and concurrency + buffer_size > clients + 1:
+            raise ValueError(
+                f"clock.concurrency={concurrency} and clock.buffer_size={buffer_size} are together more than "
+                f"population.clients={clients} can fill; allowed: together at most {clients + 1}"
+            )

@@ -1,13 +1,60 @@
-"""Device tiers of a population: who gets which device, and how speeds vary over time."""
+"""Devices of a population: who has which, and how speeds vary between devices and over time."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raysim import seeding
-from raysim.types import Tier
+from raysim.types import FIGURES, DeviceProfile, Devices, Tier
+
+SPREADS = {
+    "compute_spread": ("flops_per_s", "memory_bytes_per_s"),
+    "link_spread": ("down_bytes_per_s", "up_bytes_per_s"),
+    "memory_spread": ("memory_bytes",),
+}
+"""What varies together between the devices of a tier."""
 
 
-def assign_tiers(tiers: tuple[Tier, ...], num_clients: int, seed: int) -> NDArray[np.int64]:
+def of_tiers(tiers: Sequence[Tier], num_clients: int, seed: int) -> Devices:
+    """Deal the clients to tiers; where a tier has a spread, every client gets a device of its own.
+
+    The factors of a spread are lognormal with mean 1.
+    """
+    tier_of = assign_tiers(tiers, num_clients, seed)
+    devices = listed([tier.device for tier in tiers], [tier.keep_ratio for tier in tiers], tier_of)
+    if not any(getattr(tier, name) for tier in tiers for name in SPREADS):
+        return devices
+    figures = {name: column[tier_of] for name, column in devices.figures.items()}
+    for name, columns in SPREADS.items():
+        spread = np.array([getattr(tier, name) for tier in tiers])[tier_of]
+        factors = lognormal_factors(spread, seeding.generator(seed, name).standard_normal(num_clients))
+        figures |= {column: figures[column] * factors for column in columns}
+    return Devices(figures, devices.keep_ratio, devices.tiers, tier_of, np.arange(num_clients))
+
+
+def listed(
+    profiles: Sequence[DeviceProfile], keep_ratios: Sequence[float] | None = None,
+    device_of: NDArray[np.int64] | None = None,
+) -> Devices:  # fmt: skip
+    """Return given devices as columns: one client on each, or as `device_of` says.
+
+    Args:
+        profiles: The devices; profiles of equal names are of one tier.
+        keep_ratios: Share of channels each trains at most; none = all.
+        device_of: The device of each client, `(clients,)`.
+    """
+    tiers = tuple(dict.fromkeys(profile.name for profile in profiles))
+    return Devices(
+        figures={name: np.array([getattr(profile, name) for profile in profiles], np.float64) for name in FIGURES},
+        keep_ratios=np.ones(len(profiles)) if keep_ratios is None else np.array(keep_ratios, np.float64),
+        tiers=tiers,
+        tier_of_device=np.array([tiers.index(profile.name) for profile in profiles], np.int64),
+        device_of=np.arange(len(profiles)) if device_of is None else device_of,
+    )
+
+
+def assign_tiers(tiers: Sequence[Tier], num_clients: int, seed: int) -> NDArray[np.int64]:
     """Deal the clients to the tiers in proportion to their shares, by largest remainder.
 
     Returns:

@@ -4,9 +4,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raysim.accounting import account, cost_columns
-from raysim.cohort import Cohort, load_of, schedule_cohort, select, transfer_bytes, view_of
+from raysim.cohort import Cohort, cohort_of, load_of, schedule_cohort, select, transfer_bytes, view_of
 from raysim.pruning import masks
 from raysim.pruning.significance import first_channels
 from raysim.rounds import initial_state
@@ -66,28 +67,34 @@ def summary_of(totals: Totals) -> dict[str, Any]:
 def _columns(scenario: Scenario, state: ServerState, cohort: Cohort, chosen: list[Mask]) -> Columns:
     load = load_of(scenario, view_of(scenario, state, cohort), chosen)
     timing = schedule_cohort(scenario, cohort, load)
-    return {"tier_of": cohort.tier_of, **cost_columns(scenario, chosen, load, timing)}
+    tier_of = scenario.workload.population.devices.of(cohort.clients).tier_of
+    return {"tier_of": tier_of, **cost_columns(scenario, chosen, load, timing)}
 
 
 def tier_rows(scenario: Scenario, history: list[Columns]) -> list[dict[str, Any]]:
-    """Return one row per tier: its budget, its submodel, and mean seconds where it takes part."""
+    """Return one row per tier: its median budget, that submodel, and mean seconds where it takes part."""
     workload, costs = scenario.workload, scenario.costs
     seen = {name: np.concatenate([columns[name] for columns in history]) for name in history[0]}
     rows = []
-    for index, tier in enumerate(workload.population.tiers):
-        budget = scenario.method.budget(tier)
-        mask = masks.keep_top(workload.plan, first_channels(workload.plan), budget.keep_ratio)
+    tier_of = workload.population.devices.tier_of
+    everybody = cohort_of(scenario, np.arange(len(workload.population)), round=1)
+    for index, name in enumerate(workload.population.devices.tiers):
+        median = _median_member(everybody, tier_of == index)
+        if median is None:
+            continue
+        keep_ratio = float(everybody.keep_ratios[median])
+        mask = masks.keep_top(workload.plan, first_channels(workload.plan), keep_ratio)
         members = seen["tier_of"] == index
         means = {
-            name: float(seen[name][members].astype(np.float64).mean()) if members.any() else None
-            for name in ("download_s", "compute_s", "upload_s", "total_s")
+            column: float(seen[column][members].astype(np.float64).mean()) if members.any() else None
+            for column in ("download_s", "compute_s", "upload_s", "total_s")
         }
         sizes = transfer_bytes(scenario, mask)
         rows.append({
-            "tier": tier.device.name,
-            "clients": int((workload.population.tier_of == index).sum()),
-            "keep_ratio": budget.keep_ratio,
-            "limited_by": budget.limited_by,
+            "tier": name,
+            "clients": int((tier_of == index).sum()),
+            "keep_ratio": keep_ratio,
+            "limited_by": str(everybody.limited_by[median]),
             "pruning_ratio": costs.pruning_ratio(mask),
             "parameters": costs.of(mask).parameters,
             "train_flops_per_example": costs.of(mask).train_flops,
@@ -96,3 +103,11 @@ def tier_rows(scenario: Scenario, history: list[Columns]) -> list[dict[str, Any]
             **means,
         })  # fmt: skip
     return rows
+
+
+def _median_member(everybody: Cohort, members: NDArray[np.bool_]) -> int | None:
+    """Return a client whose budget is the median of some clients' (the lower one of two)."""
+    ids = np.flatnonzero(members)
+    if not len(ids):
+        return None
+    return int(ids[np.argsort(everybody.keep_ratios[ids], kind="stable")[(len(ids) - 1) // 2]])

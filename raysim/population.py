@@ -8,30 +8,28 @@ from numpy.typing import NDArray
 from raysim import seeding
 from raysim.data.partition import to_row_sets
 from raysim.data.resample import DrawnRows
-from raysim.devices import assign_tiers
-from raysim.types import Population, RowSets, Tier
+from raysim.types import Devices, Population, RowSets
 
 
-def build(tiers: tuple[Tier, ...], rows: RowSets | DrawnRows, heldout_share: float, seed: int) -> Population:
-    """Give every client a device tier and split its rows into training and held-out ones.
+def build(devices: Devices, rows: RowSets | DrawnRows, heldout_share: float, seed: int) -> Population:
+    """Give every client its device and split its rows into training and held-out ones.
 
     Args:
-        tiers: The device tiers, shares adding up to 1.
+        devices: The device of each client.
         rows: The rows of each client; where they are drawn when asked for, so are the held-out ones.
         heldout_share: Share of a client's rows kept out of training, rounded; at least one row where the
             share is above 0 and the client has two, and never all of them.
         seed: Seed of the experiment.
     """
-    tier_of = assign_tiers(tiers, len(rows), seed)
     if isinstance(rows, DrawnRows):
-        return Population(tiers, tier_of, *rows.split(num_heldout(rows.examples, heldout_share)))
+        return Population(devices, *rows.split(num_heldout(rows.examples, heldout_share)))
     train, heldout = [], []
     for client in range(len(rows)):
         shuffled = seeding.generator(seed, "heldout", client=client).permutation(rows[client])
         cut = num_heldout(len(shuffled), heldout_share)
         heldout.append(shuffled[:cut])
         train.append(shuffled[cut:])
-    return Population(tiers, tier_of, to_row_sets(train), to_row_sets(heldout))
+    return Population(devices, to_row_sets(train), to_row_sets(heldout))
 
 
 def num_heldout(num_examples: int, share: float) -> int:
@@ -46,9 +44,9 @@ def num_heldout(num_examples: int, share: float) -> int:
 
 
 def digest(population: Population) -> str:
-    """Return the SHA-256 of who owns which rows and which tier."""
+    """Return the SHA-256 of who owns which rows and which tier's device."""
     sha = hashlib.sha256()
-    arrays: list[NDArray[np.int64]] = [population.tier_of]
+    arrays: list[NDArray[np.int64]] = [population.devices.tier_of]
     for rows in (population.train, population.heldout):
         arrays += rows.identity
     for array in arrays:

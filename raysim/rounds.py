@@ -67,7 +67,7 @@ def run_round(scenario: Scenario, state: ServerState, executor: Executor) -> tup
         score=score,
         coverage=summary,
         clients=clients,
-        tiers=tuple(tier.device.name for tier in scenario.workload.population.tiers),
+        tiers=scenario.workload.population.devices.tiers,
         diagnostics=diagnostics.diagnose(scenario, state, after, cohort, masks) if due else {},
     )
 

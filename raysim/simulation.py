@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from raysim import checkpoint, evaluation, population, records, seeding
+from raysim import checkpoint, device_sources, evaluation, population, records, seeding
 from raysim.client_view import Workload
-from raysim.config import ExperimentSettings, TierSettings
+from raysim.config import ExperimentSettings
 from raysim.console import say
 from raysim.data import datasets
 from raysim.data.partition import check_partition, partition
@@ -33,7 +33,7 @@ from raysim.rounds import initial_state, run_round
 from raysim.scenario import Executor, Scenario
 from raysim.server_optimizers import ServerOptimizer
 from raysim.training import LocalTraining, batch_slices, one_thread
-from raysim.types import DeviceProfile, Population, RoundReport, RowSets, ServerState, Storage, Tier
+from raysim.types import Devices, Population, RoundReport, RowSets, ServerState, Storage
 
 
 def check_names(settings: ExperimentSettings) -> None:
@@ -68,18 +68,18 @@ def _build(settings: ExperimentSettings) -> Scenario:
         data.train_labels, settings.population.clients, settings.data.partition.name, _partition_options(settings),
         split, data.train_users,
     )  # fmt: skip
-    tiers = tuple(_tier(tier) for tier in settings.population.tiers)
-    clients = population.build(tiers, rows, settings.data.heldout_share, split)
+    owned = device_sources.of_settings(settings.population, split)
+    clients = population.build(owned, rows, settings.data.heldout_share, split)
 
     model = _build_model(settings, data)
     model = _normalized(model, method.options.normalization)
-    plan = _plan_of(settings, model, method, tiers, data.test_rows(np.arange(2))[0])
+    plan = _plan_of(settings, model, method, owned, data.test_rows(np.arange(2))[0])
     workload = Workload(seed, data, clients, model, plan, local)
     check_batches(workload)
     costs = CostTable(model, plan, data.input_shape)
     _ = costs.dense
-    for tier in tiers:  # counted here, so that the driver actor need not import PyTorch's counter
-        costs.of(masks.keep_top(plan, first_channels(plan), method.budget(tier).keep_ratio))
+    for ratio in np.unique(method.budget(owned.keep_ratios)):  # counted here: the driver need not import the counter
+        costs.of(masks.keep_top(plan, first_channels(plan), float(ratio)))
     limit = settings.evaluation.max_examples
     return Scenario(
         workload=workload,
@@ -105,7 +105,7 @@ def _normalized(model: nn.Module, normalization: str) -> nn.Module:
 
 
 def _plan_of(
-    settings: ExperimentSettings, model: nn.Module, method: Method, tiers: tuple[Tier, ...], example: torch.Tensor
+    settings: ExperimentSettings, model: nn.Module, method: Method, owned: Devices, example: torch.Tensor
 ) -> ChannelPlan:
     """Trace the model; one that cannot be traced is left whole where nobody would cut it.
 
@@ -115,7 +115,7 @@ def _plan_of(
     try:
         return ChannelPlan.trace(model, example, _layers_kept_whole(settings, model), settings.model.keep_residual)
     except UntraceableError as error:
-        if method.cuts_channels(tiers):
+        if method.cuts_channels(owned.keep_ratios):
             raise SettingError(
                 f"model.name={settings.model.name!r} cannot be cut, as method.name={settings.method.name!r} asks: "
                 f"{error}; allowed: a method that trains the full model, as 'fedavg' does, or keep_ratio=1 everywhere"
@@ -160,11 +160,6 @@ def _build_model(settings: ExperimentSettings, data: datasets.Dataset) -> nn.Mod
         if fresh:
             say(f"model.weights={chosen.weights!r}: fresh values for {', '.join(fresh)}")
     return model
-
-
-def _tier(settings: TierSettings) -> Tier:
-    figures = settings.model_dump(exclude={"share", "keep_ratio"}, exclude_none=True)
-    return Tier(DeviceProfile(**figures), settings.share, settings.keep_ratio)
 
 
 def _statistics_rows(

@@ -3,7 +3,7 @@
 import base64
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,7 +28,27 @@ Columns = dict[str, NDArray[np.generic]]
 class DeviceProfile:
     """What a device can do; every constant belongs to the simulated clock, not to this machine.
 
-    `compute_variation` and `link_variation` are standard deviations as shares of the mean.
+    Attributes:
+        name: The tier it belongs to.
+        flops_per_s: Training speed.
+        down_bytes_per_s: Download bandwidth.
+        up_bytes_per_s: Upload bandwidth.
+        latency_s: Before each transfer.
+        step_overhead_s: Added to every optimizer step.
+        memory_bytes_per_s: Bandwidth that saved activations pass through; infinite = not counted.
+        compute_variation: Standard deviation of the speed from round to round, as a share of the mean.
+        link_variation: The same of each bandwidth.
+        link_drift: Standard deviation of the slow drift of both bandwidths, which the server measures.
+        memory_bytes: Memory that local training may use.
+        data_cap_bytes: Bytes it may transfer in one round, both ways together.
+        train_watts: Power while it trains.
+        idle_watts: Power while it waits for the round to end.
+        radio_j_per_byte: Energy of a transferred byte.
+        battery_j: Energy in a full battery; infinite = on mains.
+        charge_watts: Power that fills the battery while it does not take part.
+        availability: Mean share of the time at which it can be reached, in [0, 1].
+        availability_swing: Amplitude of the daily sine around that mean, in [0, 1].
+        failure_rate: Probability that it drops out of a round it takes part in.
     """
 
     name: str
@@ -40,15 +60,102 @@ class DeviceProfile:
     memory_bytes_per_s: float = inf
     compute_variation: float = 0.0
     link_variation: float = 0.0
+    link_drift: float = 0.0
+    memory_bytes: float = inf
+    data_cap_bytes: float = inf
+    train_watts: float = 0.0
+    idle_watts: float = 0.0
+    radio_j_per_byte: float = 0.0
+    battery_j: float = inf
+    charge_watts: float = 0.0
+    availability: float = 1.0
+    availability_swing: float = 0.0
+    failure_rate: float = 0.0
+
+
+FIGURES = tuple(field.name for field in fields(DeviceProfile) if field.name != "name")
+"""The numbers of a device profile, by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """A share of the population with one device profile and the share of channels it can train."""
+    """A share of the population with one kind of device.
+
+    `keep_ratio` is the share of channels its clients train at most; the spreads are standard deviations between
+    the tier's clients, as shares of the mean.
+    """
 
     device: DeviceProfile
     share: float
     keep_ratio: float
+    compute_spread: float = 0.0
+    link_spread: float = 0.0
+    memory_spread: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OnlineIntervals:
+    """When devices can be reached: intervals `[start, end)` in seconds, repeated after each device's period.
+
+    Attributes:
+        offsets: Where the intervals of a device begin, `(devices + 1,)`.
+        starts: `(intervals,)`, ascending within a device.
+        ends: `(intervals,)`.
+        periods: Seconds after which a device's intervals repeat, `(devices,)`.
+    """
+
+    offsets: NDArray[np.int64]
+    starts: NDArray[np.float64]
+    ends: NDArray[np.float64]
+    periods: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Devices:
+    """The clients' devices: a table of distinct ones, and which of them each client has.
+
+    Attributes:
+        figures: The numbers of the profiles by name (`FIGURES`), `(devices,)` each.
+        keep_ratios: Share of channels a device trains at most, `(devices,)`.
+        tiers: Names of the tiers.
+        tier_of_device: The tier of each device, `(devices,)`.
+        device_of: The device of each client, `(clients,)`.
+        online: When each device can be reached, where a trace tells.
+    """
+
+    figures: Mapping[str, NDArray[np.float64]]
+    keep_ratios: NDArray[np.float64]
+    tiers: tuple[str, ...]
+    tier_of_device: NDArray[np.int64]
+    device_of: NDArray[np.int64]
+    online: OnlineIntervals | None = None
+
+    def __len__(self) -> int:
+        return len(self.device_of)
+
+    def of(self, clients: NDArray[np.int64]) -> "Devices":
+        """Return the devices of some clients, in their order."""
+        return replace(self, device_of=self.device_of[clients])
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """Return a number of the profiles, `(clients,)`."""
+        return self.figures[name][self.device_of]
+
+    @property
+    def keep_ratio(self) -> NDArray[np.float64]:
+        """Share of channels each client trains at most, `(clients,)`."""
+        return self.keep_ratios[self.device_of]
+
+    @property
+    def tier_of(self) -> NDArray[np.int64]:
+        """The tier of each client, `(clients,)`."""
+        return self.tier_of_device[self.device_of]
+
+    def profile(self, client: int) -> DeviceProfile:
+        """Return the profile of one client's device."""
+        device = self.device_of[client]
+        figures = {name: float(column[device]) for name, column in self.figures.items()}
+        return DeviceProfile(self.tiers[self.tier_of_device[device]], **figures)
 
 
 class ClientRows(Protocol):
@@ -95,10 +202,14 @@ class RowSets:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """One row of the population: who it is, its device, and how many training and held-out rows it owns."""
+    """One row of the population: who it is, its device, and how many training and held-out rows it owns.
+
+    `keep_ratio` is the share of channels its device trains at most.
+    """
 
     id: int
-    tier: Tier
+    device: DeviceProfile
+    keep_ratio: float
     examples: int
     heldout: int
 
@@ -107,18 +218,19 @@ class Client:
 class Population:
     """All clients as columns; nothing is built per registered client."""
 
-    tiers: tuple[Tier, ...]
-    tier_of: NDArray[np.int64]
+    devices: Devices
     train: ClientRows
     heldout: ClientRows
 
     def __len__(self) -> int:
-        return len(self.tier_of)
+        return len(self.devices)
 
     def client(self, id: int) -> Client:
         """Return the record of one client."""
-        tier = self.tiers[int(self.tier_of[id])]
-        return Client(id, tier, len(self.train[id]), len(self.heldout[id]))
+        devices = self.devices
+        return Client(
+            id, devices.profile(id), float(devices.keep_ratio[id]), len(self.train[id]), len(self.heldout[id])
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -165,14 +277,6 @@ class Mask:
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
-    """How much of the model one client can afford, as share of channels, and what limited it."""
-
-    keep_ratio: float
-    limited_by: str
-
-
-@dataclass(frozen=True, slots=True)
 class LocalRules:
     """What a method asks of its clients beyond plain local training.
 
@@ -199,7 +303,8 @@ class ClientTask:
     Attributes:
         client: Its id.
         mask: What it downloads.
-        keep_ratio: Its budget, as share of channels.
+        budget: Share of channels the method's budget rule gives it.
+        keep_ratio: Share of channels it trains in this round.
         epochs: Passes over its rows.
         score_heldout: Whether it scores its submodel on its held-out rows.
         cost: Predicted FLOPs.
@@ -208,6 +313,7 @@ class ClientTask:
 
     client: int
     mask: Mask
+    budget: float
     keep_ratio: float
     epochs: int
     score_heldout: bool

@@ -58,7 +58,7 @@ def members(scenario: Scenario, round: int) -> list[Member]:
 
 def member(scenario: Scenario, id: int) -> Member:
     population = scenario.workload.population
-    return Member(id, len(population.train[id]), population.tiers[int(population.tier_of[id])].keep_ratio)
+    return Member(id, len(population.train[id]), float(population.devices.keep_ratio[id]))
 
 
 def rate(scenario: Scenario, round: int) -> float:

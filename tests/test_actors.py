@@ -17,7 +17,7 @@ MASK = Mask(np.ones(1, dtype=np.bool_))
 
 def test_chunks_hold_every_task_once_balanced_and_costliest_first() -> None:
     costs = np.random.default_rng(0).integers(1, 100, 37)
-    tasks = [ClientTask(client, MASK, 1.0, 1, False, float(cost)) for client, cost in enumerate(costs)]
+    tasks = [ClientTask(client, MASK, 1.0, 1.0, 1, False, float(cost)) for client, cost in enumerate(costs)]
     chunks = chunk_by_cost(tasks, 4)
     assert sorted(task.client for chunk in chunks for task in chunk) == list(range(37))
     totals = [sum(task.cost for task in chunk) for chunk in chunks]
@@ -26,7 +26,7 @@ def test_chunks_hold_every_task_once_balanced_and_costliest_first() -> None:
 
 
 def test_no_chunk_is_empty() -> None:
-    tasks = [ClientTask(client, MASK, 1.0, 1, False, 1.0) for client in range(3)]
+    tasks = [ClientTask(client, MASK, 1.0, 1.0, 1, False, 1.0) for client in range(3)]
     assert [len(chunk) for chunk in chunk_by_cost(tasks, 8)] == [1, 1, 1]
 
 

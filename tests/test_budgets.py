@@ -1,21 +1,24 @@
+import numpy as np
 import pytest
 
-from raysim.budgets import halving_level, of_tier, whole_model
-from raysim.types import Budget, DeviceProfile, Tier
+from raysim.budgets import all_affordable, halving_level, of_tiers, whole_model
+from raysim.devices import listed
+from raysim.types import DeviceProfile
 
 
-def tier(keep_ratio: float) -> Tier:
-    return Tier(DeviceProfile("phone", 1e9, 1e6, 1e6), 1.0, keep_ratio)
+def test_a_device_tells_how_much_it_trains_at_most():
+    devices = listed([DeviceProfile("phone", 1e9, 1e6, 1e6)] * 2, [0.3, 1.0])
+    found = of_tiers(devices)
+    assert found.keep_ratios.tolist() == [0.3, 1.0]
+    assert found.limited_by.tolist() == ["tier", "nothing"]
 
 
-@pytest.mark.parametrize("keep_ratio", [0.1, 1.0])
-def test_whole_model_ignores_the_tier(keep_ratio):
-    assert whole_model(tier(keep_ratio)) == Budget(1.0, "nothing")
+def test_whole_model_ignores_what_is_affordable():
+    assert whole_model(np.array([0.1, 1.0])).tolist() == [1.0, 1.0]
 
 
-def test_of_tier_is_the_tiers_own_ratio():
-    assert of_tier(tier(0.3)) == Budget(0.3, "tier")
-    assert of_tier(tier(1.0)) == Budget(1.0, "nothing")
+def test_all_affordable_is_just_that():
+    assert all_affordable(np.array([0.3, 1.0])).tolist() == [0.3, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -23,4 +26,4 @@ def test_of_tier_is_the_tiers_own_ratio():
     [(1.0, 1.0), (0.99, 0.5), (0.5, 0.5), (0.3, 0.25), (0.25, 0.25), (0.2, 0.125), (0.0625, 0.0625), (0.01, 0.0625)],
 )
 def test_halving_level_is_the_widest_of_heterofl_that_fits(keep_ratio, level):
-    assert halving_level(tier(keep_ratio)) == Budget(level, "tier" if level < 1 else "nothing")
+    assert halving_level(np.array([keep_ratio])).tolist() == [level]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from raysim.clock import CohortLoad, schedule
+from raysim.devices import listed
 from raysim.types import CohortTiming, DeviceProfile
 
 PLAIN = DeviceProfile("plain", flops_per_s=1e9, down_bytes_per_s=2e6, up_bytes_per_s=5e5)
@@ -16,7 +17,7 @@ def load(count: int = 1) -> CohortLoad:
 
 
 def timing(device: DeviceProfile, clients=(0,), round: int = 1, seed: int = 0) -> CohortTiming:
-    return schedule(load(len(clients)), [device] * len(clients), np.array(clients), round, seed)
+    return schedule(load(len(clients)), listed([device] * len(clients)), np.array(clients), round, seed)
 
 
 def seconds(device: DeviceProfile) -> list[float]:
@@ -51,7 +52,7 @@ def test_without_variation_neither_seed_nor_round_nor_client_matters():
 def test_each_client_has_its_own_load_and_device():
     slow = replace(PLAIN, flops_per_s=1e8)
     cohort = CohortLoad(*(np.array(pair) for pair in ((4, 2), (1, 3), (10**9, 10**9), (0, 0), (1, 1))))
-    result = schedule(cohort, [PLAIN, slow], np.array([3, 7]), 1, 0)
+    result = schedule(cohort, listed([PLAIN, slow]), np.array([3, 7]), 1, 0)
     assert result.compute_s == pytest.approx([1.0, 10.0])
     assert result.download_s == pytest.approx([2e-6, 1e-6])
     assert result.upload_s == pytest.approx([2e-6, 6e-6])

@@ -7,8 +7,9 @@ import yaml
 from conftest import CONFIGS, tiny_settings
 from pydantic import BaseModel, ValidationError
 
-from raysim.config import ExperimentSettings, MethodSettings, TierSettings, TrainingSettings
+from raysim.config import ExperimentSettings, MethodSettings, TrainingSettings
 from raysim.config_data import Settings
+from raysim.config_devices import TierSettings
 from raysim.methods.options import MethodOptions
 from raysim.training import LocalTraining
 

@@ -6,14 +6,16 @@ from raysim import population
 from raysim.data import figure
 from raysim.data.partition import partition
 from raysim.data.rules import PartitionOptions
-from raysim.types import DeviceProfile, Tier
+from raysim.devices import listed
+from raysim.types import DeviceProfile
 
 LABELS = np.random.default_rng(0).integers(0, 10, 20_000)
-TIERS = (Tier(DeviceProfile("any", 1e9, 1e6, 1e6), 1.0, 1.0),)
+DEVICE = DeviceProfile("any", 1e9, 1e6, 1e6)
 
 
 def owned(num_clients, name):
-    clients = population.build(TIERS, partition(LABELS, num_clients, name, PartitionOptions(), 0), 0.2, 0)
+    devices = listed([DEVICE], device_of=np.zeros(num_clients, dtype=np.int64))
+    clients = population.build(devices, partition(LABELS, num_clients, name, PartitionOptions(), 0), 0.2, 0)
     return clients.train, clients.heldout
 
 

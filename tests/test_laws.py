@@ -36,6 +36,7 @@ from raysim.cohort import choose_masks
 from raysim.contribution import merge
 from raysim.data.partition import PARTITIONS, partition
 from raysim.data.rules import PartitionOptions
+from raysim.devices import listed
 from raysim.executors import InProcessExecutor
 from raysim.methods.table import METHODS
 from raysim.models import cost, zoo
@@ -44,7 +45,7 @@ from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.proof import randomise
 from raysim.rounds import initial_state, run_round
 from raysim.scenario import Scenario
-from raysim.types import DeviceProfile, RoundReport, ServerState, Storage, Tier
+from raysim.types import DeviceProfile, RoundReport, ServerState, Storage
 
 DENSE_TIERS = tuple(f"population.tiers.{tier}.keep_ratio=1.0" for tier in range(4))
 INPUTS = {"cnn": (1, 8, 8), "lenet": (1, 28, 28), "mlp": (1, 8, 8), "vgg16": (3, 32, 32), "resnet32": (3, 32, 32)}
@@ -287,8 +288,8 @@ def test_law_9_every_row_is_placed_once_or_reported(rule: str, num_clients: int,
                                                    if num_clients == 20 else [[1, 5], [2], [1002]]))  # fmt: skip
     options = PartitionOptions(path=str(tmp_path / "rows.json") if rule == "file" else None)
     rows = partition(labels, num_clients, rule, options, 5, users)
-    tiers = (Tier(DeviceProfile("any", 1e9, 1e6, 1e6), 1.0, 1.0),)
-    clients = population.build(tiers, rows, 0.2, seed=5)
+    devices = listed([DeviceProfile("any", 1e9, 1e6, 1e6)] * num_clients)
+    clients = population.build(devices, rows, 0.2, seed=5)
     owned = [np.concatenate([clients.train[client], clients.heldout[client]]) for client in range(num_clients)]
     assert all(len(np.unique(each)) == len(each) > 0 for each in owned)
     placed, leftover = np.concatenate(owned), population.leftover_rows(clients, 1003)

@@ -23,8 +23,10 @@ RANKS: dict[str, float] = {
     "raysim.seeding": 0.5,
     # Settings, devices, data, models.
     "raysim.config": 1,
+    "raysim.config_devices": 0.95,
     "raysim.config_data": 0.9,
     "raysim.devices": 1,
+    "raysim.device_sources": 1.1,
     "raysim.data": 1,
     "raysim.data.raw": 1,
     "raysim.data.resample": 1,

@@ -49,19 +49,19 @@ def test_prunefl_reconfigures_for_squared_gradient_per_second() -> None:
     slow = ("population.tiers.1.step_overhead_s=0.2", "training.learning_rate=0.05")
     scenario = small_scenario("prunefl", options, *slow)
     workload, local = scenario.workload, scenario.workload.local
-    tiers, squares, densities = workload.population.tiers, {}, []
+    devices, squares, densities = workload.population.devices, {}, []
 
     def seconds(ns: list[int]) -> tuple[float, dict[str, float]]:
         mean_n, constant, per_weight = sum(ns) / len(ns), 0.0, dict.fromkeys(WEIGHTS, 0.0)
-        for tier in tiers:
-            device = tier.device
+        for client in range(len(devices)):
+            device = devices.profile(client)
             transfer = 4 / device.down_bytes_per_s + 4 / device.up_bytes_per_s
             biases = 3 + 4 + 5 + 10
             overhead = num_steps(scenario, round(mean_n)) * device.step_overhead_s
-            constant += tier.share * (2 * device.latency_s + overhead + biases * transfer)
+            constant += (2 * device.latency_s + overhead + biases * transfer) / len(devices)
             for key in WEIGHTS:
                 compute = mean_n * local.epochs * FLOPS_PER_WEIGHT[key] / device.flops_per_s
-                per_weight[key] += tier.share * (transfer + compute)
+                per_weight[key] += (transfer + compute) / len(devices)
         return constant, per_weight
 
     def reconfigured(params: Params, held: Params, ns: list[int], round: int) -> Params:

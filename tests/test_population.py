@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from raysim import population
+from raysim import devices, population
 from raysim.data.partition import to_row_sets
 from raysim.population import num_heldout
 from raysim.types import DeviceProfile, Population, Tier
@@ -12,7 +14,7 @@ ROWS = to_row_sets(np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1]))
 
 
 def built(heldout_share: float = 0.2, seed: int = 0) -> Population:
-    return population.build(TIERS, ROWS, heldout_share, seed)
+    return population.build(devices.of_tiers(TIERS, len(ROWS), seed), ROWS, heldout_share, seed)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.9])
@@ -44,22 +46,26 @@ def test_the_held_out_rows_are_drawn_from_the_seed():
 
 def test_what_a_client_holds_out_does_not_depend_on_the_others():
     shorter = to_row_sets([ROWS[0][:0], ROWS[1], ROWS[2], ROWS[3]])
-    assert np.array_equal(population.build(TIERS, shorter, 0.2, 0).heldout[3], built().heldout[3])
+    assert np.array_equal(
+        population.build(devices.of_tiers(TIERS, 4, 0), shorter, 0.2, 0).heldout[3], built().heldout[3]
+    )
 
 
 def test_a_client_has_its_tier_and_its_counts():
     clients = built()
     assert len(clients) == 4
-    assert sorted(clients.tier_of.tolist()) == [0, 0, 1, 1]
+    assert sorted(clients.devices.tier_of.tolist()) == [0, 0, 1, 1]
     client = clients.client(3)
     assert (client.id, client.examples, client.heldout) == (3, 80, 20)
-    assert client.tier is TIERS[clients.tier_of[3]]
+    tier = TIERS[clients.devices.tier_of[3]]
+    assert (client.device, client.keep_ratio) == (tier.device, tier.keep_ratio)
 
 
 def test_the_digest_is_of_rows_and_tiers():
     one = built()
-    swapped = Population(TIERS, 1 - one.tier_of, one.train, one.heldout)
-    exchanged = Population(TIERS, one.tier_of, one.heldout, one.train)
+    others = replace(one.devices, device_of=1 - one.devices.device_of)
+    swapped = Population(others, one.train, one.heldout)
+    exchanged = Population(one.devices, one.heldout, one.train)
     digests = [population.digest(other) for other in (one, swapped, exchanged, built(0.3), built(seed=1))]
     assert len(set(digests)) == 5
     assert population.digest(built()) == digests[0]

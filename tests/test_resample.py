@@ -8,6 +8,7 @@ from conftest import tiny_settings
 from raysim import population, simulation
 from raysim.data.partition import partition
 from raysim.data.rules import PartitionOptions
+from raysim.devices import of_tiers
 from raysim.errors import SettingError
 from raysim.executors import InProcessExecutor
 from raysim.forecast import forecast
@@ -21,7 +22,9 @@ CONFIG = ("data.partition={name: resample, examples_per_client: 40}", "populatio
 
 def built(num_clients: int, seed: int = 0, examples: int = 50) -> Population:
     options = PartitionOptions(examples_per_client=examples)
-    return population.build(TIERS, partition(LABELS, num_clients, "resample", options, seed), 0.2, seed)
+    return population.build(
+        of_tiers(TIERS, num_clients, seed), partition(LABELS, num_clients, "resample", options, seed), 0.2, seed
+    )
 
 
 def test_a_million_clients_need_neither_time_nor_memory():
@@ -32,7 +35,7 @@ def test_a_million_clients_need_neither_time_nor_memory():
     seconds, (held, _) = time.perf_counter() - started, tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert seconds < 1
-    assert held < 10e6  # eight bytes each for the tier
+    assert held < 10e6  # eight bytes each for the device
     assert len(clients) == len(clients.train.counts) == 1_000_000
     assert digest == population.digest(built(1_000_000))
     assert (

@@ -14,7 +14,7 @@ from raysim.methods.options import MethodOptions
 from raysim.pruning import masks
 from raysim.pruning.significance import l1_norms
 from raysim.training import LocalHooks, compose, train
-from raysim.types import Budget, Mask, Params, Tier
+from raysim.types import Mask, Params
 
 
 def fuse_and_prune(view: ClientView, order: np.random.Generator) -> tuple[ClientView, int]:
@@ -64,11 +64,6 @@ def feature_penalty(view: ClientView, options: MethodOptions, factor: float = 0.
         return nn.functional.cross_entropy(logits, labels) + factor * features[0].flatten(1).pow(2).sum(1).mean()
 
     return LocalHooks(loss=loss)
-
-
-def whole_model_first(tier: Tier) -> Budget:
-    """Give a client its tier's share for all but the first epoch."""
-    return Budget(tier.keep_ratio, "tier" if tier.keep_ratio < 1 else "nothing")
 
 
 def whole_model_down(view: RoundView, scores: object) -> list[Mask]:

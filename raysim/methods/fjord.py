@@ -9,6 +9,7 @@ from torch import nn
 from torch.func import functional_call
 
 from raysim import seeding
+from raysim.budgets import widest_of
 from raysim.client_view import ClientView
 from raysim.clock import CohortLoad
 from raysim.methods.method import RoundView
@@ -17,15 +18,14 @@ from raysim.pruning import masks, submodel
 from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.significance import first_channels
 from raysim.training import LocalHooks, batch_slices
-from raysim.types import Budget, Mask, Tier
+from raysim.types import Mask
 
 WIDTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
-def widest_fitting(tier: Tier) -> Budget:
-    """Give a client the widest of FjORD's widths that its tier affords, the narrowest where none fits."""
-    width = max((width for width in WIDTHS if width <= tier.keep_ratio), default=WIDTHS[0])
-    return Budget(width, "tier" if width < 1 else "nothing")
+def widest_fitting(affordable: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give a client the widest of FjORD's widths that it affords, the narrowest where none fits."""
+    return widest_of(WIDTHS, affordable)
 
 
 def step_widths(seed: int, round: int, client: int, num_steps: int, widest: float) -> NDArray[np.float64]:
@@ -60,12 +60,11 @@ def _num_steps(view: RoundView) -> list[int]:
 
 def load_of_steps(view: RoundView, chosen: list[Mask], load: CohortLoad) -> CohortLoad:
     """Count each step at its own width, and with distillation the widest one beside it."""
-    tiers = np.array([widest_fitting(tier).keep_ratio for tier in view.tiers])[view.tier_of]
     flops, activations = np.zeros_like(load.train_flops), np.zeros_like(load.activation_bytes)
-    for place, widths in enumerate(_drawn(view, tiers)):
+    for place, widths in enumerate(_drawn(view, view.budgets)):
         batches = batch_slices(int(view.examples[place]), view.local.batch_size)
         rows = [batch.stop - batch.start for batch in batches] * int(view.epochs[place])
-        widest = float(tiers[place])
+        widest = float(view.budgets[place])
         for num_rows, width in zip(rows, widths.tolist(), strict=True):
             trained = [_mask_of(view.plan, width), _mask_of(view.plan, widest)]
             if not view.options["distill"] or trained[0].kept.sum() == trained[1].kept.sum():
@@ -85,7 +84,7 @@ def ordered_dropout(view: ClientView, options: MethodOptions) -> LocalHooks:
 
     With `distill` the widest submodel learns from the labels and teaches the drawn one (section 4.2).
     """
-    widest = widest_fitting(view.workload.population.client(view.task.client).tier).keep_ratio
+    widest = view.task.budget
     round, client = view.broadcast.round, view.task.client
     widths = iter(step_widths(view.workload.seed, round, client, view.num_steps, widest).tolist())
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim.aggregation import FillRule, fill_global
-from raysim.budgets import BudgetRule, of_tier
+from raysim.budgets import BudgetRule, all_affordable
 from raysim.clock import CohortLoad
 from raysim.contribution import Contribution
 from raysim.methods.options import MethodOptions, Option
@@ -17,7 +17,7 @@ from raysim.pruning.coverage import Coverage
 from raysim.pruning.masks import Scores
 from raysim.pruning.plan import ChannelPlan
 from raysim.training import LocalHooks, LocalTraining
-from raysim.types import LocalRules, Mask, Params, Tier
+from raysim.types import Devices, LocalRules, Mask, Params
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,12 +32,12 @@ class RoundView:
         seed: Seed of the experiment.
         num_clients: Registered clients.
         num_examples: Training rows of all of them.
-        tiers: Device tiers.
+        devices: Devices of all of them.
         round: Counted from 1.
         clients: Ids of the cohort.
-        tier_of: Their tiers.
         examples: Their training rows.
-        keep_ratios: Their budgets, as shares of channels.
+        budgets: Share of channels the method's budget rule gives them.
+        keep_ratios: Share of channels they train in this round.
         epochs: Passes over their rows.
         params: Global parameters and buffers.
         memory: What the method remembers.
@@ -51,11 +51,11 @@ class RoundView:
     seed: int
     num_clients: int
     num_examples: int
-    tiers: tuple[Tier, ...]
+    devices: Devices
     round: int
     clients: NDArray[np.int64]
-    tier_of: NDArray[np.int64]
     examples: NDArray[np.int64]
+    budgets: NDArray[np.float64]
     keep_ratios: NDArray[np.float64]
     epochs: NDArray[np.int64]
     params: Params
@@ -136,7 +136,7 @@ class Method:
         name: Name in the settings.
         source: Paper and equations.
         score: Ranks the channels.
-        budget: How much of the model a device tier trains.
+        budget: How much of what a client can afford it trains.
         options: The method's choices.
         reads: Which shared options it reads; the others are refused.
         own: Options of its own.
@@ -160,7 +160,7 @@ class Method:
     name: str
     source: str
     score: ScoreRule
-    budget: BudgetRule = of_tier
+    budget: BudgetRule = all_affordable
     options: MethodOptions = field(default_factory=MethodOptions)
     reads: frozenset[str] = frozenset()
     own: Mapping[str, Option] = field(default_factory=dict)
@@ -180,9 +180,9 @@ class Method:
     min_epochs: int = 1
     claims: frozenset[str] = frozenset()
 
-    def cuts_channels(self, tiers: tuple[Tier, ...]) -> bool:
-        """Whether some client would train less than all channels."""
-        return self.chooses_widths or any(self.budget(tier).keep_ratio < 1 for tier in tiers)
+    def cuts_channels(self, affordable: NDArray[np.float64]) -> bool:
+        """Whether some client would train less than all channels, from what each can afford."""
+        return self.chooses_widths or bool((self.budget(affordable) < 1).any())
 
     @property
     def has_known_costs(self) -> bool:

@@ -89,18 +89,18 @@ def reconfigured(view: RoundView, params: Params, kept: Params, squares: Params)
 
 def round_seconds(view: RoundView) -> tuple[float, dict[str, float]]:
     """Return a round's constant seconds, and the seconds each weight of a tensor adds, on the mean device."""
-    shares = np.array([tier.share for tier in view.tiers])
+    devices = view.devices
     examples = float(view.examples.mean()) * view.local.epochs
 
     def mean(name: str) -> float:
-        return float(shares @ np.array([1 / getattr(tier.device, name) for tier in view.tiers]))
+        return float((1 / devices.column(name)).mean())
 
     steps = view.local.num_steps(round(float(view.examples.mean())))
-    overhead = [2 * tier.device.latency_s + steps * tier.device.step_overhead_s for tier in view.tiers]
+    overhead = 2 * devices.column("latency_s") + steps * devices.column("step_overhead_s")
     per_byte, sizes = mean("down_bytes_per_s") + mean("up_bytes_per_s"), view.costs.entry_bytes
     flops = {key: view.costs.weight_flops.get(key, 0) for key in _weights(view)}
     whole = sum(view.params[key].numel() * sizes[key] for key in flops)
-    constant = float(shares @ np.array(overhead)) + (view.costs.dense.model_bytes - whole) * per_byte
+    constant = float(overhead.mean()) + (view.costs.dense.model_bytes - whole) * per_byte
     compute = examples * mean("flops_per_s")
     return constant, {key: sizes[key] * per_byte + compute * count for key, count in flops.items()}
 

@@ -76,7 +76,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "dapperfl", "Jia et al., NeurIPS 2024, arXiv 2412.05823, eq 2 to 5 and 8",
-            score=index_score, budget=dapperfl.whole_model_first, reads=FILL, mask=dapperfl.whole_model_down,
+            score=index_score, reads=FILL, mask=dapperfl.whole_model_down,
             rules=LocalRules(choose_locally=dapperfl.fuse_and_prune), local=(dapperfl.feature_penalty,),
             load=dapperfl.load_of_phases, min_epochs=2,
         ),
