@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim import seeding
-from raysim.devices import lognormal_factors
+from raysim.devices import link_drift, lognormal_factors
 from raysim.types import CohortTiming, Devices
 
 
@@ -26,7 +26,7 @@ def schedule(load: CohortLoad, devices: Devices, clients: NDArray[np.int64], rou
 
     Seconds of a transfer are latency + bytes / bandwidth; seconds of training are steps x overhead +
     FLOPs / speed + activation bytes / memory bandwidth. Speed and each bandwidth vary by a lognormal factor
-    drawn for (seed, client, round).
+    drawn for (seed, client, round), the bandwidths by their slow drift, too.
     """
     compute, down, up = _speed_factors(devices, clients, round, seed)
     latency = devices.column("latency_s")
@@ -44,4 +44,6 @@ def _speed_factors(devices: Devices, clients: NDArray[np.int64], round: int, see
     for place, client in enumerate(clients):
         normal[:, place] = seeding.generator(seed, "speed", round, int(client)).standard_normal(3)
     links = devices.column("link_variation")
-    return lognormal_factors(np.stack([devices.column("compute_variation"), links, links]), normal)
+    factors = lognormal_factors(np.stack([devices.column("compute_variation"), links, links]), normal)
+    factors[1:] *= link_drift(devices, clients, round, seed)
+    return factors

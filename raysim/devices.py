@@ -16,6 +16,10 @@ SPREADS = {
 """What varies together between the devices of a tier."""
 
 
+DRIFT_ROUNDS = 10
+"""Rounds for which a slow drift of the bandwidths lasts."""
+
+
 def of_tiers(tiers: Sequence[Tier], num_clients: int, seed: int) -> Devices:
     """Deal the clients to tiers; where a tier has a spread, every client gets a device of its own.
 
@@ -66,6 +70,24 @@ def assign_tiers(tiers: Sequence[Tier], num_clients: int, seed: int) -> NDArray[
     counts[largest_remainders] += 1
     tier_of = np.repeat(np.arange(len(tiers)), counts)
     return seeding.generator(seed, "tiers").permutation(tier_of)
+
+
+def link_drift(devices: Devices, clients: NDArray[np.int64], round: int, seed: int) -> NDArray[np.float64]:
+    """Return the factors on each client's download and upload bandwidth that the server has measured.
+
+    Lognormal with mean 1, drawn anew every `DRIFT_ROUNDS` rounds for (seed, client).
+
+    Args:
+        devices: Devices of the clients.
+        clients: Their ids, `(clients,)`.
+        round: Counted from 1.
+        seed: Seed of the experiment.
+
+    Returns:
+        `(2, clients)`: down, up.
+    """
+    normal = seeding.normal(seed, "link drift", max(round - 1, 0) // DRIFT_ROUNDS, clients, 2)
+    return lognormal_factors(devices.column("link_drift"), normal)
 
 
 def lognormal_factors(mean_one_std: NDArray[np.float64], normal: NDArray[np.float64]) -> NDArray[np.float64]:

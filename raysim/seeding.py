@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 
 def derive_seed(seed: int, purpose: str, round: int = 0, client: int = 0) -> int:
@@ -17,6 +18,35 @@ def derive_seed(seed: int, purpose: str, round: int = 0, client: int = 0) -> int
 def generator(seed: int, purpose: str, round: int = 0, client: int = 0) -> np.random.Generator:
     """Return a fresh NumPy generator for one purpose, round and client."""
     return np.random.Generator(np.random.PCG64(derive_seed(seed, purpose, round, client)))
+
+
+def uniform(seed: int, purpose: str, round: int, clients: NDArray[np.int64], draws: int = 1) -> NDArray[np.float64]:
+    """Return numbers drawn uniformly from (0, 1) for many clients at once, `(draws, clients)`.
+
+    A client's numbers depend on (seed, purpose, round, client, draw) alone, not on who else is asked. They are
+    outputs of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), whose state is a hash of those five.
+    """
+    key = np.uint64(derive_seed(seed, purpose, round))
+    with np.errstate(over="ignore"):
+        state = _mixed(key + clients.astype(np.uint64) * GOLDEN_GAMMA)
+        counters = np.arange(1, draws + 1, dtype=np.uint64)[:, None] * GOLDEN_GAMMA
+        bits = _mixed(state + counters) >> np.uint64(11)
+    return (bits.astype(np.float64) + 0.5) * 2.0**-53
+
+
+GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+def normal(seed: int, purpose: str, round: int, clients: NDArray[np.int64], draws: int = 1) -> NDArray[np.float64]:
+    """Return standard normal numbers for many clients at once, `(draws, clients)` (Box and Muller, 1958)."""
+    radius, angle = np.split(uniform(seed, purpose, round, clients, 2 * draws), 2)
+    return np.asarray(np.sqrt(-2 * np.log(radius)) * np.cos(2 * np.pi * angle))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from raysim.clock import CohortLoad, schedule
-from raysim.devices import listed
+from raysim.devices import link_drift, listed
 from raysim.types import CohortTiming, DeviceProfile
 
 PLAIN = DeviceProfile("plain", flops_per_s=1e9, down_bytes_per_s=2e6, up_bytes_per_s=5e5)
@@ -101,3 +101,13 @@ def test_compute_and_link_vary_apart():
     assert link.download_s[0] != 2.0
     assert (compute.download_s[0], compute.upload_s[0]) == (2.0, 2.0)
     assert compute.compute_s[0] != 3.0
+
+
+def test_a_drift_of_the_links_lasts_ten_rounds_and_is_in_the_timing():
+    device, clients = replace(PLAIN, link_drift=0.4), tuple(range(20_000))
+    rounds = [timing(device, clients, round).download_s for round in (1, 10, 11)]
+    factors = link_drift(listed([device] * len(clients)), np.array(clients), 1, 0)
+    assert rounds[0].tolist() == rounds[1].tolist() == pytest.approx((2 / factors[0]).tolist())
+    assert not np.array_equal(rounds[0], rounds[2])
+    assert factors.mean(axis=1) == pytest.approx([1, 1], abs=0.015)
+    assert factors.std(axis=1) == pytest.approx([0.4, 0.4], rel=0.05)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from raysim import seeding
 from raysim.seeding import derive_seed, generator, torch_seeded
 
 
@@ -64,3 +65,34 @@ def test_torch_seeded_restores_the_generator_after_an_error():
     with pytest.raises(RuntimeError), torch_seeded(0, "layers"):
         torch.rand(3) @ torch.rand(4)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+CLIENTS = np.arange(200_000)
+
+
+def test_many_clients_draw_uniform_numbers_at_once():
+    drawn = seeding.uniform(0, "dropout", 3, CLIENTS, 2)
+    assert drawn.shape == (2, len(CLIENTS))
+    assert 0 < drawn.min() < drawn.max() < 1
+    for row in drawn:
+        counts = np.histogram(row, 100, (0, 1))[0]
+        assert ((counts - 2000) ** 2 / 2000).sum() < 150  # chi squared, 99 degrees of freedom: p < 0.001
+    neighbours = np.corrcoef([drawn[0][:-1], drawn[0][1:], drawn[1][:-1]])
+    assert np.abs(neighbours - np.eye(3)).max() < 0.01
+
+
+def test_what_a_client_draws_does_not_depend_on_the_others_or_on_how_much_is_drawn():
+    together, alone = seeding.uniform(0, "dropout", 3, CLIENTS, 2), seeding.uniform(0, "dropout", 3, CLIENTS[7:8])
+    assert together[0, 7] == alone[0, 0]
+    others = [
+        seeding.uniform(*key, CLIENTS[7:8])[0, 0] for key in ((1, "dropout", 3), (0, "else", 3), (0, "dropout", 4))
+    ]
+    assert len({alone[0, 0], *others}) == 4
+
+
+def test_many_clients_draw_normal_numbers_at_once():
+    drawn = seeding.normal(0, "drift", 1, CLIENTS, 2)
+    assert drawn.mean(axis=1) == pytest.approx([0, 0], abs=0.01)
+    assert drawn.std(axis=1) == pytest.approx([1, 1], rel=0.01)
+    assert ((np.abs(drawn) > 1.96).mean(axis=1)) == pytest.approx([0.05, 0.05], abs=0.002)
+    assert abs(np.corrcoef(drawn)[0, 1]) < 0.01
