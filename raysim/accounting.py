@@ -6,32 +6,112 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from raysim import energy
 from raysim.clock import CohortLoad
-from raysim.cohort import Cohort
 from raysim.contribution import Contribution
+from raysim.planning import Absent, Plan
 from raysim.scenario import Scenario
-from raysim.types import CohortTiming, Columns, Mask, Score, Totals
+from raysim.types import CohortTiming, Columns, Mask, Reached, Score, ServerState, Totals
+from raysim.work import COUNTED, Work, part_of
+
+REPORTED = {"train_loss": np.nan, "epochs": 0, "accuracy": np.nan, "heldout_loss": np.nan}
+"""What clients report, and what is written down of those whose work does not count."""
 
 
 def client_columns(
-    scenario: Scenario, cohort: Cohort, masks: Sequence[Mask], load: CohortLoad, timing: CohortTiming,
-    contribution: Contribution,
+    scenario: Scenario, state: ServerState, plan: Plan, contribution: Contribution | None = None,
+    sent: Sequence[Mask] = (),
 ) -> Columns:  # fmt: skip
-    """Return the round's table: one row per client."""
-    devices = scenario.workload.population.devices
-    reported = {name: column for name, column in contribution.clients.items() if name != "client"}
+    """Return the round's table: one row per client that was asked or whose work ended, in the order of ids.
+
+    Bytes, FLOPs and steps are those really spent; the `planned_` ones those of the whole work.
+
+    Args:
+        scenario: The run.
+        state: The state the round started from.
+        plan: The round.
+        contribution: What clients sent whose work counts, if there are any.
+        sent: What each of them sent back.
+    """
+    round = state.round + 1
+    ends_s = state.totals.simulated_s + plan.round_s - scenario.clock.server_s
+    tables = [work_columns(scenario, work, _waits_s(scenario, work, ends_s)) for work in plan.ended]
+    tables.append(absent_columns(scenario, plan.absent, state.totals.simulated_s, round))
+    names = tables[0]
+    table = {name: np.concatenate([columns[name] for columns in tables]) for name in names}
+    order = np.argsort(table["client"], kind="stable")
+    table = {"round": np.full(len(order), round), **{name: column[order] for name, column in table.items()}}
+    if sent:
+        table["pruning_ratio"][table["fate"] == COUNTED] = [scenario.costs.pruning_ratio(mask) for mask in sent]
+    return table | _reported(table, contribution)
+
+
+def _waits_s(scenario: Scenario, work: Work, ends_s: float) -> NDArray[np.float64]:
+    """Return how long each client waits for the round to end; asynchronous clients never do."""
+    return np.zeros(len(work)) if scenario.clock.mode == "async" else np.maximum(ends_s - work.end_s, 0)
+
+
+def work_columns(scenario: Scenario, work: Work, waits_s: NDArray[np.float64]) -> Columns:
+    """Return what some clients do, and what they have spent when they are done or stop."""
+    cohort, spent = work.cohort, work.spent
+    devices = scenario.workload.population.devices.of(cohort.clients)
     return {
-        "round": np.full(len(cohort.clients), cohort.round),
         "client": cohort.clients,
-        "tier": np.array(devices.tiers)[devices.of(cohort.clients).tier_of],
+        "tier": np.array(devices.tiers)[devices.tier_of],
+        "fate": work.fates,
+        "started_round": np.full(len(work), cohort.round),
+        "start_s": work.start_s,
+        "lasts_s": work.lasts_s,
         "keep_ratio": cohort.keep_ratios,
         "limited_by": cohort.limited_by,
         "examples": cohort.examples,
-        "steps": load.steps,
-        **reported,
-        **cost_columns(scenario, masks, load, timing),
-        "theoretical_train_flops": theoretical_flops(scenario, masks, load, cohort),
+        "steps": spent.steps,
+        **cost_columns(scenario, work.masks, spent, work.timing),
+        "energy_j": energy.spent_j(devices, work, waits_s),
+        "theoretical_train_flops": theoretical_flops(scenario, work.masks, spent, work),
+        "planned_down_bytes": work.load.down_bytes,
+        "planned_up_bytes": work.load.up_bytes,
+        "planned_train_flops": work.load.train_flops,
+        "planned_activation_bytes": work.load.activation_bytes,
+        "planned_steps": work.load.steps,
+        "planned_epochs": cohort.epochs,
     }
+
+
+def absent_columns(scenario: Scenario, absent: Absent, now_s: float, round: int) -> Columns:
+    """Return the rows of clients that were asked and did not start: they spend nothing."""
+    devices = scenario.workload.population.devices.of(absent.clients)
+    zeros, none = np.zeros(len(absent.clients)), np.zeros(len(absent.clients), dtype=np.int64)
+    return {
+        "client": absent.clients,
+        "tier": np.array(devices.tiers)[devices.tier_of],
+        "fate": absent.fates,
+        "started_round": np.full(len(none), round),
+        "start_s": zeros + now_s,
+        "lasts_s": zeros,
+        "keep_ratio": zeros,
+        "limited_by": absent.limited_by,
+        "examples": scenario.workload.population.train.counts[absent.clients],
+        "steps": none,
+        "pruning_ratio": zeros + np.nan,
+        **dict.fromkeys(("down_bytes", "up_bytes", "train_flops"), none),
+        **dict.fromkeys(("download_s", "compute_s", "upload_s", "total_s", "energy_j"), zeros),
+        "theoretical_train_flops": none,
+        **dict.fromkeys((f"planned_{name}" for name in (*CohortLoad.__slots__, "epochs")), none),
+    }
+
+
+def _reported(table: Columns, contribution: Contribution | None) -> Columns:
+    """Return what clients report as columns of the round's table."""
+    size, columns = len(table["client"]), {}
+    for name, missing in REPORTED.items():
+        columns[name] = np.full(size, missing)
+    if contribution is not None:
+        counted = table["fate"] == COUNTED
+        for name, column in contribution.clients.items():
+            if name != "client":
+                columns.setdefault(name, np.full(size, np.nan))[counted] = column
+    return columns
 
 
 def cost_columns(scenario: Scenario, masks: Sequence[Mask], load: CohortLoad, timing: CohortTiming) -> Columns:
@@ -48,6 +128,12 @@ def cost_columns(scenario: Scenario, masks: Sequence[Mask], load: CohortLoad, ti
     }
 
 
+def counted_rows(clients: Columns) -> Columns:
+    """Return the rows of the clients whose work counts."""
+    counted = clients["fate"] == COUNTED
+    return {name: column[counted] for name, column in clients.items()}
+
+
 def submodel_score(clients: Columns) -> Score | None:
     """Return the mean accuracy and loss of the scored submodels, every client counting once."""
     accuracy = clients["accuracy"].astype(np.float64)
@@ -57,42 +143,80 @@ def submodel_score(clients: Columns) -> Score | None:
     return Score(float(accuracy[scored].mean()), float(clients["heldout_loss"][scored].astype(np.float64).mean()))
 
 
-def account(scenario: Scenario, totals: Totals, cohort: Cohort, clients: Columns, score: Score | None) -> Totals:
-    """Add the round to what the run has spent, and to what dense clients would have spent on its cohorts."""
-    dense, size = scenario.costs.dense, len(cohort.clients)
-    dense_flops = dense.train_flops * int(cohort.examples.sum()) * scenario.workload.local.epochs
-    best = totals.best_accuracy
-    if score is not None:
-        best = score.accuracy if best is None else max(best, score.accuracy)
+def mean_loss(clients: Columns) -> float:
+    """Return the mean training loss of the clients whose work counts, weighted with their rows; NaN of nobody."""
+    counted = counted_rows(clients)
+    if not len(counted["client"]):
+        return float("nan")
+    return float(np.average(counted["train_loss"].astype(np.float64), weights=counted["examples"]))
+
+
+def spend(scenario: Scenario, totals: Totals, plan: Plan, clients: Columns) -> Totals:
+    """Add a round to what the run has spent, and to what dense clients would have spent on the same work."""
+    counted = counted_rows(clients)
+    fates = dict(totals.fates)
+    for fate, number in zip(*np.unique(clients["fate"], return_counts=True), strict=True):
+        fates[str(fate)] = fates.get(str(fate), 0) + int(number)
+    totals = _with_dense(scenario, totals, plan.ended)
     return replace(
         totals,
         down_bytes=totals.down_bytes + int(clients["down_bytes"].sum()),
         up_bytes=totals.up_bytes + int(clients["up_bytes"].sum()),
         train_flops=totals.train_flops + int(clients["train_flops"].sum()),
-        fedavg_down_bytes=totals.fedavg_down_bytes + dense.model_bytes * size,
-        fedavg_up_bytes=totals.fedavg_up_bytes + dense.model_bytes * size,
-        fedavg_train_flops=totals.fedavg_train_flops + dense_flops,
-        client_rounds=totals.client_rounds + size,
-        pruning_ratio_sum=totals.pruning_ratio_sum + float(clients["pruning_ratio"].sum()),
-        simulated_s=totals.simulated_s + float(clients["total_s"].max()),
-        accuracy=totals.accuracy if score is None else score.accuracy,
-        best_accuracy=best,
+        client_rounds=totals.client_rounds + len(counted["client"]),
+        pruning_ratio_sum=totals.pruning_ratio_sum + float(counted["pruning_ratio"].sum()),
+        simulated_s=totals.simulated_s + plan.round_s,
+        energy_j=totals.energy_j + float(clients["energy_j"].sum()),
+        empty_rounds=totals.empty_rounds + int(not len(counted["client"])),
+        fates=fates,
     )
 
 
-def theoretical_flops(
-    scenario: Scenario, masks: Sequence[Mask], load: CohortLoad, cohort: Cohort
-) -> NDArray[np.int64]:
+def _with_dense(scenario: Scenario, totals: Totals, ended: Sequence[Work]) -> Totals:
+    """Add to the `fedavg_` totals: the full model, for the share of its work that each client has done."""
+    dense, epochs = scenario.costs.dense, scenario.workload.local.epochs
+    for work in ended:
+        done, rows = work.shares_done, work.cohort.examples * epochs
+        whole = np.full(len(work), dense.model_bytes)
+        totals = replace(
+            totals,
+            fedavg_down_bytes=totals.fedavg_down_bytes + int(part_of(whole, done.download_s).sum()),
+            fedavg_up_bytes=totals.fedavg_up_bytes + int(part_of(whole, done.upload_s).sum()),
+            fedavg_train_flops=totals.fedavg_train_flops
+            + int(part_of(dense.train_flops * rows, done.compute_s).sum()),
+        )
+    return totals
+
+
+def reach(totals: Totals, score: Score | None, targets: Sequence[float], round: int) -> Totals:
+    """Take down what accuracy has been reached, and which targets for the first time."""
+    if score is None:
+        return totals
+    best = score.accuracy if totals.best_accuracy is None else max(totals.best_accuracy, score.accuracy)
+    known = {reached.accuracy for reached in totals.reached}
+    reached = [
+        Reached(
+            target, round, totals.simulated_s, totals.down_bytes + totals.up_bytes, totals.train_flops,
+            totals.energy_j,
+        )
+        for target in targets
+        if target not in known and score.accuracy >= target
+    ]  # fmt: skip
+    return replace(totals, accuracy=score.accuracy, best_accuracy=best, reached=(*totals.reached, *reached))
+
+
+def theoretical_flops(scenario: Scenario, masks: Sequence[Mask], spent: CohortLoad, work: Work) -> NDArray[np.int64]:
     """Return each client's FLOPs if hardware skipped every single pruned weight, `(cohort,)`; none does today."""
     saved = np.zeros(len(masks), dtype=np.int64)
     for place, mask in enumerate(masks):
         if mask.elements:
             pruned, per_weight = scenario.costs.pruned_elements(mask), scenario.costs.weight_flops
             saved[place] = sum(count * per_weight.get(key, 0) for key, count in pruned.items())
-    return load.train_flops - saved * cohort.examples * cohort.epochs
+    whole = saved * work.cohort.examples * work.cohort.epochs
+    return spent.train_flops - part_of(whole, work.shares_done.compute_s)
 
 
-def account_preparation(totals: Totals, load: CohortLoad, timing: CohortTiming) -> Totals:
+def account_preparation(totals: Totals, load: CohortLoad, timing: CohortTiming, energy_j: float) -> Totals:
     """Add what was spent before the first round; dense clients would not have spent it."""
     return replace(
         totals,
@@ -100,6 +224,7 @@ def account_preparation(totals: Totals, load: CohortLoad, timing: CohortTiming) 
         up_bytes=totals.up_bytes + int(load.up_bytes.sum()),
         train_flops=totals.train_flops + int(load.train_flops.sum()),
         simulated_s=totals.simulated_s + float(timing.total_s.max()),
+        energy_j=totals.energy_j + energy_j,
         preparation_s=totals.preparation_s + float(timing.total_s.max()),
         preparation_bytes=totals.preparation_bytes + int(load.down_bytes.sum() + load.up_bytes.sum()),
         preparation_flops=totals.preparation_flops + int(load.train_flops.sum()),

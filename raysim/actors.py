@@ -75,15 +75,28 @@ class RayExecutor:
         self._round = 0
 
     def train(self, tasks: Sequence[ClientTask], broadcast: Broadcast) -> Contribution:
-        """Train all clients of a cohort, costly chunks first."""
-        self._round = broadcast.round
-        shared = ray.put((as_arrays(broadcast.params), as_arrays(broadcast.extra)))
-        chunks = chunk_by_cost(tasks, CHUNKS_PER_ACTOR * len(self._actors))
+        """Train some clients that start from one version of the model, costly chunks first."""
+        return self.train_versions([(tasks, broadcast)])[0]
 
-        def submit(actor: Any, chunk: list[ClientTask]) -> Any:
-            return actor.train.remote(chunk, shared, self._scenario, broadcast.round, broadcast.rules)
+    def train_versions(self, groups: Sequence[tuple[Sequence[ClientTask], Broadcast]]) -> list[Contribution]:
+        """Train groups of clients, each from a version of its own, all at once."""
+        chunks: list[tuple[int, list[ClientTask], Broadcast, Any]] = []
+        for group, (tasks, broadcast) in enumerate(groups):
+            self._round = broadcast.round
+            shared = ray.put((as_arrays(broadcast.params), as_arrays(broadcast.extra)))
+            for chunk in chunk_by_cost(tasks, CHUNKS_PER_ACTOR * len(self._actors)):
+                chunks.append((group, chunk, broadcast, shared))
+        chunks.sort(key=lambda chunk: -sum(task.cost for task in chunk[1]))
 
-        return merge(self._gather(submit, chunks, ordered=False))
+        def submit(actor: Any, chunk: tuple[int, list[ClientTask], Broadcast, Any]) -> Any:
+            _, tasks, broadcast, shared = chunk
+            return actor.train.remote(tasks, shared, self._scenario, broadcast.round, broadcast.rules)
+
+        found = self._gather(submit, chunks, ordered=True)
+        parts: list[list[Contribution]] = [[] for _ in groups]
+        for (group, *_), contribution in zip(chunks, found, strict=True):
+            parts[group].append(contribution)
+        return [merge(part) for part in parts]
 
     def score(self, params: Params, rows: NDArray[np.int64]) -> Score:
         """Score the global model on test rows."""

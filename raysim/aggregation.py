@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 
-from raysim.exact_sum import ExactSum
 from raysim.pruning.coverage import Coverage
 from raysim.types import Params
 
@@ -58,7 +57,7 @@ def divide(summed: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def apply_updates(
-    params: Params, buffers: frozenset[str], sums: ExactSum, coverage: Coverage, total: int,
+    params: Params, buffers: frozenset[str], summed: Callable[[str], torch.Tensor], coverage: Coverage, total: int,
     fill: FillRule, gamma: float, average_buffers: bool,
 ) -> Params:  # fmt: skip
     """Return the new global parameters and buffers.
@@ -66,7 +65,7 @@ def apply_updates(
     Args:
         params: Global parameters and buffers before the round.
         buffers: Keys of `params` that are buffers: always averaged over their holders, never filled.
-        sums: Sums of n_k times each client's update.
+        summed: From a key to the sum of n_k times each client's update, float64.
         coverage: Examples behind each entry.
         total: Examples of the whole cohort.
         fill: How parameters are normalised.
@@ -78,7 +77,7 @@ def apply_updates(
         if key in buffers and not average_buffers:
             updated[key] = current
             continue
-        update = CohortUpdate(current, sums.value(key), coverage[key], total)
+        update = CohortUpdate(current, summed(key), coverage[key], total)
         rule = fill_holders if key in buffers else fill
         value = rule(update, gamma)
         updated[key] = (value if current.is_floating_point() else value.round()).to(current.dtype)

@@ -1,6 +1,7 @@
 """The simulated clock: seconds each client of a cohort takes, known before anybody trains."""
 
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,37 @@ class CohortLoad:
     train_flops: NDArray[np.int64]
     activation_bytes: NDArray[np.int64]
     steps: NDArray[np.int64]
+
+    def take(self, places: NDArray[np.int64]) -> "CohortLoad":
+        """Return the load of some members."""
+        return CohortLoad(*(getattr(self, name)[places] for name in CohortLoad.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class ClockRules:
+    """When a round ends in simulated time, and whose work counts.
+
+    Attributes:
+        mode: `sync`, `deadline`, `over-selection` or `async`.
+        deadline_s: Seconds after which a round ends (`deadline`).
+        accept_partial: Whether late clients send the epochs they have done by then (`deadline`).
+        over_selection: Clients asked over clients taken (`over-selection`).
+        buffer_size: Updates of one aggregation (`async`).
+        concurrency: Clients at work at a time (`async`).
+        staleness_exponent: a in the weight (1 + s)^-a of an update that is s versions old (`async`).
+        server_s: Seconds the server takes for a round.
+        empty_round_s: Seconds that pass where nobody takes part.
+    """
+
+    mode: str = "sync"
+    deadline_s: float = inf
+    accept_partial: bool = False
+    over_selection: float = 1.3
+    buffer_size: int = 10
+    concurrency: int = 10
+    staleness_exponent: float = 0.5
+    server_s: float = 0.0
+    empty_round_s: float = 60.0
 
 
 def schedule(load: CohortLoad, devices: Devices, clients: NDArray[np.int64], round: int, seed: int) -> CohortTiming:

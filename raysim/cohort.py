@@ -1,12 +1,12 @@
-"""Who takes part in a round, with what submodel, and what that transfers, computes and takes."""
+"""Who takes part, with what submodel, and what that transfers, computes and takes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim import budgets, seeding, selection
+from raysim import budgets, seeding
 from raysim.clock import CohortLoad, schedule
 from raysim.methods import resolve as methods
 from raysim.methods.method import RoundView
@@ -27,12 +27,17 @@ class Cohort:
     examples: NDArray[np.int64]
     epochs: NDArray[np.int64]
 
+    def take(self, places: NDArray[np.int64]) -> "Cohort":
+        """Return some of its members."""
+        columns = {field.name: getattr(self, field.name)[places] for field in fields(self) if field.name != "round"}
+        return Cohort(self.round, **columns)
 
-def select(scenario: Scenario, state: ServerState) -> Cohort:
-    """Draw the next round's cohort and give each member its budget."""
-    population, round = scenario.workload.population, state.round + 1
-    clients = selection.uniform(len(population), scenario.cohort_size, round, scenario.workload.seed)
-    return with_method(scenario, state, cohort_of(scenario, clients, round))
+
+def joined(cohorts: Sequence[Cohort], round: int) -> Cohort:
+    """Return the members of several cohorts as one, in ascending order of ids."""
+    names = [field.name for field in fields(Cohort) if field.name != "round"]
+    columns = {name: np.concatenate([getattr(cohort, name) for cohort in cohorts]) for name in names}
+    return Cohort(round, **columns).take(np.argsort(columns["clients"]))
 
 
 def with_method(scenario: Scenario, state: ServerState, cohort: Cohort) -> Cohort:

@@ -21,8 +21,12 @@ class InProcessExecutor:
         self._stage = Stage(workload)
 
     def train(self, tasks: Sequence[ClientTask], broadcast: Broadcast) -> Contribution:
-        """Train all clients of a cohort."""
+        """Train some clients that start from one version of the model."""
         return merge([self._stage.train(tasks, broadcast)])
+
+    def train_versions(self, groups: Sequence[tuple[Sequence[ClientTask], Broadcast]]) -> list[Contribution]:
+        """Train groups of clients, each from a version of its own."""
+        return [self.train(tasks, broadcast) for tasks, broadcast in groups]
 
     def score(self, params: Params, rows: NDArray[np.int64]) -> Score:
         """Score the global model on test rows."""

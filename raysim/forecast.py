@@ -1,18 +1,19 @@
 """Everything but training: who is there, what each tier can afford, predicted seconds and bytes."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.accounting import account, cost_columns
-from raysim.cohort import Cohort, cohort_of, load_of, schedule_cohort, select, transfer_bytes, view_of
+from raysim.accounting import client_columns, spend
+from raysim.cohort import Cohort, cohort_of, transfer_bytes
+from raysim.methods.method import RoundView
 from raysim.pruning import masks
 from raysim.pruning.significance import first_channels
-from raysim.rounds import initial_state
+from raysim.rounds import close, initial_state, moved_on, plan_round
 from raysim.scenario import Scenario
-from raysim.types import Columns, Mask, ServerState, Totals
+from raysim.types import Columns, Mask, Params, ServerState, Totals
 
 
 def forecast(scenario: Scenario) -> dict[str, Any]:
@@ -20,17 +21,12 @@ def forecast(scenario: Scenario) -> dict[str, Any]:
 
     Otherwise every round is predicted as if nothing had been learned, without what is done before round 1.
     """
-    workload = scenario.workload
-    scores = first_channels(workload.plan)
-    totals, history = Totals(), []
+    workload, history = scenario.workload, []
     state = initial_state(scenario)
-    for round in range(scenario.rounds):
-        state = replace(state, round=round)
-        cohort = select(scenario, state)
-        chosen = masks.keep_top_for_cohort(workload.plan, scores, cohort.keep_ratios)
-        columns = _columns(scenario, state, cohort, chosen)
-        totals = account(scenario, totals, cohort, columns, None)
+    while not scenario.is_over(state):
+        state, columns = _predicted(scenario, state)
         history.append(columns)
+    totals = state.totals
     examples = workload.population.train.counts
     return {
         "method": scenario.method.name,
@@ -64,11 +60,17 @@ def summary_of(totals: Totals) -> dict[str, Any]:
     }
 
 
-def _columns(scenario: Scenario, state: ServerState, cohort: Cohort, chosen: list[Mask]) -> Columns:
-    load = load_of(scenario, view_of(scenario, state, cohort), chosen)
-    timing = schedule_cohort(scenario, cohort, load)
-    tier_of = scenario.workload.population.devices.of(cohort.clients).tier_of
-    return {"tier_of": tier_of, **cost_columns(scenario, chosen, load, timing)}
+def _predicted(scenario: Scenario, state: ServerState) -> tuple[ServerState, Columns]:
+    """Return state and table after a round in which nothing is learned."""
+    plan = plan_round(scenario, state, _first_channels_kept)
+    columns = client_columns(scenario, state, plan)
+    totals = spend(scenario, state.totals, plan, columns)
+    after = moved_on(scenario, state, plan, state.params, plan.memory, totals, columns, None)
+    return close(scenario, after, plan, columns)
+
+
+def _first_channels_kept(scenario: Scenario, view: RoundView) -> tuple[list[Mask], Params]:
+    return masks.keep_top_for_cohort(view.plan, first_channels(view.plan), view.keep_ratios), view.memory
 
 
 def tier_rows(scenario: Scenario, history: list[Columns]) -> list[dict[str, Any]]:
@@ -84,7 +86,7 @@ def tier_rows(scenario: Scenario, history: list[Columns]) -> list[dict[str, Any]
             continue
         keep_ratio = float(everybody.keep_ratios[median])
         mask = masks.keep_top(workload.plan, first_channels(workload.plan), keep_ratio)
-        members = seen["tier_of"] == index
+        members = seen["tier"] == name
         means = {
             column: float(seen[column][members].astype(np.float64).mean()) if members.any() else None
             for column in ("download_s", "compute_s", "upload_s", "total_s")

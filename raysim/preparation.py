@@ -6,16 +6,18 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim import client_memory
+from raysim import client_memory, energy
 from raysim.accounting import account_preparation
 from raysim.aggregation import apply_updates, fill_holders
-from raysim.cohort import cohort_of, load_of, schedule_cohort, tasks_for, view_of
+from raysim.clock import CohortLoad
+from raysim.cohort import Cohort, cohort_of, load_of, schedule_cohort, tasks_for, view_of
 from raysim.contribution import Contribution
 from raysim.methods.method import Objective
 from raysim.pruning.coverage import count_coverage
 from raysim.scenario import Executor, Scenario
 from raysim.training import LocalHooks
-from raysim.types import Broadcast, LocalRules, Mask, Params, ServerState
+from raysim.types import Broadcast, CohortTiming, LocalRules, Mask, Params, ServerState
+from raysim.work import COUNTED, FATE, Work
 
 
 def prepare(scenario: Scenario, state: ServerState, executor: Executor) -> ServerState:
@@ -61,11 +63,19 @@ class _Trainer:
         self.state = replace(
             state,
             clients=client_memory.updated(state.clients, contribution.memories),
-            totals=account_preparation(state.totals, load, timing),
+            totals=account_preparation(state.totals, load, timing, self._energy_j(cohort, masks, load, timing)),
         )
         coverage = count_coverage(scenario.workload.plan, masks, cohort.examples)
         aggregated = apply_updates(
-            params, scenario.buffers, contribution.sums["update"], coverage, int(cohort.examples.sum()),
+            params, scenario.buffers, contribution.sums["update"].value, coverage, int(cohort.examples.sum()),
             fill_holders, 1.0, average_buffers=True,
         )  # fmt: skip
         return contribution, aggregated
+
+    def _energy_j(self, cohort: Cohort, masks: list[Mask], load: CohortLoad, timing: CohortTiming) -> float:
+        """Return the joules of a training, those of clients that wait for the slowest included."""
+        size = len(cohort.clients)
+        work = Work(cohort, masks, load, timing, np.zeros(size), timing.total_s, np.full(size, COUNTED, dtype=FATE))
+        devices = self._scenario.workload.population.devices.of(cohort.clients)
+        waits_s = timing.total_s.max() - timing.total_s
+        return float(energy.spent_j(devices, work, waits_s).sum())

@@ -1,74 +1,207 @@
-"""One synchronous round, as a walk from selection to report."""
+"""One round, as a walk from plan to report."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
-from raysim import client_memory, diagnostics, evaluation, preparation, server_optimizers
-from raysim.accounting import account, client_columns, submodel_score
+from raysim import asynchronous, client_memory, diagnostics, energy, evaluation, preparation, server_optimizers
+from raysim.accounting import client_columns, mean_loss, reach, spend, submodel_score
 from raysim.aggregation import apply_updates
-from raysim.cohort import (
-    Cohort,
-    choose_masks,
-    classes_owned,
-    load_of,
-    schedule_cohort,
-    select,
-    tasks_for,
-    view_of,
-)
-from raysim.contribution import Contribution
+from raysim.cohort import Cohort, choose_masks, classes_owned, tasks_for, view_of
+from raysim.contribution import Contribution, merge
 from raysim.methods import resolve as methods
 from raysim.methods.method import CohortReport
+from raysim.planning import Absent, ChooseMasks, Plan, plan_together
 from raysim.pruning.coverage import Coverage, count_coverage, summarise
 from raysim.scenario import Executor, Scenario
-from raysim.types import Broadcast, Mask, Params, RoundReport, Score, ServerState
+from raysim.types import (
+    Broadcast,
+    ClientTask,
+    Columns,
+    CoverageSummary,
+    Mask,
+    Params,
+    RoundReport,
+    Score,
+    ServerState,
+    Totals,
+)
+from raysim.work import ABSENT, Work, together, unfinished
+
+NOTHING_TRAINED = CoverageSummary(mean=0.0, min=0.0, untrained_share=1.0, untrained_channel_share=1.0)
 
 
 def run_round(scenario: Scenario, state: ServerState, executor: Executor) -> tuple[ServerState, RoundReport]:
-    """Play one synchronous round, before the first one what the method prepares.
+    """Play one round, before the first one what the method prepares.
+
+    Synchronous or not, what is trained, put back and aggregated is the same.
 
     Raises:
         RunFailedError: If a client fails or diverges.
     """
     if state.round == 0:
         state = preparation.prepare(scenario, state, executor)
-    cohort = select(scenario, state)
-    view = view_of(scenario, state, cohort)
-    masks, memory = choose_masks(scenario, view)
-    load = load_of(scenario, view, masks)
-    timing = schedule_cohort(scenario, cohort, load)
+    plan = plan_round(scenario, state)
 
-    broadcast = Broadcast(cohort.round, state.params, scenario.method.rules, methods.extra(scenario.method, view))
-    contribution = executor.train(tasks_for(scenario, cohort, masks, load, state.clients), broadcast)
+    counted = [work.counted for work in plan.ended]
+    counted = [work for work in counted if len(work)]
+    contributions = executor.train_versions([group_of(scenario, state, work) for work in counted])
+    received = receive(scenario, state, counted, contributions) if counted else None
+    params, memory = learn(scenario, state, plan.memory, received)
 
-    masks = sent_back(scenario, masks, contribution)
-    coverage = coverage_of(scenario, cohort, masks, contribution)
-    params = aggregate(scenario, state.params, contribution, coverage, int(cohort.examples.sum()))
+    reported = () if received is None else (received.contribution, received.masks)
+    clients = client_columns(scenario, state, plan, *reported)
+    totals = spend(scenario, state.totals, plan, clients)
+    after = moved_on(scenario, state, plan, params, memory, totals, clients, received)
+    params, score = score_global(scenario, after, executor)
+    after = replace(after, params=params, totals=reach(totals, score, scenario.targets, after.round))
+    after, clients = close(scenario, after, plan, clients)
+    return after, report_of(scenario, state, after, plan, clients, score, received)
+
+
+def plan_round(scenario: Scenario, state: ServerState, choose: ChooseMasks = choose_masks) -> Plan:
+    """Decide who starts, who ends, and when the round is over."""
+    plan = asynchronous.plan_buffer if scenario.clock.mode == "async" else plan_together
+    return plan(scenario, state, choose)
+
+
+def group_of(scenario: Scenario, state: ServerState, work: Work) -> tuple[list[ClientTask], Broadcast]:
+    """Return the tasks of clients that started from one version, and what they received."""
+    view = view_of(scenario, state, work.cohort)
+    extra = methods.extra(scenario.method, view)
+    start = Broadcast(work.cohort.round, version_of(state, work.cohort.round), scenario.method.rules, extra)
+    return tasks_for(scenario, work.cohort, work.masks, work.load, state.clients), start
+
+
+def version_of(state: ServerState, round: int) -> Params:
+    """Return the global parameters that clients starting in a round received."""
+    return state.params if round == state.round + 1 else state.versions[round]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Received:
+    """All that came in during a round, of all versions; members in ascending order of ids.
+
+    Attributes:
+        work: What the clients did; its cohort's round is the one that ends.
+        contribution: What they sent, every client counting with its examples alone.
+        masks: What each sent back.
+        coverage: Examples behind each entry.
+        summed: The sum of n_k s_k D_k of a tensor, by key; s_k is the weight of a stale update.
+    """
+
+    work: Work
+    contribution: Contribution
+    masks: list[Mask]
+    coverage: Coverage
+    summed: Callable[[str], torch.Tensor]
+
+
+def receive(
+    scenario: Scenario, state: ServerState, counted: Sequence[Work], contributions: Sequence[Contribution]
+) -> Received:
+    """Join what clients of all versions sent."""
+    work = together(counted)
+    work = replace(work, cohort=replace(work.cohort, round=state.round + 1))
+    contribution = merge(contributions)
+    masks = sent_back(scenario, list(work.masks), contribution)
+    exponent = scenario.clock.staleness_exponent
+    weights = [(1 + state.round + 1 - each.cohort.round) ** -exponent for each in counted]
+
+    def summed(key: str) -> torch.Tensor:
+        total: torch.Tensor = weights[0] * contributions[0].sums["update"].value(key)
+        for weight, other in zip(weights[1:], contributions[1:], strict=True):
+            total += weight * other.sums["update"].value(key)
+        return total
+
+    coverage = coverage_of(scenario, work.cohort, masks, contribution)
+    return Received(work, contribution, masks, coverage, summed)
+
+
+def learn(
+    scenario: Scenario, state: ServerState, memory: Params, received: Received | None
+) -> tuple[Params, Params]:  # fmt: skip
+    """Return parameters and memory after a round: aggregated, stepped by the server, learned from."""
+    if received is None:
+        return state.params, memory
+    work = received.work
+    params = aggregate(scenario, state.params, received, int(work.cohort.examples.sum()))
     params, memory = server_optimizers.step(
-        state.params, params, scenario.buffers, coverage, memory, scenario.server
+        state.params, params, scenario.buffers, received.coverage, memory, scenario.server
     )  # fmt: skip
-    report = CohortReport(view, contribution, masks, coverage, timing.total_s)
-    params, memory = methods.learn(scenario.method, params, memory, report)
+    view = view_of(scenario, state, work.cohort)
+    report = CohortReport(view, received.contribution, received.masks, received.coverage, work.timing.total_s)
+    return methods.learn(scenario.method, params, memory, report)
 
-    params, score = score_global(scenario, params, memory, cohort.round, executor)
-    clients = client_columns(scenario, cohort, masks, load, timing, contribution)
-    totals = account(scenario, state.totals, cohort, clients, score)
-    summary = summarise(coverage, params, masks, int(cohort.examples.sum()))
-    remembered = client_memory.updated(state.clients, contribution.memories)
-    after = ServerState(cohort.round, params, memory, totals, remembered)
-    due = diagnostics.is_due(scenario, cohort.round)
-    return after, RoundReport(
-        round=cohort.round,
+
+def moved_on(
+    scenario: Scenario, state: ServerState, plan: Plan, params: Params, memory: Params, totals: Totals,
+    clients: Columns, received: Received | None,
+) -> ServerState:  # fmt: skip
+    """Return the state after a round, but for its score."""
+    memories = {} if received is None else received.contribution.memories
+    return ServerState(
+        state.round + 1, params, memory, totals, client_memory.updated(state.clients, memories),
+        history=remember(scenario, state, plan, clients),
+        in_flight=plan.in_flight,
+        versions={work.cohort.round: version_of(state, work.cohort.round) for work in plan.in_flight},
+    )  # fmt: skip
+
+
+def remember(
+    scenario: Scenario, state: ServerState, plan: Plan, clients: Columns
+) -> dict[str, NDArray[np.float64]]:  # fmt: skip
+    """Return what is remembered of every client: what is left in its battery."""
+    devices, history = scenario.workload.population.devices, dict(state.history)
+    worked = {name: column[np.isin(clients["fate"], ABSENT, invert=True)] for name, column in clients.items()}
+    ids, start_s = worked["client"], worked["start_s"]
+    left_j = energy.levels_j(devices.of(ids), state.history, ids, start_s) - worked["energy_j"]
+    waited = scenario.clock.mode != "async"
+    end_s = np.full(len(ids), state.totals.simulated_s + plan.round_s) if waited else start_s + worked["lasts_s"]
+    return energy.drained(devices, history, ids, left_j, end_s)
+
+
+def close(
+    scenario: Scenario, after: ServerState, plan: Plan, clients: Columns
+) -> tuple[ServerState, Columns]:  # fmt: skip
+    """Return state and table of a round; if it is the last, work that would go on ends unfinished."""
+    if not (after.in_flight and scenario.is_over(after)):
+        return after, clients
+    works = [unfinished(work, after.totals.simulated_s) for work in after.in_flight]
+    rest = Plan(tuple(works), Absent.nobody(), (), 0.0, after.memory)
+    rows = client_columns(scenario, replace(after, round=after.round - 1), rest)
+    totals = replace(spend(scenario, after.totals, rest, rows), empty_rounds=after.totals.empty_rounds)
+    together = {name: np.concatenate([column, rows[name]]) for name, column in clients.items()}
+    return replace(after, totals=totals, in_flight=(), versions={}), together
+
+
+def report_of(
+    scenario: Scenario, before: ServerState, after: ServerState, plan: Plan, clients: Columns,
+    score: Score | None, received: Received | None,
+) -> RoundReport:  # fmt: skip
+    """Return all that a tracker sees of a round."""
+    coverage, diagnosed = NOTHING_TRAINED, {}
+    if received is not None:
+        cohort, masks = received.work.cohort, received.masks
+        coverage = summarise(received.coverage, after.params, masks, int(cohort.examples.sum()))
+        if diagnostics.is_due(scenario, after.round):
+            diagnosed = diagnostics.diagnose(scenario, before, after, cohort, masks)
+    return RoundReport(
+        round=after.round,
         timestamp_ms=0,
         wall_s=0.0,
-        round_s=float(timing.total_s.max()),
-        totals=totals,
-        train_loss=float(np.average(clients["train_loss"].astype(np.float64), weights=cohort.examples)),
+        round_s=plan.round_s,
+        totals=after.totals,
+        train_loss=mean_loss(clients),
         submodel=submodel_score(clients),
         score=score,
-        coverage=summary,
+        coverage=coverage,
         clients=clients,
         tiers=scenario.workload.population.devices.tiers,
-        diagnostics=diagnostics.diagnose(scenario, state, after, cohort, masks) if due else {},
+        diagnostics=diagnosed,
     )
 
 
@@ -96,24 +229,21 @@ def coverage_of(scenario: Scenario, cohort: Cohort, masks: list[Mask], contribut
     return coverage
 
 
-def aggregate(
-    scenario: Scenario, params: Params, contribution: Contribution, coverage: Coverage, total: int
-) -> Params:
+def aggregate(scenario: Scenario, params: Params, received: Received, total: int) -> Params:
     """Normalise the summed updates by coverage and fill what nobody trained."""
     method = scenario.method
     return apply_updates(
-        params, scenario.buffers, contribution.sums["update"], coverage, total, method.fill,
-        method.options.fill_gamma, average_buffers=not method.rules.static_norm,
+        params, scenario.buffers, received.summed, received.coverage, total, method.fill, method.options.fill_gamma,
+        average_buffers=not method.rules.static_norm,
     )  # fmt: skip
 
 
-def score_global(
-    scenario: Scenario, params: Params, memory: Params, round: int, executor: Executor
-) -> tuple[Params, Score | None]:
+def score_global(scenario: Scenario, after: ServerState, executor: Executor) -> tuple[Params, Score | None]:
     """Score the global model where it is due; under static BatchNorm re-estimate its statistics first."""
-    if round % scenario.score_every and round != scenario.rounds:
+    params = after.params
+    if after.round % scenario.score_every and not scenario.is_over(after):
         return params, None
-    served = methods.served(scenario.method, scenario.workload.plan, params, memory)
+    served = methods.served(scenario.method, scenario.workload.plan, params, after.memory)
     if scenario.method.rules.static_norm and evaluation.batch_norms(scenario.workload.model):
         buffers = executor.estimate_statistics(served, scenario.statistics_rows)
         params, served = params | buffers, served | buffers

@@ -1,26 +1,32 @@
 """What a run is: its workload, method and costs; and who runs the work of a round."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from math import inf
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raysim.client_view import Workload
+from raysim.clock import ClockRules
 from raysim.contribution import Contribution
 from raysim.methods.method import Method
 from raysim.pruning.costs import CostTable
 from raysim.server_optimizers import ServerOptimizer
-from raysim.types import Broadcast, ClientTask, Params, Score
+from raysim.types import Broadcast, ClientTask, Params, Score, ServerState, Totals
 
 
 class Executor(Protocol):
     """Runs what a round asks for; what comes out does not depend on where."""
 
     def train(self, tasks: Sequence[ClientTask], broadcast: Broadcast) -> Contribution:
-        """Train all clients of a cohort."""
+        """Train some clients that start from one version of the model."""
+        ...
+
+    def train_versions(self, groups: Sequence[tuple[Sequence[ClientTask], Broadcast]]) -> list[Contribution]:
+        """Train groups of clients, each from a version of its own, all at once; one contribution per group."""
         ...
 
     def score(self, params: Params, rows: NDArray[np.int64]) -> Score:
@@ -30,6 +36,25 @@ class Executor(Protocol):
     def estimate_statistics(self, params: Params, rows: NDArray[np.int64]) -> Params:
         """Re-estimate the global model's running statistics on training rows."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class StopRules:
+    """What ends a run before its last round: an accuracy, or what has been spent."""
+
+    accuracy: float = inf
+    simulated_s: float = inf
+    bytes: float = inf
+    energy_j: float = inf
+
+    def are_met(self, totals: Totals) -> bool:
+        """Whether a run that has spent and reached this much ends."""
+        return (
+            (totals.accuracy is not None and totals.accuracy >= self.accuracy)
+            or totals.simulated_s >= self.simulated_s
+            or totals.down_bytes + totals.up_bytes >= self.bytes
+            or totals.energy_j >= self.energy_j
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +73,9 @@ class Scenario:
         statistics_rows: Training rows its running statistics are re-estimated on, where the method asks.
         scored_share: Share of a cohort whose submodels are scored.
         diagnose_every: Rounds between two diagnoses of the method, 0 = never.
+        clock: When a round ends, and whose work counts.
+        stop: What ends the run before its last round.
+        targets: Accuracies of which is told when they were first reached.
     """
 
     workload: Workload
@@ -61,6 +89,13 @@ class Scenario:
     statistics_rows: NDArray[np.int64]
     scored_share: float
     diagnose_every: int = 0
+    clock: ClockRules = field(default_factory=ClockRules)
+    stop: StopRules = field(default_factory=StopRules)
+    targets: tuple[float, ...] = ()
+
+    def is_over(self, state: ServerState) -> bool:
+        """Whether the run ends with this state."""
+        return state.round >= self.rounds or (state.round > 0 and self.stop.are_met(state.totals))
 
     @cached_property
     def buffers(self) -> frozenset[str]:

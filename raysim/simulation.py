@@ -13,6 +13,7 @@ from torch import nn
 
 from raysim import checkpoint, device_sources, evaluation, population, records, seeding
 from raysim.client_view import Workload
+from raysim.clock import ClockRules
 from raysim.config import ExperimentSettings
 from raysim.console import say
 from raysim.data import datasets
@@ -30,7 +31,7 @@ from raysim.pruning.costs import CostTable
 from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.significance import first_channels
 from raysim.rounds import initial_state, run_round
-from raysim.scenario import Executor, Scenario
+from raysim.scenario import Executor, Scenario, StopRules
 from raysim.server_optimizers import ServerOptimizer
 from raysim.training import LocalTraining, batch_slices, one_thread
 from raysim.types import Devices, Population, RoundReport, RowSets, ServerState, Storage
@@ -93,7 +94,16 @@ def _build(settings: ExperimentSettings) -> Scenario:
         statistics_rows=_statistics_rows(settings, clients, data),
         scored_share=settings.evaluation.client_share,
         diagnose_every=settings.diagnostics.every or 0,
+        clock=_clock_rules(settings),
+        stop=StopRules(**settings.stop.model_dump(exclude_none=True)),
+        targets=tuple(settings.evaluation.targets),
     )
+
+
+def _clock_rules(settings: ExperimentSettings) -> ClockRules:
+    cohort = settings.selection.clients_per_round
+    rules = {"buffer_size": cohort, "concurrency": cohort} | settings.clock.model_dump(exclude_none=True)
+    return ClockRules(**rules)
 
 
 def _normalized(model: nn.Module, normalization: str) -> nn.Module:
@@ -213,7 +223,7 @@ def play(
         RunFailedError: If a client fails; everything up to the round before is kept.
     """
     started = time.monotonic()
-    while state.round < scenario.rounds:
+    while not scenario.is_over(state):
         failed = state.round + 1
         try:
             with one_thread():
@@ -235,7 +245,7 @@ def keep(state: ServerState, report: RoundReport, scenario: Scenario, storage: S
         The state, what a checkpoint holds of single clients read from disk from now on.
     """
     records.write_part(report.clients, storage.folder / "clients", report.round)
-    if state.round % storage.every == 0 or state.round == scenario.rounds:
+    if state.round % storage.every == 0 or scenario.is_over(state):
         state = checkpoint.with_clients_on_disk(state, storage.folder / "checkpoints")
         checkpoint.save(state, storage.folder / "checkpoints", storage.keep)
     return state

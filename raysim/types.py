@@ -17,10 +17,12 @@ from raysim.errors import SettingError
 if TYPE_CHECKING:
     import torch
 
+    from raysim.work import Work
+
 Params = dict[str, "torch.Tensor"]
 """Parameters and buffers of a model by state-dict key."""
 
-Columns = dict[str, NDArray[np.generic]]
+Columns = dict[str, NDArray[Any]]
 """A table as equally long one-dimensional arrays by column name."""
 
 
@@ -361,10 +363,24 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
-class Totals:
-    """What a run has spent and reached so far; the `fedavg_` fields are what dense clients would have spent.
+class Reached:
+    """When a run first reached an accuracy, and what it had spent by then."""
 
-    The `preparation_` fields are part of the others: what was spent before round 1.
+    accuracy: float
+    round: int
+    simulated_s: float
+    bytes: int
+    train_flops: int
+    energy_j: float
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What a run has spent and reached so far.
+
+    The `fedavg_` fields are what dense clients would have spent on the same work; the `preparation_` fields are
+    part of the others: what was spent before round 1. `fates` counts what became of the clients that were asked,
+    `empty_rounds` the rounds in which nobody's work counted.
     """
 
     down_bytes: int = 0
@@ -379,8 +395,12 @@ class Totals:
     preparation_s: float = 0.0
     preparation_bytes: int = 0
     preparation_flops: int = 0
+    energy_j: float = 0.0
+    empty_rounds: int = 0
+    fates: Mapping[str, int] = field(default_factory=dict)
     accuracy: float | None = None
     best_accuracy: float | None = None
+    reached: tuple[Reached, ...] = ()
 
     @property
     def bytes_percent_of_fedavg(self) -> float:
@@ -404,6 +424,9 @@ class ServerState:
         memory: What the method and the server's optimizer remember.
         totals: What the run has spent and reached.
         clients: What the method remembers of single clients, by id.
+        history: What is remembered of every client, `(clients,)` each: what is left in batteries, last losses.
+        in_flight: Work that goes on between asynchronous rounds, one for each version of the model.
+        versions: Parameters and buffers it started from, by the round in which it did.
     """
 
     round: int
@@ -411,6 +434,9 @@ class ServerState:
     memory: Params = field(default_factory=dict)
     totals: Totals = field(default_factory=Totals)
     clients: Mapping[int, Params] = field(default_factory=dict)
+    history: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    in_flight: "tuple[Work, ...]" = ()
+    versions: Mapping[int, Params] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from raysim import cohort as cohorts
+from raysim import planning
 from raysim.methods.method import RoundView
 from raysim.rounds import initial_state, run_round
 from raysim.scenario import Scenario
@@ -27,7 +28,8 @@ def plan_round(scenario: Scenario, state: ServerState | None = None) -> PlannedR
     from raysim.methods import resolve
 
     state = initial_state(scenario) if state is None else state
-    cohort = cohorts.select(scenario, state)
+    asked = planning.ask(scenario, state, scenario.cohort_size)
+    cohort, _ = planning.answering(scenario, state, asked)
     view = cohorts.view_of(scenario, state, cohort)
     masks, _ = cohorts.choose_masks(scenario, view)
     load = cohorts.load_of(scenario, view, masks)

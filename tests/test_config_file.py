@@ -209,7 +209,7 @@ def test_written_settings_read_back_the_same(tmp_path, path):
 
 def test_written_settings_are_complete():
     content = yaml.safe_load(config_file.to_yaml(tiny_settings()))
-    assert content["evaluation"] == {"every": 1, "max_examples": None, "client_share": 1.0}
+    assert content["evaluation"] == {"every": 1, "max_examples": None, "client_share": 1.0, "targets": []}
     assert content["population"]["tiers"][0]["memory_bytes_per_s"] is None
 
 

@@ -11,10 +11,11 @@ from scipy.stats import spearmanr
 
 from raysim import convergence, diagnostics, evaluation, simulation
 from raysim.arrays import digest
-from raysim.cohort import choose_masks, select, view_of
+from raysim.cohort import choose_masks, view_of
 from raysim.diagnostics import Subject, correlation_in_groups, leave_one_out, rank_correlation
 from raysim.executors import InProcessExecutor
 from raysim.loss_surface import LossSurface, squared_norm
+from raysim.planning import answering, ask
 from raysim.pruning import submodel
 from raysim.rounds import initial_state, run_round
 from raysim.tracking import metrics_of
@@ -44,7 +45,7 @@ def subject() -> Subject:
     """The first round of random masks, weights at random places in the place of zeros."""
     scenario = simulation.build(tiny_settings(*SMALL, "method.name=random"))
     state = initial_state(scenario)
-    cohort = select(scenario, state)
+    cohort, _ = answering(scenario, state, ask(scenario, state, scenario.cohort_size))
     masks, _ = choose_masks(scenario, view_of(scenario, state, cohort))
     return diagnostics._subject(scenario, state, cohort, masks)
 
@@ -213,7 +214,7 @@ def test_churn_compares_with_the_next_rounds_masks() -> None:
     _, (report,) = played("method.name=fedrolex", "diagnostics.every=1", rounds=1)
     scenario = simulation.build(tiny_settings(*SMALL, "method.name=fedrolex"))
     state = initial_state(scenario)
-    cohort = select(scenario, state)
+    cohort, _ = answering(scenario, state, ask(scenario, state, scenario.cohort_size))
     pairs = [
         choose_masks(scenario, view_of(scenario, state, replace(cohort, round=round)))[0] for round in (1, 2)
     ]  # fmt: skip

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from raysim import arrays, checkpoint, cli, cohort, config_file, simulation
+from raysim import arrays, checkpoint, cli, cohort, config_file, planning, simulation
 from raysim.methods.table import METHODS
 from raysim.pruning.masks import num_kept
 from raysim.rounds import initial_state
@@ -86,7 +86,8 @@ def masks_of(folder: Path, *overrides: str):
     settings = config_file.load(folder / "my_experiment.yaml", (*TINY, *overrides))
     scenario = simulation.build(settings)
     state = initial_state(scenario)
-    view = cohort.view_of(scenario, state, cohort.select(scenario, state))
+    members, _ = planning.answering(scenario, state, planning.ask(scenario, state, scenario.cohort_size))
+    view = cohort.view_of(scenario, state, members)
     masks, _ = cohort.choose_masks(scenario, view)
     return view, scenario.method.score(view), masks
 

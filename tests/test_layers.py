@@ -46,6 +46,7 @@ RANKS: dict[str, float] = {
     "raysim.models.vgg": 1,
     "raysim.models.weights": 1.1,
     "raysim.models.zoo": 1.2,
+    "raysim.availability": 1.2,
     "raysim.clock": 1.2,
     "raysim.config_file": 1.2,
     "raysim.population": 1.2,
@@ -100,7 +101,13 @@ RANKS: dict[str, float] = {
     # The round, and what stands around it.
     "raysim.scenario": 3,
     "raysim.cohort": 3.1,
-    "raysim.accounting": 3.2,
+    "raysim.work": 3.15,
+    "raysim.energy": 3.16,
+    "raysim.interruptions": 3.17,
+    "raysim.round_end": 3.17,
+    "raysim.planning": 3.2,
+    "raysim.accounting": 3.25,
+    "raysim.asynchronous": 3.25,
     "raysim.diagnostics": 3.2,
     "raysim.preparation": 3.3,
     "raysim.rounds": 3.4,
@@ -130,7 +137,7 @@ AT_HOME: dict[str, tuple[str, ...]] = {
     "matplotlib": ("raysim.data.figure",),
     "torchvision": ("raysim.data", "raysim.models"),
     "torch_pruning": ("raysim.pruning.trace",),
-    "pydantic": ("raysim.config", "raysim.config_data", "raysim.config_file"),
+    "pydantic": ("raysim.config", "raysim.config_data", "raysim.config_devices", "raysim.config_file"),
 }
 """Where a library may be imported: in these modules, or in a package's modules."""
 

@@ -1,0 +1,112 @@
+"""Asynchronous rounds: clients come and go on an event queue, a full buffer makes a new version of the model.
+
+Source: FedBuff (Nguyen et al., AISTATS 2022, arXiv 2106.06639, algorithm 1). Finish times are known before
+training, so that all whose work ends up in one buffer are trained at once, each from the version it started from.
+"""
+
+import heapq
+from dataclasses import replace
+
+import numpy as np
+
+from raysim import seeding
+from raysim.cohort import choose_masks
+from raysim.planning import Absent, ChooseMasks, Plan, answering, ask, begun, prepared, together
+from raysim.scenario import Scenario
+from raysim.types import ServerState
+from raysim.work import COUNTED, Work, by_version
+
+
+class EventQueue:
+    """Clients at work in the order in which they end: by simulated time, then by id."""
+
+    def __init__(self) -> None:
+        self._events: list[tuple[float, int, Work]] = []
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def add(self, work: Work) -> None:
+        """Add clients at work."""
+        for place in range(len(work)):
+            one = work.take(np.array([place]))
+            heapq.heappush(self._events, (float(one.end_s[0]), int(one.cohort.clients[0]), one))
+
+    def pop(self) -> tuple[float, Work]:
+        """Take out the next to end: when, and its work."""
+        end_s, _, work = heapq.heappop(self._events)
+        return end_s, work
+
+    @property
+    def works(self) -> list[Work]:
+        """All clients at work, each by itself."""
+        return [work for _, _, work in self._events]
+
+
+def plan_buffer(scenario: Scenario, state: ServerState, choose: ChooseMasks = choose_masks) -> Plan:
+    """Plan everything from one aggregation to the next.
+
+    Whoever ends makes room for another client, which starts from the version there is. Where the buffer cannot be
+    filled, since nobody is at work and nobody can be reached, `empty_round_s` pass and it is taken as it is.
+    """
+    rules, now_s = scenario.clock, state.totals.simulated_s
+    queue, ended, filled = EventQueue(), [], 0
+    for work in state.in_flight:
+        queue.add(work)
+    source = _Source(scenario, state, choose)
+    source.fill(queue, now_s)
+    while filled < rules.buffer_size and queue:
+        end_s, work = queue.pop()
+        now_s = max(now_s, end_s)  # who ends while the server is busy is heard when it is done
+        ended.append(work)
+        filled += int(work.fates[0] == COUNTED)
+        if filled < rules.buffer_size:  # else the next one starts from the new version
+            source.fill(queue, now_s)
+    if filled < rules.buffer_size:
+        now_s += rules.empty_round_s
+    return Plan(
+        ended=by_version(ended),
+        absent=together(source.absent),
+        in_flight=by_version(queue.works),
+        round_s=now_s - state.totals.simulated_s + rules.server_s,
+        memory=source.state.memory,
+    )
+
+
+class _Source:
+    """Where clients come from that start from one version: drawn some at a time, each at most once."""
+
+    def __init__(self, scenario: Scenario, state: ServerState, choose: ChooseMasks) -> None:
+        self.state, self.absent = state, [Absent.nobody()]
+        self._scenario, self._choose = scenario, choose
+        self._drawn = np.zeros(len(scenario.workload.population), dtype=np.bool_)
+        for work in state.in_flight:
+            self._drawn[work.cohort.clients] = True
+        self._waiting: list[Work] = []
+        self._draws = 0
+
+    def fill(self, queue: EventQueue, now_s: float) -> None:
+        """Let clients start now, as long as there is room and somebody can be reached."""
+        while len(queue) < self._scenario.clock.concurrency:
+            if not self._waiting and not self._draw(self._scenario.clock.concurrency - len(queue), now_s):
+                return
+            work = replace(self._waiting.pop(), start_s=np.array([now_s]))
+            queue.add(begun(self._scenario, self.state, work))
+
+    def _draw(self, room: int, now_s: float) -> bool:
+        """Draw as many clients as may be needed until the buffer is full; whether there is one."""
+        scenario, buffer_size = self._scenario, self._scenario.clock.buffer_size
+        wanted = room + (buffer_size - 1 if self._draws == 0 else 0)
+        now = replace(self.state, totals=replace(self.state.totals, simulated_s=now_s))
+        asked = ask(scenario, now, wanted, self._drawn, self._draws)
+        self._draws += 1
+        self._drawn[asked] = True
+        cohort, absent = answering(scenario, now, asked)
+        self.absent.append(absent)
+        if not len(cohort.clients):
+            return len(asked) > 0 and self._draw(room, now_s)
+        work, memory = prepared(scenario, now, cohort, self._choose)
+        self.state = replace(self.state, memory=memory)
+        order = np.argsort(seeding.uniform(scenario.workload.seed, "start order", cohort.round, cohort.clients)[0])
+        self._waiting = [work.take(np.array([place])) for place in order]
+        return True

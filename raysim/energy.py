@@ -1,0 +1,97 @@
+"""What devices spend in joules, and what that leaves in their batteries."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim.types import CohortTiming, Devices
+from raysim.work import Work
+
+LEVEL, SINCE = "battery_j", "battery_at_s"
+"""What is remembered of every client: what was left in its battery, and the simulated time it was so."""
+
+
+def spent_j(devices: Devices, work: Work, waits_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the joules of each client, `(clients,)`: training, radio and waiting for the round to end.
+
+    Args:
+        devices: Devices of the clients.
+        work: What they did.
+        waits_s: How long each waited afterwards.
+    """
+    compute_s = work.shares_done.compute_s * work.timing.compute_s
+    spent = work.spent
+    radio_bytes = spent.down_bytes + spent.up_bytes
+    return (
+        devices.column("train_watts") * compute_s
+        + devices.column("radio_j_per_byte") * radio_bytes
+        + devices.column("idle_watts") * waits_s
+    )
+
+
+def have_batteries(devices: Devices) -> bool:
+    """Whether any device is not on mains."""
+    return bool(np.isfinite(devices.figures["battery_j"]).any())
+
+
+def levels_j(
+    devices: Devices,
+    history: Mapping[str, NDArray[np.float64]],
+    clients: NDArray[np.int64],
+    now_s: float | NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return what is left in each client's battery, `(clients,)`; infinite on mains, full before its first work."""
+    capacity = devices.column("battery_j")
+    if LEVEL not in history:
+        return capacity
+    rested_s = np.maximum(now_s - history[SINCE][clients], 0)
+    return np.minimum(capacity, history[LEVEL][clients] + devices.column("charge_watts") * rested_s)
+
+
+def drained(
+    devices: Devices, history: Mapping[str, NDArray[np.float64]], clients: NDArray[np.int64],
+    left_j: NDArray[np.float64], at_s: NDArray[np.float64],
+) -> dict[str, NDArray[np.float64]]:  # fmt: skip
+    """Return the history with new levels of some clients.
+
+    Args:
+        devices: Devices of all clients.
+        history: What is remembered of every client.
+        clients: Ids of those that worked.
+        left_j: What is left in their batteries.
+        at_s: Simulated time at which it is.
+    """
+    if not have_batteries(devices):
+        return dict(history)
+    levels = history.get(LEVEL, devices.column("battery_j")).copy()
+    since = history.get(SINCE, np.zeros(len(devices))).copy()
+    levels[clients], since[clients] = np.maximum(left_j, 0), at_s
+    return {**history, LEVEL: levels, SINCE: since}
+
+
+def seconds_until_empty(
+    devices: Devices, phases: CohortTiming, radio_bytes: tuple[NDArray[np.int64], NDArray[np.int64]],
+    level_j: NDArray[np.float64],
+) -> NDArray[np.float64]:  # fmt: skip
+    """Return the seconds of work after which each battery is empty, infinite where it lasts, `(clients,)`.
+
+    A phase draws its energy evenly.
+
+    Args:
+        devices: Devices of the clients.
+        phases: Seconds of download, training and upload.
+        radio_bytes: Bytes down and up.
+        level_j: What is left in the batteries.
+    """
+    per_byte = devices.column("radio_j_per_byte")
+    needs = (
+        per_byte * radio_bytes[0], devices.column("train_watts") * phases.compute_s, per_byte * radio_bytes[1],
+    )  # fmt: skip
+    elapsed, left = np.zeros(len(devices)), level_j.astype(np.float64)
+    empty_s = np.full(len(devices), np.inf)
+    for need, lasts in zip(needs, (phases.download_s, phases.compute_s, phases.upload_s), strict=True):
+        here = np.isinf(empty_s) & (need > left)
+        empty_s = np.where(here, elapsed + lasts * left / np.where(need > 0, need, 1.0), empty_s)
+        elapsed, left = elapsed + lasts, left - need
+    return empty_s

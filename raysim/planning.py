@@ -1,0 +1,136 @@
+"""What a round does is known before anybody trains: who is asked, who starts, until when, whose work counts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim import availability, energy, selection
+from raysim.clock import CohortLoad
+from raysim.cohort import Cohort, choose_masks, cohort_of, load_of, schedule_cohort, view_of, with_method
+from raysim.interruptions import interrupted
+from raysim.methods.method import RoundView
+from raysim.round_end import ROUND_ENDS
+from raysim.scenario import Scenario
+from raysim.types import CohortTiming, Mask, Params, ServerState
+from raysim.work import COUNTED, FATE, INFEASIBLE, UNREACHABLE, Work
+
+ChooseMasks = Callable[[Scenario, RoundView], tuple[list[Mask], Params]]
+"""From what the server knows to each client's submodel, and the memory it keeps of the ranking."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Absent:
+    """Clients that were asked and do not start: ids `(absent,)`, and why each does not."""
+
+    clients: NDArray[np.int64]
+    fates: NDArray[np.str_]
+    limited_by: NDArray[np.str_]
+
+    @staticmethod
+    def nobody() -> "Absent":
+        """Return a record of nobody."""
+        return Absent(np.empty(0, np.int64), np.empty(0, FATE), np.empty(0, np.str_))
+
+
+def together(absent: Sequence[Absent]) -> Absent:
+    """Return all who are absent as one, in ascending order of ids."""
+    columns = [np.concatenate([getattr(each, name) for each in absent]) for name in Absent.__slots__]
+    order = np.argsort(columns[0])
+    return Absent(*(column[order] for column in columns))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """A round, all but its training.
+
+    Attributes:
+        ended: Work that ends in it, one for each version of the model that clients started from, oldest first.
+        absent: Who was asked and did not start.
+        in_flight: Work that goes on after it (asynchronous rounds).
+        round_s: Its simulated seconds.
+        memory: What the method remembers, its ranking renewed.
+    """
+
+    ended: tuple[Work, ...]
+    absent: Absent
+    in_flight: tuple[Work, ...]
+    round_s: float
+    memory: Params
+
+
+def plan_together(scenario: Scenario, state: ServerState, choose: ChooseMasks = choose_masks) -> Plan:
+    """Plan a round that its cohort starts together: synchronous, with a deadline, or over-selecting."""
+    rules = scenario.clock
+    factor = rules.over_selection if rules.mode == "over-selection" else 1.0
+    asked = ask(scenario, state, min(ceil(scenario.cohort_size * factor), len(scenario.workload.population)))
+    cohort, absent = answering(scenario, state, asked)
+    if not len(cohort.clients):
+        empty_s = rules.deadline_s if rules.mode == "deadline" else rules.empty_round_s
+        return Plan((), absent, (), empty_s + rules.server_s, state.memory)
+    work, memory = prepared(scenario, state, cohort, choose)
+    work, lasts_s = ROUND_ENDS[rules.mode](begun(scenario, state, work), rules, scenario.cohort_size)
+    return Plan((work,), absent, (), lasts_s + rules.server_s, memory)
+
+
+def ask(
+    scenario: Scenario, state: ServerState, size: int, busy: NDArray[np.bool_] | None = None, draw: int = 0
+) -> NDArray[np.int64]:
+    """Return the ids of the clients the server asks, ascending."""
+    return selection.uniform(len(scenario.workload.population), size, state.round + 1, scenario.workload.seed)
+
+
+def answering(scenario: Scenario, state: ServerState, asked: NDArray[np.int64]) -> tuple[Cohort, Absent]:
+    """Return who of the asked can be reached and can train something, with what the method trains there."""
+    online = reachable(scenario, state, asked)
+    cohort = cohort_of(scenario, asked[online], state.round + 1)
+    fits = cohort.keep_ratios > 0
+    absent = Absent(
+        clients=np.concatenate([asked[~online], cohort.clients[~fits]]),
+        fates=np.repeat([UNREACHABLE, INFEASIBLE], [(~online).sum(), (~fits).sum()]),
+        limited_by=np.concatenate([np.full((~online).sum(), "nothing"), cohort.limited_by[~fits]]),
+    )
+    return with_method(scenario, state, cohort.take(np.flatnonzero(fits))), absent
+
+
+def reachable(scenario: Scenario, state: ServerState, clients: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which clients are online and have some battery left, `(clients,)`."""
+    workload, now_s = scenario.workload, state.totals.simulated_s
+    devices = workload.population.devices.of(clients)
+    online = availability.is_online(devices, clients, now_s, workload.seed)
+    return online & (energy.levels_j(devices, state.history, clients, now_s) > 0)
+
+
+def prepared(
+    scenario: Scenario, state: ServerState, cohort: Cohort, choose: ChooseMasks
+) -> tuple[Work, Params]:  # fmt: skip
+    """Return what a cohort would do if it started now and nothing stopped it, and what the method remembers.
+
+    With a deadline and partial work, clients that would be late train fewer epochs.
+    """
+    masks, memory = choose(scenario, view_of(scenario, state, cohort))
+    cohort, load, timing = fitted(scenario, state, cohort, masks)
+    size = len(cohort.clients)
+    start_s, fates = np.full(size, state.totals.simulated_s), np.full(size, COUNTED, dtype=FATE)
+    return Work(cohort, masks, load, timing, start_s, timing.total_s, fates), memory
+
+
+def begun(scenario: Scenario, state: ServerState, work: Work) -> Work:
+    """Return the work with what stops clients in the middle of it."""
+    return interrupted(work, scenario.workload.population.devices, state.history, scenario.workload.seed)
+
+
+def fitted(
+    scenario: Scenario, state: ServerState, cohort: Cohort, masks: Sequence[Mask]
+) -> tuple[Cohort, CohortLoad, CohortTiming]:
+    """Return load and timing of a cohort; late clients train fewer epochs where partial work is accepted."""
+    rules = scenario.clock
+    while True:
+        load = load_of(scenario, view_of(scenario, state, cohort), masks)
+        timing = schedule_cohort(scenario, cohort, load)
+        late = (timing.total_s > rules.deadline_s) & (cohort.epochs > scenario.method.min_epochs)
+        if not (rules.accept_partial and late.any()):
+            return cohort, load, timing
+        cohort = replace(cohort, epochs=cohort.epochs - late)

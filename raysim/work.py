@@ -1,0 +1,134 @@
+"""Clients at work: on which submodels, from when until when, and what becomes of what they do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim.clock import CohortLoad
+from raysim.cohort import Cohort, joined
+from raysim.types import CohortTiming, Mask
+
+COUNTED = "counted"
+LATE, SURPLUS, UNFINISHED = "late", "surplus", "unfinished"
+"""Too late for the deadline; not among the first that were needed; still at work when the run ended."""
+DROPPED, OFFLINE, BATTERY = "dropped", "offline", "battery"
+"""Dropped out, went offline, ran out of battery in the middle of its work."""
+INFEASIBLE, UNREACHABLE = "infeasible", "unreachable"
+"""Asked, but cannot train any submodel; asked, but did not answer."""
+ABSENT = (INFEASIBLE, UNREACHABLE)
+FATE = "<U11"
+FATES = (COUNTED, LATE, SURPLUS, UNFINISHED, DROPPED, OFFLINE, BATTERY, INFEASIBLE, UNREACHABLE)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """What clients do that started from one version of the global model; arrays `(clients,)`.
+
+    Attributes:
+        cohort: Who they are; its round is the one they started in.
+        masks: What each downloads.
+        load: What each would transfer and compute.
+        timing: How long that would take.
+        start_s: Simulated time at which each starts.
+        lasts_s: Seconds until each is done or stops.
+        fates: What becomes of its work, one of `FATES`.
+    """
+
+    cohort: Cohort
+    masks: Sequence[Mask]
+    load: CohortLoad
+    timing: CohortTiming
+    start_s: NDArray[np.float64]
+    lasts_s: NDArray[np.float64]
+    fates: NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.start_s)
+
+    def take(self, places: NDArray[np.int64]) -> "Work":
+        """Return the work of some of the clients."""
+        return Work(
+            self.cohort.take(places),
+            [self.masks[place] for place in places],
+            self.load.take(places),
+            CohortTiming(*(getattr(self.timing, name)[places] for name in CohortTiming.__slots__)),
+            self.start_s[places],
+            self.lasts_s[places],
+            self.fates[places],
+        )
+
+    @property
+    def counted(self) -> "Work":
+        """The work that the server takes."""
+        return self.take(np.flatnonzero(self.fates == COUNTED))
+
+    @property
+    def end_s(self) -> NDArray[np.float64]:
+        """Simulated time at which each is done or stops, `(clients,)`."""
+        return self.start_s + self.lasts_s
+
+    @property
+    def shares_done(self) -> CohortTiming:
+        """Shares of download, training and upload that each has done when it stops, in [0, 1]."""
+        timing, done = self.timing, self.fates == COUNTED
+        left, shares = self.lasts_s, []
+        for phase_s in (timing.download_s, timing.compute_s, timing.upload_s):
+            share = np.where(phase_s > 0, np.clip(left / np.where(phase_s > 0, phase_s, 1.0), 0, 1), left >= 0)
+            shares.append(np.where(done, 1.0, share))
+            left = left - phase_s
+        return CohortTiming(*shares)
+
+    @property
+    def spent(self) -> CohortLoad:
+        """What each has transferred and computed when it stops."""
+        shares, load = self.shares_done, self.load
+        return CohortLoad(
+            down_bytes=part_of(load.down_bytes, shares.download_s),
+            up_bytes=part_of(load.up_bytes, shares.upload_s),
+            train_flops=part_of(load.train_flops, shares.compute_s),
+            activation_bytes=part_of(load.activation_bytes, shares.compute_s),
+            steps=part_of(load.steps, shares.compute_s),
+        )
+
+
+def part_of(whole: NDArray[np.int64], share: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return a share of a count, rounded down; all of it is exact."""
+    return np.where(share == 1, whole, np.floor(whole * share).astype(np.int64))
+
+
+def stopped(work: Work, after_s: NDArray[np.float64], fate: str) -> Work:
+    """Return work that stops after some seconds where it would have lasted longer, its fate changed there."""
+    earlier = after_s < work.lasts_s
+    return replace(work, lasts_s=np.where(earlier, after_s, work.lasts_s), fates=np.where(earlier, fate, work.fates))
+
+
+def unfinished(work: Work, now_s: float) -> Work:
+    """Return work that is given up at a simulated time."""
+    lasts_s = np.minimum(work.lasts_s, now_s - work.start_s)
+    return replace(work, lasts_s=lasts_s, fates=np.full(len(work), UNFINISHED, dtype=FATE))
+
+
+def together(works: Sequence[Work]) -> Work:
+    """Return work of one version as one, in ascending order of ids."""
+    order = np.argsort(np.concatenate([work.cohort.clients for work in works]))
+    masks = [mask for work in works for mask in work.masks]
+    return Work(
+        joined([work.cohort for work in works], works[0].cohort.round),
+        [masks[place] for place in order],
+        CohortLoad(*_columns([work.load for work in works], CohortLoad.__slots__, order)),
+        CohortTiming(*_columns([work.timing for work in works], CohortTiming.__slots__, order)),
+        *_columns(works, ("start_s", "lasts_s", "fates"), order),
+    )
+
+
+def by_version(works: Sequence[Work]) -> tuple[Work, ...]:
+    """Return work joined where it started from one version, oldest first."""
+    rounds = sorted({work.cohort.round for work in works})
+    return tuple(together([work for work in works if work.cohort.round == round]) for round in rounds)
+
+
+def _columns(records: Sequence[object], names: Sequence[str], order: NDArray[np.int64]) -> list[NDArray[Any]]:
+    return [np.concatenate([getattr(record, name) for record in records])[order] for name in names]
