@@ -68,7 +68,7 @@ def work_columns(scenario: Scenario, work: Work, waits_s: NDArray[np.float64]) -
         "steps": spent.steps,
         **cost_columns(scenario, work.masks, spent, work.timing),
         "energy_j": energy.spent_j(devices, work, waits_s),
-        "theoretical_train_flops": theoretical_flops(scenario, work.masks, spent, work),
+        "theoretical_train_flops": theoretical_flops(scenario, work),
         "planned_down_bytes": work.load.down_bytes,
         "planned_up_bytes": work.load.up_bytes,
         "planned_train_flops": work.load.train_flops,
@@ -205,15 +205,15 @@ def reach(totals: Totals, score: Score | None, targets: Sequence[float], round: 
     return replace(totals, accuracy=score.accuracy, best_accuracy=best, reached=(*totals.reached, *reached))
 
 
-def theoretical_flops(scenario: Scenario, masks: Sequence[Mask], spent: CohortLoad, work: Work) -> NDArray[np.int64]:
-    """Return each client's FLOPs if hardware skipped every single pruned weight, `(cohort,)`; none does today."""
-    saved = np.zeros(len(masks), dtype=np.int64)
-    for place, mask in enumerate(masks):
+def theoretical_flops(scenario: Scenario, work: Work) -> NDArray[np.int64]:
+    """Return each client's FLOPs if hardware skipped every single pruned weight, `(clients,)`; none does today."""
+    saved = np.zeros(len(work), dtype=np.int64)
+    for place, mask in enumerate(work.masks):
         if mask.elements:
             pruned, per_weight = scenario.costs.pruned_elements(mask), scenario.costs.weight_flops
             saved[place] = sum(count * per_weight.get(key, 0) for key, count in pruned.items())
     whole = saved * work.cohort.examples * work.cohort.epochs
-    return spent.train_flops - part_of(whole, work.shares_done.compute_s)
+    return work.spent.train_flops - part_of(whole, work.shares_done.compute_s)
 
 
 def account_preparation(totals: Totals, load: CohortLoad, timing: CohortTiming, energy_j: float) -> Totals:

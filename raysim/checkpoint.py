@@ -7,13 +7,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 
-from raysim import arrays, client_memory, files
+from raysim import arrays, client_memory, files, work_storage
 from raysim.client_memory import ClientMemory, Stored
-from raysim.types import Params, ServerState, Totals
+from raysim.types import Params, Reached, ServerState, Totals
 
-FORMAT = 2
+FORMAT = 3
 CLIENTS = "clients"
 """Folder beside the checkpoints that holds what is remembered of single clients."""
 
@@ -38,6 +39,8 @@ def save(state: ServerState, folder: Path, keep: int) -> Path:
     partial.mkdir(parents=True)
     save_file(_contiguous(state.params), partial / "params.safetensors")
     save_file(_contiguous(state.memory), partial / "memory.safetensors")
+    clock = _clock_tensors(state)
+    save_file(_contiguous(clock), partial / "clock.safetensors")
     content = {
         "format": FORMAT,
         "round": state.round,
@@ -45,6 +48,8 @@ def save(state: ServerState, folder: Path, keep: int) -> Path:
         "clients": _references(state),
         "params_sha256": arrays.digest(state.params),
         "memory_sha256": arrays.digest(state.memory),
+        "clock_sha256": arrays.digest(clock),
+        "limited_by": work_storage.reasons_of(state.in_flight),
     }
     content["sha256"] = _digest(content)
     (partial / "state.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
@@ -57,6 +62,20 @@ def save(state: ServerState, folder: Path, keep: int) -> Path:
         shutil.rmtree(old)
     _forget_old_clients(folder)
     return target
+
+
+def _clock_tensors(state: ServerState) -> Params:
+    """Return what is remembered of every client, work that goes on, and the versions it started from."""
+    history = {f"history/{name}": torch.from_numpy(column) for name, column in state.history.items()}
+    works = {f"work/{key}": tensor for key, tensor in work_storage.tensors_of(state.in_flight).items()}
+    versions = {
+        f"version/{round}/{key}": tensor for round, params in state.versions.items() for key, tensor in params.items()
+    }
+    return history | works | versions
+
+
+def _under(prefix: str, tensors: Params) -> Params:
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
 def with_clients_on_disk(state: ServerState, folder: Path) -> ServerState:
@@ -102,19 +121,31 @@ def load(path: Path) -> ServerState:
         params = load_file(path / "params.safetensors")
         memory = load_file(path / "memory.safetensors")
         recorded = content.pop("sha256")
-        digests = (content["params_sha256"], content["memory_sha256"])
+        clock = load_file(path / "clock.safetensors")
+        digests = tuple(content[f"{what}_sha256"] for what in ("params", "memory", "clock"))
         clients = {
             int(client): Stored(path.parent / CLIENTS / entry["file"], entry["sha256"])
             for client, entry in content["clients"].items()
         }
-        state = ServerState(content["round"], params, memory, Totals(**content["totals"]), ClientMemory(clients))
+        works = work_storage.works_from(_under("work/", clock), content["limited_by"])
+        state = ServerState(
+            content["round"], params, memory, _totals(content["totals"]), ClientMemory(clients),
+            history={name: column.numpy() for name, column in _under("history/", clock).items()},
+            in_flight=works,
+            versions={work.cohort.round: _under(f"version/{work.cohort.round}/", clock) for work in works},
+        )  # fmt: skip
     except Exception as error:
         raise TornCheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     if content["format"] != FORMAT:
         raise TornCheckpointError(f"{path} has format {content['format']}; this version reads format {FORMAT}")
-    if recorded != _digest(content) or digests != (arrays.digest(params), arrays.digest(memory)):
+    if recorded != _digest(content) or digests != tuple(arrays.digest(each) for each in (params, memory, clock)):
         raise TornCheckpointError(f"{path} is damaged: its content does not have the digest recorded in state.json")
     return state
+
+
+def _totals(content: dict[str, Any]) -> Totals:
+    reached = tuple(Reached(**entry) for entry in content["reached"])
+    return Totals(**{**content, "reached": reached})
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from raysim.types import RoundReport
+from raysim.work import COUNTED
 
 
 class ProgressDisplay:
@@ -72,10 +73,40 @@ def summary_lines(summary: Mapping[str, Any], command: str, page: str) -> list[s
         f"bytes against FedAvg    {summary['bytes_percent_of_fedavg']:.1f} %",
         f"FLOPs against FedAvg    {summary['flops_percent_of_fedavg']:.1f} %",
         f"simulated time          {summary['simulated_s']:.1f} s ({duration(summary['simulated_s'])})",
+        *_energy_lines(summary),
+        *_lost_lines(summary),
+        *map(_target_line, summary["targets"]),
         f"wall time               {summary['wall_s']:.1f} s",
         f"open in MLflow          {command}",
         f"                        then {page}",
     ]
+
+
+def _energy_lines(summary: Mapping[str, Any]) -> list[str]:
+    if not summary["energy_j"]:
+        return []
+    costs = summary["costs"]
+    told = [f"{summary['energy_j']:,.0f} J"]
+    told += [f"{costs['device_price']:.4g} in money"] if "device_price" in costs else []
+    told += [f"{costs['device_co2_g']:.4g} g of CO2"] if "device_co2_g" in costs else []
+    return [f"energy of the devices   {', '.join(told)}"]
+
+
+def _lost_lines(summary: Mapping[str, Any]) -> list[str]:
+    lost = {fate: count for fate, count in summary["fates"].items() if fate != COUNTED}
+    if not lost:
+        return []
+    total = sum(summary["fates"].values())
+    reasons = ", ".join(f"{count} {fate}" for fate, count in sorted(lost.items(), key=lambda item: -item[1]))
+    return [f"work that did not count {sum(lost.values())} of {total} client rounds: {reasons}"]
+
+
+def _target_line(target: Mapping[str, Any]) -> str:
+    if target["round"] is None:
+        return f"accuracy {target['accuracy']:<14g} not reached"
+    spent = f"{target['bytes'] / 1e6:,.1f} MB, {target['train_flops'] / 1e9:,.1f} GFLOP, {target['energy_j']:,.0f} J"
+    after = f"round {target['round']}, {target['simulated_s']:.1f} simulated s, {spent}"
+    return f"accuracy {target['accuracy']:<14g} {after}"
 
 
 def forecast_table(forecast: Mapping[str, Any]) -> Table:

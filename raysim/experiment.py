@@ -17,8 +17,9 @@ from raysim import arrays, checkpoint, config_file, files, population, records, 
 from raysim.config import ExperimentSettings
 from raysim.console import ProgressDisplay, say
 from raysim.errors import SettingError
-from raysim.forecast import summary_of
+from raysim.forecast import summary_of, targets_of
 from raysim.methods import resolve as methods
+from raysim.price import Prices, costs_of
 from raysim.pruning import submodel
 from raysim.scenario import Scenario
 from raysim.tracking import MlflowTracker, resolve_uri
@@ -86,7 +87,9 @@ def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any
         storage = Storage(folder, settings.checkpoint.every, settings.checkpoint.keep)
         follow(runner.run(experiment.scenario, storage), tracker, settings.rounds)
         state = runner.final_state()
-        summary = summarise(experiment, state) | {"wall_s": time.monotonic() - started}
+        wall_s = time.monotonic() - started
+        costs = costs_of(Prices(**settings.costs.model_dump()), state.totals.energy_j, wall_s)
+        summary = summarise(experiment, state) | {"wall_s": wall_s, "costs": costs}
         keep_results(experiment, state, summary)
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -175,6 +178,7 @@ def summarise(experiment: Experiment, state: ServerState) -> dict[str, Any]:
         "accuracy": totals.accuracy,
         "best_accuracy": totals.best_accuracy,
         **summary_of(totals),
+        "targets": targets_of(totals, experiment.scenario.targets),
         "params_sha256": arrays.digest(state.params),
         "output_dir": str(experiment.folder),
         "tracking_uri": experiment.tracker.uri,
@@ -209,5 +213,6 @@ def draw_partition(experiment: Experiment, path: Path) -> None:
 
 
 def keep_records(tracker: MlflowTracker, folder: Path) -> None:
-    """Merge the rounds' client records and upload them."""
-    tracker.artifact(records.merge_parts(folder / "clients", folder / "clients.parquet"))
+    """Merge the records of rounds and their clients and upload them."""
+    for name in ("rounds", "clients"):
+        tracker.artifact(records.merge_parts(folder / name, folder / f"{name}.parquet"))

@@ -1,5 +1,6 @@
 """Everything but training: who is there, what each tier can afford, predicted seconds and bytes."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -31,7 +32,7 @@ def forecast(scenario: Scenario) -> dict[str, Any]:
     return {
         "method": scenario.method.name,
         "data": workload.data.name,
-        "rounds": scenario.rounds,
+        "rounds": state.round,
         "clients": len(workload.population),
         "cohort_size": scenario.cohort_size,
         "examples_per_client": {
@@ -49,15 +50,25 @@ def forecast(scenario: Scenario) -> dict[str, Any]:
 def summary_of(totals: Totals) -> dict[str, Any]:
     """Return what a run has spent, with its shares of FedAvg's bytes and FLOPs in percent."""
     spent = {
-        name: value for name, value in asdict(totals).items()
-        if name in ("down_bytes", "up_bytes", "train_flops", "simulated_s") or name.startswith("preparation_")
-    }  # fmt: skip
+        name: getattr(totals, name)
+        for name in ("down_bytes", "up_bytes", "train_flops", "simulated_s", "energy_j", "empty_rounds")
+    }
+    prepared = {name: getattr(totals, name) for name in ("preparation_s", "preparation_bytes", "preparation_flops")}
     return {
         "pruning_ratio_mean": totals.pruning_ratio_sum / max(1, totals.client_rounds),
         **spent,
+        **prepared,
         "bytes_percent_of_fedavg": totals.bytes_percent_of_fedavg,
         "flops_percent_of_fedavg": totals.flops_percent_of_fedavg,
+        "fates": dict(totals.fates),
     }
+
+
+def targets_of(totals: Totals, targets: Sequence[float]) -> list[dict[str, Any]]:
+    """Return for each target accuracy when it was first reached and what had been spent by then; null if never."""
+    found = {reached.accuracy: asdict(reached) for reached in totals.reached}
+    never = dict.fromkeys(("round", "simulated_s", "bytes", "train_flops", "energy_j"))
+    return [found.get(target, {"accuracy": target, **never}) for target in targets]
 
 
 def _predicted(scenario: Scenario, state: ServerState) -> tuple[ServerState, Columns]:

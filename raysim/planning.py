@@ -79,7 +79,8 @@ def ask(
     scenario: Scenario, state: ServerState, size: int, busy: NDArray[np.bool_] | None = None, draw: int = 0
 ) -> NDArray[np.int64]:
     """Return the ids of the clients the server asks, ascending."""
-    return selection.uniform(len(scenario.workload.population), size, state.round + 1, scenario.workload.seed)
+    free = np.arange(len(scenario.workload.population)) if busy is None else np.flatnonzero(~busy)
+    return free[selection.uniform(len(free), min(size, len(free)), state.round + 1, scenario.workload.seed)]
 
 
 def answering(scenario: Scenario, state: ServerState, asked: NDArray[np.int64]) -> tuple[Cohort, Absent]:

@@ -1,13 +1,15 @@
-"""Every client of every round as Parquet: one part file per round, merged at the end."""
+"""Every round and every client of it as Parquet: one part file per round, merged at the end."""
 
 from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysim.files import write_atomically
-from raysim.types import Columns
+from raysim.types import Columns, RoundReport
 
 
 def write_part(clients: Columns, folder: Path, round: int) -> Path:
@@ -39,6 +41,23 @@ def merge_parts(folder: Path, target: Path) -> Path:
                 writer.write_table(pq.read_table(part))
 
     return write_atomically(target, write)
+
+
+def round_columns(report: RoundReport) -> Columns:
+    """Return what a round took, spent and reached so far, as a table of one row."""
+    totals, score = report.totals, report.score
+    row = {
+        "round": report.round,
+        "round_s": report.round_s,
+        "simulated_s": totals.simulated_s,
+        "bytes": totals.down_bytes + totals.up_bytes,
+        "train_flops": totals.train_flops,
+        "energy_j": totals.energy_j,
+        "train_loss": report.train_loss,
+        "accuracy": nan if score is None else score.accuracy,
+        "loss": nan if score is None else score.loss,
+    }
+    return {name: np.array([value]) for name, value in row.items()}
 
 
 def _table(clients: Columns) -> pa.Table:

@@ -44,11 +44,38 @@ def check_names(settings: ExperimentSettings) -> None:
         SettingError: If a method, model, data set, partition or one of their options is unknown.
     """
     local = LocalTraining(**settings.training.model_dump())
-    methods.resolve(settings.method.name, _given(settings), local)
+    _check_asynchronous(settings, methods.resolve(settings.method.name, _given(settings), local))
     zoo.check_name(settings.model.name)
     weights.check_path(settings.model.weights)
     datasets.check_name(settings.data.name, settings.data.options)
     check_partition(settings.data.partition.name, _partition_options(settings))
+
+
+def _check_asynchronous(settings: ExperimentSettings, method: Method) -> None:
+    """Refuse what cannot be had of clients that start from different versions of the model."""
+    if settings.clock.mode != "async":
+        return
+    allowed = "allowed: clock.mode='sync', 'deadline' or 'over-selection'"
+    if method.one_version:
+        raise SettingError(
+            f"method.name={method.name!r} is not allowed with clock.mode='async': it changes one mask for all, which "
+            f"clients that started before do not have; {allowed}"
+        )
+    if method.objective.sends_memory:
+        raise SettingError(
+            f"method.objective={method.options.objective!r} is not allowed with clock.mode='async': its corrections "
+            f"hold for one version of the model; {allowed}"
+        )
+    if methods.uses_estimator(method) and method.options.estimator == "secant":
+        raise SettingError(
+            "method.estimator='secant' is not allowed with clock.mode='async': it compares gradients of two versions "
+            f"of the model; {allowed}"
+        )
+    if settings.diagnostics.every is not None:
+        raise SettingError(
+            f"diagnostics.every={settings.diagnostics.every} is not allowed with clock.mode='async': what is "
+            f"diagnosed starts from one version of the model; {allowed}"
+        )
 
 
 def build(settings: ExperimentSettings) -> Scenario:
@@ -239,12 +266,13 @@ def play(
 
 
 def keep(state: ServerState, report: RoundReport, scenario: Scenario, storage: Storage) -> ServerState:
-    """Write the round's client records, then, where it is due, the checkpoint that covers them.
+    """Write the round's records, then, where it is due, the checkpoint that covers them.
 
     Returns:
         The state, what a checkpoint holds of single clients read from disk from now on.
     """
     records.write_part(report.clients, storage.folder / "clients", report.round)
+    records.write_part(records.round_columns(report), storage.folder / "rounds", report.round)
     if state.round % storage.every == 0 or scenario.is_over(state):
         state = checkpoint.with_clients_on_disk(state, storage.folder / "checkpoints")
         checkpoint.save(state, storage.folder / "checkpoints", storage.keep)

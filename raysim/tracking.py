@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 
 from raysim.errors import SettingError
 from raysim.types import RoundReport
+from raysim.work import COUNTED
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
@@ -167,7 +169,6 @@ def metrics_of(report: RoundReport) -> dict[str, float]:
     totals, clients = report.totals, report.clients
     down, up = int(clients["down_bytes"].sum()), int(clients["up_bytes"].sum())
     metrics = {
-        "loss/train": report.train_loss,
         "traffic/down_bytes": down,
         "traffic/up_bytes": up,
         "traffic/total_bytes": totals.down_bytes + totals.up_bytes,
@@ -178,6 +179,10 @@ def metrics_of(report: RoundReport) -> dict[str, float]:
         "clock/simulated_s": totals.simulated_s,
         "clock/round_s": report.round_s,
         "clock/wall_s": report.wall_s,
+        "energy/round_j": float(clients["energy_j"].sum()),
+        "energy/total_j": totals.energy_j,
+        "clock/empty_rounds": totals.empty_rounds,
+        **_fates(report),
         "coverage/mean": report.coverage.mean,
         "coverage/min": report.coverage.min,
         "coverage/untrained_share": report.coverage.untrained_share,
@@ -185,6 +190,8 @@ def metrics_of(report: RoundReport) -> dict[str, float]:
         **_pruning_ratios(report),
         **{f"diagnostics/{name}": value for name, value in report.diagnostics.items()},
     }
+    if isfinite(report.train_loss):
+        metrics["loss/train"] = report.train_loss
     if totals.preparation_s:
         metrics["clock/preparation_s"] = totals.preparation_s
         metrics["traffic/preparation_bytes"] = totals.preparation_bytes
@@ -201,13 +208,26 @@ def metrics_of(report: RoundReport) -> dict[str, float]:
 
 
 def _pruning_ratios(report: RoundReport) -> dict[str, float]:
-    ratios = report.clients["pruning_ratio"].astype(np.float64)
+    counted = report.clients["fate"] == COUNTED
+    if not counted.any():
+        return {}
+    ratios = report.clients["pruning_ratio"][counted].astype(np.float64)
     metrics = {"mean": ratios.mean(), "min": ratios.min(), "max": ratios.max()}
     for tier in report.tiers:
-        members = report.clients["tier"] == tier
+        members = report.clients["tier"][counted] == tier
         if members.any():
             metrics[f"tier/{tier}"] = ratios[members].mean()
     return {f"pruning_ratio/{name}": float(value) for name, value in metrics.items()}
+
+
+def _fates(report: RoundReport) -> dict[str, float]:
+    """Return how many clients of the round counted, and how many were lost for each reason that has occurred."""
+    fates = report.clients["fate"]
+    metrics = {f"clients/{fate}": float((fates == fate).sum()) for fate in {COUNTED, *report.totals.fates}}
+    late = report.round - report.clients["started_round"][fates == COUNTED]
+    if late.any():
+        metrics["clients/staleness_mean"] = float(late.mean())
+    return metrics
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def test_fill_rules_equal_the_entry_by_entry_oracle(fill: str, cohort) -> None:
     plan, params, masks, updates = cohort
     sums = summed(plan, params, masks, updates)
     counts = count_coverage(plan, masks, np.array(EXAMPLES))
-    result = apply_updates(params, frozenset(), sums, counts, sum(EXAMPLES), FILLS[fill], 0.3, True)
+    result = apply_updates(params, frozenset(), sums.value, counts, sum(EXAMPLES), FILLS[fill], 0.3, True)
     held = [held_entries(plan, mask, params) for mask in masks]
     for key, current in params.items():
         expected = filled(fill, 0.3, current, [u[key] for u in updates], [h[key] for h in held], EXAMPLES)
@@ -55,7 +55,7 @@ def test_buffers_are_averaged_over_their_holders_whatever_the_fill(cohort) -> No
     plan, params, masks, updates = cohort
     sums = summed(plan, params, masks, updates)
     counts = count_coverage(plan, masks, np.array(EXAMPLES))
-    arguments = (params, frozenset(["left.bias"]), sums, counts, sum(EXAMPLES))
+    arguments = (params, frozenset(["left.bias"]), sums.value, counts, sum(EXAMPLES))
     held = [held_entries(plan, mask, params)["left.bias"] for mask in masks]
     expected = filled("holders", 0, params["left.bias"], [u["left.bias"] for u in updates], held, EXAMPLES)
     averaged = apply_updates(*arguments, FILLS["zero"], 0.5, average_buffers=True)["left.bias"]
@@ -98,5 +98,5 @@ def test_integer_buffers_are_rounded_means() -> None:
     sums.add({"steps": torch.tensor(3.0)}, {}, 1)
     sums.add({"steps": torch.tensor(6.0)}, {}, 2)
     coverage = {"steps": torch.tensor(3.0, dtype=torch.float64)}
-    result = apply_updates(params, frozenset(["steps"]), sums, coverage, 3, FILLS["global"], 0.5, True)
+    result = apply_updates(params, frozenset(["steps"]), sums.value, coverage, 3, FILLS["global"], 0.5, True)
     assert torch.equal(result["steps"], torch.tensor(15))

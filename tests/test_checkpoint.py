@@ -59,7 +59,7 @@ def test_tensors_that_share_their_storage_come_back(tmp_path):
 def test_nothing_is_pickled(tmp_path):
     path = checkpoint.save(state(), tmp_path, keep=2)
     assert sorted(file.name for file in path.iterdir()) == [
-        "memory.safetensors", "params.safetensors", "state.json",
+        "clock.safetensors", "memory.safetensors", "params.safetensors", "state.json",
     ]  # fmt: skip
     for name in ("memory.safetensors", "params.safetensors"):
         content = (path / name).read_bytes()

@@ -9,7 +9,7 @@ from raysim.types import CoverageSummary, RoundReport, Totals
 SUMMARY = {
     "method": "ca-hfp", "rounds": 2, "output_dir": "/runs/a", "accuracy": 0.91234, "best_accuracy": 0.95,
     "pruning_ratio_mean": 0.25, "bytes_percent_of_fedavg": 61.04, "flops_percent_of_fedavg": 48.0,
-    "simulated_s": 75.0, "wall_s": 3.21,
+    "simulated_s": 75.0, "wall_s": 3.21, "energy_j": 0.0, "costs": {}, "fates": {"counted": 6}, "targets": [],
 }  # fmt: skip
 
 
@@ -36,6 +36,23 @@ def test_a_summary_says_what_was_reached_and_where_to_look():
     for part in ("ca-hfp, 2 rounds, files in /runs/a", "0.9123 (best 0.9500)", "0.2500 of the parameters", "61.0 %",
                  "48.0 %", "1 min 15 s", "3.2 s", "mlflow ui", "http://127.0.0.1:5000/#/runs/1"):  # fmt: skip
         assert part in text
+
+
+def test_the_summary_tells_energy_lost_work_and_targets_where_there_are_any():
+    reached = {"accuracy": 0.9, "round": 3, "simulated_s": 61.25, "bytes": 2_500_000, "train_flops": 4_000_000_000,
+               "energy_j": 1234.5}  # fmt: skip
+    never = {"accuracy": 0.99, "round": None}
+    more = {
+        "energy_j": 7.2e6, "costs": {"device_kwh": 2.0, "device_price": 0.6, "device_co2_g": 800.0},
+        "fates": {"counted": 15, "late": 4, "dropped": 1}, "targets": [reached, never],
+    }  # fmt: skip
+    plain, told = (summary_lines(summary, "", "") for summary in (SUMMARY, SUMMARY | more))
+    assert [line for line in told if line not in plain] == [
+        "energy of the devices   7,200,000 J, 0.6 in money, 800 g of CO2",
+        "work that did not count 5 of 20 client rounds: 4 late, 1 dropped",
+        "accuracy 0.9            round 3, 61.2 simulated s, 2.5 MB, 4.0 GFLOP, 1,234 J",
+        "accuracy 0.99           not reached",
+    ]
 
 
 def test_without_a_terminal_a_round_is_one_line_on_standard_error(capsys):

@@ -1,6 +1,7 @@
 """Bytes and FLOPs of every kind of method, counted by hand (specification, section 4)."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from planned import plan_round, state_after
 from slow_rounds import count, member, members, num_steps, sizes, small_scenario
 
-from raysim import preparation, seeding
+from raysim import preparation, rounds, seeding
 from raysim.accounting import theoretical_flops
 from raysim.client_step import Stage
 from raysim.executors import InProcessExecutor
@@ -185,11 +186,12 @@ def test_a_hybrid_mask_counts_what_is_left_of_the_submodel() -> None:
     values = 4 * (parameters(2, 4, 5) - sum(gone.values()))
     tells = min(math.ceil(entries / 8), 4 * (entries - sum(gone.values())))
     assert transfer_bytes(scenario, mask) == (values + CHANNEL_BITS + tells, values)
-    planned = plan_round(scenario)
-    theoretical = theoretical_flops(scenario, [mask] * 4, planned.load, planned.cohort)
+    (work,) = rounds.plan_round(scenario, initial_state(scenario)).ended
+    work = replace(work, masks=[mask] * len(work))
+    theoretical = theoretical_flops(scenario, work)
     saved = gone["0.weight"] * 2 * 2 * 64 + gone["2.weight"] * 2 * 3 * 64  # biases cost nothing
-    rows = planned.cohort.examples * planned.cohort.epochs
-    np.testing.assert_array_equal(theoretical, planned.load.train_flops - rows * saved)
+    rows = work.cohort.examples * work.cohort.epochs
+    np.testing.assert_array_equal(theoretical, work.load.train_flops - rows * saved)
 
 
 def test_initial_pruning_is_paid_for_where_it_happens() -> None:

@@ -153,6 +153,7 @@ class Method:
         sends_memory: Whether a client's task carries what is remembered of it.
         learns_widths: Whether the size of submodels depends on what is learned.
         chooses_widths: Whether it drops channels whatever the budget.
+        one_version: Whether all updates of a round have to start from one version of the model.
         min_epochs: Fewest epochs of local training it makes sense with.
         claims: Laws of `tests/test_laws.py` it claims beyond those that hold for all.
     """
@@ -177,6 +178,7 @@ class Method:
     sends_memory: bool = False
     learns_widths: bool = False
     chooses_widths: bool = False
+    one_version: bool = False
     min_epochs: int = 1
     claims: frozenset[str] = frozenset()
 

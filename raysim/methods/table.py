@@ -94,7 +94,7 @@ METHODS: dict[str, Method] = {
             "prunefl", "Jiang et al., arXiv 1909.12326, theorem 1 and algorithms 1 and 2",
             score=index_score, budget=budgets.whole_model, options=MethodOptions(fill="zero"),
             reads=EVERY_METHOD | {"normalization"}, mask=shared_mask, local=(prunefl.report_squared_gradients,),
-            prepare=prunefl.initial_pruning, after_round=prunefl.reconfigure, learns_widths=True,
+            prepare=prunefl.initial_pruning, after_round=prunefl.reconfigure, learns_widths=True, one_version=True,
             load=prunefl.add_reconfiguration_bytes,
             own={
                 "reconfigure_rounds": Option(50, "rounds between two choices of the mask", 1),
@@ -105,7 +105,7 @@ METHODS: dict[str, Method] = {
             "feddst", "Bibikar et al., arXiv 2112.09824, section 3 and algorithm 1",
             score=index_score, budget=budgets.whole_model, options=MethodOptions(fill="holders"),
             reads=EVERY_METHOD | {"normalization"}, mask=shared_mask, local=(feddst.readjust,),
-            prepare=feddst.start_sparse, after_round=feddst.unite_and_prune, learns_widths=True,
+            prepare=feddst.start_sparse, after_round=feddst.unite_and_prune, learns_widths=True, one_version=True,
             load=feddst.add_mask_bytes,
             own={
                 "sparsity": Option(0.5, "share of the weights that is pruned", high=0.999),

@@ -1,0 +1,1 @@
+"""Asynchronous rounds against an event loop written the slow way."""
