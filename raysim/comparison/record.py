@@ -81,6 +81,8 @@ class Record:
         if outcome.reports:
             columns = [report.clients for report in outcome.reports]
             written.append(records.write_all(columns, folder / "clients.parquet"))
+            rounds = [records.round_columns(report) for report in outcome.reports]
+            written.append(records.write_all(rounds, folder / "rounds.parquet"))
         if outcome.params is not None:
             served = {key: torch.from_numpy(np.array(value)) for key, value in outcome.params.items()}
             checkpoint.save_params(served, folder / "model.safetensors")

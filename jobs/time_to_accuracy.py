@@ -1,0 +1,76 @@
+"""Draw accuracy against seconds, bytes and joules in every clock mode: `python jobs/time_to_accuracy.py CONFIG`."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from raysim import cli, config_file, files
+from raysim.config_data import Settings, Share
+from raysim.console import say
+
+if TYPE_CHECKING:
+    from raysim.comparison.curves import Curve
+
+KEPT = "the runs that had finished are kept"
+
+
+class TimeToAccuracySettings(Settings):
+    """One figure: the same comparison of methods in several clock modes."""
+
+    comparison: str
+    """Path of a comparison file, relative to this one, as of `compare_methods.py`."""
+    target: Share
+    """Test accuracy whose cost is told, in (0, 1]."""
+    modes: dict[str, dict[str, Any]]
+    """Settings of each row of the figure, by its name: `{deadline: {clock.mode: deadline, clock.deadline_s: 60}}`."""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Change a setting of all runs.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Folder for all files [runs/time-to-accuracy-<time>]."
+)
+@click.option("--draw-only", is_flag=True, help="Draw what an earlier call has left in --output.")
+def time_to_accuracy(config: Path, overrides: tuple[str, ...], output: Path | None, draw_only: bool) -> None:
+    """Run the comparison in the file CONFIG in each of its clock modes and draw what accuracy costs."""
+    settings = config_file.validated(config_file.read_yaml(config), TimeToAccuracySettings)
+    folder = (output or Path("runs") / f"time-to-accuracy-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    comparison = config.parent / settings.comparison
+    curves = {
+        mode: curves_of(folder / mode, comparison, (*_as_overrides(changes), *overrides), draw_only)
+        for mode, changes in settings.modes.items()
+    }
+    write(folder, curves, settings.target)
+
+
+def _as_overrides(changes: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(f"{name}={value}" for name, value in changes.items())
+
+
+def curves_of(folder: Path, comparison: Path, overrides: tuple[str, ...], draw_only: bool) -> "dict[str, Curve]":
+    """Run one mode unless it is there already, and return a curve per method."""
+    from raysim.comparison import curves, plan, record, run
+
+    planned = plan.load(comparison, overrides)
+    if not draw_only:
+        run.run(record.open_record(planned, folder))
+    runs = {each.label: folder / "runs" / each.folder_name / "rounds.parquet" for each in planned.runs}
+    return {label: curves.read(path) for label, path in runs.items()}
+
+
+def write(folder: Path, by_mode: "dict[str, dict[str, Curve]]", target: float) -> None:
+    """Write figure and table."""
+    from raysim.comparison import curves
+
+    rows = curves.target_rows(by_mode, target)
+    figure = curves.draw(folder / "time_to_accuracy.png", by_mode, "What accuracy costs", target)
+    table = files.write_text(folder / "time_to_accuracy.md", curves.markdown(rows, target))
+    click.echo(curves.markdown(rows, target), nl=False)
+    say(f"figure in {figure}, table in {table}")
+
+
+if __name__ == "__main__":
+    cli.main(command=time_to_accuracy, kept=KEPT)
