@@ -26,7 +26,15 @@ RANKS: dict[str, float] = {
     "raysim.config_devices": 0.95,
     "raysim.config_data": 0.9,
     "raysim.devices": 1,
+    "raysim.plain_pickle": 0.5,
+    "raysim.device_presets": 1,
+    "raysim.device_files": 1.05,
+    "raysim.device_traces": 1.05,
+    "raysim.availability": 1.1,
     "raysim.device_sources": 1.1,
+    "raysim.device_summary": 1.1,
+    "raysim.device_figure": 1.15,
+    "raysim.device_page": 1.2,
     "raysim.data": 1,
     "raysim.data.raw": 1,
     "raysim.data.resample": 1,
@@ -106,6 +114,7 @@ RANKS: dict[str, float] = {
     "raysim.rounds": 3.4,
     "raysim.checkpoint": 4,
     "raysim.console": 4,
+    "raysim.device_console": 4,
     "raysim.executors": 4,
     "raysim.records": 4,
     "raysim.tracking": 4,
@@ -127,10 +136,10 @@ RANKS: dict[str, float] = {
 AT_HOME: dict[str, tuple[str, ...]] = {
     "ray": ("raysim.actors", "raysim.ray_tasks"),
     "mlflow": ("raysim.tracking",),
-    "matplotlib": ("raysim.data.figure",),
+    "matplotlib": ("raysim.data.figure", "raysim.device_figure"),
     "torchvision": ("raysim.data", "raysim.models"),
     "torch_pruning": ("raysim.pruning.trace",),
-    "pydantic": ("raysim.config", "raysim.config_data", "raysim.config_file"),
+    "pydantic": ("raysim.config", "raysim.config_data", "raysim.config_devices", "raysim.config_file"),
 }
 """Where a library may be imported: in these modules, or in a package's modules."""
 
