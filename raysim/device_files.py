@@ -91,7 +91,7 @@ def _numbers(column: Any, name: str, setting: str, is_text: bool) -> NDArray[np.
         row = int(np.argmax(wrong))
         value = "" if empty[row] else f"{values[row]:g}"
         raise _not_allowed(setting, row, name, value)
-    return np.where(empty, DEFAULTS[name], values)
+    return values if name in REQUIRED else np.where(empty, DEFAULTS[name], values)
 
 
 def _as_floats(column: Any, name: str, setting: str, is_text: bool) -> NDArray[np.float64]:

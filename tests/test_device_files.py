@@ -36,6 +36,7 @@ def refusal(path: str) -> str:
 
 def test_a_table_is_read_row_by_row(write):
     devices = device_files.read(write(TABLE))
+    assert {column.dtype for column in (*devices.figures.values(), devices.keep_ratios)} == {np.dtype(np.float64)}
     assert devices.tiers == ("board", "phone")
     assert devices.tier_of.tolist() == [0, 1, 0]
     assert devices.keep_ratio.tolist() == [0.25, 1.0, 0.5]
