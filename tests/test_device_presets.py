@@ -59,6 +59,13 @@ def test_phones_have_flashs_shares_and_relative_speeds():
     assert [tier.device.flops_per_s / slowest for tier in tiers] == pytest.approx([1, 2.79, 9.17], abs=0.01)
 
 
+def test_phones_train_the_widest_level_that_takes_no_longer_than_the_middle_phone():
+    whole = preset("phones-2020").tiers[1].device.flops_per_s
+    for tier in preset("phones-2020").tiers:
+        levels = [level for level in (1, 0.5, 0.25, 0.125) if level**2 / tier.device.flops_per_s <= 1 / whole]
+        assert tier.keep_ratio == levels[0]
+
+
 def test_phones_speeds_spread_as_those_of_ai_benchmark():
     low, high = np.quantile(columns("phones-2020").column("flops_per_s"), (0.1, 0.9))
     assert high / low == pytest.approx(4.4, abs=0.1)
@@ -82,7 +89,7 @@ def test_a_quarter_of_the_ram_is_for_training():
 @pytest.mark.parametrize(
     ("name", "shares", "keep_ratios"),
     [
-        ("phones-2020", (0.532, 0.464, 0.0045), (0.25, 0.5, 1)),
+        ("phones-2020", (0.532, 0.464, 0.0045), (0.5, 1, 1)),
         ("heterofl-a-e", (0.2,) * 5, (1, 0.5, 0.25, 0.125, 0.0625)),
         ("fedrolex-real", (0.06, 0.10, 0.11, 0.18, 0.55), (1, 0.5, 0.25, 0.125, 0.0625)),
         ("ca-hfp-rank0", (0.5, 0.5), (1, 0.75)),
