@@ -1,4 +1,4 @@
-"""The command line: raysim run, raysim schema."""
+"""The command line: raysim run, raysim devices, raysim schema."""
 
 import json
 import shlex
@@ -115,6 +115,31 @@ def _runner(settings: ExperimentSettings) -> Any:
     from raysim.simulation import InProcessRunner
 
     return InProcessRunner()
+
+
+@cli.command()
+@click.argument("source", metavar="[PRESET|FILE]", required=False)
+@click.option("--clients", type=click.IntRange(min=1), help="How many clients are dealt [10000; a file's devices].")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of what is drawn [0].")
+@click.option("--plot", type=click.Path(path_type=Path), help="Where the picture goes [devices-<PRESET|FILE>.png].")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; a picture only with --plot.")
+def devices(source: str | None, clients: int | None, seed: int, plot: Path | None, as_json: bool) -> None:
+    """Show devices: a PRESET, or a FILE with a table of devices or FedScale's capacities; none lists the presets."""
+    from raysim import device_console, device_page
+
+    if source is None:
+        device_console.print_presets()
+        return
+    page = device_page.of(source, clients, seed)
+    if plot is None and not as_json:
+        plot = Path(f"devices-{Path(source).stem}.png")
+    if plot is not None:
+        page.draw(plot)
+    if as_json:
+        click.echo(json.dumps(page.as_json() | {"plot": None if plot is None else str(plot)}))
+        return
+    device_console.print_devices(page.title, page.summary, page.preset)
+    click.echo(f"picture: {plot}")
 
 
 @cli.command()

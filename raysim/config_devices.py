@@ -75,12 +75,12 @@ class DeviceSettings(Settings):
     """Devices from a preset, a list, a file or public traces: exactly one of them."""
 
     preset: str | None = None
-    """`phones-2020`, `heterofl-a-e`, `fedrolex-real`, `ca-hfp-ranks` or `uniform`; `raysim devices NAME` shows
-    one."""
+    """`phones-2020`, `heterofl-a-e`, `fedrolex-real`, `ca-hfp-rank0` to `ca-hfp-rank3`, `ca-hfp-ranks` or `uniform`;
+    `raysim devices NAME` shows one."""
     profiles: Annotated[list[ProfileSettings], Field(min_length=1)] | None = None
     """One profile per device: dealt in order to as many clients, else drawn from the seed."""
     path: str | None = None
-    """`.csv` or `.parquet` with a row per device and columns named as in a profile."""
+    """`.csv` or `.parquet` with a row per device and columns named as in a profile; dealt as `profiles` are."""
     fedscale: str | None = None
     """FedScale's device capacity file: milliseconds of inference and kbit/s per device."""
     fedscale_flops: Positive | None = None

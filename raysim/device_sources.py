@@ -1,8 +1,23 @@
 """Where devices come from: tiers in the settings, presets, lists, files, public traces."""
 
-from raysim import devices
-from raysim.config_devices import PopulationSettings, TierSettings
+from raysim import device_files, device_traces, devices
+from raysim.config_devices import DeviceSettings, PopulationSettings, ProfileSettings, TierSettings
+from raysim.device_presets import preset
+from raysim.errors import SettingError
 from raysim.types import DeviceProfile, Devices, Tier
+
+MAX_TIERS = 12
+"""More would not be readable as curves."""
+
+
+def check(settings: PopulationSettings) -> None:
+    """Resolve names without reading anything.
+
+    Raises:
+        SettingError: If the preset is unknown.
+    """
+    if settings.devices is not None and settings.devices.preset is not None:
+        preset(settings.devices.preset)
 
 
 def of_settings(settings: PopulationSettings, seed: int) -> Devices:
@@ -11,14 +26,48 @@ def of_settings(settings: PopulationSettings, seed: int) -> Devices:
     Args:
         settings: How many clients, on which devices.
         seed: Seed of the split.
+
+    Raises:
+        SettingError: If a name is unknown, or a file cannot be read or holds what is not allowed.
     """
-    assert settings.tiers is not None
-    return devices.of_tiers([tier_of(tier) for tier in settings.tiers], settings.clients, seed)
+    if settings.devices is None:
+        return devices.of_tiers([tier_of(tier) for tier in settings.tiers or ()], settings.clients, seed)
+    source = settings.devices
+    if source.preset is not None:
+        owned = devices.of_tiers(preset(source.preset).tiers, settings.clients, seed)
+    else:
+        owned = devices.dealt(given(source), settings.clients, seed)
+    return owned if source.availability is None else device_traces.with_availability(owned, source.availability, seed)
+
+
+def given(source: DeviceSettings) -> Devices:
+    """Return the devices of a list, a file or a trace, one client on each.
+
+    Raises:
+        SettingError: If a file cannot be read or holds what is not allowed.
+    """
+    if source.path is not None:
+        found, setting = device_files.read(source.path), f"population.devices.path={source.path!r}"
+    elif source.fedscale is not None:
+        return device_traces.read_capacity(source.fedscale, source.fedscale_flops)
+    else:
+        profiles, setting = source.profiles or [], "population.devices.profiles"
+        found = devices.listed([profile_of(profile) for profile in profiles], [each.keep_ratio for each in profiles])
+    if len(found.tiers) > MAX_TIERS:
+        raise SettingError(
+            f"{setting}: {len(found.tiers)} different names, which become tiers; allowed: at most {MAX_TIERS}"
+        )
+    return found
+
+
+OF_TIER = {"share", "keep_ratio", "compute_spread", "link_spread", "memory_spread"}
+
+
+def profile_of(settings: ProfileSettings) -> DeviceProfile:
+    """Return a profile as the record that the engine knows."""
+    return DeviceProfile(**settings.model_dump(exclude=OF_TIER, exclude_none=True))
 
 
 def tier_of(settings: TierSettings) -> Tier:
     """Return a tier as the record that the engine knows."""
-    of_tier = {"share", "keep_ratio", "compute_spread", "link_spread", "memory_spread"}
-    figures = settings.model_dump(exclude=of_tier, exclude_none=True)
-    own = settings.model_dump(include=of_tier)
-    return Tier(DeviceProfile(**figures), **own)
+    return Tier(profile_of(settings), **settings.model_dump(include=OF_TIER))

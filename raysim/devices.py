@@ -1,6 +1,7 @@
 """Devices of a population: who has which, and how speeds vary between devices and over time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,3 +99,70 @@ def lognormal_factors(mean_one_std: NDArray[np.float64], normal: NDArray[np.floa
     """
     variance = np.log1p(mean_one_std**2)
     return np.exp(np.sqrt(variance) * normal - variance / 2)
+
+
+SPEED_TIERS = ("slow", "medium", "fast")
+"""Tiers of devices that were given no names: thirds by training speed."""
+
+
+def of_columns(
+    figures: Mapping[str, NDArray[np.float64]], keep_ratios: NDArray[np.float64] | None = None,
+    tiers: tuple[tuple[str, ...], NDArray[np.int64]] | None = None,
+) -> Devices:  # fmt: skip
+    """Return given columns as devices, one client on each.
+
+    Args:
+        figures: Some numbers of the profiles, `(devices,)` each, the three speeds among them; the rest has the
+            defaults of `DeviceProfile`.
+        keep_ratios: Share of channels each trains at most, `(devices,)`; none = all.
+        tiers: Names of the tiers and the tier of each device, `(devices,)`; none = thirds by speed.
+    """
+    num_devices = len(figures["flops_per_s"])
+    defaults = {field.name: field.default for field in fields(DeviceProfile)}
+    names, tier_of_device = tiers or thirds_by_speed(figures["flops_per_s"])
+    return Devices(
+        figures={
+            name: figures[name] if name in figures else np.full(num_devices, defaults[name]) for name in FIGURES
+        },
+        keep_ratios=np.ones(num_devices) if keep_ratios is None else keep_ratios,
+        tiers=names,
+        tier_of_device=tier_of_device,
+        device_of=np.arange(num_devices),
+    )
+
+
+def thirds_by_speed(speeds: NDArray[np.float64]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Group devices by speed into up to three tiers of about equal size; equal speeds share a tier.
+
+    >>> thirds_by_speed(np.array([9.0, 1.0, 4.0, 4.0]))
+    (('slow', 'medium', 'fast'), array([2, 0, 1, 1]))
+    """
+    _, place, times = np.unique(speeds, return_inverse=True, return_counts=True)
+    middle_ranks = (np.cumsum(times) - times / 2) / len(speeds)
+    thirds = np.minimum((3 * middle_ranks).astype(np.int64), 2)
+    used, tier_of_value = np.unique(thirds, return_inverse=True)
+    return tuple(SPEED_TIERS[third] for third in used), tier_of_value[place]
+
+
+def dealt(devices: Devices, num_clients: int, seed: int) -> Devices:
+    """Deal given devices to clients: in order to as many clients, else drawn, each once while there are enough."""
+    drawn = drawn_places(len(devices), num_clients, seed, "devices")
+    if len(devices) < num_clients:
+        return replace(devices, device_of=drawn)
+    return replace(
+        devices,
+        figures={name: column[drawn] for name, column in devices.figures.items()},
+        keep_ratios=devices.keep_ratios[drawn],
+        tier_of_device=devices.tier_of_device[drawn],
+        device_of=np.arange(num_clients),
+    )
+
+
+def drawn_places(num_given: int, num_clients: int, seed: int, purpose: str) -> NDArray[np.int64]:
+    """Return which of the given ones each client has, `(num_clients,)`: its own where there are as many."""
+    if num_given == num_clients:
+        return np.arange(num_clients)
+    generator = seeding.generator(seed, purpose)
+    if num_given > num_clients:
+        return generator.permutation(num_given)[:num_clients]
+    return generator.integers(0, num_given, num_clients)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from raysim import seeding
 from raysim.data.partition import to_row_sets
 from raysim.data.resample import DrawnRows
-from raysim.types import Devices, Population, RowSets
+from raysim.types import FIGURES, Devices, Population, RowSets
 
 
 def build(devices: Devices, rows: RowSets | DrawnRows, heldout_share: float, seed: int) -> Population:
@@ -44,13 +44,21 @@ def num_heldout(num_examples: int, share: float) -> int:
 
 
 def digest(population: Population) -> str:
-    """Return the SHA-256 of who owns which rows and which tier's device."""
+    """Return the SHA-256 of who owns which rows and which device, and of what the devices can do."""
     sha = hashlib.sha256()
-    arrays: list[NDArray[np.int64]] = [population.devices.tier_of]
+    owned = population.devices
+    whole: list[NDArray[np.int64]] = [owned.tier_of_device, owned.device_of]
+    numbers = [owned.figures[name] for name in FIGURES] + [owned.keep_ratios]
+    if owned.online is not None:
+        whole += [owned.online.offsets] + ([] if owned.trace_of is None else [owned.trace_of])
+        numbers += [owned.online.starts, owned.online.ends, owned.online.periods]
     for rows in (population.train, population.heldout):
-        arrays += rows.identity
-    for array in arrays:
+        whole += rows.identity
+    sha.update("/".join(owned.tiers).encode())
+    for array in whole:
         sha.update(np.ascontiguousarray(array, dtype="<i8").data)
+    for column in numbers:
+        sha.update(np.ascontiguousarray(column, dtype="<f8").data)
     return sha.hexdigest()
 
 

@@ -49,6 +49,7 @@ def check_names(settings: ExperimentSettings) -> None:
     weights.check_path(settings.model.weights)
     datasets.check_name(settings.data.name, settings.data.options)
     check_partition(settings.data.partition.name, _partition_options(settings))
+    device_sources.check(settings.population)
 
 
 def _check_asynchronous(settings: ExperimentSettings, method: Method) -> None:

@@ -97,13 +97,13 @@ class Tier:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OnlineIntervals:
-    """When devices can be reached: intervals `[start, end)` in seconds, repeated after each device's period.
+    """When devices can be reached: intervals `[start, end)` in seconds, repeated after each trace's period.
 
     Attributes:
-        offsets: Where the intervals of a device begin, `(devices + 1,)`.
-        starts: `(intervals,)`, ascending within a device.
-        ends: `(intervals,)`.
-        periods: Seconds after which a device's intervals repeat, `(devices,)`.
+        offsets: Where the intervals of a trace begin, `(traces + 1,)`.
+        starts: `(intervals,)`, at least 0, ascending within a trace; intervals do not touch.
+        ends: `(intervals,)`, at most the trace's period.
+        periods: Seconds after which a trace's intervals repeat, `(traces,)`.
     """
 
     offsets: NDArray[np.int64]
@@ -122,7 +122,8 @@ class Devices:
         tiers: Names of the tiers.
         tier_of_device: The tier of each device, `(devices,)`.
         device_of: The device of each client, `(clients,)`.
-        online: When each device can be reached, where a trace tells.
+        online: When devices can be reached, where traces tell.
+        trace_of: The trace of each client, `(clients,)`; none = that of its device, in order.
     """
 
     figures: Mapping[str, NDArray[np.float64]]
@@ -131,13 +132,15 @@ class Devices:
     tier_of_device: NDArray[np.int64]
     device_of: NDArray[np.int64]
     online: OnlineIntervals | None = None
+    trace_of: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.device_of)
 
     def of(self, clients: NDArray[np.int64]) -> "Devices":
         """Return the devices of some clients, in their order."""
-        return replace(self, device_of=self.device_of[clients])
+        trace_of = None if self.trace_of is None else self.trace_of[clients]
+        return replace(self, device_of=self.device_of[clients], trace_of=trace_of)
 
     def column(self, name: str) -> NDArray[np.float64]:
         """Return a number of the profiles, `(clients,)`."""

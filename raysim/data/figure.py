@@ -80,7 +80,7 @@ def _bars(axes: "Axes", clients: NDArray[np.int64], counts: NDArray[np.int64]) -
     num_classes = counts.shape[1]
     below = np.zeros(len(counts))
     for label, column in enumerate(counts.T):
-        color = _colors(num_classes)[label]
+        color = colors(num_classes)[label]
         axes.bar(clients, column, bottom=below, width=0.9, color=color, label=f"{label}", linewidth=0)
         below += column
     axes.set_xlabel("client (id)")
@@ -111,13 +111,13 @@ def _shares(figure: Any, above: "Axes", below: "Axes", counts: NDArray[np.int64]
     low, high = int(sizes.min()), int(sizes.max())
     margin = 5.5 if high - low < 5 else 0.5
     edges = np.linspace(low - margin, high + margin, min(60, int(high - low + 2 * margin)) + 1)
-    below.hist(sizes, bins=edges.tolist(), color=_colors(1)[0])
+    below.hist(sizes, bins=edges.tolist(), color=colors(1)[0])
     below.locator_params(axis="x", integer=True)
     below.set_xlabel("rows owned by a client (number)")
     below.set_ylabel("clients (number)")
 
 
-def _colors(count: int) -> list[str]:
+def colors(count: int) -> list[str]:
     """Return Paul Tol's muted colours, which colour-blind people tell apart; more than ten are steps of a map."""
     if count <= len(TOL_MUTED):
         return list(TOL_MUTED[:count])

@@ -1,0 +1,40 @@
+"""What a population's devices look like, tier by tier, in numbers."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim.types import Devices
+
+SPREAD_OUT = ("flops_per_s", "down_bytes_per_s", "up_bytes_per_s", "memory_bytes", "keep_ratio")
+"""Told as p10, p50 and p90 of a tier's clients."""
+AVERAGED = (
+    "latency_s", "train_watts", "idle_watts", "radio_j_per_byte", "battery_j", "availability", "availability_swing",
+    "failure_rate",
+)  # fmt: skip
+"""Told as means."""
+
+
+def of_devices(devices: Devices) -> list[dict[str, Any]]:
+    """Describe each tier that has clients: how many, and their figures; None = without limit."""
+    columns = {name: devices.column(name) for name in (*SPREAD_OUT, *AVERAGED) if name in devices.figures}
+    columns["keep_ratio"] = devices.keep_ratio
+    described = []
+    for tier, name in enumerate(devices.tiers):
+        clients = np.flatnonzero(devices.tier_of == tier)
+        if not len(clients):
+            continue
+        row: dict[str, Any] = {"tier": name, "clients": len(clients), "share": len(clients) / len(devices)}
+        row |= {figure: _percentiles(columns[figure][clients]) for figure in SPREAD_OUT}
+        row |= {figure: _finite(columns[figure][clients].mean()) for figure in AVERAGED}
+        described.append(row)
+    return described
+
+
+def _percentiles(values: NDArray[np.float64]) -> list[float | None]:
+    return [_finite(value) for value in np.quantile(values, (0.1, 0.5, 0.9), method="inverted_cdf")]
+
+
+def _finite(value: np.floating[Any]) -> float | None:
+    return float(value) if np.isfinite(value) else None

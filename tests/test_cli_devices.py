@@ -1,0 +1,128 @@
+"""`raysim devices`: what it prints, draws and refuses."""
+
+import json
+import pickle
+import signal
+
+import numpy as np
+import pytest
+from matplotlib import image
+
+from raysim import cli, device_figure, device_summary
+from raysim.device_presets import PRESETS
+from raysim.devices import listed
+from raysim.types import DeviceProfile
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def devices(capsys):
+    """Runs the command and returns its exit code, standard output and standard error."""
+
+    def run(*parts: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as left:
+            cli.main(["devices", *parts])
+        captured = capsys.readouterr()
+        return int(left.value.code), captured.out, captured.err
+
+    return run
+
+
+def test_without_a_name_the_presets_are_listed(devices, folder):
+    code, out, _ = devices()
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == list(PRESETS)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_printed_and_drawn(devices, folder, name):
+    code, out, _ = devices(name, "--clients", "40")
+    assert code == 0
+    assert "40 clients" in out
+    assert all(tier.device.name in out for tier in PRESETS[name].tiers if tier.share > 0.02)
+    assert "source: " in out
+    assert "illustrative, without a source: " in out
+    assert [path.name for path in folder.iterdir()] == [f"devices-{name}.png"]
+    assert image.imread(folder / f"devices-{name}.png").shape[1] == 1210
+
+
+def test_one_json_object_tells_the_figures_and_the_settings(devices, folder):
+    code, out, _ = devices("fedrolex-real", "--clients", "100", "--json")
+    page = json.loads(out)
+    assert code == 0
+    assert [tier["clients"] for tier in page["tiers"]] == [6, 10, 11, 18, 55]
+    assert page["tiers"][1]["keep_ratio"] == [0.5] * 3
+    assert page["tiers"][1]["memory_bytes"] == [None] * 3
+    assert page["population"]["tiers"][1]["flops_per_s"] == 2.5e9
+    assert page["plot"] is None
+    assert list(folder.iterdir()) == []
+
+
+def test_the_picture_goes_where_it_is_asked_for(devices, folder):
+    code, out, _ = devices("uniform", "--json", "--plot", "mine.png")
+    assert (code, json.loads(out)["plot"]) == (0, "mine.png")
+    assert [path.name for path in folder.iterdir()] == ["mine.png"]
+
+
+def test_the_seed_decides_what_is_drawn(devices):
+    outputs = [devices("phones-2020", "--json", "--clients", "50", "--seed", seed)[1] for seed in ("0", "0", "1")]
+    assert outputs[0] == outputs[1] != outputs[2]
+
+
+def test_files_are_shown_with_all_their_devices(devices, folder):
+    (folder / "mine.csv").write_text(
+        "flops_per_s,down_bytes_per_s,up_bytes_per_s\n1e9,1,2\n3e9,1,2\n", encoding="utf-8"
+    )
+    page = json.loads(devices("mine.csv", "--json")[1])
+    assert [(tier["tier"], tier["flops_per_s"][1]) for tier in page["tiers"]] == [("slow", 1e9), ("fast", 3e9)]
+    (folder / "capacity").write_bytes(
+        pickle.dumps({k: {"computation": 60.0, "communication": 8.0} for k in range(7)})
+    )
+    assert json.loads(devices("capacity", "--json")[1])["clients"] == 7
+    assert json.loads(devices("capacity", "--json", "--clients", "20")[1])["clients"] == 20
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        (["phone-2020"], "raysim: population.devices.preset='phone-2020' is unknown; known: phones-2020, "),
+        (["nowhere.csv"], "raysim: population.devices.path='nowhere.csv' is not there"),
+        (["uniform", "--clients", "0"], "0 is not in the range"),
+    ],
+)
+def test_bad_input_leaves_with_two(devices, folder, parts, told):
+    code, out, err = devices(*parts)
+    assert (code, out) == (2, "")
+    assert told in err
+    assert list(folder.iterdir()) == []
+
+
+def test_a_summary_is_counted_by_hand():
+    profiles = [DeviceProfile("a", speed, 1, 2, train_watts=speed) for speed in range(1, 11)]
+    owned = listed([*profiles, DeviceProfile("b", 5, 1, 2, memory_bytes=3)], [0.5] * 10 + [1.0])
+    first, second = device_summary.of_devices(owned)
+    assert (first["tier"], first["clients"], first["share"]) == ("a", 10, 10 / 11)
+    assert first["flops_per_s"] == [1, 5, 9]
+    assert first["train_watts"] == 5.5
+    assert first["memory_bytes"] == [None] * 3
+    assert (second["keep_ratio"], second["memory_bytes"]) == ([1, 1, 1], [3, 3, 3])
+
+
+def test_a_picture_has_a_colour_for_each_tier_with_clients(tmp_path):
+    profiles = [
+        DeviceProfile(name, speed, 1, 1, memory_bytes=1e9) for name, speed in (("a", 1e9), ("b", 2e9), ("c", 1))
+    ]
+    owned = listed(profiles, device_of=np.array([0, 1, 0]))
+    pixels = image.imread(device_figure.draw(tmp_path / "a.png", owned, "title"))[:, :, :3]
+    for color, is_there in (("#332288", True), ("#88CCEE", True), ("#44AA99", False)):
+        rgb = np.array([int(color[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+        faded = 0.8 * rgb + 0.2
+        assert (np.abs(pixels - faded).max(axis=2) < 0.02).any() == is_there
