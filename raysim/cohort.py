@@ -1,12 +1,13 @@
 """Who takes part in a round, with what submodel, and what that transfers, computes and takes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raysim import budgets, seeding, selection
+from raysim.budget_solver import TOLERANCE
 from raysim.clock import CohortLoad, schedule
 from raysim.methods import resolve as methods
 from raysim.methods.method import RoundView
@@ -27,12 +28,18 @@ class Cohort:
     examples: NDArray[np.int64]
     epochs: NDArray[np.int64]
 
+    def take(self, places: NDArray[np.generic]) -> "Cohort":
+        """Return some members, by their places or by a boolean for each."""
+        columns = {each.name: getattr(self, each.name)[places] for each in fields(self) if each.name != "round"}
+        return replace(self, **columns)
+
 
 def select(scenario: Scenario, state: ServerState) -> Cohort:
     """Draw the next round's cohort and give each member its budget."""
     population, round = scenario.workload.population, state.round + 1
     clients = selection.uniform(len(population), scenario.cohort_size, round, scenario.workload.seed)
-    return with_method(scenario, state, cohort_of(scenario, clients, round))
+    able, _ = feasible(cohort_of(scenario, clients, round))
+    return with_method(scenario, state, able)
 
 
 def with_method(scenario: Scenario, state: ServerState, cohort: Cohort) -> Cohort:
@@ -47,9 +54,14 @@ def with_method(scenario: Scenario, state: ServerState, cohort: Cohort) -> Cohor
 
 
 def cohort_of(scenario: Scenario, clients: NDArray[np.int64], round: int) -> Cohort:
-    """Return some clients with what the method trains of what they can afford."""
+    """Return some clients with what the method trains of what they can afford.
+
+    One that can afford no submodel of the method has keep ratio 0, and what forbids it in `limited_by`.
+    """
     can_afford = affordable(scenario, clients, round)
     trained = scenario.method.budget(can_afford.keep_ratios)
+    if scenario.budget is not None:
+        trained = np.where(trained > can_afford.keep_ratios + TOLERANCE, 0.0, trained)
     return Cohort(
         round,
         clients,
@@ -61,9 +73,19 @@ def cohort_of(scenario: Scenario, clients: NDArray[np.int64], round: int) -> Coh
     )
 
 
+def feasible(cohort: Cohort) -> tuple[Cohort, Cohort]:
+    """Split a cohort into those that can afford a submodel of the method and those that cannot."""
+    able = cohort.keep_ratios > 0
+    return cohort.take(able), cohort.take(~able)
+
+
 def affordable(scenario: Scenario, clients: NDArray[np.int64], round: int) -> budgets.Budgets:
     """Return what some clients can afford in a round."""
-    return budgets.of_tiers(scenario.workload.population.devices.of(clients))
+    population, seed = scenario.workload.population, scenario.workload.seed
+    devices = population.devices.of(clients)
+    if scenario.budget is None:
+        return budgets.of_tiers(devices)
+    return scenario.budget.solve(devices, clients, population.train.counts[clients], round, seed)
 
 
 def view_of(scenario: Scenario, state: ServerState, cohort: Cohort) -> RoundView:

@@ -4,7 +4,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raysim.accounting import account, cost_columns
 from raysim.cohort import Cohort, cohort_of, load_of, schedule_cohort, select, transfer_bytes, view_of
@@ -27,6 +26,8 @@ def forecast(scenario: Scenario) -> dict[str, Any]:
     for round in range(scenario.rounds):
         state = replace(state, round=round)
         cohort = select(scenario, state)
+        if not len(cohort.clients):
+            continue
         chosen = masks.keep_top_for_cohort(workload.plan, scores, cohort.keep_ratios)
         columns = _columns(scenario, state, cohort, chosen)
         totals = account(scenario, totals, cohort, columns, None)
@@ -73,41 +74,51 @@ def _columns(scenario: Scenario, state: ServerState, cohort: Cohort, chosen: lis
 
 def tier_rows(scenario: Scenario, history: list[Columns]) -> list[dict[str, Any]]:
     """Return one row per tier: its median budget, that submodel, and mean seconds where it takes part."""
-    workload, costs = scenario.workload, scenario.costs
-    seen = {name: np.concatenate([columns[name] for columns in history]) for name in history[0]}
+    devices = scenario.workload.population.devices
+    seen = {name: np.concatenate([columns[name] for columns in history]) for name in (history or [{}])[0]}
+    everybody, tier_of = cohort_of(scenario, np.arange(len(devices)), round=1), devices.tier_of
     rows = []
-    tier_of = workload.population.devices.tier_of
-    everybody = cohort_of(scenario, np.arange(len(workload.population)), round=1)
-    for index, name in enumerate(workload.population.devices.tiers):
-        median = _median_member(everybody, tier_of == index)
-        if median is None:
-            continue
-        keep_ratio = float(everybody.keep_ratios[median])
-        mask = masks.keep_top(workload.plan, first_channels(workload.plan), keep_ratio)
-        members = seen["tier_of"] == index
-        means = {
-            column: float(seen[column][members].astype(np.float64).mean()) if members.any() else None
-            for column in ("download_s", "compute_s", "upload_s", "total_s")
-        }
-        sizes = transfer_bytes(scenario, mask)
-        rows.append({
-            "tier": name,
-            "clients": int((tier_of == index).sum()),
-            "keep_ratio": keep_ratio,
-            "limited_by": str(everybody.limited_by[median]),
-            "pruning_ratio": costs.pruning_ratio(mask),
-            "parameters": costs.of(mask).parameters,
-            "train_flops_per_example": costs.of(mask).train_flops,
-            "down_bytes": sizes[0],
-            "up_bytes": sizes[1],
-            **means,
-        })  # fmt: skip
+    for index, name in enumerate(devices.tiers):
+        members = everybody.take(tier_of == index)
+        if len(members.clients):
+            rows.append({
+                "tier": name,
+                "clients": len(members.clients),
+                **_median_budget(scenario, members),
+                "infeasible": int((members.keep_ratios == 0).sum()),
+                **_mean_seconds(seen, index),
+            })  # fmt: skip
     return rows
 
 
-def _median_member(everybody: Cohort, members: NDArray[np.bool_]) -> int | None:
-    """Return a client whose budget is the median of some clients' (the lower one of two)."""
-    ids = np.flatnonzero(members)
-    if not len(ids):
-        return None
-    return int(ids[np.argsort(everybody.keep_ratios[ids], kind="stable")[(len(ids) - 1) // 2]])
+def _median_budget(scenario: Scenario, members: Cohort) -> dict[str, Any]:
+    """Describe the median budget (the lower one of two) of those who can afford any, and its submodel."""
+    able = np.flatnonzero(members.keep_ratios > 0)
+    if not len(able):
+        reasons, counts = np.unique(members.limited_by, return_counts=True)
+        nothing = dict.fromkeys(("parameters", "train_flops_per_example", "down_bytes", "up_bytes"), 0)
+        return {
+            "keep_ratio": 0.0, "limited_by": str(reasons[counts.argmax()]), "pruning_ratio": 1.0, **nothing,
+        }  # fmt: skip
+    ranked = able[np.argsort(members.keep_ratios[able], kind="stable")]
+    median = ranked[(len(ranked) - 1) // 2]
+    keep_ratio, plan = float(members.keep_ratios[median]), scenario.workload.plan
+    mask = masks.keep_top(plan, first_channels(plan), keep_ratio)
+    down_bytes, up_bytes = transfer_bytes(scenario, mask)
+    return {
+        "keep_ratio": keep_ratio,
+        "limited_by": str(members.limited_by[median]),
+        "pruning_ratio": scenario.costs.pruning_ratio(mask),
+        "parameters": scenario.costs.of(mask).parameters,
+        "train_flops_per_example": scenario.costs.of(mask).train_flops,
+        "down_bytes": down_bytes,
+        "up_bytes": up_bytes,
+    }
+
+
+def _mean_seconds(seen: Columns, tier: int) -> dict[str, float | None]:
+    names = ("download_s", "compute_s", "upload_s", "total_s")
+    members = seen["tier_of"] == tier if seen else np.zeros(0, dtype=np.bool_)
+    if not members.any():
+        return dict.fromkeys(names)
+    return {name: float(seen[name][members].astype(np.float64).mean()) for name in names}

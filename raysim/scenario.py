@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from raysim.budget_solver import BudgetSolver
 from raysim.client_view import Workload
 from raysim.contribution import Contribution
 from raysim.methods.method import Method
@@ -48,6 +49,7 @@ class Scenario:
         statistics_rows: Training rows its running statistics are re-estimated on, where the method asks.
         scored_share: Share of a cohort whose submodels are scored.
         diagnose_every: Rounds between two diagnoses of the method, 0 = never.
+        budget: Solves budgets; none = devices tell theirs.
     """
 
     workload: Workload
@@ -61,6 +63,7 @@ class Scenario:
     statistics_rows: NDArray[np.int64]
     scored_share: float
     diagnose_every: int = 0
+    budget: BudgetSolver | None = None
 
     @cached_property
     def buffers(self) -> frozenset[str]:

@@ -72,6 +72,8 @@ RANKS: dict[str, float] = {
     "raysim.exact_sum": 2,
     "raysim.selection": 2,
     "raysim.training": 2,
+    "raysim.ladder": 2.1,
+    "raysim.budget_solver": 2.2,
     "raysim.aggregation": 2.2,
     "raysim.client_memory": 2.2,
     "raysim.client_view": 2.2,
@@ -101,6 +103,7 @@ RANKS: dict[str, float] = {
     "raysim.scenario": 3,
     "raysim.cohort": 3.1,
     "raysim.accounting": 3.2,
+    "raysim.solved_budgets": 3.2,
     "raysim.diagnostics": 3.2,
     "raysim.preparation": 3.3,
     "raysim.rounds": 3.4,
@@ -130,7 +133,7 @@ AT_HOME: dict[str, tuple[str, ...]] = {
     "matplotlib": ("raysim.data.figure",),
     "torchvision": ("raysim.data", "raysim.models"),
     "torch_pruning": ("raysim.pruning.trace",),
-    "pydantic": ("raysim.config", "raysim.config_data", "raysim.config_file"),
+    "pydantic": ("raysim.config", "raysim.config_data", "raysim.config_devices", "raysim.config_file"),
 }
 """Where a library may be imported: in these modules, or in a package's modules."""
 
