@@ -60,7 +60,18 @@ def schedule(load: CohortLoad, devices: Devices, clients: NDArray[np.int64], rou
     FLOPs / speed + activation bytes / memory bandwidth. Speed and each bandwidth vary by a lognormal factor
     drawn for (seed, client, round), the bandwidths by their slow drift, too.
     """
-    compute, down, up = _speed_factors(devices, clients, round, seed)
+    return seconds(load, devices, _speed_factors(devices, clients, round, seed))
+
+
+def seconds(load: CohortLoad, devices: Devices, factors: NDArray[np.float64]) -> CohortTiming:
+    """Compute how long some loads take.
+
+    Args:
+        load: Arrays `(clients,)`, or `(loads, clients)` for several of each client.
+        devices: Devices of the clients.
+        factors: On speed, download and upload bandwidth, `(3, clients)`.
+    """
+    compute, down, up = factors
     latency = devices.column("latency_s")
     return CohortTiming(
         download_s=latency + load.down_bytes / (devices.column("down_bytes_per_s") * down),

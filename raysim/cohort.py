@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim import budgets, seeding
+from raysim.budget_solver import TOLERANCE
 from raysim.clock import CohortLoad, schedule
 from raysim.methods import resolve as methods
 from raysim.methods.method import RoundView
@@ -27,15 +28,15 @@ class Cohort:
     examples: NDArray[np.int64]
     epochs: NDArray[np.int64]
 
-    def take(self, places: NDArray[np.int64]) -> "Cohort":
-        """Return some of its members."""
-        columns = {field.name: getattr(self, field.name)[places] for field in fields(self) if field.name != "round"}
-        return Cohort(self.round, **columns)
+    def take(self, places: NDArray[np.generic]) -> "Cohort":
+        """Return some members, by their places or by a boolean for each."""
+        columns = {each.name: getattr(self, each.name)[places] for each in fields(self) if each.name != "round"}
+        return replace(self, **columns)
 
 
 def joined(cohorts: Sequence[Cohort], round: int) -> Cohort:
     """Return the members of several cohorts as one, in ascending order of ids."""
-    names = [field.name for field in fields(Cohort) if field.name != "round"]
+    names = [each.name for each in fields(Cohort) if each.name != "round"]
     columns = {name: np.concatenate([getattr(cohort, name) for cohort in cohorts]) for name in names}
     return Cohort(round, **columns).take(np.argsort(columns["clients"]))
 
@@ -52,9 +53,14 @@ def with_method(scenario: Scenario, state: ServerState, cohort: Cohort) -> Cohor
 
 
 def cohort_of(scenario: Scenario, clients: NDArray[np.int64], round: int) -> Cohort:
-    """Return some clients with what the method trains of what they can afford."""
+    """Return some clients with what the method trains of what they can afford.
+
+    One that can afford no submodel of the method has keep ratio 0, and what forbids it in `limited_by`.
+    """
     can_afford = affordable(scenario, clients, round)
     trained = scenario.method.budget(can_afford.keep_ratios)
+    if scenario.budget is not None:
+        trained = np.where(trained > can_afford.keep_ratios + TOLERANCE, 0.0, trained)
     return Cohort(
         round,
         clients,
@@ -66,9 +72,19 @@ def cohort_of(scenario: Scenario, clients: NDArray[np.int64], round: int) -> Coh
     )
 
 
+def feasible(cohort: Cohort) -> tuple[Cohort, Cohort]:
+    """Split a cohort into those that can afford a submodel of the method and those that cannot."""
+    able = cohort.keep_ratios > 0
+    return cohort.take(able), cohort.take(~able)
+
+
 def affordable(scenario: Scenario, clients: NDArray[np.int64], round: int) -> budgets.Budgets:
     """Return what some clients can afford in a round."""
-    return budgets.of_tiers(scenario.workload.population.devices.of(clients))
+    population, seed = scenario.workload.population, scenario.workload.seed
+    devices = population.devices.of(clients)
+    if scenario.budget is None:
+        return budgets.of_tiers(devices)
+    return scenario.budget.solve(devices, clients, population.train.counts[clients], round, seed)
 
 
 def view_of(scenario: Scenario, state: ServerState, cohort: Cohort) -> RoundView:

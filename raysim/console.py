@@ -112,12 +112,15 @@ def _target_line(target: Mapping[str, Any]) -> str:
 def forecast_table(forecast: Mapping[str, Any]) -> Table:
     """Return a dry run's forecast as a table, one row per tier."""
     table = Table(title=f"{forecast['method']} on {forecast['data']} with {forecast['model']}")
-    for heading in ("tier", "clients", "keep", "pruned", "parameters", "MFLOP/example", "kB down", "kB up",
-                    "download s", "compute s", "upload s", "mean s"):  # fmt: skip
-        table.add_column(heading, justify="left" if heading == "tier" else "right")
+    some_infeasible = any(tier["infeasible"] for tier in forecast["tiers"])
+    for heading in ("tier", "clients", *(["infeasible"] if some_infeasible else []), "keep", "limited by", "pruned",
+                    "parameters", "MFLOP/example", "kB down", "kB up", "download s", "compute s", "upload s",
+                    "mean s"):  # fmt: skip
+        table.add_column(heading, justify="left" if heading in ("tier", "limited by") else "right")
     for tier in forecast["tiers"]:
         table.add_row(
-            tier["tier"], str(tier["clients"]), f"{tier['keep_ratio']:.3g}", f"{tier['pruning_ratio']:.1%}",
+            tier["tier"], str(tier["clients"]), *([str(tier["infeasible"])] if some_infeasible else []),
+            f"{tier['keep_ratio']:.3g}", tier["limited_by"], f"{tier['pruning_ratio']:.1%}",
             f"{tier['parameters']:,}", f"{tier['train_flops_per_example'] / 1e6:,.2f}",
             f"{tier['down_bytes'] / 1e3:,.1f}", f"{tier['up_bytes'] / 1e3:,.1f}",
             *(_seconds(tier[key]) for key in ("download_s", "compute_s", "upload_s", "total_s")),

@@ -5,7 +5,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raysim.accounting import client_columns, spend
 from raysim.cohort import Cohort, cohort_of, transfer_bytes
@@ -15,6 +14,7 @@ from raysim.pruning.significance import first_channels
 from raysim.rounds import close, initial_state, moved_on, plan_round
 from raysim.scenario import Scenario
 from raysim.types import Columns, Mask, Params, ServerState, Totals
+from raysim.work import ABSENT
 
 
 def forecast(scenario: Scenario) -> dict[str, Any]:
@@ -86,41 +86,51 @@ def _first_channels_kept(scenario: Scenario, view: RoundView) -> tuple[list[Mask
 
 def tier_rows(scenario: Scenario, history: list[Columns]) -> list[dict[str, Any]]:
     """Return one row per tier: its median budget, that submodel, and mean seconds where it takes part."""
-    workload, costs = scenario.workload, scenario.costs
+    devices = scenario.workload.population.devices
     seen = {name: np.concatenate([columns[name] for columns in history]) for name in history[0]}
+    everybody, tier_of = cohort_of(scenario, np.arange(len(devices)), round=1), devices.tier_of
     rows = []
-    tier_of = workload.population.devices.tier_of
-    everybody = cohort_of(scenario, np.arange(len(workload.population)), round=1)
-    for index, name in enumerate(workload.population.devices.tiers):
-        median = _median_member(everybody, tier_of == index)
-        if median is None:
-            continue
-        keep_ratio = float(everybody.keep_ratios[median])
-        mask = masks.keep_top(workload.plan, first_channels(workload.plan), keep_ratio)
-        members = seen["tier"] == name
-        means = {
-            column: float(seen[column][members].astype(np.float64).mean()) if members.any() else None
-            for column in ("download_s", "compute_s", "upload_s", "total_s")
-        }
-        sizes = transfer_bytes(scenario, mask)
-        rows.append({
-            "tier": name,
-            "clients": int((tier_of == index).sum()),
-            "keep_ratio": keep_ratio,
-            "limited_by": str(everybody.limited_by[median]),
-            "pruning_ratio": costs.pruning_ratio(mask),
-            "parameters": costs.of(mask).parameters,
-            "train_flops_per_example": costs.of(mask).train_flops,
-            "down_bytes": sizes[0],
-            "up_bytes": sizes[1],
-            **means,
-        })  # fmt: skip
+    for index, name in enumerate(devices.tiers):
+        members = everybody.take(tier_of == index)
+        if len(members.clients):
+            rows.append({
+                "tier": name,
+                "clients": len(members.clients),
+                **_median_budget(scenario, members),
+                "infeasible": int((members.keep_ratios == 0).sum()),
+                **_mean_seconds(seen, name),
+            })  # fmt: skip
     return rows
 
 
-def _median_member(everybody: Cohort, members: NDArray[np.bool_]) -> int | None:
-    """Return a client whose budget is the median of some clients' (the lower one of two)."""
-    ids = np.flatnonzero(members)
-    if not len(ids):
-        return None
-    return int(ids[np.argsort(everybody.keep_ratios[ids], kind="stable")[(len(ids) - 1) // 2]])
+def _median_budget(scenario: Scenario, members: Cohort) -> dict[str, Any]:
+    """Describe the median budget (the lower one of two) of those who can afford any, and its submodel."""
+    able = np.flatnonzero(members.keep_ratios > 0)
+    if not len(able):
+        reasons, counts = np.unique(members.limited_by, return_counts=True)
+        nothing = dict.fromkeys(("parameters", "train_flops_per_example", "down_bytes", "up_bytes"), 0)
+        return {
+            "keep_ratio": 0.0, "limited_by": str(reasons[counts.argmax()]), "pruning_ratio": 1.0, **nothing,
+        }  # fmt: skip
+    ranked = able[np.argsort(members.keep_ratios[able], kind="stable")]
+    median = ranked[(len(ranked) - 1) // 2]
+    keep_ratio, plan = float(members.keep_ratios[median]), scenario.workload.plan
+    mask = masks.keep_top(plan, first_channels(plan), keep_ratio)
+    down_bytes, up_bytes = transfer_bytes(scenario, mask)
+    return {
+        "keep_ratio": keep_ratio,
+        "limited_by": str(members.limited_by[median]),
+        "pruning_ratio": scenario.costs.pruning_ratio(mask),
+        "parameters": scenario.costs.of(mask).parameters,
+        "train_flops_per_example": scenario.costs.of(mask).train_flops,
+        "down_bytes": down_bytes,
+        "up_bytes": up_bytes,
+    }
+
+
+def _mean_seconds(seen: Columns, tier: str) -> dict[str, float | None]:
+    names = ("download_s", "compute_s", "upload_s", "total_s")
+    members = (seen["tier"] == tier) & ~np.isin(seen["fate"], ABSENT)
+    if not members.any():
+        return dict.fromkeys(names)
+    return {name: float(seen[name][members].astype(np.float64).mean()) for name in names}

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from raysim import availability, energy, selection
 from raysim.clock import CohortLoad
-from raysim.cohort import Cohort, choose_masks, cohort_of, load_of, schedule_cohort, view_of, with_method
+from raysim.cohort import Cohort, choose_masks, cohort_of, feasible, load_of, schedule_cohort, view_of, with_method
 from raysim.interruptions import interrupted
 from raysim.methods.method import RoundView
 from raysim.round_end import ROUND_ENDS
@@ -87,13 +87,14 @@ def answering(scenario: Scenario, state: ServerState, asked: NDArray[np.int64]) 
     """Return who of the asked can be reached and can train something, with what the method trains there."""
     online = reachable(scenario, state, asked)
     cohort = cohort_of(scenario, asked[online], state.round + 1)
-    fits = cohort.keep_ratios > 0
+    able, unable = feasible(cohort)
+    away = asked[~online]
     absent = Absent(
-        clients=np.concatenate([asked[~online], cohort.clients[~fits]]),
-        fates=np.repeat([UNREACHABLE, INFEASIBLE], [(~online).sum(), (~fits).sum()]),
-        limited_by=np.concatenate([np.full((~online).sum(), "nothing"), cohort.limited_by[~fits]]),
+        clients=np.concatenate([away, unable.clients]),
+        fates=np.repeat([UNREACHABLE, INFEASIBLE], [len(away), len(unable.clients)]),
+        limited_by=np.concatenate([np.full(len(away), "nothing"), unable.limited_by]),
     )
-    return with_method(scenario, state, cohort.take(np.flatnonzero(fits))), absent
+    return with_method(scenario, state, able), absent
 
 
 def reachable(scenario: Scenario, state: ServerState, clients: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from raysim.budget_solver import BudgetSolver
 from raysim.client_view import Workload
 from raysim.clock import ClockRules
 from raysim.contribution import Contribution
@@ -76,6 +77,7 @@ class Scenario:
         clock: When a round ends, and whose work counts.
         stop: What ends the run before its last round.
         targets: Accuracies of which is told when they were first reached.
+        budget: Solves budgets; none = devices tell theirs.
     """
 
     workload: Workload
@@ -92,6 +94,7 @@ class Scenario:
     clock: ClockRules = field(default_factory=ClockRules)
     stop: StopRules = field(default_factory=StopRules)
     targets: tuple[float, ...] = ()
+    budget: BudgetSolver | None = None
 
     def is_over(self, state: ServerState) -> bool:
         """Whether the run ends with this state."""

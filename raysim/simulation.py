@@ -33,6 +33,7 @@ from raysim.pruning.significance import first_channels
 from raysim.rounds import initial_state, run_round
 from raysim.scenario import Executor, Scenario, StopRules
 from raysim.server_optimizers import ServerOptimizer
+from raysim.solved_budgets import with_solved_budgets
 from raysim.training import LocalTraining, batch_slices, one_thread
 from raysim.types import Devices, Population, RoundReport, RowSets, ServerState, Storage
 
@@ -110,7 +111,7 @@ def _build(settings: ExperimentSettings) -> Scenario:
     for ratio in np.unique(method.budget(owned.keep_ratios)):  # counted here: the driver need not import the counter
         costs.of(masks.keep_top(plan, first_channels(plan), float(ratio)))
     limit = settings.evaluation.max_examples
-    return Scenario(
+    scenario = Scenario(
         workload=workload,
         method=method,
         server=ServerOptimizer(**settings.server.model_dump(exclude_none=True)),
@@ -126,6 +127,9 @@ def _build(settings: ExperimentSettings) -> Scenario:
         stop=StopRules(**settings.stop.model_dump(exclude_none=True)),
         targets=tuple(settings.evaluation.targets),
     )
+    if settings.budget.rule == "solved":
+        return with_solved_budgets(scenario, settings.budget.deadline_s, settings.budget.steps)
+    return scenario
 
 
 def _clock_rules(settings: ExperimentSettings) -> ClockRules:

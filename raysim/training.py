@@ -36,6 +36,11 @@ class LocalTraining:
         """Return the step size of a round, counted from 1; what is trained before has that of round 1."""
         return self.learning_rate * self.lr_decay ** max(round - 1, 0)
 
+    @property
+    def optimizer_buffers(self) -> int:
+        """How many numbers the optimizer keeps for every parameter."""
+        return 2 if self.optimizer == "adam" else int(self.momentum > 0)
+
     def num_steps(self, num_examples: int) -> int:
         """Return how many optimizer steps a client takes in a round."""
         return self.epochs * len(batch_slices(num_examples, self.batch_size))
@@ -168,6 +173,30 @@ def batch_slices(num_examples: int, batch_size: int) -> list[slice]:
     if len(starts) > 1 and num_examples - starts[-1] == 1 < batch_size:
         starts.pop()
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], num_examples], strict=True)]
+
+
+def num_batches(num_examples: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
+    """Return how many batches each of several clients trains in an epoch.
+
+    >>> num_batches(np.array([1, 6, 7, 8]), 3).tolist()
+    [1, 2, 2, 3]
+    """
+    return -(-num_examples // batch_size) - _joins(num_examples, batch_size)
+
+
+def largest_batch(num_examples: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
+    """Return the rows of each client's largest batch.
+
+    >>> largest_batch(np.array([1, 6, 7, 8]), 3).tolist()
+    [1, 3, 4, 3]
+    """
+    return np.minimum(num_examples, batch_size) + _joins(num_examples, batch_size)
+
+
+def _joins(num_examples: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
+    """Return 1 where a last batch of one row joins the one before, else 0."""
+    joins = (num_examples > batch_size) & (num_examples % batch_size == 1) & (batch_size > 1)
+    return np.asarray(joins, dtype=np.int64)
 
 
 def train(

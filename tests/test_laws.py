@@ -32,7 +32,7 @@ from torchvision import models as families
 from raysim import arrays, population, preparation, simulation
 from raysim.aggregation import FILLS
 from raysim.client_step import Stage
-from raysim.cohort import choose_masks
+from raysim.cohort import choose_masks, cohort_of, load_of, schedule_cohort, view_of
 from raysim.contribution import merge
 from raysim.data.partition import PARTITIONS, partition
 from raysim.data.rules import PartitionOptions
@@ -45,6 +45,7 @@ from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.proof import randomise
 from raysim.rounds import initial_state, run_round
 from raysim.scenario import Scenario
+from raysim.training import batch_slices
 from raysim.types import DeviceProfile, RoundReport, ServerState, Storage
 
 DENSE_TIERS = tuple(f"population.tiers.{tier}.keep_ratio=1.0" for tier in range(4))
@@ -277,6 +278,77 @@ def test_law_7_without_groups_pytorchs_own_count_is_right(name: str) -> None:
 
 def test_law_7_a_depthwise_net_counted_by_hand() -> None:
     assert cost.count(DepthwiseNet(), (3, 8, 8)).train_flops == DEPTHWISE_TRAIN_FLOPS
+
+
+OBEYS_BUDGETS = [name for name in METHODS if not METHODS[name].leaves_budgets_aside]
+
+
+@functools.cache
+def solved_scenario(name: str) -> Scenario:
+    """Ten clients, a device of its own each, and budgets that nothing limits yet."""
+    tier = (
+        "population.tiers=[{name: any, share: 1.0, flops_per_s: 1e8, down_bytes_per_s: 1e5, up_bytes_per_s: 5e4, "
+        "latency_s: 0.01, step_overhead_s: 1e-4, memory_bytes_per_s: 1e9, link_drift: 0.3, compute_spread: 0.8, "
+        "link_spread: 0.8}]"
+    )
+    solved = ("population.clients=10", tier, "budget.rule=solved", "budget.deadline_s=1e9")
+    return simulation.build(settings_of(name, *solved))
+
+
+def limited_scenario(name: str, limit: str) -> Scenario:
+    """The same where one limit keeps some clients from the full model."""
+    scenario = solved_scenario(name)
+    needs = needs_at_rungs(scenario)[limit]
+    if limit == "deadline":
+        deadline_s = float(np.quantile(needs, 0.4))
+        return replace(scenario, budget=replace(scenario.budget, deadline_s=deadline_s))
+    column = {"memory": "memory_bytes", "data cap": "data_cap_bytes"}[limit]
+    owners = scenario.workload.population
+    limits = np.linspace(0.9 * needs.min(), 1.1 * needs.max(), len(owners))
+    devices = replace(owners.devices, figures={**owners.devices.figures, column: limits})
+    workload = replace(scenario.workload, population=replace(owners, devices=devices))
+    return replace(scenario, workload=workload)
+
+
+def needs_at_rungs(scenario: Scenario) -> dict[str, np.ndarray]:
+    """What each client takes on each rung, `(rungs, clients)`: by the clock, and for its largest batch."""
+    method = scenario.method  # FjORD draws widths: its budget is one for the widest
+    scenario = replace(scenario, method=replace(method, load=method.most_load or method.load))
+    size, found = len(scenario.workload.population), []
+    for keep_ratio in scenario.budget.ladder.keep_ratios:
+        ratios = np.full(size, keep_ratio)
+        members = cohort_of(scenario, np.arange(size), round=1)
+        view = view_of(scenario, initial_state(scenario), replace(members, keep_ratios=ratios, budgets=ratios))
+        chosen, _ = choose_masks(scenario, view)
+        load = load_of(scenario, view, chosen)
+        costs = [scenario.costs.of(mask) for mask in chosen]
+        batches = [batch_slices(int(rows), view.local.batch_size) for rows in view.examples]
+        largest = [max(each.stop - each.start for each in batch) for batch in batches]
+        pairs = zip(costs, largest, strict=True)
+        memory = [3 * cost.model_bytes + rows * cost.activation_bytes for cost, rows in pairs]
+        found.append((schedule_cohort(scenario, members, load).total_s, memory, load.down_bytes + load.up_bytes))
+    return dict(zip(("deadline", "memory", "data cap"), np.array(found).transpose(1, 0, 2), strict=True))
+
+
+@pytest.mark.parametrize("limit", ["deadline", "memory", "data cap"])
+@pytest.mark.parametrize("name", OBEYS_BUDGETS)
+def test_law_8_a_budget_meets_its_limit_and_the_next_rung_does_not(name: str, limit: str) -> None:
+    scenario = limited_scenario(name, limit)
+    population, rungs = scenario.workload.population, scenario.budget.ladder.keep_ratios
+    allowed = {
+        "deadline": np.full(len(population), scenario.budget.deadline_s),
+        "memory": population.devices.column("memory_bytes"),
+        "data cap": population.devices.column("data_cap_bytes"),
+    }[limit]
+    needs = needs_at_rungs(scenario)[limit]
+    members = cohort_of(scenario, np.arange(len(population)), round=1)
+    assert len(set(members.keep_ratios)) > 1, "the limits of this test should not treat all clients alike"
+    for client, keep_ratio in enumerate(members.keep_ratios):
+        rung = int(np.searchsorted(rungs, keep_ratio)) if keep_ratio else -1
+        assert rung == -1 or rungs[rung] == keep_ratio
+        assert rung == -1 or needs[rung, client] <= allowed[client]
+        assert rung == len(rungs) - 1 or needs[rung + 1, client] > allowed[client]
+        assert members.limited_by[client] == ("nothing" if keep_ratio == 1 else limit)
 
 
 @pytest.mark.parametrize("num_clients", [3, 20])

@@ -80,6 +80,8 @@ RANKS: dict[str, float] = {
     "raysim.exact_sum": 2,
     "raysim.selection": 2,
     "raysim.training": 2,
+    "raysim.ladder": 2.1,
+    "raysim.budget_solver": 2.2,
     "raysim.aggregation": 2.2,
     "raysim.client_memory": 2.2,
     "raysim.client_view": 2.2,
@@ -108,6 +110,7 @@ RANKS: dict[str, float] = {
     # The round, and what stands around it.
     "raysim.scenario": 3,
     "raysim.cohort": 3.1,
+    "raysim.solved_budgets": 3.2,
     "raysim.work": 3.15,
     "raysim.work_storage": 3.16,
     "raysim.energy": 3.16,

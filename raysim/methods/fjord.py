@@ -75,6 +75,20 @@ def load_of_steps(view: RoundView, chosen: list[Mask], load: CohortLoad) -> Coho
     return replace(load, train_flops=flops, activation_bytes=activations)
 
 
+def load_of_widest_steps(view: RoundView, chosen: list[Mask], load: CohortLoad) -> CohortLoad:
+    """Count each step at the client's widest width, and with distillation the next lower one beside it."""
+    if not view.options["distill"]:
+        return load
+    flops, activations, rows = load.train_flops.copy(), load.activation_bytes.copy(), view.examples * view.epochs
+    for place, widest in enumerate(view.keep_ratios.tolist()):
+        narrower = [width for width in WIDTHS if width < widest]
+        if narrower:
+            cost = view.costs.of(_mask_of(view.plan, narrower[-1]))
+            flops[place] += rows[place] * cost.train_flops
+            activations[place] += rows[place] * cost.activation_bytes
+    return replace(load, train_flops=flops, activation_bytes=activations)
+
+
 def _mask_of(plan: ChannelPlan, width: float) -> Mask:
     return masks.keep_top(plan, first_channels(plan), width)
 

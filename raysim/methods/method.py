@@ -147,6 +147,7 @@ class Method:
         widths: Budgets of a round, where they depend on more than the device.
         work: Epochs of each client, where they are not all equal.
         load: Corrects bytes and FLOPs.
+        most_load: What `load` is at most, where it depends on draws; budgets are solved for that.
         prepare: What happens before the first round.
         after_round: What is learned from a round.
         objective: Local objective; set from `options.objective`.
@@ -172,6 +173,7 @@ class Method:
     widths: WidthRule | None = None
     work: WorkRule | None = None
     load: LoadRule | None = None
+    most_load: LoadRule | None = None
     prepare: PrepareRule | None = None
     after_round: AfterRound | None = None
     objective: Objective = field(default_factory=Objective)
@@ -185,6 +187,11 @@ class Method:
     def cuts_channels(self, affordable: NDArray[np.float64]) -> bool:
         """Whether some client would train less than all channels, from what each can afford."""
         return self.chooses_widths or bool((self.budget(affordable) < 1).any())
+
+    @property
+    def leaves_budgets_aside(self) -> bool:
+        """Whether every client trains the full model, however little it can afford."""
+        return bool(self.budget(np.array([1e-9]))[0] == 1)
 
     @property
     def has_known_costs(self) -> bool:

@@ -61,7 +61,8 @@ METHODS: dict[str, Method] = {
             "fjord", "Horvath et al., arXiv 2102.13451, eq 2 and section 4.2",
             score=index_score, budget=fjord.widest_fitting, options=MethodOptions(fill="holders"),
             reads=FILL - {"normalization"}, rules=LocalRules(static_norm=True), local=(fjord.ordered_dropout,),
-            widths=fjord.widest_drawn, load=fjord.load_of_steps, claims=frozenset({NESTED}),
+            widths=fjord.widest_drawn, load=fjord.load_of_steps, most_load=fjord.load_of_widest_steps,
+            claims=frozenset({NESTED}),
             own={"distill": Option(False, "whether the widest submodel teaches the drawn one")},
         ),
         Method(

@@ -1,4 +1,4 @@
-"""What one training step of a model costs: parameters, bytes, FLOPs, saved activations."""
+"""What one training step of a model costs: parameters, bytes, FLOPs, saved activations, memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +20,13 @@ class ModelCost:
     """Costs of a model; `train_flops` and `activation_bytes` are per example and training step.
 
     FLOPs count two per multiply-accumulate of convolutions and matrix products, forward and backward, as
-    PyTorch's counter does. `model_bytes` are what travels: floating-point parameters and buffers.
+    PyTorch's counter does. `model_bytes` are what travels: floating-point parameters and buffers;
+    `gradient_bytes` those of the parameters that are trained.
     """
 
     parameters: int
     model_bytes: int
+    gradient_bytes: int
     train_flops: int
     activation_bytes: int
 
@@ -52,6 +54,7 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> ModelCost:
     return ModelCost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         model_bytes=transfer_bytes(model),
+        gradient_bytes=sum(each.numel() * each.element_size() for each in model.parameters() if each.requires_grad),
         train_flops=counter.get_total_flops() // BATCH,
         activation_bytes=activations // BATCH,
     )
@@ -79,6 +82,23 @@ def weight_flops(model: nn.Module, input_shape: Sequence[int]) -> dict[str, int]
         for handle in handles:
             handle.remove()
     return flops
+
+
+def training_bytes(cost: ModelCost, optimizer_buffers: int, rows: int) -> int:
+    """Return the memory that a training step needs.
+
+    It is the sum of parameters and buffers, their gradients, the optimizer's buffers (as large as the gradients
+    each) and what the backward pass saves of a batch.
+
+    Args:
+        cost: Costs of the model.
+        optimizer_buffers: Buffers the optimizer keeps per parameter: SGD 1 with momentum, else 0; Adam 2.
+        rows: Rows of the batch.
+
+    >>> training_bytes(ModelCost(10, 48, 40, 600, 100), optimizer_buffers=1, rows=7)
+    828
+    """
+    return cost.model_bytes + (1 + optimizer_buffers) * cost.gradient_bytes + rows * cost.activation_bytes
 
 
 def transfer_bytes(model: nn.Module) -> int:
