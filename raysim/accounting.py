@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from raysim import energy
 from raysim.clock import CohortLoad
 from raysim.contribution import Contribution
+from raysim.fates import COUNTED
 from raysim.planning import Absent, Plan
 from raysim.scenario import Scenario
 from raysim.types import CohortTiming, Columns, Mask, Reached, Score, ServerState, Totals
-from raysim.work import COUNTED, Work, part_of
+from raysim.work import Work, part_of
 
 REPORTED = {"train_loss": np.nan, "epochs": 0, "accuracy": np.nan, "heldout_loss": np.nan}
 """What clients report, and what is written down of those whose work does not count."""

@@ -11,10 +11,11 @@ import numpy as np
 
 from raysim import seeding
 from raysim.cohort import choose_masks
+from raysim.fates import COUNTED
 from raysim.planning import Absent, ChooseMasks, Plan, answering, ask, begun, prepared, together
 from raysim.scenario import Scenario
 from raysim.types import ServerState
-from raysim.work import COUNTED, Work, by_version
+from raysim.work import Work, by_version
 
 
 class EventQueue:

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from raysim.fates import COUNTED
 from raysim.types import RoundReport
-from raysim.work import COUNTED
 
 
 class ProgressDisplay:

@@ -8,13 +8,13 @@ import numpy as np
 
 from raysim.accounting import client_columns, spend
 from raysim.cohort import Cohort, cohort_of, transfer_bytes
+from raysim.fates import ABSENT
 from raysim.methods.method import RoundView
 from raysim.pruning import masks
 from raysim.pruning.significance import first_channels
 from raysim.rounds import close, initial_state, moved_on, plan_round
 from raysim.scenario import Scenario
 from raysim.types import Columns, Mask, Params, ServerState, Totals
-from raysim.work import ABSENT
 
 
 def forecast(scenario: Scenario) -> dict[str, Any]:

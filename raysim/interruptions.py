@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim import availability, energy, seeding
+from raysim.fates import BATTERY, DROPPED, OFFLINE
 from raysim.types import Devices
-from raysim.work import BATTERY, DROPPED, OFFLINE, Work, stopped
+from raysim.work import Work, stopped
 
 
 def interrupted(work: Work, devices: Devices, history: Mapping[str, NDArray[np.float64]], seed: int) -> Work:

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from raysim import availability, energy, selection
 from raysim.clock import CohortLoad
 from raysim.cohort import Cohort, choose_masks, cohort_of, feasible, load_of, schedule_cohort, view_of, with_method
+from raysim.fates import COUNTED, FATE, INFEASIBLE, UNREACHABLE
 from raysim.interruptions import interrupted
 from raysim.methods.method import RoundView
 from raysim.round_end import ROUND_ENDS
 from raysim.scenario import Scenario
 from raysim.types import CohortTiming, Mask, Params, ServerState
-from raysim.work import COUNTED, FATE, INFEASIBLE, UNREACHABLE, Work
+from raysim.work import Work
 
 ChooseMasks = Callable[[Scenario, RoundView], tuple[list[Mask], Params]]
 """From what the server knows to each client's submodel, and the memory it keeps of the ranking."""

@@ -12,12 +12,13 @@ from raysim.aggregation import apply_updates, fill_holders
 from raysim.clock import CohortLoad
 from raysim.cohort import Cohort, cohort_of, load_of, schedule_cohort, tasks_for, view_of
 from raysim.contribution import Contribution
+from raysim.fates import COUNTED, FATE
 from raysim.methods.method import Objective
 from raysim.pruning.coverage import count_coverage
 from raysim.scenario import Executor, Scenario
 from raysim.training import LocalHooks
 from raysim.types import Broadcast, CohortTiming, LocalRules, Mask, Params, ServerState
-from raysim.work import COUNTED, FATE, Work
+from raysim.work import Work
 
 
 def prepare(scenario: Scenario, state: ServerState, executor: Executor) -> ServerState:

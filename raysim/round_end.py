@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from raysim.clock import ClockRules
-from raysim.work import COUNTED, LATE, SURPLUS, Work, stopped
+from raysim.fates import COUNTED, LATE, SURPLUS
+from raysim.work import Work, stopped
 
 
 def wait_for_all(work: Work, rules: ClockRules, wanted: int) -> tuple[Work, float]:

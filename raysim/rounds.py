@@ -12,6 +12,7 @@ from raysim.accounting import client_columns, mean_loss, reach, spend, submodel_
 from raysim.aggregation import apply_updates
 from raysim.cohort import Cohort, choose_masks, classes_owned, tasks_for, view_of
 from raysim.contribution import Contribution, merge
+from raysim.fates import ABSENT
 from raysim.methods import resolve as methods
 from raysim.methods.method import CohortReport
 from raysim.planning import Absent, ChooseMasks, Plan, plan_together
@@ -29,7 +30,7 @@ from raysim.types import (
     ServerState,
     Totals,
 )
-from raysim.work import ABSENT, Work, together, unfinished
+from raysim.work import Work, together, unfinished
 
 NOTHING_TRAINED = CoverageSummary(mean=0.0, min=0.0, untrained_share=1.0, untrained_channel_share=1.0)
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from raysim.errors import SettingError
+from raysim.fates import COUNTED
 from raysim.types import RoundReport
-from raysim.work import COUNTED
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 

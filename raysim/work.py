@@ -9,18 +9,8 @@ from numpy.typing import NDArray
 
 from raysim.clock import CohortLoad
 from raysim.cohort import Cohort, joined
+from raysim.fates import COUNTED, FATE, UNFINISHED
 from raysim.types import CohortTiming, Mask
-
-COUNTED = "counted"
-LATE, SURPLUS, UNFINISHED = "late", "surplus", "unfinished"
-"""Too late for the deadline; not among the first that were needed; still at work when the run ended."""
-DROPPED, OFFLINE, BATTERY = "dropped", "offline", "battery"
-"""Dropped out, went offline, ran out of battery in the middle of its work."""
-INFEASIBLE, UNREACHABLE = "infeasible", "unreachable"
-"""Asked, but cannot train any submodel; asked, but did not answer."""
-ABSENT = (INFEASIBLE, UNREACHABLE)
-FATE = "<U11"
-FATES = (COUNTED, LATE, SURPLUS, UNFINISHED, DROPPED, OFFLINE, BATTERY, INFEASIBLE, UNREACHABLE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,8 +8,9 @@ import torch
 
 from raysim.clock import CohortLoad
 from raysim.cohort import Cohort
+from raysim.fates import FATE, FATES
 from raysim.types import CohortTiming, Columns, Mask, Params
-from raysim.work import FATE, FATES, Work
+from raysim.work import Work
 
 NUMBERS = tuple(field.name for field in fields(Cohort) if field.name not in ("round", "limited_by"))
 

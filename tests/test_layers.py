@@ -16,6 +16,7 @@ RANKS: dict[str, float] = {
     # Words, and what needs no other word.
     "raysim": 0,
     "raysim.errors": 0,
+    "raysim.fates": 0,
     "raysim.files": 0,
     "raysim.types": 0.2,
     "raysim.arrays": 0.5,
