@@ -6,13 +6,15 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim import budgets, seeding, selection
+from raysim import budgets, seeding
 from raysim.budget_solver import TOLERANCE
 from raysim.clock import CohortLoad, schedule
 from raysim.methods import resolve as methods
 from raysim.methods.method import RoundView
 from raysim.pruning import elements
 from raysim.scenario import Scenario
+from raysim.selection.table import choose
+from raysim.selection.view import SelectionView
 from raysim.types import ClientTask, CohortTiming, Mask, Params, ServerState
 
 
@@ -37,7 +39,10 @@ class Cohort:
 def select(scenario: Scenario, state: ServerState) -> Cohort:
     """Draw the next round's cohort and give each member its budget."""
     population, round = scenario.workload.population, state.round + 1
-    clients = selection.uniform(len(population), scenario.cohort_size, round, scenario.workload.seed)
+    seen = SelectionView(
+        len(population), scenario.cohort_size, round, scenario.workload.seed, population.train.counts
+    )  # fmt: skip
+    clients = choose(scenario.selection, seen)
     able, _ = feasible(cohort_of(scenario, clients, round))
     return with_method(scenario, state, able)
 

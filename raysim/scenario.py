@@ -13,6 +13,7 @@ from raysim.client_view import Workload
 from raysim.contribution import Contribution
 from raysim.methods.method import Method
 from raysim.pruning.costs import CostTable
+from raysim.selection.table import SELECTIONS, SelectionRule
 from raysim.server_optimizers import ServerOptimizer
 from raysim.types import Broadcast, ClientTask, Params, Score
 
@@ -50,6 +51,7 @@ class Scenario:
         scored_share: Share of a cohort whose submodels are scored.
         diagnose_every: Rounds between two diagnoses of the method, 0 = never.
         budget: Solves budgets; none = devices tell theirs.
+        selection: Who is asked to take part.
     """
 
     workload: Workload
@@ -64,6 +66,7 @@ class Scenario:
     scored_share: float
     diagnose_every: int = 0
     budget: BudgetSolver | None = None
+    selection: SelectionRule = SELECTIONS["uniform"]
 
     @cached_property
     def buffers(self) -> frozenset[str]:
