@@ -99,7 +99,7 @@ class _Source:
         scenario, buffer_size = self._scenario, self._scenario.clock.buffer_size
         wanted = room + (buffer_size - 1 if self._draws == 0 else 0)
         now = replace(self.state, totals=replace(self.state.totals, simulated_s=now_s))
-        asked = ask(scenario, now, wanted, self._drawn, self._draws)
+        asked = ask(scenario, now, wanted, self._drawn)
         self._draws += 1
         self._drawn[asked] = True
         cohort, absent = answering(scenario, now, asked)

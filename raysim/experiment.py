@@ -144,6 +144,9 @@ def begin(experiment: Experiment) -> None:
     files.write_text(folder / "config.yaml", config_file.to_yaml(settings))
     files.write_text(folder / "run.json", json.dumps(content, indent=2))
     workload.plan.save(folder / "plan.json")
+    if experiment.scenario.budget is not None:
+        files.write_text(folder / "budgets.json", json.dumps(experiment.scenario.budget.to_json()))
+        tracker.artifact(folder / "budgets.json")
     tracker.artifact(folder / "config.yaml")
 
 

@@ -7,7 +7,7 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim import availability, energy, selection
+from raysim import availability, energy
 from raysim.clock import CohortLoad
 from raysim.cohort import Cohort, choose_masks, cohort_of, feasible, load_of, schedule_cohort, view_of, with_method
 from raysim.fates import COUNTED, FATE, INFEASIBLE, UNREACHABLE
@@ -15,6 +15,8 @@ from raysim.interruptions import interrupted
 from raysim.methods.method import RoundView
 from raysim.round_end import ROUND_ENDS
 from raysim.scenario import Scenario
+from raysim.selection import table as selection
+from raysim.selection.view import SelectionView
 from raysim.types import CohortTiming, Mask, Params, ServerState
 from raysim.work import Work
 
@@ -77,11 +79,24 @@ def plan_together(scenario: Scenario, state: ServerState, choose: ChooseMasks = 
 
 
 def ask(
-    scenario: Scenario, state: ServerState, size: int, busy: NDArray[np.bool_] | None = None, draw: int = 0
+    scenario: Scenario, state: ServerState, size: int, busy: NDArray[np.bool_] | None = None
 ) -> NDArray[np.int64]:
-    """Return the ids of the clients the server asks, ascending."""
-    free = np.arange(len(scenario.workload.population)) if busy is None else np.flatnonzero(~busy)
-    return free[selection.uniform(len(free), min(size, len(free)), state.round + 1, scenario.workload.seed)]
+    """Return the ids of the clients the server asks, ascending.
+
+    Args:
+        scenario: The run.
+        state: What the server knows.
+        size: How many to ask.
+        busy: Whether each client must not be asked; none = all may.
+    """
+    workload, rule = scenario.workload, scenario.selection
+    everybody = np.arange(len(workload.population))
+    online = None if rule.name == "uniform" else reachable(scenario, state, everybody)
+    view = SelectionView(
+        len(everybody), size, state.round + 1, workload.seed, workload.population.train.counts, online, busy,
+        state.history,
+    )  # fmt: skip
+    return selection.choose(rule, view)
 
 
 def answering(scenario: Scenario, state: ServerState, asked: NDArray[np.int64]) -> tuple[Cohort, Absent]:

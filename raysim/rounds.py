@@ -12,12 +12,13 @@ from raysim.accounting import client_columns, mean_loss, reach, spend, submodel_
 from raysim.aggregation import apply_updates
 from raysim.cohort import Cohort, choose_masks, classes_owned, tasks_for, view_of
 from raysim.contribution import Contribution, merge
-from raysim.fates import ABSENT
+from raysim.fates import ABSENT, COUNTED
 from raysim.methods import resolve as methods
 from raysim.methods.method import CohortReport
 from raysim.planning import Absent, ChooseMasks, Plan, plan_together
 from raysim.pruning.coverage import Coverage, count_coverage, summarise
 from raysim.scenario import Executor, Scenario
+from raysim.selection import table as selection
 from raysim.types import (
     Broadcast,
     ClientTask,
@@ -155,8 +156,12 @@ def moved_on(
 def remember(
     scenario: Scenario, state: ServerState, plan: Plan, clients: Columns
 ) -> dict[str, NDArray[np.float64]]:  # fmt: skip
-    """Return what is remembered of every client: what is left in its battery."""
+    """Return what is remembered of every client: for the selection rule, and what is left in its battery."""
     devices, history = scenario.workload.population.devices, dict(state.history)
+    history |= selection.remember(
+        scenario.selection, history, clients["client"], clients["train_loss"],
+        np.where(clients["fate"] == COUNTED, clients["total_s"], np.nan), state.round + 1,
+    )  # fmt: skip
     worked = {name: column[np.isin(clients["fate"], ABSENT, invert=True)] for name, column in clients.items()}
     ids, start_s = worked["client"], worked["start_s"]
     left_j = energy.levels_j(devices.of(ids), state.history, ids, start_s) - worked["energy_j"]
@@ -254,4 +259,5 @@ def score_global(scenario: Scenario, after: ServerState, executor: Executor) -> 
 def initial_state(scenario: Scenario) -> ServerState:
     """Return the state before round 1: the model as it was built."""
     params = {key: tensor.detach().clone() for key, tensor in scenario.workload.model.state_dict().items()}
-    return ServerState(round=0, params=params)
+    history = selection.initial_history(scenario.selection, len(scenario.workload.population))
+    return ServerState(round=0, params=params, history=history)

@@ -15,6 +15,7 @@ from raysim.clock import ClockRules
 from raysim.contribution import Contribution
 from raysim.methods.method import Method
 from raysim.pruning.costs import CostTable
+from raysim.selection.table import SELECTIONS, SelectionRule
 from raysim.server_optimizers import ServerOptimizer
 from raysim.types import Broadcast, ClientTask, Params, Score, ServerState, Totals
 
@@ -78,6 +79,7 @@ class Scenario:
         stop: What ends the run before its last round.
         targets: Accuracies of which is told when they were first reached.
         budget: Solves budgets; none = devices tell theirs.
+        selection: Who is asked to take part.
     """
 
     workload: Workload
@@ -95,6 +97,7 @@ class Scenario:
     stop: StopRules = field(default_factory=StopRules)
     targets: tuple[float, ...] = ()
     budget: BudgetSolver | None = None
+    selection: SelectionRule = SELECTIONS["uniform"]
 
     def is_over(self, state: ServerState) -> bool:
         """Whether the run ends with this state."""

@@ -32,6 +32,8 @@ from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.significance import first_channels
 from raysim.rounds import initial_state, run_round
 from raysim.scenario import Executor, Scenario, StopRules
+from raysim.selection import table as selection
+from raysim.selection.table import SelectionRule
 from raysim.server_optimizers import ServerOptimizer
 from raysim.solved_budgets import with_solved_budgets
 from raysim.training import LocalTraining, batch_slices, one_thread
@@ -42,10 +44,11 @@ def check_names(settings: ExperimentSettings) -> None:
     """Resolve names without loading anything.
 
     Raises:
-        SettingError: If a method, model, data set, partition or one of their options is unknown.
+        SettingError: If a method, model, data set, partition, selection rule or one of their options is unknown.
     """
     local = LocalTraining(**settings.training.model_dump())
     _check_asynchronous(settings, methods.resolve(settings.method.name, _given(settings), local))
+    _selection_rule(settings)
     zoo.check_name(settings.model.name)
     weights.check_path(settings.model.weights)
     datasets.check_name(settings.data.name, settings.data.options)
@@ -126,6 +129,7 @@ def _build(settings: ExperimentSettings) -> Scenario:
         clock=_clock_rules(settings),
         stop=StopRules(**settings.stop.model_dump(exclude_none=True)),
         targets=tuple(settings.evaluation.targets),
+        selection=_selection_rule(settings),
     )
     if settings.budget.rule == "solved":
         return with_solved_budgets(scenario, settings.budget.deadline_s, settings.budget.steps)
@@ -136,6 +140,11 @@ def _clock_rules(settings: ExperimentSettings) -> ClockRules:
     cohort = settings.selection.clients_per_round
     rules = {"buffer_size": cohort, "concurrency": cohort} | settings.clock.model_dump(exclude_none=True)
     return ClockRules(**rules)
+
+
+def _selection_rule(settings: ExperimentSettings) -> SelectionRule:
+    chosen = settings.selection
+    return selection.resolve(chosen.rule, chosen.options, chosen.clients_per_round)
 
 
 def _normalized(model: nn.Module, normalization: str) -> nn.Module:

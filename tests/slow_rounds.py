@@ -15,7 +15,7 @@ from conftest import settings_of
 from oracles import held_entries
 from torch import nn
 
-from raysim import seeding, selection, simulation
+from raysim import seeding, simulation
 from raysim.executors import InProcessExecutor
 from raysim.pruning.plan import ChannelPlan
 from raysim.rounds import initial_state, run_round
@@ -52,8 +52,9 @@ class Member:
 
 def members(scenario: Scenario, round: int) -> list[Member]:
     workload = scenario.workload
-    ids = selection.uniform(len(workload.population), scenario.cohort_size, round, workload.seed)
-    return [member(scenario, int(id)) for id in ids]
+    rng = seeding.generator(workload.seed, "selection", round)
+    ids = rng.choice(len(workload.population), scenario.cohort_size, replace=False)
+    return [member(scenario, int(id)) for id in sorted(ids)]
 
 
 def member(scenario: Scenario, id: int) -> Member:

@@ -56,8 +56,13 @@ class Option:
     high: float = inf
     choices: tuple[str, ...] = ()
 
-    def check(self, name: str, value: Any) -> Any:
+    def check(self, name: str, value: Any, section: str = "method") -> Any:
         """Return a value of the option's type.
+
+        Args:
+            name: The option.
+            value: What the settings give.
+            section: The section of the settings that it stands in.
 
         Raises:
             SettingError: If it is of another type or out of range.
@@ -68,7 +73,7 @@ class Option:
         fits = type(value) is kind and (kind in (bool, str) or self.low <= value <= self.high)
         if not fits or (self.choices and value not in self.choices):
             raise SettingError(
-                f"method.options.{name}={value!r} is not allowed; allowed: {self.allowed} ({self.about})"
+                f"{section}.options.{name}={value!r} is not allowed; allowed: {self.allowed} ({self.about})"
             )
         return value
 
@@ -83,16 +88,25 @@ class Option:
         return f"{kind} from {self.low:g}" + ("" if self.high == inf else f" to {self.high:g}")
 
 
-def own_options(row: str, declared: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
+def own_options(
+    row: str, declared: Mapping[str, Option], given: Mapping[str, Any], setting: str = "method.name"
+) -> dict[str, Any]:
     """Return a row's own options, those given checked and the others at their defaults.
+
+    Args:
+        row: Name of the row.
+        declared: Its options.
+        given: Those in the settings, by name.
+        setting: The setting that names the row.
 
     Raises:
         SettingError: If the row has no such option, or its value is not allowed.
     """
+    section = setting.partition(".")[0]
     for name, value in given.items():
         if name not in declared:
             known = ", ".join(nearest_first(name, declared)) or "none"
             raise SettingError(
-                f"method.options.{name}={value!r} is unknown with method.name={row!r}; options of its own: {known}"
+                f"{section}.options.{name}={value!r} is unknown with {setting}={row!r}; options of its own: {known}"
             )
-    return {name: option.check(name, given.get(name, option.default)) for name, option in declared.items()}
+    return {name: option.check(name, given.get(name, option.default), section) for name, option in declared.items()}
