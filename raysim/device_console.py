@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from raysim.device_presets import PRESETS, Preset
 
@@ -48,7 +49,7 @@ PERCENT = 0.01
 
 def devices_table(title: str, summary: Summary) -> Table:
     """Return the tiers of a population as a table."""
-    table = Table(title=title)
+    table = Table(title=Text(title, style="italic"))
     for heading in ("tier", "clients", "share", *(column[0] for column in COLUMNS)):
         table.add_column(heading, justify="left" if heading == "tier" else "right")
     for tier in summary:

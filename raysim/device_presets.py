@@ -54,8 +54,7 @@ COMPUTE_VARIATION, LINK_VARIATION = 0.14, 0.385
 """FLASH: from batch to batch 0.1 to 0.18 of the mean, WiFi 0.37 to 0.40; the middles."""
 PHONE_KEEP_RATIOS = {"low": 0.5, "mid": 1.0, "high": 1.0}
 """Illustrative: the widest of 1, 1/2, 1/4 ... at which a class takes no longer than the middle one for the whole
-model, as FLOPs grow with the width squared. The best class alone, 0.45 % of the phones, would hardly ever train the
-rest."""
+model, as FLOPs grow with the width squared. The best class, 0.45 % of the phones, could not train the rest alone."""
 WIFI_J_PER_BYTE = 1.0 / WIFI_DOWN_MEDIAN
 """Illustrative: a radio of 1 W at the median bandwidth."""
 

@@ -77,6 +77,13 @@ def test_the_seed_decides_what_is_drawn(devices):
     assert outputs[0] == outputs[1] != outputs[2]
 
 
+def test_a_file_may_have_any_name(devices, folder):
+    (folder / "[bold]mine.csv").write_text("flops_per_s,down_bytes_per_s,up_bytes_per_s\n1e9,1,2\n", encoding="utf-8")
+    code, out, _ = devices("[bold]mine.csv")
+    assert code == 0
+    assert "[bold]mine.csv: 1 clients" in out
+
+
 def test_files_are_shown_with_all_their_devices(devices, folder):
     (folder / "mine.csv").write_text(
         "flops_per_s,down_bytes_per_s,up_bytes_per_s\n1e9,1,2\n3e9,1,2\n", encoding="utf-8"

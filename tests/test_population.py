@@ -6,7 +6,7 @@ import pytest
 from raysim import devices, population
 from raysim.data.partition import to_row_sets
 from raysim.population import num_heldout
-from raysim.types import DeviceProfile, Population, Tier
+from raysim.types import FIGURES, DeviceProfile, OnlineIntervals, Population, Tier
 
 TIERS = tuple(Tier(DeviceProfile(name, 1e9, 1e6, 1e6), 0.5, keep) for name, keep in (("slow", 0.5), ("fast", 1.0)))
 SIZES = (1, 2, 7, 100)
@@ -69,3 +69,23 @@ def test_the_digest_is_of_rows_and_tiers():
     digests = [population.digest(other) for other in (one, swapped, exchanged, built(0.3), built(seed=1))]
     assert len(set(digests)) == 5
     assert population.digest(built()) == digests[0]
+
+
+def test_the_digest_is_of_what_the_devices_can_do():
+    one = built()
+    owned = one.devices
+    online = OnlineIntervals(np.array([0, 1]), np.array([1.0]), np.array([2.0]), np.array([9.0]))
+    traced = replace(owned, online=online, trace_of=np.zeros(4, np.int64))
+    others = [
+        *(replace(owned, figures={**owned.figures, name: owned.figures[name] + 0.5}) for name in FIGURES[:4]),
+        replace(owned, keep_ratios=owned.keep_ratios / 2),
+        replace(owned, tiers=("slow", "faster")),
+        traced,
+        replace(traced, trace_of=np.ones(4, np.int64)),
+        *(
+            replace(traced, online=replace(online, **{name: np.array([3.0])}))
+            for name in ("starts", "ends", "periods")
+        ),
+    ]
+    digests = {population.digest(Population(other, one.train, one.heldout)) for other in (owned, *others)}
+    assert len(digests) == 1 + len(others)
