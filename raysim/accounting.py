@@ -36,7 +36,7 @@ def client_columns(
     """
     round = state.round + 1
     ends_s = state.totals.simulated_s + plan.round_s - scenario.clock.server_s
-    tables = [work_columns(scenario, work, _waits_s(scenario, work, ends_s)) for work in plan.ended]
+    tables = [work_columns(scenario, state, work, _waits_s(scenario, work, ends_s)) for work in plan.ended]
     tables.append(absent_columns(scenario, plan.absent, state.totals.simulated_s, round))
     names = tables[0]
     table = {name: np.concatenate([columns[name] for columns in tables]) for name in names}
@@ -48,14 +48,16 @@ def client_columns(
 
 
 def _waits_s(scenario: Scenario, work: Work, ends_s: float) -> NDArray[np.float64]:
-    """Return how long each client waits for the round to end; asynchronous clients never do."""
-    return np.zeros(len(work)) if scenario.clock.mode == "async" else np.maximum(ends_s - work.end_s, 0)
+    """Return how long each client waits for the round to end: nobody who has stopped, nobody asynchronous."""
+    waits = (work.fates == COUNTED) & (scenario.clock.mode != "async")
+    return np.where(waits, np.maximum(ends_s - work.end_s, 0), 0.0)
 
 
-def work_columns(scenario: Scenario, work: Work, waits_s: NDArray[np.float64]) -> Columns:
+def work_columns(scenario: Scenario, state: ServerState, work: Work, waits_s: NDArray[np.float64]) -> Columns:
     """Return what some clients do, and what they have spent when they are done or stop."""
     cohort, spent = work.cohort, work.spent
     devices = scenario.workload.population.devices.of(cohort.clients)
+    level_j = energy.levels_j(devices, state.history, cohort.clients, work.start_s)
     return {
         "client": cohort.clients,
         "tier": np.array(devices.tiers)[devices.tier_of],
@@ -68,7 +70,7 @@ def work_columns(scenario: Scenario, work: Work, waits_s: NDArray[np.float64]) -
         "examples": cohort.examples,
         "steps": spent.steps,
         **cost_columns(scenario, work.masks, spent, work.timing),
-        "energy_j": energy.spent_j(devices, work, waits_s),
+        "energy_j": energy.spent_j(devices, work, waits_s, level_j),
         "theoretical_train_flops": theoretical_flops(scenario, work),
         "planned_down_bytes": work.load.down_bytes,
         "planned_up_bytes": work.load.up_bytes,

@@ -11,8 +11,18 @@ import numpy as np
 
 from raysim import seeding
 from raysim.cohort import choose_masks
-from raysim.fates import COUNTED
-from raysim.planning import Absent, ChooseMasks, Plan, answering, ask, begun, prepared, together
+from raysim.fates import COUNTED, UNREACHABLE
+from raysim.planning import (
+    Absent,
+    ChooseMasks,
+    Plan,
+    answering,
+    ask,
+    begun,
+    prepared,
+    reachable,
+    together,
+)
 from raysim.scenario import Scenario
 from raysim.types import ServerState
 from raysim.work import Work, by_version
@@ -92,20 +102,33 @@ class _Source:
             if not self._waiting and not self._draw(self._scenario.clock.concurrency - len(queue), now_s):
                 return
             work = replace(self._waiting.pop(), start_s=np.array([now_s]))
-            queue.add(begun(self._scenario, self.state, work))
+            clients = work.cohort.clients
+            if reachable(self._scenario, self._at(now_s), clients)[0]:
+                queue.add(begun(self._scenario, self.state, work))
+            else:  # gone since it was asked
+                self.absent.append(Absent(clients, np.array([UNREACHABLE]), np.array(["nothing"])))
+
+    def _at(self, now_s: float) -> ServerState:
+        return replace(self.state, totals=replace(self.state.totals, simulated_s=now_s))
 
     def _draw(self, room: int, now_s: float) -> bool:
-        """Draw as many clients as may be needed until the buffer is full; whether there is one."""
+        """Draw as many clients as may be needed until the buffer is full; whether there is one.
+
+        While nobody answers, twice as many are asked: one by one would take as many draws as there are clients.
+        """
         scenario, buffer_size = self._scenario, self._scenario.clock.buffer_size
-        wanted = room + (buffer_size - 1 if self._draws == 0 else 0)
-        now = replace(self.state, totals=replace(self.state.totals, simulated_s=now_s))
-        asked = ask(scenario, now, wanted, self._drawn)
-        self._draws += 1
-        self._drawn[asked] = True
-        cohort, absent = answering(scenario, now, asked)
-        self.absent.append(absent)
-        if not len(cohort.clients):
-            return len(asked) > 0 and self._draw(room, now_s)
+        wanted, now = room + (buffer_size - 1 if self._draws == 0 else 0), self._at(now_s)
+        while True:
+            asked = ask(scenario, now, wanted, self._drawn)
+            self._draws += 1
+            self._drawn[asked] = True
+            cohort, absent = answering(scenario, now, asked)
+            self.absent.append(absent)
+            if len(cohort.clients):
+                break
+            if not len(asked):
+                return False
+            wanted *= 2
         work, memory = prepared(scenario, now, cohort, self._choose)
         self.state = replace(self.state, memory=memory)
         order = np.argsort(seeding.uniform(scenario.workload.seed, "start order", cohort.round, cohort.clients)[0])

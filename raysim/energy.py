@@ -6,28 +6,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim.types import CohortTiming, Devices
-from raysim.work import Work
+from raysim.work import BATTERY, Work
 
 LEVEL, SINCE = "battery_j", "battery_at_s"
 """What is remembered of every client: what was left in its battery, and the simulated time it was so."""
 
 
-def spent_j(devices: Devices, work: Work, waits_s: NDArray[np.float64]) -> NDArray[np.float64]:
+def spent_j(
+    devices: Devices, work: Work, waits_s: NDArray[np.float64], level_j: float | NDArray[np.float64] = np.inf
+) -> NDArray[np.float64]:
     """Return the joules of each client, `(clients,)`: training, radio and waiting for the round to end.
+
+    Nobody spends more than its battery holds; whose battery runs empty has spent all of it.
 
     Args:
         devices: Devices of the clients.
         work: What they did.
         waits_s: How long each waited afterwards.
+        level_j: What was left in the batteries when they started.
     """
     compute_s = work.shares_done.compute_s * work.timing.compute_s
     spent = work.spent
     radio_bytes = spent.down_bytes + spent.up_bytes
-    return (
+    drawn_j = (
         devices.column("train_watts") * compute_s
         + devices.column("radio_j_per_byte") * radio_bytes
         + devices.column("idle_watts") * waits_s
     )
+    return np.where(work.fates == BATTERY, level_j, np.minimum(drawn_j, level_j))
 
 
 def have_batteries(devices: Devices) -> bool:

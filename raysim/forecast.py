@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import isinf
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from raysim.types import Columns, Mask, Params, ServerState, Totals
 
 
 def forecast(scenario: Scenario) -> dict[str, Any]:
-    """Predict a run; exact where widths do not depend on what is learned, as `exact` says.
+    """Predict a run; exact where neither widths nor the end depend on what is learned, as `exact` says.
 
     Otherwise every round is predicted as if nothing had been learned, without what is done before round 1.
     """
@@ -41,7 +42,7 @@ def forecast(scenario: Scenario) -> dict[str, Any]:
         "channel_groups": len(workload.plan.groups),
         "channels": workload.plan.num_units,
         "unprunable": dict(workload.plan.unprunable),
-        "exact": scenario.method.has_known_costs,
+        "exact": scenario.method.has_known_costs and isinf(scenario.stop.accuracy),
         "tiers": tier_rows(scenario, history),
         **summary_of(totals),
     }  # fmt: skip

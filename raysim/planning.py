@@ -68,7 +68,8 @@ def plan_together(scenario: Scenario, state: ServerState, choose: ChooseMasks = 
     """Plan a round that its cohort starts together: synchronous, with a deadline, or over-selecting."""
     rules = scenario.clock
     factor = rules.over_selection if rules.mode == "over-selection" else 1.0
-    asked = ask(scenario, state, min(ceil(scenario.cohort_size * factor), len(scenario.workload.population)))
+    wanted = ceil(scenario.cohort_size * factor - 1e-9)  # 10 x 1.1 is 11.000000000000002
+    asked = ask(scenario, state, min(wanted, len(scenario.workload.population)))
     cohort, absent = answering(scenario, state, asked)
     if not len(cohort.clients):
         empty_s = rules.deadline_s if rules.mode == "deadline" else rules.empty_round_s

@@ -165,9 +165,10 @@ def remember(
     worked = {name: column[np.isin(clients["fate"], ABSENT, invert=True)] for name, column in clients.items()}
     ids, start_s = worked["client"], worked["start_s"]
     left_j = energy.levels_j(devices.of(ids), state.history, ids, start_s) - worked["energy_j"]
-    waited = scenario.clock.mode != "async"
-    end_s = np.full(len(ids), state.totals.simulated_s + plan.round_s) if waited else start_s + worked["lasts_s"]
-    return energy.drained(devices, history, ids, left_j, end_s)
+    waited = (worked["fate"] == COUNTED) & (scenario.clock.mode != "async")
+    round_ends_s = state.totals.simulated_s + plan.round_s - scenario.clock.server_s
+    rests_from_s = np.where(waited, round_ends_s, start_s + worked["lasts_s"])
+    return energy.drained(devices, history, ids, left_j, rests_from_s)
 
 
 def close(

@@ -96,6 +96,7 @@ def build(settings: ExperimentSettings) -> Scenario:
 def _build(settings: ExperimentSettings) -> Scenario:
     seed, split, local = settings.seed, settings.split_seed, LocalTraining(**settings.training.model_dump())
     method = methods.resolve(settings.method.name, _given(settings), local)
+    _check_asynchronous(settings, method)
     data = _load_data(settings)
     rows = partition(
         data.train_labels, settings.population.clients, settings.data.partition.name, _partition_options(settings),

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from raysim.errors import SettingError
-from raysim.fates import COUNTED
+from raysim.fates import ABSENT, BATTERY, COUNTED, DROPPED, OFFLINE
 from raysim.types import RoundReport
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -28,6 +28,8 @@ DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http", "https", "databricks")
 PARAMS_PER_CALL = 100
 METRICS_PER_CALL = 1000
+WAYS = dict.fromkeys((DROPPED, OFFLINE, BATTERY), "interrupted") | dict.fromkeys(ABSENT, "absent")
+"""Fates that share a curve; the clients' table and the summary tell them apart."""
 
 
 def resolve_uri(uri: str | None) -> str:
@@ -221,9 +223,11 @@ def _pruning_ratios(report: RoundReport) -> dict[str, float]:
 
 
 def _fates(report: RoundReport) -> dict[str, float]:
-    """Return how many clients of the round counted, and how many were lost for each reason that has occurred."""
+    """Return how many clients of the round counted, and how many were lost in each way that has occurred."""
     fates = report.clients["fate"]
-    metrics = {f"clients/{fate}": float((fates == fate).sum()) for fate in {COUNTED, *report.totals.fates}}
+    metrics = dict.fromkeys((f"clients/{WAYS.get(fate, fate)}" for fate in (COUNTED, *report.totals.fates)), 0.0)
+    for fate in fates:
+        metrics[f"clients/{WAYS.get(str(fate), fate)}"] += 1
     late = report.round - report.clients["started_round"][fates == COUNTED]
     if late.any():
         metrics["clients/staleness_mean"] = float(late.mean())

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from raysim.clock import CohortLoad
 from raysim.cohort import Cohort, joined
-from raysim.fates import COUNTED, FATE, UNFINISHED
+from raysim.fates import COUNTED, UNFINISHED
 from raysim.types import CohortTiming, Mask
 
 
@@ -63,7 +63,7 @@ class Work:
     @property
     def shares_done(self) -> CohortTiming:
         """Shares of download, training and upload that each has done when it stops, in [0, 1]."""
-        timing, done = self.timing, self.fates == COUNTED
+        timing, done = self.timing, self.lasts_s >= self.timing.total_s
         left, shares = self.lasts_s, []
         for phase_s in (timing.download_s, timing.compute_s, timing.upload_s):
             share = np.where(phase_s > 0, np.clip(left / np.where(phase_s > 0, phase_s, 1.0), 0, 1), left >= 0)
@@ -96,9 +96,11 @@ def stopped(work: Work, after_s: NDArray[np.float64], fate: str) -> Work:
 
 
 def unfinished(work: Work, now_s: float) -> Work:
-    """Return work that is given up at a simulated time."""
-    lasts_s = np.minimum(work.lasts_s, now_s - work.start_s)
-    return replace(work, lasts_s=lasts_s, fates=np.full(len(work), UNFINISHED, dtype=FATE))
+    """Return work that is given up at a simulated time; who has stopped of itself by then keeps its fate."""
+    elapsed_s = np.maximum(now_s - work.start_s, 0)
+    has_stopped = (work.lasts_s <= elapsed_s) & (work.fates != COUNTED)
+    fates = np.where(has_stopped, work.fates, UNFINISHED)
+    return replace(work, lasts_s=np.minimum(work.lasts_s, elapsed_s), fates=fates)
 
 
 def together(works: Sequence[Work]) -> Work:
