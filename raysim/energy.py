@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from raysim.fates import BATTERY
 from raysim.types import CohortTiming, Devices
-from raysim.work import BATTERY, Work
+from raysim.work import Work
 
 LEVEL, SINCE = "battery_j", "battery_at_s"
 """What is remembered of every client: what was left in its battery, and the simulated time it was so."""
