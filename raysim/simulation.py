@@ -20,6 +20,7 @@ from raysim.data import datasets
 from raysim.data.partition import check_partition, partition
 from raysim.data.rules import PartitionOptions
 from raysim.data.transform import Transform
+from raysim.deadline_check import check_deadline
 from raysim.errors import RunFailedError, SettingError, UntraceableError, nearest_first
 from raysim.executors import InProcessExecutor
 from raysim.methods import resolve as methods
@@ -38,6 +39,9 @@ from raysim.server_optimizers import ServerOptimizer
 from raysim.solved_budgets import with_solved_budgets
 from raysim.training import LocalTraining, batch_slices, one_thread
 from raysim.types import Devices, Population, RoundReport, RowSets, ServerState, Storage
+
+COUNTED_AHEAD = 64
+"""Widths whose costs are counted before the first round; a file of devices may have one for each."""
 
 
 def check_names(settings: ExperimentSettings) -> None:
@@ -112,7 +116,9 @@ def _build(settings: ExperimentSettings) -> Scenario:
     check_batches(workload)
     costs = CostTable(model, plan, data.input_shape)
     _ = costs.dense
-    for ratio in np.unique(method.budget(owned.keep_ratios)):  # counted here: the driver need not import the counter
+    for ratio in np.unique(method.budget(owned.keep_ratios))[
+        :COUNTED_AHEAD
+    ]:  # counted here: the driver need not import the counter
         costs.of(masks.keep_top(plan, first_channels(plan), float(ratio)))
     limit = settings.evaluation.max_examples
     scenario = Scenario(
@@ -133,7 +139,8 @@ def _build(settings: ExperimentSettings) -> Scenario:
         selection=_selection_rule(settings),
     )
     if settings.budget.rule == "solved":
-        return with_solved_budgets(scenario, settings.budget.deadline_s, settings.budget.steps)
+        scenario = with_solved_budgets(scenario, settings.budget.deadline_s, settings.budget.steps)
+    check_deadline(scenario)
     return scenario
 
 

@@ -44,21 +44,21 @@ def with_solved_budgets(scenario: Scenario, deadline_s: float | None, steps: int
         )
     if scenario.method.leaves_budgets_aside:
         return scenario
-    ladder = ladder_of(scenario, STEPS if steps is None else steps)
+    rungs = np.arange(1, (steps or STEPS) + 1) / (steps or STEPS)
+    ladder = ladder_of_ratios(scenario, np.unique(scenario.method.budget(rungs)))
     solver = BudgetSolver(ladder, inf if deadline_s is None else deadline_s, local.epochs, local.batch_size)
     scenario = replace(scenario, budget=solver)
     check_anybody_can_take_part(scenario, solver)
     return scenario
 
 
-def ladder_of(scenario: Scenario, steps: int) -> Ladder:
-    """Count what the method's submodels cost on each rung: what the clock will charge, and training memory.
+def ladder_of_ratios(scenario: Scenario, keep_ratios: NDArray[np.float64]) -> Ladder:
+    """Count what the method's submodels cost at some keep ratios, ascending: what the clock charges, and memory.
 
     A method's `load` may add FLOPs per example and epoch, and FLOPs per example once a round for up to a number
     of examples.
     """
     workload, method = scenario.workload, scenario.method
-    keep_ratios = np.unique(method.budget(np.arange(1, steps + 1) / steps))
     method = replace(method, load=method.most_load or method.load)
     scenario = replace(scenario, method=method)
     chosen = masks.keep_top_for_cohort(workload.plan, first_channels(workload.plan), keep_ratios)

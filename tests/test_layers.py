@@ -116,6 +116,7 @@ RANKS: dict[str, float] = {
     "raysim.scenario": 3,
     "raysim.cohort": 3.1,
     "raysim.solved_budgets": 3.2,
+    "raysim.deadline_check": 3.25,
     "raysim.work": 3.15,
     "raysim.work_storage": 3.16,
     "raysim.energy": 3.16,
