@@ -35,7 +35,7 @@ def test_lucky_rounds_and_partial_work_are_thought_of():
     fastest_s = float(least_seconds(steady, cohort_of(steady, np.arange(6), 1)).min())
     early = ("training.epochs=4", f"clock.deadline_s={0.9 * fastest_s}")
     simulation.build(settings_of("dapperfl", *early, *BY_DEADLINE, "clock.accept_partial=true"))
-    lucky = tuple(f"population.tiers.{tier}.link_variation=0.4" for tier in range(4))
+    lucky = tuple(f"population.tiers.{tier}.compute_variation=0.4" for tier in range(4))
     simulation.build(settings_of("dapperfl", *early, *BY_DEADLINE, *lucky))
     with pytest.raises(SettingError, match="is met by none"):
         simulation.build(settings_of("dapperfl", *early, *BY_DEADLINE))
