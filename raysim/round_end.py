@@ -25,7 +25,7 @@ def wait_for_first(work: Work, rules: ClockRules, wanted: int) -> tuple[Work, fl
     """End the round when as many are done as are wanted; equal times count in the order of ids."""
     done = np.flatnonzero(work.fates == COUNTED)
     order = done[np.lexsort((work.cohort.clients[done], work.lasts_s[done]))]
-    if len(order) <= wanted:
+    if len(order) < wanted:
         return wait_for_all(work, rules, wanted)
     round_s = float(work.lasts_s[order[wanted - 1]])
     others = stopped(work, np.full(len(work), round_s), SURPLUS)
