@@ -37,14 +37,13 @@ class Measurement:
 
     @property
     def step_s(self) -> float:
-        """Median seconds of one step."""
-        return statistics.median(self.repeats_s)
+        """Seconds of one step in the fastest repeat: whatever else runs on a machine only adds to them."""
+        return min(self.repeats_s)
 
     @property
     def spread(self) -> float:
-        """Distance between the quartiles of the repeats, as a share of their median."""
-        low, high = np.quantile(self.repeats_s, (0.25, 0.75))
-        return float(high - low) / self.step_s
+        """How much longer than the fastest repeat the median one took, as a share."""
+        return statistics.median(self.repeats_s) / self.step_s - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ class Constants:
         return self.step_overhead_s + computing + load.activation_bytes / self.memory_bytes_per_s
 
     def error(self, measured: Measurement) -> float:
-        """Return how far the prediction is from the median, as a share of it; negative = predicted too fast."""
+        """Return how far the prediction is from what was measured, as a share of it; negative = too fast."""
         return self.step_s(measured.load) / measured.step_s - 1
 
 
@@ -123,5 +122,5 @@ class Calibration:
 
     @property
     def spread(self) -> float:
-        """How far the quartiles of a width's repeats are apart: median over widths, as a share of its median."""
+        """How much longer than the fastest repeat the median one took, as a share: median over widths."""
         return statistics.median(measured.spread for measured in self.measurements)

@@ -100,7 +100,7 @@ def calibrate(
     Args:
         subject: The model.
         batch_size: Rows of a step, at least 2.
-        repeats: How often each width is measured, at least 3; the median counts.
+        repeats: How often each width is measured, at least 3; the fastest counts.
         fitted: Keep ratios to fit, in (0, 1].
         held_out: Keep ratios to test the fit with.
         progress: Called with the number of repeats done.
