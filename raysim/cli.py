@@ -125,7 +125,7 @@ def _runner(settings: ExperimentSettings) -> Any:
 @click.option("--classes", "num_classes", default=10, show_default=True, help="Number of classes.")
 @click.option("--options", metavar="YAML", help="Options of the model, as in '{hidden: 64}'.")
 @click.option("--batch-size", default=10, show_default=True, help="Rows of a training step, as in your experiment.")
-@click.option("--repeats", default=9, show_default=True, help="How often each width is measured; the fastest counts.")
+@click.option("--repeats", default=12, show_default=True, help="Repeats of each width; the fastest counts.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for the files [runs/calibration-<time>].")
 @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
 def calibrate(output: Path | None, as_json: bool, **request: Any) -> None:

@@ -264,8 +264,9 @@ def test_the_command_measures_two_models_and_leaves_its_files(command, tmp_path,
         )
         tier = each["tier"]
         assert 0 < tier["flops_per_s"] < inf
-        assert 0 < tier["step_overhead_s"] < 1
+        assert 0 <= tier["step_overhead_s"] < 1
         assert tier["memory_bytes_per_s"] is None or 0 < tier["memory_bytes_per_s"] < inf
+        assert all(0 < width["predicted_s"] < 1 for width in each["widths"])
         for line in (f"flops_per_s: {tier['flops_per_s']:.3e}", f"step_overhead_s: {tier['step_overhead_s']:.3e}"):
             assert line in out
         assert 0 <= each["median_error"] <= each["largest_error"] < 2

@@ -37,7 +37,7 @@ class Request:
     num_classes: int = 10
     options: str | None = None
     batch_size: int = 10
-    repeats: int = 9
+    repeats: int = 12
 
 
 def run(request: Request, folder: Path) -> list[Calibration]:
