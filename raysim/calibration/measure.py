@@ -161,7 +161,8 @@ def step_seconds(
 ) -> dict[float, tuple[float, ...]]:
     """Return the CPU seconds per training step of each repeat, by keep ratio.
 
-    All of the work is done by the calling thread, so that on an idle machine they are those of the wall clock. Every repeat measures all widths, each time in another order, so that a noisy moment meets all of them alike.
+    All of the work is done by the calling thread, so that on an idle machine they are those of the wall clock. Every
+    repeat measures all widths, each time in another order, so that a noisy moment meets all of them alike.
     """
     order = seeding.generator(SEED, "calibration order")
     seconds: dict[float, list[float]] = {ratio: [] for ratio in ratios}
