@@ -1,4 +1,4 @@
-"""The command line: raysim run, raysim devices, raysim schema."""
+"""The command line: raysim run, devices, calibrate, schema."""
 
 import json
 import shlex
@@ -140,6 +140,31 @@ def devices(source: str | None, clients: int | None, seed: int, plot: Path | Non
         return
     device_console.print_devices(page.title, page.summary, page.preset)
     click.echo(f"picture: {plot}")
+
+
+@cli.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option(
+    "--input-shape", metavar="C,H,W", help="Channels, height, width [3,32,32; 1,28,28 for lenet, cnn, mlp]."
+)
+@click.option("--classes", "num_classes", default=10, show_default=True, help="Number of classes.")
+@click.option("--options", metavar="YAML", help="Options of the model, as in '{hidden: 64}'.")
+@click.option("--batch-size", default=10, show_default=True, help="Rows of a training step, as in your experiment.")
+@click.option("--repeats", default=12, show_default=True, help="Repeats of each width; the fastest counts.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder for the files [runs/calibration-<time>].")
+@click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
+def calibrate(output: Path | None, as_json: bool, **request: Any) -> None:
+    """Measure training steps of MODEL on this machine and fit a device's constants to them."""
+    from raysim.calibration import report
+    from raysim.calibration.run import Request, run
+
+    folder = output or Path("runs") / f"calibration-{time.strftime('%Y%m%d-%H%M%S')}"
+    calibrations = run(Request(**request), folder.absolute())
+    for each in calibrations:
+        console.print_calibration(report.table(each), report.summary_lines(each), report.tier_yaml(each))
+    click.echo(f"files in {folder}")
+    if as_json:
+        click.echo(json.dumps(report.to_json(calibrations)))
 
 
 @cli.command()

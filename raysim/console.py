@@ -1,7 +1,7 @@
 """What a person reads: the progress of a run, its summary and the forecast."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -153,3 +153,12 @@ def print_forecast(forecast: Mapping[str, Any]) -> None:
         console.print("costs are an estimate: what is pruned, or when the run ends, depends on what is learned")
     for layer, reason in forecast["unprunable"].items():
         console.print(f"not pruned: {layer} ({reason})", highlight=False, markup=False)
+
+
+def print_calibration(widths: Table, lines: Sequence[str], tier: str) -> None:
+    """Print a calibration to standard output: its widths, its errors, and what to paste into a tier."""
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(widths)
+    for line in lines:
+        console.print(line, highlight=False, markup=False)
+    console.print(f"\nfor a tier of an experiment:\n\n{tier}", highlight=False, markup=False)

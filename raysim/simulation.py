@@ -116,9 +116,8 @@ def _build(settings: ExperimentSettings) -> Scenario:
     check_batches(workload)
     costs = CostTable(model, plan, data.input_shape)
     _ = costs.dense
-    for ratio in np.unique(method.budget(owned.keep_ratios))[
-        :COUNTED_AHEAD
-    ]:  # counted here: the driver need not import the counter
+    # counted here, so that the driver actor need not import PyTorch's counter
+    for ratio in np.unique(method.budget(owned.keep_ratios))[:COUNTED_AHEAD]:
         costs.of(masks.keep_top(plan, first_channels(plan), float(ratio)))
     limit = settings.evaluation.max_examples
     scenario = Scenario(
