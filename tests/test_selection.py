@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import tiny_settings
 
-from raysim import cohort, seeding, simulation
+from raysim import planning, seeding, simulation
 from raysim.errors import SettingError
 from raysim.rounds import initial_state
 from raysim.selection import oort
@@ -305,7 +305,7 @@ def test_a_scenario_selects_by_its_rule():
     rule = ("selection.rule=by-examples",)
     settings = tiny_settings(*rule)
     scenario = simulation.build(settings)
-    ids = cohort.select(scenario, initial_state(scenario)).clients
+    ids = planning.ask(scenario, initial_state(scenario), 3)
     seen = view(6, 3, examples=scenario.workload.population.train.counts)
     assert scenario.selection is not None
     assert ids.tolist() == choose(SELECTIONS["by-examples"], seen).tolist()
@@ -322,7 +322,7 @@ def users_rule(tmp_path, monkeypatch):
 
 def test_a_rule_of_the_users_own_is_a_dotted_path(users_rule):
     scenario = simulation.build(tiny_settings("selection.rule=my_rules:last"))
-    assert cohort.select(scenario, initial_state(scenario)).clients.tolist() == [3, 4, 5]
+    assert planning.ask(scenario, initial_state(scenario), 3).tolist() == [3, 4, 5]
     assert set(initial_history(scenario.selection, 2)) == set(COLUMNS)
     assert chosen("my_rules:last", size=2, exclude=np.arange(20) == 19) == [17, 18]
 

@@ -8,7 +8,7 @@ import torch
 from conftest import settings_of, tiny_settings
 from torch import nn
 
-from raysim import cohort, simulation
+from raysim import cohort, planning, simulation
 from raysim.budget_solver import BudgetSolver
 from raysim.console import print_forecast
 from raysim.errors import SettingError
@@ -170,8 +170,13 @@ def test_who_can_afford_nothing_has_keep_ratio_zero_and_the_reason():
 
 def test_those_who_can_afford_nothing_take_no_part():
     scenario = some_feasible("budget.deadline_s=0.5", "selection.clients_per_round=6")
-    chosen = cohort.select(scenario, initial_state(scenario))
-    assert chosen.clients.tolist() == np.flatnonzero(scenario.workload.population.devices.tier_of == 1).tolist()
+    state = initial_state(scenario)
+    chosen, absent = planning.answering(scenario, state, planning.ask(scenario, state, 6))
+    slow = scenario.workload.population.devices.tier_of == 0
+    assert chosen.clients.tolist() == np.flatnonzero(~slow).tolist()
+    assert absent.clients.tolist() == np.flatnonzero(slow).tolist()
+    assert set(absent.fates) == {"infeasible"}
+    assert set(absent.limited_by) == {"deadline"}
 
 
 @pytest.mark.parametrize("name", ["heterofl", "fedrolex"])
