@@ -4,13 +4,18 @@ import copy
 import functools
 import json
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from clocked import FRAIL, MODES, clocked, with_figures
+from clocked import played as clocked_rounds
 from conftest import NEEDED_BY, settings_of, tiny_settings
 from oracles import (
     DEPTHWISE_TRAIN_FLOPS,
@@ -29,9 +34,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models as families
 
-from raysim import arrays, population, preparation, simulation
+from raysim import arrays, checkpoint, planning, population, preparation, rounds, simulation, work_storage
 from raysim.aggregation import FILLS
 from raysim.client_step import Stage
+from raysim.clock import ClockRules
 from raysim.cohort import choose_masks, cohort_of, load_of, schedule_cohort, view_of
 from raysim.contribution import merge
 from raysim.data.partition import PARTITIONS, partition
@@ -43,10 +49,12 @@ from raysim.models import cost, zoo
 from raysim.pruning import coverage, masks, submodel
 from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.proof import randomise
+from raysim.pruning.significance import first_channels
 from raysim.rounds import initial_state, run_round
 from raysim.scenario import Scenario
 from raysim.training import batch_slices
 from raysim.types import DeviceProfile, RoundReport, ServerState, Storage
+from raysim.work import COUNTED
 
 DENSE_TIERS = tuple(f"population.tiers.{tier}.keep_ratio=1.0" for tier in range(4))
 INPUTS = {"cnn": (1, 8, 8), "lenet": (1, 28, 28), "mlp": (1, 8, 8), "vgg16": (3, 32, 32), "resnet32": (3, 32, 32)}
@@ -128,6 +136,12 @@ def fresh_digest_of(method: str, *overrides: str) -> str:
 digest_of = functools.cache(fresh_digest_of)
 
 
+@functools.cache
+def digest_in(mode: str, method: str, *overrides: str) -> str:
+    """Digest of a run on frail devices in a clock mode."""
+    return arrays.digest(clocked_rounds(clocked(method, mode, *FRAIL, *overrides))[0].params)
+
+
 def test_law_1_extract_then_reconstruct(network: tuple[nn.Module, ChannelPlan, tuple[int, ...]]) -> None:
     model, plan, _ = network
     mask = random_mask(plan, seed=1)
@@ -177,6 +191,17 @@ def test_law_3_keep_ratio_1_is_fedavg(name: str) -> None:
     assert same == ("equals fedavg at keep 1" in METHODS[name].claims)
 
 
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "sync"])
+@pytest.mark.parametrize("name", [name for name in METHODS if "equals fedavg at keep 1" in METHODS[name].claims])
+def test_law_3_holds_in_every_clock_mode(name: str, mode: str) -> None:
+    slower = (*DENSE_TIERS, *(f"population.tiers.{tier}.battery_j=30.0" for tier in range(4)))
+    deadline = ("clock.deadline_s=3.0",) if "clock.mode=deadline" in MODES[mode] else ()
+    assert digest_in(mode, name, *slower, *deadline) == digest_in(mode, "fedavg", *slower, *deadline)
+    assert digest_in(mode, "fedavg", *slower, *deadline) != digest_in("sync", "fedavg", *slower), (
+        "some should be late"
+    )
+
+
 @pytest.mark.parametrize("fill", FILLS)
 @pytest.mark.parametrize("estimator", ["fisher", "variation"])
 def test_law_3_holds_for_every_fill_and_estimator(fill: str, estimator: str) -> None:
@@ -191,10 +216,26 @@ def test_law_3_holds_with_batch_norm(name: str) -> None:
     assert digest_of(name, *resnet, *DENSE_TIERS) == digest_of("fedavg", *resnet)
 
 
+NARROW = tuple(f"population.tiers.{tier}.keep_ratio=0.5" for tier in range(4))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_law_4_holds_in_every_clock_mode(mode: str) -> None:
+    """Everybody trains the first half of the channels, in whatever version: the rest stays as it was."""
+    scenario = clocked("heterofl", mode, *FRAIL, *NARROW)
+    before = initial_state(scenario).params
+    after, reports = clocked_rounds(scenario)
+    plan = scenario.workload.plan
+    held = held_entries(plan, masks.keep_top(plan, first_channels(plan), 0.5), before)
+    assert {fate for report in reports for fate in report.clients["fate"]} > {COUNTED}
+    for key, value in before.items():
+        assert torch.equal(after.params[key][~held[key]], value[~held[key]])
+    assert sum(not torch.equal(after.params[key][held[key]], value[held[key]]) for key, value in before.items()) >= 6
+
+
 @pytest.mark.parametrize("fill", FILLS)
 def test_law_4_what_nobody_covers_keeps_its_value(fill: str) -> None:
-    narrow = tuple(f"population.tiers.{tier}.keep_ratio=0.5" for tier in range(4))
-    scenario = simulation.build(tiny_settings("method.name=magnitude", f"method.fill={fill}", *narrow))
+    scenario = simulation.build(tiny_settings("method.name=magnitude", f"method.fill={fill}", *NARROW))
     state = initial_state(scenario)
     after, report = run_round(scenario, state, InProcessExecutor(scenario.workload))
     mask = plan_round(scenario, state).masks[0]
@@ -245,6 +286,40 @@ def test_law_6_order_and_grouping_change_nothing(method: tuple[str, ...]) -> Non
     np.testing.assert_array_equal(together.kept, apart.kept)
     for client, memory in together.memories.items():
         assert arrays.digest(memory) == arrays.digest(apart.memories[client])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["ca-hfp", "autoflip", "fedmp"])
+def test_law_6_holds_in_every_clock_mode(mode: str, name: str) -> None:
+    """Whoever really finishes first: rounds whose clients are trained backwards, one by one, are the same."""
+    scenario = clocked(name, mode, *FRAIL)
+    state, executor = initial_state(scenario), InProcessExecutor(scenario.workload)
+    other, backwards = state, Backwards(scenario.workload)
+    for _ in range(3):
+        state, report = run_round(scenario, state, executor)
+        other, same = run_round(scenario, other, backwards)
+        assert_same_report(report, same)
+    assert arrays.digest(other.params) == arrays.digest(state.params)
+    assert arrays.digest(other.memory) == arrays.digest(state.memory)
+
+
+class Backwards(InProcessExecutor):
+    """Trains the newest version first, in it the last client first, each by itself."""
+
+    def train_versions(self, groups):
+        trained = [
+            merge([self._stage.train([task], broadcast) for task in reversed(tasks)])
+            for tasks, broadcast in reversed(groups)
+        ]
+        return trained[::-1]
+
+
+def assert_same_report(ours: RoundReport, theirs: RoundReport) -> None:
+    for name in ("round", "round_s", "totals", "submodel", "score", "coverage"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert set(ours.clients) == set(theirs.clients)
+    for column, values in ours.clients.items():
+        np.testing.assert_array_equal(values, theirs.clients[column])
 
 
 def test_law_7_costs_grow_with_width_and_are_those_of_the_submodel(
@@ -398,6 +473,16 @@ def test_law_10_same_seed_same_bits(name: str) -> None:
     assert digest_of(name, "seed=1") != first
 
 
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "sync"])
+def test_law_10_holds_in_every_clock_mode(mode: str) -> None:
+    scenario = clocked("ca-hfp", mode, *FRAIL)
+    first, second = clocked_rounds(scenario), clocked_rounds(clocked.__wrapped__("ca-hfp", mode, *FRAIL))
+    for ours, theirs in zip(first[1], second[1], strict=True):
+        assert_same_report(ours, theirs)
+    assert arrays.digest(first[0].params) == arrays.digest(second[0].params)
+    assert digest_in(mode, "ca-hfp", "seed=1") != arrays.digest(first[0].params)
+
+
 def test_law_10_layers_that_draw_are_seeded_and_the_generator_is_put_back() -> None:
     scenario = simulation.build(tiny_settings())
     with_dropout = nn.Sequential(*list(scenario.workload.model)[:-1], nn.Dropout(0.5), scenario.workload.model[-1])
@@ -410,6 +495,84 @@ def test_law_10_layers_that_draw_are_seeded_and_the_generator_is_put_back() -> N
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
     assert arrays.digest(played(scenario).params) == first
+
+
+RESUMED = [
+    *((name, mode) for mode in MODES for name in ("ca-hfp", "autoflip", "fedmp")
+      if (name, mode) != ("autoflip", "sync")),
+    *((name, "partial") for name in ("dapperfl", "scaffold", "prunefl", "feddst")),
+    ("ca-hfp+", "async"),
+    ("fjord", "async"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "mode"), RESUMED)
+def test_law_11_stop_anywhere_and_resume(name: str, mode: str, tmp_path: Path) -> None:
+    """From the checkpoint of any round on: parameters, clock, batteries, work in flight and tables are the same."""
+    scenario = clocked(name, mode, *FRAIL, "server.optimizer=momentum")
+    executor = InProcessExecutor(scenario.workload)
+    whole = list(simulation.play(scenario, initial_state(scenario), executor, Storage(tmp_path / "whole", 1, 9)))
+    assert len(whole) == 4
+    assert mode != "async" or any(state.in_flight for state, _ in whole)
+    for round in (1, 2, 3):
+        folder = tmp_path / f"stopped after {round}"
+        shutil.copytree(tmp_path / "whole" / "checkpoints", folder / "checkpoints")
+        loaded = checkpoint.load(checkpoint.path_of(folder / "checkpoints", round))
+        rest = list(simulation.play(scenario, loaded, executor, Storage(folder, 1, 9)))
+        for (ours, report), (theirs, same) in zip(rest, whole[round:], strict=True):
+            assert_same_report(report, same)
+            assert states_digest(ours) == states_digest(theirs)
+            for part in ("clients", "rounds"):
+                file = f"{part}/round_{report.round:06d}.parquet"
+                assert pq.read_table(folder / file).equals(pq.read_table(tmp_path / "whole" / file))
+
+
+def states_digest(state: ServerState) -> dict[str, object]:
+    """All that is remembered between rounds, as hashes."""
+    clock = {f"history/{name}": torch.from_numpy(column) for name, column in state.history.items()}
+    return {
+        "params": arrays.digest(state.params),
+        "memory": arrays.digest(state.memory),
+        "clock": arrays.digest(clock),
+        "work": arrays.digest(work_storage.tensors_of(state.in_flight)),
+        "reasons": work_storage.reasons_of(state.in_flight),
+        "versions": {round: arrays.digest(params) for round, params in state.versions.items()},
+        "clients": {client: arrays.digest(state.clients[client]) for client in state.clients},
+        "totals": state.totals,
+    }
+
+
+@pytest.mark.parametrize("name", ["ca-hfp", "heterofl"])
+def test_a_deadline_nobody_is_late_for_and_over_selection_by_nobody_are_synchronous(name: str) -> None:
+    synchronous = clocked(name, "sync", *FRAIL)
+    same = {
+        "deadline": ClockRules("deadline", deadline_s=1e6),
+        "partial": ClockRules("deadline", deadline_s=1e6, accept_partial=True),
+        "over-selection": ClockRules("over-selection", over_selection=1.0),
+    }
+    expected, reports = clocked_rounds(synchronous, 3)
+    assert all((report.clients["fate"] == COUNTED).any() for report in reports), "an empty round lasts as long as set"
+    for mode, rules in same.items():
+        state, others = clocked_rounds(replace(synchronous, clock=rules), 3)
+        assert states_digest(state) == states_digest(expected), mode
+        for ours, theirs in zip(others, reports, strict=True):
+            assert_same_report(ours, theirs)
+
+
+def test_asynchronous_clients_of_equal_speed_are_a_synchronous_round() -> None:
+    """As many at work as the buffer holds, all done in the same moment: the first buffer is a cohort."""
+    rules = ClockRules("async", buffer_size=3, concurrency=3)
+    speed = {"compute_variation": 0, "link_variation": 0, "flops_per_s": 1e30, "latency_s": 1.0,
+             "down_bytes_per_s": 1e30, "up_bytes_per_s": 1e30}  # fmt: skip
+    scenario = with_figures(clocked("magnitude", "sync"), **speed)
+    plan = rounds.plan_round(replace(scenario, clock=rules), initial_state(scenario))
+    cohort = plan.ended[0].cohort.clients
+    ours, _ = run_round(replace(scenario, clock=rules), initial_state(scenario), InProcessExecutor(scenario.workload))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "ask", lambda *_: cohort)
+        theirs, _ = run_round(scenario, initial_state(scenario), InProcessExecutor(scenario.workload))
+    assert arrays.digest(ours.params) == arrays.digest(theirs.params)
+    assert ours.totals.simulated_s == theirs.totals.simulated_s == 2.0
 
 
 @pytest.fixture(scope="module")
@@ -447,6 +610,23 @@ def test_law_12_ray_is_in_process(num_actors: int, local_ray: None, tmp_path, la
                 assert (ours.score, ours.submodel, ours.totals) == (theirs.score, theirs.submodel, theirs.totals)
                 for column, values in ours.clients.items():
                     np.testing.assert_array_equal(values, theirs.clients[column])
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("num_actors", [1, 3])
+def test_law_12_holds_in_every_clock_mode(num_actors: int, local_ray: None, tmp_path: Path) -> None:
+    from raysim.actors import RayRunner
+
+    with RayRunner(num_actors, None) as runner:
+        for mode in MODES:
+            for name in ("ca-hfp", "autoflip"):
+                scenario = clocked(name, mode, *FRAIL)
+                expected, reports = clocked_rounds(scenario)
+                found = list(runner.run(scenario, Storage(tmp_path / f"{name} {mode}", 1, 1)))
+                assert arrays.digest(runner.final_state().params) == arrays.digest(expected.params), (name, mode)
+                for ours, theirs in zip(found, reports, strict=True):
+                    assert_same_report(ours, theirs)
 
 
 @pytest.mark.ray
