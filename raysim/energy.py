@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.types import CohortTiming, Devices
-from raysim.work import Work
+from raysim.types import CohortTiming, Columns, Devices
+from raysim.work import ABSENT, Work
 
 LEVEL, SINCE = "battery_j", "battery_at_s"
 """What is remembered of every client: what was left in its battery, and the simulated time it was so."""
@@ -68,6 +68,24 @@ def drained(
     since = history.get(SINCE, np.zeros(len(devices))).copy()
     levels[clients], since[clients] = np.maximum(left_j, 0), at_s
     return {**history, LEVEL: levels, SINCE: since}
+
+
+def remembered(
+    devices: Devices, history: Mapping[str, NDArray[np.float64]], rows: Columns, ends_s: float | None
+) -> dict[str, NDArray[np.float64]]:  # fmt: skip
+    """Return the history after a round: what it has left in the batteries of those that worked.
+
+    Args:
+        devices: Devices of all clients.
+        history: What is remembered of every client.
+        rows: The round's table.
+        ends_s: Simulated time until which all of them waited; none = each left when it was done.
+    """
+    worked = {name: column[np.isin(rows["fate"], ABSENT, invert=True)] for name, column in rows.items()}
+    ids, start_s = worked["client"], worked["start_s"]
+    left_j = levels_j(devices.of(ids), history, ids, start_s) - worked["energy_j"]
+    at_s = start_s + worked["lasts_s"] if ends_s is None else np.full(len(ids), ends_s)
+    return drained(devices, history, ids, left_j, at_s)
 
 
 def seconds_until_empty(

@@ -29,7 +29,7 @@ from raysim.types import (
     ServerState,
     Totals,
 )
-from raysim.work import ABSENT, Work, together, unfinished
+from raysim.work import Work, together, unfinished
 
 NOTHING_TRAINED = CoverageSummary(mean=0.0, min=0.0, untrained_share=1.0, untrained_channel_share=1.0)
 
@@ -155,13 +155,8 @@ def remember(
     scenario: Scenario, state: ServerState, plan: Plan, clients: Columns
 ) -> dict[str, NDArray[np.float64]]:  # fmt: skip
     """Return what is remembered of every client: what is left in its battery."""
-    devices, history = scenario.workload.population.devices, dict(state.history)
-    worked = {name: column[np.isin(clients["fate"], ABSENT, invert=True)] for name, column in clients.items()}
-    ids, start_s = worked["client"], worked["start_s"]
-    left_j = energy.levels_j(devices.of(ids), state.history, ids, start_s) - worked["energy_j"]
-    waited = scenario.clock.mode != "async"
-    end_s = np.full(len(ids), state.totals.simulated_s + plan.round_s) if waited else start_s + worked["lasts_s"]
-    return energy.drained(devices, history, ids, left_j, end_s)
+    ends_s = None if scenario.clock.mode == "async" else state.totals.simulated_s + plan.round_s
+    return energy.remembered(scenario.workload.population.devices, state.history, clients, ends_s)
 
 
 def close(
