@@ -1,7 +1,7 @@
 """What a person reads: the progress of a run, its summary and the forecast."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -127,6 +127,15 @@ def forecast_table(forecast: Mapping[str, Any]) -> Table:
 
 def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
+
+
+def print_tables(tables: Sequence[Table], lines: Sequence[str]) -> None:
+    """Print tables and the lines below them to standard output."""
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for table in tables:
+        console.print(table)
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_forecast(forecast: Mapping[str, Any]) -> None:
