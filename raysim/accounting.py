@@ -1,18 +1,19 @@
 """What a round has cost: the clients' table and the run's totals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raysim import energy
-from raysim.clock import CohortLoad
+from raysim.clock import ClockRules, CohortLoad
 from raysim.contribution import Contribution
 from raysim.fates import COUNTED
+from raysim.models.cost import ModelCost
 from raysim.planning import Absent, Plan
 from raysim.scenario import Scenario
-from raysim.types import CohortTiming, Columns, Mask, Reached, Score, ServerState, Totals
+from raysim.types import CohortTiming, Columns, Devices, Mask, Reached, Score, ServerState, Totals
 from raysim.work import Work, part_of
 
 REPORTED = {"train_loss": np.nan, "epochs": 0, "accuracy": np.nan, "heldout_loss": np.nan}
@@ -34,30 +35,64 @@ def client_columns(
         contribution: What clients sent whose work counts, if there are any.
         sent: What each of them sent back.
     """
-    round = state.round + 1
-    ends_s = state.totals.simulated_s + plan.round_s - scenario.clock.server_s
-    tables = [work_columns(scenario, state, work, _waits_s(scenario, work, ends_s)) for work in plan.ended]
-    tables.append(absent_columns(scenario, plan.absent, state.totals.simulated_s, round))
-    names = tables[0]
-    table = {name: np.concatenate([columns[name] for columns in tables]) for name in names}
-    order = np.argsort(table["client"], kind="stable")
-    table = {"round": np.full(len(order), round), **{name: column[order] for name, column in table.items()}}
+    round, population = state.round + 1, scenario.workload.population
+    waits_s = waiting_s(scenario.clock, plan, state.totals.simulated_s)
+    tables = [work_columns(scenario, state, *each) for each in zip(plan.ended, waits_s, strict=True)]
+    examples = population.train.counts[plan.absent.clients]
+    absent = absent_columns(population.devices, plan.absent, examples, state.totals.simulated_s, round)
+    none = np.zeros(len(examples), dtype=np.int64)
+    maskless = {"pruning_ratio": none + np.nan, "theoretical_train_flops": none}
+    table = in_order([*tables, absent | maskless], round)
     if sent:
         table["pruning_ratio"][table["fate"] == COUNTED] = [scenario.costs.pruning_ratio(mask) for mask in sent]
     return table | _reported(table, contribution)
 
 
-def _waits_s(scenario: Scenario, work: Work, ends_s: float) -> NDArray[np.float64]:
-    """Return how long each client waits for the round to end: nobody who has stopped, nobody asynchronous."""
-    waits = (work.fates == COUNTED) & (scenario.clock.mode != "async")
-    return np.where(waits, np.maximum(ends_s - work.end_s, 0), 0.0)
+def in_order(tables: Sequence[Columns], round: int) -> Columns:
+    """Return a round's tables of equal columns as one, in the order of ids."""
+    table = {name: np.concatenate([columns[name] for columns in tables]) for name in tables[0]}
+    order = np.argsort(table["client"], kind="stable")
+    return {"round": np.full(len(order), round), **{name: column[order] for name, column in table.items()}}
+
+
+def waiting_s(rules: ClockRules, plan: Plan, now_s: float) -> list[NDArray[np.float64]]:
+    """Return for each work how long its clients wait for the round to end: nobody who has stopped or is asynchronous.
+
+    Args:
+        rules: When a round ends.
+        plan: The round.
+        now_s: Simulated time at which it began.
+    """
+    ends_s, waited = now_s + plan.round_s - rules.server_s, rules.mode != "async"
+    return [
+        np.where((work.fates == COUNTED) & waited, np.maximum(ends_s - work.end_s, 0), 0.0) for work in plan.ended
+    ]
 
 
 def work_columns(scenario: Scenario, state: ServerState, work: Work, waits_s: NDArray[np.float64]) -> Columns:
     """Return what some clients do, and what they have spent when they are done or stop."""
-    cohort, spent = work.cohort, work.spent
-    devices = scenario.workload.population.devices.of(cohort.clients)
-    level_j = energy.levels_j(devices, state.history, cohort.clients, work.start_s)
+    owned = scenario.workload.population.devices
+    return {
+        **clock_columns(owned, state.history, work, waits_s),
+        "pruning_ratio": np.array([scenario.costs.pruning_ratio(mask) for mask in work.masks]),
+        "theoretical_train_flops": theoretical_flops(scenario, work),
+    }
+
+
+def clock_columns(
+    owned: Devices, history: Mapping[str, NDArray[np.float64]], work: Work, waits_s: NDArray[np.float64]
+) -> Columns:  # fmt: skip
+    """Return what does not depend on which channels are trained: sizes, seconds and energy.
+
+    Args:
+        owned: Devices of all clients.
+        history: What was remembered of all of them when the round began.
+        work: What some of them do.
+        waits_s: How long each of those waits afterwards.
+    """
+    cohort, spent, timing = work.cohort, work.spent, work.timing
+    devices = owned.of(cohort.clients)
+    level_j = energy.levels_j(devices, history, cohort.clients, work.start_s)
     return {
         "client": cohort.clients,
         "tier": np.array(devices.tiers)[devices.tier_of],
@@ -69,9 +104,14 @@ def work_columns(scenario: Scenario, state: ServerState, work: Work, waits_s: ND
         "limited_by": cohort.limited_by,
         "examples": cohort.examples,
         "steps": spent.steps,
-        **cost_columns(scenario, work.masks, spent, work.timing),
+        "down_bytes": spent.down_bytes,
+        "up_bytes": spent.up_bytes,
+        "train_flops": spent.train_flops,
+        "download_s": timing.download_s,
+        "compute_s": timing.compute_s,
+        "upload_s": timing.upload_s,
+        "total_s": timing.total_s,
         "energy_j": energy.spent_j(devices, work, waits_s, level_j),
-        "theoretical_train_flops": theoretical_flops(scenario, work),
         "planned_down_bytes": work.load.down_bytes,
         "planned_up_bytes": work.load.up_bytes,
         "planned_train_flops": work.load.train_flops,
@@ -81,9 +121,19 @@ def work_columns(scenario: Scenario, state: ServerState, work: Work, waits_s: ND
     }
 
 
-def absent_columns(scenario: Scenario, absent: Absent, now_s: float, round: int) -> Columns:
-    """Return the rows of clients that were asked and did not start: they spend nothing."""
-    devices = scenario.workload.population.devices.of(absent.clients)
+def absent_columns(
+    owned: Devices, absent: Absent, examples: NDArray[np.int64], now_s: float, round: int
+) -> Columns:  # fmt: skip
+    """Return the rows of clients that were asked and did not start: they spend nothing.
+
+    Args:
+        owned: Devices of all clients.
+        absent: Who was asked.
+        examples: Their training rows, `(absent,)`.
+        now_s: Simulated time at which the round began.
+        round: Counted from 1.
+    """
+    devices = owned.of(absent.clients)
     zeros, none = np.zeros(len(absent.clients)), np.zeros(len(absent.clients), dtype=np.int64)
     return {
         "client": absent.clients,
@@ -94,12 +144,10 @@ def absent_columns(scenario: Scenario, absent: Absent, now_s: float, round: int)
         "lasts_s": zeros,
         "keep_ratio": zeros,
         "limited_by": absent.limited_by,
-        "examples": scenario.workload.population.train.counts[absent.clients],
+        "examples": examples,
         "steps": none,
-        "pruning_ratio": zeros + np.nan,
         **dict.fromkeys(("down_bytes", "up_bytes", "train_flops"), none),
         **dict.fromkeys(("download_s", "compute_s", "upload_s", "total_s", "energy_j"), zeros),
-        "theoretical_train_flops": none,
         **dict.fromkeys((f"planned_{name}" for name in (*CohortLoad.__slots__, "epochs")), none),
     }
 
@@ -115,20 +163,6 @@ def _reported(table: Columns, contribution: Contribution | None) -> Columns:
             if name != "client":
                 columns.setdefault(name, np.full(size, np.nan))[counted] = column
     return columns
-
-
-def cost_columns(scenario: Scenario, masks: Sequence[Mask], load: CohortLoad, timing: CohortTiming) -> Columns:
-    """Return what each client's submodel is and costs: known before anybody trains."""
-    return {
-        "pruning_ratio": np.array([scenario.costs.pruning_ratio(mask) for mask in masks]),
-        "down_bytes": load.down_bytes,
-        "up_bytes": load.up_bytes,
-        "train_flops": load.train_flops,
-        "download_s": timing.download_s,
-        "compute_s": timing.compute_s,
-        "upload_s": timing.upload_s,
-        "total_s": timing.total_s,
-    }
 
 
 def counted_rows(clients: Columns) -> Columns:
@@ -156,11 +190,24 @@ def mean_loss(clients: Columns) -> float:
 
 def spend(scenario: Scenario, totals: Totals, plan: Plan, clients: Columns) -> Totals:
     """Add a round to what the run has spent, and to what dense clients would have spent on the same work."""
+    return add_round(totals, plan, clients, scenario.costs.dense, scenario.workload.local.epochs)
+
+
+def add_round(totals: Totals, plan: Plan, clients: Columns, dense: ModelCost, epochs: int) -> Totals:
+    """Add a round to what the run has spent, and to what dense clients would have spent on the same work.
+
+    Args:
+        totals: What had been spent before.
+        plan: The round.
+        clients: Its table.
+        dense: Costs of the full model.
+        epochs: Passes of dense clients over their rows.
+    """
     counted = counted_rows(clients)
     fates = dict(totals.fates)
     for fate, number in zip(*np.unique(clients["fate"], return_counts=True), strict=True):
         fates[str(fate)] = fates.get(str(fate), 0) + int(number)
-    totals = _with_dense(scenario, totals, plan.ended)
+    totals = _with_dense(totals, plan.ended, dense, epochs)
     return replace(
         totals,
         down_bytes=totals.down_bytes + int(clients["down_bytes"].sum()),
@@ -175,9 +222,8 @@ def spend(scenario: Scenario, totals: Totals, plan: Plan, clients: Columns) -> T
     )
 
 
-def _with_dense(scenario: Scenario, totals: Totals, ended: Sequence[Work]) -> Totals:
+def _with_dense(totals: Totals, ended: Sequence[Work], dense: ModelCost, epochs: int) -> Totals:
     """Add to the `fedavg_` totals: the full model, for the share of its work that each client has done."""
-    dense, epochs = scenario.costs.dense, scenario.workload.local.epochs
     for work in ended:
         done, rows = work.shares_done, work.cohort.examples * epochs
         whole = np.full(len(work), dense.model_bytes)
@@ -231,4 +277,5 @@ def account_preparation(totals: Totals, load: CohortLoad, timing: CohortTiming, 
         preparation_s=totals.preparation_s + float(timing.total_s.max()),
         preparation_bytes=totals.preparation_bytes + int(load.down_bytes.sum() + load.up_bytes.sum()),
         preparation_flops=totals.preparation_flops + int(load.train_flops.sum()),
+        preparation_j=totals.preparation_j + energy_j,
     )

@@ -5,11 +5,13 @@ training, so that all whose work ends up in one buffer are trained at once, each
 """
 
 import heapq
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from raysim import seeding
+from raysim.clock import ClockRules
 from raysim.cohort import choose_masks
 from raysim.fates import COUNTED, UNREACHABLE
 from raysim.planning import (
@@ -40,7 +42,7 @@ class EventQueue:
     def add(self, work: Work) -> None:
         """Add clients at work."""
         for place in range(len(work)):
-            one = work.take(np.array([place]))
+            one = work if len(work) == 1 else work.take(np.array([place]))
             heapq.heappush(self._events, (float(one.end_s[0]), int(one.cohort.clients[0]), one))
 
     def pop(self) -> tuple[float, Work]:
@@ -60,28 +62,37 @@ def plan_buffer(scenario: Scenario, state: ServerState, choose: ChooseMasks = ch
     Whoever ends makes room for another client, which starts from the version there is. Where the buffer cannot be
     filled, since nobody is at work and nobody can be reached, `empty_round_s` pass and it is taken as it is.
     """
-    rules, now_s = scenario.clock, state.totals.simulated_s
-    queue, ended, filled = EventQueue(), [], 0
-    for work in state.in_flight:
-        queue.add(work)
     source = _Source(scenario, state, choose)
-    source.fill(queue, now_s)
+    plan = fill_buffer(scenario.clock, state.in_flight, state.totals.simulated_s, source.fill)
+    return replace(plan, absent=together(source.absent), memory=source.state.memory)
+
+
+def fill_buffer(
+    rules: ClockRules, in_flight: Sequence[Work], now_s: float, fill: Callable[[EventQueue, float], None]
+) -> Plan:  # fmt: skip
+    """Plan a buffer, whoever the clients are; nobody is absent.
+
+    Args:
+        rules: Size of the buffer, and what passes where it cannot be filled.
+        in_flight: Who is at work when it begins.
+        now_s: Simulated time at which it begins.
+        fill: Lets clients start at a time, as long as there is room and there is somebody.
+    """
+    queue, began_s, ended, filled = EventQueue(), now_s, [], 0
+    for work in in_flight:
+        queue.add(work)
+    fill(queue, now_s)
     while filled < rules.buffer_size and queue:
         end_s, work = queue.pop()
         now_s = max(now_s, end_s)  # who ends while the server is busy is heard when it is done
         ended.append(work)
         filled += int(work.fates[0] == COUNTED)
         if filled < rules.buffer_size:  # else the next one starts from the new version
-            source.fill(queue, now_s)
+            fill(queue, now_s)
     if filled < rules.buffer_size:
         now_s += rules.empty_round_s
-    return Plan(
-        ended=by_version(ended),
-        absent=together(source.absent),
-        in_flight=by_version(queue.works),
-        round_s=now_s - state.totals.simulated_s + rules.server_s,
-        memory=source.state.memory,
-    )
+    round_s = now_s - began_s + rules.server_s
+    return Plan(by_version(ended), Absent.nobody(), by_version(queue.works), round_s, memory={})
 
 
 class _Source:

@@ -1,4 +1,4 @@
-"""The command line: raysim run, devices, calibrate, schema."""
+"""The command line: raysim run, replay, devices, calibrate, schema."""
 
 import json
 import shlex
@@ -165,6 +165,29 @@ def calibrate(output: Path | None, as_json: bool, **request: Any) -> None:
     click.echo(f"files in {folder}")
     if as_json:
         click.echo(json.dumps(report.to_json(calibrations)))
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--devices", type=click.Path(path_type=Path), help="YAML file: a population section, or an experiment.")
+@click.option("--deadline", type=float, metavar="SECONDS", help="End every round at this deadline.")
+@click.option("--tracking", metavar="URI", help="MLflow store of a run id [MLFLOW_TRACKING_URI, or runs/mlflow.db].")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def replay(run: str, devices: Path | None, deadline: float | None, tracking: str | None, as_json: bool) -> None:
+    """Time the finished run RUN anew from its records: on other devices, with another deadline.
+
+    RUN is the output folder of a run, or its id in MLflow. Nothing is trained; what records cannot tell is said.
+    """
+    from raysim.replay import run as replays
+    from raysim.replay import source, summary
+
+    recorded = source.read(run, tracking)
+    population = None if devices is None else replays.read_population(devices, recorded)
+    replayed = summary.summary_from(replays.replay(recorded, population, deadline))
+    if as_json:
+        click.echo(json.dumps(replayed))
+    else:
+        console.print_tables(summary.tables(replayed), summary.unknown_lines(replayed))
 
 
 @cli.command()

@@ -52,6 +52,11 @@ class ClockRules:
     server_s: float = 0.0
     empty_round_s: float = 60.0
 
+    @property
+    def nobody_s(self) -> float:
+        """Seconds that the server waits in a round that nobody takes part in."""
+        return self.deadline_s if self.mode == "deadline" else self.empty_round_s
+
 
 def schedule(load: CohortLoad, devices: Devices, clients: NDArray[np.int64], round: int, seed: int) -> CohortTiming:
     """Compute how long each client takes for its own submodel.

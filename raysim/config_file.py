@@ -41,8 +41,12 @@ def validated(settings: dict[str, Any], kind: type[AnySettings]) -> AnySettings:
         raise SettingError(describe(error, kind)) from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, given_as: str = "CONFIG") -> dict[str, Any]:
     """Return the mapping in a YAML file.
+
+    Args:
+        path: The file.
+        given_as: What the command line calls it.
 
     Raises:
         SettingError: If the file is missing, is not YAML or holds no mapping.
@@ -50,11 +54,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = parse_value(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SettingError(f"CONFIG={str(path)!r} cannot be read: {error.strerror}") from None
+        raise SettingError(f"{given_as}={str(path)!r} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingError(f"CONFIG={str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
+        raise SettingError(f"{given_as}={str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise SettingError(f"CONFIG={str(path)!r} holds no settings; allowed: a YAML mapping")
+        raise SettingError(f"{given_as}={str(path)!r} holds no settings; allowed: a YAML mapping")
     return content
 
 

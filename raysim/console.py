@@ -132,6 +132,15 @@ def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
+def print_tables(tables: Sequence[Table], lines: Sequence[str]) -> None:
+    """Print tables and the lines below them to standard output."""
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for table in tables:
+        console.print(table)
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def print_forecast(forecast: Mapping[str, Any]) -> None:
     """Print a dry run's forecast to standard output."""
     console = Console(width=None if sys.stdout.isatty() else 160)

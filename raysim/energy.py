@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.fates import BATTERY
-from raysim.types import CohortTiming, Devices
+from raysim.fates import ABSENT, BATTERY, COUNTED
+from raysim.types import CohortTiming, Columns, Devices
 from raysim.work import Work
 
 LEVEL, SINCE = "battery_j", "battery_at_s"
@@ -75,6 +75,25 @@ def drained(
     since = history.get(SINCE, np.zeros(len(devices))).copy()
     levels[clients], since[clients] = np.maximum(left_j, 0), at_s
     return {**history, LEVEL: levels, SINCE: since}
+
+
+def remembered(
+    devices: Devices, history: Mapping[str, NDArray[np.float64]], rows: Columns, ends_s: float | None
+) -> dict[str, NDArray[np.float64]]:  # fmt: skip
+    """Return the history after a round: what it has left in the batteries of those that worked.
+
+    Args:
+        devices: Devices of all clients.
+        history: What is remembered of every client.
+        rows: The round's table.
+        ends_s: Simulated time until which those that were done waited; none = each left when it was done.
+    """
+    worked = {name: column[np.isin(rows["fate"], ABSENT, invert=True)] for name, column in rows.items()}
+    ids, start_s = worked["client"], worked["start_s"]
+    left_j = levels_j(devices.of(ids), history, ids, start_s) - worked["energy_j"]
+    waited = (worked["fate"] == COUNTED) & (ends_s is not None)
+    at_s = np.where(waited, ends_s or 0.0, start_s + worked["lasts_s"])
+    return drained(devices, history, ids, left_j, at_s)
 
 
 def seconds_until_empty(

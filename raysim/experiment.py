@@ -5,7 +5,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -182,6 +182,7 @@ def summarise(experiment: Experiment, state: ServerState) -> dict[str, Any]:
         "best_accuracy": totals.best_accuracy,
         **summary_of(totals),
         "targets": targets_of(totals, experiment.scenario.targets),
+        "full_model": asdict(experiment.scenario.costs.dense),
         "params_sha256": arrays.digest(state.params),
         "output_dir": str(experiment.folder),
         "tracking_uri": experiment.tracker.uri,

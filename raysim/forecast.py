@@ -54,7 +54,10 @@ def summary_of(totals: Totals) -> dict[str, Any]:
         name: getattr(totals, name)
         for name in ("down_bytes", "up_bytes", "train_flops", "simulated_s", "energy_j", "empty_rounds")
     }
-    prepared = {name: getattr(totals, name) for name in ("preparation_s", "preparation_bytes", "preparation_flops")}
+    prepared = {
+        name: getattr(totals, name)
+        for name in ("preparation_s", "preparation_bytes", "preparation_flops", "preparation_j")
+    }
     return {
         "pruning_ratio_mean": totals.pruning_ratio_sum / max(1, totals.client_rounds),
         **spent,

@@ -1,14 +1,15 @@
 """What a round does is known before anybody trains: who is asked, who starts, until when, whose work counts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raysim import availability, energy
-from raysim.clock import CohortLoad
+from raysim.clock import ClockRules, CohortLoad
 from raysim.cohort import Cohort, choose_masks, cohort_of, feasible, load_of, schedule_cohort, view_of, with_method
 from raysim.fates import COUNTED, FATE, INFEASIBLE, UNREACHABLE
 from raysim.interruptions import interrupted
@@ -17,7 +18,7 @@ from raysim.round_end import ROUND_ENDS
 from raysim.scenario import Scenario
 from raysim.selection import table as selection
 from raysim.selection.view import SelectionView
-from raysim.types import CohortTiming, Mask, Params, ServerState
+from raysim.types import CohortTiming, Devices, Mask, Params, ServerState
 from raysim.work import Work
 
 ChooseMasks = Callable[[Scenario, RoundView], tuple[list[Mask], Params]]
@@ -72,8 +73,7 @@ def plan_together(scenario: Scenario, state: ServerState, choose: ChooseMasks = 
     asked = ask(scenario, state, min(wanted, len(scenario.workload.population)))
     cohort, absent = answering(scenario, state, asked)
     if not len(cohort.clients):
-        empty_s = rules.deadline_s if rules.mode == "deadline" else rules.empty_round_s
-        return Plan((), absent, (), empty_s + rules.server_s, state.memory)
+        return Plan((), absent, (), rules.nobody_s + rules.server_s, state.memory)
     work, memory = prepared(scenario, state, cohort, choose)
     work, lasts_s = ROUND_ENDS[rules.mode](begun(scenario, state, work), rules, scenario.cohort_size)
     return Plan((work,), absent, (), lasts_s + rules.server_s, memory)
@@ -116,10 +116,17 @@ def answering(scenario: Scenario, state: ServerState, asked: NDArray[np.int64]) 
 
 def reachable(scenario: Scenario, state: ServerState, clients: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return which clients are online and have some battery left, `(clients,)`."""
-    workload, now_s = scenario.workload, state.totals.simulated_s
+    workload = scenario.workload
     devices = workload.population.devices.of(clients)
-    online = availability.is_online(devices, clients, now_s, workload.seed)
-    return online & (energy.levels_j(devices, state.history, clients, now_s) > 0)
+    return can_answer(devices, state.history, clients, state.totals.simulated_s, workload.seed)
+
+
+def can_answer(
+    devices: Devices, history: Mapping[str, NDArray[np.float64]], clients: NDArray[np.int64], now_s: float, seed: int
+) -> NDArray[np.bool_]:  # fmt: skip
+    """Return which clients are online and have some battery left, `(clients,)`; `devices` are theirs."""
+    online = availability.is_online(devices, clients, now_s, seed)
+    return online & (energy.levels_j(devices, history, clients, now_s) > 0)
 
 
 def prepared(
@@ -145,11 +152,31 @@ def fitted(
     scenario: Scenario, state: ServerState, cohort: Cohort, masks: Sequence[Mask]
 ) -> tuple[Cohort, CohortLoad, CohortTiming]:
     """Return load and timing of a cohort; late clients train fewer epochs where partial work is accepted."""
-    rules = scenario.clock
+
+    def load_at(cohort: Cohort) -> CohortLoad:
+        return load_of(scenario, view_of(scenario, state, cohort), masks)
+
+    timing_of = partial(schedule_cohort, scenario)
+    return fit_epochs(cohort, load_at, timing_of, scenario.clock, scenario.method.min_epochs)
+
+
+def fit_epochs(
+    cohort: Cohort, load_at: Callable[[Cohort], CohortLoad],
+    timing_of: Callable[[Cohort, CohortLoad], CohortTiming], rules: ClockRules, min_epochs: int,
+) -> tuple[Cohort, CohortLoad, CohortTiming]:  # fmt: skip
+    """Return a cohort with load and timing; late clients train fewer epochs where partial work is accepted.
+
+    Args:
+        cohort: Who takes part, with as many epochs as they would train.
+        load_at: What a cohort transfers and computes with its epochs.
+        timing_of: How long that takes.
+        rules: Whether there is a deadline, and partial work is accepted.
+        min_epochs: Fewest epochs that the method makes sense with.
+    """
     while True:
-        load = load_of(scenario, view_of(scenario, state, cohort), masks)
-        timing = schedule_cohort(scenario, cohort, load)
-        late = (timing.total_s > rules.deadline_s) & (cohort.epochs > scenario.method.min_epochs)
+        load = load_at(cohort)
+        timing = timing_of(cohort, load)
+        late = (timing.total_s > rules.deadline_s) & (cohort.epochs > min_epochs)
         if not (rules.accept_partial and late.any()):
             return cohort, load, timing
         cohort = replace(cohort, epochs=cohort.epochs - late)

@@ -43,6 +43,13 @@ def merge_parts(folder: Path, target: Path) -> Path:
     return write_atomically(target, write)
 
 
+def read(path: Path) -> Columns:
+    """Read a table written by this module; missing numbers are NaN, text has a fixed width."""
+    table = pq.read_table(path)
+    columns = {name: table[name].to_numpy() for name in table.column_names}
+    return {name: column.astype(np.str_) if column.dtype == object else column for name, column in columns.items()}
+
+
 def round_columns(report: RoundReport) -> Columns:
     """Return what a round took, spent and reached so far, as a table of one row."""
     totals, score = report.totals, report.score

@@ -12,7 +12,7 @@ from raysim.accounting import client_columns, mean_loss, reach, spend, submodel_
 from raysim.aggregation import apply_updates
 from raysim.cohort import Cohort, choose_masks, classes_owned, tasks_for, view_of
 from raysim.contribution import Contribution, merge
-from raysim.fates import ABSENT, COUNTED
+from raysim.fates import COUNTED
 from raysim.methods import resolve as methods
 from raysim.methods.method import CohortReport
 from raysim.planning import Absent, ChooseMasks, Plan, plan_together
@@ -157,18 +157,15 @@ def remember(
     scenario: Scenario, state: ServerState, plan: Plan, clients: Columns
 ) -> dict[str, NDArray[np.float64]]:  # fmt: skip
     """Return what is remembered of every client: for the selection rule, and what is left in its battery."""
-    devices, history = scenario.workload.population.devices, dict(state.history)
-    history |= selection.remember(
-        scenario.selection, history, clients["client"], clients["train_loss"],
+    history = selection.remember(
+        scenario.selection, state.history, clients["client"], clients["train_loss"],
         np.where(clients["fate"] == COUNTED, clients["total_s"], np.nan), state.round + 1,
     )  # fmt: skip
-    worked = {name: column[np.isin(clients["fate"], ABSENT, invert=True)] for name, column in clients.items()}
-    ids, start_s = worked["client"], worked["start_s"]
-    left_j = energy.levels_j(devices.of(ids), state.history, ids, start_s) - worked["energy_j"]
-    waited = (worked["fate"] == COUNTED) & (scenario.clock.mode != "async")
-    round_ends_s = state.totals.simulated_s + plan.round_s - scenario.clock.server_s
-    rests_from_s = np.where(waited, round_ends_s, start_s + worked["lasts_s"])
-    return energy.drained(devices, history, ids, left_j, rests_from_s)
+    ends_s = state.totals.simulated_s + plan.round_s - scenario.clock.server_s
+    return energy.remembered(
+        scenario.workload.population.devices, {**state.history, **history}, clients,
+        None if scenario.clock.mode == "async" else ends_s,
+    )  # fmt: skip
 
 
 def close(

@@ -50,8 +50,7 @@ def check_names(settings: ExperimentSettings) -> None:
     Raises:
         SettingError: If a method, model, data set, partition, selection rule or one of their options is unknown.
     """
-    local = LocalTraining(**settings.training.model_dump())
-    _check_asynchronous(settings, methods.resolve(settings.method.name, _given(settings), local))
+    _check_asynchronous(settings, method_of(settings))
     _selection_rule(settings)
     zoo.check_name(settings.model.name)
     weights.check_path(settings.model.weights)
@@ -99,7 +98,7 @@ def build(settings: ExperimentSettings) -> Scenario:
 
 def _build(settings: ExperimentSettings) -> Scenario:
     seed, split, local = settings.seed, settings.split_seed, LocalTraining(**settings.training.model_dump())
-    method = methods.resolve(settings.method.name, _given(settings), local)
+    method = method_of(settings)
     _check_asynchronous(settings, method)
     data = _load_data(settings)
     rows = partition(
@@ -132,7 +131,7 @@ def _build(settings: ExperimentSettings) -> Scenario:
         statistics_rows=_statistics_rows(settings, clients, data),
         scored_share=settings.evaluation.client_share,
         diagnose_every=settings.diagnostics.every or 0,
-        clock=_clock_rules(settings),
+        clock=clock_rules(settings),
         stop=StopRules(**settings.stop.model_dump(exclude_none=True)),
         targets=tuple(settings.evaluation.targets),
         selection=_selection_rule(settings),
@@ -143,7 +142,8 @@ def _build(settings: ExperimentSettings) -> Scenario:
     return scenario
 
 
-def _clock_rules(settings: ExperimentSettings) -> ClockRules:
+def clock_rules(settings: ExperimentSettings) -> ClockRules:
+    """Return when rounds end and whose work counts, sizes that were left open filled in."""
     cohort = settings.selection.clients_per_round
     rules = {"buffer_size": cohort, "concurrency": cohort} | settings.clock.model_dump(exclude_none=True)
     return ClockRules(**rules)
@@ -194,8 +194,14 @@ def _layers_kept_whole(settings: ExperimentSettings, model: nn.Module) -> list[s
     return patterns
 
 
-def _given(settings: ExperimentSettings) -> dict[str, object]:
-    return settings.method.model_dump(exclude={"name"}, exclude_none=True)
+def method_of(settings: ExperimentSettings) -> Method:
+    """Resolve the settings' method and its options.
+
+    Raises:
+        SettingError: If one of them is unknown, or does not go with another.
+    """
+    given = settings.method.model_dump(exclude={"name"}, exclude_none=True)
+    return methods.resolve(settings.method.name, given, LocalTraining(**settings.training.model_dump()))
 
 
 def _load_data(settings: ExperimentSettings) -> datasets.Dataset:

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
@@ -164,6 +164,30 @@ class MlflowTracker:
     def end(self, status: str, end_time: int | None = None) -> None:
         """Mark the run FINISHED, FAILED or KILLED; it ended now or at a time in milliseconds."""
         self._client.set_terminated(self.run_id, status, end_time or int(time.time() * 1000))
+
+
+def download(uri: str, run_id: str, names: Sequence[str], folder: Path) -> None:
+    """Copy artifacts of a run into a folder.
+
+    Raises:
+        SettingError: If the store cannot be read, or has no such run or artifact.
+    """
+    file = _sqlite_file(uri)
+    if file is not None and not file.is_file():
+        raise SettingError(f"RUN={run_id!r} is no folder, and tracking.uri={uri!r}, where runs are kept, is no file")
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    try:
+        with _few_retries():
+            client = MlflowClient(uri)
+            there = {item.path for item in client.list_artifacts(run_id)}
+            missing = [name for name in names if name not in there]
+            for name in names if not missing else ():
+                client.download_artifacts(run_id, name, str(folder))
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise SettingError(f"RUN={run_id!r} cannot be read from tracking.uri={uri!r}: {reason}") from None
+    if missing:
+        raise SettingError(f"RUN={run_id!r} has not finished: {missing[0]} is not among its artifacts")
 
 
 def metrics_of(report: RoundReport) -> dict[str, float]:

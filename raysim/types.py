@@ -398,6 +398,7 @@ class Totals:
     preparation_s: float = 0.0
     preparation_bytes: int = 0
     preparation_flops: int = 0
+    preparation_j: float = 0.0
     energy_j: float = 0.0
     empty_rounds: int = 0
     fates: Mapping[str, int] = field(default_factory=dict)

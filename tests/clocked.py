@@ -11,10 +11,11 @@ from raysim.clock import CohortLoad
 from raysim.cohort import Cohort
 from raysim.devices import listed
 from raysim.executors import InProcessExecutor
+from raysim.fates import COUNTED, FATE
 from raysim.rounds import initial_state, run_round
 from raysim.scenario import Scenario
 from raysim.types import CohortTiming, DeviceProfile, Devices, Mask, RoundReport, ServerState
-from raysim.work import COUNTED, FATE, Work
+from raysim.work import Work
 
 QUICK = (
     "data.max_train_examples=150",

@@ -15,10 +15,10 @@ from slow_rounds import best, close, held_by, l1, member, small_scenario, train
 from raysim import availability, cli, simulation
 from raysim.errors import SettingError
 from raysim.executors import InProcessExecutor
+from raysim.fates import COUNTED, DROPPED, UNFINISHED, UNREACHABLE
 from raysim.methods.table import METHODS
 from raysim.rounds import initial_state, plan_round, run_round
 from raysim.types import Params
-from raysim.work import COUNTED, DROPPED, UNFINISHED, UNREACHABLE
 
 CASES = {
     "buffer = concurrency": (12, "clock.buffer_size=4", "clock.concurrency=4"),

@@ -6,8 +6,9 @@ from clocked import devices_of, work_of
 
 from raysim import energy
 from raysim.devices import listed
+from raysim.fates import BATTERY, DROPPED
 from raysim.types import CohortTiming, DeviceProfile
-from raysim.work import BATTERY, DROPPED, stopped
+from raysim.work import stopped
 
 WATTS = {"train_watts": 3.0, "idle_watts": 0.5, "radio_j_per_byte": 0.01}
 NO_WAIT = np.zeros(1)

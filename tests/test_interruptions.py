@@ -5,9 +5,10 @@ import pytest
 from clocked import clocked, devices_of, played, with_figures, work_of
 
 from raysim import availability, energy, planning
+from raysim.fates import BATTERY, COUNTED, DROPPED, OFFLINE, UNREACHABLE
 from raysim.interruptions import drops_out_s, interrupted
 from raysim.rounds import initial_state
-from raysim.work import BATTERY, COUNTED, DROPPED, OFFLINE, UNREACHABLE, Work
+from raysim.work import Work
 
 MANY = 20_000
 

@@ -44,6 +44,7 @@ from raysim.data.partition import PARTITIONS, partition
 from raysim.data.rules import PartitionOptions
 from raysim.devices import listed
 from raysim.executors import InProcessExecutor
+from raysim.fates import COUNTED
 from raysim.methods.table import METHODS
 from raysim.models import cost, zoo
 from raysim.pruning import coverage, masks, submodel
@@ -54,7 +55,6 @@ from raysim.rounds import initial_state, run_round
 from raysim.scenario import Scenario
 from raysim.training import batch_slices
 from raysim.types import DeviceProfile, RoundReport, ServerState, Storage
-from raysim.work import COUNTED
 
 DENSE_TIERS = tuple(f"population.tiers.{tier}.keep_ratio=1.0" for tier in range(4))
 INPUTS = {"cnn": (1, 8, 8), "lenet": (1, 28, 28), "mlp": (1, 8, 8), "vgg16": (3, 32, 32), "resnet32": (3, 32, 32)}

@@ -14,6 +14,7 @@ from raysim import arrays, checkpoint, planning, records, seeding, simulation
 from raysim.clock import ClockRules
 from raysim.console import summary_lines
 from raysim.executors import InProcessExecutor
+from raysim.fates import COUNTED, DROPPED, LATE, SURPLUS, UNREACHABLE
 from raysim.forecast import forecast, summary_of
 from raysim.methods.fjord import step_widths
 from raysim.methods.table import METHODS
@@ -23,7 +24,7 @@ from raysim.rounds import initial_state, run_round
 from raysim.scenario import Scenario
 from raysim.tracking import metrics_of
 from raysim.types import OnlineIntervals, Storage
-from raysim.work import COUNTED, DROPPED, LATE, SURPLUS, UNREACHABLE, Work, stopped
+from raysim.work import Work, stopped
 
 
 def lasting(*seconds: float, clients: list[int] | None = None) -> Work:

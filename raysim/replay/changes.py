@@ -1,0 +1,96 @@
+"""What other devices change beyond the clock, and so what the records of a run cannot tell."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim import energy
+from raysim.config import ExperimentSettings
+from raysim.fates import UNREACHABLE
+from raysim.methods.method import Method
+from raysim.types import FIGURES, Columns, Devices
+
+SOLVED_FROM = (
+    "flops_per_s", "down_bytes_per_s", "up_bytes_per_s", "latency_s", "step_overhead_s", "memory_bytes_per_s",
+    "link_drift", "memory_bytes", "data_cap_bytes",
+)  # fmt: skip
+"""Figures of a device that its solved budget depends on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Something that a replay cannot tell: why, and how many rounds and clients in rounds it is about."""
+
+    reason: str
+    rounds: int = 0
+    client_rounds: int = 0
+
+
+def devices_differ(owned: Devices, others: Devices, names: tuple[str, ...] = FIGURES) -> NDArray[np.bool_]:
+    """Return which clients have another device, by some of its figures and its keep ratio, `(clients,)`."""
+    differs = owned.keep_ratio != others.keep_ratio
+    for name in names:
+        differs = differs | (owned.column(name) != others.column(name))
+    return np.asarray(differs)
+
+
+def reach_varies(devices: Devices) -> bool:
+    """Whether it depends on the time if a client can be reached and goes on with its work."""
+    sometimes = (devices.figures["availability"] < 1) | (devices.figures["availability_swing"] > 0)
+    return devices.online is not None or bool(sometimes.any()) or energy.have_batteries(devices)
+
+
+def keep_ratios_under(
+    settings: ExperimentSettings, method: Method, rows: Columns, owned: Devices, others: Devices
+) -> NDArray[np.float64]:
+    """Return what share of the channels each client would have trained on another device, `(rows,)`.
+
+    NaN where the records do not tell: a solved budget would have to be solved again, and a method that chooses
+    widths of its own would have chosen from another budget.
+
+    Args:
+        settings: The experiment.
+        method: Its method.
+        rows: The run's table of clients.
+        owned: Devices the clients had.
+        others: Devices they would have had.
+    """
+    clients, trained = rows["client"], rows["keep_ratio"]
+    if settings.budget.rule == "solved":
+        under = np.where(devices_differ(owned, others, SOLVED_FROM)[clients], np.nan, trained)
+    elif method.widths is not None:
+        same = (method.budget(owned.keep_ratio) == method.budget(others.keep_ratio))[clients]
+        under = np.where(same, trained, np.nan)
+    else:
+        under = method.budget(others.keep_ratio)[clients]
+    return np.where(rows["fate"] == UNREACHABLE, trained, under)
+
+
+def of_devices(settings: ExperimentSettings, method: Method, owned: Devices, others: Devices) -> list[Unknown]:
+    """Return what is unknown on other devices from the first round on, whatever the clock says."""
+    name, mode, rule = settings.method.name, settings.clock.mode, settings.selection.rule
+    unknown = []
+    if method.prepare is not None:
+        unknown.append(Unknown("what was done before round 1 is not timed again: its seconds and joules are kept"))
+    if method.learns_widths:
+        unknown.append(Unknown(
+            f"method.name={name!r} chooses submodels from what it learns, which may depend on devices: "
+            "they are as recorded, the accuracy is not known"
+        ))  # fmt: skip
+    reaching = reach_varies(owned) or reach_varies(others)
+    if asks_by_device(rule, owned, others):
+        unknown.append(Unknown(f"selection.rule={rule!r} would have asked others: who is asked is as recorded"))
+    if mode == "async":
+        unknown.append(Unknown(
+            "clients start in the recorded order, as soon as there is room: which of them would have been asked "
+            "depends on who is at work"
+        ))  # fmt: skip
+    if mode == "async" and reaching:
+        unknown.append(Unknown("who did not answer is as recorded"))
+    return unknown
+
+
+def asks_by_device(rule: str, owned: Devices, others: Devices) -> bool:
+    """Whether a selection rule may ask other clients where devices differ: all but `uniform` see who is online."""
+    return rule == "oort" or (rule != "uniform" and (reach_varies(owned) or reach_varies(others)))

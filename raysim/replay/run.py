@@ -1,0 +1,113 @@
+"""From a run's name to its replay on other devices or with another deadline."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim import config_file, device_sources, simulation
+from raysim.clock import ClockRules
+from raysim.config_devices import PopulationSettings
+from raysim.errors import SettingError
+from raysim.replay import changes
+from raysim.replay.changes import Unknown
+from raysim.replay.play import Replayed, play
+from raysim.replay.source import Recorded
+from raysim.replay.starts import Conditions
+from raysim.replay.unknown import not_reproduced, of_rounds
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replay:
+    """A run timed anew.
+
+    Attributes:
+        recorded: The run.
+        rounds: Its rounds, timed anew.
+        changed: Which recorded rows' clients would have trained another submodel, `(rows,)`.
+        unknown: What a replay cannot tell.
+    """
+
+    recorded: Recorded
+    rounds: Sequence[Replayed]
+    changed: NDArray[np.bool_]
+    unknown: Sequence[Unknown]
+
+    @property
+    def flagged_rounds(self) -> list[int]:
+        """Rounds in which other work counts than in the recorded ones."""
+        return [each.round for each in self.rounds if each.other_work or each.answers]
+
+
+def replay(
+    recorded: Recorded, population: PopulationSettings | None = None, deadline_s: float | None = None
+) -> Replay:
+    """Time a finished run anew, without training.
+
+    Args:
+        recorded: The run.
+        population: Other devices; none = the run's own.
+        deadline_s: Another deadline of each round; none = as the run had it.
+
+    Raises:
+        SettingError: If devices cannot be had, or a deadline has no effect.
+    """
+    settings = recorded.settings
+    rules = with_deadline(simulation.clock_rules(settings), deadline_s)
+    method = simulation.method_of(settings)
+    owned = device_sources.of_settings(settings.population, settings.split_seed)
+    moved = population is not None and population != settings.population
+    devices = device_sources.of_settings(population, settings.split_seed) if population and moved else owned
+    changed = np.zeros(len(recorded.clients["client"]), dtype=np.bool_)
+    if moved:
+        under = changes.keep_ratios_under(settings, method, recorded.clients, owned, devices)
+        changed = under != recorded.clients["keep_ratio"]
+    refit = rules.accept_partial and (moved or deadline_s is not None) and method.work is None
+    conditions = Conditions(
+        devices, rules, settings.seed, settings.selection.clients_per_round,
+        settings.training.epochs if refit else None, method.min_epochs,
+    )  # fmt: skip
+    rounds = list(play(recorded, conditions, changed, knows_accuracy=not (moved and method.learns_widths)))
+    unknown = changes.of_devices(settings, method, owned, devices) if moved else []
+    is_own = not moved and deadline_s is None
+    unknown += not_reproduced(recorded, rounds) if is_own else of_rounds(recorded, method, rounds, changed)
+    return Replay(recorded, rounds, changed, unknown)
+
+
+def with_deadline(rules: ClockRules, deadline_s: float | None) -> ClockRules:
+    """Return the rules of a round with another deadline.
+
+    Raises:
+        SettingError: If it is not above 0, or rounds do not end at a deadline.
+    """
+    if deadline_s is None:
+        return rules
+    if not 0 < deadline_s < np.inf:
+        raise SettingError(f"--deadline={deadline_s:g} is not allowed; allowed: seconds above 0")
+    if rules.mode not in ("sync", "deadline"):
+        raise SettingError(
+            f"--deadline={deadline_s:g} has no effect on a run with clock.mode={rules.mode!r}; "
+            "allowed: runs with 'sync' or 'deadline'"
+        )
+    return replace(rules, mode="deadline", deadline_s=deadline_s)
+
+
+def read_population(path: Path, recorded: Recorded) -> PopulationSettings:
+    """Read other devices from a file: what an experiment's `population` holds, or a whole experiment.
+
+    Raises:
+        SettingError: If the file cannot be read, a setting is not allowed, or it is for another number of clients.
+    """
+    content = config_file.read_yaml(path, "--devices")
+    section = content.get("population", content)
+    if not isinstance(section, dict):
+        raise SettingError(f"--devices={str(path)!r}: population={section!r} is not allowed; allowed: settings")
+    clients = recorded.settings.population.clients
+    population = config_file.validated({"clients": clients} | section, PopulationSettings)
+    if population.clients != clients:
+        raise SettingError(
+            f"--devices={str(path)!r}: clients={population.clients} is not allowed; allowed: the run's {clients}"
+        )
+    return population
