@@ -64,6 +64,15 @@ def duration(seconds: float) -> str:
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
 
 
+def joules(energy_j: float) -> str:
+    """Write joules with three digits at least.
+
+    >>> joules(1234.5), joules(3.14159)
+    ('1,234 J', '3.14 J')
+    """
+    return f"{energy_j:,.0f} J" if energy_j >= 100 else f"{energy_j:.3g} J"
+
+
 def summary_lines(summary: Mapping[str, Any], command: str, page: str) -> list[str]:
     """Return the lines a run ends with."""
     return [
@@ -86,7 +95,7 @@ def _energy_lines(summary: Mapping[str, Any]) -> list[str]:
     if not summary["energy_j"]:
         return []
     costs = summary["costs"]
-    told = [f"{summary['energy_j']:,.0f} J"]
+    told = [joules(summary["energy_j"])]
     told += [f"{costs['device_price']:.4g} in money"] if "device_price" in costs else []
     told += [f"{costs['device_co2_g']:.4g} g of CO2"] if "device_co2_g" in costs else []
     return [f"energy of the devices   {', '.join(told)}"]
@@ -104,7 +113,7 @@ def _lost_lines(summary: Mapping[str, Any]) -> list[str]:
 def _target_line(target: Mapping[str, Any]) -> str:
     if target["round"] is None:
         return f"accuracy {target['accuracy']:<14g} not reached"
-    spent = f"{target['bytes'] / 1e6:,.1f} MB, {target['train_flops'] / 1e9:,.1f} GFLOP, {target['energy_j']:,.0f} J"
+    spent = f"{target['bytes'] / 1e6:,.1f} MB, {target['train_flops'] / 1e9:,.1f} GFLOP, {joules(target['energy_j'])}"
     after = f"round {target['round']}, {target['simulated_s']:.1f} simulated s, {spent}"
     return f"accuracy {target['accuracy']:<14g} {after}"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raysim import seeding, selection
+from raysim import seeding
 from raysim.cohort import cohort_of, load_of, schedule_cohort, view_of
 from raysim.pruning import masks
 from raysim.pruning.significance import first_channels
@@ -65,8 +65,9 @@ def play(scenario: Scenario, rounds: int) -> list[Buffer]:
                 if not standby:
                     free = [client for client in everybody if client not in asked]
                     wanted = rules.concurrency - len(at_work) + (rules.buffer_size - 1 if first_draw else 0)
-                    places = selection.uniform(len(free), min(wanted, len(free)), version, workload.seed)
-                    standby = [free[place] for place in places]
+                    rng = seeding.generator(workload.seed, "selection", version)
+                    places = rng.choice(len(free), min(wanted, len(free)), replace=False)
+                    standby = sorted(free[place] for place in places)
                     asked |= set(standby)
                     order = {c: seeding.uniform(workload.seed, "start order", version, np.array([c]))[0, 0]
                              for c in standby}  # fmt: skip

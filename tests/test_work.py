@@ -4,20 +4,8 @@ import numpy as np
 import pytest
 from clocked import work_of
 
-from raysim.work import (
-    BATTERY,
-    COUNTED,
-    DROPPED,
-    LATE,
-    SURPLUS,
-    UNFINISHED,
-    Work,
-    by_version,
-    part_of,
-    stopped,
-    together,
-    unfinished,
-)
+from raysim.fates import BATTERY, COUNTED, DROPPED, LATE, SURPLUS, UNFINISHED
+from raysim.work import Work, by_version, part_of, stopped, together, unfinished
 
 PHASES = (2.0, 5.0, 4.0)
 
