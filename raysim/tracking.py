@@ -207,7 +207,6 @@ def metrics_of(report: RoundReport) -> dict[str, float]:
         "clock/wall_s": report.wall_s,
         "energy/round_j": float(clients["energy_j"].sum()),
         "energy/total_j": totals.energy_j,
-        "clock/empty_rounds": totals.empty_rounds,
         **_fates(report),
         "coverage/mean": report.coverage.mean,
         "coverage/min": report.coverage.min,

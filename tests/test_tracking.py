@@ -1,13 +1,16 @@
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import tiny_settings
+from conftest import settings_of, tiny_settings
 
 from raysim import simulation
 from raysim.errors import SettingError
 from raysim.executors import InProcessExecutor
 from raysim.rounds import initial_state, run_round
 from raysim.tracking import MlflowTracker, metrics_of, resolve_uri
+from raysim.work import COUNTED, FATES, LATE, SURPLUS, UNFINISHED
 
 
 def test_metrics_stay_under_sixty_with_the_most_tiers_allowed() -> None:
@@ -22,6 +25,43 @@ def test_metrics_stay_under_sixty_with_the_most_tiers_allowed() -> None:
     assert sum(key.startswith("pruning_ratio/tier/") for key in metrics) == 12
     assert len(metrics) <= 60
     assert all(isinstance(value, float) for value in metrics.values())
+
+
+TIER = "{{name: t{0}, share: {1}, keep_ratio: 0.5, flops_per_s: 1.0, down_bytes_per_s: 1.0, up_bytes_per_s: 1.0}}"
+
+
+@pytest.mark.parametrize(
+    ("method", "way"),
+    [("ca-hfp", LATE), ("ca-hfp", SURPLUS), ("autoflip", LATE), ("prunefl", LATE), ("ca-hfp", UNFINISHED)],
+)
+def test_metrics_stay_under_sixty_with_twelve_tiers_all_diagnostics_and_whatever_can_become_of_clients(method, way):
+    """Late, surplus and unfinished belong to one clock mode each; asynchronous rounds are not diagnosed."""
+    tiers = ", ".join(TIER.format(k, 1 / 12) for k in range(12))
+    diagnosed = ("diagnostics.every=2",) if way != UNFINISHED else ()
+    estimator = ("method.estimator=variation", "method.warmup_rounds=0") if method == "ca-hfp" else ()
+    scenario = simulation.build(settings_of(
+        method, *diagnosed, *estimator, f"population.tiers=[{tiers}]", "population.clients=36",
+        "selection.clients_per_round=36", "data.max_train_examples=400", "evaluation.max_examples=60",
+    ))  # fmt: skip
+    report = state = None
+    for _ in range(2):
+        state, report = run_round(scenario, state or initial_state(scenario), InProcessExecutor(scenario.workload))
+    others = [fate for fate in FATES if fate == way or fate not in (COUNTED, LATE, SURPLUS, UNFINISHED)]
+    fates = np.array([COUNTED] * 36, dtype="<U11")
+    lost = np.flatnonzero(np.arange(36) % 3 == 0)[: len(others)]
+    fates[lost] = others
+    started = np.where(np.arange(36) % 2 == 0, 2, 1) if way == UNFINISHED else report.clients["started_round"]
+    clients = report.clients | {"fate": fates, "started_round": started}
+    totals = replace(report.totals, fates=dict.fromkeys((COUNTED, *others), 1), empty_rounds=1)
+    metrics = metrics_of(replace(report, clients=clients, totals=totals))
+    assert len(metrics) <= 60
+    assert bool(report.diagnostics) == bool(diagnosed)
+    assert metrics["clients/interrupted"] == 3
+    assert metrics["clients/absent"] == 2
+    assert metrics[f"clients/{way}"] == 1
+    assert metrics["clients/counted"] == 30
+    assert sum(value for key, value in metrics.items() if key.startswith("clients/") and "mean" not in key) == 36
+    assert ("clients/staleness_mean" in metrics) == (way == UNFINISHED)
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "file:///somewhere", "ftp://host/x", "./runs"])
