@@ -1,17 +1,22 @@
 """A run timed anew from its records: on its own devices equal to the bit, on others as far as records tell."""
 
+import dataclasses
 import json
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import settings_of
 
-from raysim import experiment, simulation
-from raysim.config_devices import PopulationSettings
+from raysim import config_file, device_sources, experiment, records, simulation
+from raysim.config_devices import BudgetSettings, PopulationSettings
+from raysim.price import Prices, costs_of
 from raysim.replay import run as replays
 from raysim.replay import source, summary
+from raysim.replay.changes import keep_ratios_under
+from raysim.replay.summary import in_short
+from raysim.types import Storage
 
 TIERS = (
     {
@@ -26,41 +31,48 @@ TIERS = (
     },
 )  # fmt: skip
 FAILING = tuple(tier | {"failure_rate": 0.3} for tier in TIERS)
-ON_BATTERIES = tuple(tier | {"battery_j": 12.0, "charge_watts": 0.05, "failure_rate": 0.1} for tier in TIERS)
+ON_BATTERIES = tuple(tier | {"battery_j": 2.5, "charge_watts": 0.05, "failure_rate": 0.1} for tier in TIERS)
 ONLINE_AT_TIMES = tuple(tier | {"availability": 0.6, "availability_swing": 0.3} for tier in TIERS)
 ASYNC = ("clock.mode=async", "clock.buffer_size=3", "clock.concurrency=4")
-DEADLINE = ("clock.mode=deadline", "clock.deadline_s=4")
+DEADLINE = ("clock.mode=deadline", "clock.deadline_s=1")
 PARTIAL = (*DEADLINE, "clock.accept_partial=true", "training.epochs=3")
 OVER = ("clock.mode=over-selection", "clock.over_selection=1.5")
 BUSY = ("clock.server_s=0.7",)
 
 
+def run_into(folder: Path, *overrides: str, tiers=TIERS, method: str = "random", rounds: int = 4) -> Path:
+    """Run a tiny experiment and leave what a replay reads, without MLflow, which takes longer than the run."""
+    settings = settings_of(
+        method, f"population.tiers={json.dumps(list(tiers))}", "population.clients=8", f"rounds={rounds}",
+        "evaluation.targets=[0.05, 0.1, 0.99]", "costs.price_per_kwh=0.3", "experiment=replay", *overrides,
+    )  # fmt: skip
+    folder.mkdir()
+    scenario = simulation.build(settings)
+    runner, nowhere = simulation.InProcessRunner(), SimpleNamespace(run_id="", uri="", experiment_id="")
+    list(runner.run(scenario, Storage(folder, rounds, 1)))
+    of_run = experiment.Experiment(settings, folder, scenario, nowhere)
+    totals = runner.final_state().totals
+    costs = costs_of(Prices(**settings.costs.model_dump()), totals.energy_j, 1.0)
+    content = experiment.summarise(of_run, runner.final_state()) | {"wall_s": 1.0, "costs": costs}
+    (folder / "summary.json").write_text(json.dumps(content), encoding="utf-8")
+    (folder / "config.yaml").write_text(config_file.to_yaml(settings), encoding="utf-8")
+    for name in ("rounds", "clients"):
+        records.merge_parts(folder / name, folder / f"{name}.parquet")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     """Runs a tiny experiment once for each set of settings; returns its folder."""
-    folders: dict[tuple[object, ...], Path] = {}
+    folders: dict[str, Path] = {}
     base = tmp_path_factory.mktemp("replay")
-    uri = f"sqlite:///{base}/store/mlflow.db"
 
-    def run(*overrides: str, tiers=TIERS, method: str = "random", rounds: int = 4) -> Path:
-        key = (overrides, json.dumps(tiers), method, rounds)
+    def run(*overrides: str, **given) -> Path:
+        key = repr((overrides, given))
         if key not in folders:
-            given = (
-                f"population.tiers={json.dumps(list(tiers))}", "population.clients=8", f"rounds={rounds}",
-                f"tracking.uri={uri}", "evaluation.targets=[0.05, 0.1, 0.99]", "costs.price_per_kwh=0.3",
-                "experiment=replay", *overrides,
-            )  # fmt: skip
-            folder = base / f"run{len(folders)}"
-            prepared = experiment.prepare(settings_of(method, *given), folder)
-            uploading = pytest.MonkeyPatch()
-            if "keep_model" not in overrides:  # it takes seconds, and a replay does not look at it
-                uploading.setattr(type(prepared.tracker), "model", lambda *_: "")
-            experiment.run(prepared, simulation.InProcessRunner(), time.monotonic())
-            uploading.undo()
-            folders[key] = folder
+            folders[key] = run_into(base / f"run{len(folders)}", *overrides, **given)
         return folders[key]
 
-    run.uri = uri
     return run
 
 
@@ -70,14 +82,69 @@ def replayed(folder: Path, tiers=None, deadline_s=None):
     return replays.replay(recorded, population, deadline_s)
 
 
-@pytest.mark.parametrize(
-    "tiers", [TIERS, FAILING, ON_BATTERIES, ONLINE_AT_TIMES], ids=["sure", "failing", "batteries", "at times"]
+SURE, FAIL, BATTERY, AT_TIMES = (
+    pytest.param(tiers, id=name)
+    for tiers, name in (
+        (TIERS, "sure"),
+        (FAILING, "failing"),
+        (ON_BATTERIES, "batteries"),
+        (ONLINE_AT_TIMES, "at times"),
+    )
 )
-@pytest.mark.parametrize(
-    "mode", [(), DEADLINE, PARTIAL, OVER, ASYNC], ids=["sync", "deadline", "partial", "over", "async"]
+TOGETHER = (
+    pytest.param((), id="sync"),
+    pytest.param(DEADLINE, id="deadline"),
+    pytest.param(PARTIAL, id="partial"),
+    pytest.param(OVER, id="over-selection"),
 )
+
+
+@pytest.mark.parametrize("tiers", [SURE, FAIL, BATTERY, AT_TIMES])
+@pytest.mark.parametrize("mode", [*TOGETHER, pytest.param(ASYNC, id="async")])
 def test_on_its_own_devices_a_run_is_reproduced_to_the_bit(ran, mode, tiers):
     assert_reproduced(ran(*mode, *BUSY, tiers=tiers))
+
+
+@pytest.mark.parametrize(
+    "method", ["fedprox", "fjord", "fedmp", "dapperfl", "scaffold", "prunefl", "feddst", "autoflip", "ca-hfp"]
+)
+def test_every_kind_of_method_is_reproduced_its_preparation_too(ran, method):
+    assert_reproduced(ran(method=method, tiers=FAILING))
+
+
+@pytest.mark.parametrize("rule", ["simulated_s=3", "bytes=60000", "energy_j=15", "accuracy=0.06"])
+@pytest.mark.parametrize("mode", [(), ASYNC], ids=["sync", "async"])
+def test_a_run_that_a_rule_has_stopped_is_reproduced(ran, mode, rule):
+    folder = ran(*mode, f"stop.{rule}", rounds=8, tiers=FAILING)
+    assert 1 <= json.loads((folder / "summary.json").read_text())["rounds"] < 8
+    assert_reproduced(folder)
+
+
+@pytest.mark.parametrize("mode", [(), DEADLINE, ASYNC], ids=["sync", "deadline", "async"])
+def test_rounds_of_nobody_are_reproduced(ran, mode):
+    dead = tuple(tier | {"battery_j": 0.4} for tier in TIERS)
+    folder = ran(*mode, tiers=dead, rounds=6)
+    assert json.loads((folder / "summary.json").read_text())["empty_rounds"] > 0
+    assert_reproduced(folder)
+
+
+def test_the_runs_above_have_lost_work_of_every_kind(ran):
+    def fates(*overrides: str, tiers=TIERS) -> set[str]:
+        return set(source.read(str(ran(*overrides, tiers=tiers))).clients["fate"])
+
+    assert "late" in fates(*DEADLINE, *BUSY)
+    assert "surplus" in fates(*OVER, *BUSY)
+    assert "unfinished" in fates(*ASYNC, *BUSY)
+    assert "dropped" in fates(*BUSY, tiers=FAILING)
+    assert {"battery", "unreachable"} <= fates(*BUSY, tiers=ON_BATTERIES)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(("buffer_size", "concurrency"), [(1, 8), (6, 2), (5, 1), (4, 5)])
+def test_places_that_stayed_free_stay_free(ran, buffer_size, concurrency, seed):
+    size = (f"clock.buffer_size={buffer_size}", f"clock.concurrency={concurrency}", f"seed={seed}")
+    failing = tuple(tier | {"failure_rate": 0.7} for tier in TIERS)
+    assert_reproduced(ran("clock.mode=async", *size, "clock.server_s=3", tiers=failing, rounds=6))
 
 
 def assert_reproduced(folder: Path) -> None:
@@ -99,3 +166,198 @@ def assert_reproduced(folder: Path) -> None:
     assert table.pop("row").tolist() == list(range(len(recorded.clients["client"])))
     for name, column in table.items():
         np.testing.assert_array_equal(column, recorded.clients[name], err_msg=name)
+
+
+def faster(tiers, factor: float = 2.0):
+    speeds = ("flops_per_s", "down_bytes_per_s", "up_bytes_per_s", "memory_bytes_per_s")
+    waits = ("latency_s", "step_overhead_s")
+    return tuple(
+        tier
+        | {name: tier[name] * factor for name in speeds if name in tier}
+        | {name: tier[name] / factor for name in waits if name in tier}
+        for tier in tiers
+    )
+
+
+def assert_equal_clocks(replay, folder: Path) -> None:
+    """The replay tells what a run under those conditions does; costs of `random` do not depend on what is learned."""
+    real = source.read(str(folder))
+    table = {
+        name: np.concatenate([each.clients[name] for each in replay.rounds])
+        for name in ("client", "fate", "energy_j", "lasts_s", "train_flops")
+    }
+    for name, column in table.items():
+        np.testing.assert_array_equal(column, real.clients[name], err_msg=name)
+    assert [each.round_s for each in replay.rounds] == real.rounds["round_s"].tolist()
+
+
+@pytest.mark.parametrize("tiers", [SURE, FAIL, BATTERY])
+@pytest.mark.parametrize("mode", TOGETHER)
+def test_on_other_devices_it_takes_as_long_as_a_run_on_them(ran, mode, tiers):
+    replay = replayed(ran(*mode, *BUSY, tiers=tiers), faster(tiers, 1.3))
+    if not any(each.answers for each in replay.rounds):
+        assert_equal_clocks(replay, ran(*mode, *BUSY, tiers=faster(tiers, 1.3)))
+
+
+@pytest.mark.parametrize("deadline_s", [0.6, 0.9, 1.2, 100.0])
+@pytest.mark.parametrize("mode", [(), DEADLINE, PARTIAL], ids=["sync", "deadline", "partial"])
+def test_with_another_deadline_it_takes_as_long_as_a_run_with_it(ran, mode, deadline_s):
+    replay = replayed(ran(*mode, *BUSY), deadline_s=deadline_s)
+    with_it = tuple(part for part in mode if "deadline" not in part)
+    assert_equal_clocks(replay, ran("clock.mode=deadline", f"clock.deadline_s={deadline_s}", *with_it, *BUSY))
+
+
+def test_where_everything_is_twice_as_fast_asynchronous_clients_come_in_the_same_order(ran):
+    """Every second is halved exactly, and so no event passes another."""
+    replay = replayed(ran(*ASYNC), faster(TIERS, 2.0))
+    assert_equal_clocks(replay, ran(*ASYNC, tiers=faster(TIERS, 2.0)))
+    assert replay.flagged_rounds == []
+    assert [each.round_s * 2 for each in replay.rounds] == replay.recorded.rounds["round_s"].tolist()
+    reasons = [each.reason for each in replay.unknown]
+    assert len(reasons) == 1
+    assert reasons[0].startswith("clients start in the recorded order")
+
+
+def test_twice_the_flops_per_second_halve_the_training_and_nothing_else(ran):
+    plain = tuple(
+        {name: tier[name] for name in tier if name not in ("step_overhead_s", "memory_bytes_per_s")} for tier in TIERS
+    )
+    quick = tuple(tier | {"flops_per_s": 2 * tier["flops_per_s"]} for tier in plain)
+    replay = replayed(ran(tiers=plain), quick)
+    then, now = replay.recorded.clients, replay.rounds[0].clients
+    here = then["round"] == 1
+    assert (2 * now["compute_s"]).tolist() == then["compute_s"][here].tolist()
+    for name in ("download_s", "upload_s", "train_flops", "up_bytes"):
+        assert now[name].tolist() == then[name][here].tolist()
+    total_s = then["download_s"][here] + then["compute_s"][here] / 2 + then["upload_s"][here]
+    assert replay.rounds[0].round_s == total_s.max()
+    told = summary.summary_from(replay)
+    assert told["exact"]
+    assert told["accuracy"] == replay.recorded.summary["accuracy"]
+    assert told["targets"][0]["simulated_s"] < replay.recorded.summary["targets"][0]["simulated_s"]
+    assert told["targets"][0]["round"] == replay.recorded.summary["targets"][0]["round"]
+
+
+def narrower(tiers=TIERS):
+    return (tiers[0] | {"keep_ratio": 0.25}, tiers[1])
+
+
+def test_who_would_have_trained_another_submodel_is_flagged_and_timed_with_the_one_it_trained(ran):
+    replay = replayed(ran(), narrower())
+    clients = replay.recorded.clients
+    slow = clients["tier"] == "slow"
+    told = summary.summary_from(replay)
+    assert told["flagged_client_rounds"] == slow.sum() > 0
+    assert told["simulated_s"] == replay.recorded.summary["simulated_s"]
+    assert not told["exact"]
+    first = clients["round"][slow].min()
+    (submodels, accuracy) = told["unknown"]
+    assert submodels["reason"].startswith("their devices' keep_ratio differs")
+    assert submodels["client_rounds"] == slow.sum()
+    assert submodels["rounds"] == len(np.unique(clients["round"][slow]))
+    assert accuracy == {
+        "reason": f"accuracy from round {first} on: another model would have been learned",
+        "rounds": 5 - first, "client_rounds": 0,
+    }  # fmt: skip
+    assert told["accuracy"] is told["best_accuracy"] is None
+    lost = told["targets"][-1]
+    assert (lost["round"], lost["known"]) == (None, False)
+
+
+def test_whose_width_does_not_depend_on_the_device_has_the_same_submodel(ran):
+    told = summary.summary_from(replayed(ran(method="fedavg"), narrower()))
+    assert told["exact"]
+    assert told["flagged_client_rounds"] == 0
+
+
+def test_a_width_drawn_from_another_budget_is_not_known(ran):
+    folder = ran(method="fjord", tiers=FAILING)
+    same_level = (FAILING[0] | {"keep_ratio": 0.55}, FAILING[1])  # FjORD's widest width is 0.4 either way
+    assert replayed(folder, same_level).unknown == []
+    replay = replayed(folder, narrower(FAILING))
+    assert replay.changed.sum() == (replay.recorded.clients["tier"] == "slow").sum()
+
+
+def test_a_solved_budget_would_have_to_be_solved_again_where_speed_or_memory_differ(ran):
+    recorded = source.read(str(ran()))
+    solved = recorded.settings.model_copy(update={"budget": BudgetSettings(rule="solved", deadline_s=5)})
+    owned = device_sources.of_settings(recorded.settings.population, 0)
+    method = simulation.method_of(recorded.settings)
+    for figure, is_known in (("train_watts", True), ("flops_per_s", False), ("memory_bytes", False)):
+        others = PopulationSettings(clients=8, tiers=[TIERS[0] | {figure: 7.0}, TIERS[1]])
+        under = keep_ratios_under(solved, method, recorded.clients, owned, device_sources.of_settings(others, 0))
+        slow = recorded.clients["tier"] == "slow"
+        assert under[~slow].tolist() == recorded.clients["keep_ratio"][~slow].tolist()
+        assert np.isnan(under[slow]).all() == (not is_known)
+
+
+def test_rounds_in_which_other_work_counts_are_flagged_and_end_what_is_known_of_accuracy(ran):
+    replay = replayed(ran(*BUSY), deadline_s=1.0)
+    then = replay.recorded.clients
+    late = np.unique(then["round"][then["lasts_s"] > 1.0]).tolist()
+    assert replay.flagged_rounds == late != []
+    told = summary.summary_from(replay)
+    assert told["unknown"][0]["reason"] == "other work counts than in the run"
+    assert told["unknown"][0]["rounds"] == len(late)
+    assert [each.knows_accuracy for each in replay.rounds] == [round < late[0] for round in range(1, 5)]
+
+
+def test_a_deadline_that_nobody_misses_changes_nothing(ran):
+    told = summary.summary_from(replayed(ran(*BUSY), deadline_s=1e6))
+    assert told["exact"]
+    assert told["simulated_s"] == told["recorded"]["simulated_s"]
+
+
+def test_other_epochs_are_flagged(ran):
+    replay = replayed(ran(*PARTIAL, *BUSY), deadline_s=1e6)
+    trained = replay.recorded.clients["planned_epochs"]
+    flagged = next(
+        each for each in replay.unknown if each.reason.startswith("they would have trained another number")
+    )
+    assert flagged.client_rounds == (trained < 3).sum() > 0
+    assert "which is exact" in flagged.reason
+
+
+def test_who_answers_only_now_is_flagged_and_left_out(ran):
+    mains = tuple({name: tier[name] for name in tier if name != "battery_j"} for tier in ON_BATTERIES)
+    replay = replayed(ran(*BUSY, tiers=ON_BATTERIES), mains)
+    silent = replay.recorded.clients["fate"] == "unreachable"
+    rounds = np.unique(replay.recorded.clients["round"][silent]).tolist()
+    flagged = next(each for each in replay.unknown if each.reason.startswith("clients that did not answer"))
+    assert (flagged.client_rounds, flagged.rounds) == (silent.sum(), len(rounds))
+    assert set(rounds) <= set(replay.flagged_rounds)
+
+
+def test_what_was_prepared_is_kept_and_said(ran):
+    replay = replayed(ran(method="autoflip", tiers=FAILING), faster(FAILING))
+    told = summary.summary_from(replay)
+    assert told["preparation_s"] == replay.recorded.summary["preparation_s"] > 0
+    reasons = [each["reason"] for each in told["unknown"]]
+    assert reasons[0].startswith("what was done before round 1 is not timed again")
+    assert reasons[1].startswith("method.name='autoflip' chooses submodels from what it learns")
+    assert told["accuracy"] is None
+
+
+def test_a_run_that_would_have_gone_on_says_so(ran):
+    replay = replayed(ran("stop.simulated_s=3", rounds=8, tiers=FAILING), faster(FAILING, 4.0))
+    last = replay.rounds[-1].round
+    assert replay.unknown[-1].reason == f"what comes after round {last}, with which the run ended"
+    assert replay.unknown[-1].rounds == 8 - last
+
+
+def test_a_run_that_ends_earlier_on_slower_devices_ends_there(ran):
+    folder = ran("stop.simulated_s=3", rounds=8, tiers=FAILING)
+    slower = replayed(folder, faster(FAILING, 0.5))
+    assert len(slower.rounds) < len(replayed(folder).rounds)
+
+
+def test_records_that_another_version_has_left_are_not_called_exact(ran):
+    recorded = source.read(str(ran()))
+    moved = {**recorded.clients, "planned_train_flops": recorded.clients["planned_train_flops"] * 2}
+    replay = replays.replay(dataclasses.replace(recorded, clients=moved))
+    assert [each.reason.split()[0] for each in replay.unknown] == ["simulated_s", "energy_j", "train_flops"]
+
+
+def test_rounds_are_written_in_short():
+    assert in_short([]) == ""
+    assert in_short([1, 2, 3, 5, 8, 9]) == "1-3, 5, 8-9"

@@ -100,7 +100,8 @@ def start_order(rows: Columns, seed: int) -> NDArray[np.int64]:
     for round in np.unique(rows["started_round"][started]):
         here = started[rows["started_round"][started] == round]
         drawn[here] = seeding.uniform(seed, "start order", int(round), rows["client"][here])[0]
-    keys = (-drawn[started], rows["start_s"][started], rows["started_round"][started])
+    lasts = rows["lasts_s"][started] > 0  # who stops at once makes room for another at the same time
+    keys = (-drawn[started], lasts, rows["start_s"][started], rows["started_round"][started])
     return started[np.lexsort(keys)]
 
 

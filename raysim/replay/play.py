@@ -218,10 +218,12 @@ def spent_before(recorded: Recorded) -> Totals:
 
 
 def _rows_by_round(recorded: Recorded) -> dict[int, Columns]:
+    """Return the rows of each round in the order of ids; in the table, unfinished work comes after the rest."""
     clients, rounds = recorded.clients, recorded.rounds["round"]
-    table = clients | {"row": np.arange(len(clients["client"]))}
-    ends = np.searchsorted(clients["round"], rounds, side="right")
-    begins = np.searchsorted(clients["round"], rounds, side="left")
+    order = np.lexsort((clients["client"], clients["round"]))
+    table = some(clients | {"row": np.arange(len(order))}, order)
+    ends = np.searchsorted(table["round"], rounds, side="right")
+    begins = np.searchsorted(table["round"], rounds, side="left")
     return {
         int(round): some(table, slice(begin, end)) for round, begin, end in zip(rounds, begins, ends, strict=True)
     }
