@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from raysim import arrays, checkpoint, config_file, files, population, records, simulation
+from raysim.budget_solver import BudgetSolver
 from raysim.config import ExperimentSettings
 from raysim.console import ProgressDisplay, say
 from raysim.errors import SettingError
@@ -144,10 +145,14 @@ def begin(experiment: Experiment) -> None:
     files.write_text(folder / "config.yaml", config_file.to_yaml(settings))
     files.write_text(folder / "run.json", json.dumps(content, indent=2))
     workload.plan.save(folder / "plan.json")
-    if experiment.scenario.budget is not None:
-        files.write_text(folder / "budgets.json", json.dumps(experiment.scenario.budget.to_json()))
-        tracker.artifact(folder / "budgets.json")
+    tracker.artifact(write_budgets(experiment.scenario.budget, folder))
     tracker.artifact(folder / "config.yaml")
+
+
+def write_budgets(solver: BudgetSolver | None, folder: Path) -> Path:
+    """Write down how budgets are solved, so that it can be done again without the model; null where they are not."""
+    content = None if solver is None else solver.to_json()
+    return files.write_text(folder / "budgets.json", json.dumps(content))
 
 
 def environment() -> dict[str, str]:

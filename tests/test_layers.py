@@ -150,7 +150,7 @@ RANKS: dict[str, float] = {
     "raysim.calibration.report": 4.1,
     "raysim.calibration.run": 4.2,
     "raysim.replay": 5.5,
-    "raysim.replay.changes": 5.5,
+    "raysim.replay.changes": 5.55,
     "raysim.replay.source": 5.5,
     "raysim.replay.starts": 5.5,
     "raysim.replay.order": 5.6,

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from conftest import settings_of
 
-from raysim import config_file, device_sources, experiment, records, simulation
-from raysim.config_devices import BudgetSettings, PopulationSettings
+from raysim import config_file, experiment, records, simulation
+from raysim.config_devices import PopulationSettings
 from raysim.price import Prices, costs_of
 from raysim.replay import run as replays
 from raysim.replay import source, summary
-from raysim.replay.changes import keep_ratios_under
 from raysim.replay.summary import in_short
 from raysim.types import Storage
 
@@ -55,6 +54,7 @@ def run_into(folder: Path, *overrides: str, tiers=TIERS, method: str = "random",
     costs = costs_of(Prices(**settings.costs.model_dump()), totals.energy_j, 1.0)
     content = experiment.summarise(of_run, runner.final_state()) | {"wall_s": 1.0, "costs": costs}
     (folder / "summary.json").write_text(json.dumps(content), encoding="utf-8")
+    experiment.write_budgets(scenario.budget, folder)
     (folder / "config.yaml").write_text(config_file.to_yaml(settings), encoding="utf-8")
     for name in ("rounds", "clients"):
         records.merge_parts(folder / name, folder / f"{name}.parquet")
@@ -279,17 +279,28 @@ def test_a_width_drawn_from_another_budget_is_not_known(ran):
     assert replay.changed.sum() == (replay.recorded.clients["tier"] == "slow").sum()
 
 
-def test_a_solved_budget_would_have_to_be_solved_again_where_speed_or_memory_differ(ran):
-    recorded = source.read(str(ran()))
-    solved = recorded.settings.model_copy(update={"budget": BudgetSettings(rule="solved", deadline_s=5)})
-    owned = device_sources.of_settings(recorded.settings.population, 0)
-    method = simulation.method_of(recorded.settings)
-    for figure, is_known in (("train_watts", True), ("flops_per_s", False), ("memory_bytes", False)):
-        others = PopulationSettings(clients=8, tiers=[TIERS[0] | {figure: 7.0}, TIERS[1]])
-        under = keep_ratios_under(solved, method, recorded.clients, owned, device_sources.of_settings(others, 0))
-        slow = recorded.clients["tier"] == "slow"
-        assert under[~slow].tolist() == recorded.clients["keep_ratio"][~slow].tolist()
-        assert np.isnan(under[slow]).all() == (not is_known)
+SOLVED = ("budget={rule: solved, deadline_s: 0.6}",)
+
+
+@pytest.mark.parametrize(
+    ("figure", "value"), [("flops_per_s", 3e4), ("up_bytes_per_s", 3e4), ("memory_bytes", 1e4)]
+)
+def test_solved_budgets_are_solved_again_and_tell_who_would_have_trained_what(ran, figure, value):
+    widest = tuple(tier | {"keep_ratio": 1.0} for tier in TIERS)
+    others = (widest[0] | {figure: value}, widest[1])
+    replay = replayed(ran(*SOLVED, tiers=widest), others)
+    real = source.read(str(ran(*SOLVED, tiers=others))).clients
+    recorded = replay.recorded.clients
+    assert recorded["client"].tolist() == real["client"].tolist()
+    assert replay.changed.tolist() == (recorded["keep_ratio"] != real["keep_ratio"]).tolist()
+    assert replay.changed.any()
+    assert not replay.changed.all()
+    assert any(each.reason.startswith("solved for their devices, their budgets differ") for each in replay.unknown)
+
+
+def test_what_budgets_do_not_depend_on_leaves_them_alone(ran):
+    others = (TIERS[0] | {"train_watts": 7.0}, TIERS[1])
+    assert not replayed(ran(*SOLVED), others).changed.any()
 
 
 def test_rounds_in_which_other_work_counts_are_flagged_and_end_what_is_known_of_accuracy(ran):

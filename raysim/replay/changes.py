@@ -6,9 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim import energy
+from raysim.budget_solver import TOLERANCE, BudgetSolver
 from raysim.config import ExperimentSettings
 from raysim.fates import UNREACHABLE
 from raysim.methods.method import Method
+from raysim.replay.source import Recorded
 from raysim.types import FIGURES, Columns, Devices
 
 SOLVED_FROM = (
@@ -42,22 +44,23 @@ def reach_varies(devices: Devices) -> bool:
 
 
 def keep_ratios_under(
-    settings: ExperimentSettings, method: Method, rows: Columns, owned: Devices, others: Devices
-) -> NDArray[np.float64]:
+    recorded: Recorded, method: Method, owned: Devices, others: Devices
+) -> NDArray[np.float64]:  # fmt: skip
     """Return what share of the channels each client would have trained on another device, `(rows,)`.
 
-    NaN where the records do not tell: a solved budget would have to be solved again, and a method that chooses
-    widths of its own would have chosen from another budget.
+    NaN where the records do not tell: a method that chooses widths of its own would have chosen from another budget.
 
     Args:
-        settings: The experiment.
+        recorded: The run.
         method: Its method.
-        rows: The run's table of clients.
         owned: Devices the clients had.
         others: Devices they would have had.
     """
+    rows, solver = recorded.clients, recorded.solver
     clients, trained = rows["client"], rows["keep_ratio"]
-    if settings.budget.rule == "solved":
+    if solver is not None and method.widths is None:
+        under = solved_again(solver, method, rows, others, recorded.settings.seed)
+    elif solver is not None:
         under = np.where(devices_differ(owned, others, SOLVED_FROM)[clients], np.nan, trained)
     elif method.widths is not None:
         same = (method.budget(owned.keep_ratio) == method.budget(others.keep_ratio))[clients]
@@ -65,6 +68,20 @@ def keep_ratios_under(
     else:
         under = method.budget(others.keep_ratio)[clients]
     return np.where(rows["fate"] == UNREACHABLE, trained, under)
+
+
+def solved_again(
+    solver: BudgetSolver, method: Method, rows: Columns, devices: Devices, seed: int
+) -> NDArray[np.float64]:  # fmt: skip
+    """Return the share of channels each client can afford on its device in the round it started in, `(rows,)`."""
+    under = np.empty(len(rows["client"]))
+    for round in np.unique(rows["started_round"]):
+        here = np.flatnonzero(rows["started_round"] == round)
+        clients = rows["client"][here]
+        found = solver.solve(devices.of(clients), clients, rows["examples"][here], int(round), seed).keep_ratios
+        trained = method.budget(found)
+        under[here] = np.where(trained > found + TOLERANCE, 0.0, trained)
+    return under
 
 
 def of_devices(settings: ExperimentSettings, method: Method, owned: Devices, others: Devices) -> list[Unknown]:

@@ -62,7 +62,7 @@ def replay(
     devices = device_sources.of_settings(population, settings.split_seed) if population and moved else owned
     changed = np.zeros(len(recorded.clients["client"]), dtype=np.bool_)
     if moved:
-        under = changes.keep_ratios_under(settings, method, recorded.clients, owned, devices)
+        under = changes.keep_ratios_under(recorded, method, owned, devices)
         changed = under != recorded.clients["keep_ratio"]
     refit = rules.accept_partial and (moved or deadline_s is not None) and method.work is None
     conditions = Conditions(

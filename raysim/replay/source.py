@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from raysim import config_file, records
+from raysim.budget_solver import BudgetSolver
 from raysim.clock import CohortLoad
 from raysim.config import ExperimentSettings
 from raysim.errors import SettingError, nearest_first
 from raysim.types import Columns
 
-FILES = ("config.yaml", "summary.json", "clients.parquet", "rounds.parquet")
+FILES = ("config.yaml", "summary.json", "budgets.json", "clients.parquet", "rounds.parquet")
 CLIENT_COLUMNS = (
     "round", "client", "tier", "fate", "started_round", "start_s", "lasts_s", "keep_ratio", "limited_by", "examples",
     "pruning_ratio", "total_s", "energy_j", "down_bytes", "up_bytes",
@@ -34,6 +35,7 @@ class Recorded:
         summary: What it reached and spent.
         clients: One row per client that was asked or whose work ended, in the order of rounds and ids.
         rounds: One row per round.
+        solver: How budgets were solved; none = they were not.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Recorded:
     summary: Mapping[str, Any]
     clients: Columns
     rounds: Columns
+    solver: BudgetSolver | None
 
 
 def read(run: str, tracking_uri: str | None = None) -> Recorded:
@@ -76,7 +79,7 @@ def _of_folder(folder: Path, name: str) -> Recorded:
     if missing:
         raise SettingError(f"RUN={name!r} has not finished: {missing[0]} is missing; allowed: a finished run")
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary, budgets = (json.loads((folder / file).read_text(encoding="utf-8")) for file in FILES[1:3])
         clients, rounds = (records.read(folder / f"{table}.parquet") for table in ("clients", "rounds"))
     except (ValueError, OSError) as error:
         raise SettingError(f"RUN={name!r} cannot be read: {str(error).splitlines()[0]}") from None
@@ -87,4 +90,5 @@ def _of_folder(folder: Path, name: str) -> Recorded:
         lacking = [each for each in needed if each not in there]
         if lacking:
             raise SettingError(f"RUN={name!r}: {file} does not tell {lacking[0]!r}; a run of this version does")
-    return Recorded(name, config_file.load(folder / "config.yaml"), summary, clients, rounds)
+    solver = None if budgets is None else BudgetSolver.from_json(budgets)
+    return Recorded(name, config_file.load(folder / "config.yaml"), summary, clients, rounds, solver)

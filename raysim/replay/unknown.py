@@ -41,11 +41,9 @@ def of_rounds(
 
 def _submodels(recorded: Recorded, rounds: Sequence[Replayed], changed: NDArray[np.bool_]) -> list[Unknown]:
     per_round = [int(changed[each.clients["row"]].sum()) for each in rounds]
-    reasons = {
-        "tier": "their devices' keep_ratio differs, they would have trained another submodel",
-        "solved": "their budgets would have to be solved again for other devices",
-    }
-    reason = f"{reasons[recorded.settings.budget.rule]}; timed with the one they trained"
+    causes = {"tier": "their devices' keep_ratio differs", "solved": "solved for their devices, their budgets differ"}
+    cause = causes[recorded.settings.budget.rule]
+    reason = f"{cause}, they would have trained another submodel; timed with the one they trained"
     return _counted(reason, per_round)
 
 
