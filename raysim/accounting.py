@@ -36,7 +36,7 @@ def client_columns(
     round = state.round + 1
     ends_s = state.totals.simulated_s + plan.round_s - scenario.clock.server_s
     tables = [work_columns(scenario, state, work, _waits_s(scenario, work, ends_s)) for work in plan.ended]
-    tables.append(absent_columns(scenario, plan.absent, state.totals.simulated_s, round))
+    tables.append(absent_columns(scenario, plan.absent, round))
     names = tables[0]
     table = {name: np.concatenate([columns[name] for columns in tables]) for name in names}
     order = np.argsort(table["client"], kind="stable")
@@ -80,7 +80,7 @@ def work_columns(scenario: Scenario, state: ServerState, work: Work, waits_s: ND
     }
 
 
-def absent_columns(scenario: Scenario, absent: Absent, now_s: float, round: int) -> Columns:
+def absent_columns(scenario: Scenario, absent: Absent, round: int) -> Columns:
     """Return the rows of clients that were asked and did not start: they spend nothing."""
     devices = scenario.workload.population.devices.of(absent.clients)
     zeros, none = np.zeros(len(absent.clients)), np.zeros(len(absent.clients), dtype=np.int64)
@@ -89,7 +89,7 @@ def absent_columns(scenario: Scenario, absent: Absent, now_s: float, round: int)
         "tier": np.array(devices.tiers)[devices.tier_of],
         "fate": absent.fates,
         "started_round": np.full(len(none), round),
-        "start_s": zeros + now_s,
+        "start_s": absent.asked_s,
         "lasts_s": zeros,
         "keep_ratio": zeros,
         "limited_by": absent.limited_by,
