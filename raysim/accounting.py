@@ -39,7 +39,7 @@ def client_columns(
     waits_s = waiting_s(scenario.clock, plan, state.totals.simulated_s)
     tables = [work_columns(scenario, state, *each) for each in zip(plan.ended, waits_s, strict=True)]
     examples = population.train.counts[plan.absent.clients]
-    absent = absent_columns(population.devices, plan.absent, examples, state.totals.simulated_s, round)
+    absent = absent_columns(population.devices, plan.absent, examples, round)
     none = np.zeros(len(examples), dtype=np.int64)
     maskless = {"pruning_ratio": none + np.nan, "theoretical_train_flops": none}
     table = in_order([*tables, absent | maskless], round)
@@ -122,7 +122,7 @@ def clock_columns(
 
 
 def absent_columns(
-    owned: Devices, absent: Absent, examples: NDArray[np.int64], now_s: float, round: int
+    owned: Devices, absent: Absent, examples: NDArray[np.int64], round: int
 ) -> Columns:  # fmt: skip
     """Return the rows of clients that were asked and did not start: they spend nothing.
 
@@ -130,7 +130,6 @@ def absent_columns(
         owned: Devices of all clients.
         absent: Who was asked.
         examples: Their training rows, `(absent,)`.
-        now_s: Simulated time at which the round began.
         round: Counted from 1.
     """
     devices = owned.of(absent.clients)
@@ -140,7 +139,7 @@ def absent_columns(
         "tier": np.array(devices.tiers)[devices.tier_of],
         "fate": absent.fates,
         "started_round": np.full(len(none), round),
-        "start_s": zeros + now_s,
+        "start_s": absent.asked_s,
         "lasts_s": zeros,
         "keep_ratio": zeros,
         "limited_by": absent.limited_by,

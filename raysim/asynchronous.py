@@ -117,7 +117,7 @@ class _Source:
             if reachable(self._scenario, self._at(now_s), clients)[0]:
                 queue.add(begun(self._scenario, self.state, work))
             else:  # gone since it was asked
-                self.absent.append(Absent(clients, np.array([UNREACHABLE]), np.array(["nothing"])))
+                self.absent.append(Absent(clients, work.start_s, np.array([UNREACHABLE]), np.array(["nothing"])))
 
     def _at(self, now_s: float) -> ServerState:
         return replace(self.state, totals=replace(self.state.totals, simulated_s=now_s))

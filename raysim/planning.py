@@ -27,16 +27,17 @@ ChooseMasks = Callable[[Scenario, RoundView], tuple[list[Mask], Params]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Absent:
-    """Clients that were asked and do not start: ids `(absent,)`, and why each does not."""
+    """Clients that were asked and do not start: ids `(absent,)`, when each was asked, and why it does not."""
 
     clients: NDArray[np.int64]
+    asked_s: NDArray[np.float64]
     fates: NDArray[np.str_]
     limited_by: NDArray[np.str_]
 
     @staticmethod
     def nobody() -> "Absent":
         """Return a record of nobody."""
-        return Absent(np.empty(0, np.int64), np.empty(0, FATE), np.empty(0, np.str_))
+        return Absent(np.empty(0, np.int64), np.empty(0), np.empty(0, FATE), np.empty(0, np.str_))
 
 
 def together(absent: Sequence[Absent]) -> Absent:
@@ -108,6 +109,7 @@ def answering(scenario: Scenario, state: ServerState, asked: NDArray[np.int64]) 
     away = asked[~online]
     absent = Absent(
         clients=np.concatenate([away, unable.clients]),
+        asked_s=np.full(len(away) + len(unable.clients), state.totals.simulated_s),
         fates=np.repeat([UNREACHABLE, INFEASIBLE], [len(away), len(unable.clients)]),
         limited_by=np.concatenate([np.full(len(away), "nothing"), unable.limited_by]),
     )

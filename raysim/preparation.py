@@ -22,7 +22,7 @@ from raysim.work import Work
 
 
 def prepare(scenario: Scenario, state: ServerState, executor: Executor) -> ServerState:
-    """Return the state to begin with, all that was spent on it included."""
+    """Return the state to begin with, all that was spent on it included; batteries are full when round 1 begins."""
     if scenario.method.prepare is None:
         return state
     everybody = np.arange(len(scenario.workload.population))

@@ -178,8 +178,9 @@ def close(
     rest = Plan(tuple(works), Absent.nobody(), (), 0.0, after.memory)
     rows = client_columns(scenario, replace(after, round=after.round - 1), rest)
     totals = replace(spend(scenario, after.totals, rest, rows), empty_rounds=after.totals.empty_rounds)
-    together = {name: np.concatenate([column, rows[name]]) for name, column in clients.items()}
-    return replace(after, totals=totals, in_flight=(), versions={}), together
+    order = np.argsort(np.concatenate([clients["client"], rows["client"]]), kind="stable")
+    table = {name: np.concatenate([column, rows[name]])[order] for name, column in clients.items()}
+    return replace(after, totals=totals, in_flight=(), versions={}), table
 
 
 def report_of(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from raysim.errors import SettingError
-from raysim.fates import BATTERY, COUNTED, DROPPED, OFFLINE
+from raysim.fates import BATTERY, COUNTED, DROPPED, OFFLINE, UNREACHABLE
 from raysim.types import RoundReport
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -28,7 +28,7 @@ DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http", "https", "databricks")
 PARAMS_PER_CALL = 100
 METRICS_PER_CALL = 1000
-WAYS = dict.fromkeys((DROPPED, OFFLINE, BATTERY), "interrupted")
+WAYS = dict.fromkeys((DROPPED, OFFLINE, BATTERY, UNREACHABLE), "away")
 """Fates that share a curve; the clients' table and the summary tell them apart."""
 
 

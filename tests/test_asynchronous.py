@@ -179,6 +179,7 @@ def test_unfinished_work_is_in_the_table_of_the_last_round_and_paid_for() -> Non
     last = reports[-1].clients
     rest = last["fate"] == UNFINISHED
     assert rest.sum() >= 2
+    assert (np.diff(last["client"]) > 0).all()
     assert (state.in_flight, state.versions) == ((), {})
     now = state.totals.simulated_s
     np.testing.assert_allclose((last["start_s"] + last["lasts_s"])[rest], now, rtol=1e-9)

@@ -1,13 +1,16 @@
 """Clients that stop of themselves: whether, when, and by what."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from clocked import clocked, devices_of, played, with_figures, work_of
+from clocked import MODES, clocked, devices_of, played, with_devices, with_figures, work_of
 
 from raysim import availability, energy, planning
 from raysim.fates import BATTERY, COUNTED, DROPPED, OFFLINE, UNREACHABLE
 from raysim.interruptions import drops_out_s, interrupted
 from raysim.rounds import initial_state
+from raysim.types import OnlineIntervals
 from raysim.work import Work
 
 MANY = 20_000
@@ -103,6 +106,43 @@ def test_an_empty_battery_cannot_be_reached_until_it_is_charged():
     again = reports[1].clients
     assert UNREACHABLE not in set(again["fate"])
     assert (again["energy_j"][again["fate"] == BATTERY] >= 0.1).all(), "a second of the server's has charged 0.1 J"
+
+
+def test_who_has_dropped_out_neither_waits_nor_pays_for_waiting():
+    """Idle at 1 W: those that are done wait for the end of the round, those that have stopped do not."""
+    scenario = clocked("magnitude", "sync", "selection.clients_per_round=6")
+    scenario = with_figures(scenario, failure_rate=0.5, idle_watts=1.0, battery_j=100.0, charge_watts=0.0)
+    state, (report,) = played(scenario, 1)
+    rows = report.clients
+    waits_s = np.where(rows["fate"] == COUNTED, report.round_s - rows["lasts_s"], 0.0)
+    assert {COUNTED, DROPPED} == set(rows["fate"])
+    np.testing.assert_allclose(rows["energy_j"], waits_s, rtol=1e-9, atol=1e-12)
+    rests_from_s = np.where(rows["fate"] == COUNTED, report.round_s, rows["lasts_s"])
+    np.testing.assert_allclose(state.history[energy.SINCE], rests_from_s, rtol=1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_devices_that_come_and_go_by_a_trace(mode):
+    """Online for 0.6 s, away for 0.4 s, each client from another moment on: what is done by then is paid for."""
+    scenario = clocked("magnitude", mode, "rounds=6", "clock.empty_round_s=0.3")
+    devices = scenario.workload.population.devices
+    count = len(devices.device_of)
+    begins = np.arange(count) * 0.06
+    online = OnlineIntervals(np.arange(count + 1), begins, begins + 0.6, np.ones(count))
+    traced = with_devices(
+        scenario, replace(devices, online=online, trace_of=np.arange(count)),
+    )  # fmt: skip
+    state, reports = played(traced)
+    assert state.totals.fates.keys() >= {OFFLINE, UNREACHABLE}
+    for report in reports:
+        rows = report.clients
+        begin, second = begins[rows["client"]], np.mod(rows["start_s"], 1.0)
+        here = (begin <= second) & (second < begin + 0.6)
+        np.testing.assert_array_equal(here, rows["fate"] != UNREACHABLE)
+        gone = rows["fate"] == OFFLINE
+        np.testing.assert_allclose(rows["lasts_s"][gone], (begin + 0.6 - second)[gone], rtol=1e-9)
+        fits = rows["lasts_s"] <= begin + 0.6 - second + 1e-9
+        assert fits[here].all()
 
 
 def test_who_is_offline_or_empty_is_not_reached(monkeypatch):

@@ -282,9 +282,7 @@ def test_a_width_drawn_from_another_budget_is_not_known(ran):
 SOLVED = ("budget={rule: solved, deadline_s: 0.6}",)
 
 
-@pytest.mark.parametrize(
-    ("figure", "value"), [("flops_per_s", 3e4), ("up_bytes_per_s", 3e4), ("memory_bytes", 1e4)]
-)
+@pytest.mark.parametrize(("figure", "value"), [("flops_per_s", 3e4), ("up_bytes_per_s", 3e4), ("memory_bytes", 1e4)])
 def test_solved_budgets_are_solved_again_and_tell_who_would_have_trained_what(ran, figure, value):
     widest = tuple(tier | {"keep_ratio": 1.0} for tier in TIERS)
     others = (widest[0] | {figure: value}, widest[1])

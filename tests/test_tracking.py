@@ -8,9 +8,9 @@ from conftest import settings_of, tiny_settings
 from raysim import simulation
 from raysim.errors import SettingError
 from raysim.executors import InProcessExecutor
+from raysim.fates import COUNTED, FATES, LATE, SURPLUS, UNFINISHED
 from raysim.rounds import initial_state, run_round
 from raysim.tracking import MlflowTracker, metrics_of, resolve_uri
-from raysim.work import COUNTED, FATES, LATE, SURPLUS, UNFINISHED
 
 
 def test_metrics_stay_under_sixty_with_the_most_tiers_allowed() -> None:
@@ -56,8 +56,8 @@ def test_metrics_stay_under_sixty_with_twelve_tiers_all_diagnostics_and_whatever
     metrics = metrics_of(replace(report, clients=clients, totals=totals))
     assert len(metrics) <= 60
     assert bool(report.diagnostics) == bool(diagnosed)
-    assert metrics["clients/interrupted"] == 3
-    assert metrics["clients/absent"] == 2
+    assert metrics["clients/away"] == 4
+    assert metrics["clients/infeasible"] == 1
     assert metrics[f"clients/{way}"] == 1
     assert metrics["clients/counted"] == 30
     assert sum(value for key, value in metrics.items() if key.startswith("clients/") and "mean" not in key) == 36

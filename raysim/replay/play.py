@@ -113,7 +113,7 @@ class _Replay:
         self._starts.begin(round, state.history, state.in_flight)
         plan = fill_buffer(conditions.rules, state.in_flight, now_s, self._starts.fill)
         never = np.isin(rows["fate"], ABSENT)
-        return replace(plan, absent=_absent(some(rows, never), rows["fate"][never])), rows, 0
+        return replace(plan, absent=_absent(some(rows, never), rows["start_s"][never], rows["fate"][never])), rows, 0
 
     def moved_on(self, state: _State, plan: Plan, rows: Columns, round: int) -> tuple[_State, Columns]:
         """Return the state after a round, and the round's table."""
@@ -145,7 +145,7 @@ class _Replay:
         waits_s = waiting_s(self._conditions.rules, plan, now_s)
         tables = [clock_columns(devices, history, *each) for each in zip(plan.ended, waits_s, strict=True)]
         examples = rows["examples"][np.searchsorted(rows["client"], plan.absent.clients)]
-        table = in_order([*tables, absent_columns(devices, plan.absent, examples, now_s, round)], round)
+        table = in_order([*tables, absent_columns(devices, plan.absent, examples, round)], round)
         row = self._rows_of(table, rows)
         return table | {"row": row, "pruning_ratio": self._recorded.clients["pruning_ratio"][row]}
 
@@ -184,7 +184,7 @@ def plan_together(
     rules = conditions.rules
     starts = online & ~np.isin(rows["fate"], ABSENT)
     fates = np.where(online & (rows["fate"] == INFEASIBLE), INFEASIBLE, UNREACHABLE)[~starts]
-    absent = _absent(some(rows, ~starts), fates)
+    absent = _absent(some(rows, ~starts), np.full(len(fates), now_s), fates)
     if not starts.any():
         return Plan((), absent, (), rules.nobody_s + rules.server_s, {})
     work = work_of(conditions, some(rows, starts), round, now_s)
@@ -193,8 +193,8 @@ def plan_together(
     return Plan((work,), absent, (), lasts_s + rules.server_s, {})
 
 
-def _absent(rows: Columns, fates: NDArray[np.str_]) -> Absent:
-    return Absent(rows["client"], fates, rows["limited_by"])
+def _absent(rows: Columns, asked_s: NDArray[np.float64], fates: NDArray[np.str_]) -> Absent:
+    return Absent(rows["client"], asked_s, fates, rows["limited_by"])
 
 
 def other_work(table: Columns, rows: Columns) -> bool:
