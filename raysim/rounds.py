@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from raysim import asynchronous, client_memory, diagnostics, energy, evaluation, preparation, server_optimizers
-from raysim.accounting import client_columns, mean_loss, reach, spend, submodel_score
+from raysim.accounting import client_columns, in_order, mean_loss, reach, spend, submodel_score
 from raysim.aggregation import apply_updates
 from raysim.cohort import Cohort, choose_masks, classes_owned, tasks_for, view_of
 from raysim.contribution import Contribution, merge
@@ -178,9 +178,7 @@ def close(
     rest = Plan(tuple(works), Absent.nobody(), (), 0.0, after.memory)
     rows = client_columns(scenario, replace(after, round=after.round - 1), rest)
     totals = replace(spend(scenario, after.totals, rest, rows), empty_rounds=after.totals.empty_rounds)
-    order = np.argsort(np.concatenate([clients["client"], rows["client"]]), kind="stable")
-    table = {name: np.concatenate([column, rows[name]])[order] for name, column in clients.items()}
-    return replace(after, totals=totals, in_flight=(), versions={}), table
+    return replace(after, totals=totals, in_flight=(), versions={}), in_order([clients, rows], after.round)
 
 
 def report_of(

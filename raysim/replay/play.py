@@ -134,7 +134,7 @@ class _Replay:
         given_up = self._table(rest, rows, round, now_s, state.history)
         totals = add_round(state.totals, rest, given_up, self._dense, self._recorded.settings.training.epochs)
         totals = replace(totals, empty_rounds=state.totals.empty_rounds)
-        together = {name: np.concatenate([column, given_up[name]]) for name, column in table.items()}
+        together = in_order([table, given_up], round)
         return replace(state, totals=totals, in_flight=()), together
 
     def _table(
