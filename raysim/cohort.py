@@ -160,11 +160,9 @@ def tasks_for(
     scenario: Scenario, cohort: Cohort, masks: Sequence[Mask], load: CohortLoad, memory: Mapping[int, Params]
 ) -> list[ClientTask]:
     """Build the clients' tasks; a share of them, drawn from the seed, is scored on held-out rows."""
-    size, method = len(cohort.clients), scenario.method
+    method = scenario.method
     memory = memory if method.sends_memory or method.objective.sends_memory else {}
-    rng = seeding.generator(scenario.workload.seed, "scored clients", cohort.round)
-    scored = np.zeros(size, dtype=np.bool_)
-    scored[rng.permutation(size)[: round(size * scenario.scored_share)]] = True
+    scored = scored_clients(scenario, cohort)
     return [
         ClientTask(
             int(client), mask, float(budget), float(keep_ratio), int(epochs), bool(is_scored), float(flops),
@@ -175,6 +173,18 @@ def tasks_for(
             strict=True,
         )
     ]  # fmt: skip
+
+
+def scored_clients(scenario: Scenario, cohort: Cohort) -> NDArray[np.bool_]:
+    """Return which clients score their submodels, `(cohort,)`: a share of them, of asynchronous ones in the mean."""
+    seed, size = scenario.workload.seed, len(cohort.clients)
+    if scenario.clock.mode == "async":
+        drawn = seeding.uniform(seed, "scored clients", cohort.round, cohort.clients)[0]
+        return np.asarray(drawn < scenario.scored_share)
+    scored = np.zeros(size, dtype=np.bool_)
+    rng = seeding.generator(seed, "scored clients", cohort.round)
+    scored[rng.permutation(size)[: round(size * scenario.scored_share)]] = True
+    return scored
 
 
 def classes_owned(scenario: Scenario, cohort: Cohort) -> NDArray[np.bool_] | None:

@@ -187,8 +187,8 @@ class ClockSettings(Settings):
     `mode: async`."""
     server_s: NotNegative = 0.0
     """Seconds the server takes for a round, at least 0."""
-    empty_round_s: Positive = 60.0
-    """Seconds that pass where nobody takes part, above 0; with `mode: deadline` it is the deadline."""
+    empty_round_s: Positive | None = None
+    """Seconds that pass where nobody takes part, above 0; default 60. With `mode: deadline` it is the deadline."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -203,6 +203,10 @@ class ClockSettings(Settings):
                     raise ValueError(
                         f"{name}={getattr(self, name)} has no effect with mode={self.mode!r}; it belongs to {mode!r}"
                     )
+        if self.mode == "deadline" and self.empty_round_s is not None:
+            raise ValueError(
+                f"empty_round_s={self.empty_round_s:g} has no effect with mode='deadline', where deadline_s passes"
+            )
         if self.mode == "deadline" and self.deadline_s is None:
             raise ValueError("deadline_s is missing; mode='deadline' needs it, above 0")
         return self
