@@ -99,8 +99,9 @@ def start_order(rows: Columns, seed: int) -> NDArray[np.int64]:
     for round in np.unique(rows["started_round"][started]):
         here = started[rows["started_round"][started] == round]
         drawn[here] = seeding.uniform(seed, "start order", int(round), rows["client"][here])[0]
-    lasts = rows["lasts_s"][started] > 0  # who stops at once makes room for another at the same time
-    keys = (-drawn[started], lasts, rows["start_s"][started], rows["started_round"][started])
+    start_s = rows["start_s"][started]
+    lasts = start_s + rows["lasts_s"][started] > start_s  # who stops at once makes room at the same time
+    keys = (-drawn[started], lasts, start_s, rows["started_round"][started])
     return started[np.lexsort(keys)]
 
 
