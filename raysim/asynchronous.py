@@ -22,6 +22,7 @@ from raysim.planning import (
     ask,
     begun,
     prepared,
+    reach_varies,
     reachable,
     together,
 )
@@ -106,6 +107,7 @@ class _Source:
             self._drawn[work.cohort.clients] = True
         self._waiting: list[Work] = []
         self._draws = 0
+        self._reach_varies = reach_varies(scenario.workload.population.devices)
 
     def fill(self, queue: EventQueue, now_s: float) -> None:
         """Let clients start now, as long as there is room and somebody can be reached."""
@@ -114,7 +116,9 @@ class _Source:
                 return
             work = replace(self._waiting.pop(), start_s=np.array([now_s]))
             clients = work.cohort.clients
-            if reachable(self._scenario, self._at(now_s), clients)[0]:
+            if not self._reach_varies:
+                queue.add(work)
+            elif reachable(self._scenario, self._at(now_s), clients)[0]:
                 queue.add(begun(self._scenario, self.state, work))
             else:  # gone since it was asked
                 self.absent.append(Absent(clients, work.start_s, np.array([UNREACHABLE]), np.array(["nothing"])))
@@ -141,6 +145,8 @@ class _Source:
                 return False
             wanted *= 2
         work, memory = prepared(scenario, now, cohort, self._choose)
+        if not self._reach_varies:  # then all are looked at together: one by one would take as long as all
+            work = begun(scenario, now, work)
         self.state = replace(self.state, memory=memory)
         order = np.argsort(seeding.uniform(scenario.workload.seed, "start order", cohort.round, cohort.clients)[0])
         self._waiting = [work.take(np.array([place])) for place in order]

@@ -62,8 +62,8 @@ def schedule(load: CohortLoad, devices: Devices, clients: NDArray[np.int64], rou
     """Compute how long each client takes for its own submodel.
 
     Seconds of a transfer are latency + bytes / bandwidth; seconds of training are steps x overhead +
-    FLOPs / speed + activation bytes / memory bandwidth. Speed and each bandwidth vary by a lognormal factor
-    drawn for (seed, client, round), the bandwidths by their slow drift, too.
+    FLOPs / speed + activation bytes / memory bandwidth, all of it divided by a lognormal factor drawn for
+    (seed, client, round). So is each bandwidth of the link, which drifts slowly, too.
     """
     return seconds(load, devices, _speed_factors(devices, clients, round, seed))
 
@@ -80,9 +80,12 @@ def seconds(load: CohortLoad, devices: Devices, factors: NDArray[np.float64]) ->
     latency = devices.column("latency_s")
     return CohortTiming(
         download_s=latency + load.down_bytes / (devices.column("down_bytes_per_s") * down),
-        compute_s=load.steps * devices.column("step_overhead_s")
-        + load.train_flops / (devices.column("flops_per_s") * compute)
-        + load.activation_bytes / devices.column("memory_bytes_per_s"),
+        compute_s=(
+            load.steps * devices.column("step_overhead_s")
+            + load.train_flops / devices.column("flops_per_s")
+            + load.activation_bytes / devices.column("memory_bytes_per_s")
+        )
+        / compute,
         upload_s=latency + load.up_bytes / (devices.column("up_bytes_per_s") * up),
     )
 

@@ -137,8 +137,8 @@ class BudgetSettings(Settings):
     """`tier` (the device's `keep_ratio`) or `solved` (the widest submodel, up to `keep_ratio`, that meets the
     deadline and fits the device's memory and data cap)."""
     deadline_s: Positive | None = None
-    """Seconds in which download, training and upload have to be predicted to end, above 0; null = any.
-    For `rule: solved`."""
+    """Seconds in which download, training and upload have to be predicted to end, above 0; null = those of
+    `clock.deadline_s`, else any. For `rule: solved`."""
     steps: Count | None = None
     """Rungs of the ladder of keep ratios, at least 1; default 32. For `rule: solved`."""
 

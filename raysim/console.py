@@ -168,7 +168,9 @@ def print_forecast(forecast: Mapping[str, Any]) -> None:
         f"channel groups: {forecast['channel_groups']} with {forecast['channels']} channels"
     )
     if not forecast["exact"]:
-        console.print("costs are an estimate: what is pruned, or when the run ends, depends on what is learned")
+        console.print(
+            "costs are an estimate: what is pruned, who is asked, or when the run ends depends on what is learned"
+        )
     for layer, reason in forecast["unprunable"].items():
         console.print(f"not pruned: {layer} ({reason})", highlight=False, markup=False)
 

@@ -19,7 +19,7 @@ from raysim.types import Columns, Mask, Params, ServerState, Totals
 
 
 def forecast(scenario: Scenario) -> dict[str, Any]:
-    """Predict a run; exact where neither widths nor the end depend on what is learned, as `exact` says.
+    """Predict a run; exact where nothing of it depends on what is learned, as `exact` says.
 
     Otherwise every round is predicted as if nothing had been learned, without what is done before round 1.
     """
@@ -42,10 +42,16 @@ def forecast(scenario: Scenario) -> dict[str, Any]:
         "channel_groups": len(workload.plan.groups),
         "channels": workload.plan.num_units,
         "unprunable": dict(workload.plan.unprunable),
-        "exact": scenario.method.has_known_costs and isinf(scenario.stop.accuracy),
+        "exact": is_exact(scenario),
         "tiers": tier_rows(scenario, history),
         **summary_of(totals),
     }  # fmt: skip
+
+
+def is_exact(scenario: Scenario) -> bool:
+    """Whether submodels, who is asked and when the run ends are known before anything is learned."""
+    looks_at_losses = "last_loss" in scenario.selection.columns
+    return scenario.method.has_known_costs and not looks_at_losses and isinf(scenario.stop.accuracy)
 
 
 def summary_of(totals: Totals) -> dict[str, Any]:

@@ -131,6 +131,12 @@ def can_answer(
     return online & (energy.levels_j(devices, history, clients, now_s) > 0)
 
 
+def reach_varies(devices: Devices) -> bool:
+    """Whether it depends on the time if a client can be reached and goes on with its work."""
+    sometimes = (devices.figures["availability"] < 1) | (devices.figures["availability_swing"] > 0)
+    return devices.online is not None or bool(sometimes.any()) or energy.have_batteries(devices)
+
+
 def prepared(
     scenario: Scenario, state: ServerState, cohort: Cohort, choose: ChooseMasks
 ) -> tuple[Work, Params]:  # fmt: skip

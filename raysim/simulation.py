@@ -137,7 +137,8 @@ def _build(settings: ExperimentSettings) -> Scenario:
         selection=_selection_rule(settings),
     )
     if settings.budget.rule == "solved":
-        scenario = with_solved_budgets(scenario, settings.budget.deadline_s, settings.budget.steps)
+        deadline_s = settings.budget.deadline_s or settings.clock.deadline_s
+        scenario = with_solved_budgets(scenario, deadline_s, settings.budget.steps)
     check_deadline(scenario)
     return scenario
 

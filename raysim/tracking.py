@@ -139,7 +139,7 @@ class MlflowTracker:
         inputs = example.numpy().astype(np.float32)
         with torch.no_grad():
             outputs = model.eval()(example).numpy()
-        previous = mlflow.get_tracking_uri()
+        previous, in_environment = mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
         mlflow.set_tracking_uri(self.uri)
         try:
             with mlflow.start_run(run_id=self.run_id):
@@ -155,6 +155,9 @@ class MlflowTracker:
                 )
         finally:
             mlflow.set_tracking_uri(previous)
+            os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow sets it, and the next run would go there
+            if in_environment is not None:
+                os.environ["MLFLOW_TRACKING_URI"] = in_environment
         return str(info.model_uri)
 
     def note(self, key: str, text: str) -> None:

@@ -222,6 +222,7 @@ def test_the_page_runs_as_it_stands(capsys, tmp_path, monkeypatch):
         (tmp_path / name).write_text(content, encoding="utf-8")
     (tmp_path / "jobs").symlink_to(ROOT / "jobs")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     commands = re.findall(r"^```sh\n(.*?)\n```$", page, re.MULTILINE | re.DOTALL)
     assert len(commands) == 4
     for command in commands:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim import energy
 from raysim.budget_solver import TOLERANCE, BudgetSolver
 from raysim.config import ExperimentSettings
 from raysim.fates import UNREACHABLE
 from raysim.methods.method import Method
+from raysim.planning import reach_varies
 from raysim.replay.source import Recorded
 from raysim.types import FIGURES, Columns, Devices
 
@@ -35,12 +35,6 @@ def devices_differ(owned: Devices, others: Devices, names: tuple[str, ...] = FIG
     for name in names:
         differs = differs | (owned.column(name) != others.column(name))
     return np.asarray(differs)
-
-
-def reach_varies(devices: Devices) -> bool:
-    """Whether it depends on the time if a client can be reached and goes on with its work."""
-    sometimes = (devices.figures["availability"] < 1) | (devices.figures["availability_swing"] > 0)
-    return devices.online is not None or bool(sometimes.any()) or energy.have_batteries(devices)
 
 
 def keep_ratios_under(

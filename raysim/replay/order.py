@@ -13,7 +13,7 @@ from raysim.asynchronous import EventQueue
 from raysim.clock import ClockRules
 from raysim.fates import ABSENT, COUNTED, UNFINISHED
 from raysim.interruptions import interrupted
-from raysim.replay.changes import reach_varies
+from raysim.planning import reach_varies
 from raysim.replay.starts import Conditions, some, work_of
 from raysim.types import Columns
 from raysim.work import Work
