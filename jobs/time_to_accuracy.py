@@ -1,5 +1,6 @@
 """Draw accuracy against seconds, bytes and joules in every clock mode: `python jobs/time_to_accuracy.py CONFIG`."""
 
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ import click
 from raysim import cli, config_file, files
 from raysim.config_data import Settings, Share
 from raysim.console import say
+from raysim.errors import SettingError
 
 if TYPE_CHECKING:
     from raysim.comparison.curves import Curve
@@ -47,7 +49,7 @@ def time_to_accuracy(config: Path, overrides: tuple[str, ...], output: Path | No
 
 
 def _as_overrides(changes: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(f"{name}={value}" for name, value in changes.items())
+    return tuple(f"{name}={json.dumps(value)}" for name, value in changes.items())
 
 
 def curves_of(folder: Path, comparison: Path, overrides: tuple[str, ...], draw_only: bool) -> "dict[str, Curve]":
@@ -58,6 +60,9 @@ def curves_of(folder: Path, comparison: Path, overrides: tuple[str, ...], draw_o
     if not draw_only:
         run.run(record.open_record(planned, folder))
     runs = {each.label: folder / "runs" / each.folder_name / "rounds.parquet" for each in planned.runs}
+    missing = [path for path in runs.values() if not path.is_file()]
+    if missing:
+        raise SettingError(f"--output={str(folder.parent)!r} does not hold {missing[0].relative_to(folder.parent)}")
     return {label: curves.read(path) for label, path in runs.items()}
 
 

@@ -236,21 +236,24 @@ def _with_dense(totals: Totals, ended: Sequence[Work], dense: ModelCost, epochs:
     return totals
 
 
-def reach(totals: Totals, score: Score | None, targets: Sequence[float], round: int) -> Totals:
-    """Take down what accuracy has been reached, and which targets for the first time."""
+def scored(totals: Totals, score: Score | None) -> Totals:
+    """Take down what accuracy has been reached."""
     if score is None:
         return totals
     best = score.accuracy if totals.best_accuracy is None else max(totals.best_accuracy, score.accuracy)
+    return replace(totals, accuracy=score.accuracy, best_accuracy=best)
+
+
+def reach(totals: Totals, score: Score | None, targets: Sequence[float], round: int) -> Totals:
+    """Take down which targets have been reached for the first time, and what had been spent by then."""
     known = {reached.accuracy for reached in totals.reached}
+    spent = (totals.simulated_s, totals.down_bytes + totals.up_bytes, totals.train_flops, totals.energy_j)
     reached = [
-        Reached(
-            target, round, totals.simulated_s, totals.down_bytes + totals.up_bytes, totals.train_flops,
-            totals.energy_j,
-        )
+        Reached(target, round, *spent)
         for target in targets
-        if target not in known and score.accuracy >= target
-    ]  # fmt: skip
-    return replace(totals, accuracy=score.accuracy, best_accuracy=best, reached=(*totals.reached, *reached))
+        if score is not None and target not in known and score.accuracy >= target
+    ]
+    return replace(totals, reached=(*totals.reached, *reached))
 
 
 def theoretical_flops(scenario: Scenario, work: Work) -> NDArray[np.int64]:

@@ -131,8 +131,8 @@ class _Source:
 
         While nobody answers, twice as many are asked: one by one would take as many draws as there are clients.
         """
-        scenario, buffer_size = self._scenario, self._scenario.clock.buffer_size
-        wanted, now = room + (buffer_size - 1 if self._draws == 0 else 0), self._at(now_s)
+        scenario, now = self._scenario, self._at(now_s)
+        wanted = room + (scenario.clock.buffer_size - 1 if self._draws == 0 else 0)
         while True:
             asked = ask(scenario, now, wanted, self._drawn)
             self._draws += 1

@@ -98,6 +98,8 @@ def _rest_of_slots(online: Drawing, now: NDArray[np.float64]) -> NDArray[np.floa
     left = np.full(len(now), np.inf)
     slots, staying = _slot(now), np.arange(len(now))
     for ahead in range(HORIZON_SLOTS):
+        if not len(staying):
+            break
         stays = online(slots[staying] + ahead, staying)
         leaving = staying[~stays]
         left[leaving] = np.maximum((slots[leaving] + ahead) * SLOT_S - now[leaving], 0)

@@ -118,6 +118,8 @@ def load(path: Path) -> ServerState:
     """
     try:
         content = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise TornCheckpointError(f"it has format {content['format']}; this version reads format {FORMAT}")
         params = load_file(path / "params.safetensors")
         memory = load_file(path / "memory.safetensors")
         recorded = content.pop("sha256")
@@ -136,8 +138,6 @@ def load(path: Path) -> ServerState:
         )  # fmt: skip
     except Exception as error:
         raise TornCheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
-    if content["format"] != FORMAT:
-        raise TornCheckpointError(f"{path} has format {content['format']}; this version reads format {FORMAT}")
     if recorded != _digest(content) or digests != tuple(arrays.digest(each) for each in (params, memory, clock)):
         raise TornCheckpointError(f"{path} is damaged: its content does not have the digest recorded in state.json")
     return state

@@ -1,5 +1,6 @@
 """Experiment settings: typed, documented, checked for form on construction."""
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -227,6 +228,13 @@ class ExperimentSettings(Settings):
             raise ValueError(
                 f"selection.clients_per_round={cohort} is more than population.clients={clients}; "
                 f"allowed: 1 to {clients}"
+            )
+        asked = math.ceil(cohort * (self.clock.over_selection or 1.3) - 1e-9)
+        if self.clock.mode == "over-selection" and asked > clients:
+            raise ValueError(
+                f"clock.over_selection={self.clock.over_selection or 1.3:g} asks {asked} clients for "
+                f"selection.clients_per_round={cohort}, more than population.clients={clients}; "
+                f"allowed: up to {clients / cohort:.4g}"
             )
         concurrency, buffer_size = self.clock.concurrency or cohort, self.clock.buffer_size or cohort
         if self.clock.mode == "async" and concurrency + buffer_size > clients + 1:

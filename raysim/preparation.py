@@ -1,4 +1,4 @@
-"""What a method does before the first round: trained, timed and paid for like any round."""
+"""What a method does before the first round: trained, timed and paid for, everybody being there and on mains."""
 
 from collections.abc import Callable
 from dataclasses import replace

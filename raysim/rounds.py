@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from raysim import asynchronous, client_memory, diagnostics, energy, evaluation, preparation, server_optimizers
-from raysim.accounting import client_columns, in_order, mean_loss, reach, spend, submodel_score
+from raysim.accounting import client_columns, in_order, mean_loss, reach, scored, spend, submodel_score
 from raysim.aggregation import apply_updates
 from raysim.cohort import Cohort, choose_masks, classes_owned, tasks_for, view_of
 from raysim.contribution import Contribution, merge
@@ -59,8 +59,9 @@ def run_round(scenario: Scenario, state: ServerState, executor: Executor) -> tup
     totals = spend(scenario, state.totals, plan, clients)
     after = moved_on(scenario, state, plan, params, memory, totals, clients, received)
     params, score = score_global(scenario, after, executor)
-    after = replace(after, params=params, totals=reach(totals, score, scenario.targets, after.round))
+    after = replace(after, params=params, totals=scored(totals, score))
     after, clients = close(scenario, after, plan, clients)
+    after = replace(after, totals=reach(after.totals, score, scenario.targets, after.round))
     return after, report_of(scenario, state, after, plan, clients, score, received)
 
 
@@ -92,7 +93,9 @@ class Received:
         contribution: What they sent, every client counting with its examples alone.
         masks: What each sent back.
         coverage: Examples behind each entry.
-        summed: The sum of n_k s_k D_k of a tensor, by key; s_k is the weight of a stale update.
+        summed: The sum of n_k s_k D_k of a tensor, by key; s_k is the weight of a stale update. D_k of a buffer,
+            which is an average of values, is taken from its current value, not from that of the version k started
+            from: variances stay positive.
     """
 
     work: Work
@@ -113,14 +116,28 @@ def receive(
     exponent = scenario.clock.staleness_exponent
     weights = [(1 + state.round + 1 - each.cohort.round) ** -exponent for each in counted]
 
+    moved = [buffers_moved(scenario, state, *each) for each in zip(counted, contributions, strict=True)]
+
     def summed(key: str) -> torch.Tensor:
-        total: torch.Tensor = weights[0] * contributions[0].sums["update"].value(key)
-        for weight, other in zip(weights[1:], contributions[1:], strict=True):
-            total += weight * other.sums["update"].value(key)
-        return total
+        terms = [
+            weight * (sent.sums["update"].value(key) + since.get(key, 0))
+            for weight, sent, since in zip(weights, contributions, moved, strict=True)
+        ]
+        return torch.as_tensor(sum(terms[1:], start=terms[0]))
 
     coverage = coverage_of(scenario, work.cohort, masks, contribution)
     return Received(work, contribution, masks, coverage, summed)
+
+
+def buffers_moved(
+    scenario: Scenario, state: ServerState, work: Work, contribution: Contribution
+) -> Params:  # fmt: skip
+    """Return how far each buffer has moved since the version that clients started from, times their examples."""
+    if work.cohort.round == state.round + 1:
+        return {}
+    masks = sent_back(scenario, list(work.masks), contribution)
+    coverage, start = coverage_of(scenario, work.cohort, masks, contribution), version_of(state, work.cohort.round)
+    return {key: coverage[key] * (start[key].double() - state.params[key].double()) for key in scenario.buffers}
 
 
 def learn(
@@ -205,6 +222,7 @@ def report_of(
         clients=clients,
         tiers=scenario.workload.population.devices.tiers,
         diagnostics=diagnosed,
+        is_asynchronous=scenario.clock.mode == "async",
     )
 
 

@@ -284,8 +284,8 @@ def play(
             with one_thread():
                 state, report = run_round(scenario, state, executor)
             state = keep(state, report, scenario, storage)
-        except RunFailedError:
-            raise
+        except RunFailedError as error:  # a stale client names the round it started in
+            raise RunFailedError(failed, *error.args[1:]) from None
         except Exception as error:
             cause = f"{type(error).__name__}: {error}"
             raise RunFailedError(failed, -1, cause, traceback.format_exc()) from error

@@ -254,9 +254,9 @@ def _fates(report: RoundReport) -> dict[str, float]:
     metrics = dict.fromkeys((f"clients/{WAYS.get(fate, fate)}" for fate in (COUNTED, *report.totals.fates)), 0.0)
     for fate in fates:
         metrics[f"clients/{WAYS.get(str(fate), fate)}"] += 1
-    late = report.round - report.clients["started_round"][fates == COUNTED]
-    if late.any():
-        metrics["clients/staleness_mean"] = float(late.mean())
+    staleness = report.round - report.clients["started_round"][fates == COUNTED]
+    if report.is_asynchronous and len(staleness):
+        metrics["clients/staleness_mean"] = float(staleness.mean())
     return metrics
 
 

@@ -472,6 +472,7 @@ class RoundReport:
     clients: Columns
     tiers: tuple[str, ...]
     diagnostics: Mapping[str, float] = field(default_factory=dict)
+    is_asynchronous: bool = False
 
 
 @dataclass(frozen=True, slots=True)

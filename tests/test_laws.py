@@ -645,3 +645,22 @@ def test_law_12_a_killed_actor_changes_nothing(local_ray: None, tmp_path, law_12
                 time.sleep(0.2)
         assert arrays.digest(runner.final_state().params) == expected
         assert ray.get(runner.client_actors[0].process_id.remote()) != pid
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(2, 8), (1, 5), (3, 3)], ids=str)
+def test_running_variances_stay_positive_whatever_version_clients_start_from(size: tuple[int, int]) -> None:
+    settings = tiny_settings(
+        "method.name=fedavg", "model={name: resnet32, options: {}}", "rounds=6", "training.epochs=3",
+        "training.batch_size=4", "population.clients=12", "data.max_train_examples=240", "clock.mode=async",
+        "data.transform={grey_to_rgb: true}", f"clock.buffer_size={size[0]}", f"clock.concurrency={size[1]}",
+        "evaluation.max_examples=40",
+    )  # fmt: skip
+    scenario = simulation.build(settings)
+    state, executor = initial_state(scenario), InProcessExecutor(scenario.workload)
+    for _ in range(6):
+        state, report = run_round(scenario, state, executor)
+        lowest = min(float(value.min()) for key, value in state.params.items() if key.endswith("running_var"))
+        assert lowest > 0
+        assert report.score is not None
+        assert np.isfinite(report.score.loss)

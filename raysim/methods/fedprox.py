@@ -11,8 +11,11 @@ from raysim.methods.scores import draw
 def variable_work(view: RoundView) -> NDArray[np.int64]:
     """Let a share of the cohort train a number of epochs drawn uniformly from 1 to `training.epochs`."""
     size = len(view.clients)
+    if not size:
+        return view.epochs
     order = seeding.generator(view.seed, "stragglers", view.round).permutation(size)
     epochs = np.full(size, view.local.epochs)
-    for place in order[: round(size * view.options["straggler_share"])]:
+    chance = seeding.generator(view.seed, "number of stragglers", view.round, int(view.clients[0])).random()
+    for place in order[: int(size * view.options["straggler_share"] + chance)]:  # of one client, sometimes one
         epochs[place] = draw(view, "epochs", place).integers(1, view.local.epochs + 1)
     return epochs

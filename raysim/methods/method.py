@@ -68,7 +68,7 @@ class CohortReport:
     """What the server knows after a round.
 
     Attributes:
-        view: What it knew before, with the parameters the cohort started from.
+        view: What it knew before; its parameters are those the cohort started from, but for stale clients.
         contribution: What the clients sent; one row per client, in the view's order.
         masks: What each client sent back.
         coverage: Examples behind each entry.
