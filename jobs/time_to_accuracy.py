@@ -23,6 +23,8 @@ class TimeToAccuracySettings(Settings):
 
     comparison: str
     """Path of a comparison file, relative to this one, as of `compare_methods.py`."""
+    title: str = "What accuracy costs"
+    """Above the figure."""
     target: Share
     """Test accuracy whose cost is told, in (0, 1]."""
     modes: dict[str, dict[str, Any]]
@@ -45,7 +47,7 @@ def time_to_accuracy(config: Path, overrides: tuple[str, ...], output: Path | No
         mode: curves_of(folder / mode, comparison, (*_as_overrides(changes), *overrides), draw_only)
         for mode, changes in settings.modes.items()
     }
-    write(folder, curves, settings.target)
+    write(folder, curves, settings)
 
 
 def _as_overrides(changes: dict[str, Any]) -> tuple[str, ...]:
@@ -66,12 +68,13 @@ def curves_of(folder: Path, comparison: Path, overrides: tuple[str, ...], draw_o
     return {label: curves.read(path) for label, path in runs.items()}
 
 
-def write(folder: Path, by_mode: "dict[str, dict[str, Curve]]", target: float) -> None:
+def write(folder: Path, by_mode: "dict[str, dict[str, Curve]]", settings: TimeToAccuracySettings) -> None:
     """Write figure and table."""
     from raysim.comparison import curves
 
+    target = settings.target
     rows = curves.target_rows(by_mode, target)
-    figure = curves.draw(folder / "time_to_accuracy.png", by_mode, "What accuracy costs", target)
+    figure = curves.draw(folder / "time_to_accuracy.png", by_mode, settings.title, target)
     table = files.write_text(folder / "time_to_accuracy.md", curves.markdown(rows, target))
     click.echo(curves.markdown(rows, target), nl=False)
     say(f"figure in {figure}, table in {table}")

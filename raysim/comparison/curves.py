@@ -77,7 +77,8 @@ def _panel(axes: "Axes", by_method: Mapping[str, Curve], cost: str, target: floa
             curve.costs[cost], curve.accuracy, label=method, linewidth=1.8,
             color=WONG[place % len(WONG)], linestyle=DASHES[place % len(DASHES)],
         )  # fmt: skip
-    axes.set_xscale("log")
+    if all((curve.costs[cost] > 0).all() for curve in by_method.values()):
+        axes.set_xscale("log")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
