@@ -9,6 +9,7 @@ from raysim import device_figure, device_sources, device_summary
 from raysim import devices as dealing
 from raysim.config_devices import DeviceSettings
 from raysim.device_presets import PRESETS, Preset, preset
+from raysim.errors import SettingError
 from raysim.types import Devices, Tier
 
 CLIENTS_OF_PRESET = 10_000
@@ -49,8 +50,17 @@ class Page:
         }  # fmt: skip
 
     def draw(self, path: Path) -> None:
-        """Draw the picture."""
-        device_figure.draw(path, self.devices, self.title)
+        """Draw the picture.
+
+        Raises:
+            SettingError: If the file cannot be written.
+        """
+        if path.is_dir():
+            raise SettingError(f"--plot={str(path)!r} cannot be written: it is a folder; allowed: a file")
+        try:
+            device_figure.draw(path, self.devices, self.title)
+        except OSError as error:
+            raise SettingError(f"--plot={str(path)!r} cannot be written: {error.strerror}") from None
 
 
 def of(source: str, clients: int | None, seed: int) -> Page:
