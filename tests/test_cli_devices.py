@@ -11,7 +11,7 @@ from matplotlib import image
 from raysim import cli, device_figure, device_summary
 from raysim.device_presets import PRESETS
 from raysim.devices import listed
-from raysim.types import DeviceProfile
+from raysim.types import FIGURES, DeviceProfile
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +72,18 @@ def test_the_picture_goes_where_it_is_asked_for(devices, folder):
     assert [path.name for path in folder.iterdir()] == ["mine.png"]
 
 
+@pytest.mark.parametrize(
+    ("plot", "why"),
+    [("nowhere/x.png", "No such file or directory"), ("folder", "it is a folder"), ("", "it is a folder")],
+)
+def test_a_picture_that_cannot_be_written_is_told(devices, folder, plot, why):
+    (folder / "folder").mkdir()
+    code, out, err = devices("uniform", "--clients", "2", "--plot", plot)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"raysim: --plot={plot or '.'!r} cannot be written: {why}")
+    assert [path.name for path in folder.rglob("*")] == ["folder"]
+
+
 def test_the_seed_decides_what_is_drawn(devices):
     outputs = [devices("phones-2020", "--json", "--clients", "50", "--seed", seed)[1] for seed in ("0", "0", "1")]
     assert outputs[0] == outputs[1] != outputs[2]
@@ -120,7 +132,20 @@ def test_a_summary_is_counted_by_hand():
     assert first["flops_per_s"] == [1, 5, 9]
     assert first["train_watts"] == 5.5
     assert first["memory_bytes"] == [None] * 3
+    assert tuple(first) == ("tier", "clients", "share", *device_summary.SPREAD_OUT, *device_summary.AVERAGED)
+    assert set(FIGURES) < set(first)
     assert (second["keep_ratio"], second["memory_bytes"]) == ([1, 1, 1], [3, 3, 3])
+
+
+def test_a_mean_of_equal_numbers_is_that_number():
+    (tier,) = device_summary.of_devices(listed([DeviceProfile("a", 1e9, 1, 2, latency_s=0.021)] * 10_000))
+    assert tier["latency_s"] == 0.021
+
+
+def test_half_of_a_tier_without_limits_is_told():
+    profiles = [DeviceProfile("a", 1, 1, 1, battery_j=limit, data_cap_bytes=limit) for limit in (5, np.inf, 7, 5)]
+    (tier,) = device_summary.of_devices(listed(profiles))
+    assert tier["battery_j"] == tier["data_cap_bytes"] == [5, 5, None]
 
 
 def test_a_picture_has_a_colour_for_each_tier_with_clients(tmp_path):
