@@ -109,19 +109,56 @@ def test_files_are_shown_with_all_their_devices(devices, folder):
     assert json.loads(devices("capacity", "--json", "--clients", "20")[1])["clients"] == 20
 
 
+def test_the_end_of_a_name_counts_in_capitals_too(devices, folder):
+    (folder / "A.CSV").write_text("flops_per_s,down_bytes_per_s,up_bytes_per_s\n1,1,1\n", encoding="utf-8")
+    (folder / "B.Json").write_text('{"1": {"computation": 60.0, "communication": 8.0}}', encoding="utf-8")
+    assert [json.loads(devices(name, "--json")[1])["clients"] for name in ("A.CSV", "B.Json")] == [1, 1]
+
+
+def test_the_population_of_settings_is_shown(devices, folder):
+    tier = {"name": "a", "share": 1.0, "flops_per_s": 1e9, "down_bytes_per_s": 1.0, "up_bytes_per_s": 2.0}
+    for name, content in (
+        ("tiers.yaml", {"tiers": [tier]}),
+        ("whole.yml", {"rounds": 2, "population": {"clients": 30, "tiers": [tier]}}),
+        ("preset.yaml", {"population": {"clients": 30, "devices": {"preset": "fedrolex-real"}}}),
+    ):
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+
+    def clients(*parts: str) -> list[int]:
+        return [tier["clients"] for tier in json.loads(devices(*parts, "--json")[1])["tiers"]]
+
+    assert (clients("tiers.yaml"), clients("whole.yml")) == ([10_000], [30])
+    assert clients("whole.yml", "--clients", "7") == [7]
+    assert clients("preset.yaml", "--clients", "100") == [6, 10, 11, 18, 55]
+
+
 @pytest.mark.parametrize(
     ("parts", "told"),
     [
-        (["phone-2020"], "raysim: population.devices.preset='phone-2020' is unknown; known: phones-2020, "),
+        (
+            ["phone-2020"],
+            "raysim: PRESET|FILE='phone-2020' is no preset, and no file; allowed: a preset (phones-2020,",
+        ),
+        (["nowhere.xlsx"], "'nowhere.xlsx' is no preset, and no file; allowed: a preset ("),
+        (["mine.xlsx"], "PRESET|FILE='mine.xlsx' is a file of another kind; allowed: a preset ("),
+        (["."], "PRESET|FILE='.' is a folder; allowed: a preset ("),
+        (["nowhere.JSON"], "population.devices.fedscale='nowhere.JSON' cannot be read: No such file or directory"),
+        (["nowhere.pkl"], "population.devices.fedscale='nowhere.pkl' cannot be read: No such file or directory"),
+        (["nowhere.yaml"], "FILE='nowhere.yaml' cannot be read: No such file or directory"),
+        (["mine.yml"], "FILE='mine.yml': population=3 is not allowed; allowed: settings"),
+        (["other.yaml"], "tiers.0.share is missing"),
         (["nowhere.csv"], "raysim: population.devices.path='nowhere.csv' is not there"),
         (["uniform", "--clients", "0"], "0 is not in the range"),
     ],
 )
 def test_bad_input_leaves_with_two(devices, folder, parts, told):
+    (folder / "mine.xlsx").write_bytes(b"PK..")
+    (folder / "mine.yml").write_text("population: 3", encoding="utf-8")
+    (folder / "other.yaml").write_text("tiers: [{name: a}]", encoding="utf-8")
     code, out, err = devices(*parts)
     assert (code, out) == (2, "")
     assert told in err
-    assert list(folder.iterdir()) == []
+    assert len(list(folder.iterdir())) == 3
 
 
 def test_a_summary_is_counted_by_hand():
