@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from raysim import cli, device_figure, device_summary
+from raysim import cli, device_console, device_figure, device_summary
 from raysim.device_presets import PRESETS
 from raysim.devices import listed
 from raysim.types import FIGURES, DeviceProfile
@@ -70,6 +70,28 @@ def test_the_picture_goes_where_it_is_asked_for(devices, folder):
     code, out, _ = devices("uniform", "--json", "--plot", "mine.png")
     assert (code, json.loads(out)["plot"]) == (0, "mine.png")
     assert [path.name for path in folder.iterdir()] == ["mine.png"]
+
+
+def test_figures_at_their_defaults_are_left_out_of_the_further_table(devices):
+    assert "further figures" not in devices("uniform", "--clients", "3")[1]
+    out = devices("phones-2020", "--clients", "300")[1]
+    (table,) = out.split("further figures")[1:]
+    assert all(told in table for told in ("speed varies", "links vary", "waiting", "charging", "38.5 %", "0.05"))
+    assert not any(left_out in table for left_out in ("drift", "overhead", "cap", "bandwidth", "swings"))
+
+
+def test_every_figure_has_a_column():
+    columns = (*device_console.COLUMNS, *device_console.FURTHER)
+    assert sorted(figure for _, figure, _ in columns) == sorted(("keep_ratio", *FIGURES))
+
+
+@pytest.mark.parametrize("figure", [figure for _, figure, _ in device_console.FURTHER])
+def test_a_figure_that_is_set_has_its_column(devices, folder, figure):
+    (folder / "mine.csv").write_text(
+        f"flops_per_s,down_bytes_per_s,up_bytes_per_s,{figure}\n1,1,1,\n1,1,1,0.5\n", encoding="utf-8"
+    )
+    (heading,) = [heading for heading, name, _ in device_console.FURTHER if name == figure]
+    assert heading.splitlines()[0] in devices("mine.csv")[1].split("further figures")[1]
 
 
 @pytest.mark.parametrize(
