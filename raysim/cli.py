@@ -119,12 +119,15 @@ def _runner(settings: ExperimentSettings) -> Any:
 
 @cli.command()
 @click.argument("source", metavar="[PRESET|FILE]", required=False)
-@click.option("--clients", type=click.IntRange(min=1), help="How many clients are dealt [10000; a file's devices].")
+@click.option("--clients", type=click.IntRange(min=1), help="How many clients are dealt [10000; as a file says].")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of what is drawn [0].")
 @click.option("--plot", type=click.Path(path_type=Path), help="Where the picture goes [devices-<PRESET|FILE>.png].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; a picture only with --plot.")
 def devices(source: str | None, clients: int | None, seed: int, plot: Path | None, as_json: bool) -> None:
-    """Show devices: a PRESET, or a FILE with a table of devices or FedScale's capacities; none lists the presets."""
+    """Show devices: a PRESET or a FILE; without either the presets are listed.
+
+    FILE is a table (.csv, .parquet), FedScale's capacities (.pkl, .pickle, .json), or YAML with a population section.
+    """
     from raysim import device_console, device_page
 
     if source is None:

@@ -62,6 +62,19 @@ def read_yaml(path: Path, given_as: str = "CONFIG") -> dict[str, Any]:
     return content
 
 
+def population_section(path: Path, given_as: str) -> dict[str, Any]:
+    """Return the population of a YAML file: what an experiment's `population` holds, or a whole experiment's.
+
+    Raises:
+        SettingError: If the file cannot be read or its population holds no settings.
+    """
+    content = read_yaml(path, given_as)
+    section = content.get("population", content)
+    if not isinstance(section, dict):
+        raise SettingError(f"{given_as}={str(path)!r}: population={section!r} is not allowed; allowed: settings")
+    return section
+
+
 def apply_override(settings: dict[str, Any], override: str) -> None:
     """Set one dotted `name=value` in nested settings; a number in a name is a place in a list."""
     set_value(settings, *parse_override(override))

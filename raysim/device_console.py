@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from math import inf
 from typing import Any
 
 from rich.console import Console
@@ -9,8 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from raysim.device_presets import PRESETS, Preset
+from raysim.device_summary import SPREAD_OUT
+from raysim.types import DeviceProfile
 
 Summary = Sequence[Mapping[str, Any]]
+Column = tuple[str, str, float]
 
 
 def console() -> Console:
@@ -28,8 +33,15 @@ def print_presets() -> None:
 def print_devices(title: str, summary: Summary, preset: Preset | None) -> None:
     """Print a table of the tiers, and where a preset's figures come from."""
     console().print(devices_table(title, summary))
+    further = further_columns(summary)
+    if further:
+        console().print(table_of("further figures; the others are at their defaults", summary, further))
+    spread = ", ".join(
+        heading.partition("\n")[0] for heading, figure, _ in (*COLUMNS, *further) if figure in SPREAD_OUT
+    )
     console().print(
-        "of figures that differ within a tier: the median, and the p10 and p90 of its clients", style="dim"
+        f"where they differ within a tier, {spread}: the median, and the p10 and p90 of its clients; else: the mean",
+        style="dim",
     )
     if preset is not None:
         for source in preset.sources:
@@ -44,17 +56,52 @@ COLUMNS = (
     ("online", "availability", 0.01), ("drops out", "failure_rate", 0.01),
 )  # fmt: skip
 """Heading, figure, and its unit."""
+FURTHER = (
+    ("step overhead\nms", "step_overhead_s", 1e-3), ("memory bandwidth\nGB/s", "memory_bytes_per_s", 1e9),
+    ("data cap\nMB", "data_cap_bytes", 1e6), ("speed varies\nby", "compute_variation", 0.01),
+    ("links vary\nby", "link_variation", 0.01), ("links drift\nby", "link_drift", 0.01),
+    ("waiting\nW", "idle_watts", 1.0), ("charging\nW", "charge_watts", 1.0),
+    ("online swings\nby", "availability_swing", 0.01),
+)  # fmt: skip
+"""Shown where a tier has another than the default."""
+DEFAULTS = {field.name: field.default for field in fields(DeviceProfile)}
 PERCENT = 0.01
 
 
 def devices_table(title: str, summary: Summary) -> Table:
     """Return the tiers of a population as a table."""
+    counts = [(f"{tier['clients']:,}", f"{tier['share']:.2%}") for tier in summary]
+    return table_of(title, summary, COLUMNS, ("clients", "share"), counts)
+
+
+def further_columns(summary: Summary) -> list[Column]:
+    """Return the columns of further figures in which any tier differs from the default."""
+    return [column for column in FURTHER if any(_differs(tier[column[1]], column[1]) for tier in summary)]
+
+
+def _differs(value: float | Sequence[float | None], figure: str) -> bool:
+    values = value if isinstance(value, Sequence) else [value]
+    return any((inf if each is None else each) != DEFAULTS[figure] for each in values)
+
+
+def table_of(
+    title: str, summary: Summary, columns: Sequence[Column], more: Sequence[str] = (),
+    cells: Sequence[Sequence[str]] | None = None,
+) -> Table:  # fmt: skip
+    """Return a table with a row per tier.
+
+    Args:
+        title: What stands above it.
+        summary: The tiers, described.
+        columns: Figures to tell.
+        more: Headings of further columns before them.
+        cells: What stands in these, for each tier.
+    """
     table = Table(title=Text(title, style="italic"))
-    for heading in ("tier", "clients", "share", *(column[0] for column in COLUMNS)):
+    for heading in ("tier", *more, *(column[0] for column in columns)):
         table.add_column(heading, justify="left" if heading == "tier" else "right")
-    for tier in summary:
-        cells = [_cell(tier[figure], unit) for _, figure, unit in COLUMNS]
-        table.add_row(tier["tier"], f"{tier['clients']:,}", f"{tier['share']:.2%}", *cells)
+    for tier, first in zip(summary, cells or [()] * len(summary), strict=True):
+        table.add_row(tier["tier"], *first, *(_cell(tier[figure], unit) for _, figure, unit in columns))
     return table
 
 

@@ -1,9 +1,10 @@
 """Devices from a table in a file: a row per device, columns named as in a profile."""
 
 import re
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from raysim import devices
 from raysim.errors import SettingError, nearest_first
 from raysim.types import FIGURES, DeviceProfile, Devices
 
+SUFFIXES = (".csv", ".parquet")
 REQUIRED = ("flops_per_s", "down_bytes_per_s", "up_bytes_per_s")
 NUMBERS = ("keep_ratio", *FIGURES)
 KNOWN = ("name", *NUMBERS)
@@ -21,13 +23,25 @@ UNLIMITED = ("memory_bytes_per_s", "memory_bytes", "data_cap_bytes", "battery_j"
 """Columns in which an empty cell means no limit, as everywhere it means the default."""
 DEFAULTS: dict[str, Any] = {"keep_ratio": 1.0, **{field.name: field.default for field in fields(DeviceProfile)}}
 
-ABOVE_0 = "above 0 and finite"
-AT_LEAST_0 = "at least 0 and finite"
-SHARE = "in (0, 1]"
-ALLOWED = dict.fromkeys(NUMBERS, AT_LEAST_0) | dict.fromkeys((*REQUIRED, *UNLIMITED), ABOVE_0)
-ALLOWED |= {"keep_ratio": SHARE, "availability": SHARE}
-ALLOWED |= {"availability_swing": "in [0, 1]", "failure_rate": "in [0, 1)"}
-ALLOWED |= {"availability_swing": "in [0, 1]", "failure_rate": "in [0, 1)"}
+
+class Range(NamedTuple):
+    """Which numbers are allowed, in words, and the test of it."""
+
+    words: str
+    holds: Callable[[NDArray[np.float64]], NDArray[np.bool_]]
+
+
+ABOVE_0 = Range("above 0 and finite", lambda values: (values > 0) & (values < np.inf))
+AT_LEAST_0 = Range("at least 0 and finite", lambda values: (values >= 0) & (values < np.inf))
+SHARE = Range("in (0, 1]", lambda values: (values > 0) & (values <= 1))
+ALLOWED = {
+    **dict.fromkeys(NUMBERS, AT_LEAST_0),
+    **dict.fromkeys((*REQUIRED, *UNLIMITED), ABOVE_0),
+    **dict.fromkeys(("keep_ratio", "availability"), SHARE),
+    "availability_swing": Range("in [0, 1]", lambda values: (values >= 0) & (values <= 1)),
+    "failure_rate": Range("in [0, 1)", lambda values: (values >= 0) & (values < 1)),
+}
+"""What a file allows of each figure: what the settings of a profile do."""
 
 
 def read(path: str) -> Devices:
@@ -40,7 +54,7 @@ def read(path: str) -> Devices:
     setting = f"population.devices.path={path!r}"
     table = _table(path, setting)
     _check_columns(table, setting)
-    is_text = path.endswith(".csv")
+    is_text = Path(path).suffix.lower() == ".csv"
     given = [name for name in NUMBERS if name in table.column_names]
     figures = {name: _numbers(table[name], name, setting, is_text) for name in given}
     keep_ratios = figures.pop("keep_ratio", None)
@@ -49,8 +63,8 @@ def read(path: str) -> Devices:
 
 
 def _table(path: str, setting: str) -> Any:
-    suffix = Path(path).suffix
-    if suffix not in (".csv", ".parquet"):
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
         raise SettingError(f"{setting} is no table of devices; allowed: a file that ends in .csv or .parquet")
     if not Path(path).is_file():
         raise SettingError(f"{setting} is not there; allowed: an existing file")
@@ -84,7 +98,7 @@ def _numbers(column: Any, name: str, setting: str, is_text: bool) -> NDArray[np.
     """Return a column's numbers, empty cells as the profile's default, `(devices,)`."""
     empty = column.is_null().to_numpy()
     values = _as_floats(column, name, setting, is_text)
-    wrong = ~_is_allowed(values, name) & ~empty
+    wrong = ~ALLOWED[name].holds(values) & ~empty
     if name in REQUIRED:
         wrong |= empty
     if wrong.any():
@@ -116,15 +130,8 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _is_allowed(values: NDArray[np.float64], name: str) -> NDArray[np.bool_]:
-    allowed = ALLOWED[name]
-    at_least_0 = values > 0 if allowed in (ABOVE_0, SHARE) else values >= 0
-    below = values < 1 if allowed.endswith("1)") else values <= (1 if allowed.endswith("1]") else np.finfo(float).max)
-    return np.asarray(at_least_0 & below)
-
-
 def _not_allowed(setting: str, row: int, name: str, value: object) -> SettingError:
-    allowed = f"a number {ALLOWED[name]}"
+    allowed = f"a number {ALLOWED[name].words}"
     if name in UNLIMITED:
         allowed += ", or an empty cell for no limit"
     return SettingError(f"{setting}: row {row + 1}: {name}={value!s} is not allowed; allowed: {allowed}")

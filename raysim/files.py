@@ -8,9 +8,13 @@ from pathlib import Path
 def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a file beside `path`, bring it to the disk, then give it its name."""
     partial = path.with_name(f".{path.name}.partial")
-    write(partial)
-    flush(partial)
-    partial.replace(path)
+    try:
+        write(partial)
+        flush(partial)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     flush(path.parent)
     return path
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from raysim import cli, device_figure, device_summary
+from raysim import cli, device_console, device_figure, device_summary
 from raysim.device_presets import PRESETS
 from raysim.devices import listed
-from raysim.types import DeviceProfile
+from raysim.types import FIGURES, DeviceProfile
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +72,40 @@ def test_the_picture_goes_where_it_is_asked_for(devices, folder):
     assert [path.name for path in folder.iterdir()] == ["mine.png"]
 
 
+def test_figures_at_their_defaults_are_left_out_of_the_further_table(devices):
+    assert "further figures" not in devices("uniform", "--clients", "3")[1]
+    out = devices("phones-2020", "--clients", "300")[1]
+    (table,) = out.split("further figures")[1:]
+    assert all(told in table for told in ("speed varies", "links vary", "waiting", "charging", "38.5 %", "0.05"))
+    assert not any(left_out in table for left_out in ("drift", "overhead", "cap", "bandwidth", "swings"))
+
+
+def test_every_figure_has_a_column():
+    columns = (*device_console.COLUMNS, *device_console.FURTHER)
+    assert sorted(figure for _, figure, _ in columns) == sorted(("keep_ratio", *FIGURES))
+
+
+@pytest.mark.parametrize("figure", [figure for _, figure, _ in device_console.FURTHER])
+def test_a_figure_that_is_set_has_its_column(devices, folder, figure):
+    (folder / "mine.csv").write_text(
+        f"flops_per_s,down_bytes_per_s,up_bytes_per_s,{figure}\n1,1,1,\n1,1,1,0.5\n", encoding="utf-8"
+    )
+    (heading,) = [heading for heading, name, _ in device_console.FURTHER if name == figure]
+    assert heading.splitlines()[0] in devices("mine.csv")[1].split("further figures")[1]
+
+
+@pytest.mark.parametrize(
+    ("plot", "why"),
+    [("nowhere/x.png", "No such file or directory"), ("folder", "it is a folder"), ("", "it is a folder")],
+)
+def test_a_picture_that_cannot_be_written_is_told(devices, folder, plot, why):
+    (folder / "folder").mkdir()
+    code, out, err = devices("uniform", "--clients", "2", "--plot", plot)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"raysim: --plot={plot or '.'!r} cannot be written: {why}")
+    assert [path.name for path in folder.rglob("*")] == ["folder"]
+
+
 def test_the_seed_decides_what_is_drawn(devices):
     outputs = [devices("phones-2020", "--json", "--clients", "50", "--seed", seed)[1] for seed in ("0", "0", "1")]
     assert outputs[0] == outputs[1] != outputs[2]
@@ -97,19 +131,56 @@ def test_files_are_shown_with_all_their_devices(devices, folder):
     assert json.loads(devices("capacity", "--json", "--clients", "20")[1])["clients"] == 20
 
 
+def test_the_end_of_a_name_counts_in_capitals_too(devices, folder):
+    (folder / "A.CSV").write_text("flops_per_s,down_bytes_per_s,up_bytes_per_s\n1,1,1\n", encoding="utf-8")
+    (folder / "B.Json").write_text('{"1": {"computation": 60.0, "communication": 8.0}}', encoding="utf-8")
+    assert [json.loads(devices(name, "--json")[1])["clients"] for name in ("A.CSV", "B.Json")] == [1, 1]
+
+
+def test_the_population_of_settings_is_shown(devices, folder):
+    tier = {"name": "a", "share": 1.0, "flops_per_s": 1e9, "down_bytes_per_s": 1.0, "up_bytes_per_s": 2.0}
+    for name, content in (
+        ("tiers.yaml", {"tiers": [tier]}),
+        ("whole.yml", {"rounds": 2, "population": {"clients": 30, "tiers": [tier]}}),
+        ("preset.yaml", {"population": {"clients": 30, "devices": {"preset": "fedrolex-real"}}}),
+    ):
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+
+    def clients(*parts: str) -> list[int]:
+        return [tier["clients"] for tier in json.loads(devices(*parts, "--json")[1])["tiers"]]
+
+    assert (clients("tiers.yaml"), clients("whole.yml")) == ([10_000], [30])
+    assert clients("whole.yml", "--clients", "7") == [7]
+    assert clients("preset.yaml", "--clients", "100") == [6, 10, 11, 18, 55]
+
+
 @pytest.mark.parametrize(
     ("parts", "told"),
     [
-        (["phone-2020"], "raysim: population.devices.preset='phone-2020' is unknown; known: phones-2020, "),
+        (
+            ["phone-2020"],
+            "raysim: PRESET|FILE='phone-2020' is no preset, and no file; allowed: a preset (phones-2020,",
+        ),
+        (["nowhere.xlsx"], "'nowhere.xlsx' is no preset, and no file; allowed: a preset ("),
+        (["mine.xlsx"], "PRESET|FILE='mine.xlsx' is a file of another kind; allowed: a preset ("),
+        (["."], "PRESET|FILE='.' is a folder; allowed: a preset ("),
+        (["nowhere.JSON"], "population.devices.fedscale='nowhere.JSON' cannot be read: No such file or directory"),
+        (["nowhere.pkl"], "population.devices.fedscale='nowhere.pkl' cannot be read: No such file or directory"),
+        (["nowhere.yaml"], "FILE='nowhere.yaml' cannot be read: No such file or directory"),
+        (["mine.yml"], "FILE='mine.yml': population=3 is not allowed; allowed: settings"),
+        (["other.yaml"], "tiers.0.share is missing"),
         (["nowhere.csv"], "raysim: population.devices.path='nowhere.csv' is not there"),
         (["uniform", "--clients", "0"], "0 is not in the range"),
     ],
 )
 def test_bad_input_leaves_with_two(devices, folder, parts, told):
+    (folder / "mine.xlsx").write_bytes(b"PK..")
+    (folder / "mine.yml").write_text("population: 3", encoding="utf-8")
+    (folder / "other.yaml").write_text("tiers: [{name: a}]", encoding="utf-8")
     code, out, err = devices(*parts)
     assert (code, out) == (2, "")
     assert told in err
-    assert list(folder.iterdir()) == []
+    assert len(list(folder.iterdir())) == 3
 
 
 def test_a_summary_is_counted_by_hand():
@@ -120,7 +191,20 @@ def test_a_summary_is_counted_by_hand():
     assert first["flops_per_s"] == [1, 5, 9]
     assert first["train_watts"] == 5.5
     assert first["memory_bytes"] == [None] * 3
+    assert tuple(first) == ("tier", "clients", "share", *device_summary.SPREAD_OUT, *device_summary.AVERAGED)
+    assert set(FIGURES) < set(first)
     assert (second["keep_ratio"], second["memory_bytes"]) == ([1, 1, 1], [3, 3, 3])
+
+
+def test_a_mean_of_equal_numbers_is_that_number():
+    (tier,) = device_summary.of_devices(listed([DeviceProfile("a", 1e9, 1, 2, latency_s=0.021)] * 10_000))
+    assert tier["latency_s"] == 0.021
+
+
+def test_half_of_a_tier_without_limits_is_told():
+    profiles = [DeviceProfile("a", 1, 1, 1, battery_j=limit, data_cap_bytes=limit) for limit in (5, np.inf, 7, 5)]
+    (tier,) = device_summary.of_devices(listed(profiles))
+    assert tier["battery_j"] == tier["data_cap_bytes"] == [5, 5, None]
 
 
 def test_a_picture_has_a_colour_for_each_tier_with_clients(tmp_path):

@@ -15,7 +15,7 @@ from raysim.device_presets import PRESETS
 
 PAGE = (ROOT / "docs" / "devices.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^```\w+ (\S+\.\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
-SETTINGS = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+SETTINGS = re.findall(r"^```yaml(?: \S+)?\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 COMMANDS = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[0].splitlines()
 
 
@@ -31,9 +31,9 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_the_page_has_its_parts():
-    assert list(FILES) == ["my_devices.csv", "capacity.json", "availability.json"]
+    assert list(FILES) == ["my_devices.csv", "my_population.yaml", "capacity.json", "availability.json"]
     assert len(SETTINGS) == 5
-    assert len(COMMANDS) == 4
+    assert len(COMMANDS) == 5
 
 
 @pytest.mark.parametrize("text", SETTINGS)
@@ -52,7 +52,8 @@ def test_commands_run(folder, capsys, command):
     assert left.value.code == 0
     output = capsys.readouterr().out
     if "--json" in command:
-        assert [tier["tier"] for tier in json.loads(output)["tiers"]] == ["slow", "fast"]
+        expected = ["board", "phone"] if "yaml" in command else ["slow", "fast"]
+        assert [tier["tier"] for tier in json.loads(output)["tiers"]] == expected
     pictures = {"phones.png", "devices-my_devices.png"} & {path.name for path in folder.iterdir()}
     assert len(pictures) == (1 if "phones" in command or "csv" in command else 0)
 

@@ -16,6 +16,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no space"):
         write_atomically(target, write)
     assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
     write_text(target, "new")
     assert target.read_text() == "new"
     write_text(target, "newer")

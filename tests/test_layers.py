@@ -35,7 +35,7 @@ RANKS: dict[str, float] = {
     "raysim.device_sources": 1.1,
     "raysim.device_summary": 1.1,
     "raysim.device_figure": 1.15,
-    "raysim.device_page": 1.2,
+    "raysim.device_page": 1.25,
     "raysim.data": 1,
     "raysim.data.raw": 1,
     "raysim.data.resample": 1,
