@@ -18,13 +18,13 @@ from raysim.planning import (
     Absent,
     ChooseMasks,
     Plan,
+    all_absent,
     answering,
     ask,
     begun,
     prepared,
     reach_varies,
     reachable,
-    together,
 )
 from raysim.scenario import Scenario
 from raysim.types import ServerState
@@ -65,7 +65,7 @@ def plan_buffer(scenario: Scenario, state: ServerState, choose: ChooseMasks = ch
     """
     source = _Source(scenario, state, choose)
     plan = fill_buffer(scenario.clock, state.in_flight, state.totals.simulated_s, source.fill)
-    return replace(plan, absent=together(source.absent), memory=source.state.memory)
+    return replace(plan, absent=all_absent(source.absent), memory=source.state.memory)
 
 
 def fill_buffer(

@@ -40,7 +40,7 @@ class Absent:
         return Absent(np.empty(0, np.int64), np.empty(0), np.empty(0, FATE), np.empty(0, np.str_))
 
 
-def together(absent: Sequence[Absent]) -> Absent:
+def all_absent(absent: Sequence[Absent]) -> Absent:
     """Return all who are absent as one, in ascending order of ids."""
     columns = [np.concatenate([getattr(each, name) for each in absent]) for name in Absent.__slots__]
     order = np.argsort(columns[0])

@@ -31,7 +31,7 @@ from raysim.types import (
     ServerState,
     Totals,
 )
-from raysim.work import Work, together, unfinished
+from raysim.work import Work, joined_work, unfinished
 
 NOTHING_TRAINED = CoverageSummary(mean=0.0, min=0.0, untrained_share=1.0, untrained_channel_share=1.0)
 
@@ -109,7 +109,7 @@ def receive(
     scenario: Scenario, state: ServerState, counted: Sequence[Work], contributions: Sequence[Contribution]
 ) -> Received:
     """Join what clients of all versions sent."""
-    work = together(counted)
+    work = joined_work(counted)
     work = replace(work, cohort=replace(work.cohort, round=state.round + 1))
     contribution = merge(contributions)
     masks = sent_back(scenario, list(work.masks), contribution)

@@ -103,7 +103,7 @@ def unfinished(work: Work, now_s: float) -> Work:
     return replace(work, lasts_s=np.minimum(work.lasts_s, elapsed_s), fates=fates)
 
 
-def together(works: Sequence[Work]) -> Work:
+def joined_work(works: Sequence[Work]) -> Work:
     """Return work of one version as one, in ascending order of ids."""
     order = np.argsort(np.concatenate([work.cohort.clients for work in works]))
     masks = [mask for work in works for mask in work.masks]
@@ -119,7 +119,7 @@ def together(works: Sequence[Work]) -> Work:
 def by_version(works: Sequence[Work]) -> tuple[Work, ...]:
     """Return work joined where it started from one version, oldest first."""
     rounds = sorted({work.cohort.round for work in works})
-    return tuple(together([work for work in works if work.cohort.round == round]) for round in rounds)
+    return tuple(joined_work([work for work in works if work.cohort.round == round]) for round in rounds)
 
 
 def _columns(records: Sequence[object], names: Sequence[str], order: NDArray[np.int64]) -> list[NDArray[Any]]:

@@ -5,7 +5,7 @@ import pytest
 from clocked import work_of
 
 from raysim.fates import BATTERY, COUNTED, DROPPED, LATE, SURPLUS, UNFINISHED
-from raysim.work import Work, by_version, part_of, stopped, together, unfinished
+from raysim.work import Work, by_version, joined_work, part_of, stopped, unfinished
 
 PHASES = (2.0, 5.0, 4.0)
 
@@ -87,7 +87,7 @@ def test_what_is_still_at_work_when_the_run_ends_is_unfinished():
 
 def test_work_is_joined_in_the_order_of_ids_and_of_versions():
     late, early, other = work_of([PHASES], [8], round=3), work_of([(1.0, 1.0, 1.0)], [5], round=3), work_of([PHASES])
-    joined = together([late, early])
+    joined = joined_work([late, early])
     assert joined.cohort.clients.tolist() == [5, 8]
     assert joined.lasts_s.tolist() == [3.0, 11.0]
     assert [work.cohort.round for work in by_version([late, other, early])] == [1, 3]
