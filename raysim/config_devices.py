@@ -57,6 +57,12 @@ class ProfileSettings(Settings):
     failure_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability that it drops out of a round it takes part in, in [0, 1)."""
 
+    @model_validator(mode="after")
+    def _check_battery(self) -> Self:
+        if self.charge_watts and self.battery_j is None:
+            raise ValueError(f"charge_watts={self.charge_watts:g} has no effect without battery_j")
+        return self
+
 
 class TierSettings(ProfileSettings):
     """A share of the clients with one kind of device."""
@@ -69,6 +75,12 @@ class TierSettings(ProfileSettings):
     """Standard deviation of the bandwidths between the tier's clients, as a share of the mean, at least 0."""
     memory_spread: NotNegative = 0.0
     """Standard deviation of the memory between the tier's clients, as a share of the mean, at least 0."""
+
+    @model_validator(mode="after")
+    def _check_memory(self) -> Self:
+        if self.memory_spread and self.memory_bytes is None:
+            raise ValueError(f"memory_spread={self.memory_spread:g} has no effect without memory_bytes")
+        return self
 
 
 class DeviceSettings(Settings):

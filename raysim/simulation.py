@@ -137,6 +137,8 @@ def _build(settings: ExperimentSettings) -> Scenario:
         selection=_selection_rule(settings),
     )
     if settings.budget.rule == "solved":
+        if method.leaves_budgets_aside:
+            say(f"budgets are left aside: method.name={settings.method.name!r} trains the full model")
         deadline_s = settings.budget.deadline_s or settings.clock.deadline_s
         scenario = with_solved_budgets(scenario, deadline_s, settings.budget.steps)
     check_deadline(scenario)

@@ -59,6 +59,11 @@ def resolve(name: str, given: Mapping[str, Any], clients_per_round: int) -> Sele
         raise unknown_name("selection.rule", name, SELECTIONS)
     row = SELECTIONS[name]
     rule = replace(row, options=own_options(name, row.own, given, "selection.rule"))
+    if rule.options.get("preferred_s") and "preferred_quantile" in given:
+        raise SettingError(
+            f"selection.options.preferred_quantile={given['preferred_quantile']} has no effect with preferred_s="
+            f"{rule.options['preferred_s']:g}; it belongs to preferred_s=0"
+        )
     candidates = rule.options.get("candidates", 0)
     if 0 < candidates < clients_per_round:
         raise SettingError(

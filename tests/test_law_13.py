@@ -1,0 +1,244 @@
+"""Law 13: every setting of devices, budgets, selection and the clock has an effect or is refused.
+
+A table of setting -> smallest run that changes; a setting that is missing in it fails.
+"""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from clocked import MODES, QUICK, played
+from conftest import tiny_settings
+
+from raysim import arrays, device_sources, simulation
+from raysim.config import ExperimentSettings
+from raysim.config_devices import (
+    BudgetSettings,
+    ClockSettings,
+    CostSettings,
+    DeviceSettings,
+    PopulationSettings,
+    ProfileSettings,
+    SelectionSettings,
+    StopSettings,
+    TierSettings,
+)
+from raysim.errors import SettingError
+from raysim.forecast import forecast, summary_of, targets_of
+from raysim.price import Prices, costs_of
+
+SECTIONS = {
+    "population": PopulationSettings,
+    "population.tiers": TierSettings,
+    "population.devices": DeviceSettings,
+    "budget": BudgetSettings,
+    "selection": SelectionSettings,
+    "clock": ClockSettings,
+    "costs": CostSettings,
+    "stop": StopSettings,
+}
+MORE = ("evaluation.targets",)
+"""Settings of other sections that are in the table."""
+
+
+def predicted(settings: ExperimentSettings) -> Any:
+    return forecast(simulation.build(settings))
+
+
+def trained(settings: ExperimentSettings) -> Any:
+    """What a run comes to, where that is not known without training."""
+    scenario = simulation.build(settings)
+    state, _ = played(scenario)
+    totals = state.totals
+    return state.round, arrays.digest(state.params), summary_of(totals), targets_of(totals, scenario.targets)
+
+
+def priced(settings: ExperimentSettings) -> Any:
+    return costs_of(Prices(**settings.costs.model_dump()), energy_j=7.2e6, wall_s=1800)
+
+
+class Change(NamedTuple):
+    """A run, and what is set in it."""
+
+    base: tuple[str, ...]
+    change: tuple[str, ...]
+    observed: Any = predicted
+
+
+def tier(*settings: str) -> tuple[str, ...]:
+    return tuple(f"population.tiers.{place}.{setting}" for place in range(4) for setting in settings)
+
+
+ALL = ("selection.clients_per_round=6",)
+SOLVED = (*ALL, "budget.rule=solved")
+ON_BATTERIES = (*QUICK, *tier("battery_j=3.0", "train_watts=2.0"))
+NOBODY = tier("availability=1e-9")
+DEADLINE, OVER, ASYNC = ((*QUICK, *MODES[mode]) for mode in ("deadline", "over-selection", "async"))
+
+
+def devices(setting: str) -> tuple[str, ...]:
+    return (*ALL, "population.tiers=null", f"population.devices={{{setting}}}")
+
+
+CHANGES: dict[str, Change] = {
+    "population.clients": Change((), ("population.clients=7",)),
+    "population.tiers": Change(ALL, ("population.tiers.0.share=0.3", "population.tiers.1.share=0.2")),
+    "population.devices": Change(ALL, devices("preset: uniform")[1:]),
+    "population.tiers.name": Change((), ("population.tiers.0.name=other",)),
+    "population.tiers.share": Change(ALL, ("population.tiers.0.share=0.3", "population.tiers.1.share=0.2")),
+    "population.tiers.keep_ratio": Change(ALL, ("population.tiers.0.keep_ratio=0.5",)),
+    "population.tiers.flops_per_s": Change(ALL, ("population.tiers.0.flops_per_s=2e+8",)),
+    "population.tiers.down_bytes_per_s": Change(ALL, ("population.tiers.0.down_bytes_per_s=1e+4",)),
+    "population.tiers.up_bytes_per_s": Change(ALL, ("population.tiers.0.up_bytes_per_s=1e+4",)),
+    "population.tiers.latency_s": Change(ALL, ("population.tiers.0.latency_s=0.2",)),
+    "population.tiers.step_overhead_s": Change(ALL, ("population.tiers.0.step_overhead_s=0.2",)),
+    "population.tiers.memory_bytes_per_s": Change(ALL, ("population.tiers.0.memory_bytes_per_s=1e+6",)),
+    "population.tiers.compute_variation": Change(ALL, ("population.tiers.0.compute_variation=0.5",)),
+    "population.tiers.link_variation": Change(ALL, ("population.tiers.0.link_variation=0.1",)),
+    "population.tiers.link_drift": Change(ALL, ("population.tiers.0.link_drift=0.1",)),
+    "population.tiers.memory_bytes": Change((*SOLVED, "budget.deadline_s=1e+4"), tier("memory_bytes=5e+4")),
+    "population.tiers.data_cap_bytes": Change((*SOLVED, "budget.deadline_s=1e+4"), tier("data_cap_bytes=9e+3")),
+    "population.tiers.train_watts": Change(ALL, ("population.tiers.0.train_watts=1.0",)),
+    "population.tiers.idle_watts": Change(ALL, ("population.tiers.3.idle_watts=1.0",)),
+    "population.tiers.radio_j_per_byte": Change(ALL, ("population.tiers.0.radio_j_per_byte=1e-3",)),
+    "population.tiers.battery_j": Change((*QUICK, *tier("train_watts=2.0")), tier("battery_j=3.0")),
+    "population.tiers.charge_watts": Change(ON_BATTERIES, tier("charge_watts=1.0")),
+    "population.tiers.availability": Change((), tier("availability=0.3")),
+    "population.tiers.availability_swing": Change(tier("availability=0.5"), tier("availability_swing=0.5")),
+    "population.tiers.failure_rate": Change((), tier("failure_rate=0.9")),
+    "population.tiers.compute_spread": Change(ALL, ("population.tiers.0.compute_spread=0.5",)),
+    "population.tiers.link_spread": Change(ALL, ("population.tiers.0.link_spread=0.5",)),
+    "population.tiers.memory_spread": Change((*SOLVED, *tier("memory_bytes=5e+4")), tier("memory_spread=0.5")),
+    "population.devices.preset": Change(devices("preset: uniform"), devices("preset: heterofl-a-e")),
+    "population.devices.profiles": Change(devices("preset: uniform"), devices("profiles: PROFILES")),
+    "population.devices.path": Change(devices("path: slow.csv"), devices("path: fast.csv")),
+    "population.devices.fedscale": Change(devices("fedscale: slow.json"), devices("fedscale: fast.json")),
+    "population.devices.fedscale_flops": Change(
+        devices("fedscale: slow.json"), devices("fedscale: slow.json, fedscale_flops: 1e+9")
+    ),
+    "population.devices.availability": Change(
+        devices("preset: uniform"), devices("preset: uniform, availability: online.json")
+    ),
+    "budget.rule": Change((*ALL, *tier("memory_bytes=5e+4")), ("budget.rule=solved",)),
+    "budget.deadline_s": Change(
+        (*SOLVED, *tier("memory_bytes=1e+9", "flops_per_s=1e+7")), ("budget.deadline_s=1.0",)
+    ),
+    "budget.steps": Change((*SOLVED, *tier("memory_bytes=5e+4")), ("budget.steps=5",)),
+    "selection.clients_per_round": Change((), ("selection.clients_per_round=4",)),
+    "selection.rule": Change((), ("selection.rule=round-robin",)),
+    "selection.options": Change(
+        (*QUICK, "selection.rule=power-of-choice"), ("selection.options={candidates: 3}",), trained
+    ),
+    "clock.mode": Change(QUICK, ("clock.mode=over-selection",)),
+    "clock.deadline_s": Change(DEADLINE, ("clock.deadline_s=0.9",)),
+    "clock.accept_partial": Change(DEADLINE, ("clock.accept_partial=true",)),
+    "clock.over_selection": Change(OVER, ("clock.over_selection=1.9",)),
+    "clock.buffer_size": Change(ASYNC, ("clock.buffer_size=3",)),
+    "clock.concurrency": Change(ASYNC, ("clock.concurrency=4",)),
+    "clock.staleness_exponent": Change(ASYNC, ("clock.staleness_exponent=2.0",), trained),
+    "clock.server_s": Change((), ("clock.server_s=1.0",)),
+    "clock.empty_round_s": Change(NOBODY, ("clock.empty_round_s=30.0",)),
+    "costs.price_per_kwh": Change((), ("costs.price_per_kwh=0.3",), priced),
+    "costs.carbon_g_per_kwh": Change((), ("costs.carbon_g_per_kwh=380.0",), priced),
+    "costs.cluster_watts": Change((), ("costs.cluster_watts=100.0",), priced),
+    "costs.cluster_price_per_hour": Change((), ("costs.cluster_price_per_hour=2.0",), priced),
+    "stop.accuracy": Change(QUICK, ("stop.accuracy=0.01",), trained),
+    "stop.simulated_s": Change((), ("stop.simulated_s=0.01",)),
+    "stop.bytes": Change((), ("stop.bytes=10.0",)),
+    "stop.energy_j": Change(tier("train_watts=1.0"), ("stop.energy_j=1e-6",)),
+    "evaluation.targets": Change(QUICK, ("evaluation.targets=[0.01]",), trained),
+}
+
+PROFILE = "{name: a, flops_per_s: 1e+9, down_bytes_per_s: 1e+6, up_bytes_per_s: 1e+6}"
+TABLE = "flops_per_s,down_bytes_per_s,up_bytes_per_s\n{},1e6,1e6\n"
+CAPACITY = '{{"1": {{"computation": {}, "communication": 8000.0}}}}'
+ONLINE = '{"1": {"active": [3600], "inactive": [7200], "finish_time": 86400}}'
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory) -> Any:
+    """A folder with the files that settings name, and this process in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder: Path = tmp_path_factory.mktemp("law-13")
+        for name, speed in (("slow", 1e9), ("fast", 2e9)):
+            (folder / f"{name}.csv").write_text(TABLE.format(speed), encoding="utf-8")
+            (folder / f"{name}.json").write_text(CAPACITY.format(speed / 1e8), encoding="utf-8")
+        (folder / "online.json").write_text(ONLINE, encoding="utf-8")
+        patch.chdir(folder)
+        yield folder
+
+
+@functools.cache
+def observation(observed: Any, *overrides: str) -> str:
+    """As text, so that a number that is none, which equals nothing, raises."""
+    seen = observed(tiny_settings(*(override.replace("PROFILES", f"[{PROFILE}]") for override in overrides)))
+    return json.dumps(seen, allow_nan=False)
+
+
+@pytest.mark.parametrize("setting", CHANGES)
+def test_every_setting_has_an_effect(setting):
+    base, change, observed = CHANGES[setting]
+    section, _, name = setting.rpartition(".")
+    assert any(override.startswith(section) and name in override for override in change)
+    assert observation(observed, *base) != observation(observed, *base, *change)
+
+
+@pytest.mark.parametrize("observed", [predicted, trained, priced])
+def test_what_is_observed_depends_on_settings_alone(observed):
+    assert observation.__wrapped__(observed, *QUICK) == observation.__wrapped__(observed, *QUICK)
+
+
+def test_every_setting_is_in_the_table():
+    fields = {f"{section}.{name}" for section, kind in SECTIONS.items() for name in kind.model_fields}
+    assert set(CHANGES) == fields | set(MORE)
+
+
+def test_a_profile_of_a_list_has_all_that_a_tier_has():
+    shares = {name: 0.01 * place for place, name in enumerate(ProfileSettings.model_fields, 1) if name != "name"}
+    listed = device_sources.profile_of(ProfileSettings(name="a", **shares))
+    assert {name: getattr(listed, name) for name in shares if name != "keep_ratio"} == {
+        name: share for name, share in shares.items() if name != "keep_ratio"
+    }
+    assert device_sources.given(DeviceSettings(profiles=[ProfileSettings(name="a", **shares)])).keep_ratio == [0.02]
+
+
+REFUSED = {
+    ("population.tiers.0.charge_watts=5.0",): "population.tiers.0: charge_watts=5 has no effect without battery_j",
+    ("population.tiers.0.memory_spread=0.5",): "population.tiers.0: memory_spread=0.5 has no effect without memory_b",
+    ("population.tiers=null", "population.devices={profiles: [{charge_watts: 2.0, " + PROFILE[1:] + "]}"): (
+        "population.devices.profiles.0: charge_watts=2 has no effect without battery_j"
+    ),
+    ("population.tiers=null", "population.devices={preset: uniform, fedscale_flops: 1e+9}"): (
+        "fedscale_flops=1e+09 has no effect without fedscale"
+    ),
+    ("selection.rule=oort", "selection.options={preferred_s: 3.0, preferred_quantile: 0.5}"): (
+        "selection.options.preferred_quantile=0.5 has no effect with preferred_s=3; it belongs to preferred_s=0"
+    ),
+    ("budget.deadline_s=1.0",): "deadline_s=1.0 has no effect with rule='tier'",
+    ("budget.steps=8",): "steps=8 has no effect with rule='tier'",
+    ("budget.rule=solved",): "budget.rule='solved' has no effect without budget.deadline_s",
+    ("clock.deadline_s=1.0",): "deadline_s=1.0 has no effect with mode='sync'",
+    ("clock.accept_partial=true",): "accept_partial=True has no effect with mode='sync'",
+    ("clock.over_selection=1.5",): "over_selection=1.5 has no effect with mode='sync'",
+    ("clock.buffer_size=2",): "buffer_size=2 has no effect with mode='sync'",
+    ("clock.concurrency=2",): "concurrency=2 has no effect with mode='sync'",
+    ("clock.staleness_exponent=1.0",): "staleness_exponent=1.0 has no effect with mode='sync'",
+    ("clock.mode=deadline", "clock.deadline_s=9.0", "clock.empty_round_s=5.0"): "empty_round_s=5 has no effect with",
+}
+"""Settings without effect, and how they are refused."""
+
+
+@pytest.mark.parametrize("settings", REFUSED, ids=" ".join)
+def test_a_setting_without_effect_is_refused(settings):
+    with pytest.raises(SettingError) as refused:
+        simulation.build(tiny_settings(*settings))
+    assert REFUSED[settings] in str(refused.value)
+
+
+@pytest.mark.parametrize(("method", "aside"), [("fedavg", True), ("heterofl", False)])
+def test_budgets_that_are_left_aside_are_said(capsys, method, aside):
+    simulation.build(tiny_settings(f"method.name={method}", "budget.rule=solved", "budget.deadline_s=100.0"))
+    told = "budgets are left aside: method.name='fedavg' trains the full model\n"
+    assert capsys.readouterr().err == (told if aside else "")
