@@ -187,7 +187,7 @@ def download(uri: str, run_id: str, names: Sequence[str], folder: Path) -> None:
         reason = str(error).splitlines()[0]
         raise SettingError(f"RUN={run_id!r} cannot be read from tracking.uri={uri!r}: {reason}") from None
     if missing:
-        raise SettingError(f"RUN={run_id!r} has not finished: {missing[0]} is not among its artifacts")
+        raise SettingError(f"RUN={run_id!r} has not finished, or is of another version: {missing[0]} is no artifact")
 
 
 def metrics_of(report: RoundReport) -> dict[str, float]:

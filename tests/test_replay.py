@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from conftest import settings_of
 
-from raysim import config_file, experiment, records, simulation
+from raysim import config_file, device_sources, device_storage, devices, experiment, records, simulation
 from raysim.config_devices import PopulationSettings
 from raysim.price import Prices, costs_of
+from raysim.replay import changes, source, summary
 from raysim.replay import run as replays
-from raysim.replay import source, summary
 from raysim.replay.summary import in_short
-from raysim.types import Storage
+from raysim.types import DeviceProfile, OnlineIntervals, Storage
 
 TIERS = (
     {
@@ -55,6 +55,7 @@ def run_into(folder: Path, *overrides: str, tiers=TIERS, method: str = "random",
     content = experiment.summarise(of_run, runner.final_state()) | {"wall_s": 1.0, "costs": costs}
     (folder / "summary.json").write_text(json.dumps(content), encoding="utf-8")
     experiment.write_budgets(scenario.budget, folder)
+    device_storage.save(scenario.workload.population.devices, folder / "devices.parquet")
     (folder / "config.yaml").write_text(config_file.to_yaml(settings), encoding="utf-8")
     for name in ("rounds", "clients"):
         records.merge_parts(folder / name, folder / f"{name}.parquet")
@@ -78,8 +79,12 @@ def ran(tmp_path_factory):
 
 def replayed(folder: Path, tiers=None, deadline_s=None):
     recorded = source.read(str(folder))
-    population = None if tiers is None else PopulationSettings(clients=8, tiers=list(tiers))
-    return replays.replay(recorded, population, deadline_s)
+    return replays.replay(recorded, None if tiers is None else dealt(recorded, tiers=list(tiers)), deadline_s)
+
+
+def dealt(recorded, **given):
+    settings = PopulationSettings(clients=8, **given)
+    return device_sources.of_settings(settings, recorded.settings.split_seed)
 
 
 SURE, FAIL, BATTERY, AT_TIMES = (
@@ -237,6 +242,20 @@ def test_twice_the_flops_per_second_halve_the_training_and_nothing_else(ran):
     assert told["accuracy"] == replay.recorded.summary["accuracy"]
     assert told["targets"][0]["simulated_s"] < replay.recorded.summary["targets"][0]["simulated_s"]
     assert told["targets"][0]["round"] == replay.recorded.summary["targets"][0]["round"]
+
+
+def test_devices_are_the_same_by_what_they_can_do_and_when():
+    def traced(*ends: float, **given):
+        online = OnlineIntervals(np.array([0, 1, 2]), np.zeros(2), np.array(ends), np.full(2, 10.0))
+        return dataclasses.replace(devices.listed([DeviceProfile("a", 1, 2, 3)] * 2), online=online, **given)
+
+    plain = devices.listed([DeviceProfile("a", 1, 2, 3)] * 2)
+    assert changes.are_same(plain, devices.listed([DeviceProfile("b", 1, 2, 3)], device_of=np.zeros(2, np.int64)))
+    assert not changes.are_same(plain, devices.listed([DeviceProfile("a", 1, 2, 4)] * 2))
+    assert not changes.are_same(plain, traced(5, 6))
+    assert changes.are_same(traced(5, 6), traced(5, 6, trace_of=np.array([0, 1])))
+    assert not changes.are_same(traced(5, 6), traced(5, 6, trace_of=np.array([0, 0])))
+    assert not changes.are_same(traced(5, 6), traced(5, 7))
 
 
 def narrower(tiers=TIERS):

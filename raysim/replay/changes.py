@@ -7,11 +7,10 @@ from numpy.typing import NDArray
 
 from raysim import energy
 from raysim.budget_solver import TOLERANCE, BudgetSolver
-from raysim.config import ExperimentSettings
 from raysim.fates import UNREACHABLE
 from raysim.methods.method import Method
 from raysim.replay.source import Recorded
-from raysim.types import FIGURES, Columns, Devices
+from raysim.types import FIGURES, Columns, Devices, OnlineIntervals
 
 SOLVED_FROM = (
     "flops_per_s", "down_bytes_per_s", "up_bytes_per_s", "latency_s", "step_overhead_s", "memory_bytes_per_s",
@@ -37,15 +36,30 @@ def devices_differ(owned: Devices, others: Devices, names: tuple[str, ...] = FIG
     return np.asarray(differs)
 
 
+def are_same(owned: Devices, others: Devices) -> bool:
+    """Whether clients have the same devices, whatever these are called, and can be reached at the same times."""
+    return not devices_differ(owned, others).any() and _same_traces(owned, others)
+
+
+def _same_traces(owned: Devices, others: Devices) -> bool:
+    if owned.online is None or others.online is None:
+        return owned.online is others.online
+    pairs = [(getattr(owned.online, part), getattr(others.online, part)) for part in OnlineIntervals.__slots__]
+    pairs.append((_trace_of(owned), _trace_of(others)))
+    return all(np.array_equal(one, other) for one, other in pairs)
+
+
+def _trace_of(devices: Devices) -> NDArray[np.int64]:
+    return devices.device_of if devices.trace_of is None else devices.trace_of
+
+
 def reach_varies(devices: Devices) -> bool:
     """Whether it depends on the time if a client can be reached and goes on with its work."""
     sometimes = (devices.figures["availability"] < 1) | (devices.figures["availability_swing"] > 0)
     return devices.online is not None or bool(sometimes.any()) or energy.have_batteries(devices)
 
 
-def keep_ratios_under(
-    recorded: Recorded, method: Method, owned: Devices, others: Devices
-) -> NDArray[np.float64]:  # fmt: skip
+def keep_ratios_under(recorded: Recorded, method: Method, others: Devices) -> NDArray[np.float64]:
     """Return what share of the channels each client would have trained on another device, `(rows,)`.
 
     NaN where the records do not tell: a method that chooses widths of its own would have chosen from another budget.
@@ -53,10 +67,9 @@ def keep_ratios_under(
     Args:
         recorded: The run.
         method: Its method.
-        owned: Devices the clients had.
-        others: Devices they would have had.
+        others: Devices the clients would have had.
     """
-    rows, solver = recorded.clients, recorded.solver
+    rows, solver, owned = recorded.clients, recorded.solver, recorded.devices
     clients, trained = rows["client"], rows["keep_ratio"]
     if solver is not None and method.widths is None:
         under = solved_again(solver, method, rows, others, recorded.settings.seed)
@@ -84,8 +97,9 @@ def solved_again(
     return under
 
 
-def of_devices(settings: ExperimentSettings, method: Method, owned: Devices, others: Devices) -> list[Unknown]:
+def of_devices(recorded: Recorded, method: Method, others: Devices) -> list[Unknown]:
     """Return what is unknown on other devices from the first round on, whatever the clock says."""
+    settings, owned = recorded.settings, recorded.devices
     name, mode, rule = settings.method.name, settings.clock.mode, settings.selection.rule
     unknown = []
     if method.prepare is not None:

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysim import config_file, records
+from raysim import config_file, device_storage, records
 from raysim.budget_solver import BudgetSolver
 from raysim.clock import CohortLoad
 from raysim.config import ExperimentSettings
 from raysim.errors import SettingError, nearest_first
-from raysim.types import Columns
+from raysim.types import Columns, Devices
 
-FILES = ("config.yaml", "summary.json", "budgets.json", "clients.parquet", "rounds.parquet")
+AT_THE_END = ("summary.json", "clients.parquet", "rounds.parquet")
+FILES = ("config.yaml", *AT_THE_END, "budgets.json", "devices.parquet")
 CLIENT_COLUMNS = (
     "round", "client", "tier", "fate", "started_round", "start_s", "lasts_s", "keep_ratio", "limited_by", "examples",
     "pruning_ratio", "total_s", "energy_j", "down_bytes", "up_bytes",
@@ -36,6 +37,7 @@ class Recorded:
         clients: One row per client that was asked or whose work ended, in the order of rounds and ids.
         rounds: One row per round.
         solver: How budgets were solved; none = they were not.
+        devices: Devices of all clients, as the run had dealt them.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Recorded:
     clients: Columns
     rounds: Columns
     solver: BudgetSolver | None
+    devices: Devices
 
 
 def read(run: str, tracking_uri: str | None = None) -> Recorded:
@@ -76,11 +79,16 @@ def _of_folder(folder: Path, name: str) -> Recorded:
     if not (folder / "config.yaml").is_file():
         raise SettingError(f"RUN={name!r} holds no run: config.yaml is missing; allowed: the output folder of a run")
     missing = [file for file in FILES if not (folder / file).is_file()]
-    if missing:
+    if missing and missing[0] in AT_THE_END:
         raise SettingError(f"RUN={name!r} has not finished: {missing[0]} is missing; allowed: a finished run")
+    if missing:
+        raise SettingError(f"RUN={name!r}: {missing[0]} is missing; a run of this version writes it")
     try:
-        summary, budgets = (json.loads((folder / file).read_text(encoding="utf-8")) for file in FILES[1:3])
+        summary, budgets = (
+            json.loads((folder / file).read_text(encoding="utf-8")) for file in ("summary.json", "budgets.json")
+        )
         clients, rounds = (records.read(folder / f"{table}.parquet") for table in ("clients", "rounds"))
+        devices = device_storage.load(folder / "devices.parquet")
     except (ValueError, OSError) as error:
         raise SettingError(f"RUN={name!r} cannot be read: {str(error).splitlines()[0]}") from None
     for file, there, needed in (
@@ -91,4 +99,5 @@ def _of_folder(folder: Path, name: str) -> Recorded:
         if lacking:
             raise SettingError(f"RUN={name!r}: {file} does not tell {lacking[0]!r}; a run of this version does")
     solver = None if budgets is None else BudgetSolver.from_json(budgets)
-    return Recorded(name, config_file.load(folder / "config.yaml"), summary, clients, rounds, solver)
+    settings = config_file.load(folder / "config.yaml")
+    return Recorded(name, settings, summary, clients, rounds, solver, devices)
