@@ -7,9 +7,11 @@ from numpy.typing import NDArray
 
 from raysim import energy
 from raysim.budget_solver import TOLERANCE, BudgetSolver
+from raysim.dotted import is_dotted
 from raysim.fates import UNREACHABLE
 from raysim.methods.method import Method
 from raysim.replay.source import Recorded
+from raysim.selection.table import SELECTIONS
 from raysim.types import FIGURES, Columns, Devices, OnlineIntervals
 
 SOLVED_FROM = (
@@ -100,7 +102,7 @@ def solved_again(
 def of_devices(recorded: Recorded, method: Method, others: Devices) -> list[Unknown]:
     """Return what is unknown on other devices from the first round on, whatever the clock says."""
     settings, owned = recorded.settings, recorded.devices
-    name, mode, rule = settings.method.name, settings.clock.mode, settings.selection.rule
+    name, mode = settings.method.name, settings.clock.mode
     unknown = []
     if method.prepare is not None:
         unknown.append(Unknown("what was done before round 1 is not timed again: its seconds and joules are kept"))
@@ -110,8 +112,6 @@ def of_devices(recorded: Recorded, method: Method, others: Devices) -> list[Unkn
             "they are as recorded, the accuracy is not known"
         ))  # fmt: skip
     reaching = reach_varies(owned) or reach_varies(others)
-    if asks_by_device(rule, owned, others):
-        unknown.append(Unknown(f"selection.rule={rule!r} would have asked others: who is asked is as recorded"))
     if mode == "async":
         unknown.append(Unknown(
             "clients start in the recorded order, as soon as there is room: which of them would have been asked "
@@ -124,4 +124,9 @@ def of_devices(recorded: Recorded, method: Method, others: Devices) -> list[Unkn
 
 def asks_by_device(rule: str, owned: Devices, others: Devices) -> bool:
     """Whether a selection rule may ask other clients where devices differ: all but `uniform` see who is online."""
-    return rule == "oort" or (rule != "uniform" and (reach_varies(owned) or reach_varies(others)))
+    return looks_at(rule, "last_s") or (rule != "uniform" and (reach_varies(owned) or reach_varies(others)))
+
+
+def looks_at(rule: str, column: str) -> bool:
+    """Whether a selection rule looks at something that is remembered of clients; a user's own may look at all."""
+    return is_dotted(rule) or column in SELECTIONS[rule].columns

@@ -39,8 +39,8 @@ class Replay:
 
     @property
     def flagged_rounds(self) -> list[int]:
-        """Rounds in which other work counts than in the recorded ones."""
-        return [each.round for each in self.rounds if each.other_work or each.answers]
+        """Rounds in which other work counts than in the recorded ones, or others would have been asked."""
+        return [each.round for each in self.rounds if each.other_work or each.answers or each.asks_others]
 
 
 def replay(recorded: Recorded, others: Devices | None = None, deadline_s: float | None = None) -> Replay:
@@ -68,11 +68,21 @@ def replay(recorded: Recorded, others: Devices | None = None, deadline_s: float 
         devices, rules, settings.seed, settings.selection.clients_per_round,
         settings.training.epochs if refit else None, method.min_epochs,
     )  # fmt: skip
-    rounds = list(play(recorded, conditions, changed, knows_accuracy=not (moved and method.learns_widths)))
-    unknown = changes.of_devices(recorded, method, devices) if moved else []
-    is_own = not moved and deadline_s is None
-    unknown += not_reproduced(recorded, rounds) if is_own else of_rounds(recorded, method, rounds, changed)
-    return Replay(recorded, rounds, changed, unknown)
+    asks_others = moved and changes.asks_by_device(settings.selection.rule, recorded.devices, devices)
+    knows_accuracy = not (moved and method.learns_widths)
+    rounds = list(play(recorded, conditions, changed, knows_accuracy, asks_others))
+    if not moved and deadline_s is None:
+        return Replay(recorded, rounds, changed, not_reproduced(recorded, rounds))
+    unknown = not_reproduced(recorded, as_it_was(recorded, conditions))
+    unknown += changes.of_devices(recorded, method, devices) if moved else []
+    return Replay(recorded, rounds, changed, unknown + of_rounds(recorded, method, rounds, changed))
+
+
+def as_it_was(recorded: Recorded, conditions: Conditions) -> list[Replayed]:
+    """Return a run's rounds, timed again on its own devices with its own deadline."""
+    rules = simulation.clock_rules(recorded.settings)
+    own = replace(conditions, devices=recorded.devices, rules=rules, epochs=None)
+    return list(play(recorded, own, np.zeros(len(recorded.clients["client"]), dtype=np.bool_)))
 
 
 def with_deadline(rules: ClockRules, deadline_s: float | None) -> ClockRules:

@@ -117,7 +117,11 @@ def unknown_lines(summary: Mapping[str, Any]) -> list[str]:
         of = [f"{each[what]} {what.replace('_', ' ')}" for what in ("client_rounds", "rounds") if each[what]]
         lines.append(f"  {each['reason']}" + (f" ({', '.join(of)})" if of else ""))
     flagged = summary["flagged_rounds"]
-    return lines + ([f"  rounds in which other work counts: {in_short(flagged)}"] if flagged else [])
+    return lines + (
+        [f"  rounds in which other work counts, or others would have been asked: {in_short(flagged)}"]
+        if flagged
+        else []
+    )
 
 
 def in_short(rounds: Sequence[int]) -> str:
