@@ -131,6 +131,7 @@ def test_a_run_that_is_not_there_is_refused(capsys, finished, uri, tmp_path):
     refused = refusal(capsys, nowhere)
     assert refused.startswith(f"RUN={str(nowhere)!r} is neither a folder nor the id of a run in MLflow; nearest")
     assert refused.endswith(f"nearest folder: {str(finished)!r}")
+    assert refusal(capsys, finished / "summary.json").endswith(f"; nearest folder: {str(finished)!r}")
     assert refusal(capsys, "/none/at/all").endswith("is neither a folder nor the id of a run in MLflow")
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -63,16 +63,20 @@ def read(run: str, tracking_uri: str | None = None) -> Recorded:
     if folder.is_dir():
         return _of_folder(folder, run)
     if not re.fullmatch(r"[0-9a-f]{32}", run):
-        beside = [path.name for path in folder.parent.glob("*/")] if folder.parent.is_dir() else []
-        nearest = (
-            f"; nearest folder: {str(folder.parent / nearest_first(folder.name, beside)[0])!r}" if beside else ""
-        )
-        raise SettingError(f"RUN={run!r} is neither a folder nor the id of a run in MLflow{nearest}")
+        raise SettingError(f"RUN={run!r} is neither a folder nor the id of a run in MLflow{_nearest(folder)}")
     from raysim import tracking  # MLflow takes seconds to import
 
     with tempfile.TemporaryDirectory() as copied:
         tracking.download(tracking.resolve_uri(tracking_uri), run, FILES, Path(copied))
         return _of_folder(Path(copied), run)
+
+
+def _nearest(path: Path) -> str:
+    """Return a hint at the folder that may be meant: the one that a file of a run is in, else one beside it."""
+    if path.name in FILES and path.parent.is_dir():
+        return f"; nearest folder: {str(path.parent)!r}"
+    beside = [each.name for each in path.parent.glob("*/")] if path.parent.is_dir() else []
+    return f"; nearest folder: {str(path.parent / nearest_first(path.name, beside)[0])!r}" if beside else ""
 
 
 def _of_folder(folder: Path, name: str) -> Recorded:
