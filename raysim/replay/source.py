@@ -73,7 +73,7 @@ def read(run: str, tracking_uri: str | None = None) -> Recorded:
 
 def _nearest(path: Path) -> str:
     """Return a hint at the folder that may be meant: the one that a file of a run is in, else one beside it."""
-    if path.name in FILES and path.parent.is_dir():
+    if (path.parent / "config.yaml").is_file():
         return f"; nearest folder: {str(path.parent)!r}"
     beside = [each.name for each in path.parent.glob("*/")] if path.parent.is_dir() else []
     return f"; nearest folder: {str(path.parent / nearest_first(path.name, beside)[0])!r}" if beside else ""
