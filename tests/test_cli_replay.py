@@ -1,6 +1,7 @@
 """`raysim replay` as its user types it."""
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -88,6 +89,10 @@ def test_a_replay_has_the_keys_of_a_run(capsys, finished):
     )
     for key in summary.keys() - NOT_ASKED - {"targets", "costs"}:
         assert told[key] == summary[key], key
+
+
+def test_a_run_leaves_no_store_behind_for_the_next_one_in_this_process(finished):
+    assert not os.environ.get("MLFLOW_TRACKING_URI")
 
 
 def test_a_run_is_found_by_its_id_in_mlflow(capsys, finished, uri, monkeypatch):
