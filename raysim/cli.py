@@ -185,8 +185,8 @@ def replay(run: str, devices: Path | None, deadline: float | None, tracking: str
     from raysim.replay import source, summary
 
     recorded = source.read(run, tracking)
-    population = None if devices is None else replays.read_population(devices, recorded)
-    replayed = summary.summary_from(replays.replay(recorded, population, deadline))
+    others = None if devices is None else replays.read_devices(devices, recorded)
+    replayed = summary.summary_from(replays.replay(recorded, others, deadline))
     if as_json:
         click.echo(json.dumps(replayed))
     else:

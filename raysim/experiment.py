@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from raysim import arrays, checkpoint, config_file, files, population, records, simulation
+from raysim import arrays, checkpoint, config_file, device_storage, files, population, records, simulation
 from raysim.budget_solver import BudgetSolver
 from raysim.config import ExperimentSettings
 from raysim.console import ProgressDisplay, say
@@ -146,6 +146,7 @@ def begin(experiment: Experiment) -> None:
     files.write_text(folder / "run.json", json.dumps(content, indent=2))
     workload.plan.save(folder / "plan.json")
     tracker.artifact(write_budgets(experiment.scenario.budget, folder))
+    tracker.artifact(device_storage.save(workload.population.devices, folder / "devices.parquet"))
     tracker.artifact(folder / "config.yaml")
 
 

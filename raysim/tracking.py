@@ -139,7 +139,7 @@ class MlflowTracker:
         inputs = example.numpy().astype(np.float32)
         with torch.no_grad():
             outputs = model.eval()(example).numpy()
-        previous, in_environment = mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
+        previous = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else ""
         mlflow.set_tracking_uri(self.uri)
         try:
             with mlflow.start_run(run_id=self.run_id):
@@ -155,9 +155,6 @@ class MlflowTracker:
                 )
         finally:
             mlflow.set_tracking_uri(previous)
-            os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow sets it, and the next run would go there
-            if in_environment is not None:
-                os.environ["MLFLOW_TRACKING_URI"] = in_environment
         return str(info.model_uri)
 
     def note(self, key: str, text: str) -> None:
@@ -190,7 +187,7 @@ def download(uri: str, run_id: str, names: Sequence[str], folder: Path) -> None:
         reason = str(error).splitlines()[0]
         raise SettingError(f"RUN={run_id!r} cannot be read from tracking.uri={uri!r}: {reason}") from None
     if missing:
-        raise SettingError(f"RUN={run_id!r} has not finished: {missing[0]} is not among its artifacts")
+        raise SettingError(f"RUN={run_id!r} has not finished, or is of another version: {missing[0]} is no artifact")
 
 
 def metrics_of(report: RoundReport) -> dict[str, float]:

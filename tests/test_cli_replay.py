@@ -1,6 +1,7 @@
 """`raysim replay` as its user types it."""
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -14,6 +15,7 @@ import yaml
 from conftest import CONFIGS, ROOT, TINY
 
 from raysim import cli
+from raysim.replay import source
 
 DIGITS = CONFIGS / "digits.yaml"
 TIER = {"name": "fast", "share": 1.0, "flops_per_s": 1e9, "down_bytes_per_s": 1e6, "up_bytes_per_s": 1e6}
@@ -89,6 +91,10 @@ def test_a_replay_has_the_keys_of_a_run(capsys, finished):
         assert told[key] == summary[key], key
 
 
+def test_a_run_leaves_no_store_behind_for_the_next_one_in_this_process(finished):
+    assert not os.environ.get("MLFLOW_TRACKING_URI")
+
+
 def test_a_run_is_found_by_its_id_in_mlflow(capsys, finished, uri, monkeypatch):
     by_folder = replayed(capsys, finished)
     run_id = by_folder["replayed_from"]["run_id"]
@@ -130,6 +136,7 @@ def test_a_run_that_is_not_there_is_refused(capsys, finished, uri, tmp_path):
     refused = refusal(capsys, nowhere)
     assert refused.startswith(f"RUN={str(nowhere)!r} is neither a folder nor the id of a run in MLflow; nearest")
     assert refused.endswith(f"nearest folder: {str(finished)!r}")
+    assert refusal(capsys, finished / "summary.json").endswith(f"; nearest folder: {str(finished)!r}")
     assert refusal(capsys, "/none/at/all").endswith("is neither a folder nor the id of a run in MLflow")
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -147,7 +154,7 @@ def test_a_run_that_is_not_there_is_refused(capsys, finished, uri, tmp_path):
 def copied(finished: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "copied"
     folder.mkdir()
-    for name in ("config.yaml", "summary.json", "clients.parquet", "rounds.parquet"):
+    for name in source.FILES:
         (folder / name).write_bytes((finished / name).read_bytes())
     return folder
 
@@ -161,7 +168,14 @@ def test_a_run_that_has_not_finished_is_refused(capsys, finished, tmp_path, name
     )
 
 
-@pytest.mark.parametrize("name", ["summary.json", "clients.parquet"])
+@pytest.mark.parametrize("name", ["budgets.json", "devices.parquet"])
+def test_a_run_of_a_version_that_wrote_fewer_files_is_refused(capsys, finished, tmp_path, name):
+    folder = copied(finished, tmp_path)
+    (folder / name).unlink()
+    assert refusal(capsys, folder) == f"RUN={str(folder)!r}: {name} is missing; a run of this version writes it"
+
+
+@pytest.mark.parametrize("name", ["summary.json", "clients.parquet", "devices.parquet"])
 def test_records_that_cannot_be_read_are_refused(capsys, finished, tmp_path, name):
     folder = copied(finished, tmp_path)
     (folder / name).write_text("nothing of the kind", encoding="utf-8")
@@ -180,15 +194,19 @@ def test_records_of_a_version_that_told_less_are_refused(capsys, finished, tmp_p
         ({"tiers": [TIER], "clients": 7}, "clients=7 is not allowed; allowed: the run's 6"),
         ({"tiers": [TIER | {"flops": 1}]}, "tiers.0.flops=1 is not a setting; did you mean tiers.0.flops_per_s?"),
         ({"tiers": [TIER | {"flops_per_s": -1}]}, "tiers.0.flops_per_s=-1 is not allowed; allowed: greater than 0"),
+        ({"tiers": [TIER | {"share": 0.5}]}, "the tiers' shares add up to 0.5, they must add up to 1"),
+        ({"devices": {"preset": "phones"}}, "preset='phones' "),
+        ({"devices": {"path": "none.csv"}}, "none.csv"),
         ({"tires": [TIER]}, "is not a setting; did you mean tiers?"),
         ({"population": 3}, "population=3 is not allowed"),
         ([1], "holds no settings"),
     ],
-    ids=["clients", "name", "value", "section", "population", "list"],
+    ids=["clients", "name", "value", "shares", "preset", "table", "section", "population", "list"],
 )
 def test_devices_that_are_not_allowed_are_refused(capsys, finished, tmp_path, content, message):
     refused = refusal(capsys, finished, "--devices", devices_file(tmp_path, content))
     assert message in refused
+    assert refused.startswith(f"--devices={str(tmp_path / 'other.yaml')!r}")
     missing = tmp_path / "none.yaml"
     assert refusal(capsys, finished, "--devices", missing).startswith(f"--devices={str(missing)!r} cannot be read")
 
@@ -202,6 +220,30 @@ def test_a_deadline_has_to_be_above_zero_and_have_an_effect(capsys, finished, tm
     (folder / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     refused = refusal(capsys, folder, "--deadline", 5)
     assert refused.startswith("--deadline=5 has no effect on a run with clock.mode='over-selection'; allowed: ")
+
+
+def test_the_files_that_told_the_devices_of_a_run_are_not_read_again(capsys, uri, tmp_path, monkeypatch):
+    """The run is dealt two devices from a file; then the file is changed, and removed."""
+    table = tmp_path / "devices.csv"
+    names = ("name", "flops_per_s", "down_bytes_per_s", "up_bytes_per_s")
+    slow = ("\n".join(f"d{each},{each}e7,1e5,1e5" for each in (1, 2)), "\n".join(["d,1e3,1e2,1e2"] * 2))
+    table.write_text(f"{','.join(names)}\n{slow[0]}\n", encoding="utf-8")
+    overrides = (*TINY, f"tracking.uri={uri}", f"population.devices={{path: {table}}}", "population.tiers=null")
+    given = [part for override in overrides for part in ("--set", override)]
+    assert left_with("run", DIGITS, *given, "--output", tmp_path / "run") == 0
+    other = {"population": {"clients": 6, "devices": {"path": str(table)}}}
+    others = devices_file(tmp_path, other)
+    before = replayed(capsys, tmp_path / "run", "--deadline", 1e6)
+    assert before["exact"]
+    assert replayed(capsys, tmp_path / "run", "--devices", others)["exact"]
+    table.write_text(f"{','.join(names)}\n{slow[1]}\n", encoding="utf-8")
+    assert replayed(capsys, tmp_path / "run", "--deadline", 1e6) == before
+    slower = replayed(capsys, tmp_path / "run", "--devices", others)
+    assert slower["simulated_s"] > 100 * before["simulated_s"]
+    table.unlink()
+    assert replayed(capsys, tmp_path / "run", "--deadline", 1e6) == before
+    faster = devices_file(tmp_path, {"tiers": [TIER]})
+    assert replayed(capsys, tmp_path / "run", "--devices", faster)["simulated_s"] < before["simulated_s"]
 
 
 @pytest.mark.slow

@@ -117,6 +117,7 @@ def test_the_config_and_results_are_artifacts(finished, tmp_path: Path) -> None:
         "summary.json",
         "plan.json",
         "partition.png",
+        "devices.parquet",
     } <= names
     assert (prepared.folder / "partition.png").read_bytes().startswith(b"\x89PNG")
     assert run.data.tags["leftover_rows"] == "0"

@@ -33,6 +33,7 @@ RANKS: dict[str, float] = {
     "raysim.device_traces": 1.05,
     "raysim.availability": 1.1,
     "raysim.device_sources": 1.1,
+    "raysim.device_storage": 0.5,
     "raysim.device_summary": 1.1,
     "raysim.device_figure": 1.15,
     "raysim.device_page": 1.25,

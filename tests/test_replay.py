@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from conftest import settings_of
 
-from raysim import config_file, experiment, records, simulation
+from raysim import config_file, device_sources, device_storage, devices, experiment, records, simulation
 from raysim.config_devices import PopulationSettings
 from raysim.price import Prices, costs_of
+from raysim.replay import changes, source, summary
 from raysim.replay import run as replays
-from raysim.replay import source, summary
 from raysim.replay.summary import in_short
-from raysim.types import Storage
+from raysim.types import DeviceProfile, OnlineIntervals, Storage
 
 TIERS = (
     {
@@ -55,6 +55,7 @@ def run_into(folder: Path, *overrides: str, tiers=TIERS, method: str = "random",
     content = experiment.summarise(of_run, runner.final_state()) | {"wall_s": 1.0, "costs": costs}
     (folder / "summary.json").write_text(json.dumps(content), encoding="utf-8")
     experiment.write_budgets(scenario.budget, folder)
+    device_storage.save(scenario.workload.population.devices, folder / "devices.parquet")
     (folder / "config.yaml").write_text(config_file.to_yaml(settings), encoding="utf-8")
     for name in ("rounds", "clients"):
         records.merge_parts(folder / name, folder / f"{name}.parquet")
@@ -78,8 +79,12 @@ def ran(tmp_path_factory):
 
 def replayed(folder: Path, tiers=None, deadline_s=None):
     recorded = source.read(str(folder))
-    population = None if tiers is None else PopulationSettings(clients=8, tiers=list(tiers))
-    return replays.replay(recorded, population, deadline_s)
+    return replays.replay(recorded, None if tiers is None else dealt(recorded, tiers=list(tiers)), deadline_s)
+
+
+def dealt(recorded, **given):
+    settings = PopulationSettings(clients=8, **given)
+    return device_sources.of_settings(settings, recorded.settings.split_seed)
 
 
 SURE, FAIL, BATTERY, AT_TIMES = (
@@ -219,6 +224,22 @@ def test_where_everything_is_twice_as_fast_asynchronous_clients_come_in_the_same
     assert reasons[0].startswith("clients start in the recorded order")
 
 
+@pytest.mark.parametrize("factor", [8.0, 0.5])
+def test_asynchronous_clients_that_were_absent_are_asked_within_the_round(ran, factor):
+    """Work of minutes, so that some go offline in the middle of a round."""
+    slow = {"availability": 0.3, "failure_rate": 0.2, "flops_per_s": 2e4}
+    tiers = tuple(tier | slow for tier in TIERS)
+    size = ("clock.mode=async", "clock.buffer_size=6", "clock.concurrency=2")
+    replay = replayed(ran(*size, tiers=tiers), faster(tiers, factor))
+    began_s, absent = 0.0, 0
+    for each in replay.rounds:
+        asked_s = each.clients["start_s"][each.clients["fate"] == "unreachable"]
+        assert (began_s <= asked_s).all()
+        assert (asked_s <= each.totals.simulated_s).all()
+        began_s, absent = each.totals.simulated_s, absent + len(asked_s)
+    assert absent
+
+
 def test_twice_the_flops_per_second_halve_the_training_and_nothing_else(ran):
     plain = tuple(
         {name: tier[name] for name in tier if name not in ("step_overhead_s", "memory_bytes_per_s")} for tier in TIERS
@@ -237,6 +258,20 @@ def test_twice_the_flops_per_second_halve_the_training_and_nothing_else(ran):
     assert told["accuracy"] == replay.recorded.summary["accuracy"]
     assert told["targets"][0]["simulated_s"] < replay.recorded.summary["targets"][0]["simulated_s"]
     assert told["targets"][0]["round"] == replay.recorded.summary["targets"][0]["round"]
+
+
+def test_devices_are_the_same_by_what_they_can_do_and_when():
+    def traced(*ends: float, **given):
+        online = OnlineIntervals(np.array([0, 1, 2]), np.zeros(2), np.array(ends), np.full(2, 10.0))
+        return dataclasses.replace(devices.listed([DeviceProfile("a", 1, 2, 3)] * 2), online=online, **given)
+
+    plain = devices.listed([DeviceProfile("a", 1, 2, 3)] * 2)
+    assert changes.are_same(plain, devices.listed([DeviceProfile("b", 1, 2, 3)], device_of=np.zeros(2, np.int64)))
+    assert not changes.are_same(plain, devices.listed([DeviceProfile("a", 1, 2, 4)] * 2))
+    assert not changes.are_same(plain, traced(5, 6))
+    assert changes.are_same(traced(5, 6), traced(5, 6, trace_of=np.array([0, 1])))
+    assert not changes.are_same(traced(5, 6), traced(5, 6, trace_of=np.array([0, 0])))
+    assert not changes.are_same(traced(5, 6), traced(5, 7))
 
 
 def narrower(tiers=TIERS):
@@ -337,6 +372,55 @@ def test_who_answers_only_now_is_flagged_and_left_out(ran):
     assert set(rounds) <= set(replay.flagged_rounds)
 
 
+def asked_others(replay) -> list[int]:
+    return [each.round for each in replay.rounds if each.asks_others]
+
+
+@pytest.mark.parametrize(
+    ("rule", "tiers"),
+    [("available", ONLINE_AT_TIMES), ("round-robin", ON_BATTERIES), ("oort", TIERS)],
+    ids=["online", "batteries", "seconds"],
+)
+def test_where_others_would_have_been_asked_accuracy_is_not_known_from_round_1(ran, rule, tiers):
+    folder = ran(f"selection.rule={rule}", "stop.accuracy=0.99", tiers=tiers)
+    replay = replayed(folder, faster(tiers, 1.3))
+    told = summary.summary_from(replay)
+    assert told["flagged_rounds"] == asked_others(replay) == [1, 2, 3, 4]
+    assert told["accuracy"] is told["best_accuracy"] is None
+    assert [(each["round"], each["known"]) for each in told["targets"]] == [(None, False)] * 3
+    rounds = {each["reason"]: each["rounds"] for each in told["unknown"]}
+    assert rounds[f"selection.rule={rule!r} would have asked others: who is asked is as recorded"] == 4
+    assert rounds["accuracy from round 1 on: another model would have been learned"] == 4
+    assert "in which round stop.accuracy=0.99 would have ended the run" in rounds
+    assert "others would have been asked: 1-4" in summary.unknown_lines(told)[-1]
+
+
+@pytest.mark.parametrize("rule", ["available", "round-robin", "power-of-choice", "by-examples"])
+def test_who_can_be_reached_at_any_time_is_asked_on_other_devices_too(ran, rule):
+    folder = ran(f"selection.rule={rule}")
+    replay = replayed(folder, faster(TIERS, 1.3))
+    assert summary.summary_from(replay)["exact"]
+    assert_equal_clocks(replay, ran(f"selection.rule={rule}", tiers=faster(TIERS, 1.3)))
+
+
+@pytest.mark.parametrize(("rule", "tiers"), [("available", ONLINE_AT_TIMES), ("oort", TIERS)])
+def test_with_another_deadline_others_are_asked_once_a_round_begins_at_another_time(ran, rule, tiers):
+    folder = ran(f"selection.rule={rule}", *BUSY, tiers=tiers)
+    lasts_s = [each - 0.7 for each in source.read(str(folder)).rounds["round_s"]]
+    replay = replayed(folder, deadline_s=(sorted(lasts_s)[-1] + sorted(lasts_s)[-2]) / 2)
+    (cut,) = np.flatnonzero(np.array(lasts_s) == max(lasts_s)) + 1
+    assert asked_others(replay) == list(range(cut + 1, 5))
+    assert replay.flagged_rounds == list(range(cut, 5))
+    assert [each.knows_accuracy for each in replay.rounds] == [round < cut for round in range(1, 5)]
+    assert asked_others(replayed(folder, deadline_s=1e6)) == []
+
+
+def test_who_is_asked_by_losses_is_asked_otherwise_after_another_model(ran):
+    replay = replayed(ran("selection.rule=power-of-choice"), narrower())
+    first = min(each.round for each in replay.rounds if not each.knows_accuracy)
+    assert asked_others(replay) == list(range(first + 1, 5)) != []
+
+
 def test_what_was_prepared_is_kept_and_said(ran):
     replay = replayed(ran(method="autoflip", tiers=FAILING), faster(FAILING))
     told = summary.summary_from(replay)
@@ -363,8 +447,12 @@ def test_a_run_that_ends_earlier_on_slower_devices_ends_there(ran):
 def test_records_that_another_version_has_left_are_not_called_exact(ran):
     recorded = source.read(str(ran()))
     moved = {**recorded.clients, "planned_train_flops": recorded.clients["planned_train_flops"] * 2}
-    replay = replays.replay(dataclasses.replace(recorded, clients=moved))
-    assert [each.reason.split()[0] for each in replay.unknown] == ["simulated_s", "energy_j", "train_flops"]
+    of_another = dataclasses.replace(recorded, clients=moved)
+    expected = ["simulated_s", "energy_j", "train_flops"]
+    for given in ((), (dealt(recorded, tiers=list(faster(TIERS))),), (None, 1e6)):
+        told = summary.summary_from(replays.replay(of_another, *given))
+        assert not told["exact"]
+        assert [each["reason"].split()[0] for each in told["unknown"][:3]] == expected
 
 
 def test_rounds_are_written_in_short():

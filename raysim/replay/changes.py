@@ -6,12 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim.budget_solver import TOLERANCE, BudgetSolver
-from raysim.config import ExperimentSettings
+from raysim.dotted import is_dotted
 from raysim.fates import UNREACHABLE
 from raysim.methods.method import Method
 from raysim.planning import reach_varies
 from raysim.replay.source import Recorded
-from raysim.types import FIGURES, Columns, Devices
+from raysim.selection.table import SELECTIONS
+from raysim.types import FIGURES, Columns, Devices, OnlineIntervals
 
 SOLVED_FROM = (
     "flops_per_s", "down_bytes_per_s", "up_bytes_per_s", "latency_s", "step_overhead_s", "memory_bytes_per_s",
@@ -37,9 +38,24 @@ def devices_differ(owned: Devices, others: Devices, names: tuple[str, ...] = FIG
     return np.asarray(differs)
 
 
-def keep_ratios_under(
-    recorded: Recorded, method: Method, owned: Devices, others: Devices
-) -> NDArray[np.float64]:  # fmt: skip
+def are_same(owned: Devices, others: Devices) -> bool:
+    """Whether clients have the same devices, whatever these are called, and can be reached at the same times."""
+    return not devices_differ(owned, others).any() and _same_traces(owned, others)
+
+
+def _same_traces(owned: Devices, others: Devices) -> bool:
+    if owned.online is None or others.online is None:
+        return owned.online is others.online
+    pairs = [(getattr(owned.online, part), getattr(others.online, part)) for part in OnlineIntervals.__slots__]
+    pairs.append((_trace_of(owned), _trace_of(others)))
+    return all(np.array_equal(one, other) for one, other in pairs)
+
+
+def _trace_of(devices: Devices) -> NDArray[np.int64]:
+    return devices.device_of if devices.trace_of is None else devices.trace_of
+
+
+def keep_ratios_under(recorded: Recorded, method: Method, others: Devices) -> NDArray[np.float64]:
     """Return what share of the channels each client would have trained on another device, `(rows,)`.
 
     NaN where the records do not tell: a method that chooses widths of its own would have chosen from another budget.
@@ -47,10 +63,9 @@ def keep_ratios_under(
     Args:
         recorded: The run.
         method: Its method.
-        owned: Devices the clients had.
-        others: Devices they would have had.
+        others: Devices the clients would have had.
     """
-    rows, solver = recorded.clients, recorded.solver
+    rows, solver, owned = recorded.clients, recorded.solver, recorded.devices
     clients, trained = rows["client"], rows["keep_ratio"]
     if solver is not None and method.widths is None:
         under = solved_again(solver, method, rows, others, recorded.settings.seed)
@@ -78,9 +93,10 @@ def solved_again(
     return under
 
 
-def of_devices(settings: ExperimentSettings, method: Method, owned: Devices, others: Devices) -> list[Unknown]:
+def of_devices(recorded: Recorded, method: Method, others: Devices) -> list[Unknown]:
     """Return what is unknown on other devices from the first round on, whatever the clock says."""
-    name, mode, rule = settings.method.name, settings.clock.mode, settings.selection.rule
+    settings, owned = recorded.settings, recorded.devices
+    name, mode = settings.method.name, settings.clock.mode
     unknown = []
     if method.prepare is not None:
         unknown.append(Unknown("what was done before round 1 is not timed again: its seconds and joules are kept"))
@@ -90,8 +106,6 @@ def of_devices(settings: ExperimentSettings, method: Method, owned: Devices, oth
             "they are as recorded, the accuracy is not known"
         ))  # fmt: skip
     reaching = reach_varies(owned) or reach_varies(others)
-    if asks_by_device(rule, owned, others):
-        unknown.append(Unknown(f"selection.rule={rule!r} would have asked others: who is asked is as recorded"))
     if mode == "async":
         unknown.append(Unknown(
             "clients start in the recorded order, as soon as there is room: which of them would have been asked "
@@ -104,4 +118,9 @@ def of_devices(settings: ExperimentSettings, method: Method, owned: Devices, oth
 
 def asks_by_device(rule: str, owned: Devices, others: Devices) -> bool:
     """Whether a selection rule may ask other clients where devices differ: all but `uniform` see who is online."""
-    return rule == "oort" or (rule != "uniform" and (reach_varies(owned) or reach_varies(others)))
+    return looks_at(rule, "last_s") or (rule != "uniform" and (reach_varies(owned) or reach_varies(others)))
+
+
+def looks_at(rule: str, column: str) -> bool:
+    """Whether a selection rule looks at something that is remembered of clients; a user's own may look at all."""
+    return is_dotted(rule) or column in SELECTIONS[rule].columns

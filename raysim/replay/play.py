@@ -13,6 +13,7 @@ from raysim.fates import ABSENT, COUNTED, INFEASIBLE, UNREACHABLE
 from raysim.interruptions import interrupted
 from raysim.models.cost import ModelCost
 from raysim.planning import Absent, Plan, can_answer
+from raysim.replay.changes import asks_by_device, looks_at
 from raysim.replay.order import Starts
 from raysim.replay.source import Recorded
 from raysim.replay.starts import Conditions, some, work_of
@@ -33,6 +34,7 @@ class Replayed:
         clients: Its table; `row` tells each client's row among the recorded ones.
         other_work: Whether the work that counts is not that of the recorded round.
         answers: Clients that would answer, and did not in the run.
+        asks_others: Whether the selection rule would have asked other clients.
         ran_out: Whether more clients would start than the records hold.
         knows_accuracy: Whether the global model is the recorded one.
     """
@@ -43,6 +45,7 @@ class Replayed:
     clients: Columns
     other_work: bool
     answers: int
+    asks_others: bool
     ran_out: bool
     knows_accuracy: bool
 
@@ -51,13 +54,15 @@ class Replayed:
 class _State:
     totals: Totals
     knows_accuracy: bool
+    asks_others: bool
     history: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     in_flight: tuple[Work, ...] = ()
 
 
 def play(
-    recorded: Recorded, conditions: Conditions, changed: NDArray[np.bool_], knows_accuracy: bool = True
-) -> Iterator[Replayed]:
+    recorded: Recorded, conditions: Conditions, changed: NDArray[np.bool_], knows_accuracy: bool = True,
+    asks_others: bool = False,
+) -> Iterator[Replayed]:  # fmt: skip
     """Time the recorded rounds anew, in order, until there are no more or the run's stop rules are met.
 
     Args:
@@ -65,12 +70,14 @@ def play(
         conditions: Under what it is timed.
         changed: Which rows' clients would have trained another submodel, `(rows,)`.
         knows_accuracy: Whether rounds start from the recorded model.
+        asks_others: Whether the selection rule would have asked other clients from round 1 on.
     """
     stop = StopRules(**recorded.settings.stop.model_dump(exclude_none=True))
     last = len(recorded.rounds["round"])
     replay = _Replay(recorded, conditions, changed)
-    state = _State(spent_before(recorded), knows_accuracy)
+    state = _State(spent_before(recorded), knows_accuracy, asks_others)
     for round in range(1, last + 1):
+        state = replay.selected(state, round)
         plan, asked, answers = replay.plan(state, round)
         after, table = replay.moved_on(state, plan, asked, round)
         is_over = round == last or stop.are_met(after.totals)
@@ -78,8 +85,8 @@ def play(
             after, table = replay.closed(after, table, asked, round)
         state = replace(after, knows_accuracy=after.knows_accuracy and not answers)
         yield Replayed(
-            round, plan.round_s, state.totals, table, other_work(table, asked), answers, replay.ran_out,
-            state.knows_accuracy,
+            round, plan.round_s, state.totals, table, other_work(table, asked), answers, state.asks_others,
+            replay.ran_out, state.knows_accuracy,
         )  # fmt: skip
         if is_over:
             return
@@ -92,15 +99,24 @@ class _Replay:
         self._recorded, self._conditions, self._changed = recorded, conditions, changed
         self._dense = ModelCost(**recorded.summary["full_model"])
         self._rounds = _rows_by_round(recorded)
+        self._began_s = [spent_before(recorded).simulated_s, *recorded.rounds["simulated_s"][:-1].tolist()]
         self._starts = None
         if conditions.rules.mode == "async":
-            began_s = [spent_before(recorded).simulated_s, *recorded.rounds["simulated_s"][:-1].tolist()]
-            self._starts = Starts(conditions, recorded.clients, began_s)
+            self._starts = Starts(conditions, recorded.clients, self._began_s)
 
     @property
     def ran_out(self) -> bool:
         """Whether more clients would have started than the records hold."""
         return self._starts is not None and self._starts.ran_out
+
+    def selected(self, state: _State, round: int) -> _State:
+        """Return the state when clients are asked: whether its rule would ask others, now or before."""
+        rule, devices = self._recorded.settings.selection.rule, self._conditions.devices
+        sees_time = asks_by_device(rule, devices, devices)
+        moved = sees_time and state.totals.simulated_s != self._began_s[round - 1]
+        learned = (sees_time or looks_at(rule, "last_loss")) and not state.knows_accuracy
+        asks_others = state.asks_others or moved or learned
+        return replace(state, asks_others=asks_others, knows_accuracy=state.knows_accuracy and not asks_others)
 
     def plan(self, state: _State, round: int) -> tuple[Plan, Columns, int]:
         """Return who ends when, the recorded round's rows, and how many of those would answer only now."""
@@ -113,7 +129,16 @@ class _Replay:
         self._starts.begin(round, state.history, state.in_flight)
         plan = fill_buffer(conditions.rules, state.in_flight, now_s, self._starts.fill)
         never = np.isin(rows["fate"], ABSENT)
-        return replace(plan, absent=_absent(some(rows, never), rows["start_s"][never], rows["fate"][never])), rows, 0
+        asked_s = self._asked_s(rows["start_s"][never], round, now_s, plan.round_s)
+        return replace(plan, absent=_absent(some(rows, never), asked_s, rows["fate"][never])), rows, 0
+
+    def _asked_s(
+        self, recorded_s: NDArray[np.float64], round: int, now_s: float, round_s: float
+    ) -> NDArray[np.float64]:  # fmt: skip
+        """Return when clients are asked: as long after the round's begin as in the run, but before its end."""
+        asked_s = recorded_s + (now_s - self._began_s[round - 1])
+        is_shorter = round_s < self._recorded.rounds["round_s"][round - 1]
+        return np.asarray(np.clip(asked_s, now_s, now_s + round_s if is_shorter else np.inf))
 
     def moved_on(self, state: _State, plan: Plan, rows: Columns, round: int) -> tuple[_State, Columns]:
         """Return the state after a round, and the round's table."""
@@ -125,7 +150,7 @@ class _Replay:
         totals = reach(totals, score, recorded.settings.evaluation.targets, round)
         ends_s = None if conditions.rules.mode == "async" else now_s + plan.round_s - conditions.rules.server_s
         history = energy.remembered(conditions.devices, state.history, table, ends_s)
-        return _State(totals, knows, history, plan.in_flight), table
+        return _State(totals, knows, state.asks_others, history, plan.in_flight), table
 
     def closed(self, state: _State, table: Columns, rows: Columns, round: int) -> tuple[_State, Columns]:
         """Return the last round's state and table: work that would go on ends unfinished."""

@@ -1,6 +1,7 @@
 """From a run's name to its replay on other devices or with another deadline."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from raysim.replay.play import Replayed, play
 from raysim.replay.source import Recorded
 from raysim.replay.starts import Conditions
 from raysim.replay.unknown import not_reproduced, of_rounds
+from raysim.types import Devices
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,43 +39,50 @@ class Replay:
 
     @property
     def flagged_rounds(self) -> list[int]:
-        """Rounds in which other work counts than in the recorded ones."""
-        return [each.round for each in self.rounds if each.other_work or each.answers]
+        """Rounds in which other work counts than in the recorded ones, or others would have been asked."""
+        return [each.round for each in self.rounds if each.other_work or each.answers or each.asks_others]
 
 
-def replay(
-    recorded: Recorded, population: PopulationSettings | None = None, deadline_s: float | None = None
-) -> Replay:
+def replay(recorded: Recorded, others: Devices | None = None, deadline_s: float | None = None) -> Replay:
     """Time a finished run anew, without training.
 
     Args:
         recorded: The run.
-        population: Other devices; none = the run's own.
+        others: Other devices of all its clients; none = its own.
         deadline_s: Another deadline of each round; none = as the run had it.
 
     Raises:
-        SettingError: If devices cannot be had, or a deadline has no effect.
+        SettingError: If a deadline has no effect.
     """
     settings = recorded.settings
     rules = with_deadline(simulation.clock_rules(settings), deadline_s)
     method = simulation.method_of(settings)
-    owned = device_sources.of_settings(settings.population, settings.split_seed)
-    moved = population is not None and population != settings.population
-    devices = device_sources.of_settings(population, settings.split_seed) if population and moved else owned
+    devices = recorded.devices if others is None else others
+    moved = not changes.are_same(recorded.devices, devices)
     changed = np.zeros(len(recorded.clients["client"]), dtype=np.bool_)
     if moved:
-        under = changes.keep_ratios_under(recorded, method, owned, devices)
+        under = changes.keep_ratios_under(recorded, method, devices)
         changed = under != recorded.clients["keep_ratio"]
     refit = rules.accept_partial and (moved or deadline_s is not None) and method.work is None
     conditions = Conditions(
         devices, rules, settings.seed, settings.selection.clients_per_round,
         settings.training.epochs if refit else None, method.min_epochs,
     )  # fmt: skip
-    rounds = list(play(recorded, conditions, changed, knows_accuracy=not (moved and method.learns_widths)))
-    unknown = changes.of_devices(settings, method, owned, devices) if moved else []
-    is_own = not moved and deadline_s is None
-    unknown += not_reproduced(recorded, rounds) if is_own else of_rounds(recorded, method, rounds, changed)
-    return Replay(recorded, rounds, changed, unknown)
+    asks_others = moved and changes.asks_by_device(settings.selection.rule, recorded.devices, devices)
+    knows_accuracy = not (moved and method.learns_widths)
+    rounds = list(play(recorded, conditions, changed, knows_accuracy, asks_others))
+    if not moved and deadline_s is None:
+        return Replay(recorded, rounds, changed, not_reproduced(recorded, rounds))
+    unknown = not_reproduced(recorded, as_it_was(recorded, conditions))
+    unknown += changes.of_devices(recorded, method, devices) if moved else []
+    return Replay(recorded, rounds, changed, unknown + of_rounds(recorded, method, rounds, changed))
+
+
+def as_it_was(recorded: Recorded, conditions: Conditions) -> list[Replayed]:
+    """Return a run's rounds, timed again on its own devices with its own deadline."""
+    rules = simulation.clock_rules(recorded.settings)
+    own = replace(conditions, devices=recorded.devices, rules=rules, epochs=None)
+    return list(play(recorded, own, np.zeros(len(recorded.clients["client"]), dtype=np.bool_)))
 
 
 def with_deadline(rules: ClockRules, deadline_s: float | None) -> ClockRules:
@@ -94,8 +103,8 @@ def with_deadline(rules: ClockRules, deadline_s: float | None) -> ClockRules:
     return replace(rules, mode="deadline", deadline_s=deadline_s)
 
 
-def read_population(path: Path, recorded: Recorded) -> PopulationSettings:
-    """Read other devices from a file: what an experiment's `population` holds, or a whole experiment.
+def read_devices(path: Path, recorded: Recorded) -> Devices:
+    """Deal other devices to a run's clients: as an experiment's `population` in a file tells, or a whole experiment.
 
     Raises:
         SettingError: If the file cannot be read, a setting is not allowed, or it is for another number of clients.
@@ -105,9 +114,20 @@ def read_population(path: Path, recorded: Recorded) -> PopulationSettings:
     if not isinstance(section, dict):
         raise SettingError(f"--devices={str(path)!r}: population={section!r} is not allowed; allowed: settings")
     clients = recorded.settings.population.clients
-    population = config_file.validated({"clients": clients} | section, PopulationSettings)
+    with errors_of(path):
+        population = config_file.validated({"clients": clients} | section, PopulationSettings)
     if population.clients != clients:
         raise SettingError(
             f"--devices={str(path)!r}: clients={population.clients} is not allowed; allowed: the run's {clients}"
         )
-    return population
+    with errors_of(path):
+        return device_sources.of_settings(population, recorded.settings.split_seed)
+
+
+@contextmanager
+def errors_of(path: Path) -> Iterator[None]:
+    """Name the file of other devices in what is not allowed."""
+    try:
+        yield
+    except SettingError as error:
+        raise SettingError(f"--devices={str(path)!r}: {error}") from None

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysim import config_file, records
+from raysim import config_file, device_storage, records
 from raysim.budget_solver import BudgetSolver
 from raysim.clock import CohortLoad
 from raysim.config import ExperimentSettings
 from raysim.errors import SettingError, nearest_first
-from raysim.types import Columns
+from raysim.types import Columns, Devices
 
-FILES = ("config.yaml", "summary.json", "budgets.json", "clients.parquet", "rounds.parquet")
+AT_THE_END = ("summary.json", "clients.parquet", "rounds.parquet")
+FILES = ("config.yaml", *AT_THE_END, "budgets.json", "devices.parquet")
 CLIENT_COLUMNS = (
     "round", "client", "tier", "fate", "started_round", "start_s", "lasts_s", "keep_ratio", "limited_by", "examples",
     "pruning_ratio", "total_s", "energy_j", "down_bytes", "up_bytes",
@@ -36,6 +37,7 @@ class Recorded:
         clients: One row per client that was asked or whose work ended, in the order of rounds and ids.
         rounds: One row per round.
         solver: How budgets were solved; none = they were not.
+        devices: Devices of all clients, as the run had dealt them.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Recorded:
     clients: Columns
     rounds: Columns
     solver: BudgetSolver | None
+    devices: Devices
 
 
 def read(run: str, tracking_uri: str | None = None) -> Recorded:
@@ -60,11 +63,7 @@ def read(run: str, tracking_uri: str | None = None) -> Recorded:
     if folder.is_dir():
         return _of_folder(folder, run)
     if not re.fullmatch(r"[0-9a-f]{32}", run):
-        beside = [path.name for path in folder.parent.glob("*/")] if folder.parent.is_dir() else []
-        nearest = (
-            f"; nearest folder: {str(folder.parent / nearest_first(folder.name, beside)[0])!r}" if beside else ""
-        )
-        raise SettingError(f"RUN={run!r} is neither a folder nor the id of a run in MLflow{nearest}")
+        raise SettingError(f"RUN={run!r} is neither a folder nor the id of a run in MLflow{_nearest(folder)}")
     from raysim import tracking  # MLflow takes seconds to import
 
     with tempfile.TemporaryDirectory() as copied:
@@ -72,15 +71,28 @@ def read(run: str, tracking_uri: str | None = None) -> Recorded:
         return _of_folder(Path(copied), run)
 
 
+def _nearest(path: Path) -> str:
+    """Return a hint at the folder that may be meant: the one that a file of a run is in, else one beside it."""
+    if (path.parent / "config.yaml").is_file():
+        return f"; nearest folder: {str(path.parent)!r}"
+    beside = [each.name for each in path.parent.glob("*/")] if path.parent.is_dir() else []
+    return f"; nearest folder: {str(path.parent / nearest_first(path.name, beside)[0])!r}" if beside else ""
+
+
 def _of_folder(folder: Path, name: str) -> Recorded:
     if not (folder / "config.yaml").is_file():
         raise SettingError(f"RUN={name!r} holds no run: config.yaml is missing; allowed: the output folder of a run")
     missing = [file for file in FILES if not (folder / file).is_file()]
-    if missing:
+    if missing and missing[0] in AT_THE_END:
         raise SettingError(f"RUN={name!r} has not finished: {missing[0]} is missing; allowed: a finished run")
+    if missing:
+        raise SettingError(f"RUN={name!r}: {missing[0]} is missing; a run of this version writes it")
     try:
-        summary, budgets = (json.loads((folder / file).read_text(encoding="utf-8")) for file in FILES[1:3])
+        summary, budgets = (
+            json.loads((folder / file).read_text(encoding="utf-8")) for file in ("summary.json", "budgets.json")
+        )
         clients, rounds = (records.read(folder / f"{table}.parquet") for table in ("clients", "rounds"))
+        devices = device_storage.load(folder / "devices.parquet")
     except (ValueError, OSError) as error:
         raise SettingError(f"RUN={name!r} cannot be read: {str(error).splitlines()[0]}") from None
     for file, there, needed in (
@@ -91,4 +103,5 @@ def _of_folder(folder: Path, name: str) -> Recorded:
         if lacking:
             raise SettingError(f"RUN={name!r}: {file} does not tell {lacking[0]!r}; a run of this version does")
     solver = None if budgets is None else BudgetSolver.from_json(budgets)
-    return Recorded(name, config_file.load(folder / "config.yaml"), summary, clients, rounds, solver)
+    settings = config_file.load(folder / "config.yaml")
+    return Recorded(name, settings, summary, clients, rounds, solver, devices)

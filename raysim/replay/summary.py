@@ -80,11 +80,11 @@ def tables(summary: Mapping[str, Any]) -> list[Table]:
     for heading in ("", "recorded", "replayed"):
         run.add_column(heading, justify="right" if heading else "left")
     run.add_row("simulated time", duration(before["simulated_s"]), duration(summary["simulated_s"]))
-    for name, key, unit, scale in (
-        ("energy of the devices", "energy_j", "J", 1), ("down", "down_bytes", "MB", 1e6),
-        ("up", "up_bytes", "MB", 1e6), ("computed", "train_flops", "GFLOP", 1e9),
+    for name, key, unit in (
+        ("energy of the devices", "energy_j", "J"), ("down", "down_bytes", "B"), ("up", "up_bytes", "B"),
+        ("computed", "train_flops", "FLOP"),
     ):  # fmt: skip
-        run.add_row(name, *(f"{each[key] / scale:,.1f} {unit}" for each in (before, summary)))
+        run.add_row(name, *(in_unit(each[key], unit) for each in (before, summary)))
     run.add_row("client rounds that count", *(_counted(each["fates"]) for each in (before, summary)))
     run.add_row("rounds of nobody's work", *(str(each["empty_rounds"]) for each in (before, summary)))
     for was, target in zip(before["targets"], summary["targets"], strict=True):
@@ -96,6 +96,20 @@ def tables(summary: Mapping[str, Any]) -> list[Table]:
         seconds = (row["recorded_s"], row["replayed_s"])
         tiers.add_row(row["tier"], *("-" if each is None else f"{each:.2f}" for each in seconds))
     return [run, tiers]
+
+
+def in_unit(number: float, unit: str) -> str:
+    """Write a number with the prefix of its size.
+
+    >>> [in_unit(number, "B") for number in (0, 812, 78_648, 999_960, 4.5e6, 1.2e19)]
+    ['0 B', '812 B', '78.6 kB', '1.0 MB', '4.5 MB', '12,000.0 PB']
+    >>> in_unit(0.25, "J"), in_unit(812.5, "J")
+    ('0.25 J', '812.5 J')
+    """
+    if number < 1000:
+        return f"{number:.4g} {unit}"
+    power = next((power for power in range(1, 5) if round(number / 1000**power, 1) < 1000), 5)
+    return f"{number / 1000**power:,.1f} {' kMGTP'[power]}{unit}"
 
 
 def _counted(fates: Mapping[str, int]) -> str:
@@ -117,7 +131,11 @@ def unknown_lines(summary: Mapping[str, Any]) -> list[str]:
         of = [f"{each[what]} {what.replace('_', ' ')}" for what in ("client_rounds", "rounds") if each[what]]
         lines.append(f"  {each['reason']}" + (f" ({', '.join(of)})" if of else ""))
     flagged = summary["flagged_rounds"]
-    return lines + ([f"  rounds in which other work counts: {in_short(flagged)}"] if flagged else [])
+    return lines + (
+        [f"  rounds in which other work counts, or others would have been asked: {in_short(flagged)}"]
+        if flagged
+        else []
+    )
 
 
 def in_short(rounds: Sequence[int]) -> str:

@@ -34,6 +34,10 @@ def of_rounds(
         "clients that did not answer in the run would: what they would have trained is not known, they are left out"
     )
     found += [Unknown(reason, len(answers), sum(answers))] if answers else []
+    asks = sum(each.asks_others for each in rounds)
+    rule = recorded.settings.selection.rule
+    reason = f"selection.rule={rule!r} would have asked others: who is asked is as recorded"
+    found += [Unknown(reason, asks)] if asks else []
     short = sum(each.ran_out for each in rounds)
     found += [Unknown("more clients would have started than the run had", short)] if short else []
     return found + _learning(recorded, method, rounds) + _end(recorded, rounds)
@@ -68,9 +72,6 @@ def _learning(recorded: Recorded, method: Method, rounds: Sequence[Replayed]) ->
     found = [Unknown(f"accuracy from round {lost[0]} on: another model would have been learned", len(lost))]
     if not (method.has_known_costs or method.learns_widths):
         reason = f"method.name={settings.method.name!r} chooses submodels from what it learns: they are as recorded"
-        found.append(Unknown(reason, len(lost)))
-    if settings.selection.rule in ("power-of-choice", "oort"):
-        reason = f"selection.rule={settings.selection.rule!r} looks at losses: who is asked is as recorded"
         found.append(Unknown(reason, len(lost)))
     return found
 
