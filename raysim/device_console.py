@@ -35,7 +35,7 @@ def print_devices(title: str, summary: Summary, preset: Preset | None) -> None:
     console().print(devices_table(title, summary))
     further = further_columns(summary)
     if further:
-        console().print(table_of("further figures; the others are at their defaults", summary, further))
+        console().print(table_of("further figures", summary, further))
     spread = ", ".join(
         heading.partition("\n")[0] for heading, figure, _ in (*COLUMNS, *further) if figure in SPREAD_OUT
     )
