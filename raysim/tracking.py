@@ -139,7 +139,7 @@ class MlflowTracker:
         inputs = example.numpy().astype(np.float32)
         with torch.no_grad():
             outputs = model.eval()(example).numpy()
-        previous = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else ""
+        previous = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else ""  # type: ignore[no-untyped-call]
         mlflow.set_tracking_uri(self.uri)
         try:
             with mlflow.start_run(run_id=self.run_id):
