@@ -195,7 +195,11 @@ def test_unfinished_work_is_in_the_table_of_the_last_round_and_paid_for() -> Non
 
 def test_a_standby_that_has_left_since_does_not_start(monkeypatch) -> None:
     """Clients that can be reached in the beginning and never again."""
-    scenario = clocked("magnitude", "async", *POPULATION, "clock.buffer_size=3", "clock.concurrency=2")
+    away = tuple(f"population.tiers.{tier}.availability=0.5" for tier in range(4))
+    scenario = clocked("magnitude", "async", *POPULATION, *away, "clock.buffer_size=3", "clock.concurrency=2")
+    monkeypatch.setattr(
+        availability, "online_for_s", lambda devices, clients, now_s, seed: np.full(len(clients), 1e9)
+    )
     monkeypatch.setattr(
         availability, "is_online", lambda devices, clients, now_s, seed: np.full(len(clients), now_s == 0)
     )

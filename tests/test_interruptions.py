@@ -124,7 +124,8 @@ def test_who_has_dropped_out_neither_waits_nor_pays_for_waiting():
 @pytest.mark.parametrize("mode", MODES)
 def test_devices_that_come_and_go_by_a_trace(mode):
     """Online for 0.6 s, away for 0.4 s, each client from another moment on: what is done by then is paid for."""
-    scenario = clocked("magnitude", mode, "rounds=6", "clock.empty_round_s=0.3")
+    wait = () if mode in ("deadline", "partial") else ("clock.empty_round_s=0.3",)
+    scenario = clocked("magnitude", mode, "rounds=6", *wait)
     devices = scenario.workload.population.devices
     count = len(devices.device_of)
     begins = np.arange(count) * 0.06

@@ -53,7 +53,7 @@ def test_metrics_stay_under_sixty_with_twelve_tiers_all_diagnostics_and_whatever
     started = np.where(np.arange(36) % 2 == 0, 2, 1) if way == UNFINISHED else report.clients["started_round"]
     clients = report.clients | {"fate": fates, "started_round": started}
     totals = replace(report.totals, fates=dict.fromkeys((COUNTED, *others), 1), empty_rounds=1)
-    metrics = metrics_of(replace(report, clients=clients, totals=totals))
+    metrics = metrics_of(replace(report, clients=clients, totals=totals, is_asynchronous=way == UNFINISHED))
     assert len(metrics) <= 60
     assert bool(report.diagnostics) == bool(diagnosed)
     assert metrics["clients/away"] == 4

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim import energy
-from raysim.accounting import absent_columns, add_round, clock_columns, in_order, reach, waiting_s
+from raysim.accounting import absent_columns, add_round, clock_columns, in_order, reach, scored, waiting_s
 from raysim.asynchronous import fill_buffer
 from raysim.fates import ABSENT, COUNTED, INFEASIBLE, UNREACHABLE
 from raysim.interruptions import interrupted
@@ -83,6 +83,9 @@ def play(
         is_over = round == last or stop.are_met(after.totals)
         if is_over and after.in_flight:
             after, table = replay.closed(after, table, asked, round)
+        score = _score_of(recorded, round) if after.knows_accuracy else None
+        reached = reach(after.totals, score, recorded.settings.evaluation.targets, round)
+        after = replace(after, totals=reached)
         state = replace(after, knows_accuracy=after.knows_accuracy and not answers)
         yield Replayed(
             round, plan.round_s, state.totals, table, other_work(table, asked), answers, state.asks_others,
@@ -146,8 +149,7 @@ class _Replay:
         table = self._table(plan, rows, round, now_s, state.history)
         totals = add_round(state.totals, plan, table, self._dense, recorded.settings.training.epochs)
         knows = state.knows_accuracy and not other_work(table, rows) and not self._trained_otherwise(table)
-        score = _score_of(recorded, round) if knows else None
-        totals = reach(totals, score, recorded.settings.evaluation.targets, round)
+        totals = scored(totals, _score_of(recorded, round) if knows else None)
         ends_s = None if conditions.rules.mode == "async" else now_s + plan.round_s - conditions.rules.server_s
         history = energy.remembered(conditions.devices, state.history, table, ends_s)
         return _State(totals, knows, state.asks_others, history, plan.in_flight), table
