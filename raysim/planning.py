@@ -71,7 +71,7 @@ def plan_together(scenario: Scenario, state: ServerState, choose: ChooseMasks = 
     rules = scenario.clock
     factor = rules.over_selection if rules.mode == "over-selection" else 1.0
     wanted = ceil(scenario.cohort_size * factor - 1e-9)  # 10 x 1.1 is 11.000000000000002
-    asked = ask(scenario, state, wanted)
+    asked = ask(scenario, state, min(wanted, len(scenario.workload.population)))
     cohort, absent = answering(scenario, state, asked)
     if not len(cohort.clients):
         return Plan((), absent, (), rules.nobody_s + rules.server_s, state.memory)
