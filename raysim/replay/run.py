@@ -109,10 +109,7 @@ def read_devices(path: Path, recorded: Recorded) -> Devices:
     Raises:
         SettingError: If the file cannot be read, a setting is not allowed, or it is for another number of clients.
     """
-    content = config_file.read_yaml(path, "--devices")
-    section = content.get("population", content)
-    if not isinstance(section, dict):
-        raise SettingError(f"--devices={str(path)!r}: population={section!r} is not allowed; allowed: settings")
+    section = config_file.population_section(path, "--devices")
     clients = recorded.settings.population.clients
     with errors_of(path):
         population = config_file.validated({"clients": clients} | section, PopulationSettings)
