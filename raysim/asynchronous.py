@@ -106,7 +106,7 @@ class _Source:
         for work in state.in_flight:
             self._drawn[work.cohort.clients] = True
         self._waiting: list[Work] = []
-        self._draws = 0
+        self._has_drawn = False
         self._reach_varies = reach_varies(scenario.workload.population.devices)
 
     def fill(self, queue: EventQueue, now_s: float) -> None:
@@ -132,10 +132,10 @@ class _Source:
         While nobody answers, twice as many are asked: one by one would take as many draws as there are clients.
         """
         scenario, now = self._scenario, self._at(now_s)
-        wanted = room + (scenario.clock.buffer_size - 1 if self._draws == 0 else 0)
+        wanted = room + (scenario.clock.buffer_size - 1 if not self._has_drawn else 0)
+        self._has_drawn = True
         while True:
             asked = ask(scenario, now, wanted, self._drawn)
-            self._draws += 1
             self._drawn[asked] = True
             cohort, absent = answering(scenario, now, asked)
             self.absent.append(absent)

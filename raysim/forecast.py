@@ -87,7 +87,7 @@ def _predicted(scenario: Scenario, state: ServerState) -> tuple[ServerState, Col
     columns = client_columns(scenario, state, plan)
     totals = spend(scenario, state.totals, plan, columns)
     after = moved_on(scenario, state, plan, state.params, plan.memory, totals, columns, None)
-    return close(scenario, after, plan, columns)
+    return close(scenario, after, columns)
 
 
 def _first_channels_kept(scenario: Scenario, view: RoundView) -> tuple[list[Mask], Params]:

@@ -60,7 +60,7 @@ def run_round(scenario: Scenario, state: ServerState, executor: Executor) -> tup
     after = moved_on(scenario, state, plan, params, memory, totals, clients, received)
     params, score = score_global(scenario, after, executor)
     after = replace(after, params=params, totals=scored(totals, score))
-    after, clients = close(scenario, after, plan, clients)
+    after, clients = close(scenario, after, clients)
     after = replace(after, totals=reach(after.totals, score, scenario.targets, after.round))
     return after, report_of(scenario, state, after, plan, clients, score, received)
 
@@ -185,9 +185,7 @@ def remember(
     )  # fmt: skip
 
 
-def close(
-    scenario: Scenario, after: ServerState, plan: Plan, clients: Columns
-) -> tuple[ServerState, Columns]:  # fmt: skip
+def close(scenario: Scenario, after: ServerState, clients: Columns) -> tuple[ServerState, Columns]:
     """Return state and table of a round; if it is the last, work that would go on ends unfinished."""
     if not (after.in_flight and scenario.is_over(after)):
         return after, clients
