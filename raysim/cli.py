@@ -109,7 +109,7 @@ def mlflow_page(summary: Mapping[str, Any]) -> tuple[str, str]:
 
 def _runner(settings: ExperimentSettings) -> Any:
     if settings.executor.kind == "ray":
-        from raysim.actors import RayRunner
+        from raysim.actors.runner import RayRunner
 
         return RayRunner(settings.executor.num_actors, settings.executor.address)
     from raysim.simulation import InProcessRunner

@@ -7,7 +7,8 @@ from conftest import tiny_settings
 from torch import nn
 
 from raysim import simulation
-from raysim.actors import RayRunner, chunk_by_cost
+from raysim.actors.executor import chunk_by_cost
+from raysim.actors.runner import RayRunner
 from raysim.errors import RunFailedError, SettingError
 from raysim.pruning.plan import ChannelPlan
 from raysim.types import ClientTask, Mask, Storage

@@ -600,7 +600,7 @@ def law_12_runs(tmp_path_factory) -> dict[str, tuple[Scenario, str, list[RoundRe
 @pytest.mark.slow
 @pytest.mark.parametrize("num_actors", [1, 2, 3])
 def test_law_12_ray_is_in_process(num_actors: int, local_ray: None, tmp_path, law_12_runs) -> None:
-    from raysim.actors import RayRunner
+    from raysim.actors.runner import RayRunner
 
     with RayRunner(num_actors, None) as runner:
         for kind, (scenario, expected, same) in law_12_runs.items():
@@ -616,7 +616,7 @@ def test_law_12_ray_is_in_process(num_actors: int, local_ray: None, tmp_path, la
 @pytest.mark.slow
 @pytest.mark.parametrize("num_actors", [1, 3])
 def test_law_12_holds_in_every_clock_mode(num_actors: int, local_ray: None, tmp_path: Path) -> None:
-    from raysim.actors import RayRunner
+    from raysim.actors.runner import RayRunner
 
     with RayRunner(num_actors, None) as runner:
         for mode in MODES:
@@ -634,7 +634,7 @@ def test_law_12_holds_in_every_clock_mode(num_actors: int, local_ray: None, tmp_
 def test_law_12_a_killed_actor_changes_nothing(local_ray: None, tmp_path, law_12_runs) -> None:
     import ray
 
-    from raysim.actors import RayRunner
+    from raysim.actors.runner import RayRunner
 
     scenario, expected, _ = law_12_runs["ca-hfp fisher"]
     with RayRunner(2, None) as runner:

@@ -137,7 +137,9 @@ RANKS: dict[str, float] = {
     "raysim.records": 4,
     "raysim.tracking": 4,
     "raysim.forecast": 5,
-    "raysim.ray_tasks": 5,
+    "raysim.actors": 5,
+    "raysim.actors.connection": 5,
+    "raysim.actors.tasks": 5.1,
     "raysim.simulation": 5,
     "raysim.comparison": 5.5,
     "raysim.comparison.curves": 5.5,
@@ -159,7 +161,10 @@ RANKS: dict[str, float] = {
     "raysim.replay.unknown": 5.8,
     "raysim.replay.run": 5.9,
     "raysim.replay.summary": 6,
-    "raysim.actors": 6,
+    "raysim.actors.client": 5.1,
+    "raysim.actors.executor": 5.2,
+    "raysim.actors.driver": 5.9,
+    "raysim.actors.runner": 6,
     "raysim.experiment": 6,
     "raysim.comparison.record": 6.5,
     "raysim.comparison.run": 6.6,
@@ -168,7 +173,7 @@ RANKS: dict[str, float] = {
 }
 
 AT_HOME: dict[str, tuple[str, ...]] = {
-    "ray": ("raysim.actors", "raysim.ray_tasks"),
+    "ray": ("raysim.actors",),
     "mlflow": ("raysim.tracking",),
     "matplotlib": (
         "raysim.calibration.figure",

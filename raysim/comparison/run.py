@@ -60,7 +60,7 @@ def outcomes(comparison: Comparison, digests: dict[str, str]) -> Iterator[tuple[
         for place, scenario in enumerate(scenarios):
             yield place, play(scenario)
         return
-    from raysim.ray_tasks import run_tasks  # takes seconds to import, and is needed only here
+    from raysim.actors.tasks import run_tasks  # takes seconds to import, and is needed only here
 
     for place, outcome in run_tasks(play, scenarios, executor.num_actors, executor.address):
         yield place, Outcome(digests, 0, failure=str(outcome)) if isinstance(outcome, RunFailedError) else outcome

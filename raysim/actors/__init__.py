@@ -1,0 +1,1 @@
+"""Ray: client actors, the driver actor, and how they are started."""

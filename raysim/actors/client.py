@@ -1,0 +1,57 @@
+"""An actor that plays clients."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from raysim.arrays import as_arrays, as_tensors
+from raysim.client_step import Stage
+from raysim.contribution import Contribution
+from raysim.scenario import Scenario
+from raysim.types import Broadcast, ClientTask, LocalRules
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+class ClientActor:
+    """Plays clients; fetches a scenario once and keeps it for all its rounds."""
+
+    def __init__(self) -> None:
+        self._stage: Stage | None = None
+        self._played: ray.ObjectRef[Scenario] | None = None
+
+    def process_id(self) -> int:
+        """Return the id of the process this actor runs in."""
+        return os.getpid()
+
+    def train(
+        self,
+        tasks: Sequence[ClientTask],
+        shared: tuple[Arrays, Arrays],
+        scenario: "list[ray.ObjectRef[Scenario]]",
+        round: int,
+        rules: LocalRules,
+    ) -> Contribution:
+        """Train a chunk of clients; shared are the parameters, and what the method sends beside them."""
+        params, extra = shared
+        return self._stage_of(scenario).train(tasks, Broadcast(round, as_tensors(params), rules, as_tensors(extra)))
+
+    def score(
+        self, rows: NDArray[np.int64], params: Arrays, scenario: "list[ray.ObjectRef[Scenario]]"
+    ) -> tuple[int, float]:
+        """Return correct answers and summed loss of the global model on test rows."""
+        return self._stage_of(scenario).score(as_tensors(params), rows)
+
+    def estimate_statistics(
+        self, rows: NDArray[np.int64], params: Arrays, scenario: "list[ray.ObjectRef[Scenario]]"
+    ) -> Arrays:
+        """Re-estimate the global model's running statistics on training rows."""
+        return as_arrays(self._stage_of(scenario).estimate_statistics(as_tensors(params), rows))
+
+    def _stage_of(self, scenario: "list[ray.ObjectRef[Scenario]]") -> Stage:
+        if self._stage is None or self._played != scenario[0]:
+            self._stage, self._played = Stage(ray.get(scenario[0]).workload), scenario[0]
+        return self._stage

@@ -1,0 +1,84 @@
+"""Starts Ray and the actors, plays a scenario on them, and stops what it started."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raysim.actors.client import ClientActor
+from raysim.actors.connection import RESTARTS, connect, let_modules_travel, num_workers
+from raysim.actors.driver import DriverActor
+from raysim.actors.executor import cause_of
+from raysim.arrays import as_tensors
+from raysim.errors import RunFailedError
+from raysim.scenario import Scenario
+from raysim.types import RoundReport, ServerState, Storage
+
+
+class RayRunner:
+    """Plays a scenario on Ray: on the cluster at an address, or on a local Ray of its own.
+
+    Entering the context starts Ray and the actors, which import while the scenario is still being built;
+    leaving it stops what was started. Both belong into one thread: Ray takes ten seconds to shut down after
+    the thread that started it has ended.
+    """
+
+    def __init__(self, num_actors: int | None, address: str | None) -> None:
+        self._num_actors = num_actors
+        self._address = address or os.environ.get("RAY_ADDRESS")
+        self._owns_ray = False
+        self._driver: Any = None
+        self._actors: list[Any] = []
+
+    def __enter__(self) -> "RayRunner":
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._owns_ray:
+            ray.shutdown()  # ends the actors, too; killing them first makes Ray announce retries on standard output
+            return
+        for actor in [self._driver, *self._actors]:
+            if actor is not None:
+                ray.kill(actor)
+
+    def _start(self) -> None:
+        if not ray.is_initialized():
+            self._owns_ray = True
+            connect(self._num_actors, self._address)
+        count = num_workers(self._num_actors)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        remote: Any = ray.remote
+        driver = remote(num_cpus=0, scheduling_strategy=here)(DriverActor)
+        client = remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RESTARTS)(ClientActor)
+        self._driver = driver.remote()
+        self._actors = [client.remote() for _ in range(count)]
+
+    def run(self, scenario: Scenario, storage: Storage) -> Iterator[RoundReport]:
+        """Yield the report of each round."""
+        let_modules_travel()
+        reference = ray.put(scenario)
+        start = self._driver.run.options(num_returns="streaming")
+        try:
+            for report in start.remote(reference, [reference], self._actors, storage):
+                yield ray.get(report)
+        except ray.exceptions.RayTaskError as error:
+            raise cause_of(error, 0) from None
+        except ray.exceptions.RayError as error:
+            raise RunFailedError(0, -1, f"the driver actor was lost: {error}") from None
+
+    @property
+    def client_actors(self) -> list[Any]:
+        """Handles of the client actors."""
+        return list(self._actors)
+
+    def final_state(self) -> ServerState:
+        """Return the state after the last round."""
+        state, params = ray.get(self._driver.final_state.remote())
+        return ServerState(state.round, as_tensors(params), {}, state.totals)
