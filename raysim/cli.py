@@ -111,7 +111,10 @@ def _runner(settings: ExperimentSettings) -> Any:
     if settings.executor.kind == "ray":
         from raysim.actors.runner import RayRunner
 
-        return RayRunner(settings.executor.num_actors, settings.executor.address)
+        executor = settings.executor
+        return RayRunner(
+            executor.num_actors, executor.address, settings.population.clients, executor.client_timeout_s
+        )
     from raysim.simulation import InProcessRunner
 
     return InProcessRunner()

@@ -457,7 +457,8 @@ class CoverageSummary:
 class RoundReport:
     """All a tracker sees of a round.
 
-    `clients` has one row per cohort member, `diagnostics` what was diagnosed by name.
+    `clients` has one row per cohort member, `diagnostics` what was diagnosed by name, `incidents` what went wrong
+    where clients are trained and was made good.
     """
 
     round: int
@@ -473,6 +474,7 @@ class RoundReport:
     tiers: tuple[str, ...]
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     is_asynchronous: bool = False
+    incidents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

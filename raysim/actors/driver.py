@@ -5,6 +5,7 @@ from typing import Any
 
 import ray
 
+from raysim.actors.cast import CastRules
 from raysim.actors.client import Arrays
 from raysim.actors.executor import RayExecutor
 from raysim.arrays import as_arrays
@@ -25,10 +26,11 @@ class DriverActor:
         scenario: Scenario,
         reference: "list[ray.ObjectRef[Scenario]]",
         actors: Sequence[Any],
+        rules: CastRules,
         storage: Storage,
     ) -> Iterator[RoundReport]:
         """Yield the report of each round once it is on disk."""
-        executor = RayExecutor(actors, reference[0])
+        executor = RayExecutor(actors, rules, reference[0])
         for state, report in play(scenario, initial_state(scenario), executor, storage):
             self._state = state
             yield report
