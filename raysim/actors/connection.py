@@ -30,6 +30,7 @@ def connect(num_cpus: int | None, address: str | None) -> None:
     else:
         count = num_cpus or len(os.sched_getaffinity(0))
         ray.init(address="local", num_cpus=count, include_dashboard=False, **quiet)
+    ray._private.worker._worker_logs_enabled = False  # or Ray tells of lost actors on standard output
     signal.signal(signal.SIGTERM, on_termination)  # Ray installs one that aborts the process
 
 

@@ -114,13 +114,11 @@ class Dispatch:
             if deadline is None or now < deadline:
                 continue
             found = member.sent[0].call
-            late = f"within {limit or 0:g} s per client (executor.client_timeout_s)"
+            late = f"{named(found.clients)} did not answer within executor.client_timeout_s={limit:g} s per client"
             if found.hung:
-                raise RunFailedError(
-                    self._round, found.client, f"{named(found.clients)} did not answer {late}, twice"
-                )
+                raise RunFailedError(self._round, found.client, f"{late}, twice")
             self._taken_from(member)
-            self._note(f"{named(found.clients)} did not answer {late}; {found.done_again}, one by one")
+            self._note(f"{late}; {found.done_again}{', one by one' if len(found.clients) > 1 else ''}")
             self._repeat([replace(call, hung=True) for call in found.apart()])
         if self._lost_at is not None and not self._is_busy and now > self._lost_at + START_S:
             cause = f"no client actor could be started within {START_S:g} s after the last one was lost"
