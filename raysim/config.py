@@ -114,6 +114,10 @@ class TrainingSettings(Settings):
     """Passes over a client's rows in a round, at least 1."""
     batch_size: Count = 10
     """Rows of one step, at least 1; a last batch of one row joins the one before."""
+    pack: Literal["auto"] | Count = "auto"
+    """Clients of equal masks and steps that are trained together as one batch of models, at most; 1 = each by itself.
+    `auto` packs small models without convolutions, random layers or buffers, where the method asks for no more than
+    plain training, by a rule of cohort and model alone; it decides the last bits. `raysim probe` recommends."""
 
 
 class EvaluationSettings(Settings):

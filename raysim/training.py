@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.optim.adam import adam
-from torch.optim.sgd import sgd
 
 from raysim.types import Params
 
@@ -223,7 +222,7 @@ def train(
     """
     hooks = hooks or LocalHooks()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    step = _OPTIMIZERS[local.optimizer](parameters, learning_rate, local)
+    step = optimizer_step(parameters, learning_rate, local)
     batches = batch_slices(len(labels), local.batch_size)
     model.train()
     total = torch.zeros((), dtype=torch.float64)
@@ -259,15 +258,24 @@ def clipped(gradients: list[torch.Tensor], max_norm: float) -> list[torch.Tensor
     return list(torch._foreach_mul(gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0)))
 
 
+def optimizer_step(parameters: list[nn.Parameter], learning_rate: float, local: LocalTraining) -> Step:
+    """Return what steps along gradients, in place; its state starts empty."""
+    return _OPTIMIZERS[local.optimizer](parameters, learning_rate, local)
+
+
 def _sgd(parameters: list[nn.Parameter], learning_rate: float, local: LocalTraining) -> Step:
     weights: list[torch.Tensor] = [parameter.data for parameter in parameters]
-    buffers: list[torch.Tensor | None] = [None] * len(weights)
+    velocity: list[torch.Tensor] = []
 
     def step(gradients: list[torch.Tensor]) -> None:
-        sgd(
-            weights, gradients, buffers, foreach=True, weight_decay=local.weight_decay,
-            momentum=local.momentum, lr=learning_rate, dampening=0.0, nesterov=False, maximize=False,
-        )  # fmt: skip
+        if local.weight_decay:
+            gradients = list(torch._foreach_add(gradients, weights, alpha=local.weight_decay))
+        if local.momentum and not velocity:
+            velocity.extend(gradient.clone() for gradient in gradients)
+        elif local.momentum:
+            torch._foreach_mul_(velocity, local.momentum)
+            torch._foreach_add_(velocity, gradients)
+        torch._foreach_add_(weights, velocity or gradients, alpha=-learning_rate)
 
     return step
 
@@ -291,4 +299,4 @@ _OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float, LocalTraining], Step
     "sgd": _sgd,
     "adam": _adam,
 }
-"""PyTorch's optimizers as functions: the classes import its compiler, 1.5 s in every actor."""
+"""As functions: PyTorch's classes import its compiler, 1.5 s in every actor."""

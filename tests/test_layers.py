@@ -91,6 +91,8 @@ RANKS: dict[str, float] = {
     "raysim.contribution": 2.2,
     "raysim.loss_surface": 2.2,
     "raysim.server_optimizers": 2.2,
+    "raysim.packing": 2.1,
+    "raysim.pack_step": 2.2,
     "raysim.client_step": 2.3,
     "raysim.convergence": 2.3,
     "raysim.methods": 2.4,
