@@ -11,7 +11,7 @@ from torch.func import functional_call, vmap
 
 from raysim import seeding
 from raysim.data.datasets import Dataset
-from raysim.training import LocalTraining, batch_slices, optimizer_step
+from raysim.training import LocalTraining, batch_slices, computing_in, optimizer_step
 from raysim.types import ClientRows, Params
 
 
@@ -79,7 +79,8 @@ def train_pack(
         for place in range(len(batches[0])):
             rows, lengths = _padded([order[cut[place]] for order, cut in zip(shuffled, batches, strict=True)])
             shares = ((torch.arange(rows.shape[1]) < lengths[:, None]) / lengths[:, None]).float()
-            losses = losses_of(named, pack.inputs[members, rows], pack.labels[members, rows], shares)
+            with computing_in(local.precision, pack.inputs):
+                losses = losses_of(named, pack.inputs[members, rows], pack.labels[members, rows], shares)
             gradients = list(torch.autograd.grad(losses.sum(), trainable, materialize_grads=True))
             if local.clip_norm is not None:
                 gradients = clipped_each(gradients, local.clip_norm)

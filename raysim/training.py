@@ -1,7 +1,7 @@
 """Local training of one client: plain PyTorch on one thread."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,6 +30,8 @@ class LocalTraining:
     clip_norm: float | None = None
     epochs: int = 1
     batch_size: int = 10
+    precision: str = "float32"
+    memory_format: str = "contiguous"
 
     def learning_rate_in(self, round: int) -> float:
         """Return the step size of a round, counted from 1; what is trained before has that of round 1."""
@@ -224,6 +226,7 @@ def train(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     step = optimizer_step(parameters, learning_rate, local)
     batches = batch_slices(len(labels), local.batch_size)
+    inputs = laid_out(inputs, local.memory_format)
     model.train()
     total = torch.zeros((), dtype=torch.float64)
     epochs = 0
@@ -233,7 +236,8 @@ def train(
         for batch in batches:
             rows = shuffled[batch]
             batch_inputs = inputs[rows] if augment is None else augment(inputs[rows])
-            loss = hooks.loss(model, batch_inputs, labels[rows])
+            with computing_in(local.precision, batch_inputs):
+                loss = hooks.loss(model, batch_inputs, labels[rows])
             gradients = list(torch.autograd.grad(loss, parameters, materialize_grads=True))
             for observe in hooks.observe:
                 observe(gradients)
@@ -250,6 +254,20 @@ def train(
         if not np.isfinite(mean_loss) or (hooks.stop_after_epoch and hooks.stop_after_epoch(mean_loss)):
             break
     return Trained(float(total) / (len(labels) * epochs), epochs)
+
+
+def computing_in(precision: str, inputs: torch.Tensor) -> AbstractContextManager[object]:
+    """Return a context in which layers compute in a precision."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(inputs.device.type, torch.bfloat16)
+
+
+def laid_out(inputs: torch.Tensor, memory_format: str) -> torch.Tensor:
+    """Return images in a memory format; what is no image stays as it is."""
+    if memory_format == "contiguous" or inputs.dim() != 4:
+        return inputs
+    return inputs.contiguous(memory_format=torch.channels_last)
 
 
 def clipped(gradients: list[torch.Tensor], max_norm: float) -> list[torch.Tensor]:

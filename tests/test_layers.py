@@ -45,6 +45,7 @@ RANKS: dict[str, float] = {
     "raysim.data.rules": 1,
     "raysim.data.figure": 1.05,
     "raysim.data.given": 1.05,
+    "raysim.data.noise": 1.05,
     "raysim.data.torchvision_sets": 1.05,
     "raysim.data.transform": 1.05,
     "raysim.data.imagefolder": 1.08,
