@@ -1,6 +1,8 @@
 """The command line: raysim run, resume, replay, devices, calibrate, schema."""
 
+import atexit
 import json
+import os
 import shlex
 import signal
 import sys
@@ -271,7 +273,11 @@ def schema() -> None:
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt(TERMINATED)
+    _terminated.append(True)  # the exception alone does not tell: Ray raises another one in its place
+    raise KeyboardInterrupt
+
+
+_terminated: list[bool] = []
 
 
 def main(arguments: list[str] | None = None, command: click.Command = cli, kept: str = LAST_CHECKPOINT) -> None:
@@ -283,6 +289,7 @@ def main(arguments: list[str] | None = None, command: click.Command = cli, kept:
         kept: What is kept when it is interrupted.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    _terminated.clear()
     try:
         code = command.main(args=arguments, standalone_mode=False) or 0
     except SettingError as error:
@@ -297,12 +304,19 @@ def main(arguments: list[str] | None = None, command: click.Command = cli, kept:
     except TrackingLostError as error:
         console.say(f"raysim: {error}")
         code = FAILED
-    except (KeyboardInterrupt, click.Abort) as error:
-        interrupt = error.__cause__ or error  # click wraps it
-        code = TERMINATED if TERMINATED in interrupt.args else INTERRUPTED
+    except (KeyboardInterrupt, click.Abort):
+        code = TERMINATED if _terminated else INTERRUPTED
         console.say(f"raysim: interrupted; {kept}")
     except Exception as error:
         traceback.print_exc()
         console.say(f"raysim: the run failed: {type(error).__name__}: {error}")
         code = FAILED
+    if code == TERMINATED:  # whoever sent it waits for seconds only, which Python's own leaving may take
+        atexit.register(_leave_at_once, code)
     sys.exit(code)
+
+
+def _leave_at_once(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
