@@ -39,7 +39,7 @@ from raysim.selection.table import SelectionRule
 from raysim.server_optimizers import ServerOptimizer
 from raysim.solved_budgets import with_solved_budgets
 from raysim.training import LocalTraining, batch_slices, one_thread
-from raysim.types import Devices, Population, RoundReport, RowSets, ServerState, Storage
+from raysim.types import FIRST, Devices, Population, RoundReport, RowSets, ServerState, Start, Storage
 
 COUNTED_AHEAD = 64
 """Widths whose costs are counted before the first round; a file of devices may have one for each."""
@@ -297,41 +297,70 @@ def check_batches(workload: Workload) -> None:
 
 
 def play(
-    scenario: Scenario, state: ServerState, executor: Executor, storage: Storage
+    scenario: Scenario, state: ServerState, executor: Executor, storage: Storage, wall_s: float = 0.0
 ) -> Iterator[tuple[ServerState, RoundReport]]:
     """Play the rounds that are left; each is on disk before it is reported.
 
+    Args:
+        scenario: What is played.
+        state: What the rounds before have left.
+        executor: Who runs the work of a round.
+        storage: Where records and checkpoints go.
+        wall_s: Measured seconds that the rounds before have taken.
+
     Raises:
-        RunFailedError: If a client fails; everything up to the round before is kept.
+        RunFailedError: If a client fails, or a file cannot be written; everything up to the round before is kept.
     """
-    started = time.monotonic()
+    started = time.monotonic() - wall_s
     while not scenario.is_over(state):
         failed = state.round + 1
         try:
             with one_thread():
                 state, report = run_round(scenario, state, executor)
-            state = keep(state, report, scenario, storage)
+            report = stamped(report, time.monotonic() - started, is_due(scenario, state, storage))
+            state = keep(state, report, storage)
         except RunFailedError as error:  # a stale client names the round it started in
             raise RunFailedError(failed, *error.args[1:]) from None
         except Exception as error:
             cause = f"{type(error).__name__}: {error}"
             raise RunFailedError(failed, -1, cause, traceback.format_exc()) from error
-        now = time.monotonic() - started
-        yield state, replace(report, wall_s=now, timestamp_ms=int(time.time() * 1000))
+        yield state, report
 
 
-def keep(state: ServerState, report: RoundReport, scenario: Scenario, storage: Storage) -> ServerState:
+def stamped(report: RoundReport, wall_s: float, is_saved: bool) -> RoundReport:
+    """Return a report that tells when its round ended; from here on nothing of it changes."""
+    return replace(report, wall_s=wall_s, timestamp_ms=int(time.time() * 1000), is_saved=is_saved)
+
+
+def is_due(scenario: Scenario, state: ServerState, storage: Storage) -> bool:
+    """Whether a checkpoint is to be written after a round."""
+    return state.round % storage.every == 0 or scenario.is_over(state)
+
+
+def keep(state: ServerState, report: RoundReport, storage: Storage) -> ServerState:
     """Write the round's records, then, where it is due, the checkpoint that covers them.
 
     Returns:
         The state, what a checkpoint holds of single clients read from disk from now on.
     """
-    records.write_part(report.clients, storage.folder / "clients", report.round)
-    records.write_part(records.round_columns(report), storage.folder / "rounds", report.round)
-    if state.round % storage.every == 0 or scenario.is_over(state):
-        state = checkpoint.with_clients_on_disk(state, storage.folder / "checkpoints")
-        checkpoint.save(state, storage.folder / "checkpoints", storage.keep)
+    records.write_part(report.clients, storage.part("clients"), report.round)
+    records.write_part(records.round_columns(report), storage.part("rounds"), report.round)
+    if report.is_saved:
+        folder = storage.part("checkpoints")
+        state = checkpoint.with_clients_on_disk(state, folder)
+        checkpoint.save(state, folder, storage.keep)
     return state
+
+
+def first_state(scenario: Scenario, storage: Storage, start: Start) -> ServerState:
+    """Return what a run begins with: the model as it was built, or what a checkpoint holds.
+
+    Raises:
+        TornCheckpointError: If the checkpoint cannot be read.
+    """
+    if start.round == 0:
+        return initial_state(scenario)
+    return checkpoint.load(checkpoint.path_of(storage.part("checkpoints"), start.round))
 
 
 class InProcessRunner:
@@ -346,10 +375,11 @@ class InProcessRunner:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def run(self, scenario: Scenario, storage: Storage) -> Iterator[RoundReport]:
-        """Yield the report of each round."""
+    def run(self, scenario: Scenario, storage: Storage, start: Start = FIRST) -> Iterator[RoundReport]:
+        """Yield the report of each round that is left."""
         executor = InProcessExecutor(scenario.workload)
-        for state, report in play(scenario, initial_state(scenario), executor, storage):
+        self._state = first_state(scenario, storage, start)
+        for state, report in play(scenario, self._state, executor, storage, start.wall_s):
             self._state = state
             yield report
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim import files
+from raysim import files, places
 from raysim.errors import SettingError
+from raysim.place import Place
 
 if TYPE_CHECKING:
     import torch
@@ -473,7 +474,8 @@ class CoverageSummary:
 class RoundReport:
     """All a tracker sees of a round.
 
-    `clients` has one row per cohort member, `diagnostics` what was diagnosed by name.
+    `clients` has one row per cohort member, `diagnostics` what was diagnosed by name. `is_saved` tells whether a
+    checkpoint covers it.
     """
 
     round: int
@@ -489,12 +491,32 @@ class RoundReport:
     tiers: tuple[str, ...]
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     is_asynchronous: bool = False
+    is_saved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
     """Where a run leaves its files, and how often it saves its state."""
 
-    folder: Path
+    folder: places.Given
     every: int
     keep: int
+
+    def part(self, name: str) -> Place:
+        """Return a folder of the run's: `checkpoints`, `clients` or `rounds`."""
+        return places.at(self.folder) / name
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a run begins: after the round of a checkpoint, or at the beginning (0).
+
+    `wall_s` are the measured seconds that its rounds have taken before.
+    """
+
+    round: int = 0
+    wall_s: float = 0.0
+
+
+FIRST = Start()
+"""The beginning."""
