@@ -137,7 +137,8 @@ RANKS: dict[str, float] = {
     "raysim.records": 4,
     "raysim.tracking": 4,
     "raysim.forecast": 5,
-    "raysim.actors": 5,
+    "raysim.actors": 4.8,
+    "raysim.actors.tokens": 4.9,
     "raysim.actors.connection": 5,
     "raysim.actors.tasks": 5.1,
     "raysim.simulation": 5,
@@ -165,6 +166,8 @@ RANKS: dict[str, float] = {
     "raysim.actors.executor": 5.2,
     "raysim.actors.driver": 5.9,
     "raysim.actors.runner": 6,
+    "raysim.job_package": 5,
+    "raysim.ray_jobs": 6,
     "raysim.experiment": 6,
     "raysim.comparison.record": 6.5,
     "raysim.comparison.run": 6.6,
@@ -173,7 +176,7 @@ RANKS: dict[str, float] = {
 }
 
 AT_HOME: dict[str, tuple[str, ...]] = {
-    "ray": ("raysim.actors",),
+    "ray": ("raysim.actors", "raysim.job_package", "raysim.ray_jobs"),
     "mlflow": ("raysim.tracking",),
     "matplotlib": (
         "raysim.calibration.figure",
