@@ -20,6 +20,7 @@ from raysim.exact_sum import ExactSum
 from raysim.pruning import elements as element_masks
 from raysim.pruning import submodel
 from raysim.pruning.plan import ChannelPlan
+from raysim.tasks import Tasks
 from raysim.training import LocalHooks, Report, compose, one_thread, train
 from raysim.types import Broadcast, ClientTask, Columns, Params
 
@@ -31,7 +32,7 @@ class Stage:
         self._workload = workload
         self._submodels = submodel.SubmodelCache(workload.model, workload.plan)
 
-    def train(self, tasks: Sequence[ClientTask], broadcast: Broadcast) -> Contribution:
+    def train(self, tasks: Tasks, broadcast: Broadcast) -> Contribution:
         """Train a chunk of clients.
 
         Raises:

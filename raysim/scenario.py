@@ -17,17 +17,18 @@ from raysim.methods.method import Method
 from raysim.pruning.costs import CostTable
 from raysim.selection.table import SELECTIONS, SelectionRule
 from raysim.server_optimizers import ServerOptimizer
-from raysim.types import Broadcast, ClientTask, Params, Score, ServerState, Totals
+from raysim.tasks import Tasks
+from raysim.types import Broadcast, Params, Score, ServerState, Totals
 
 
 class Executor(Protocol):
     """Runs what a round asks for; what comes out does not depend on where."""
 
-    def train(self, tasks: Sequence[ClientTask], broadcast: Broadcast) -> Contribution:
+    def train(self, tasks: Tasks, broadcast: Broadcast) -> Contribution:
         """Train some clients that start from one version of the model."""
         ...
 
-    def train_versions(self, groups: Sequence[tuple[Sequence[ClientTask], Broadcast]]) -> list[Contribution]:
+    def train_versions(self, groups: Sequence[tuple[Tasks, Broadcast]]) -> list[Contribution]:
         """Train groups of clients, each from a version of its own, all at once; one contribution per group."""
         ...
 

@@ -20,6 +20,8 @@ RANKS: dict[str, float] = {
     "raysim.files": 0,
     "raysim.types": 0.2,
     "raysim.arrays": 0.5,
+    "raysim.cohort_masks": 0.5,
+    "raysim.tasks": 0.6,
     "raysim.dotted": 0.5,
     "raysim.seeding": 0.5,
     # Settings, devices, data, models.

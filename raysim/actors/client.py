@@ -1,7 +1,6 @@
 """An actor that plays clients."""
 
 import os
-from collections.abc import Sequence
 
 import numpy as np
 import ray
@@ -11,7 +10,8 @@ from raysim.arrays import as_arrays, as_tensors
 from raysim.client_step import Stage
 from raysim.contribution import Contribution
 from raysim.scenario import Scenario
-from raysim.types import Broadcast, ClientTask, LocalRules
+from raysim.tasks import Tasks
+from raysim.types import Broadcast, LocalRules
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -29,7 +29,7 @@ class ClientActor:
 
     def train(
         self,
-        tasks: Sequence[ClientTask],
+        tasks: Tasks,
         shared: tuple[Arrays, Arrays],
         scenario: "list[ray.ObjectRef[Scenario]]",
         round: int,
