@@ -34,6 +34,10 @@ class Runner(Protocol):
 
     def __exit__(self, *_: object) -> None: ...
 
+    def make_ready(self, scenario: Scenario) -> None:
+        """Wait until the first round could start; raise SettingError where that cannot be."""
+        ...
+
     def run(self, scenario: Scenario, storage: Storage) -> Iterator[RoundReport]:
         """Yield the report of each round."""
         ...
@@ -82,6 +86,7 @@ def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any
         RunFailedError: If a round fails; checkpoints and records up to the round before are kept.
     """
     settings, tracker, folder = experiment.settings, experiment.tracker, experiment.folder
+    runner.make_ready(experiment.scenario)  # before anything is written down
     status = "FAILED"
     try:
         begin(experiment)

@@ -149,7 +149,7 @@ def connect(address: str) -> JobSubmissionClient:
     """
     if not address.startswith(("http://", "https://")):
         raise SettingError(f"--address={address!r} is not allowed; allowed: the head's dashboard, http://HOST:8265")
-    tokens.use_one_where_there_is()
+    tokens.use_one()
     for chatty in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     aside = {name: os.environ.pop(name) for name in OVERRIDING if name in os.environ}

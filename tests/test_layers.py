@@ -141,6 +141,7 @@ RANKS: dict[str, float] = {
     "raysim.forecast": 5,
     "raysim.actors": 4.8,
     "raysim.actors.tokens": 4.9,
+    "raysim.actors.readiness": 4.9,
     "raysim.actors.connection": 5,
     "raysim.actors.tasks": 5.1,
     "raysim.simulation": 5,
@@ -179,6 +180,7 @@ RANKS: dict[str, float] = {
 
 AT_HOME: dict[str, tuple[str, ...]] = {
     "ray": ("raysim.actors", "raysim.job_package", "raysim.ray_jobs"),
+    "grpc": ("raysim.actors.tokens",),
     "mlflow": ("raysim.tracking",),
     "matplotlib": (
         "raysim.calibration.figure",

@@ -24,7 +24,7 @@ def connect(num_cpus: int | None, address: str | None) -> None:
     on_termination = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address and address != "local":
-        tokens.use_one_where_there_is()
+        tokens.use_one_where_asked(address)
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:

@@ -1,6 +1,7 @@
 """The actor that runs the rounds and keeps the server state."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -28,6 +29,8 @@ class DriverActor:
         storage: Storage,
     ) -> Iterator[RoundReport]:
         """Yield the report of each round once it is on disk."""
+        data = scenario.workload.data.at_hand()
+        scenario = replace(scenario, workload=replace(scenario.workload, data=data))
         executor = RayExecutor(actors, reference[0])
         for state, report in play(scenario, initial_state(scenario), executor, storage):
             self._state = state

@@ -1,7 +1,8 @@
 """Starts Ray and the actors, plays a scenario on them, and stops what it started."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -11,8 +12,9 @@ from raysim.actors.client import ClientActor
 from raysim.actors.connection import RESTARTS, connect, let_modules_travel, num_workers
 from raysim.actors.driver import DriverActor
 from raysim.actors.executor import cause_of
+from raysim.actors.readiness import wait_for
 from raysim.arrays import as_tensors
-from raysim.errors import RunFailedError
+from raysim.errors import RunFailedError, SettingError
 from raysim.scenario import Scenario
 from raysim.types import RoundReport, ServerState, Storage
 
@@ -31,6 +33,7 @@ class RayRunner:
         self._owns_ray = False
         self._driver: Any = None
         self._actors: list[Any] = []
+        self._reference: ray.ObjectRef[Scenario] | None = None
 
     def __enter__(self) -> "RayRunner":
         try:
@@ -60,10 +63,25 @@ class RayRunner:
         self._driver = driver.remote()
         self._actors = [client.remote() for _ in range(count)]
 
+    def make_ready(self, scenario: Scenario) -> None:
+        """Wait until the actors are up and could start with the first round; `run` does so by itself.
+
+        Raises:
+            SettingError: If an actor cannot start, has other versions, or loads other data.
+        """
+        wait_for(self._actors, self._address)
+        let_modules_travel()
+        data = scenario.workload.data
+        travelling = replace(scenario, workload=replace(scenario.workload, data=data.without_rows()))
+        self._reference = ray.put(travelling)
+        if data.on_nodes is not None:
+            _load_everywhere(self._actors, self._reference)
+
     def run(self, scenario: Scenario, storage: Storage) -> Iterator[RoundReport]:
         """Yield the report of each round."""
-        let_modules_travel()
-        reference = ray.put(scenario)
+        if self._reference is None:
+            self.make_ready(scenario)
+        reference, self._reference = self._reference, None
         start = self._driver.run.options(num_returns="streaming")
         try:
             for report in start.remote(reference, [reference], self._actors, storage):
@@ -82,3 +100,12 @@ class RayRunner:
         """Return the state after the last round."""
         state, params = ray.get(self._driver.final_state.remote())
         return ServerState(state.round, as_tensors(params), {}, state.totals)
+
+
+def _load_everywhere(actors: Sequence[Any], reference: "ray.ObjectRef[Scenario]") -> None:
+    try:
+        ray.get([actor.load.remote([reference]) for actor in actors])
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, SettingError):
+            raise SettingError(str(error.cause)) from None
+        raise cause_of(error, 0) from None
