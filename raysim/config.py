@@ -229,6 +229,11 @@ class ExperimentSettings(Settings):
                 f"executor.{name}={getattr(self.executor, name)!r} has no effect with "
                 "executor.kind='in-process'; allowed: null, or executor.kind='ray'"
             )
+        if self.executor.kind == "in-process" and self.data.on_nodes:
+            raise ValueError(
+                "data.on_nodes=True has no effect with executor.kind='in-process'; allowed: false, or "
+                "executor.kind='ray'"
+            )
         return self
 
     def _check_cohort(self) -> None:

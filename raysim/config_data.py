@@ -1,8 +1,8 @@
 """Settings of data and model, and what all settings are made of."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
@@ -72,6 +72,9 @@ class DataSettings(Settings):
     """Folder of the data set's files, where it has any; relative to the working directory."""
     download: bool = False
     """Whether a missing data set may be fetched into `root`."""
+    on_nodes: bool = False
+    """Whether every actor loads the data set from `root` on its own machine, where it must be the same to the byte;
+    false = it travels to each machine once. Only for `executor.kind: ray`."""
     options: dict[str, Any] = {}
     """Keyword arguments of the loader: `{split: letters}` of `emnist`, or those of a dotted path."""
     transform: TransformSettings = TransformSettings()
@@ -84,6 +87,12 @@ class DataSettings(Settings):
     """How the training rows are dealt to the clients."""
     split_seed: Annotated[int, Field(ge=0)] | None = None
     """Seed of the split: which rows are used, who owns and holds out which, who has which device; null = `seed`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.on_nodes and self.download:
+            raise ValueError("on_nodes=True is not allowed with download=True; allowed: files that are there already")
+        return self
 
 
 class ModelSettings(Settings):

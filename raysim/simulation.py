@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -233,11 +234,15 @@ def _local_training(settings: ExperimentSettings) -> LocalTraining:
 
 
 def _load_data(settings: ExperimentSettings) -> datasets.Dataset:
-    data = settings.data
-    return datasets.load(
-        data.name, data.root, data.download, data.max_train_examples, settings.split_seed, data.options,
-        Transform(**data.transform.model_dump()),
-    )  # fmt: skip
+    data, transform = settings.data, Transform(**settings.data.transform.model_dump())
+    root = str(Path(data.root).absolute()) if data.on_nodes and data.root is not None else data.root
+    loaded = datasets.load(
+        data.name, root, data.download, data.max_train_examples, settings.split_seed, data.options, transform
+    )
+    if not data.on_nodes:
+        return loaded
+    origin = datasets.Origin(data.name, root, data.max_train_examples, settings.split_seed, data.options, transform)
+    return replace(loaded, on_nodes=origin)
 
 
 def _partition_options(settings: ExperimentSettings) -> PartitionOptions:
@@ -374,6 +379,9 @@ class InProcessRunner:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+    def make_ready(self, scenario: Scenario) -> None:
+        """Do nothing: this process is ready."""
 
     def run(self, scenario: Scenario, storage: Storage, start: Start = FIRST) -> Iterator[RoundReport]:
         """Yield the report of each round that is left."""

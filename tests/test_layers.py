@@ -149,7 +149,9 @@ RANKS: dict[str, float] = {
     "raysim.tracking": 4.1,
     "raysim.runs": 4.2,
     "raysim.forecast": 5,
-    "raysim.actors": 5,
+    "raysim.actors": 4.8,
+    "raysim.actors.tokens": 4.9,
+    "raysim.actors.readiness": 4.9,
     "raysim.actors.connection": 5,
     "raysim.actors.tasks": 5.1,
     "raysim.simulation": 5,
@@ -177,6 +179,8 @@ RANKS: dict[str, float] = {
     "raysim.actors.executor": 5.2,
     "raysim.actors.driver": 5.9,
     "raysim.actors.runner": 6,
+    "raysim.job_package": 5,
+    "raysim.ray_jobs": 6,
     "raysim.experiment": 6,
     "raysim.resuming": 6.1,
     "raysim.comparison.record": 6.5,
@@ -186,7 +190,8 @@ RANKS: dict[str, float] = {
 }
 
 AT_HOME: dict[str, tuple[str, ...]] = {
-    "ray": ("raysim.actors",),
+    "ray": ("raysim.actors", "raysim.job_package", "raysim.ray_jobs"),
+    "grpc": ("raysim.actors.tokens",),
     "mlflow": ("raysim.tracking",),
     "matplotlib": (
         "raysim.calibration.figure",
