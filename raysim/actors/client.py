@@ -1,11 +1,13 @@
 """An actor that plays clients."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from raysim.actors.readiness import Presence, presence
 from raysim.arrays import as_arrays, as_tensors
 from raysim.client_step import Stage
 from raysim.contribution import Contribution
@@ -26,9 +28,22 @@ class ClientActor:
         """Return the id of the process this actor runs in."""
         return os.getpid()
 
-    def prepare(self, scenario: "list[ray.ObjectRef[Scenario]]") -> None:
-        """Fetch the scenario that all later calls belong to; in a list, since Ray waits for a bare reference."""
-        self._stage = Stage(ray.get(scenario[0]).workload)
+    def presence(self) -> Presence:
+        """Return where this actor runs, and its versions."""
+        return presence()
+
+    def prepare(self, scenario: "list[ray.ObjectRef[Scenario]]") -> Presence:
+        """Have the scenario at hand that all later calls belong to, and return where this actor runs.
+
+        Args:
+            scenario: In a list, since Ray would wait for a bare reference, and send it with every call.
+
+        Raises:
+            SettingError: If the data set is loaded on this machine, and is not that of the run.
+        """
+        workload = ray.get(scenario[0]).workload
+        self._stage = Stage(replace(workload, data=workload.data.at_hand()))
+        return presence()
 
     def train(self, tasks: Tasks, params: Arrays, extra: Arrays, round: int, rules: LocalRules) -> Contribution:
         """Train a chunk of clients; extra is what the method sends beside the global parameters."""

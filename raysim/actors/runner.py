@@ -1,21 +1,25 @@
 """Starts Ray and the actors, plays a scenario on them, and stops what it started."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raysim import checkpoint, records
 from raysim.actors import casting
 from raysim.actors.cast import CastRules
-from raysim.actors.connection import connect, let_modules_travel
+from raysim.actors.connection import RESTARTS, connect, let_modules_travel
 from raysim.actors.driver import DriverActor
 from raysim.actors.faults import failure_of
+from raysim.actors.readiness import wait_for
 from raysim.arrays import as_tensors
-from raysim.errors import RunFailedError
+from raysim.console import say
+from raysim.errors import RunFailedError, SettingError, reason_of
 from raysim.scenario import Scenario
-from raysim.types import RoundReport, ServerState, Storage
+from raysim.types import FIRST, RoundReport, ServerState, Start, Storage
 
 
 class RayRunner:
@@ -27,23 +31,27 @@ class RayRunner:
     """
 
     def __init__(
-        self, num_actors: int | Literal["clients"] | None, address: str | None, num_clients: int = 0,
-        client_timeout_s: float | None = None,
+        self, num_actors: int | Literal["clients"] | None, address: str | None, on_this_node: bool = True,
+        num_clients: int = 0, client_timeout_s: float | None = None,
     ) -> None:  # fmt: skip
-        """Take down what to start.
+        """Decide where.
 
         Args:
             num_actors: Client actors; none = one per CPU, `clients` = one per client.
-            address: Ray cluster; none = RAY_ADDRESS if set, else a local Ray of our own.
+            address: A cluster's; none = RAY_ADDRESS if set, else a local Ray.
+            on_this_node: Whether the run's files are on this machine, so that they have to be written from here.
             num_clients: Registered clients.
             client_timeout_s: Seconds after which a client's training is taken to hang; none = never.
         """
         self._num_actors, self._num_clients, self._client_timeout_s = num_actors, num_clients, client_timeout_s
         self._address = address or os.environ.get("RAY_ADDRESS")
+        self._on_this_node = on_this_node
         self._owns_ray = False
         self._driver: Any = None
         self._actors: list[Any] = []
         self._rules = CastRules()
+        self._reference: ray.ObjectRef[Scenario] | None = None
+        self._are_up = False
 
     def __enter__(self) -> "RayRunner":
         try:
@@ -65,25 +73,72 @@ class RayRunner:
         if not ray.is_initialized():
             self._owns_ray = True
             connect(self._num_actors if isinstance(self._num_actors, int) else None, self._address)
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        remote: Any = ray.remote
-        driver = remote(num_cpus=0, scheduling_strategy=here)(DriverActor)
-        self._driver = driver.remote()
+        self._driver = self._new_driver()
         self._rules, count = casting.rules(self._num_actors, self._num_clients, self._client_timeout_s)
         casting.start(self._rules, count, self._actors)
 
-    def run(self, scenario: Scenario, storage: Storage) -> Iterator[RoundReport]:
-        """Yield the report of each round."""
+    def _new_driver(self) -> Any:
+        remote: Any = ray.remote
+        options: dict[str, Any] = {"num_cpus": 0}
+        if self._on_this_node:
+            here = ray.get_runtime_context().get_node_id()
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=False)
+        return remote(**options)(DriverActor).remote()
+
+    def make_ready(self, scenario: Scenario) -> None:
+        """Wait until the actors are up and could start with the first round; `run` does so by itself.
+
+        Raises:
+            SettingError: If an actor cannot start, has other versions, or loads other data.
+        """
+        if not self._are_up:  # what is lost later is the executor's to replace
+            wait_for(self._actors, self._address)
+            self._are_up = True
         let_modules_travel()
-        reference = ray.put(scenario)
-        start = self._driver.run.options(num_returns="streaming")
-        try:
-            for report in start.remote(reference, [reference], self._actors, self._rules, storage):
-                yield ray.get(report)
-        except ray.exceptions.RayTaskError as error:
-            raise failure_of(error, 0) from None
-        except ray.exceptions.RayError as error:
-            raise RunFailedError(0, -1, f"the driver actor was lost: {error}") from None
+        data = scenario.workload.data
+        travelling = replace(scenario, workload=replace(scenario.workload, data=data.without_rows()))
+        self._reference = ray.put(travelling)
+        if data.on_nodes is not None:
+            _load_everywhere(self._actors, self._reference)
+
+    def run(self, scenario: Scenario, storage: Storage, start: Start = FIRST) -> Iterator[RoundReport]:
+        """Yield the report of each round that is left; a driver actor that is lost is replaced a few times.
+
+        The next one goes on from the newest checkpoint: rounds after it are reported again.
+        """
+        if self._reference is None:
+            self.make_ready(scenario)
+        reference, self._reference = self._reference, None
+        for left in reversed(range(RESTARTS + 1)):
+            try:
+                stream = self._driver.run.options(num_returns="streaming")
+                for report in stream.remote(reference, [reference], self._actors, self._rules, storage, start):
+                    yield ray.get(report)
+                return
+            except ray.exceptions.RayTaskError as error:
+                raise failure_of(error, 0) from None
+            except ray.exceptions.RayError as error:
+                start = self._after_loss(scenario, storage, start, error, left)
+
+    def _after_loss(
+        self, scenario: Scenario, storage: Storage, start: Start, error: Exception, left: int
+    ) -> Start:  # fmt: skip
+        """Start another driver actor, and return where it goes on."""
+        state = checkpoint.newest(storage.part("checkpoints"), say)
+        after = 0 if state is None else state.round
+        reason = reason_of(error)
+        if not left:
+            raise RunFailedError(after + 1, -1, f"the driver actor was lost {RESTARTS + 1} times: {reason}")
+        say(f"the driver actor was lost: going on after round {after} of {scenario.rounds} ({reason})")
+        self._driver = self._new_driver()
+        if state is None:
+            return start
+        return Start(after, max(start.wall_s, records.logged(storage.part("rounds"), after).wall_s))
+
+    @property
+    def driver_actor(self) -> Any:
+        """Handle of the driver actor."""
+        return self._driver
 
     @property
     def client_actors(self) -> list[Any]:
@@ -91,6 +146,22 @@ class RayRunner:
         return list(self._actors)
 
     def final_state(self) -> ServerState:
-        """Return the state after the last round."""
-        state, params = ray.get(self._driver.final_state.remote())
+        """Return the state after the last round.
+
+        Raises:
+            RunFailedError: If the driver actor is lost.
+        """
+        try:
+            state, params = ray.get(self._driver.final_state.remote())
+        except ray.exceptions.RayError as error:
+            raise RunFailedError(0, -1, f"the driver actor was lost after the last round: {error}") from None
         return ServerState(state.round, as_tensors(params), {}, state.totals)
+
+
+def _load_everywhere(actors: Sequence[Any], reference: "ray.ObjectRef[Scenario]") -> None:
+    try:
+        ray.get([actor.prepare.remote([reference]) for actor in actors])
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, SettingError):
+            raise SettingError(str(error.cause)) from None
+        raise failure_of(error, 0) from None
