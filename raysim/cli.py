@@ -182,8 +182,8 @@ def _runner(settings: ExperimentSettings | None, folder: Place) -> Any:
 
         executor = settings.executor
         return RayRunner(
-            executor.num_actors, executor.address, folder.path is not None, settings.population.clients,
-            executor.client_timeout_s,
+            executor.num_actors, executor.address, settings.population.clients, executor.client_timeout_s,
+            on_this_node=folder.path is not None,
         )  # fmt: skip
     from raysim.simulation import InProcessRunner
 

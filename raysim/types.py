@@ -491,8 +491,8 @@ class RoundReport:
     tiers: tuple[str, ...]
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     is_asynchronous: bool = False
-    incidents: tuple[str, ...] = ()
     is_saved: bool = False
+    incidents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from raysim.actors import casting
 from raysim.actors.cast import CastRules
 from raysim.actors.connection import RESTARTS, connect, let_modules_travel
 from raysim.actors.driver import DriverActor
+from raysim.actors.executor import RayExecutor
 from raysim.actors.faults import failure_of
 from raysim.actors.readiness import wait_for
 from raysim.arrays import as_tensors
@@ -31,17 +32,17 @@ class RayRunner:
     """
 
     def __init__(
-        self, num_actors: int | Literal["clients"] | None, address: str | None, on_this_node: bool = True,
-        num_clients: int = 0, client_timeout_s: float | None = None,
+        self, num_actors: int | Literal["clients"] | None, address: str | None, num_clients: int = 0,
+        client_timeout_s: float | None = None, on_this_node: bool = True,
     ) -> None:  # fmt: skip
-        """Decide where.
+        """Take down what to start, and where.
 
         Args:
             num_actors: Client actors; none = one per CPU, `clients` = one per client.
             address: A cluster's; none = RAY_ADDRESS if set, else a local Ray.
-            on_this_node: Whether the run's files are on this machine, so that they have to be written from here.
             num_clients: Registered clients.
             client_timeout_s: Seconds after which a client's training is taken to hang; none = never.
+            on_this_node: Whether the run's files are on this machine, so that they have to be written from here.
         """
         self._num_actors, self._num_clients, self._client_timeout_s = num_actors, num_clients, client_timeout_s
         self._address = address or os.environ.get("RAY_ADDRESS")
@@ -100,6 +101,13 @@ class RayRunner:
         self._reference = ray.put(travelling)
         if data.on_nodes is not None:
             _load_everywhere(self._actors, self._reference)
+
+    def executor(self, scenario: Scenario) -> RayExecutor:
+        """Return what spreads work over the actors, for rounds that are run in this process."""
+        self.make_ready(scenario)
+        if self._reference is None:
+            raise RuntimeError("the scenario has not been put")
+        return RayExecutor(self._actors, self._rules, self._reference)
 
     def run(self, scenario: Scenario, storage: Storage, start: Start = FIRST) -> Iterator[RoundReport]:
         """Yield the report of each round that is left; a driver actor that is lost is replaced a few times.
