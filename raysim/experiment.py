@@ -95,6 +95,7 @@ def prepare(settings: ExperimentSettings, folder: Given) -> Experiment:
     check_folder(place)
     scenario = simulation.build(settings)
     make_folder(place)
+    settings = simulation.resolved(settings, scenario)
     return Experiment(settings, place, scenario, MlflowTracker(uri, settings.experiment, beside=str(place.parent)))
 
 

@@ -94,6 +94,7 @@ def round_columns(report: RoundReport) -> Columns:
         "round": report.round,
         "timestamp_ms": report.timestamp_ms,
         "wall_s": report.wall_s,
+        "driver_bytes": report.driver_bytes,
         "round_s": report.round_s,
         "simulated_s": totals.simulated_s,
         "bytes": totals.down_bytes + totals.up_bytes,

@@ -73,7 +73,7 @@ def assert_same_run(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     assert tables[0].equals(tables[1])
     rounds = [
         pq.read_table(Path(summary["output_dir"]) / "rounds.parquet").drop_columns(
-            ["timestamp_ms", "wall_s", MEASURED_METRIC]
+            ["timestamp_ms", "wall_s", "driver_bytes", MEASURED_METRIC]
         )
         for summary in (ours, theirs)
     ]

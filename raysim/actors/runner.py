@@ -99,12 +99,13 @@ class RayRunner:
         if data.on_nodes is not None:
             _load_everywhere(self._actors, self._reference)
 
-    def executor(self, scenario: Scenario) -> RayExecutor:
-        """Return what spreads work over the actors, for rounds that are run in this process."""
+    def executor(self, scenario: Scenario, num_actors: int | None = None) -> RayExecutor:
+        """Return what spreads work over the actors, or over some of them, for rounds that are run in this process."""
         self.make_ready(scenario)
         if self._reference is None:
             raise RuntimeError("the scenario has not been put")
-        return RayExecutor(self._actors, self._rules, self._reference)
+        rules = self._rules if num_actors is None else replace(self._rules, num_actors=num_actors)
+        return RayExecutor(self._actors[:num_actors], rules, self._reference)
 
     def run(self, scenario: Scenario, storage: Storage, start: Start = FIRST) -> Iterator[RoundReport]:
         """Yield the report of each round that is left; a driver actor that is lost is replaced a few times.
