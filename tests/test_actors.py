@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 from conftest import tiny_settings
 from torch import nn
 
-from raysim import simulation
+from raysim import arrays, simulation
 from raysim.actors.executor import chunk_shares
 from raysim.actors.runner import RayRunner
 from raysim.errors import RunFailedError, SettingError
@@ -78,3 +79,32 @@ def test_a_failing_client_is_named_with_its_traceback(local_ray: None, tmp_path:
 def test_more_actors_than_cpus_are_refused_on_a_running_cluster(local_ray: None) -> None:
     with pytest.raises(SettingError, match=r"executor.num_actors=50.*allowed: 1 to 3"), RayRunner(50, None):
         pass
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_every_client_may_have_an_actor_of_its_own(local_ray: None, tmp_path: Path) -> None:
+    """Twelve actors on three CPUs; each leaves a file with its process when it trains."""
+    import ray
+
+    class Signing(nn.Module):
+        def forward(self, inputs):
+            if self.training:
+                (tmp_path / f"pid-{os.getpid()}").touch()
+            return inputs
+
+    scenario = simulation.build(tiny_settings("population.clients=12", "selection.clients_per_round=5", "rounds=1"))
+    model = nn.Sequential(Signing(), *scenario.workload.model)
+    example, _ = scenario.workload.data.test_rows(np.arange(2))
+    workload = replace(scenario.workload, model=model, plan=ChannelPlan.trace(model, example))
+    scenario = replace(scenario, workload=workload)
+    here = simulation.InProcessRunner()
+    list(here.run(scenario, Storage(tmp_path / "here", 1, 1)))
+    for path in tmp_path.glob("pid-*"):
+        path.unlink()
+    with RayRunner("clients", None, num_clients=12) as runner:
+        [report] = runner.run(scenario, Storage(tmp_path / "ray", 1, 1))
+        assert arrays.digest(runner.final_state().params) == arrays.digest(here.final_state().params)
+        pids = ray.get([actor.process_id.remote() for actor in runner.client_actors])
+    assert len(set(pids)) == 12
+    assert {f"pid-{pids[client]}" for client in report.clients["client"]} == {p.name for p in tmp_path.glob("pid-*")}

@@ -32,6 +32,7 @@ def faulty(scenario: Scenario, folder: Path, fault: str = "") -> Scenario:
     It notes where it trains in `played-MACHINE-PROCESS`, takes its time while there is a file `slow`, hangs once for
     a file `hang`, and, from the round after the first checkpoint on, does to client `VICTIM` what `fault` says.
     """
+    first = Path(str(checkpoint.path_of(folder / "checkpoints", 1)))
     victim = scenario.workload.data.train_rows(scenario.workload.population.train[VICTIM][:1])[0]
 
     class Faulty(nn.Module):
@@ -53,8 +54,7 @@ def faulty(scenario: Scenario, folder: Path, fault: str = "") -> Scenario:
                 time.sleep(3600)
             except FileNotFoundError:
                 pass
-            harmless = not (folder / "checkpoints" / "round_000001").exists()
-            if harmless or not (inputs == victim).flatten(1).all(1).any():
+            if not first.exists() or not (inputs == victim).flatten(1).all(1).any():
                 return inputs
             if fault == "raise":
                 raise ValueError("these rows are too many for me")
@@ -220,7 +220,7 @@ CAUSES = {
 def assert_stopped(error: RunFailedError, fault: str, folder: Path, expected: dict[str, torch.Tensor]) -> None:
     """The error names round, client and cause, and the checkpoint of the round before is whole."""
     assert (error.round, error.client, error.cause) == (2, VICTIM, CAUSES[fault])
-    kept = checkpoint.load(folder / "checkpoints" / "round_000001")
+    kept = checkpoint.load(checkpoint.path_of(folder / "checkpoints", 1))
     assert arrays.digest(kept.params) == arrays.digest(expected)
 
 

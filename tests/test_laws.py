@@ -638,6 +638,7 @@ def test_law_12_a_killed_actor_changes_nothing(local_ray: None, tmp_path, law_12
 
     scenario, expected, _ = law_12_runs["ca-hfp fisher"]
     with RayRunner(2, None) as runner:
+        runner.make_ready(scenario)
         os.kill(ray.get(runner.client_actors[0].process_id.remote()), signal.SIGKILL)
         first, *_ = runner.run(scenario, Storage(tmp_path, 1, 1))
         assert arrays.digest(runner.final_state().params) == expected

@@ -32,14 +32,18 @@ class ClientActor:
         """Return where this actor runs, and its versions."""
         return presence()
 
-    def prepare(self, scenario: "list[ray.ObjectRef[Scenario]]") -> None:
-        """Fetch the scenario that all later calls belong to; in a list, since Ray waits for a bare reference.
+    def prepare(self, scenario: "list[ray.ObjectRef[Scenario]]") -> Presence:
+        """Have the scenario at hand that all later calls belong to, and return where this actor runs.
+
+        Args:
+            scenario: In a list, since Ray would wait for a bare reference, and send it with every call.
 
         Raises:
-            SettingError: If its data is loaded on this machine, and differs from what the run was started with.
+            SettingError: If the data set is loaded on this machine, and is not that of the run.
         """
         workload = ray.get(scenario[0]).workload
         self._stage = Stage(replace(workload, data=workload.data.at_hand()))
+        return presence()
 
     def train(self, tasks: Tasks, params: Arrays, extra: Arrays, round: int, rules: LocalRules) -> Contribution:
         """Train a chunk of clients; extra is what the method sends beside the global parameters."""

@@ -11,8 +11,9 @@ import ray
 from raysim.actors.calls import Call, named
 from raysim.actors.cast import Cast, Member, Sent
 from raysim.actors.connection import RESTARTS
-from raysim.actors.faults import failure_of, is_loss, reason_of
-from raysim.errors import RunFailedError
+from raysim.actors.faults import failure_of, is_loss, loss_of
+from raysim.actors.readiness import Presence, check_versions
+from raysim.errors import RunFailedError, SettingError
 
 AHEAD = 2
 """Calls an actor has at most, one of them waiting, so that it never waits for the driver."""
@@ -82,15 +83,23 @@ class Dispatch:
             self._lost(member, error)
             return
         if member.prepared is not None:
-            member.prepared = None
+            self._joined(member, value)
             return
         call = member.sent.popleft().call
         if member.sent:
             member.sent[0].since = time.monotonic()
         yield call.place, value
 
+    def _joined(self, member: Member, found: Presence) -> None:
+        """Let an actor play that is prepared, if what it does has the same bits."""
+        try:
+            check_versions([found], None)
+        except SettingError as error:
+            raise RunFailedError(self._round, -1, str(error)) from None
+        member.prepared = None
+
     def _lost(self, member: Member, error: ray.exceptions.RayError) -> None:
-        reason, found = reason_of(error), self._taken_from(member)
+        reason, found = loss_of(error), self._taken_from(member)
         if found is None:
             self._never_played += 1
             if self._never_played > RESTARTS + len(self._cast.members):

@@ -30,7 +30,7 @@ def is_loss(error: exceptions.RayError) -> bool:
     return isinstance(cause_of(error), LOSSES)
 
 
-def reason_of(error: exceptions.RayError) -> str:
+def loss_of(error: exceptions.RayError) -> str:
     """Return why something was lost, in a few words."""
     cause = cause_of(error)
     if isinstance(cause, exceptions.OutOfMemoryError) or "OutOfMemory" in str(cause):

@@ -39,7 +39,7 @@ class RayRunner:
 
         Args:
             num_actors: Client actors; none = one per CPU, `clients` = one per client.
-            address: Ray cluster; none = RAY_ADDRESS if set, else a local Ray of our own.
+            address: A cluster's; none = RAY_ADDRESS if set, else a local Ray.
             num_clients: Registered clients.
             client_timeout_s: Seconds after which a client's training is taken to hang; none = never.
             on_this_node: Whether the run's files are on this machine, so that they have to be written from here.
@@ -52,6 +52,7 @@ class RayRunner:
         self._actors: list[Any] = []
         self._rules = CastRules()
         self._reference: ray.ObjectRef[Scenario] | None = None
+        self._are_up = False
 
     def __enter__(self) -> "RayRunner":
         try:
@@ -91,7 +92,9 @@ class RayRunner:
         Raises:
             SettingError: If an actor cannot start, has other versions, or loads other data.
         """
-        wait_for(self._actors, self._address)
+        if not self._are_up:  # what is lost later is the executor's to replace
+            wait_for(self._actors, self._address)
+            self._are_up = True
         let_modules_travel()
         data = scenario.workload.data
         travelling = replace(scenario, workload=replace(scenario.workload, data=data.without_rows()))
