@@ -40,10 +40,11 @@ def main(folder: Path) -> None:
     env = environment(folder / "launcher")
     token = make_token(env, folder / "launcher")
     say("ray up")
-    call([RAY, "up", "--yes", "--no-config-cache", str(cluster)], env)
+    told = call([RAY, "up", "--yes", "--no-config-cache", str(cluster)], env)
     say("waiting for the worker")
     wait_for_worker(cluster, env)
-    seen = {"while_up": [each.processes().count("raylet/raylet") for each in machines]}
+    seen: dict[str, object] = {"token_told": token in told}
+    seen["while_up"] = [count_rays(each) for each in machines]
     seen["token_modes"] = [oct((each.home / ".ray" / "auth_token").stat().st_mode & 0o777) for each in machines]
     seen["same_token"] = [(each.home / ".ray" / "auth_token").read_text().strip() == token for each in machines]
     say("a job")
@@ -51,8 +52,23 @@ def main(folder: Path) -> None:
     seen["token_in_logs"] = [logs_with(token, each) for each in machines]
     say("ray down")
     call([RAY, "down", "--yes", str(cluster)], env)
-    seen["after_down"] = [each.processes().count("raylet/raylet") for each in machines]
+    seen["head_after_down"] = count_rays(machines[0])
+    seen["worker_ends_after_s"] = wait_for_end(machines[1])
     print(json.dumps(seen))
+
+
+def count_rays(machine: hosts.Machine) -> int:
+    return machine.processes().count("raylet/raylet ") + machine.processes().count("gcs/gcs_server ")
+
+
+def wait_for_end(machine: hosts.Machine) -> float:
+    """A worker stops by itself when its head has been away for a while."""
+    started = time.monotonic()
+    while count_rays(machine):
+        if time.monotonic() - started > 180:
+            sys.exit(f"Ray goes on after `ray down`: {machine.processes()}")
+        time.sleep(1)
+    return time.monotonic() - started
 
 
 def say(text: str) -> None:
