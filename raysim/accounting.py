@@ -39,7 +39,7 @@ def client_columns(
     round, population = state.round + 1, scenario.workload.population
     waits_s = waiting_s(scenario.clock, plan, state.totals.simulated_s)
     tables = [work_columns(scenario, state, *each) for each in zip(plan.ended, waits_s, strict=True)]
-    examples = population.train.counts[plan.absent.clients]
+    examples = population.train.counts_of(plan.absent.clients)
     absent = absent_columns(population.devices, plan.absent, examples, round)
     none = np.zeros(len(examples), dtype=np.int64)
     maskless = {"pruning_ratio": none + np.nan, "theoretical_train_flops": none}

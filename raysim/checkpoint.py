@@ -1,89 +1,86 @@
-"""Server state to disk and back, atomically: safetensors for tensors, JSON for the rest, never pickle."""
+"""Server state to one file and back: safetensors for tensors, JSON in its header for the rest, never pickle."""
 
 import hashlib
 import json
-import shutil
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors import torch as safetensors
 
-from raysim import arrays, client_memory, files, work_storage
+from raysim import arrays, client_memory, places, work_storage
 from raysim.client_memory import ClientMemory, Stored
+from raysim.place import Place
+from raysim.places import Given
 from raysim.types import Params, Reached, ServerState, Totals
 
-FORMAT = 3
+FORMAT = 4
+HEADER = "raysim"
+"""Name in the safetensors header under which the rest is kept."""
 CLIENTS = "clients"
 """Folder beside the checkpoints that holds what is remembered of single clients."""
 
 
 class TornCheckpointError(RuntimeError):
-    """A checkpoint is incomplete or its tensors do not have the recorded digest."""
+    """A checkpoint is incomplete or its content does not have the recorded digest."""
 
 
-def path_of(folder: Path, round: int) -> Path:
+def path_of(folder: Given, round: int) -> Place:
     """Return where the checkpoint of a round lies."""
-    return folder / f"round_{round:06d}"
+    return places.at(folder) / f"round_{round:06d}.safetensors"
 
 
-def save(state: ServerState, folder: Path, keep: int) -> Path:
+def save(state: ServerState, folder: Given, keep: int) -> Place:
     """Write a state under its round's name, then delete all but the newest `keep`.
 
-    The checkpoint appears at once by a rename after everything has reached the disk.
+    A checkpoint is one file: it appears at once, after everything has reached the disk.
     """
-    target = path_of(folder, state.round)
-    partial = folder / f".{target.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(_contiguous(state.params), partial / "params.safetensors")
-    save_file(_contiguous(state.memory), partial / "memory.safetensors")
-    clock = _clock_tensors(state)
-    save_file(_contiguous(clock), partial / "clock.safetensors")
+    tensors = _tensors_of(state)
     content = {
         "format": FORMAT,
         "round": state.round,
         "totals": asdict(state.totals),
         "clients": _references(state),
-        "params_sha256": arrays.digest(state.params),
-        "memory_sha256": arrays.digest(state.memory),
-        "clock_sha256": arrays.digest(clock),
         "limited_by": work_storage.reasons_of(state.in_flight),
+        "tensors_sha256": arrays.digest(tensors),
     }
-    content["sha256"] = _digest(content)
-    (partial / "state.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
-    for file in partial.iterdir():
-        files.flush(file)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
-    files.flush(folder)
+    header = {HEADER: json.dumps({**content, "sha256": _digest(content)})}
+    target = path_of(folder, state.round).write_bytes(safetensors.save(_contiguous(tensors), header))
     for old in saved_in(folder)[:-keep]:
-        shutil.rmtree(old)
-    _forget_old_clients(folder)
+        old.remove()
+    _forget_old_clients(places.at(folder), state.clients.keys())
     return target
 
 
-def _clock_tensors(state: ServerState) -> Params:
-    """Return what is remembered of every client, work that goes on, and the versions it started from."""
-    history = {f"history/{name}": torch.from_numpy(column) for name, column in state.history.items()}
-    works = {f"work/{key}": tensor for key, tensor in work_storage.tensors_of(state.in_flight).items()}
+def _tensors_of(state: ServerState) -> Params:
+    """Return all tensors of a state, keyed by what they are: `params/<key>`, `memory/<key>` and so on."""
+    history = {name: torch.from_numpy(column) for name, column in state.history.items()}
     versions = {
-        f"version/{round}/{key}": tensor for round, params in state.versions.items() for key, tensor in params.items()
+        f"{round}/{key}": tensor for round, params in state.versions.items() for key, tensor in params.items()
     }
-    return history | works | versions
+    kinds = {
+        "params": state.params,
+        "memory": state.memory,
+        "history": history,
+        "work": work_storage.tensors_of(state.in_flight),
+        "version": versions,
+    }
+    return {f"{kind}/{key}": tensor for kind, tensors in kinds.items() for key, tensor in tensors.items()}
 
 
 def _under(prefix: str, tensors: Params) -> Params:
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
-def with_clients_on_disk(state: ServerState, folder: Path) -> ServerState:
+def with_clients_on_disk(state: ServerState, folder: Given) -> ServerState:
     """Write what is remembered of single clients into the folder, so that a checkpoint only has to refer to it."""
     if not state.clients:
         return state
     memory = client_memory.updated(state.clients, {})
-    return replace(state, clients=memory.stored(folder / CLIENTS, state.round))
+    return replace(state, clients=memory.stored(places.at(folder) / CLIENTS, state.round))
 
 
 def _references(state: ServerState) -> dict[str, dict[str, str]]:
@@ -91,56 +88,92 @@ def _references(state: ServerState) -> dict[str, dict[str, str]]:
     stored = {client: entry for client, entry in memory.entries.items() if isinstance(entry, Stored)}
     if len(stored) < len(memory):
         raise ValueError("what is remembered of clients has to be on disk before it is referred to")
-    return {str(client): {"file": entry.path.name, "sha256": entry.sha256} for client, entry in stored.items()}
+    return {str(client): {"file": entry.place.name, "sha256": entry.sha256} for client, entry in stored.items()}
 
 
-def _forget_old_clients(folder: Path) -> None:
-    """Delete the clients' files that no checkpoint refers to."""
-    if not (folder / CLIENTS).is_dir():
-        return
-    states = [json.loads((saved / "state.json").read_text(encoding="utf-8")) for saved in saved_in(folder)]
-    needed = {entry["file"] for state in states for entry in state["clients"].values()}
-    for file in (folder / CLIENTS).glob("*.safetensors"):
-        if file.name not in needed:
-            file.unlink()
+def _forget_old_clients(folder: Place, clients: Collection[int]) -> None:
+    """Delete the clients' files that no checkpoint refers to.
+
+    A checkpoint refers to the newest file of a client up to its round, the newest one only to those of `clients`.
+    """
+    *before, last = (round_of(saved) for saved in saved_in(folder))
+    versions: dict[int, dict[int, Place]] = {}
+    for file in (folder / CLIENTS).children():
+        client, round = client_memory.version_of(file)
+        versions.setdefault(client, {})[round] = file
+    for client, files_of_one in versions.items():
+        rounds = [*before, last] if client in clients else before
+        needed = {max((version for version in files_of_one if version <= round), default=-1) for round in rounds}
+        for version, file in files_of_one.items():
+            if version not in needed:
+                file.remove()
 
 
-def saved_in(folder: Path) -> list[Path]:
+def saved_in(folder: Given) -> list[Place]:
     """Return the complete checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("round_[0-9]*"))
+    named = [file for file in places.at(folder).children() if re.fullmatch(r"round_\d+\.safetensors", file.name)]
+    return sorted(named, key=round_of)
 
 
-def load(path: Path) -> ServerState:
+def round_of(checkpoint: Place) -> int:
+    """Return the round after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("round_").removesuffix(".safetensors"))
+
+
+def newest(folder: Given, say: Callable[[str], None]) -> ServerState | None:
+    """Return the newest state that can be read, what is remembered of single clients verified, too; none = no such.
+
+    Args:
+        folder: Where the checkpoints are.
+        say: Is told of each that had to be passed over, and why.
+    """
+    for saved in reversed(saved_in(folder)):
+        try:
+            state = load(saved)
+            for client in state.clients:
+                _ = state.clients[client]
+        except (TornCheckpointError, client_memory.DamagedMemoryError) as error:
+            say(f"passing over the checkpoint of round {round_of(saved)}: {error}")
+        else:
+            return state
+    return None
+
+
+def load(given: Given) -> ServerState:
     """Read a checkpoint.
 
     Raises:
-        TornCheckpointError: If a file is missing or damaged.
+        TornCheckpointError: If the file is missing or damaged.
     """
+    place = places.at(given)
     try:
-        content = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        with place.fetched() as path, safe_open(path, framework="pt") as file:
+            content = json.loads((file.metadata() or {})[HEADER])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no mapping)
         if content["format"] != FORMAT:
             raise TornCheckpointError(f"it has format {content['format']}; this version reads format {FORMAT}")
-        params = load_file(path / "params.safetensors")
-        memory = load_file(path / "memory.safetensors")
         recorded = content.pop("sha256")
-        clock = load_file(path / "clock.safetensors")
-        digests = tuple(content[f"{what}_sha256"] for what in ("params", "memory", "clock"))
-        clients = {
-            int(client): Stored(path.parent / CLIENTS / entry["file"], entry["sha256"])
-            for client, entry in content["clients"].items()
-        }
-        works = work_storage.works_from(_under("work/", clock), content["limited_by"])
-        state = ServerState(
-            content["round"], params, memory, _totals(content["totals"]), ClientMemory(clients),
-            history={name: column.numpy() for name, column in _under("history/", clock).items()},
-            in_flight=works,
-            versions={work.cohort.round: _under(f"version/{work.cohort.round}/", clock) for work in works},
-        )  # fmt: skip
+        state = _state_of(content, tensors, place.parent / CLIENTS)
     except Exception as error:
-        raise TornCheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
-    if recorded != _digest(content) or digests != tuple(arrays.digest(each) for each in (params, memory, clock)):
-        raise TornCheckpointError(f"{path} is damaged: its content does not have the digest recorded in state.json")
+        raise TornCheckpointError(f"{place} cannot be read: {type(error).__name__}: {error}") from error
+    if recorded != _digest(content) or content["tensors_sha256"] != arrays.digest(tensors):
+        raise TornCheckpointError(f"{place} is damaged: its content does not have the digest recorded in its header")
     return state
+
+
+def _state_of(content: Mapping[str, Any], tensors: Params, clients: Place) -> ServerState:
+    works = work_storage.works_from(_under("work/", tensors), content["limited_by"])
+    references = content["clients"].items()
+    return ServerState(
+        content["round"],
+        _under("params/", tensors),
+        _under("memory/", tensors),
+        _totals(content["totals"]),
+        ClientMemory({int(client): Stored(clients / entry["file"], entry["sha256"]) for client, entry in references}),
+        history={name: column.numpy() for name, column in _under("history/", tensors).items()},
+        in_flight=works,
+        versions={work.cohort.round: _under(f"version/{work.cohort.round}/", tensors) for work in works},
+    )
 
 
 def _totals(content: dict[str, Any]) -> Totals:
@@ -148,13 +181,13 @@ def _totals(content: dict[str, Any]) -> Totals:
     return Totals(**{**content, "reached": reached})
 
 
-def _digest(content: dict[str, Any]) -> str:
+def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def save_params(params: Params, path: Path) -> None:
+def save_params(params: Params, given: Given) -> Place:
     """Write parameters and buffers as one safetensors file."""
-    files.write_atomically(path, lambda partial: save_file(_contiguous(params), partial))
+    return places.at(given).write_bytes(safetensors.save(_contiguous(params)))
 
 
 def _contiguous(params: Params) -> Params:

@@ -1,5 +1,6 @@
-"""The command line: raysim run, submit, replay, devices, calibrate, schema."""
+"""The command line: raysim run, resume, submit, replay, devices, calibrate, schema."""
 
+import atexit
 import json
 import os
 import shlex
@@ -7,17 +8,19 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 from types import FrameType
 from typing import Any
 
 import click
 
-from raysim import config_file, console
+from raysim import config_file, console, places
 from raysim.config import ExperimentSettings
-from raysim.errors import RunFailedError, SettingError
+from raysim.errors import RunFailedError, SettingError, TrackingLostError
+from raysim.place import Place
 
 BAD_INPUT, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 LAST_CHECKPOINT = "the rounds up to the last checkpoint are kept"
@@ -39,7 +42,9 @@ def cli() -> None:
     help="Change a setting, as in training.learning_rate=0.05.",
 )
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="Folder for the run's files [runs/<experiment>-<time>]."
+    "--output",
+    metavar="FOLDER|URI",
+    help="Where the run's files go, a path or s3://, gs:// and the like [runs/<experiment>-<time>].",
 )
 @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
 @click.option("--print-config", is_flag=True, help="Print the complete settings and stop.")
@@ -49,7 +54,7 @@ def cli() -> None:
 def run(
     config: Path,
     overrides: tuple[str, ...],
-    output: Path | None,
+    output: str | None,
     as_json: bool,
     print_config: bool,
     dry_run: bool,
@@ -61,8 +66,39 @@ def run(
     elif dry_run:
         _forecast(settings, as_json)
     else:
-        folder = output or Path("runs") / f"{settings.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
-        _run(settings, folder.absolute(), as_json)
+        _run(settings, output, as_json)
+
+
+@cli.command()
+@click.argument("run")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Change where it runs, as in executor.num_actors=1.",
+)
+@click.option(
+    "--tracking-uri",
+    metavar="URI",
+    help="MLflow store [that of the run; for an id MLFLOW_TRACKING_URI or the default].",
+)
+@click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
+def resume(run: str, overrides: tuple[str, ...], tracking_uri: str | None, as_json: bool) -> None:
+    """Go on with RUN, which was stopped, from its newest checkpoint: what comes out is the same to the bit.
+
+    RUN is the output folder of a run, or its id in MLflow. A finished run is told again.
+    """
+    from raysim import resuming
+
+    started = time.monotonic()
+    stopped = resuming.find(run, tracking_uri, overrides)
+    if stopped.is_finished:
+        summary = stopped.summary or {}
+    else:
+        on_ray = stopped.settings if stopped.summary is None else None
+        summary = _play(on_ray, stopped.folder, lambda: resuming.prepare(stopped), started)
+    _show(summary, as_json)
 
 
 def _forecast(settings: ExperimentSettings, as_json: bool) -> None:
@@ -79,21 +115,53 @@ def _forecast(settings: ExperimentSettings, as_json: bool) -> None:
         console.print_forecast(predicted)
 
 
-def _run(settings: ExperimentSettings, folder: Path, as_json: bool) -> None:
-    from raysim import simulation
+def _run(settings: ExperimentSettings, output: str | None, as_json: bool) -> None:
+    from raysim import job_place, simulation
 
     started = time.monotonic()
+    if output is not None and not places.is_uri(output):
+        job_place.check_stays("--output", output, Path(output), "an absolute path or a URI, as s3://BUCKET/FOLDER")
+    folder = places.at(
+        output or job_place.default_folder() / f"{settings.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
+    )
     simulation.check_names(settings)
 
     def prepare() -> Any:
         from raysim import experiment  # in a thread of its own: MLflow imports while Ray starts
 
-        return experiment, experiment.prepare(settings, folder)
+        return experiment.prepare(settings, folder)
 
-    preparing = ThreadPoolExecutor(1).submit(prepare)
-    with _runner(settings) as runner:
-        experiment, prepared = preparing.result()
-        summary = experiment.run(prepared, runner, started)
+    _show(_play(settings, folder, prepare, started), as_json)
+
+
+def _play(
+    settings: ExperimentSettings | None, folder: Place, prepare: Callable[[], Any], started: float
+) -> dict[str, Any]:
+    """Start the runner that settings ask for, if any, while the experiment is prepared; then run it."""
+    preparing = in_background(prepare)
+    with _runner(settings, folder) as runner:
+        prepared = preparing.result()
+        from raysim import experiment
+
+        summary: dict[str, Any] = experiment.run(prepared, runner, started)
+    return summary
+
+
+def in_background(call: Callable[[], Any]) -> Future[Any]:
+    """Start a call in a thread that an interrupted command does not wait for."""
+    future: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=work, daemon=True).start()
+    return future
+
+
+def _show(summary: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(summary))
         return
@@ -108,11 +176,11 @@ def mlflow_page(summary: Mapping[str, Any]) -> tuple[str, str]:
     return command, f"http://127.0.0.1:5000/#/experiments/{summary['experiment_id']}/runs/{summary['run_id']}"
 
 
-def _runner(settings: ExperimentSettings) -> Any:
-    if settings.executor.kind == "ray":
+def _runner(settings: ExperimentSettings | None, folder: Place) -> Any:
+    if settings is not None and settings.executor.kind == "ray":
         from raysim.actors.runner import RayRunner
 
-        return RayRunner(settings.executor.num_actors, settings.executor.address)
+        return RayRunner(settings.executor.num_actors, settings.executor.address, folder.path is not None)
     from raysim.simulation import InProcessRunner
 
     return InProcessRunner()
@@ -231,10 +299,11 @@ def devices(source: str | None, clients: int | None, seed: int, plot: Path | Non
 @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
 def calibrate(output: Path | None, as_json: bool, **request: Any) -> None:
     """Measure training steps of MODEL on this machine and fit a device's constants to them."""
+    from raysim import job_place
     from raysim.calibration import report
     from raysim.calibration.run import Request, run
 
-    folder = output or Path("runs") / f"calibration-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = output or job_place.default_folder() / f"calibration-{time.strftime('%Y%m%d-%H%M%S')}"
     calibrations = run(Request(**request), folder.absolute())
     for each in calibrations:
         console.print_calibration(report.table(each), report.summary_lines(each), report.tier_yaml(each))
@@ -247,9 +316,11 @@ def calibrate(output: Path | None, as_json: bool, **request: Any) -> None:
 @click.argument("run")
 @click.option("--devices", type=click.Path(path_type=Path), help="YAML file: a population section, or an experiment.")
 @click.option("--deadline", type=float, metavar="SECONDS", help="End every round at this deadline.")
-@click.option("--tracking", metavar="URI", help="MLflow store of a run id [MLFLOW_TRACKING_URI, or runs/mlflow.db].")
+@click.option(
+    "--tracking-uri", metavar="URI", help="MLflow store of a run id [MLFLOW_TRACKING_URI, or runs/mlflow.db]."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def replay(run: str, devices: Path | None, deadline: float | None, tracking: str | None, as_json: bool) -> None:
+def replay(run: str, devices: Path | None, deadline: float | None, tracking_uri: str | None, as_json: bool) -> None:
     """Time the finished run RUN anew from its records: on other devices, with another deadline.
 
     RUN is the output folder of a run, or its id in MLflow. Nothing is trained; what records cannot tell is said.
@@ -257,7 +328,7 @@ def replay(run: str, devices: Path | None, deadline: float | None, tracking: str
     from raysim.replay import run as replays
     from raysim.replay import source, summary
 
-    recorded = source.read(run, tracking)
+    recorded = source.read(run, tracking_uri)
     others = None if devices is None else replays.read_devices(devices, recorded)
     replayed = summary.summary_from(replays.replay(recorded, others, deadline))
     if as_json:
@@ -274,7 +345,11 @@ def schema() -> None:
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt(TERMINATED)
+    _terminated.append(True)  # the exception alone does not tell: Ray raises another one in its place
+    raise KeyboardInterrupt
+
+
+_terminated: list[bool] = []
 
 
 def main(arguments: list[str] | None = None, command: click.Command = cli, kept: str = LAST_CHECKPOINT) -> None:
@@ -286,6 +361,7 @@ def main(arguments: list[str] | None = None, command: click.Command = cli, kept:
         kept: What is kept when it is interrupted.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    _terminated.clear()
     try:
         code = command.main(args=arguments, standalone_mode=False) or 0
     except SettingError as error:
@@ -297,12 +373,22 @@ def main(arguments: list[str] | None = None, command: click.Command = cli, kept:
     except RunFailedError as error:
         console.say(f"{error.details}raysim: the run failed: {error}")
         code = FAILED
-    except (KeyboardInterrupt, click.Abort) as error:
-        interrupt = error.__cause__ or error  # click wraps it
-        code = TERMINATED if TERMINATED in interrupt.args else INTERRUPTED
+    except TrackingLostError as error:
+        console.say(f"raysim: {error}")
+        code = FAILED
+    except (KeyboardInterrupt, click.Abort):
+        code = TERMINATED if _terminated else INTERRUPTED
         console.say(f"raysim: interrupted; {kept}")
     except Exception as error:
         traceback.print_exc()
         console.say(f"raysim: the run failed: {type(error).__name__}: {error}")
         code = FAILED
+    if code == TERMINATED:  # whoever sent it waits for seconds only, which Python's own leaving may take
+        atexit.register(_leave_at_once, code)
     sys.exit(code)
+
+
+def _leave_at_once(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

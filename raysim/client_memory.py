@@ -3,11 +3,10 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
-from raysim import files
+from raysim.place import Place
 from raysim.types import Params
 
 
@@ -19,7 +18,7 @@ class DamagedMemoryError(RuntimeError):
 class Stored:
     """A client's tensors in a file of their own."""
 
-    path: Path
+    place: Place
     sha256: str
 
     def load(self) -> Params:
@@ -29,12 +28,12 @@ class Stored:
             DamagedMemoryError: If the file is missing or damaged.
         """
         try:
-            content = self.path.read_bytes()
+            content = self.place.read()
         except OSError as error:
-            raise DamagedMemoryError(f"{self.path} cannot be read: {error.strerror}") from None
+            raise DamagedMemoryError(f"{self.place} cannot be read: {error.strerror or error}") from None
         if hashlib.sha256(content).hexdigest() != self.sha256:
-            raise DamagedMemoryError(f"{self.path} is damaged: it does not have the digest that was recorded")
-        loaded: Params = load_file(self.path)
+            raise DamagedMemoryError(f"{self.place} is damaged: it does not have the digest that was recorded")
+        loaded: Params = load(content)
         return loaded
 
 
@@ -54,14 +53,25 @@ class ClientMemory(Mapping[int, Params]):
     def __len__(self) -> int:
         return len(self.entries)
 
-    def stored(self, folder: Path, round: int) -> "ClientMemory":
+    def stored(self, folder: Place, round: int) -> "ClientMemory":
         """Write what is not on disk yet, one safetensors file per client and version, and let go of it."""
-        return ClientMemory(
-            {
-                client: entry if isinstance(entry, Stored) else _store(entry, folder / f"{client:07d}_{round:06d}")
-                for client, entry in self.entries.items()
-            }
-        )
+        fresh = {client: entry for client, entry in self.entries.items() if not isinstance(entry, Stored)}
+        if not fresh:
+            return self
+        contents = {client: save(_contiguous(tensors)) for client, tensors in fresh.items()}
+        names = {client: f"{client:07d}_{round:06d}.safetensors" for client in fresh}
+        folder.write_all({names[client]: content for client, content in contents.items()})
+        stored = {
+            client: Stored(folder / names[client], hashlib.sha256(content).hexdigest())
+            for client, content in contents.items()
+        }
+        return ClientMemory({**self.entries, **stored})
+
+
+def version_of(file: Place) -> tuple[int, int]:
+    """Return whose tensors a file holds, and since which round."""
+    client, _, round = file.name.removesuffix(".safetensors").partition("_")
+    return int(client), int(round)
 
 
 def updated(old: Mapping[int, Params], new: Mapping[int, Params]) -> ClientMemory:
@@ -72,9 +82,5 @@ def updated(old: Mapping[int, Params], new: Mapping[int, Params]) -> ClientMemor
     return ClientMemory(entries)
 
 
-def _store(tensors: Params, stem: Path) -> Stored:
-    path = stem.with_suffix(".safetensors")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {key: tensor.contiguous().clone() for key, tensor in tensors.items()}
-    files.write_atomically(path, lambda partial: save_file(content, partial))
-    return Stored(path, hashlib.sha256(path.read_bytes()).hexdigest())
+def _contiguous(tensors: Params) -> Params:
+    return {key: tensor.contiguous().clone() for key, tensor in tensors.items()}

@@ -71,7 +71,7 @@ def cohort_of(scenario: Scenario, clients: NDArray[np.int64], round: int) -> Coh
         budgets=trained,
         keep_ratios=trained,
         limited_by=np.where(trained < 1, can_afford.limited_by, "nothing"),
-        examples=scenario.workload.population.train.counts[clients],
+        examples=scenario.workload.population.train.counts_of(clients),
         epochs=np.full(len(clients), scenario.workload.local.epochs),
     )
 
@@ -88,7 +88,7 @@ def affordable(scenario: Scenario, clients: NDArray[np.int64], round: int) -> bu
     devices = population.devices.of(clients)
     if scenario.budget is None:
         return budgets.of_tiers(devices)
-    return scenario.budget.solve(devices, clients, population.train.counts[clients], round, seed)
+    return scenario.budget.solve(devices, clients, population.train.counts_of(clients), round, seed)
 
 
 def view_of(scenario: Scenario, state: ServerState, cohort: Cohort) -> RoundView:
@@ -97,7 +97,7 @@ def view_of(scenario: Scenario, state: ServerState, cohort: Cohort) -> RoundView
     return RoundView(
         workload.plan, scenario.costs, workload.local, scenario.method.options, workload.seed,
         num_clients=len(workload.population),
-        num_examples=int(workload.population.train.counts.sum()),
+        num_examples=scenario.num_examples,
         devices=workload.population.devices,
         round=cohort.round,
         clients=cohort.clients,

@@ -66,8 +66,8 @@ class DataSettings(Settings):
 
     name: str = "digits"
     """Data set: `digits` (scikit-learn, embedded), `mnist`, `fashionmnist`, `emnist`, `kmnist`, `cifar10`,
-    `cifar100`, `svhn` (torchvision), `imagefolder` (`train/<class>/*` and `test/<class>/*`), or a dotted path
-    `my_pkg.data:load`."""
+    `cifar100`, `svhn` (torchvision), `imagefolder` (`train/<class>/*` and `test/<class>/*`), `noise` (random, for
+    benchmarks), or a dotted path `my_pkg.data:load`."""
     root: str | None = None
     """Folder of the data set's files, where it has any; relative to the working directory."""
     download: bool = False
@@ -99,7 +99,7 @@ class ModelSettings(Settings):
     """Which network."""
 
     name: str = "cnn"
-    """Model: `cnn`, `lenet`, `mlp`, `vgg16`, `resnet32`, a classification model of torchvision as
+    """Model: `cnn`, `cnn-dropout`, `lenet`, `mlp`, `vgg16`, `resnet32`, a classification model of torchvision as
     `torchvision/resnet18`, or a dotted path `my_pkg.net:build`."""
     options: dict[str, Any] = {}
     """Keyword arguments of the model's builder, for example `{channels: [16, 32]}`."""

@@ -1,5 +1,7 @@
 """Reads an experiment file with dotted overrides; turns what is wrong with it into one clear message."""
 
+import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any, TypeVar
@@ -208,6 +210,12 @@ def _classes_in(annotation: Any) -> list[type]:
 def to_yaml(settings: BaseModel) -> str:
     """Return the complete settings as YAML, defaults filled in."""
     return yaml.safe_dump(settings.model_dump(), sort_keys=False)
+
+
+def digest(settings: BaseModel) -> str:
+    """Return the SHA-256 of all settings that decide what comes out, and not only where."""
+    deciding = settings.model_dump(mode="json", exclude={"executor", "tracking", "checkpoint"})
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
 def flatten(settings: BaseModel) -> dict[str, str]:

@@ -32,6 +32,22 @@ class RunFailedError(RuntimeError):
         return f"{', '.join(where)}: {self.cause}" if where else self.cause
 
 
+class TrackingLostError(RuntimeError):
+    """MLflow could not be told of all that happened; the run's files are complete."""
+
+
+def reason_of(error: BaseException | None) -> str:
+    """Return the first line of what went wrong, cut where servers answer with pages.
+
+    >>> reason_of(None), reason_of(TimeoutError()), reason_of(OSError("no space"))
+    ('no answer in time', 'TimeoutError', 'no space')
+    """
+    if error is None:
+        return "no answer in time"
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
+
+
 def unknown_name(setting: str, name: str, known: Iterable[str]) -> SettingError:
     """Return the error for a name that is not in a table, listing the known names, nearest first."""
     return SettingError(f"{setting}={name!r} is unknown; known: {', '.join(nearest_first(name, known))}")

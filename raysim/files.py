@@ -5,17 +5,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a file beside `path`, bring it to the disk, then give it its name."""
+def write_atomically(path: Path, write: Callable[[Path], object], flush_folder: bool = True) -> Path:
+    """Let `write` fill a file beside `path`, bring it to the disk, then give it its name.
+
+    Args:
+        path: Where the file is to be.
+        write: Fills a file at the path it is given.
+        flush_folder: Whether the name is on the disk, too, when this returns.
+    """
     partial = path.with_name(f".{path.name}.partial")
     try:
         write(partial)
         flush(partial)
         partial.replace(path)
-    except OSError:
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    flush(path.parent)
+    if flush_folder:
+        flush(path.parent)
     return path
 
 

@@ -17,6 +17,7 @@ from raysim.contribution import Contribution, merge
 from raysim.fates import COUNTED
 from raysim.methods import resolve as methods
 from raysim.methods.method import CohortReport
+from raysim.packing import packed
 from raysim.planning import Absent, ChooseMasks, Plan, plan_together
 from raysim.pruning.coverage import Coverage, count_coverage, summarise
 from raysim.scenario import Executor, Scenario
@@ -78,7 +79,8 @@ def group_of(scenario: Scenario, state: ServerState, work: Work) -> tuple[Tasks,
     view = view_of(scenario, state, work.cohort)
     extra = methods.extra(scenario.method, view)
     start = Broadcast(work.cohort.round, version_of(state, work.cohort.round), scenario.method.rules, extra)
-    return tasks_for(scenario, work.cohort, work.masks, work.load, state.clients), start
+    tasks = tasks_for(scenario, work.cohort, work.masks, work.load, state.clients)
+    return packed(tasks, work.cohort.examples, scenario.workload.local.batch_size, scenario.pack_size), start
 
 
 def version_of(state: ServerState, round: int) -> Params:

@@ -81,6 +81,7 @@ class Scenario:
         targets: Accuracies of which is told when they were first reached.
         budget: Solves budgets; none = devices tell theirs.
         selection: Who is asked to take part.
+        pack_size: Clients that are trained together at most, where they can be.
     """
 
     workload: Workload
@@ -99,10 +100,16 @@ class Scenario:
     targets: tuple[float, ...] = ()
     budget: BudgetSolver | None = None
     selection: SelectionRule = SELECTIONS["uniform"]
+    pack_size: int = 1
 
     def is_over(self, state: ServerState) -> bool:
         """Whether the run ends with this state."""
         return state.round >= self.rounds or (state.round > 0 and self.stop.are_met(state.totals))
+
+    @cached_property
+    def num_examples(self) -> int:
+        """Training rows of all clients."""
+        return int(self.workload.population.train.counts.sum())
 
     @cached_property
     def buffers(self) -> frozenset[str]:

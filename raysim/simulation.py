@@ -28,6 +28,7 @@ from raysim.methods import resolve as methods
 from raysim.methods.method import Method
 from raysim.models import weights, zoo
 from raysim.models.normalization import group_normalized
+from raysim.packing import pack_size
 from raysim.pruning import masks
 from raysim.pruning.costs import CostTable
 from raysim.pruning.plan import ChannelPlan
@@ -39,7 +40,7 @@ from raysim.selection.table import SelectionRule
 from raysim.server_optimizers import ServerOptimizer
 from raysim.solved_budgets import with_solved_budgets
 from raysim.training import LocalTraining, batch_slices, one_thread
-from raysim.types import Devices, Population, RoundReport, RowSets, ServerState, Storage
+from raysim.types import FIRST, Devices, Population, RoundReport, RowSets, ServerState, Start, Storage
 
 COUNTED_AHEAD = 64
 """Widths whose costs are counted before the first round; a file of devices may have one for each."""
@@ -98,7 +99,7 @@ def build(settings: ExperimentSettings) -> Scenario:
 
 
 def _build(settings: ExperimentSettings) -> Scenario:
-    seed, split, local = settings.seed, settings.split_seed, LocalTraining(**settings.training.model_dump())
+    seed, split, local = settings.seed, settings.split_seed, _local_training(settings)
     method = method_of(settings)
     _check_asynchronous(settings, method)
     data = _load_data(settings)
@@ -136,6 +137,7 @@ def _build(settings: ExperimentSettings) -> Scenario:
         stop=StopRules(**settings.stop.model_dump(exclude_none=True)),
         targets=tuple(settings.evaluation.targets),
         selection=_selection_rule(settings),
+        pack_size=_pack_size(settings, method, workload),
     )
     if settings.budget.rule == "solved":
         if method.leaves_budgets_aside:
@@ -144,6 +146,25 @@ def _build(settings: ExperimentSettings) -> Scenario:
         scenario = with_solved_budgets(scenario, deadline_s, settings.budget.steps)
     check_deadline(scenario)
     return scenario
+
+
+def _pack_size(settings: ExperimentSettings, method: Method, workload: Workload) -> int:
+    """Return how many clients are trained together at most.
+
+    Raises:
+        SettingError: If a number is given, and they cannot be.
+    """
+    wanted, cohort = settings.training.pack, settings.selection.clients_per_round
+    augments = workload.data.augmentation is not None
+    if method.is_plain and not augments:
+        return pack_size(wanted, workload.model, cohort)
+    if wanted not in ("auto", 1):
+        reason = "data.transform.augment is drawn for each" if augments else f"method.name={method.name!r} asks more"
+        raise SettingError(
+            f"training.pack={wanted} is not allowed: {reason} of a client's training than a pack can do; "
+            "allowed: auto, 1"
+        )
+    return 1
 
 
 def clock_rules(settings: ExperimentSettings) -> ClockRules:
@@ -205,7 +226,11 @@ def method_of(settings: ExperimentSettings) -> Method:
         SettingError: If one of them is unknown, or does not go with another.
     """
     given = settings.method.model_dump(exclude={"name"}, exclude_none=True)
-    return methods.resolve(settings.method.name, given, LocalTraining(**settings.training.model_dump()))
+    return methods.resolve(settings.method.name, given, _local_training(settings))
+
+
+def _local_training(settings: ExperimentSettings) -> LocalTraining:
+    return LocalTraining(**settings.training.model_dump(exclude={"pack"}))
 
 
 def _load_data(settings: ExperimentSettings) -> datasets.Dataset:
@@ -277,41 +302,70 @@ def check_batches(workload: Workload) -> None:
 
 
 def play(
-    scenario: Scenario, state: ServerState, executor: Executor, storage: Storage
+    scenario: Scenario, state: ServerState, executor: Executor, storage: Storage, wall_s: float = 0.0
 ) -> Iterator[tuple[ServerState, RoundReport]]:
     """Play the rounds that are left; each is on disk before it is reported.
 
+    Args:
+        scenario: What is played.
+        state: What the rounds before have left.
+        executor: Who runs the work of a round.
+        storage: Where records and checkpoints go.
+        wall_s: Measured seconds that the rounds before have taken.
+
     Raises:
-        RunFailedError: If a client fails; everything up to the round before is kept.
+        RunFailedError: If a client fails, or a file cannot be written; everything up to the round before is kept.
     """
-    started = time.monotonic()
+    started = time.monotonic() - wall_s
     while not scenario.is_over(state):
         failed = state.round + 1
         try:
             with one_thread():
                 state, report = run_round(scenario, state, executor)
-            state = keep(state, report, scenario, storage)
+            report = stamped(report, time.monotonic() - started, is_due(scenario, state, storage))
+            state = keep(state, report, storage)
         except RunFailedError as error:  # a stale client names the round it started in
             raise RunFailedError(failed, *error.args[1:]) from None
         except Exception as error:
             cause = f"{type(error).__name__}: {error}"
             raise RunFailedError(failed, -1, cause, traceback.format_exc()) from error
-        now = time.monotonic() - started
-        yield state, replace(report, wall_s=now, timestamp_ms=int(time.time() * 1000))
+        yield state, report
 
 
-def keep(state: ServerState, report: RoundReport, scenario: Scenario, storage: Storage) -> ServerState:
+def stamped(report: RoundReport, wall_s: float, is_saved: bool) -> RoundReport:
+    """Return a report that tells when its round ended; from here on nothing of it changes."""
+    return replace(report, wall_s=wall_s, timestamp_ms=int(time.time() * 1000), is_saved=is_saved)
+
+
+def is_due(scenario: Scenario, state: ServerState, storage: Storage) -> bool:
+    """Whether a checkpoint is to be written after a round."""
+    return state.round % storage.every == 0 or scenario.is_over(state)
+
+
+def keep(state: ServerState, report: RoundReport, storage: Storage) -> ServerState:
     """Write the round's records, then, where it is due, the checkpoint that covers them.
 
     Returns:
         The state, what a checkpoint holds of single clients read from disk from now on.
     """
-    records.write_part(report.clients, storage.folder / "clients", report.round)
-    records.write_part(records.round_columns(report), storage.folder / "rounds", report.round)
-    if state.round % storage.every == 0 or scenario.is_over(state):
-        state = checkpoint.with_clients_on_disk(state, storage.folder / "checkpoints")
-        checkpoint.save(state, storage.folder / "checkpoints", storage.keep)
+    records.write_part(report.clients, storage.part("clients"), report.round)
+    records.write_part(records.round_columns(report), storage.part("rounds"), report.round)
+    if report.is_saved:
+        folder = storage.part("checkpoints")
+        state = checkpoint.with_clients_on_disk(state, folder)
+        checkpoint.save(state, folder, storage.keep)
     return state
+
+
+def first_state(scenario: Scenario, storage: Storage, start: Start) -> ServerState:
+    """Return what a run begins with: the model as it was built, or what a checkpoint holds.
+
+    Raises:
+        TornCheckpointError: If the checkpoint cannot be read.
+    """
+    if start.round == 0:
+        return initial_state(scenario)
+    return checkpoint.load(checkpoint.path_of(storage.part("checkpoints"), start.round))
 
 
 class InProcessRunner:
@@ -329,10 +383,11 @@ class InProcessRunner:
     def make_ready(self, scenario: Scenario) -> None:
         """Do nothing: this process is ready."""
 
-    def run(self, scenario: Scenario, storage: Storage) -> Iterator[RoundReport]:
-        """Yield the report of each round."""
+    def run(self, scenario: Scenario, storage: Storage, start: Start = FIRST) -> Iterator[RoundReport]:
+        """Yield the report of each round that is left."""
         executor = InProcessExecutor(scenario.workload)
-        for state, report in play(scenario, initial_state(scenario), executor, storage):
+        self._state = first_state(scenario, storage, start)
+        for state, report in play(scenario, self._state, executor, storage, start.wall_s):
             self._state = state
             yield report
 

@@ -5,15 +5,18 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import isfinite
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from raysim import places
 from raysim.errors import SettingError
-from raysim.fates import BATTERY, COUNTED, DROPPED, OFFLINE, UNREACHABLE
+from raysim.job_place import check_stays, default_folder
+from raysim.metrics import metrics_of
+from raysim.places import Given
+from raysim.records import Logged
 from raysim.types import RoundReport
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -23,13 +26,12 @@ from mlflow.entities import Dataset, DatasetInput, Metric, Param
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-DEFAULT_URI = "sqlite:///runs/mlflow.db"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http", "https", "databricks")
 PARAMS_PER_CALL = 100
 METRICS_PER_CALL = 1000
-WAYS = dict.fromkeys((DROPPED, OFFLINE, BATTERY, UNREACHABLE), "away")
-"""Fates that share a curve; the clients' table and the summary tell them apart."""
+TIME_OF_RUN = "clock/wall_s"
+"""A metric that every round has: its last step is the last round that was logged."""
 
 
 def resolve_uri(uri: str | None) -> str:
@@ -38,25 +40,31 @@ def resolve_uri(uri: str | None) -> str:
     Raises:
         SettingError: If MLflow could not keep a run there.
     """
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    given = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = given or f"sqlite:///{default_folder() / 'mlflow.db'}"
     scheme = uri.partition(":")[0].partition("+")[0]
     if scheme not in DATABASES + SERVERS:
         allowed = ", ".join(f"{name}://..." for name in ("sqlite:///FILE", "postgresql", "http", "https"))
         raise SettingError(f"tracking.uri={uri!r} is not allowed; allowed: {allowed.replace('FILE://...', 'FILE')}")
     file = _sqlite_file(uri)
-    return uri if file is None else f"sqlite:///{file.absolute()}"
+    if file is None:
+        return uri
+    check_stays("tracking.uri", uri, file, "an absolute file, or a server as MLFLOW_TRACKING_URI=http://HOST:5000")
+    return f"sqlite:///{file.absolute()}"
 
 
 class MlflowTracker:
     """Writes one run; holds the run's id and talks to the store by it."""
 
-    def __init__(self, uri: str, experiment: str, parent: str = "") -> None:
+    def __init__(self, uri: str, experiment: str, parent: str = "", beside: str = "") -> None:
         """Open the store, creating an SQLite file where there is none.
 
         Args:
             uri: Where MLflow keeps its runs.
             experiment: Name of the MLflow experiment.
             parent: Id of the run this one belongs to, where there is one.
+            beside: Folder in which a new experiment of a database without files keeps its artifacts; an SQLite file
+                has them beside it, a server knows where.
 
         Raises:
             SettingError: If the store cannot be opened.
@@ -68,19 +76,21 @@ class MlflowTracker:
         try:
             if self._file is not None:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
-            with _few_retries():
+            with few_retries():
                 self._client = MlflowClient(uri)
-                self.experiment_id = self._experiment(experiment)
+                self.experiment_id = self._experiment(experiment, beside)
         except Exception as error:
             reason = str(error).splitlines()[0]
             raise SettingError(f"tracking.uri={uri!r} cannot be opened: {reason}") from None
         self.run_id, self._parent = "", parent
 
-    def _experiment(self, name: str) -> str:
+    def _experiment(self, name: str, beside: str) -> str:
         found = self._client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
-        location = None if self._file is None else str(self._file.parent / "artifacts" / name)
+        location = f"{beside}/artifacts/{name}" if beside and _is_database(self.uri) else None
+        if self._file is not None:
+            location = str(self._file.parent / "artifacts" / name)
         return str(self._client.create_experiment(name, artifact_location=location))
 
     def start(
@@ -108,6 +118,28 @@ class MlflowTracker:
             self._client.set_tag(self.run_id, f"{what}_sha256", digest)
         return self.run_id
 
+    def find(self, run_id: str) -> tuple[int, float]:
+        """Take up a run that is there; return the last round that was logged and its wall time, 0 and 0.0 if none.
+
+        Raises:
+            SettingError: If the store has no such run.
+        """
+        try:
+            with few_retries():
+                run = self._client.get_run(run_id)
+                history = self._client.get_metric_history(run_id, TIME_OF_RUN)
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise SettingError(f"tracking.uri={self.uri!r}: run {run_id} cannot go on: {reason}") from None
+        self.run_id, self.experiment_id = run_id, str(run.info.experiment_id)
+        return max(((point.step, point.value) for point in history), default=(0, 0.0))
+
+    def reopen(self) -> None:
+        """Go on with a run: it runs again, and has not failed."""
+        self._client.update_run(self.run_id, status="RUNNING")
+        if "failure" in self._client.get_run(self.run_id).data.tags:
+            self._client.delete_tag(self.run_id, "failure")
+
     def track(self, *reports: RoundReport) -> None:
         """Log rounds, each stamped with the time at which it ended."""
         self._log([
@@ -115,6 +147,17 @@ class MlflowTracker:
             for report in reports
             for key, value in metrics_of(report).items()
         ])  # fmt: skip
+
+    def log_rounds(self, rounds: Sequence[Logged]) -> None:
+        """Log what was recorded of rounds, by one call."""
+        self._client.log_batch(
+            self.run_id,
+            [
+                Metric(key, value, each.timestamp_ms, each.round)
+                for each in rounds
+                for key, value in each.metrics.items()
+            ],
+        )
 
     def measure(self, metrics: Mapping[str, float]) -> None:
         """Log numbers that belong to the whole run and to no round."""
@@ -125,9 +168,16 @@ class MlflowTracker:
         for start in range(0, len(metrics), METRICS_PER_CALL):
             self._client.log_batch(self.run_id, metrics=metrics[start : start + METRICS_PER_CALL])
 
-    def artifact(self, path: Path) -> None:
+    def artifact(self, given: Given) -> None:
         """Upload a file into the run's artifacts."""
-        self._client.log_artifact(self.run_id, str(path))
+        with places.at(given).fetched() as path:
+            self._client.log_artifact(self.run_id, str(path))
+
+    @property
+    def has_model(self) -> bool:
+        """Whether a model has been logged."""
+        outputs = self._client.get_run(self.run_id).outputs
+        return outputs is not None and bool(outputs.model_outputs)
 
     def model(self, model: nn.Module, example: torch.Tensor) -> str:
         """Log a model in eval mode so that `mlflow.pytorch.load_model` gives it back; return its URI.
@@ -166,7 +216,7 @@ class MlflowTracker:
         self._client.set_terminated(self.run_id, status, end_time or int(time.time() * 1000))
 
 
-def download(uri: str, run_id: str, names: Sequence[str], folder: Path) -> None:
+def download(uri: str, run_id: str, names: Sequence[str], folder: Path, optional: Sequence[str] = ()) -> None:
     """Copy artifacts of a run into a folder.
 
     Raises:
@@ -177,11 +227,11 @@ def download(uri: str, run_id: str, names: Sequence[str], folder: Path) -> None:
         raise SettingError(f"RUN={run_id!r} is no folder, and tracking.uri={uri!r}, where runs are kept, is no file")
     logging.getLogger("alembic").setLevel(logging.ERROR)
     try:
-        with _few_retries():
+        with few_retries():
             client = MlflowClient(uri)
             there = {item.path for item in client.list_artifacts(run_id)}
             missing = [name for name in names if name not in there]
-            for name in names if not missing else ():
+            for name in (*names, *(set(optional) & there)) if not missing else ():
                 client.download_artifacts(run_id, name, str(folder))
     except Exception as error:
         reason = str(error).splitlines()[0]
@@ -190,75 +240,8 @@ def download(uri: str, run_id: str, names: Sequence[str], folder: Path) -> None:
         raise SettingError(f"RUN={run_id!r} has not finished, or is of another version: {missing[0]} is no artifact")
 
 
-def metrics_of(report: RoundReport) -> dict[str, float]:
-    """Return a round's metrics: at most 60 keys, whatever the number of clients."""
-    totals, clients = report.totals, report.clients
-    down, up = int(clients["down_bytes"].sum()), int(clients["up_bytes"].sum())
-    metrics = {
-        "traffic/down_bytes": down,
-        "traffic/up_bytes": up,
-        "traffic/total_bytes": totals.down_bytes + totals.up_bytes,
-        "traffic/percent_of_fedavg": totals.bytes_percent_of_fedavg,
-        "compute/train_flops": int(clients["train_flops"].sum()),
-        "compute/total_train_flops": totals.train_flops,
-        "compute/percent_of_fedavg": totals.flops_percent_of_fedavg,
-        "clock/simulated_s": totals.simulated_s,
-        "clock/round_s": report.round_s,
-        "clock/wall_s": report.wall_s,
-        "energy/round_j": float(clients["energy_j"].sum()),
-        "energy/total_j": totals.energy_j,
-        **_fates(report),
-        "coverage/mean": report.coverage.mean,
-        "coverage/min": report.coverage.min,
-        "coverage/untrained_share": report.coverage.untrained_share,
-        "coverage/untrained_channel_share": report.coverage.untrained_channel_share,
-        **_pruning_ratios(report),
-        **{f"diagnostics/{name}": value for name, value in report.diagnostics.items()},
-    }
-    if isfinite(report.train_loss):
-        metrics["loss/train"] = report.train_loss
-    if totals.preparation_s:
-        metrics["clock/preparation_s"] = totals.preparation_s
-        metrics["traffic/preparation_bytes"] = totals.preparation_bytes
-        metrics["compute/preparation_flops"] = totals.preparation_flops
-    if report.score is not None:
-        metrics["accuracy/global"] = report.score.accuracy
-        metrics["loss/global"] = report.score.loss
-    if totals.best_accuracy is not None:
-        metrics["accuracy/best"] = totals.best_accuracy
-    if report.submodel is not None:
-        metrics["accuracy/submodel_mean"] = report.submodel.accuracy
-        metrics["loss/submodel_mean"] = report.submodel.loss
-    return {key: float(value) for key, value in metrics.items()}
-
-
-def _pruning_ratios(report: RoundReport) -> dict[str, float]:
-    counted = report.clients["fate"] == COUNTED
-    if not counted.any():
-        return {}
-    ratios = report.clients["pruning_ratio"][counted].astype(np.float64)
-    metrics = {"mean": ratios.mean(), "min": ratios.min(), "max": ratios.max()}
-    for tier in report.tiers:
-        members = report.clients["tier"][counted] == tier
-        if members.any():
-            metrics[f"tier/{tier}"] = ratios[members].mean()
-    return {f"pruning_ratio/{name}": float(value) for name, value in metrics.items()}
-
-
-def _fates(report: RoundReport) -> dict[str, float]:
-    """Return how many clients of the round counted, and how many were lost in each way that has occurred."""
-    fates = report.clients["fate"]
-    metrics = dict.fromkeys((f"clients/{WAYS.get(fate, fate)}" for fate in (COUNTED, *report.totals.fates)), 0.0)
-    for fate in fates:
-        metrics[f"clients/{WAYS.get(str(fate), fate)}"] += 1
-    staleness = report.round - report.clients["started_round"][fates == COUNTED]
-    if report.is_asynchronous and len(staleness):
-        metrics["clients/staleness_mean"] = float(staleness.mean())
-    return metrics
-
-
 @contextmanager
-def _few_retries() -> Iterator[None]:
+def few_retries() -> Iterator[None]:
     """Let a server that is not there be noticed in seconds instead of MLflow's four minutes."""
     limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
     added = {name: value for name, value in limits.items() if name not in os.environ}
@@ -268,6 +251,10 @@ def _few_retries() -> Iterator[None]:
     finally:
         for name in added:
             del os.environ[name]
+
+
+def _is_database(uri: str) -> bool:
+    return uri.partition(":")[0].partition("+")[0] in DATABASES
 
 
 def _sqlite_file(uri: str) -> Path | None:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim import files
+from raysim import files, places
 from raysim.errors import SettingError
+from raysim.place import Place
 
 if TYPE_CHECKING:
     import torch
@@ -170,6 +171,14 @@ class ClientRows(Protocol):
 
     def __getitem__(self, client: int) -> NDArray[np.int64]: ...
 
+    def several(self, clients: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the rows of some clients, one after another, and how many each has, `(those,)`."""
+        ...
+
+    def counts_of(self, clients: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many rows some clients have, `(those,)`."""
+        ...
+
     @property
     def counts(self) -> NDArray[np.int64]:
         """Rows of each client, `(clients,)`."""
@@ -193,6 +202,14 @@ class RowSets:
 
     def __getitem__(self, client: int) -> NDArray[np.int64]:
         return self.rows[self.offsets[client] : self.offsets[client + 1]]
+
+    def several(self, clients: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the rows of some clients, one after another, and how many each has, `(those,)`."""
+        return np.concatenate([self[client] for client in clients.tolist()]), self.counts_of(clients)
+
+    def counts_of(self, clients: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many rows some clients have, `(those,)`."""
+        return self.offsets[clients + 1] - self.offsets[clients]
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -457,7 +474,8 @@ class CoverageSummary:
 class RoundReport:
     """All a tracker sees of a round.
 
-    `clients` has one row per cohort member, `diagnostics` what was diagnosed by name.
+    `clients` has one row per cohort member, `diagnostics` what was diagnosed by name. `is_saved` tells whether a
+    checkpoint covers it.
     """
 
     round: int
@@ -473,12 +491,32 @@ class RoundReport:
     tiers: tuple[str, ...]
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     is_asynchronous: bool = False
+    is_saved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
     """Where a run leaves its files, and how often it saves its state."""
 
-    folder: Path
+    folder: places.Given
     every: int
     keep: int
+
+    def part(self, name: str) -> Place:
+        """Return a folder of the run's: `checkpoints`, `clients` or `rounds`."""
+        return places.at(self.folder) / name
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a run begins: after the round of a checkpoint, or at the beginning (0).
+
+    `wall_s` are the measured seconds that its rounds have taken before.
+    """
+
+    round: int = 0
+    wall_s: float = 0.0
+
+
+FIRST = Start()
+"""The beginning."""

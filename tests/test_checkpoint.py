@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from raysim import arrays, checkpoint
 from raysim.checkpoint import TornCheckpointError
@@ -26,6 +27,10 @@ def state(round: int = 4) -> ServerState:
         "empty": torch.empty(0, 5),
     }
     return ServerState(round, params, memory, TOTALS)
+
+
+def names_of(*rounds: int) -> list[str]:
+    return [f"round_{round:06d}.safetensors" for round in rounds]
 
 
 def test_a_state_comes_back_with_the_same_bits(tmp_path):
@@ -56,37 +61,31 @@ def test_tensors_that_share_their_storage_come_back(tmp_path):
     assert arrays.digest(after.params) == arrays.digest(before.params)
 
 
-def test_nothing_is_pickled(tmp_path):
+def test_it_is_one_file_that_safetensors_reads(tmp_path):
     path = checkpoint.save(state(), tmp_path, keep=2)
-    assert sorted(file.name for file in path.iterdir()) == [
-        "clock.safetensors", "memory.safetensors", "params.safetensors", "state.json",
-    ]  # fmt: skip
-    for name in ("memory.safetensors", "params.safetensors"):
-        content = (path / name).read_bytes()
-        header = int.from_bytes(content[:8], "little")
-        assert "data_offsets" in json.dumps(json.loads(content[8 : 8 + header]))
-    assert json.loads((path / "state.json").read_text(encoding="utf-8"))["round"] == 4
+    assert [file.name for file in tmp_path.iterdir()] == ["round_000004.safetensors"]
+    content = path.read()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert json.loads(header.pop("__metadata__")["raysim"])["round"] == 4
+    assert all("data_offsets" in tensor for tensor in header.values())
+    assert torch.equal(load_file(path)["params/0.weight"], state().params["0.weight"])
 
 
 def test_only_the_newest_are_kept(tmp_path):
     for round in (1, 2, 9, 10, 11):
         checkpoint.save(state(round), tmp_path, keep=3)
-    assert [path.name for path in checkpoint.saved_in(tmp_path)] == ["round_000009", "round_000010", "round_000011"]
+    assert [path.name for path in checkpoint.saved_in(tmp_path)] == names_of(9, 10, 11)
     assert checkpoint.load(checkpoint.saved_in(tmp_path)[-1]).round == 11
     checkpoint.save(state(12), tmp_path, keep=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["round_000012"]
+    assert [path.name for path in tmp_path.iterdir()] == names_of(12)
 
 
 def test_an_unfinished_checkpoint_is_not_taken_for_one(tmp_path):
     checkpoint.save(state(1), tmp_path, keep=2)
-    unfinished = tmp_path / ".round_000002.partial"
-    unfinished.mkdir()
-    (unfinished / "params.safetensors").write_bytes(b"half")
-    (unfinished / "left over").write_bytes(b"")
-    assert [path.name for path in checkpoint.saved_in(tmp_path)] == ["round_000001"]
+    (tmp_path / ".round_000002.safetensors.partial").write_bytes(b"half")
+    assert [path.name for path in checkpoint.saved_in(tmp_path)] == names_of(1)
     path = checkpoint.save(state(2), tmp_path, keep=2)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["round_000001", "round_000002"]
-    assert not (path / "left over").exists()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == names_of(1, 2)
     assert checkpoint.load(path).round == 2
 
 
@@ -101,38 +100,56 @@ def test_a_folder_without_checkpoints_has_none(tmp_path):
     assert checkpoint.saved_in(tmp_path / "none") == []
 
 
-@pytest.mark.parametrize("name", ["state.json", "params.safetensors", "memory.safetensors"])
-def test_a_cut_or_missing_file_is_noticed(tmp_path, name):
+def test_a_cut_or_missing_file_is_noticed(tmp_path):
     path = checkpoint.save(state(), tmp_path, keep=2)
-    content = (path / name).read_bytes()
-    (path / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(TornCheckpointError, match="cannot be read"):
-        checkpoint.load(path)
-    (path / name).unlink()
+    content = path.read()
+    for length in (0, 5, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(TornCheckpointError, match="cannot be read"):
+            checkpoint.load(path)
+    path.remove()
     with pytest.raises(TornCheckpointError, match="cannot be read"):
         checkpoint.load(path)
 
 
-@pytest.mark.parametrize("name", ["params.safetensors", "memory.safetensors"])
-def test_a_flipped_bit_is_noticed(tmp_path, name):
+@pytest.mark.parametrize("place", ["header", "tensors"])
+def test_a_flipped_bit_is_noticed(tmp_path, place):
     path = checkpoint.save(state(), tmp_path, keep=2)
-    content = bytearray((path / name).read_bytes())
-    content[-1] ^= 1
-    (path / name).write_bytes(content)
+    content = bytearray(path.read())
+    where = content.index(b"simulated_s") + 18 if place == "header" else len(content) - 1
+    content[where] ^= 1
+    path.write_bytes(bytes(content))
     with pytest.raises(TornCheckpointError, match="does not have the digest"):
         checkpoint.load(path)
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", '{"round": 4}'])
-def test_a_state_without_its_fields_is_noticed(tmp_path, text):
-    path = checkpoint.save(state(), tmp_path, keep=2)
-    (path / "state.json").write_text(text, encoding="utf-8")
+@pytest.mark.parametrize("header", [{}, {"raysim": "{}"}, {"raysim": "[]"}, {"raysim": '{"round": 4, "format": 4}'}])
+def test_a_state_without_its_fields_is_noticed(tmp_path, header):
+    path = checkpoint.path_of(tmp_path, 4)
+    save_file({"params/a": torch.zeros(2)}, path.path, header)
     with pytest.raises(TornCheckpointError):
         checkpoint.load(path)
 
 
-def test_parameters_are_saved_by_their_keys(tmp_path):
-    from safetensors.torch import load_file
+def test_the_newest_that_can_be_read_is_found_and_the_others_are_told(tmp_path):
+    for round in (1, 2, 3):
+        checkpoint.save(state(round), tmp_path, keep=3)
+    told: list[str] = []
+    assert checkpoint.newest(tmp_path, told.append).round == 3
+    assert told == []
+    newest, second, oldest = (checkpoint.path_of(tmp_path, round) for round in (3, 2, 1))
+    newest.write_bytes(newest.read()[:-1])
+    assert checkpoint.newest(tmp_path, told.append).round == 2
+    second.write_bytes(b"")
+    assert checkpoint.newest(tmp_path, told.append).round == 1
+    assert [line.split(":")[0] for line in told] == [
+        f"passing over the checkpoint of round {round}" for round in (3, 3, 2)
+    ]
+    oldest.remove()
+    assert checkpoint.newest(tmp_path, told.append) is None
+    assert checkpoint.newest(tmp_path / "none", told.append) is None
 
+
+def test_parameters_are_saved_by_their_keys(tmp_path):
     checkpoint.save_params(state().params, tmp_path / "model.safetensors")
     assert arrays.digest(load_file(tmp_path / "model.safetensors")) == arrays.digest(state().params)

@@ -299,7 +299,7 @@ def test_a_run_leaves_its_files(finished):
     settings = config_file.load(finished.folder / "config.yaml")
     assert settings == tiny_settings(f"tracking.uri={settings.tracking.uri}")
     saved = checkpoint.saved_in(finished.folder / "checkpoints")
-    assert [path.name for path in saved] == ["round_000001", "round_000002"]
+    assert [path.name for path in saved] == ["round_000001.safetensors", "round_000002.safetensors"]
     assert arrays.digest(checkpoint.load(saved[-1]).params) == summary["params_sha256"]
     assert pq.read_table(finished.folder / "clients" / "round_000001.parquet").num_rows == 3
     assert pq.read_table(finished.folder / "clients.parquet")["round"].to_pylist() == [1, 1, 1, 2, 2, 2]

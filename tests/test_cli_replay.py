@@ -98,7 +98,7 @@ def test_a_run_leaves_no_store_behind_for_the_next_one_in_this_process(finished)
 def test_a_run_is_found_by_its_id_in_mlflow(capsys, finished, uri, monkeypatch):
     by_folder = replayed(capsys, finished)
     run_id = by_folder["replayed_from"]["run_id"]
-    by_id = replayed(capsys, run_id, "--tracking", uri)
+    by_id = replayed(capsys, run_id, "--tracking-uri", uri)
     assert by_id.pop("replayed_from") == {"run": run_id, "run_id": run_id}
     assert {name: value for name, value in by_folder.items() if name != "replayed_from"} == by_id
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -142,13 +142,13 @@ def test_a_run_that_is_not_there_is_refused(capsys, finished, uri, tmp_path):
     empty.mkdir()
     assert "holds no run: config.yaml is missing" in refusal(capsys, empty)
     unknown = "0" * 32
-    assert refusal(capsys, unknown, "--tracking", uri).startswith(
+    assert refusal(capsys, unknown, "--tracking-uri", uri).startswith(
         f"RUN='{unknown}' cannot be read from tracking.uri="
     )
     missing = f"sqlite:///{tmp_path}/none.db"
-    assert refusal(capsys, unknown, "--tracking", missing).endswith("where runs are kept, is no file")
+    assert refusal(capsys, unknown, "--tracking-uri", missing).endswith("where runs are kept, is no file")
     assert not (tmp_path / "none.db").exists()
-    assert refusal(capsys, unknown, "--tracking", "ftp://x").startswith("tracking.uri='ftp://x' is not allowed")
+    assert refusal(capsys, unknown, "--tracking-uri", "ftp://x").startswith("tracking.uri='ftp://x' is not allowed")
 
 
 def copied(finished: Path, tmp_path: Path) -> Path:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import settings_of
 
-from raysim import arrays, checkpoint, client_memory, simulation
+from raysim import arrays, checkpoint, client_memory, places, simulation
 from raysim.checkpoint import CLIENTS, with_clients_on_disk
 from raysim.client_memory import ClientMemory, DamagedMemoryError, Stored, updated
 from raysim.executors import InProcessExecutor
@@ -30,7 +30,7 @@ def files_in(folder: Path) -> list[str]:
 
 
 def test_entries_are_taken_over_without_being_read() -> None:
-    missing = Stored(Path("nowhere.safetensors"), "0")
+    missing = Stored(places.at("nowhere.safetensors"), "0")
     memory = updated(ClientMemory({1: missing, 2: tensors(2)}), {2: tensors(3), 5: tensors(5)})
     assert list(memory) == [1, 2, 5]
     assert len(memory) == 3
@@ -49,9 +49,9 @@ def test_a_client_has_one_file_per_version_and_old_ones_go_with_their_checkpoint
     assert files_in(tmp_path) == [
         "0000003_000001.safetensors", "0000008_000001.safetensors", "0000008_000002.safetensors"
     ]  # fmt: skip
-    content = json.loads((checkpoint.path_of(tmp_path, 2) / "state.json").read_text())
-    assert {client: entry["file"] for client, entry in content["clients"].items()} == {
-        "3": "0000003_000001.safetensors", "8": "0000008_000002.safetensors"
+    referred = checkpoint.load(checkpoint.path_of(tmp_path, 2)).clients.entries
+    assert {client: entry.place.name for client, entry in referred.items()} == {
+        3: "0000003_000001.safetensors", 8: "0000008_000002.safetensors"
     }  # fmt: skip
     earlier = checkpoint.load(checkpoint.path_of(tmp_path, 1))
     assert earlier.clients[8]["variate/0.bias"] == 2, "round 1 still finds its own version"
@@ -95,10 +95,10 @@ def test_clients_files_are_safetensors_and_no_pickle(tmp_path: Path) -> None:
 
 def test_a_changed_reference_is_noticed(tmp_path: Path) -> None:
     saved(ServerState(1, {"a": torch.zeros(2)}, clients={0: tensors(1)}), tmp_path)
-    path = checkpoint.path_of(tmp_path, 1) / "state.json"
-    path.write_text(path.read_text().replace("0000000_000001", "0000000_000009"))
+    path = checkpoint.path_of(tmp_path, 1)
+    path.write_bytes(path.read().replace(b"0000000_000001", b"0000000_000009"))
     with pytest.raises(checkpoint.TornCheckpointError, match="does not have the digest"):
-        checkpoint.load(path.parent)
+        checkpoint.load(path)
 
 
 @pytest.mark.parametrize("method", ["scaffold", "autoflip"])

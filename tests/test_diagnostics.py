@@ -15,10 +15,10 @@ from raysim.cohort import choose_masks, view_of
 from raysim.diagnostics import Subject, correlation_in_groups, leave_one_out, rank_correlation
 from raysim.executors import InProcessExecutor
 from raysim.loss_surface import LossSurface, squared_norm
+from raysim.metrics import metrics_of
 from raysim.planning import answering, ask
 from raysim.pruning import submodel
 from raysim.rounds import initial_state, run_round
-from raysim.tracking import metrics_of
 from raysim.training import LocalTraining
 from raysim.types import Mask, RoundReport, ServerState
 

@@ -47,7 +47,7 @@ def arguments(command: str, *overrides: str, output: str) -> list[str]:
 
 
 def digest_of(output: Path) -> str:
-    return arrays.digest(checkpoint.load(output / "checkpoints" / "round_000002").params)
+    return arrays.digest(checkpoint.load(output / "checkpoints" / "round_000002.safetensors").params)
 
 
 def run_here(command: str, *overrides: str, output: str) -> str:

@@ -95,14 +95,17 @@ def test_the_logged_model_scores_the_same(finished) -> None:
 
 def test_the_folder_holds_the_run(finished) -> None:
     prepared, summary, _, run = finished
-    folder = prepared.folder
+    folder = prepared.folder.path
     assert config_file.load(folder / "config.yaml") == prepared.settings
     assert json.loads((folder / "run.json").read_text())["run_id"] == run.info.run_id
     params = load_file(folder / "model.safetensors")
     assert arrays.digest(params) == summary["params_sha256"]
     assert json.loads((folder / "summary.json").read_text()) == summary
-    assert [path.name for path in checkpoint.saved_in(folder / "checkpoints")] == ["round_000003", "round_000004"]
-    state = checkpoint.load(folder / "checkpoints" / "round_000004")
+    assert [path.name for path in checkpoint.saved_in(folder / "checkpoints")] == [
+        "round_000003.safetensors",
+        "round_000004.safetensors",
+    ]
+    state = checkpoint.load(folder / "checkpoints" / "round_000004.safetensors")
     assert arrays.digest(state.params) == summary["params_sha256"]
     assert len(list((folder / "clients").glob("round_*.parquet"))) == 4
 
@@ -119,7 +122,7 @@ def test_the_config_and_results_are_artifacts(finished, tmp_path: Path) -> None:
         "partition.png",
         "devices.parquet",
     } <= names
-    assert (prepared.folder / "partition.png").read_bytes().startswith(b"\x89PNG")
+    assert (prepared.folder / "partition.png").read().startswith(b"\x89PNG")
     assert run.data.tags["leftover_rows"] == "0"
     path = client.download_artifacts(run.info.run_id, "config.yaml", str(tmp_path))
     assert yaml.safe_load(Path(path).read_text())["seed"] == 0
@@ -139,8 +142,8 @@ class StoppingRunner(simulation.InProcessRunner):
         super().__init__()
         self._error = error
 
-    def run(self, scenario, storage):
-        for report in super().run(scenario, storage):
+    def run(self, scenario, storage, start):
+        for report in super().run(scenario, storage, start):
             yield report
             if report.round == 2:
                 raise self._error
@@ -159,7 +162,7 @@ def test_an_unfinished_run_keeps_what_was_earned(error: BaseException, status: s
     assert run.info.status == status
     assert run.data.tags.get("failure") == (str(error) if status == "FAILED" else None)
     assert run.data.metrics["clock/simulated_s"] > 0
-    assert checkpoint.load(tmp_path / "out" / "checkpoints" / "round_000002").round == 2
+    assert checkpoint.load(tmp_path / "out" / "checkpoints" / "round_000002.safetensors").round == 2
     assert "clients.parquet" in {item.path for item in client.list_artifacts(run.info.run_id)}
 
 

@@ -20,7 +20,7 @@ def clients(round: int, count: int = 3) -> Columns:
 
 def test_a_rounds_clients_are_one_table(tmp_path):
     path = records.write_part(clients(7), tmp_path / "clients", 7)
-    assert path == tmp_path / "clients" / "round_000007.parquet"
+    assert path.path == tmp_path / "clients" / "round_000007.parquet"
     table = pq.read_table(path)
     assert table.column_names == ["round", "client", "tier", "accuracy", "down_bytes"]
     assert table["down_bytes"].to_pylist() == [2**53 + 1] * 3

@@ -18,11 +18,11 @@ from raysim.fates import COUNTED, DROPPED, LATE, SURPLUS, UNREACHABLE
 from raysim.forecast import forecast, summary_of
 from raysim.methods.fjord import step_widths
 from raysim.methods.table import METHODS
+from raysim.metrics import metrics_of
 from raysim.planning import plan_together
 from raysim.round_end import wait_for_all, wait_for_first, wait_until_deadline
 from raysim.rounds import initial_state, run_round
 from raysim.scenario import Scenario
-from raysim.tracking import metrics_of
 from raysim.types import OnlineIntervals, Storage
 from raysim.work import Work, stopped
 
@@ -183,13 +183,13 @@ def test_an_empty_round_passes_time_and_is_counted_and_changes_nothing_else(mode
     assert (report.coverage.mean, report.coverage.untrained_share) == (0.0, 1.0)
     assert all(isfinite(value) for value in metrics_of(report).values())
     assert "loss/train" not in metrics_of(report)
-    simulation.keep(state, report, scenario, Storage(tmp_path, 1, 1))
+    simulation.keep(state, simulation.stamped(report, 0.0, is_saved=True), Storage(tmp_path, 1, 1))
     assert checkpoint.load(checkpoint.path_of(tmp_path / "checkpoints", 1)).totals == state.totals
 
     later = state
     for _ in range(2):
         later, report = run_round(scenario, later, InProcessExecutor(scenario.workload))
-        simulation.keep(later, report, scenario, Storage(tmp_path, 1, 1))
+        simulation.keep(later, simulation.stamped(report, 0.0, is_saved=True), Storage(tmp_path, 1, 1))
     assert later.totals.empty_rounds == (2 if mode in ("deadline", "partial") else 1)
     assert arrays.digest(later.params) != arrays.digest(state.params)
     for name, rows in (("rounds", 3), ("clients", sum(later.totals.fates.values()))):

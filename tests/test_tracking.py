@@ -9,8 +9,9 @@ from raysim import simulation
 from raysim.errors import SettingError
 from raysim.executors import InProcessExecutor
 from raysim.fates import COUNTED, FATES, LATE, SURPLUS, UNFINISHED
+from raysim.metrics import metrics_of
 from raysim.rounds import initial_state, run_round
-from raysim.tracking import MlflowTracker, metrics_of, resolve_uri
+from raysim.tracking import MlflowTracker, resolve_uri
 
 
 def test_metrics_stay_under_sixty_with_the_most_tiers_allowed() -> None:

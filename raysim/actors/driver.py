@@ -1,5 +1,6 @@
 """The actor that runs the rounds and keeps the server state."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,10 +10,9 @@ import ray
 from raysim.actors.client import Arrays
 from raysim.actors.executor import RayExecutor
 from raysim.arrays import as_arrays
-from raysim.rounds import initial_state
 from raysim.scenario import Scenario
-from raysim.simulation import play
-from raysim.types import RoundReport, ServerState, Storage
+from raysim.simulation import first_state, play
+from raysim.types import RoundReport, ServerState, Start, Storage
 
 
 class DriverActor:
@@ -21,18 +21,24 @@ class DriverActor:
     def __init__(self) -> None:
         self._state: ServerState | None = None
 
+    def process_id(self) -> int:
+        """Return the id of the process this actor runs in."""
+        return os.getpid()
+
     def run(
         self,
         scenario: Scenario,
         reference: "list[ray.ObjectRef[Scenario]]",
         actors: Sequence[Any],
         storage: Storage,
+        start: Start,
     ) -> Iterator[RoundReport]:
-        """Yield the report of each round once it is on disk."""
+        """Yield the report of each round that is left, once it is on disk."""
         data = scenario.workload.data.at_hand()
         scenario = replace(scenario, workload=replace(scenario.workload, data=data))
         executor = RayExecutor(actors, reference[0])
-        for state, report in play(scenario, initial_state(scenario), executor, storage):
+        self._state = first_state(scenario, storage, start)
+        for state, report in play(scenario, self._state, executor, storage, start.wall_s):
             self._state = state
             yield report
 

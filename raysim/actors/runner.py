@@ -8,15 +8,17 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raysim import checkpoint, records
 from raysim.actors.client import ClientActor
 from raysim.actors.connection import RESTARTS, connect, let_modules_travel, num_workers
 from raysim.actors.driver import DriverActor
 from raysim.actors.executor import cause_of
 from raysim.actors.readiness import wait_for
 from raysim.arrays import as_tensors
-from raysim.errors import RunFailedError, SettingError
+from raysim.console import say
+from raysim.errors import RunFailedError, SettingError, reason_of
 from raysim.scenario import Scenario
-from raysim.types import RoundReport, ServerState, Storage
+from raysim.types import FIRST, RoundReport, ServerState, Start, Storage
 
 
 class RayRunner:
@@ -27,9 +29,17 @@ class RayRunner:
     the thread that started it has ended.
     """
 
-    def __init__(self, num_actors: int | None, address: str | None) -> None:
+    def __init__(self, num_actors: int | None, address: str | None, on_this_node: bool = True) -> None:
+        """Decide where.
+
+        Args:
+            num_actors: Client actors; none = one per CPU.
+            address: A cluster's; none = RAY_ADDRESS if set, else a local Ray.
+            on_this_node: Whether the run's files are on this machine, so that they have to be written from here.
+        """
         self._num_actors = num_actors
         self._address = address or os.environ.get("RAY_ADDRESS")
+        self._on_this_node = on_this_node
         self._owns_ray = False
         self._driver: Any = None
         self._actors: list[Any] = []
@@ -56,11 +66,9 @@ class RayRunner:
             self._owns_ray = True
             connect(self._num_actors, self._address)
         count = num_workers(self._num_actors)
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         remote: Any = ray.remote
-        driver = remote(num_cpus=0, scheduling_strategy=here)(DriverActor)
         client = remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RESTARTS)(ClientActor)
-        self._driver = driver.remote()
+        self._driver = self._new_driver()
         self._actors = [client.remote() for _ in range(count)]
 
     def make_ready(self, scenario: Scenario) -> None:
@@ -77,19 +85,52 @@ class RayRunner:
         if data.on_nodes is not None:
             _load_everywhere(self._actors, self._reference)
 
-    def run(self, scenario: Scenario, storage: Storage) -> Iterator[RoundReport]:
-        """Yield the report of each round."""
+    def _new_driver(self) -> Any:
+        remote: Any = ray.remote
+        options: dict[str, Any] = {"num_cpus": 0}
+        if self._on_this_node:
+            here = ray.get_runtime_context().get_node_id()
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=False)
+        return remote(**options)(DriverActor).remote()
+
+    def run(self, scenario: Scenario, storage: Storage, start: Start = FIRST) -> Iterator[RoundReport]:
+        """Yield the report of each round that is left; a driver actor that is lost is replaced a few times.
+
+        The next one goes on from the newest checkpoint: rounds after it are reported again.
+        """
         if self._reference is None:
             self.make_ready(scenario)
         reference, self._reference = self._reference, None
-        start = self._driver.run.options(num_returns="streaming")
-        try:
-            for report in start.remote(reference, [reference], self._actors, storage):
-                yield ray.get(report)
-        except ray.exceptions.RayTaskError as error:
-            raise cause_of(error, 0) from None
-        except ray.exceptions.RayError as error:
-            raise RunFailedError(0, -1, f"the driver actor was lost: {error}") from None
+        for left in reversed(range(RESTARTS + 1)):
+            try:
+                stream = self._driver.run.options(num_returns="streaming")
+                for report in stream.remote(reference, [reference], self._actors, storage, start):
+                    yield ray.get(report)
+                return
+            except ray.exceptions.RayTaskError as error:
+                raise cause_of(error, 0) from None
+            except ray.exceptions.RayError as error:
+                start = self._after_loss(scenario, storage, start, error, left)
+
+    def _after_loss(
+        self, scenario: Scenario, storage: Storage, start: Start, error: Exception, left: int
+    ) -> Start:  # fmt: skip
+        """Start another driver actor, and return where it goes on."""
+        state = checkpoint.newest(storage.part("checkpoints"), say)
+        after = 0 if state is None else state.round
+        reason = reason_of(error)
+        if not left:
+            raise RunFailedError(after + 1, -1, f"the driver actor was lost {RESTARTS + 1} times: {reason}")
+        say(f"the driver actor was lost: going on after round {after} of {scenario.rounds} ({reason})")
+        self._driver = self._new_driver()
+        if state is None:
+            return start
+        return Start(after, max(start.wall_s, records.logged(storage.part("rounds"), after).wall_s))
+
+    @property
+    def driver_actor(self) -> Any:
+        """Handle of the driver actor."""
+        return self._driver
 
     @property
     def client_actors(self) -> list[Any]:
@@ -97,8 +138,15 @@ class RayRunner:
         return list(self._actors)
 
     def final_state(self) -> ServerState:
-        """Return the state after the last round."""
-        state, params = ray.get(self._driver.final_state.remote())
+        """Return the state after the last round.
+
+        Raises:
+            RunFailedError: If the driver actor is lost.
+        """
+        try:
+            state, params = ray.get(self._driver.final_state.remote())
+        except ray.exceptions.RayError as error:
+            raise RunFailedError(0, -1, f"the driver actor was lost after the last round: {error}") from None
         return ServerState(state.round, as_tensors(params), {}, state.totals)
 
 

@@ -16,6 +16,7 @@ from raysim.comparison.plan import Comparison, Run
 from raysim.comparison.play import Outcome
 from raysim.errors import SettingError
 from raysim.experiment import environment, make_folder
+from raysim.places import Given
 from raysim.tracking import MlflowTracker, resolve_uri
 
 ON_PARENT = ("accuracy_last10", "accuracy", "best_accuracy", "bytes_percent_of_fedavg", "flops_percent_of_fedavg",
@@ -77,7 +78,7 @@ class Record:
         figures = table.figures_of(run, outcome)
         folder = self.folder / "runs" / run.folder_name
         make_folder(folder)
-        written = [files.write_text(folder / "config.yaml", config_file.to_yaml(run.settings))]
+        written: list[Given] = [files.write_text(folder / "config.yaml", config_file.to_yaml(run.settings))]
         if outcome.reports:
             columns = [report.clients for report in outcome.reports]
             written.append(records.write_all(columns, folder / "clients.parquet"))
@@ -92,7 +93,7 @@ class Record:
         self.figures.append(figures)
         return figures
 
-    def _track(self, run: Run, outcome: Outcome, written: Sequence[Path]) -> str:
+    def _track(self, run: Run, outcome: Outcome, written: Sequence[Given]) -> str:
         settings = run.settings
         tracker = MlflowTracker(self.tracker.uri, settings.experiment, parent=self.tracker.run_id)
         tags = {"method": settings.method.name, "data": settings.data.name, "model": settings.model.name}

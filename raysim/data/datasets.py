@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from raysim import dotted, seeding
-from raysim.data import imagefolder, torchvision_sets
+from raysim.data import imagefolder, noise, torchvision_sets
 from raysim.data import transform as transforms
 from raysim.data.raw import Images, Labels, RawImages, Source, from_arrays, refuse_unread
 from raysim.data.transform import Augmentation, Transform
@@ -280,5 +280,6 @@ DATASETS: dict[str, Callable[..., RawImages]] = {
     "cifar100": torchvision_sets.cifar100,
     "svhn": torchvision_sets.svhn,
     "imagefolder": imagefolder.load,
+    "noise": noise.noise,
 }
 """Loaders `(source, **options)`; a user's own is a dotted path in the settings."""

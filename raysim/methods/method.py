@@ -190,6 +190,15 @@ class Method:
         return self.chooses_widths or bool((self.budget(affordable) < 1).any())
 
     @property
+    def is_plain(self) -> bool:
+        """Whether clients do nothing but train the submodel they are sent."""
+        asks = (
+            self.rules.hooks, self.local, self.rules.choose_locally, self.objective.hook, self.rules.static_norm,
+            self.rules.scale_by_keep_ratio, self.rules.own_classes_only, self.sends_memory,
+        )  # fmt: skip
+        return not any(asks)
+
+    @property
     def leaves_budgets_aside(self) -> bool:
         """Whether every client trains the full model, however little it can afford."""
         return bool(self.budget(np.array([1e-9]))[0] == 1)

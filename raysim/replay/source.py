@@ -1,18 +1,19 @@
 """Where the records of a finished run are: in its folder, or among its artifacts in an MLflow store."""
 
 import json
-import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysim import config_file, device_storage, records
+from raysim import config_file, device_storage, records, runs
 from raysim.budget_solver import BudgetSolver
 from raysim.clock import CohortLoad
 from raysim.config import ExperimentSettings
-from raysim.errors import SettingError, nearest_first
+from raysim.errors import SettingError
+from raysim.place import Place
 from raysim.types import Columns, Devices
 
 AT_THE_END = ("summary.json", "clients.parquet", "rounds.parquet")
@@ -59,29 +60,31 @@ def read(run: str, tracking_uri: str | None = None) -> Recorded:
     Raises:
         SettingError: If there is no such run, or it has not finished.
     """
-    folder = Path(run)
-    if folder.is_dir():
-        return _of_folder(folder, run)
-    if not re.fullmatch(r"[0-9a-f]{32}", run):
-        raise SettingError(f"RUN={run!r} is neither a folder nor the id of a run in MLflow{_nearest(folder)}")
+    folder = runs.folder_of(run)
+    if folder is not None and folder.path is not None:
+        return _of_folder(folder.path, run)
+    with _copied(folder) if folder is not None else _downloaded(run, tracking_uri) as copied:
+        return _of_folder(copied, run)
+
+
+@contextmanager
+def _copied(folder: Place) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as copied, runs.reading(folder):
+        for name in FILES:
+            if (folder / name).is_file():
+                (Path(copied) / name).write_bytes((folder / name).read())
+        yield Path(copied)
+
+
+@contextmanager
+def _downloaded(run_id: str, tracking_uri: str | None) -> Iterator[Path]:
     from raysim import tracking  # MLflow takes seconds to import
 
-    with tempfile.TemporaryDirectory() as copied:
-        tracking.download(tracking.resolve_uri(tracking_uri), run, FILES, Path(copied))
-        return _of_folder(Path(copied), run)
-
-
-def _nearest(path: Path) -> str:
-    """Return a hint at the folder that may be meant: the one that a file of a run is in, else one beside it."""
-    if (path.parent / "config.yaml").is_file():
-        return f"; nearest folder: {str(path.parent)!r}"
-    beside = [each.name for each in path.parent.glob("*/")] if path.parent.is_dir() else []
-    return f"; nearest folder: {str(path.parent / nearest_first(path.name, beside)[0])!r}" if beside else ""
+    with runs.artifacts(run_id, tracking.resolve_uri(tracking_uri), FILES) as copied:
+        yield copied
 
 
 def _of_folder(folder: Path, name: str) -> Recorded:
-    if not (folder / "config.yaml").is_file():
-        raise SettingError(f"RUN={name!r} holds no run: config.yaml is missing; allowed: the output folder of a run")
     missing = [file for file in FILES if not (folder / file).is_file()]
     if missing and missing[0] in AT_THE_END:
         raise SettingError(f"RUN={name!r} has not finished: {missing[0]} is missing; allowed: a finished run")

@@ -1,0 +1,145 @@
+"""Where files live: by a path on this machine, or by a URI in any file system that pyarrow knows."""
+
+import fcntl
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from raysim import files
+from raysim.place import Place, writing
+
+Given = str | Path | Place
+"""What a place may be given as."""
+
+
+class OnDisk(Place):
+    """A place on this machine, or in a file system that is mounted here."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.absolute()
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    def __fspath__(self) -> str:
+        return str(self._path)
+
+    def __truediv__(self, name: str) -> "OnDisk":
+        return OnDisk(self._path / name)
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return self._path.name
+
+    @property
+    def parent(self) -> "OnDisk":
+        """The folder it is in."""
+        return OnDisk(self._path.parent)
+
+    @property
+    def path(self) -> Path:
+        """Its path."""
+        return self._path
+
+    def is_file(self) -> bool:
+        """Whether there is a file."""
+        return self._path.is_file()
+
+    def is_folder(self) -> bool:
+        """Whether there is a folder."""
+        return self._path.is_dir()
+
+    def children(self) -> list[Place]:
+        """Return the files in a folder in the order of their names; hidden ones are not finished."""
+        if not self._path.is_dir():
+            return []
+        return [OnDisk(child) for child in sorted(self._path.iterdir()) if not child.name.startswith(".")]
+
+    def make(self) -> None:
+        """Make a folder where there is none."""
+        self._path.mkdir(parents=True, exist_ok=True)
+
+    def remove(self) -> None:
+        """Delete a file."""
+        self._path.unlink(missing_ok=True)
+
+    def read(self) -> bytes:
+        """Return what is in a file."""
+        return self._path.read_bytes()
+
+    def write(self, fill: Callable[[Path], object]) -> "OnDisk":
+        """Let `fill` write a file beside this place, which then gets its name."""
+        self.parent.make()
+        files.write_atomically(self._path, fill)
+        return self
+
+    def write_all(self, contents: Mapping[str, bytes]) -> None:
+        """Write several files, the folder being brought to the disk once."""
+        self.make()
+        for name, content in contents.items():
+            files.write_atomically(self._path / name, writing(content), flush_folder=False)
+        files.flush(self._path)
+
+    @contextmanager
+    def fetched(self) -> Iterator[Path]:
+        """Give the file's path."""
+        yield self._path
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold a folder against other processes until the context ends, or this process does.
+
+        Raises:
+            BlockingIOError: If another process holds it.
+        """
+        descriptor = os.open(self._path, os.O_RDONLY)
+        try:
+            _lock(descriptor)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without locks
+        pass
+
+
+def at(given: Given) -> Place:
+    """Return the place of a path or URI; `file://` is a path.
+
+    Raises:
+        SettingError: If it is a URI that pyarrow does not know, or holds a secret.
+
+    >>> str(at("/data/runs") / "one"), str(at("s3://bucket/runs?region=eu-west-1") / "one")
+    ('/data/runs/one', 's3://bucket/runs/one?region=eu-west-1')
+    """
+    if isinstance(given, Place):
+        return given
+    text = str(given)
+    if isinstance(given, Path) or not is_uri(text):
+        return OnDisk(Path(given))
+    if text.startswith("file:"):
+        return OnDisk(Path(unquote(urlsplit(text).path)))
+    from raysim.object_store import InStore  # pyarrow takes its time to import
+
+    return InStore.of(text)
+
+
+def is_uri(text: str) -> bool:
+    """Whether a text is a URI rather than a path.
+
+    >>> is_uri("gs://bucket/runs"), is_uri("runs/one"), is_uri("C:/runs")
+    (True, False, False)
+    """
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text) is not None

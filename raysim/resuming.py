@@ -1,0 +1,155 @@
+"""Goes on with a run that was stopped: from its newest intact checkpoint, in the same MLflow run."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raysim import checkpoint, config_file, places, records, runs, simulation
+from raysim.config import ExperimentSettings
+from raysim.console import say
+from raysim.errors import SettingError
+from raysim.experiment import Experiment, digests_of, environment, make_folder
+from raysim.job_place import default_folder
+from raysim.place import Place
+from raysim.tracking import MlflowTracker, resolve_uri
+from raysim.types import FIRST, ServerState, Start
+
+BITS_DEPEND_ON = ("version.raysim", "version.torch", "version.numpy", "cpu")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stopped:
+    """A run that is to go on.
+
+    Attributes:
+        settings: The experiment; where it runs may have been changed.
+        folder: Where its files are, or where they go if they are lost.
+        tracking_uri: The MLflow store.
+        noted: What run.json tells; empty where the run stopped before that.
+        summary: What it has reached, if all its rounds have been played.
+        is_finished: Whether there is nothing left to do.
+    """
+
+    settings: ExperimentSettings
+    folder: Place
+    tracking_uri: str
+    noted: Mapping[str, Any]
+    summary: dict[str, Any] | None
+    is_finished: bool
+
+
+def find(run: str, tracking_uri: str | None = None, overrides: Sequence[str] = ()) -> Stopped:
+    """Find a run that is to go on.
+
+    Args:
+        run: Its output folder, or its id in MLflow.
+        tracking_uri: The MLflow store; none = where the run was, or for an id MLFLOW_TRACKING_URI or the default one.
+        overrides: Settings of `executor`, as `executor.num_actors=1`.
+
+    Raises:
+        SettingError: If there is no such run, or a setting may not be changed.
+    """
+    check_overrides(overrides)
+    folder = runs.folder_of(run)
+    if folder is not None:
+        return _in_folder(folder, tracking_uri, overrides)
+    uri = resolve_uri(tracking_uri)
+    with runs.artifacts(run, uri, ("config.yaml", "run.json"), optional=("summary.json",)) as copied:
+        noted = json.loads((copied / "run.json").read_text(encoding="utf-8"))
+        kept = places.at(noted["output_dir"])
+        if _holds(kept, run):
+            return _in_folder(kept, uri, overrides)
+        settings = config_file.load(copied / "config.yaml", tuple(overrides))
+        if (copied / "summary.json").is_file():  # the last but one of all things that are told
+            summary = json.loads((copied / "summary.json").read_text(encoding="utf-8"))
+            return Stopped(settings, kept, uri, noted, summary, is_finished=True)
+    folder = places.at(default_folder() / f"{settings.experiment}-{time.strftime('%Y%m%d-%H%M%S')}")
+    say(f"the files of run {run} in {kept} cannot be reached: starting at round 1, new files in {folder}")
+    return Stopped(settings, folder, uri, noted, None, is_finished=False)
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse to change what comes out of a run.
+
+    Raises:
+        SettingError: If a setting is not one of `executor`.
+    """
+    for override in overrides:
+        name, _ = config_file.parse_override(override)
+        if not name.startswith("executor."):
+            raise SettingError(
+                f"--set {override!r} is not allowed for a run that goes on, since it would be another run; allowed: "
+                "executor.*, which tells where it runs"
+            )
+
+
+def _holds(folder: Place, run_id: str) -> bool:
+    try:
+        return bool(json.loads((folder / "run.json").read_text())["run_id"] == run_id)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _in_folder(folder: Place, tracking_uri: str | None, overrides: Sequence[str]) -> Stopped:
+    with runs.reading(folder):
+        with (folder / "config.yaml").fetched() as path:
+            settings = config_file.load(path, tuple(overrides))
+        noted, summary = (_json_of(folder / name) for name in ("run.json", "summary.json"))
+    uri = resolve_uri(tracking_uri or (noted or {}).get("tracking_uri") or settings.tracking.uri)
+    is_finished = summary is not None and bool((noted or {}).get("finished"))
+    return Stopped(settings, folder, uri, noted or {}, summary, is_finished)
+
+
+def _json_of(place: Place) -> dict[str, Any] | None:
+    content: dict[str, Any] | None = json.loads(place.read_text()) if place.is_file() else None
+    return content
+
+
+def prepare(stopped: Stopped) -> Experiment:
+    """Build the scenario, open the MLflow store, and find where to begin; nothing is written.
+
+    Raises:
+        SettingError: If the data have changed, or the store has no such run.
+    """
+    settings, folder = stopped.settings, stopped.folder
+    scenario = simulation.build(settings)
+    make_folder(folder)
+    tracker = MlflowTracker(stopped.tracking_uri, settings.experiment, beside=str(folder.parent))
+    warn_of_changes(stopped)
+    logged, logged_s = 0, 0.0
+    if stopped.noted:
+        for what, digest in digests_of(scenario).items():
+            if digest != stopped.noted[f"{what}_sha256"]:
+                raise SettingError(f"RUN={str(folder)!r} cannot go on: its {what} has changed since it began")
+        logged, logged_s = tracker.find(stopped.noted["run_id"])
+    state = checkpoint.newest(folder / "checkpoints", say)
+    start = FIRST if state is None else Start(state.round, records.logged(folder / "rounds", state.round).wall_s)
+    start = Start(start.round, max(start.wall_s, logged_s))  # rounds that are played again take their time, too
+    _say_where(state, settings.rounds, stopped.summary is not None)
+    return Experiment(settings, folder, scenario, tracker, start, logged, stopped.summary)
+
+
+def _say_where(state: ServerState | None, rounds: int, is_over: bool) -> None:
+    if is_over:
+        say("all rounds have been played: telling MLflow what it has missed")
+    elif state is None:
+        say("there is no checkpoint: starting at round 1")
+    else:
+        say(f"going on after round {state.round} of {rounds}")
+
+
+def warn_of_changes(stopped: Stopped) -> None:
+    """Say what the bits depend on and is not as it was when the run began."""
+    noted = stopped.noted
+    before, now = noted.get("environment", {}), environment()
+    changed = [
+        f"{name} was {before[name]}, is {now[name]}"
+        for name in BITS_DEPEND_ON
+        if before.get(name, now[name]) != now[name]
+    ]
+    if noted and noted.get("config_sha256") != config_file.digest(stopped.settings):
+        changed.append("config.yaml has been edited")
+    if changed:
+        say(f"warning: the result may differ from that of an uninterrupted run: {'; '.join(changed)}")
