@@ -180,7 +180,12 @@ def _runner(settings: ExperimentSettings | None, folder: Place) -> Any:
     if settings is not None and settings.executor.kind == "ray":
         from raysim.actors.runner import RayRunner
 
-        return RayRunner(settings.executor.num_actors, settings.executor.address, folder.path is not None)
+        return RayRunner(
+            settings.executor.num_actors,
+            settings.executor.address,
+            folder.path is not None,
+            settings.executor.dashboard_host,
+        )
     from raysim.simulation import InProcessRunner
 
     return InProcessRunner()

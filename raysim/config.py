@@ -155,6 +155,8 @@ class ExecutorSettings(Settings):
     """Client actors, one CPU each; null = one per CPU. Only for `kind: ray`."""
     address: str | None = None
     """Address of a running Ray cluster; null = RAY_ADDRESS if set, else a local Ray of our own."""
+    dashboard_host: str | None = None
+    """Where the dashboard of a local Ray listens, `127.0.0.1` for this machine alone; null = no dashboard."""
 
 
 class TrackingSettings(Settings):
@@ -223,12 +225,12 @@ class ExperimentSettings(Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         self._check_cohort()
-        if self.executor.kind == "in-process" and (self.executor.num_actors or self.executor.address):
-            name = "num_actors" if self.executor.num_actors else "address"
-            raise ValueError(
-                f"executor.{name}={getattr(self.executor, name)!r} has no effect with "
-                "executor.kind='in-process'; allowed: null, or executor.kind='ray'"
-            )
+        for name in ("num_actors", "address", "dashboard_host"):
+            if self.executor.kind == "in-process" and getattr(self.executor, name):
+                raise ValueError(
+                    f"executor.{name}={getattr(self.executor, name)!r} has no effect with "
+                    "executor.kind='in-process'; allowed: null, or executor.kind='ray'"
+                )
         if self.executor.kind == "in-process" and self.data.on_nodes:
             raise ValueError(
                 "data.on_nodes=True has no effect with executor.kind='in-process'; allowed: false, or "

@@ -29,17 +29,25 @@ class RayRunner:
     the thread that started it has ended.
     """
 
-    def __init__(self, num_actors: int | None, address: str | None, on_this_node: bool = True) -> None:
+    def __init__(
+        self,
+        num_actors: int | None,
+        address: str | None,
+        on_this_node: bool = True,
+        dashboard_host: str | None = None,
+    ) -> None:
         """Decide where.
 
         Args:
             num_actors: Client actors; none = one per CPU.
             address: A cluster's; none = RAY_ADDRESS if set, else a local Ray.
             on_this_node: Whether the run's files are on this machine, so that they have to be written from here.
+            dashboard_host: Where the dashboard of a local Ray listens; none = no dashboard.
         """
         self._num_actors = num_actors
         self._address = address or os.environ.get("RAY_ADDRESS")
         self._on_this_node = on_this_node
+        self._dashboard_host = dashboard_host
         self._owns_ray = False
         self._driver: Any = None
         self._actors: list[Any] = []
@@ -64,7 +72,7 @@ class RayRunner:
     def _start(self) -> None:
         if not ray.is_initialized():
             self._owns_ray = True
-            connect(self._num_actors, self._address)
+            connect(self._num_actors, self._address, self._dashboard_host)
         count = num_workers(self._num_actors)
         remote: Any = ray.remote
         client = remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RESTARTS)(ClientActor)
