@@ -47,6 +47,7 @@ def main(folder: Path) -> None:
     seen["while_up"] = [count_rays(each) for each in machines]
     seen["token_modes"] = [oct((each.home / ".ray" / "auth_token").stat().st_mode & 0o777) for each in machines]
     seen["same_token"] = [(each.home / ".ray" / "auth_token").read_text().strip() == token for each in machines]
+    seen["status"] = call([RAY, "exec", str(cluster), "ray status"], env)
     say("a job")
     seen |= run_job(cluster, machines[0], env)
     seen["token_in_logs"] = [logs_with(token, each) for each in machines]
