@@ -18,7 +18,7 @@ test-fast: $(READY)
 
 # Needs root, and Debian's openssh-server, rsync and iproute2; says what is missing and skips without them.
 test-cluster: $(READY)
-	$(BIN)/python -m pip install --quiet hatchling editables
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt hatchling editables
 	$(BIN)/python -m pytest -m cluster $(ARGS)
 
 lint: $(READY)

@@ -110,9 +110,9 @@ def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any
         RunFailedError: If a round fails; checkpoints and records up to the round before are kept.
         TrackingLostError: If MLflow cannot be told of all of it; the files are complete.
     """
+    log: RoundLog | None = None
     if experiment.summary is None:
         runner.make_ready(experiment.scenario)  # before anything is written down
-    log: RoundLog | None = None
     with few_retries(), held(experiment.folder):
         try:
             log = begin(experiment)

@@ -1,21 +1,19 @@
 """A run that is stopped anywhere and resumed: the same bits, clock, records and curves as one that was not."""
 
 import json
-import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from clocked import FRAIL, MODES, QUICK
-from conftest import settings_of, tiny_settings
+from conftest import settings_of
 from mlflow.tracking import MlflowClient
 from test_cli import left_with, termination_handler  # noqa: F401
 
-from raysim import checkpoint, experiment, resuming, simulation
-from raysim.errors import RunFailedError, SettingError
+from raysim import experiment, resuming, simulation
+from raysim.errors import RunFailedError
 
 MEASURED = {"wall_s", "run_id", "output_dir", "tracking_uri", "experiment_id"}
 MEASURED_METRIC = "clock/wall_s"

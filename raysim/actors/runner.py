@@ -79,6 +79,14 @@ class RayRunner:
         self._driver = self._new_driver()
         self._actors = [client.remote() for _ in range(count)]
 
+    def _new_driver(self) -> Any:
+        remote: Any = ray.remote
+        options: dict[str, Any] = {"num_cpus": 0}
+        if self._on_this_node:
+            here = ray.get_runtime_context().get_node_id()
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=False)
+        return remote(**options)(DriverActor).remote()
+
     def make_ready(self, scenario: Scenario) -> None:
         """Wait until the actors are up and could start with the first round; `run` does so by itself.
 
@@ -92,14 +100,6 @@ class RayRunner:
         self._reference = ray.put(travelling)
         if data.on_nodes is not None:
             _load_everywhere(self._actors, self._reference)
-
-    def _new_driver(self) -> Any:
-        remote: Any = ray.remote
-        options: dict[str, Any] = {"num_cpus": 0}
-        if self._on_this_node:
-            here = ray.get_runtime_context().get_node_id()
-            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=False)
-        return remote(**options)(DriverActor).remote()
 
     def run(self, scenario: Scenario, storage: Storage, start: Start = FIRST) -> Iterator[RoundReport]:
         """Yield the report of each round that is left; a driver actor that is lost is replaced a few times.
