@@ -5,7 +5,6 @@ Usage: python ray_up.py FOLDER, in namespaces of its own (see hosts.in_namespace
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -27,10 +26,7 @@ DASHBOARD = "http://127.0.0.1:8265"
 
 
 def main(folder: Path) -> None:
-    hosts.run("mount", "--make-rprivate", "/")
-    Path("/tmp/ray").mkdir(exist_ok=True)
-    hosts.run("mount", "-t", "tmpfs", "tmpfs", "/tmp/ray")
-    hosts.run("mount", "-t", "tmpfs", "tmpfs", "/dev/shm")
+    hosts.keep_to_itself(folder)
     hosts.lay_bridge()
     key = folder / "key"
     hosts.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key))
@@ -160,9 +156,4 @@ def logs_with(token: str, machine: hosts.Machine) -> str:
 
 if __name__ == "__main__":
     os.environ["PATH"] += os.pathsep + "/usr/sbin" + os.pathsep + "/sbin"
-    try:
-        main(Path(sys.argv[1]))
-    finally:
-        for left in Path(sys.argv[1]).glob("*/sshd.log"):
-            print(left.read_text()[-500:], file=sys.stderr)
-        shutil.rmtree(Path(sys.argv[1]) / "launcher", ignore_errors=True)
+    main(Path(sys.argv[1]))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ def test_the_cluster_file_brings_up_a_cluster_with_a_token_that_runs_jobs_everyw
     assert seen["while_up"] == [2, 1]
     assert seen["token_modes"] == ["0o600", "0o600"]
     assert seen["same_token"] == [True, True]
+    assert re.search(r"^ 2 local.cluster.node", seen["status"], re.MULTILINE)
     assert seen["placed"] == ["client actors: 2 on head, 2 on worker"]
     assert seen["summary"]["params_sha256"] == digest_here(tmp_path)
     assert seen["token_in_logs"] == ["", ""]
