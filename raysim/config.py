@@ -146,13 +146,21 @@ class DiagnosticsSettings(Settings):
     """Rounds between two diagnoses, at least 1; null = never. They cost time, and change nothing."""
 
 
+ONLY_ON_RAY = ("num_actors", "client_timeout_s", "address", "dashboard_host")
+"""Settings of the executor without effect in this process."""
+
+
 class ExecutorSettings(Settings):
     """Where clients are trained; never what comes out."""
 
     kind: Literal["ray", "in-process"] = "ray"
     """`ray` (actors) or `in-process` (one client after another); both give the same bits."""
-    num_actors: Count | None = None
-    """Client actors, one CPU each; null = one per CPU. Only for `kind: ray`."""
+    num_actors: Count | Literal["clients"] | None = None
+    """Client actors, one CPU each; null = one per CPU, also of machines that join; `clients` = one per registered
+    client, each with a share of a CPU and about 600 MB of memory. Only for `kind: ray`."""
+    client_timeout_s: Positive | None = None
+    """Real seconds for the training of one client, above 0: one that takes longer is tried once more by itself, then
+    ends the run; null = no limit. Only for `kind: ray`."""
     address: str | None = None
     """Address of a running Ray cluster; null = RAY_ADDRESS if set, else a local Ray of our own."""
     dashboard_host: str | None = None
@@ -225,8 +233,8 @@ class ExperimentSettings(Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         self._check_cohort()
-        for name in ("num_actors", "address", "dashboard_host"):
-            if self.executor.kind == "in-process" and getattr(self.executor, name):
+        for name in ONLY_ON_RAY if self.executor.kind == "in-process" else ():
+            if getattr(self.executor, name):
                 raise ValueError(
                     f"executor.{name}={getattr(self.executor, name)!r} has no effect with "
                     "executor.kind='in-process'; allowed: null, or executor.kind='ray'"

@@ -44,6 +44,7 @@ def connect(num_cpus: int | None, address: str | None, dashboard_host: str | Non
         tokens.keep_private()
         if dashboard_host:
             say(f"dashboard: http://{context.dashboard_url}")
+    ray._private.worker._worker_logs_enabled = False  # or Ray tells of lost actors on standard output
     signal.signal(signal.SIGTERM, on_termination)  # Ray installs one that aborts the process
 
 
