@@ -183,7 +183,7 @@ def _runner(settings: ExperimentSettings | None, folder: Place) -> Any:
         executor = settings.executor
         return RayRunner(
             executor.num_actors, executor.address, settings.population.clients, executor.client_timeout_s,
-            on_this_node=folder.path is not None,
+            on_this_node=folder.path is not None, dashboard_host=executor.dashboard_host,
         )  # fmt: skip
     from raysim.simulation import InProcessRunner
 
