@@ -1,21 +1,19 @@
 """A run that is stopped anywhere and resumed: the same bits, clock, records and curves as one that was not."""
 
 import json
-import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from clocked import FRAIL, MODES, QUICK
-from conftest import settings_of, tiny_settings
+from conftest import settings_of
 from mlflow.tracking import MlflowClient
 from test_cli import left_with, termination_handler  # noqa: F401
 
-from raysim import checkpoint, experiment, resuming, simulation
-from raysim.errors import RunFailedError, SettingError
+from raysim import experiment, records, resuming, simulation
+from raysim.errors import RunFailedError
 
 MEASURED = {"wall_s", "run_id", "output_dir", "tracking_uri", "experiment_id"}
 MEASURED_METRIC = "clock/wall_s"
@@ -73,13 +71,9 @@ def assert_same_run(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     }
     tables = [pq.read_table(Path(summary["output_dir"]) / "clients.parquet") for summary in (ours, theirs)]
     assert tables[0].equals(tables[1])
-    rounds = [
-        pq.read_table(Path(summary["output_dir"]) / "rounds.parquet").drop_columns(
-            ["timestamp_ms", "wall_s", MEASURED_METRIC]
-        )
-        for summary in (ours, theirs)
-    ]
-    assert rounds[0].equals(rounds[1])
+    tables = [pq.read_table(Path(summary["output_dir"]) / "rounds.parquet") for summary in (ours, theirs)]
+    computed = [table.drop_columns(list(records.MEASURED)) for table in tables]
+    assert computed[0].equals(computed[1])
     assert curves(ours) == curves(theirs)
 
 
