@@ -24,6 +24,7 @@ from raysim.pruning import masks
 from raysim.pruning.costs import CostTable
 from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.significance import first_channels
+from raysim.tasks import Tasks
 from raysim.training import LocalTraining, batch_slices
 from raysim.types import Broadcast, ClientTask, DeviceProfile, LocalRules, Params
 
@@ -56,7 +57,7 @@ def play(stage: Stage, workload: Workload, keep_ratio: float = 1.0) -> Callable[
     """Return raysim's side: one client through the stage."""
     task = task_of(workload, keep_ratio)
     broadcast = Broadcast(ROUND, dict(workload.model.state_dict()), LocalRules())
-    return lambda: stage.train([task], broadcast)
+    return lambda: stage.train(Tasks.of_rows([task]), broadcast)
 
 
 def plain_loop(workload: Workload) -> Callable[[], Params]:

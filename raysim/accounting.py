@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from raysim import energy
 from raysim.clock import ClockRules, CohortLoad
+from raysim.cohort_masks import CohortMasks
 from raysim.contribution import Contribution
 from raysim.fates import COUNTED
 from raysim.models.cost import ModelCost
@@ -22,7 +23,7 @@ REPORTED = {"train_loss": np.nan, "epochs": 0, "accuracy": np.nan, "heldout_loss
 
 def client_columns(
     scenario: Scenario, state: ServerState, plan: Plan, contribution: Contribution | None = None,
-    sent: Sequence[Mask] = (),
+    sent: CohortMasks | None = None,
 ) -> Columns:  # fmt: skip
     """Return the round's table: one row per client that was asked or whose work ended, in the order of ids.
 
@@ -38,13 +39,13 @@ def client_columns(
     round, population = state.round + 1, scenario.workload.population
     waits_s = waiting_s(scenario.clock, plan, state.totals.simulated_s)
     tables = [work_columns(scenario, state, *each) for each in zip(plan.ended, waits_s, strict=True)]
-    examples = population.train.counts[plan.absent.clients]
+    examples = population.train.counts_of(plan.absent.clients)
     absent = absent_columns(population.devices, plan.absent, examples, round)
     none = np.zeros(len(examples), dtype=np.int64)
     maskless = {"pruning_ratio": none + np.nan, "theoretical_train_flops": none}
     table = in_order([*tables, absent | maskless], round)
-    if sent:
-        table["pruning_ratio"][table["fate"] == COUNTED] = [scenario.costs.pruning_ratio(mask) for mask in sent]
+    if sent is not None:
+        table["pruning_ratio"][table["fate"] == COUNTED] = sent.each(scenario.costs.pruning_ratio, np.float64)
     return table | _reported(table, contribution)
 
 
@@ -74,7 +75,7 @@ def work_columns(scenario: Scenario, state: ServerState, work: Work, waits_s: ND
     owned = scenario.workload.population.devices
     return {
         **clock_columns(owned, state.history, work, waits_s),
-        "pruning_ratio": np.array([scenario.costs.pruning_ratio(mask) for mask in work.masks]),
+        "pruning_ratio": work.masks.each(scenario.costs.pruning_ratio, np.float64),
         "theoretical_train_flops": theoretical_flops(scenario, work),
     }
 
@@ -258,12 +259,12 @@ def reach(totals: Totals, score: Score | None, targets: Sequence[float], round: 
 
 def theoretical_flops(scenario: Scenario, work: Work) -> NDArray[np.int64]:
     """Return each client's FLOPs if hardware skipped every single pruned weight, `(clients,)`; none does today."""
-    saved = np.zeros(len(work), dtype=np.int64)
-    for place, mask in enumerate(work.masks):
-        if mask.elements:
-            pruned, per_weight = scenario.costs.pruned_elements(mask), scenario.costs.weight_flops
-            saved[place] = sum(count * per_weight.get(key, 0) for key, count in pruned.items())
-    whole = saved * work.cohort.examples * work.cohort.epochs
+
+    def saved(mask: Mask) -> int:
+        pruned = scenario.costs.pruned_elements(mask)
+        return sum(count * scenario.costs.weight_flops.get(key, 0) for key, count in pruned.items())
+
+    whole = work.masks.each(saved) * work.cohort.examples * work.cohort.epochs
     return work.spent.train_flops - part_of(whole, work.shares_done.compute_s)
 
 

@@ -12,63 +12,96 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from raysim import evaluation, seeding
+from raysim import evaluation, pack_step, seeding
 from raysim.client_view import ClientView, Workload
 from raysim.contribution import Contribution
 from raysim.errors import RunFailedError
 from raysim.exact_sum import ExactSum
+from raysim.packing import places_of
 from raysim.pruning import elements as element_masks
 from raysim.pruning import submodel
 from raysim.pruning.plan import ChannelPlan
+from raysim.tasks import Tasks
 from raysim.training import LocalHooks, Report, compose, one_thread, train
 from raysim.types import Broadcast, ClientTask, Columns, Params
 
 
 class Stage:
-    """Plays clients one after another; keeps the submodel skeletons it has built."""
+    """Plays clients, one after another or packed together; keeps the submodel skeletons it has built."""
 
     def __init__(self, workload: Workload) -> None:
         self._workload = workload
         self._submodels = submodel.SubmodelCache(workload.model, workload.plan)
 
-    def train(self, tasks: Sequence[ClientTask], broadcast: Broadcast) -> Contribution:
+    def train(self, tasks: Tasks, broadcast: Broadcast) -> Contribution:
         """Train a chunk of clients.
 
         Raises:
             RunFailedError: If a client's training diverges or raises; names round and client.
         """
         sums = {"update": ExactSum.zeros_like(broadcast.params)}
+        trained: list[tuple[NDArray[np.int64], _Trained]] = []
+        alone, packs = places_of(tasks.packs)
         with one_thread():
-            results = [self._train_one(task, broadcast, sums) for task in tasks]
+            for place in alone:
+                trained.append((np.array([place]), self._train_one(tasks[int(place)], broadcast, sums)))
+            for places in packs:
+                trained.append((places, self._train_pack(tasks.take(places), broadcast, sums)))
+        order = np.argsort(np.concatenate([places for places, _ in trained]))
         columns: Columns = {
-            "client": np.array([task.client for task in tasks], dtype=np.int64),
-            "train_loss": np.array([result.train_loss for result in results]),
-            "epochs": np.array([result.epochs for result in results], dtype=np.int64),
-            "accuracy": np.array([result.accuracy for result in results]),
-            "heldout_loss": np.array([result.heldout_loss for result in results]),
+            name: np.concatenate([result.columns[name] for _, result in trained])[order] for name in REPORTED
         }
+        memories = {client: memory for _, result in trained for client, memory in result.memories.items()}
         return Contribution(
             sums,
-            columns,
-            kept=np.stack([result.kept for result in results]),
-            channel_sums=np.stack([result.channel_sums for result in results]),
-            memories={
-                task.client: result.memory for task, result in zip(tasks, results, strict=True) if result.memory
-            },
+            {"client": tasks.clients, **columns},
+            kept=np.concatenate([result.kept for _, result in trained])[order],
+            channel_sums=np.concatenate([result.channel_sums for _, result in trained])[order],
+            memories=memories,
         )
 
-    def _train_one(self, task: ClientTask, broadcast: Broadcast, sums: dict[str, ExactSum]) -> "_Result":
-        round = broadcast.round
-        try:
-            with seeding.torch_seeded(self._workload.seed, "layers", round, task.client):
-                return _play(self._workload, self._submodels, task, broadcast, sums)
-        except RunFailedError:
-            raise
-        except OverflowError as error:
-            raise RunFailedError(round, task.client, f"training diverged: {error}") from None
-        except Exception as error:
-            cause = f"{type(error).__name__}: {error}"
-            raise RunFailedError(round, task.client, cause, traceback.format_exc()) from None
+    def _train_one(self, task: ClientTask, broadcast: Broadcast, sums: dict[str, ExactSum]) -> "_Trained":
+        with (
+            _named(broadcast.round, task.client),
+            seeding.torch_seeded(self._workload.seed, "layers", broadcast.round, task.client),
+        ):
+            return _play(self._workload, self._submodels, task, broadcast, sums)
+
+    def _train_pack(self, tasks: Tasks, broadcast: Broadcast, sums: dict[str, ExactSum]) -> "_Trained":
+        """Train clients together: as `_play` does without rules of the method, on one mask for all."""
+        workload, mask = self._workload, tasks.masks.distinct[0]
+        local = replace(workload.local, epochs=int(tasks.epochs[0]))
+        cut = submodel.cut_for(workload.plan, mask)
+        model, start = self._submodels.module_for(mask, cut), submodel.extract_params(broadcast.params, cut)
+        with _named(broadcast.round, -1):
+            pack = pack_step.pack_of(workload.data, tasks.clients, workload.population.train)
+            weights, losses = pack_step.train_pack(
+                model, start, pack, local, local.learning_rate_in(broadcast.round), workload.seed, broadcast.round
+            )
+        for client, loss in zip(tasks.clients, losses, strict=True):
+            _check_loss(broadcast.round, int(client), float(loss))
+        with _named(broadcast.round, -1):
+            sums["update"].add_pack(weights, start, cut, pack.counts)
+            accuracy, heldout_loss = self._score_pack(model, weights, tasks)
+        none = np.empty((len(tasks), 0, workload.plan.num_units))
+        return _Trained(
+            {"train_loss": losses, "epochs": tasks.epochs, "accuracy": accuracy, "heldout_loss": heldout_loss},
+            kept=tasks.masks.kept, channel_sums=none, memories={},
+        )  # fmt: skip
+
+    def _score_pack(
+        self, model: nn.Module, weights: Params, tasks: Tasks
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return accuracy and mean loss on held-out rows, NaN for clients that have none or are not scored."""
+        accuracy, loss = np.full((2, len(tasks)), np.nan)
+        heldout = self._workload.population.heldout
+        scored = np.flatnonzero(tasks.scored & (heldout.counts_of(tasks.clients) > 0))
+        if len(scored):
+            pack = pack_step.pack_of(self._workload.data, tasks.clients[scored], heldout)
+            own = {key: tensor[torch.from_numpy(scored)] for key, tensor in weights.items()}
+            correct, losses = pack_step.count_correct_each(model, own, pack)
+            accuracy[scored], loss[scored] = correct / pack.counts, losses / pack.counts
+        return accuracy, loss
 
     def score(self, params: Params, rows: NDArray[np.int64]) -> tuple[int, float]:
         """Return correct answers and summed loss of the global model on test rows."""
@@ -90,21 +123,44 @@ class Stage:
         return model
 
 
+REPORTED = ("train_loss", "epochs", "accuracy", "heldout_loss")
+"""What is reported of each client, NaN where it is not scored."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class _Result:
-    train_loss: float
-    epochs: int
-    accuracy: float
-    heldout_loss: float
+class _Trained:
+    """What one client or a pack sends back, arrays `(clients, ...)`; see `Contribution`."""
+
+    columns: Columns
     kept: NDArray[np.bool_]
     channel_sums: NDArray[np.float64]
-    memory: Params
+    memories: dict[int, Params]
+
+
+@contextmanager
+def _named(round: int, client: int) -> Iterator[None]:
+    """Name round and client in whatever is raised."""
+    try:
+        yield
+    except RunFailedError:
+        raise
+    except OverflowError as error:
+        raise RunFailedError(round, client, f"training diverged: {error}") from None
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise RunFailedError(round, client, cause, traceback.format_exc()) from None
+
+
+def _check_loss(round: int, client: int, loss: float) -> None:
+    if not np.isfinite(loss):
+        cause = f"training diverged: loss is {loss}; lower training.learning_rate"
+        raise RunFailedError(round, client, cause)
 
 
 def _play(
     workload: Workload, submodels: submodel.SubmodelCache, task: ClientTask, broadcast: Broadcast,
     sums: dict[str, ExactSum],
-) -> _Result:  # fmt: skip
+) -> _Trained:  # fmt: skip
     """Play one client: cut its submodel, train it, add its update to the sums, score it."""
     rules, epochs = broadcast.rules, task.epochs
     order = seeding.generator(workload.seed, "batches", broadcast.round, task.client)
@@ -119,19 +175,17 @@ def _play(
             view.model, view.inputs, view.labels, replace(workload.local, epochs=epochs), view.learning_rate,
             order, hooks, workload.data.augmented,
         )  # fmt: skip
-    if not np.isfinite(trained.loss):
-        raise RunFailedError(
-            broadcast.round, task.client,
-            f"training diverged: loss is {trained.loss}; lower training.learning_rate",
-        )  # fmt: skip
+    _check_loss(broadcast.round, task.client, trained.loss)
     reports = [finish() for finish in hooks.finish]
     _accumulate(sums, view, reports, classes)
     accuracy, heldout_loss = _score_heldout(view)
     channel_sums = [report.channel_sums for report in reports if report.channel_sums is not None]
-    return _Result(
-        trained.loss, task.epochs - epochs + trained.epochs, accuracy, heldout_loss, view.mask.kept,
-        channel_sums=np.concatenate(channel_sums) if channel_sums else np.empty((0, workload.plan.num_units)),
-        memory={key: value for report in reports for key, value in report.memory.items()},
+    found = np.concatenate(channel_sums) if channel_sums else np.empty((0, workload.plan.num_units))
+    memory = {key: value for report in reports for key, value in report.memory.items()}
+    values = (trained.loss, task.epochs - epochs + trained.epochs, accuracy, heldout_loss)
+    return _Trained(
+        {name: np.array([value]) for name, value in zip(REPORTED, values, strict=True)},
+        kept=view.mask.kept[None], channel_sums=found[None], memories={task.client: memory} if memory else {},
     )  # fmt: skip
 
 
@@ -142,9 +196,8 @@ def _view_of(
     cut = submodel.cut_for(workload.plan, task.mask)
     elements = element_masks.of_submodel(task.mask, workload.plan.shapes, cut)
     model = submodels.module_for(task.mask, cut)
-    submodel.extract_params(broadcast.params, cut, out=dict(model.state_dict()))
-    zero_pruned(model, elements)
-    start = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    start = element_masks.apply(elements, submodel.extract_params(broadcast.params, cut))
+    submodel.load_params(model, start)
     inputs, labels = workload.data.train_rows(workload.population.train[task.client])
     return ClientView(
         workload, broadcast, task, submodels, model, task.mask, cut, elements, start, inputs, labels
@@ -186,9 +239,12 @@ def _accumulate(
     sums: dict[str, ExactSum], view: ClientView, reports: Sequence[Report], classes: torch.Tensor | None
 ) -> None:
     """Add a client's update, weighted with its examples, and what its hooks report."""
-    update = _difference(view, classes)
     examples = len(view.labels)
-    sums["update"].add(element_masks.apply(view.elements, update), view.cut, examples)
+    if classes is None and not view.elements:
+        sums["update"].add_change(dict(view.model.state_dict()), view.start, view.cut, examples)
+    else:
+        update = element_masks.apply(view.elements, _difference(view, classes))
+        sums["update"].add(update, view.cut, examples)
     if view.elements:
         held = {key: kept.double() for key, kept in view.elements.items()}
         _sum_of(sums, "held", held, view).add(held, view.cut, examples)

@@ -91,9 +91,7 @@ def seconds(load: CohortLoad, devices: Devices, factors: NDArray[np.float64]) ->
 
 
 def _speed_factors(devices: Devices, clients: NDArray[np.int64], round: int, seed: int) -> NDArray[np.float64]:
-    normal = np.empty((3, len(clients)))
-    for place, client in enumerate(clients):
-        normal[:, place] = seeding.generator(seed, "speed", round, int(client)).standard_normal(3)
+    normal = seeding.normal(seed, "speed", round, clients, 3)
     links = devices.column("link_variation")
     factors = lognormal_factors(np.stack([devices.column("compute_variation"), links, links]), normal)
     factors[1:] *= link_drift(devices, clients, round, seed)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,11 +10,14 @@ from numpy.typing import NDArray
 from raysim import budgets, seeding
 from raysim.budget_solver import TOLERANCE
 from raysim.clock import CohortLoad, schedule
+from raysim.cohort_masks import CohortMasks
 from raysim.methods import resolve as methods
 from raysim.methods.method import RoundView
 from raysim.pruning import elements
 from raysim.scenario import Scenario
-from raysim.types import ClientTask, CohortTiming, Mask, Params, ServerState
+from raysim.tasks import ALONE, Tasks
+from raysim.training import num_batches
+from raysim.types import CohortTiming, Mask, Params, ServerState
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,7 +71,7 @@ def cohort_of(scenario: Scenario, clients: NDArray[np.int64], round: int) -> Coh
         budgets=trained,
         keep_ratios=trained,
         limited_by=np.where(trained < 1, can_afford.limited_by, "nothing"),
-        examples=scenario.workload.population.train.counts[clients],
+        examples=scenario.workload.population.train.counts_of(clients),
         epochs=np.full(len(clients), scenario.workload.local.epochs),
     )
 
@@ -84,7 +88,7 @@ def affordable(scenario: Scenario, clients: NDArray[np.int64], round: int) -> bu
     devices = population.devices.of(clients)
     if scenario.budget is None:
         return budgets.of_tiers(devices)
-    return scenario.budget.solve(devices, clients, population.train.counts[clients], round, seed)
+    return scenario.budget.solve(devices, clients, population.train.counts_of(clients), round, seed)
 
 
 def view_of(scenario: Scenario, state: ServerState, cohort: Cohort) -> RoundView:
@@ -93,7 +97,7 @@ def view_of(scenario: Scenario, state: ServerState, cohort: Cohort) -> RoundView
     return RoundView(
         workload.plan, scenario.costs, workload.local, scenario.method.options, workload.seed,
         num_clients=len(workload.population),
-        num_examples=int(workload.population.train.counts.sum()),
+        num_examples=scenario.num_examples,
         devices=workload.population.devices,
         round=cohort.round,
         clients=cohort.clients,
@@ -107,31 +111,24 @@ def view_of(scenario: Scenario, state: ServerState, cohort: Cohort) -> RoundView
     )  # fmt: skip
 
 
-def choose_masks(scenario: Scenario, view: RoundView) -> tuple[list[Mask], Params]:
+def choose_masks(scenario: Scenario, view: RoundView) -> tuple[CohortMasks, Params]:
     """Rank the channels and keep, for each client, as many of the best as its budget allows."""
     scores, memory = methods.rank(scenario.method, view)
     return methods.choose_masks(scenario.method, view, scores), memory
 
 
-def load_of(scenario: Scenario, view: RoundView, masks: Sequence[Mask]) -> CohortLoad:
+def load_of(scenario: Scenario, view: RoundView, masks: CohortMasks) -> CohortLoad:
     """Count what each client transfers and computes for its own submodel."""
-    costs = [scenario.costs.of(mask) for mask in masks]
-    transfers = np.array([transfer_bytes(scenario, mask) for mask in masks], dtype=np.int64)
+    down_bytes, up_bytes = masks.each(partial(transfer_bytes, scenario)).T
     rows_trained = view.examples * view.epochs
     load = CohortLoad(
-        down_bytes=transfers[:, 0],
-        up_bytes=transfers[:, 1],
-        train_flops=rows_trained * np.array([cost.train_flops for cost in costs], dtype=np.int64),
-        activation_bytes=rows_trained * np.array([cost.activation_bytes for cost in costs], dtype=np.int64),
-        steps=np.array(
-            [
-                replace(view.local, epochs=int(epochs)).num_steps(int(examples))
-                for epochs, examples in zip(view.epochs, view.examples, strict=True)
-            ],
-            dtype=np.int64,
-        ),
+        down_bytes=down_bytes,
+        up_bytes=up_bytes,
+        train_flops=rows_trained * masks.each(lambda mask: scenario.costs.of(mask).train_flops),
+        activation_bytes=rows_trained * masks.each(lambda mask: scenario.costs.of(mask).activation_bytes),
+        steps=view.epochs * num_batches(view.examples, view.local.batch_size),
     )
-    return methods.load_of(scenario.method, view, list(masks), load)
+    return methods.load_of(scenario.method, view, masks, load)
 
 
 def transfer_bytes(scenario: Scenario, mask: Mask) -> tuple[int, int]:
@@ -157,22 +154,20 @@ def schedule_cohort(scenario: Scenario, cohort: Cohort, load: CohortLoad) -> Coh
 
 
 def tasks_for(
-    scenario: Scenario, cohort: Cohort, masks: Sequence[Mask], load: CohortLoad, memory: Mapping[int, Params]
-) -> list[ClientTask]:
-    """Build the clients' tasks; a share of them, drawn from the seed, is scored on held-out rows."""
+    scenario: Scenario, cohort: Cohort, masks: CohortMasks, load: CohortLoad, memory: Mapping[int, Params]
+) -> Tasks:
+    """Return the clients' tasks; a share of them, drawn from the seed, is scored on held-out rows."""
     method = scenario.method
     memory = memory if method.sends_memory or method.objective.sends_memory else {}
-    scored = scored_clients(scenario, cohort)
-    return [
-        ClientTask(
-            int(client), mask, float(budget), float(keep_ratio), int(epochs), bool(is_scored), float(flops),
-            memory.get(int(client), {}),
-        )
-        for client, mask, budget, keep_ratio, epochs, is_scored, flops in zip(
-            cohort.clients, masks, cohort.budgets, cohort.keep_ratios, cohort.epochs, scored, load.train_flops,
-            strict=True,
-        )
-    ]  # fmt: skip
+    return Tasks(
+        cohort.clients, masks, cohort.budgets, cohort.keep_ratios, cohort.epochs, scored_clients(scenario, cohort),
+        load.train_flops.astype(np.float64), np.full(len(cohort.clients), ALONE), memories_of(memory, cohort.clients),
+    )  # fmt: skip
+
+
+def memories_of(memory: Mapping[int, Params], clients: NDArray[np.int64]) -> dict[int, Params]:
+    """Return what is remembered of those of some clients of whom something is."""
+    return {client: memory[client] for client in clients.tolist() if client in memory} if memory else {}
 
 
 def scored_clients(scenario: Scenario, cohort: Cohort) -> NDArray[np.bool_]:

@@ -114,6 +114,15 @@ class TrainingSettings(Settings):
     """Passes over a client's rows in a round, at least 1."""
     batch_size: Count = 10
     """Rows of one step, at least 1; a last batch of one row joins the one before."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """`float32`, or `bf16`: layers compute in bfloat16 where PyTorch's autocast says so; weights stay in float32."""
+    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+    """How images lie in memory: `contiguous` or `channels_last`, which convolutions often run faster on; the last
+    bits differ."""
+    pack: Literal["auto"] | Count = "auto"
+    """Clients of equal masks and steps that are trained together as one batch of models, at most; 1 = each by itself.
+    `auto` packs small models without convolutions, random layers or buffers, where the method asks for no more than
+    plain training, by a rule of cohort and model alone; it decides the last bits. `raysim probe` recommends."""
 
 
 class EvaluationSettings(Settings):
@@ -219,6 +228,11 @@ class ExperimentSettings(Settings):
             raise ValueError(
                 f"executor.{name}={getattr(self.executor, name)!r} has no effect with "
                 "executor.kind='in-process'; allowed: null, or executor.kind='ray'"
+            )
+        if self.executor.kind == "in-process" and self.data.on_nodes:
+            raise ValueError(
+                "data.on_nodes=True has no effect with executor.kind='in-process'; allowed: false, or "
+                "executor.kind='ray'"
             )
         return self
 

@@ -1,8 +1,8 @@
 """Settings of data and model, and what all settings are made of."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
@@ -66,12 +66,15 @@ class DataSettings(Settings):
 
     name: str = "digits"
     """Data set: `digits` (scikit-learn, embedded), `mnist`, `fashionmnist`, `emnist`, `kmnist`, `cifar10`,
-    `cifar100`, `svhn` (torchvision), `imagefolder` (`train/<class>/*` and `test/<class>/*`), or a dotted path
-    `my_pkg.data:load`."""
+    `cifar100`, `svhn` (torchvision), `imagefolder` (`train/<class>/*` and `test/<class>/*`), `noise` (random, for
+    benchmarks), or a dotted path `my_pkg.data:load`."""
     root: str | None = None
     """Folder of the data set's files, where it has any; relative to the working directory."""
     download: bool = False
     """Whether a missing data set may be fetched into `root`."""
+    on_nodes: bool = False
+    """Whether every actor loads the data set from `root` on its own machine, where it must be the same to the byte;
+    false = it travels to each machine once. Only for `executor.kind: ray`."""
     options: dict[str, Any] = {}
     """Keyword arguments of the loader: `{split: letters}` of `emnist`, or those of a dotted path."""
     transform: TransformSettings = TransformSettings()
@@ -85,12 +88,18 @@ class DataSettings(Settings):
     split_seed: Annotated[int, Field(ge=0)] | None = None
     """Seed of the split: which rows are used, who owns and holds out which, who has which device; null = `seed`."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.on_nodes and self.download:
+            raise ValueError("on_nodes=True is not allowed with download=True; allowed: files that are there already")
+        return self
+
 
 class ModelSettings(Settings):
     """Which network."""
 
     name: str = "cnn"
-    """Model: `cnn`, `lenet`, `mlp`, `vgg16`, `resnet32`, a classification model of torchvision as
+    """Model: `cnn`, `cnn-dropout`, `lenet`, `mlp`, `vgg16`, `resnet32`, a classification model of torchvision as
     `torchvision/resnet18`, or a dotted path `my_pkg.net:build`."""
     options: dict[str, Any] = {}
     """Keyword arguments of the model's builder, for example `{channels: [16, 32]}`."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from raysim import convergence, loss_surface, seeding
 from raysim.cohort import Cohort, choose_masks, view_of
+from raysim.cohort_masks import CohortMasks
 from raysim.loss_surface import LossSurface, dot, squared_norm
 from raysim.methods import resolve as methods
 from raysim.methods.estimators import estimates
@@ -58,7 +59,7 @@ class Subject:
     cohort: Cohort
     places: NDArray[np.int64]
     shares: NDArray[np.float64]
-    masks: list[Mask]
+    masks: CohortMasks
     error: Params
     removals: dict[str, tuple[Params, Params]]
     weights: Params
@@ -80,7 +81,7 @@ def is_due(scenario: Scenario, round: int) -> bool:
 
 
 def diagnose(
-    scenario: Scenario, before: ServerState, after: ServerState, cohort: Cohort, masks: list[Mask]
+    scenario: Scenario, before: ServerState, after: ServerState, cohort: Cohort, masks: CohortMasks
 ) -> dict[str, float]:
     """Return the diagnostics of a round by name; what is not defined is left out.
 
@@ -104,11 +105,11 @@ def diagnose(
     return {name: value for name, value in found.items() if isfinite(value)}
 
 
-def _subject(scenario: Scenario, before: ServerState, cohort: Cohort, masks: list[Mask]) -> Subject:
+def _subject(scenario: Scenario, before: ServerState, cohort: Cohort, masks: CohortMasks) -> Subject:
     workload, plan = scenario.workload, scenario.workload.plan
     rng = seeding.generator(workload.seed, "diagnosed clients", cohort.round)
     places = np.sort(rng.permutation(len(masks))[:CLIENTS])
-    examples, looked_at = cohort.examples[places], [masks[place] for place in places]
+    examples, looked_at = cohort.examples[places], masks.take(places)
     rows = seeding.generator(workload.seed, "diagnosed rows").permutation(len(workload.data.test_labels))[:ROWS]
     surface = loss_surface.of_model(workload.model, *workload.data.test_rows(rows))
     weights = loss_surface.in_float64(before.params)

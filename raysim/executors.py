@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from raysim.client_step import Stage
 from raysim.client_view import Workload
 from raysim.contribution import Contribution, merge
-from raysim.types import Broadcast, ClientTask, Params, Score
+from raysim.tasks import Tasks
+from raysim.types import Broadcast, Params, Score
 
 ROWS_PER_CALL = 2000
 """Test rows one call scores: fixed, since the grouping of a float sum decides its last bits."""
@@ -20,11 +21,11 @@ class InProcessExecutor:
     def __init__(self, workload: Workload) -> None:
         self._stage = Stage(workload)
 
-    def train(self, tasks: Sequence[ClientTask], broadcast: Broadcast) -> Contribution:
+    def train(self, tasks: Tasks, broadcast: Broadcast) -> Contribution:
         """Train some clients that start from one version of the model."""
         return merge([self._stage.train(tasks, broadcast)])
 
-    def train_versions(self, groups: Sequence[tuple[Sequence[ClientTask], Broadcast]]) -> list[Contribution]:
+    def train_versions(self, groups: Sequence[tuple[Tasks, Broadcast]]) -> list[Contribution]:
         """Train groups of clients, each from a version of its own."""
         return [self.train(tasks, broadcast) for tasks, broadcast in groups]
 

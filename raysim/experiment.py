@@ -45,6 +45,10 @@ class Runner(Protocol):
 
     def __exit__(self, *_: object) -> None: ...
 
+    def make_ready(self, scenario: Scenario) -> None:
+        """Wait until the first round could start; raise SettingError where that cannot be."""
+        ...
+
     def run(self, scenario: Scenario, storage: Storage, start: Start = FIRST) -> Iterator[RoundReport]:
         """Yield the report of each round that is left."""
         ...
@@ -107,6 +111,8 @@ def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any
         TrackingLostError: If MLflow cannot be told of all of it; the files are complete.
     """
     log: RoundLog | None = None
+    if experiment.summary is None:
+        runner.make_ready(experiment.scenario)  # before anything is written down
     with few_retries(), held(experiment.folder):
         try:
             log = begin(experiment)

@@ -9,13 +9,14 @@ import numpy as np
 
 from raysim.accounting import client_columns, spend
 from raysim.cohort import Cohort, cohort_of, transfer_bytes
+from raysim.cohort_masks import CohortMasks
 from raysim.fates import ABSENT
 from raysim.methods.method import RoundView
 from raysim.pruning import masks
 from raysim.pruning.significance import first_channels
 from raysim.rounds import close, initial_state, moved_on, plan_round
 from raysim.scenario import Scenario
-from raysim.types import Columns, Mask, Params, ServerState, Totals
+from raysim.types import Columns, Params, ServerState, Totals
 
 
 def forecast(scenario: Scenario) -> dict[str, Any]:
@@ -90,8 +91,9 @@ def _predicted(scenario: Scenario, state: ServerState) -> tuple[ServerState, Col
     return close(scenario, after, columns)
 
 
-def _first_channels_kept(scenario: Scenario, view: RoundView) -> tuple[list[Mask], Params]:
-    return masks.keep_top_for_cohort(view.plan, first_channels(view.plan), view.keep_ratios), view.memory
+def _first_channels_kept(scenario: Scenario, view: RoundView) -> tuple[CohortMasks, Params]:
+    chosen = masks.keep_top_for_cohort(view.plan, first_channels(view.plan), view.keep_ratios)
+    return CohortMasks.of(chosen), view.memory
 
 
 def tier_rows(scenario: Scenario, history: list[Columns]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from raysim import availability, energy
 from raysim.clock import ClockRules, CohortLoad
 from raysim.cohort import Cohort, choose_masks, cohort_of, feasible, load_of, schedule_cohort, view_of, with_method
+from raysim.cohort_masks import CohortMasks
 from raysim.fates import COUNTED, FATE, INFEASIBLE, UNREACHABLE
 from raysim.interruptions import interrupted
 from raysim.methods.method import RoundView
@@ -18,10 +19,10 @@ from raysim.round_end import ROUND_ENDS
 from raysim.scenario import Scenario
 from raysim.selection import table as selection
 from raysim.selection.view import SelectionView
-from raysim.types import CohortTiming, Devices, Mask, Params, ServerState
+from raysim.types import CohortTiming, Devices, Params, ServerState
 from raysim.work import Work
 
-ChooseMasks = Callable[[Scenario, RoundView], tuple[list[Mask], Params]]
+ChooseMasks = Callable[[Scenario, RoundView], tuple[CohortMasks, Params]]
 """From what the server knows to each client's submodel, and the memory it keeps of the ranking."""
 
 
@@ -157,7 +158,7 @@ def begun(scenario: Scenario, state: ServerState, work: Work) -> Work:
 
 
 def fitted(
-    scenario: Scenario, state: ServerState, cohort: Cohort, masks: Sequence[Mask]
+    scenario: Scenario, state: ServerState, cohort: Cohort, masks: CohortMasks
 ) -> tuple[Cohort, CohortLoad, CohortTiming]:
     """Return load and timing of a cohort; late clients train fewer epochs where partial work is accepted."""
 

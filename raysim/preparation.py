@@ -11,6 +11,7 @@ from raysim.accounting import account_preparation
 from raysim.aggregation import apply_updates, fill_holders
 from raysim.clock import CohortLoad
 from raysim.cohort import Cohort, cohort_of, load_of, schedule_cohort, tasks_for, view_of
+from raysim.cohort_masks import CohortMasks
 from raysim.contribution import Contribution
 from raysim.fates import COUNTED, FATE
 from raysim.methods.method import Objective
@@ -51,7 +52,7 @@ class _Trainer:
         )  # fmt: skip
         method = replace(scenario.method, load=None, objective=Objective())
         unscored = replace(scenario, scored_share=0.0, method=method)
-        masks = [mask] * len(clients)
+        masks = CohortMasks.of([mask] * len(clients))
         view = view_of(unscored, state, cohort)
         tasks = tasks_for(unscored, cohort, masks, load_of(unscored, view, masks), {})
         contribution = self._executor.train(tasks, Broadcast(self._round, params, LocalRules(hooks), {}))
@@ -73,7 +74,7 @@ class _Trainer:
         )  # fmt: skip
         return contribution, aggregated
 
-    def _energy_j(self, cohort: Cohort, masks: list[Mask], load: CohortLoad, timing: CohortTiming) -> float:
+    def _energy_j(self, cohort: Cohort, masks: CohortMasks, load: CohortLoad, timing: CohortTiming) -> float:
         """Return the joules of a training, those of clients that wait for the slowest included."""
         size = len(cohort.clients)
         work = Work(cohort, masks, load, timing, np.zeros(size), timing.total_s, np.full(size, COUNTED, dtype=FATE))

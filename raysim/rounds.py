@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,17 +12,19 @@ from raysim import asynchronous, client_memory, diagnostics, energy, evaluation,
 from raysim.accounting import client_columns, in_order, mean_loss, reach, scored, spend, submodel_score
 from raysim.aggregation import apply_updates
 from raysim.cohort import Cohort, choose_masks, classes_owned, tasks_for, view_of
+from raysim.cohort_masks import CohortMasks
 from raysim.contribution import Contribution, merge
 from raysim.fates import COUNTED
 from raysim.methods import resolve as methods
 from raysim.methods.method import CohortReport
+from raysim.packing import packed
 from raysim.planning import Absent, ChooseMasks, Plan, plan_together
 from raysim.pruning.coverage import Coverage, count_coverage, summarise
 from raysim.scenario import Executor, Scenario
 from raysim.selection import table as selection
+from raysim.tasks import Tasks
 from raysim.types import (
     Broadcast,
-    ClientTask,
     Columns,
     CoverageSummary,
     Mask,
@@ -71,12 +74,13 @@ def plan_round(scenario: Scenario, state: ServerState, choose: ChooseMasks = cho
     return plan(scenario, state, choose)
 
 
-def group_of(scenario: Scenario, state: ServerState, work: Work) -> tuple[list[ClientTask], Broadcast]:
+def group_of(scenario: Scenario, state: ServerState, work: Work) -> tuple[Tasks, Broadcast]:
     """Return the tasks of clients that started from one version, and what they received."""
     view = view_of(scenario, state, work.cohort)
     extra = methods.extra(scenario.method, view)
     start = Broadcast(work.cohort.round, version_of(state, work.cohort.round), scenario.method.rules, extra)
-    return tasks_for(scenario, work.cohort, work.masks, work.load, state.clients), start
+    tasks = tasks_for(scenario, work.cohort, work.masks, work.load, state.clients)
+    return packed(tasks, work.cohort.examples, scenario.workload.local.batch_size, scenario.pack_size), start
 
 
 def version_of(state: ServerState, round: int) -> Params:
@@ -100,7 +104,7 @@ class Received:
 
     work: Work
     contribution: Contribution
-    masks: list[Mask]
+    masks: CohortMasks
     coverage: Coverage
     summed: Callable[[str], torch.Tensor]
 
@@ -112,7 +116,7 @@ def receive(
     work = joined_work(counted)
     work = replace(work, cohort=replace(work.cohort, round=state.round + 1))
     contribution = merge(contributions)
-    masks = sent_back(scenario, list(work.masks), contribution)
+    masks = sent_back(scenario, work.masks, contribution)
     exponent = scenario.clock.staleness_exponent
     weights = [(1 + state.round + 1 - each.cohort.round) ** -exponent for each in counted]
 
@@ -135,7 +139,7 @@ def buffers_moved(
     """Return how far each buffer has moved since the version that clients started from, times their examples."""
     if work.cohort.round == state.round + 1:
         return {}
-    masks = sent_back(scenario, list(work.masks), contribution)
+    masks = sent_back(scenario, work.masks, contribution)
     coverage, start = coverage_of(scenario, work.cohort, masks, contribution), version_of(state, work.cohort.round)
     return {key: coverage[key] * (start[key].double() - state.params[key].double()) for key in scenario.buffers}
 
@@ -224,14 +228,14 @@ def report_of(
     )
 
 
-def sent_back(scenario: Scenario, masks: list[Mask], contribution: Contribution) -> list[Mask]:
+def sent_back(scenario: Scenario, masks: CohortMasks, contribution: Contribution) -> CohortMasks:
     """Return what each client sends back, where clients cut their submodels themselves."""
     if scenario.method.rules.choose_locally is None:
         return masks
-    return [Mask(kept, mask.elements) for mask, kept in zip(masks, contribution.kept, strict=True)]
+    return CohortMasks.of([Mask(kept, mask.elements) for mask, kept in zip(masks, contribution.kept, strict=True)])
 
 
-def coverage_of(scenario: Scenario, cohort: Cohort, masks: list[Mask], contribution: Contribution) -> Coverage:
+def coverage_of(scenario: Scenario, cohort: Cohort, masks: CohortMasks, contribution: Contribution) -> Coverage:
     """Return the examples behind each entry: per pair of groups, and per entry where single ones are masked."""
     owned, plan = classes_owned(scenario, cohort), scenario.workload.plan
     coverage = count_coverage(plan, masks, cohort.examples, owned)
@@ -240,12 +244,17 @@ def coverage_of(scenario: Scenario, cohort: Cohort, masks: list[Mask], contribut
         return coverage
     coverage |= {key: held.value(key) for key in held.totals}
     for key in held.totals:
-        whole = np.array([key not in mask.elements for mask in masks])
+        whole = ~masks.each(partial(has_elements, key), np.bool_)
         if whole.any():
-            others = [mask for mask, is_whole in zip(masks, whole, strict=True) if is_whole]
+            others = masks.take(np.flatnonzero(whole))
             classes = None if owned is None else owned[whole]
             coverage[key] = coverage[key] + count_coverage(plan, others, cohort.examples[whole], classes)[key]
     return coverage
+
+
+def has_elements(key: str, mask: Mask) -> bool:
+    """Whether a mask tells which entries of a tensor are kept."""
+    return key in mask.elements
 
 
 def aggregate(scenario: Scenario, params: Params, received: Received, total: int) -> Params:

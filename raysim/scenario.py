@@ -17,17 +17,18 @@ from raysim.methods.method import Method
 from raysim.pruning.costs import CostTable
 from raysim.selection.table import SELECTIONS, SelectionRule
 from raysim.server_optimizers import ServerOptimizer
-from raysim.types import Broadcast, ClientTask, Params, Score, ServerState, Totals
+from raysim.tasks import Tasks
+from raysim.types import Broadcast, Params, Score, ServerState, Totals
 
 
 class Executor(Protocol):
     """Runs what a round asks for; what comes out does not depend on where."""
 
-    def train(self, tasks: Sequence[ClientTask], broadcast: Broadcast) -> Contribution:
+    def train(self, tasks: Tasks, broadcast: Broadcast) -> Contribution:
         """Train some clients that start from one version of the model."""
         ...
 
-    def train_versions(self, groups: Sequence[tuple[Sequence[ClientTask], Broadcast]]) -> list[Contribution]:
+    def train_versions(self, groups: Sequence[tuple[Tasks, Broadcast]]) -> list[Contribution]:
         """Train groups of clients, each from a version of its own, all at once; one contribution per group."""
         ...
 
@@ -80,6 +81,7 @@ class Scenario:
         targets: Accuracies of which is told when they were first reached.
         budget: Solves budgets; none = devices tell theirs.
         selection: Who is asked to take part.
+        pack_size: Clients that are trained together at most, where they can be.
     """
 
     workload: Workload
@@ -98,10 +100,16 @@ class Scenario:
     targets: tuple[float, ...] = ()
     budget: BudgetSolver | None = None
     selection: SelectionRule = SELECTIONS["uniform"]
+    pack_size: int = 1
 
     def is_over(self, state: ServerState) -> bool:
         """Whether the run ends with this state."""
         return state.round >= self.rounds or (state.round > 0 and self.stop.are_met(state.totals))
+
+    @cached_property
+    def num_examples(self) -> int:
+        """Training rows of all clients."""
+        return int(self.workload.population.train.counts.sum())
 
     @cached_property
     def buffers(self) -> frozenset[str]:

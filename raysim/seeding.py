@@ -49,6 +49,30 @@ def normal(seed: int, purpose: str, round: int, clients: NDArray[np.int64], draw
     return np.asarray(np.sqrt(-2 * np.log(radius)) * np.cos(2 * np.pi * angle))
 
 
+def choices(seed: int, purpose: str, clients: NDArray[np.int64], size: int, count: int) -> NDArray[np.int64]:
+    """Return `count` different numbers below `size` for each of many clients at once, `(clients, count)`.
+
+    They are the first places of a permutation that depends on (seed, purpose, client) alone: a Feistel network of
+    four rounds on the next power of four, walked on until the number is below `size` (Black and Rogaway, 2002).
+    """
+    half = np.uint64(max(1, (max(1, size - 1).bit_length() + 1) // 2))
+    low = np.uint64((1 << int(half)) - 1)
+    with np.errstate(over="ignore"):
+        keys = _mixed(np.uint64(derive_seed(seed, purpose)) + clients.astype(np.uint64) * GOLDEN_GAMMA)[:, None]
+
+        def permuted(numbers: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+            left, right = numbers >> half, numbers & low
+            for turn in range(4):
+                drawn = _mixed(keys + (right + np.uint64(turn << 32)) * GOLDEN_GAMMA)
+                left, right = right, left ^ (drawn & low)
+            return (left << half) | right
+
+        found = permuted(np.arange(count, dtype=np.uint64)[None], keys)
+        while (outside := found >= size).any():
+            found[outside] = permuted(found[outside], np.broadcast_to(keys, found.shape)[outside])
+    return found.astype(np.int64)
+
+
 @contextmanager
 def torch_seeded(seed: int, purpose: str, round: int = 0, client: int = 0) -> Iterator[None]:
     """Seed torch's default generator, which layers such as dropout draw from, and put it back afterwards."""

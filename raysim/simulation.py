@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from raysim.methods import resolve as methods
 from raysim.methods.method import Method
 from raysim.models import weights, zoo
 from raysim.models.normalization import group_normalized
+from raysim.packing import pack_size
 from raysim.pruning import masks
 from raysim.pruning.costs import CostTable
 from raysim.pruning.plan import ChannelPlan
@@ -97,7 +99,7 @@ def build(settings: ExperimentSettings) -> Scenario:
 
 
 def _build(settings: ExperimentSettings) -> Scenario:
-    seed, split, local = settings.seed, settings.split_seed, LocalTraining(**settings.training.model_dump())
+    seed, split, local = settings.seed, settings.split_seed, _local_training(settings)
     method = method_of(settings)
     _check_asynchronous(settings, method)
     data = _load_data(settings)
@@ -135,6 +137,7 @@ def _build(settings: ExperimentSettings) -> Scenario:
         stop=StopRules(**settings.stop.model_dump(exclude_none=True)),
         targets=tuple(settings.evaluation.targets),
         selection=_selection_rule(settings),
+        pack_size=_pack_size(settings, method, workload),
     )
     if settings.budget.rule == "solved":
         if method.leaves_budgets_aside:
@@ -143,6 +146,25 @@ def _build(settings: ExperimentSettings) -> Scenario:
         scenario = with_solved_budgets(scenario, deadline_s, settings.budget.steps)
     check_deadline(scenario)
     return scenario
+
+
+def _pack_size(settings: ExperimentSettings, method: Method, workload: Workload) -> int:
+    """Return how many clients are trained together at most.
+
+    Raises:
+        SettingError: If a number is given, and they cannot be.
+    """
+    wanted, cohort = settings.training.pack, settings.selection.clients_per_round
+    augments = workload.data.augmentation is not None
+    if method.is_plain and not augments:
+        return pack_size(wanted, workload.model, cohort)
+    if wanted not in ("auto", 1):
+        reason = "data.transform.augment is drawn for each" if augments else f"method.name={method.name!r} asks more"
+        raise SettingError(
+            f"training.pack={wanted} is not allowed: {reason} of a client's training than a pack can do; "
+            "allowed: auto, 1"
+        )
+    return 1
 
 
 def clock_rules(settings: ExperimentSettings) -> ClockRules:
@@ -204,15 +226,23 @@ def method_of(settings: ExperimentSettings) -> Method:
         SettingError: If one of them is unknown, or does not go with another.
     """
     given = settings.method.model_dump(exclude={"name"}, exclude_none=True)
-    return methods.resolve(settings.method.name, given, LocalTraining(**settings.training.model_dump()))
+    return methods.resolve(settings.method.name, given, _local_training(settings))
+
+
+def _local_training(settings: ExperimentSettings) -> LocalTraining:
+    return LocalTraining(**settings.training.model_dump(exclude={"pack"}))
 
 
 def _load_data(settings: ExperimentSettings) -> datasets.Dataset:
-    data = settings.data
-    return datasets.load(
-        data.name, data.root, data.download, data.max_train_examples, settings.split_seed, data.options,
-        Transform(**data.transform.model_dump()),
-    )  # fmt: skip
+    data, transform = settings.data, Transform(**settings.data.transform.model_dump())
+    root = str(Path(data.root).absolute()) if data.on_nodes and data.root is not None else data.root
+    loaded = datasets.load(
+        data.name, root, data.download, data.max_train_examples, settings.split_seed, data.options, transform
+    )
+    if not data.on_nodes:
+        return loaded
+    origin = datasets.Origin(data.name, root, data.max_train_examples, settings.split_seed, data.options, transform)
+    return replace(loaded, on_nodes=origin)
 
 
 def _partition_options(settings: ExperimentSettings) -> PartitionOptions:
@@ -349,6 +379,9 @@ class InProcessRunner:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+    def make_ready(self, scenario: Scenario) -> None:
+        """Do nothing: this process is ready."""
 
     def run(self, scenario: Scenario, storage: Storage, start: Start = FIRST) -> Iterator[RoundReport]:
         """Yield the report of each round that is left."""

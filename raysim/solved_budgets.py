@@ -1,5 +1,6 @@
 """From a scenario to solved budgets: what each rung of the ladder costs, and whether anybody can afford one."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil, floor, inf, log10
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from raysim.budget_solver import LIMITS, BudgetSolver
 from raysim.clock import CohortLoad
 from raysim.cohort import Cohort, cohort_of, load_of, view_of
+from raysim.cohort_masks import CohortMasks
 from raysim.errors import SettingError
 from raysim.ladder import UNLIMITED_ROWS, Ladder
 from raysim.models.cost import training_bytes
@@ -84,7 +86,7 @@ def ladder_of_ratios(scenario: Scenario, keep_ratios: NDArray[np.float64]) -> La
 
 
 def _load(
-    scenario: Scenario, keep_ratios: NDArray[np.float64], chosen: list[Mask], rows: int, epochs: int
+    scenario: Scenario, keep_ratios: NDArray[np.float64], chosen: Sequence[Mask], rows: int, epochs: int
 ) -> CohortLoad:
     """Return what clients of equal rows and epochs would transfer and compute, one on each rung."""
     ones = np.ones(len(keep_ratios), dtype=np.int64)
@@ -93,7 +95,7 @@ def _load(
         examples=rows * ones, epochs=epochs * ones,
     )  # fmt: skip
     state = ServerState(0, dict(scenario.workload.model.state_dict()))
-    return load_of(scenario, view_of(scenario, state, cohort), chosen)
+    return load_of(scenario, view_of(scenario, state, cohort), CohortMasks.of(chosen))
 
 
 def _extra_rows(of_many: NDArray[np.int64], of_one: NDArray[np.int64]) -> int:

@@ -1,7 +1,7 @@
 """Local training of one client: plain PyTorch on one thread."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.optim.adam import adam
-from torch.optim.sgd import sgd
 
 from raysim.types import Params
 
@@ -31,6 +30,8 @@ class LocalTraining:
     clip_norm: float | None = None
     epochs: int = 1
     batch_size: int = 10
+    precision: str = "float32"
+    memory_format: str = "contiguous"
 
     def learning_rate_in(self, round: int) -> float:
         """Return the step size of a round, counted from 1; what is trained before has that of round 1."""
@@ -223,8 +224,9 @@ def train(
     """
     hooks = hooks or LocalHooks()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    step = _OPTIMIZERS[local.optimizer](parameters, learning_rate, local)
+    step = optimizer_step(parameters, learning_rate, local)
     batches = batch_slices(len(labels), local.batch_size)
+    inputs = laid_out(inputs, local.memory_format)
     model.train()
     total = torch.zeros((), dtype=torch.float64)
     epochs = 0
@@ -234,7 +236,8 @@ def train(
         for batch in batches:
             rows = shuffled[batch]
             batch_inputs = inputs[rows] if augment is None else augment(inputs[rows])
-            loss = hooks.loss(model, batch_inputs, labels[rows])
+            with computing_in(local.precision, batch_inputs):
+                loss = hooks.loss(model, batch_inputs, labels[rows])
             gradients = list(torch.autograd.grad(loss, parameters, materialize_grads=True))
             for observe in hooks.observe:
                 observe(gradients)
@@ -253,21 +256,44 @@ def train(
     return Trained(float(total) / (len(labels) * epochs), epochs)
 
 
+def computing_in(precision: str, inputs: torch.Tensor) -> AbstractContextManager[object]:
+    """Return a context in which layers compute in a precision."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(inputs.device.type, torch.bfloat16)
+
+
+def laid_out(inputs: torch.Tensor, memory_format: str) -> torch.Tensor:
+    """Return images in a memory format; what is no image stays as it is."""
+    if memory_format == "contiguous" or inputs.dim() != 4:
+        return inputs
+    return inputs.contiguous(memory_format=torch.channels_last)
+
+
 def clipped(gradients: list[torch.Tensor], max_norm: float) -> list[torch.Tensor]:
     """Return gradients scaled so that their common norm is at most `max_norm`."""
     norm = nn.utils.get_total_norm(gradients)
     return list(torch._foreach_mul(gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0)))
 
 
+def optimizer_step(parameters: list[nn.Parameter], learning_rate: float, local: LocalTraining) -> Step:
+    """Return what steps along gradients, in place; its state starts empty."""
+    return _OPTIMIZERS[local.optimizer](parameters, learning_rate, local)
+
+
 def _sgd(parameters: list[nn.Parameter], learning_rate: float, local: LocalTraining) -> Step:
     weights: list[torch.Tensor] = [parameter.data for parameter in parameters]
-    buffers: list[torch.Tensor | None] = [None] * len(weights)
+    velocity: list[torch.Tensor] = []
 
     def step(gradients: list[torch.Tensor]) -> None:
-        sgd(
-            weights, gradients, buffers, foreach=True, weight_decay=local.weight_decay,
-            momentum=local.momentum, lr=learning_rate, dampening=0.0, nesterov=False, maximize=False,
-        )  # fmt: skip
+        if local.weight_decay:
+            gradients = list(torch._foreach_add(gradients, weights, alpha=local.weight_decay))
+        if local.momentum and not velocity:
+            velocity.extend(gradient.clone() for gradient in gradients)
+        elif local.momentum:
+            torch._foreach_mul_(velocity, local.momentum)
+            torch._foreach_add_(velocity, gradients)
+        torch._foreach_add_(weights, velocity or gradients, alpha=-learning_rate)
 
     return step
 
@@ -291,4 +317,4 @@ _OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float, LocalTraining], Step
     "sgd": _sgd,
     "adam": _adam,
 }
-"""PyTorch's optimizers as functions: the classes import its compiler, 1.5 s in every actor."""
+"""As functions: PyTorch's classes import its compiler, 1.5 s in every actor."""

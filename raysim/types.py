@@ -171,6 +171,14 @@ class ClientRows(Protocol):
 
     def __getitem__(self, client: int) -> NDArray[np.int64]: ...
 
+    def several(self, clients: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the rows of some clients, one after another, and how many each has, `(those,)`."""
+        ...
+
+    def counts_of(self, clients: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many rows some clients have, `(those,)`."""
+        ...
+
     @property
     def counts(self) -> NDArray[np.int64]:
         """Rows of each client, `(clients,)`."""
@@ -194,6 +202,14 @@ class RowSets:
 
     def __getitem__(self, client: int) -> NDArray[np.int64]:
         return self.rows[self.offsets[client] : self.offsets[client + 1]]
+
+    def several(self, clients: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the rows of some clients, one after another, and how many each has, `(those,)`."""
+        return np.concatenate([self[client] for client in clients.tolist()]), self.counts_of(clients)
+
+    def counts_of(self, clients: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many rows some clients have, `(those,)`."""
+        return self.offsets[clients + 1] - self.offsets[clients]
 
     @property
     def counts(self) -> NDArray[np.int64]:

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from raysim.clock import CohortLoad
 from raysim.cohort import Cohort, joined
+from raysim.cohort_masks import CohortMasks
 from raysim.fates import COUNTED, UNFINISHED
-from raysim.types import CohortTiming, Mask
+from raysim.types import CohortTiming
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +29,7 @@ class Work:
     """
 
     cohort: Cohort
-    masks: Sequence[Mask]
+    masks: CohortMasks
     load: CohortLoad
     timing: CohortTiming
     start_s: NDArray[np.float64]
@@ -42,7 +43,7 @@ class Work:
         """Return the work of some of the clients."""
         return Work(
             self.cohort.take(places),
-            [self.masks[place] for place in places],
+            self.masks.take(places),
             self.load.take(places),
             CohortTiming(*(getattr(self.timing, name)[places] for name in CohortTiming.__slots__)),
             self.start_s[places],
@@ -106,10 +107,9 @@ def unfinished(work: Work, now_s: float) -> Work:
 def joined_work(works: Sequence[Work]) -> Work:
     """Return work of one version as one, in ascending order of ids."""
     order = np.argsort(np.concatenate([work.cohort.clients for work in works]))
-    masks = [mask for work in works for mask in work.masks]
     return Work(
         joined([work.cohort for work in works], works[0].cohort.round),
-        [masks[place] for place in order],
+        CohortMasks.joined([work.masks for work in works]).take(order),
         CohortLoad(*_columns([work.load for work in works], CohortLoad.__slots__, order)),
         CohortTiming(*_columns([work.timing for work in works], CohortTiming.__slots__, order)),
         *_columns(works, ("start_s", "lasts_s", "fates"), order),

@@ -8,6 +8,7 @@ import torch
 
 from raysim.clock import CohortLoad
 from raysim.cohort import Cohort
+from raysim.cohort_masks import CohortMasks
 from raysim.fates import FATE, FATES
 from raysim.types import CohortTiming, Columns, Mask, Params
 from raysim.work import Work
@@ -40,8 +41,9 @@ def _tensors_of_one(work: Work) -> Params:
     numbers |= {f"timing.{name}": getattr(work.timing, name) for name in CohortTiming.__slots__}
     numbers |= {"start_s": work.start_s, "lasts_s": work.lasts_s}
     numbers["fates"] = np.array([FATES.index(fate) for fate in work.fates], dtype=np.int64)
-    numbers["kept"] = np.stack([mask.kept for mask in work.masks])
-    for place, mask in enumerate(work.masks):
+    numbers["mask_of"] = work.masks.mask_of
+    numbers["kept"] = np.stack([mask.kept for mask in work.masks.distinct])
+    for place, mask in enumerate(work.masks.distinct):
         numbers |= {f"elements.{place}.{key}": packed for key, packed in mask.elements.items()}
     return {name: torch.from_numpy(np.ascontiguousarray(column)) for name, column in numbers.items()}
 
@@ -51,7 +53,7 @@ def _one_from(tensors: Params, round: int, limited_by: list[str]) -> Work:
     masks = [Mask(kept, _elements_of(columns, place)) for place, kept in enumerate(columns["kept"])]
     return Work(
         Cohort(round, **{name: columns[name] for name in NUMBERS}, limited_by=np.array(limited_by)),
-        masks,
+        CohortMasks(tuple(masks), columns["mask_of"]),
         CohortLoad(*(columns[f"load.{name}"] for name in CohortLoad.__slots__)),
         CohortTiming(*(columns[f"timing.{name}"] for name in CohortTiming.__slots__)),
         columns["start_s"],

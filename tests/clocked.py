@@ -9,6 +9,7 @@ from conftest import settings_of
 from raysim import simulation
 from raysim.clock import CohortLoad
 from raysim.cohort import Cohort
+from raysim.cohort_masks import CohortMasks
 from raysim.devices import listed
 from raysim.executors import InProcessExecutor
 from raysim.fates import COUNTED, FATE
@@ -85,7 +86,7 @@ def work_of(
     cohort = Cohort(round, ids, ones, ones, np.full(size, "nothing"), 7 * whole, 2 * whole)
     load = CohortLoad(1000 * whole, 500 * whole, 10_000 * whole, 100 * whole, 10 * whole)
     chosen = np.full(size, COUNTED, dtype=FATE) if fates is None else np.array(fates, dtype=FATE)
-    masks = [Mask(np.ones(4, dtype=np.bool_))] * size
+    masks = CohortMasks.of([Mask(np.ones(4, dtype=np.bool_))] * size)
     return Work(cohort, masks, load, timing, np.full(size, start_s), timing.total_s, chosen)
 
 

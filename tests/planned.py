@@ -7,19 +7,21 @@ import numpy as np
 
 from raysim import cohort as cohorts
 from raysim import planning
+from raysim.cohort_masks import CohortMasks
 from raysim.methods.method import RoundView
 from raysim.rounds import initial_state, run_round
 from raysim.scenario import Scenario
-from raysim.types import Broadcast, ClientTask, Mask, ServerState
+from raysim.tasks import Tasks
+from raysim.types import Broadcast, ServerState
 
 
 @dataclass(frozen=True)
 class PlannedRound:
     cohort: cohorts.Cohort
     view: RoundView
-    masks: list[Mask]
+    masks: CohortMasks
     load: Any
-    tasks: list[ClientTask]
+    tasks: Tasks
     broadcast: Broadcast
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from raysim import seeding
 from raysim.cohort import cohort_of, load_of, schedule_cohort, view_of
+from raysim.cohort_masks import CohortMasks
 from raysim.pruning import masks
 from raysim.pruning.significance import first_channels
 from raysim.rounds import initial_state
@@ -45,7 +46,7 @@ def lasts(scenario: Scenario, client: int, version: int) -> tuple[float, bool]:
     cohort = cohort_of(scenario, np.array([client]), version)
     view = view_of(scenario, initial_state(scenario), cohort)
     mask = masks.keep_top(workload.plan, first_channels(workload.plan), float(cohort.keep_ratios[0]))
-    timing = schedule_cohort(scenario, cohort, load_of(scenario, view, [mask]))
+    timing = schedule_cohort(scenario, cohort, load_of(scenario, view, CohortMasks.of([mask])))
     chance, point = seeding.uniform(workload.seed, "dropout", version, np.array([client]), 2)
     whole = float(timing.total_s[0])
     rate = workload.population.devices.profile(client).failure_rate

@@ -7,28 +7,46 @@ from conftest import tiny_settings
 from torch import nn
 
 from raysim import simulation
-from raysim.actors.executor import chunk_by_cost
+from raysim.actors.executor import chunk_shares
 from raysim.actors.runner import RayRunner
 from raysim.errors import RunFailedError, SettingError
 from raysim.pruning.plan import ChannelPlan
+from raysim.tasks import ALONE, Tasks
 from raysim.types import ClientTask, Mask, Storage
 
 MASK = Mask(np.ones(1, dtype=np.bool_))
 
 
-def test_chunks_hold_every_task_once_balanced_and_costliest_first() -> None:
-    costs = np.random.default_rng(0).integers(1, 100, 37)
-    tasks = [ClientTask(client, MASK, 1.0, 1.0, 1, False, float(cost)) for client, cost in enumerate(costs)]
-    chunks = chunk_by_cost(tasks, 4)
-    assert sorted(task.client for chunk in chunks for task in chunk) == list(range(37))
-    totals = [sum(task.cost for task in chunk) for chunk in chunks]
-    assert totals == sorted(totals, reverse=True)
-    assert max(totals) - min(totals) <= 100
+def tasks_of(costs: list[float], packs: list[int] | None = None) -> Tasks:
+    tasks = Tasks.of_rows([ClientTask(client, MASK, 1.0, 1.0, 1, False, cost) for client, cost in enumerate(costs)])
+    return tasks if packs is None else replace(tasks, packs=np.array(packs))
+
+
+def test_chunks_hold_every_task_once_with_about_their_shares_of_the_cost_costliest_first() -> None:
+    costs = np.random.default_rng(0).integers(1, 100, 370)
+    shares = chunk_shares(4)
+    assert sum(shares) == pytest.approx(1)
+    chunks = tasks_of(costs.tolist()).chunks(shares)
+    assert sorted(client for chunk in chunks for client in chunk.clients.tolist()) == list(range(370))
+    found = [chunk.costs.sum() / costs.sum() for chunk in chunks]
+    assert found == pytest.approx(shares, abs=100 / costs.sum())
+    assert [chunk.costs.max() for chunk in chunks] == sorted((chunk.costs.max() for chunk in chunks), reverse=True)
 
 
 def test_no_chunk_is_empty() -> None:
-    tasks = [ClientTask(client, MASK, 1.0, 1.0, 1, False, 1.0) for client in range(3)]
-    assert [len(chunk) for chunk in chunk_by_cost(tasks, 8)] == [1, 1, 1]
+    chunks = tasks_of([1.0, 1.0, 1.0]).chunks(chunk_shares(3))
+    assert [len(chunk) for chunk in chunks] == [1, 1, 1]
+
+
+def test_a_pack_is_in_one_chunk() -> None:
+    packs = [ALONE, 0, 1, 0, ALONE, 1, 0, 2]
+    chunks = tasks_of([5.0, 1.0, 9.0, 1.0, 2.0, 1.0, 3.0, 4.0], packs).chunks([0.25] * 4)
+    assert len(chunks) > 2
+    homes = {}
+    for place, chunk in enumerate(chunks):
+        for pack in set(chunk.packs.tolist()) - {ALONE}:
+            assert homes.setdefault(pack, place) == place
+    assert sorted(client for chunk in chunks for client in chunk.clients.tolist()) == list(range(8))
 
 
 @pytest.mark.ray

@@ -17,6 +17,7 @@ from raysim.methods.method import CohortReport
 from raysim.pruning import submodel
 from raysim.pruning.coverage import count_coverage
 from raysim.pruning.significance import FORMS, channel_sums
+from raysim.tasks import Tasks
 from raysim.training import effective_steps
 
 
@@ -27,7 +28,7 @@ def one_round(estimator: str):
     planned = plan_round(scenario, state)
     cohort, masks = planned.cohort, planned.masks
     contribution = Stage(workload).train(planned.tasks, planned.broadcast)
-    alone = [Stage(workload).train([task], planned.broadcast) for task in planned.tasks]
+    alone = [Stage(workload).train(Tasks.of_rows([task]), planned.broadcast) for task in planned.tasks]
     coverage = count_coverage(workload.plan, masks, cohort.examples)
     report = CohortReport(planned.view, contribution, masks, coverage, np.ones(len(masks)))
     return scenario, state, cohort, masks, alone, report

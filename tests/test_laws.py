@@ -54,6 +54,7 @@ from raysim.pruning.proof import randomise
 from raysim.pruning.significance import first_channels
 from raysim.rounds import initial_state, run_round
 from raysim.scenario import Scenario
+from raysim.tasks import Tasks
 from raysim.training import batch_slices
 from raysim.types import DeviceProfile, RoundReport, ServerState, Storage
 
@@ -277,7 +278,7 @@ def test_law_6_order_and_grouping_change_nothing(method: tuple[str, ...]) -> Non
     tasks, broadcast = planned.tasks, planned.broadcast
     together = merge([Stage(scenario.workload).train(tasks, broadcast)])
     fresh = Stage(scenario.workload)
-    apart = merge([fresh.train(chunk, broadcast) for chunk in ([tasks[4]], [tasks[2], tasks[0]], tasks[1:4:2])])
+    apart = merge([fresh.train(tasks.take(np.array(chunk)), broadcast) for chunk in ([4], [2, 0], [1, 3])])
     for quantity, total in together.sums.items():
         for key, fixed in total.totals.items():
             assert torch.equal(fixed, apart.sums[quantity].totals[key]), (quantity, key)
@@ -309,7 +310,7 @@ class Backwards(InProcessExecutor):
 
     def train_versions(self, groups):
         trained = [
-            merge([self._stage.train([task], broadcast) for task in reversed(tasks)])
+            merge([self._stage.train(Tasks.of_rows([task]), broadcast) for task in reversed(list(tasks))])
             for tasks, broadcast in reversed(groups)
         ]
         return trained[::-1]

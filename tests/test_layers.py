@@ -24,6 +24,8 @@ RANKS: dict[str, float] = {
     "raysim.job_place": 0.1,
     "raysim.types": 0.2,
     "raysim.arrays": 0.5,
+    "raysim.cohort_masks": 0.5,
+    "raysim.tasks": 0.6,
     "raysim.dotted": 0.5,
     "raysim.seeding": 0.5,
     # Settings, devices, data, models.
@@ -47,6 +49,7 @@ RANKS: dict[str, float] = {
     "raysim.data.rules": 1,
     "raysim.data.figure": 1.05,
     "raysim.data.given": 1.05,
+    "raysim.data.noise": 1.05,
     "raysim.data.torchvision_sets": 1.05,
     "raysim.data.transform": 1.05,
     "raysim.data.imagefolder": 1.08,
@@ -93,6 +96,8 @@ RANKS: dict[str, float] = {
     "raysim.contribution": 2.2,
     "raysim.loss_surface": 2.2,
     "raysim.server_optimizers": 2.2,
+    "raysim.packing": 2.1,
+    "raysim.pack_step": 2.2,
     "raysim.client_step": 2.3,
     "raysim.convergence": 2.3,
     "raysim.methods": 2.4,
@@ -144,7 +149,9 @@ RANKS: dict[str, float] = {
     "raysim.tracking": 4.1,
     "raysim.runs": 4.2,
     "raysim.forecast": 5,
-    "raysim.actors": 5,
+    "raysim.actors": 4.8,
+    "raysim.actors.tokens": 4.9,
+    "raysim.actors.readiness": 4.9,
     "raysim.actors.connection": 5,
     "raysim.actors.tasks": 5.1,
     "raysim.simulation": 5,
@@ -172,6 +179,8 @@ RANKS: dict[str, float] = {
     "raysim.actors.executor": 5.2,
     "raysim.actors.driver": 5.9,
     "raysim.actors.runner": 6,
+    "raysim.job_package": 5,
+    "raysim.ray_jobs": 6,
     "raysim.experiment": 6,
     "raysim.resuming": 6.1,
     "raysim.comparison.record": 6.5,
@@ -181,7 +190,8 @@ RANKS: dict[str, float] = {
 }
 
 AT_HOME: dict[str, tuple[str, ...]] = {
-    "ray": ("raysim.actors",),
+    "ray": ("raysim.actors", "raysim.job_package", "raysim.ray_jobs"),
+    "grpc": ("raysim.actors.tokens",),
     "mlflow": ("raysim.tracking",),
     "matplotlib": (
         "raysim.calibration.figure",

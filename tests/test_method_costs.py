@@ -12,11 +12,13 @@ from slow_rounds import count, member, members, num_steps, sizes, small_scenario
 from raysim import preparation, rounds, seeding
 from raysim.accounting import theoretical_flops
 from raysim.client_step import Stage
+from raysim.cohort_masks import CohortMasks
 from raysim.executors import InProcessExecutor
 from raysim.preparation import prepare
 from raysim.pruning import elements
 from raysim.rounds import initial_state, run_round
 from raysim.scenario import Scenario
+from raysim.tasks import Tasks
 from raysim.types import Mask
 
 FIRST, SECOND, HIDDEN, CLASSES = 3, 4, 5, 10
@@ -187,7 +189,7 @@ def test_a_hybrid_mask_counts_what_is_left_of_the_submodel() -> None:
     tells = min(math.ceil(entries / 8), 4 * (entries - sum(gone.values())))
     assert transfer_bytes(scenario, mask) == (values + CHANNEL_BITS + tells, values)
     (work,) = rounds.plan_round(scenario, initial_state(scenario)).ended
-    work = replace(work, masks=[mask] * len(work))
+    work = replace(work, masks=CohortMasks.of([mask] * len(work)))
     theoretical = theoretical_flops(scenario, work)
     saved = gone["0.weight"] * 2 * 2 * 64 + gone["2.weight"] * 2 * 3 * 64  # biases cost nothing
     rows = work.cohort.examples * work.cohort.epochs
@@ -241,7 +243,9 @@ def test_clipping_and_momentum_see_kept_entries_only() -> None:
     held = held_entries(plan, task.mask, params)
     dense = Mask(np.ones(plan.num_units, dtype=np.bool_), elements.pack(held))
     assert sum(sizes(plan).values()) > task.mask.kept.sum()
-    cut = Stage(scenario.workload).train([task], planned.broadcast).sums["update"]
-    masked = Stage(scenario.workload).train([replace(task, mask=dense)], planned.broadcast).sums["update"]
+    cut = Stage(scenario.workload).train(Tasks.of_rows([task]), planned.broadcast).sums["update"]
+    masked = (
+        Stage(scenario.workload).train(Tasks.of_rows([replace(task, mask=dense)]), planned.broadcast).sums["update"]
+    )
     for key in params:
         torch.testing.assert_close(masked.value(key), cut.value(key), rtol=1e-4, atol=1e-5)

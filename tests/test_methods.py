@@ -16,6 +16,7 @@ from raysim.methods import resolve as methods
 from raysim.methods.table import METHODS
 from raysim.pruning.significance import FORMS
 from raysim.rounds import initial_state, run_round
+from raysim.tasks import Tasks
 from raysim.training import LocalTraining
 from raysim.types import Mask
 
@@ -123,7 +124,7 @@ def test_heterofl_changes_only_the_classifier_rows_of_owned_classes() -> None:
     owned = cohorts.classes_owned(scenario, planned.cohort)
     assert not owned.all()
     for task, classes in zip(planned.tasks, owned, strict=True):
-        update = Stage(scenario.workload).train([task], planned.broadcast).sums["update"]
+        update = Stage(scenario.workload).train(Tasks.of_rows([task]), planned.broadcast).sums["update"]
         changed = update.value("8.weight").abs().sum(1) > 0
         assert changed.tolist() == classes.tolist()
 

@@ -11,12 +11,14 @@ from torch import nn
 
 from raysim import client_memory, rounds, simulation
 from raysim.client_step import Stage, scaled_outputs
+from raysim.cohort_masks import CohortMasks
 from raysim.errors import SettingError
 from raysim.methods import resolve
 from raysim.methods.mask_rules import MASKS
 from raysim.pruning import elements, submodel
 from raysim.pruning.costs import CostTable
 from raysim.pruning.plan import ChannelPlan
+from raysim.tasks import Tasks
 from raysim.training import LocalTraining
 from raysim.types import Mask
 
@@ -28,9 +30,9 @@ def test_entries_of_whole_and_hybrid_clients_are_counted_together() -> None:
     kept = torch.rand(plan.shapes["0.weight"], generator=torch.Generator().manual_seed(0)) < 0.5
     hybrid = Mask(np.ones(plan.num_units, dtype=np.bool_), elements.pack({"0.weight": kept}))
     masks = [hybrid, planned.masks[1], planned.masks[2]]
-    tasks = [replace(task, mask=mask) for task, mask in zip(planned.tasks, masks, strict=True)]
+    tasks = Tasks.of_rows([replace(task, mask=mask) for task, mask in zip(planned.tasks, masks, strict=True)])
     contribution = Stage(scenario.workload).train(tasks, planned.broadcast)
-    coverage = rounds.coverage_of(scenario, planned.cohort, masks, contribution)["0.weight"]
+    coverage = rounds.coverage_of(scenario, planned.cohort, CohortMasks.of(masks), contribution)["0.weight"]
     expected = examples[1] + examples[2] + examples[0] * kept.double()
     assert torch.equal(coverage, expected)
 

@@ -1,17 +1,19 @@
 """An actor that plays clients."""
 
 import os
-from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from raysim.actors.readiness import Presence, presence
 from raysim.arrays import as_arrays, as_tensors
 from raysim.client_step import Stage
 from raysim.contribution import Contribution
 from raysim.scenario import Scenario
-from raysim.types import Broadcast, ClientTask, LocalRules
+from raysim.tasks import Tasks
+from raysim.types import Broadcast, LocalRules
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -27,9 +29,21 @@ class ClientActor:
         """Return the id of the process this actor runs in."""
         return os.getpid()
 
+    def presence(self) -> Presence:
+        """Return where this actor runs, and its versions."""
+        return presence()
+
+    def load(self, scenario: "list[ray.ObjectRef[Scenario]]") -> None:
+        """Have the data set at hand before the first round.
+
+        Raises:
+            SettingError: If it is loaded on this machine, and differs from the one the run was started with.
+        """
+        self._stage_of(scenario)
+
     def train(
         self,
-        tasks: Sequence[ClientTask],
+        tasks: Tasks,
         shared: tuple[Arrays, Arrays],
         scenario: "list[ray.ObjectRef[Scenario]]",
         round: int,
@@ -53,5 +67,7 @@ class ClientActor:
 
     def _stage_of(self, scenario: "list[ray.ObjectRef[Scenario]]") -> Stage:
         if self._stage is None or self._played != scenario[0]:
-            self._stage, self._played = Stage(ray.get(scenario[0]).workload), scenario[0]
+            workload = ray.get(scenario[0]).workload
+            self._stage = Stage(replace(workload, data=workload.data.at_hand()))
+            self._played = scenario[0]
         return self._stage

@@ -8,6 +8,7 @@ from typing import Any
 import ray
 
 from raysim import dotted
+from raysim.actors import tokens
 from raysim.errors import SettingError
 
 RESTARTS = 3
@@ -23,13 +24,16 @@ def connect(num_cpus: int | None, address: str | None) -> None:
     on_termination = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address and address != "local":
+        tokens.use_one_where_asked(address)
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise SettingError(f"executor.address={address!r} cannot be reached: {error}") from None
+            reason = f"{error}; {tokens.WAY_IN}"
+            raise SettingError(f"executor.address={address!r} cannot be reached: {reason}") from None
     else:
         count = num_cpus or len(os.sched_getaffinity(0))
-        ray.init(address="local", num_cpus=count, include_dashboard=False, **quiet)
+        ray.init(address="local", num_cpus=count, include_dashboard=False, **quiet)  # makes a token if there is none
+        tokens.keep_private()
     signal.signal(signal.SIGTERM, on_termination)  # Ray installs one that aborts the process
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -33,6 +34,8 @@ class DriverActor:
         start: Start,
     ) -> Iterator[RoundReport]:
         """Yield the report of each round that is left, once it is on disk."""
+        data = scenario.workload.data.at_hand()
+        scenario = replace(scenario, workload=replace(scenario.workload, data=data))
         executor = RayExecutor(actors, reference[0])
         self._state = first_state(scenario, storage, start)
         for state, report in play(scenario, self._state, executor, storage, start.wall_s):

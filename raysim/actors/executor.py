@@ -14,9 +14,10 @@ from raysim.contribution import Contribution, merge
 from raysim.errors import RunFailedError
 from raysim.executors import pieces, total_score
 from raysim.scenario import Scenario
-from raysim.types import Broadcast, ClientTask, Params, Score
+from raysim.tasks import Tasks
+from raysim.types import Broadcast, Params, Score
 
-CHUNKS_PER_ACTOR = 2
+SHARES = (0.6, 0.3, 0.1)
 
 
 class RayExecutor:
@@ -27,21 +28,21 @@ class RayExecutor:
         self._scenario = [scenario]
         self._round = 0
 
-    def train(self, tasks: Sequence[ClientTask], broadcast: Broadcast) -> Contribution:
+    def train(self, tasks: Tasks, broadcast: Broadcast) -> Contribution:
         """Train some clients that start from one version of the model, costly chunks first."""
         return self.train_versions([(tasks, broadcast)])[0]
 
-    def train_versions(self, groups: Sequence[tuple[Sequence[ClientTask], Broadcast]]) -> list[Contribution]:
+    def train_versions(self, groups: Sequence[tuple[Tasks, Broadcast]]) -> list[Contribution]:
         """Train groups of clients, each from a version of its own, all at once."""
-        chunks: list[tuple[int, list[ClientTask], Broadcast, Any]] = []
+        chunks: list[tuple[int, Tasks, Broadcast, Any]] = []
         for group, (tasks, broadcast) in enumerate(groups):
             self._round = broadcast.round
             shared = ray.put((as_arrays(broadcast.params), as_arrays(broadcast.extra)))
-            for chunk in chunk_by_cost(tasks, CHUNKS_PER_ACTOR * len(self._actors)):
+            for chunk in tasks.chunks(chunk_shares(len(self._actors))):
                 chunks.append((group, chunk, broadcast, shared))
-        chunks.sort(key=lambda chunk: -sum(task.cost for task in chunk[1]))
+        chunks.sort(key=lambda chunk: -chunk[1].costs.sum())
 
-        def submit(actor: Any, chunk: tuple[int, list[ClientTask], Broadcast, Any]) -> Any:
+        def submit(actor: Any, chunk: tuple[int, Tasks, Broadcast, Any]) -> Any:
             _, tasks, broadcast, shared = chunk
             return actor.train.remote(tasks, shared, self._scenario, broadcast.round, broadcast.rules)
 
@@ -81,15 +82,12 @@ class RayExecutor:
             raise RunFailedError(self._round, -1, cause) from None
 
 
-def chunk_by_cost(tasks: Sequence[ClientTask], num_chunks: int) -> list[list[ClientTask]]:
-    """Deal tasks to chunks of about equal predicted cost, costliest chunk first."""
-    chunks: list[list[ClientTask]] = [[] for _ in range(min(num_chunks, len(tasks)))]
-    costs = np.zeros(len(chunks))
-    for task in sorted(tasks, key=lambda task: (-task.cost, task.client)):
-        cheapest = int(np.argmin(costs))
-        chunks[cheapest].append(task)
-        costs[cheapest] += task.cost
-    return [chunks[place] for place in np.argsort(-costs, kind="stable") if chunks[place]]
+def chunk_shares(num_actors: int) -> list[float]:
+    """Return the shares of a round's predicted cost that its chunks have, so that actors end together.
+
+    The first chunks are large, since each chunk sends back sums of the whole model's size; the last are small.
+    """
+    return [share / num_actors for share in SHARES for _ in range(num_actors)]
 
 
 def cause_of(error: ray.exceptions.RayTaskError, round: int) -> RunFailedError:

@@ -1,7 +1,8 @@
 """Starts Ray and the actors, plays a scenario on them, and stops what it started."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -12,9 +13,10 @@ from raysim.actors.client import ClientActor
 from raysim.actors.connection import RESTARTS, connect, let_modules_travel, num_workers
 from raysim.actors.driver import DriverActor
 from raysim.actors.executor import cause_of
+from raysim.actors.readiness import wait_for
 from raysim.arrays import as_tensors
 from raysim.console import say
-from raysim.errors import RunFailedError, reason_of
+from raysim.errors import RunFailedError, SettingError, reason_of
 from raysim.scenario import Scenario
 from raysim.types import FIRST, RoundReport, ServerState, Start, Storage
 
@@ -41,6 +43,7 @@ class RayRunner:
         self._owns_ray = False
         self._driver: Any = None
         self._actors: list[Any] = []
+        self._reference: ray.ObjectRef[Scenario] | None = None
 
     def __enter__(self) -> "RayRunner":
         try:
@@ -76,13 +79,28 @@ class RayRunner:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=False)
         return remote(**options)(DriverActor).remote()
 
+    def make_ready(self, scenario: Scenario) -> None:
+        """Wait until the actors are up and could start with the first round; `run` does so by itself.
+
+        Raises:
+            SettingError: If an actor cannot start, has other versions, or loads other data.
+        """
+        wait_for(self._actors, self._address)
+        let_modules_travel()
+        data = scenario.workload.data
+        travelling = replace(scenario, workload=replace(scenario.workload, data=data.without_rows()))
+        self._reference = ray.put(travelling)
+        if data.on_nodes is not None:
+            _load_everywhere(self._actors, self._reference)
+
     def run(self, scenario: Scenario, storage: Storage, start: Start = FIRST) -> Iterator[RoundReport]:
         """Yield the report of each round that is left; a driver actor that is lost is replaced a few times.
 
         The next one goes on from the newest checkpoint: rounds after it are reported again.
         """
-        let_modules_travel()
-        reference = ray.put(scenario)
+        if self._reference is None:
+            self.make_ready(scenario)
+        reference, self._reference = self._reference, None
         for left in reversed(range(RESTARTS + 1)):
             try:
                 stream = self._driver.run.options(num_returns="streaming")
@@ -130,3 +148,12 @@ class RayRunner:
         except ray.exceptions.RayError as error:
             raise RunFailedError(0, -1, f"the driver actor was lost after the last round: {error}") from None
         return ServerState(state.round, as_tensors(params), {}, state.totals)
+
+
+def _load_everywhere(actors: Sequence[Any], reference: "ray.ObjectRef[Scenario]") -> None:
+    try:
+        ray.get([actor.load.remote([reference]) for actor in actors])
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, SettingError):
+            raise SettingError(str(error.cause)) from None
+        raise cause_of(error, 0) from None

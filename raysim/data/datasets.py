@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,11 +12,23 @@ import torch
 from numpy.typing import NDArray
 
 from raysim import dotted, seeding
-from raysim.data import imagefolder, torchvision_sets
+from raysim.data import imagefolder, noise, torchvision_sets
 from raysim.data import transform as transforms
 from raysim.data.raw import Images, Labels, RawImages, Source, from_arrays, refuse_unread
 from raysim.data.transform import Augmentation, Transform
 from raysim.errors import SettingError, nearest_first, unknown_name
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """How a data set was loaded, so that another process can load it from its own disk: the arguments of `load`."""
+
+    name: str
+    root: str | None
+    max_train_examples: int | None
+    seed: int
+    options: Mapping[str, Any]
+    transform: Transform
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +48,7 @@ class Dataset:
         digest: Hash of all that clients train on.
         train_users: Natural user of each training row, `(rows,)`, where the data set knows them.
         augmentation: Random transforms of batches in training.
+        on_nodes: How other processes load it by themselves; none = its rows travel to them.
     """
 
     name: str
@@ -49,11 +63,38 @@ class Dataset:
     digest: str = ""
     train_users: Labels | None = None
     augmentation: Augmentation | None = None
+    on_nodes: Origin | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input: channels, height, width."""
         return tuple(self.train_images.shape[1:])
+
+    def without_rows(self) -> "Dataset":
+        """Return what travels to other processes: all of it, or how they load it."""
+        if self.on_nodes is None:
+            return self
+        names = ("train_images", "train_labels", "test_images", "test_labels")
+        return replace(self, train_users=None, **{name: getattr(self, name)[:0] for name in names})
+
+    def at_hand(self) -> "Dataset":
+        """Return the data set with its rows, loaded from this machine's disk where they did not travel.
+
+        Raises:
+            SettingError: If what is loaded here is not what the run was started with.
+        """
+        if self.on_nodes is None or len(self.train_labels):
+            return self
+        origin = self.on_nodes
+        found = load(
+            origin.name, origin.root, False, origin.max_train_examples, origin.seed, origin.options, origin.transform
+        )
+        if found.digest != self.digest:
+            raise SettingError(
+                f"data.on_nodes=true: {socket.gethostname()} has other data in data.root={origin.root!r}, of digest "
+                f"{found.digest}; the run was started with {self.digest}"
+            )
+        return replace(found, on_nodes=origin)
 
     def train_rows(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return normalised training inputs `(len(rows), channels, height, width)` and labels."""
@@ -239,5 +280,6 @@ DATASETS: dict[str, Callable[..., RawImages]] = {
     "cifar100": torchvision_sets.cifar100,
     "svhn": torchvision_sets.svhn,
     "imagefolder": imagefolder.load,
+    "noise": noise.noise,
 }
 """Loaders `(source, **options)`; a user's own is a dotted path in the settings."""

@@ -29,8 +29,19 @@ class DrawnRows:
     def __getitem__(self, client: int) -> NDArray[np.int64]:
         if not 0 <= client < self.num_clients:
             raise IndexError(client)
-        rng = seeding.generator(self.seed, "resample", client=int(client))
-        return np.sort(rng.choice(self.num_rows, self.examples, replace=False)[self.start : self.stop])
+        return np.asarray(self._of(np.array([client]))[0], dtype=np.int64)
+
+    def several(self, clients: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the rows of some clients, one after another, and how many each has, `(those,)`."""
+        return self._of(clients).ravel(), self.counts_of(clients)
+
+    def counts_of(self, clients: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many rows some clients have, `(those,)`."""
+        return np.full(len(clients), self.stop - self.start)
+
+    def _of(self, clients: NDArray[np.int64]) -> NDArray[np.int64]:
+        drawn = seeding.choices(self.seed, "resample", clients, self.num_rows, self.examples)
+        return np.asarray(np.sort(drawn[:, self.start : self.stop], axis=1))
 
     @property
     def counts(self) -> NDArray[np.int64]:

@@ -9,6 +9,7 @@ from torch import nn
 
 from raysim.client_view import ClientView
 from raysim.clock import CohortLoad
+from raysim.cohort_masks import CohortMasks
 from raysim.methods.method import RoundView
 from raysim.methods.options import MethodOptions
 from raysim.pruning import masks
@@ -72,7 +73,7 @@ def whole_model_down(view: RoundView, scores: object) -> list[Mask]:
     return [dense] * len(view.clients)
 
 
-def load_of_phases(view: RoundView, chosen: list[Mask], load: CohortLoad) -> CohortLoad:
+def load_of_phases(view: RoundView, chosen: CohortMasks, load: CohortLoad) -> CohortLoad:
     """Count one epoch of the full model, the others and the way up of the submodel, and its mask."""
     zeros = np.zeros(view.plan.num_units)
     small = [view.costs.of(masks.keep_top(view.plan, zeros, float(ratio))) for ratio in view.keep_ratios]

@@ -9,11 +9,12 @@ import torch
 from raysim.aggregation import divide
 from raysim.client_view import ClientView
 from raysim.clock import CohortLoad
+from raysim.cohort_masks import CohortMasks
 from raysim.methods.method import CohortReport, LocalHook, RoundView
 from raysim.methods.options import MethodOptions
 from raysim.pruning.significance import Scores, form_of, gradient_and_curvature_sums, running_mean
 from raysim.training import GradientMoments, LocalHooks, Report, effective_steps
-from raysim.types import Mask, Params
+from raysim.types import Params
 
 HUTCHINSON_ROWS = 256
 """Most rows a client computes Hessian-vector products on."""
@@ -37,7 +38,7 @@ class Estimator:
     sums: Callable[[RoundView], Scores]
     clients_report_sums: bool
     needs_plain_sgd: bool
-    load: Callable[[RoundView, list[Mask], CohortLoad], CohortLoad] | None = None
+    load: Callable[[RoundView, CohortMasks, CohortLoad], CohortLoad] | None = None
 
 
 def report_moments(view: ClientView, options: MethodOptions) -> LocalHooks:
@@ -83,10 +84,10 @@ def _sums_report(view: ClientView, options: MethodOptions, gradient: Params, cur
     return Report(channel_sums=sums)
 
 
-def hutchinson_load(view: RoundView, masks: list[Mask], load: CohortLoad) -> CohortLoad:
+def hutchinson_load(view: RoundView, masks: CohortMasks, load: CohortLoad) -> CohortLoad:
     """Count the Hessian-vector products: one backward through the gradient's graph costs about two steps."""
     rows = np.minimum(view.examples, HUTCHINSON_ROWS)
-    per_row = np.array([view.costs.of(mask).train_flops for mask in masks], dtype=np.int64)
+    per_row = masks.each(lambda mask: view.costs.of(mask).train_flops)
     return replace(load, train_flops=load.train_flops + rows * per_row * (1 + 2 * view.options.hutchinson_draws))
 
 
@@ -112,7 +113,7 @@ def update_fisher(memory: Params, report: CohortReport) -> Params:
 
     Holders are averaged with their example counts, channel by channel.
     """
-    kept = np.stack([mask.kept for mask in report.masks])
+    kept = report.masks.kept
     weights = kept * report.view.examples[:, None].astype(np.float64)
     holders = torch.from_numpy(weights.sum(axis=0))
     observed = torch.from_numpy((report.contribution.channel_sums * weights[:, None]).sum(axis=0))

@@ -9,12 +9,13 @@ import torch
 from raysim import seeding
 from raysim.client_view import ClientView
 from raysim.clock import CohortLoad
+from raysim.cohort_masks import CohortMasks
 from raysim.methods import shared_elements
 from raysim.methods.method import CohortReport, RoundView, Trainer
 from raysim.methods.options import MethodOptions
 from raysim.pruning import elements
 from raysim.training import LocalHooks
-from raysim.types import Mask, Params
+from raysim.types import Params
 
 
 def start_sparse(view: RoundView, train: Trainer) -> tuple[Params, Params]:
@@ -112,7 +113,7 @@ def unite_and_prune(params: Params, memory: Params, report: CohortReport) -> tup
     return elements.apply(kept, params), shared_elements.remember(memory, kept)
 
 
-def add_mask_bytes(view: RoundView, chosen: list[Mask], load: CohortLoad) -> CohortLoad:
+def add_mask_bytes(view: RoundView, chosen: CohortMasks, load: CohortLoad) -> CohortLoad:
     """Count the masks that clients send back when they have moved them."""
     if not is_readjusting(view.round, view.options):
         return load

@@ -12,6 +12,7 @@ from raysim import seeding
 from raysim.budgets import widest_of
 from raysim.client_view import ClientView
 from raysim.clock import CohortLoad
+from raysim.cohort_masks import CohortMasks
 from raysim.methods.method import RoundView
 from raysim.methods.options import MethodOptions
 from raysim.pruning import masks, submodel
@@ -58,7 +59,7 @@ def _num_steps(view: RoundView) -> list[int]:
     ]
 
 
-def load_of_steps(view: RoundView, chosen: list[Mask], load: CohortLoad) -> CohortLoad:
+def load_of_steps(view: RoundView, chosen: CohortMasks, load: CohortLoad) -> CohortLoad:
     """Count each step at its own width, and with distillation the widest one beside it."""
     flops, activations = np.zeros_like(load.train_flops), np.zeros_like(load.activation_bytes)
     for place, widths in enumerate(_drawn(view, view.budgets)):
@@ -75,7 +76,7 @@ def load_of_steps(view: RoundView, chosen: list[Mask], load: CohortLoad) -> Coho
     return replace(load, train_flops=flops, activation_bytes=activations)
 
 
-def load_of_widest_steps(view: RoundView, chosen: list[Mask], load: CohortLoad) -> CohortLoad:
+def load_of_widest_steps(view: RoundView, chosen: CohortMasks, load: CohortLoad) -> CohortLoad:
     """Count each step at the client's widest width, and with distillation the next lower one beside it."""
     if not view.options["distill"]:
         return load

@@ -1,6 +1,6 @@
 """What a method is: one record of rules, each a function of what the server knows in a round."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from raysim.aggregation import FillRule, fill_global
 from raysim.budgets import BudgetRule, all_affordable
 from raysim.clock import CohortLoad
+from raysim.cohort_masks import CohortMasks
 from raysim.contribution import Contribution
 from raysim.methods.options import MethodOptions, Option
 from raysim.pruning.costs import CostTable
@@ -77,7 +78,7 @@ class CohortReport:
 
     view: RoundView
     contribution: Contribution
-    masks: list[Mask]
+    masks: CohortMasks
     coverage: Coverage
     total_s: NDArray[np.float64]
 
@@ -98,13 +99,13 @@ class Trainer(Protocol):
 
 ScoreRule = Callable[[RoundView], Scores]
 """Returns scores, large = keep: shared `(num_units,)`, or one row per client `(cohort, num_units)`."""
-MaskRule = Callable[[RoundView, Scores], list[Mask]]
+MaskRule = Callable[[RoundView, Scores], Sequence[Mask]]
 """Returns what each client of the cohort downloads; equal masks may be one object."""
 WidthRule = Callable[[RoundView], NDArray[np.float64]]
 """Returns the budgets of this round, `(cohort,)`, where they depend on more than the device."""
 WorkRule = Callable[[RoundView], NDArray[np.int64]]
 """Returns the epochs each client trains, `(cohort,)`."""
-LoadRule = Callable[[RoundView, list[Mask], CohortLoad], CohortLoad]
+LoadRule = Callable[[RoundView, CohortMasks, CohortLoad], CohortLoad]
 """Corrects what a cohort transfers and computes, where it is not just its submodels."""
 ExtraRule = Callable[[RoundView], Params]
 """Returns what is sent to all clients beside the parameters."""
@@ -187,6 +188,15 @@ class Method:
     def cuts_channels(self, affordable: NDArray[np.float64]) -> bool:
         """Whether some client would train less than all channels, from what each can afford."""
         return self.chooses_widths or bool((self.budget(affordable) < 1).any())
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether clients do nothing but train the submodel they are sent."""
+        asks = (
+            self.rules.hooks, self.local, self.rules.choose_locally, self.objective.hook, self.rules.static_norm,
+            self.rules.scale_by_keep_ratio, self.rules.own_classes_only, self.sends_memory,
+        )  # fmt: skip
+        return not any(asks)
 
     @property
     def leaves_budgets_aside(self) -> bool:

@@ -6,11 +6,12 @@ import torch
 
 from raysim.client_view import ClientView
 from raysim.clock import CohortLoad
+from raysim.cohort_masks import CohortMasks
 from raysim.methods.method import CohortReport, Objective, RoundView
 from raysim.methods.options import MethodOptions
 from raysim.pruning import elements, submodel
 from raysim.training import LocalHooks, Report, effective_steps
-from raysim.types import Mask, Params
+from raysim.types import Params
 
 
 def proximal(view: ClientView, options: MethodOptions) -> LocalHooks:
@@ -84,9 +85,9 @@ def update_variate(params: Params, memory: Params, report: CohortReport) -> tupl
     return params, updated
 
 
-def doubled(view: RoundView, masks: list[Mask], load: CohortLoad) -> CohortLoad:
+def doubled(view: RoundView, masks: CohortMasks, load: CohortLoad) -> CohortLoad:
     """Count the variates: as many bytes again as the submodel, both ways."""
-    model_bytes = [view.costs.of(mask).model_bytes - view.costs.pruned_bytes(mask) for mask in masks]
+    model_bytes = masks.each(lambda mask: view.costs.of(mask).model_bytes - view.costs.pruned_bytes(mask))
     return replace(load, down_bytes=load.down_bytes + model_bytes, up_bytes=load.up_bytes + model_bytes)
 
 

@@ -9,6 +9,7 @@ import torch
 from raysim import seeding
 from raysim.client_view import ClientView
 from raysim.clock import CohortLoad
+from raysim.cohort_masks import CohortMasks
 from raysim.contribution import Contribution
 from raysim.methods import shared_elements
 from raysim.methods.method import CohortReport, RoundView, Trainer
@@ -105,7 +106,7 @@ def round_seconds(view: RoundView) -> tuple[float, dict[str, float]]:
     return constant, {key: sizes[key] * per_byte + compute * count for key, count in flops.items()}
 
 
-def add_reconfiguration_bytes(view: RoundView, chosen: list[Mask], load: CohortLoad) -> CohortLoad:
+def add_reconfiguration_bytes(view: RoundView, chosen: CohortMasks, load: CohortLoad) -> CohortLoad:
     """Count the squared gradients that clients upload, pruned entries included.
 
     Where everybody takes part in every round, clients add them up and send them when the mask is to be chosen

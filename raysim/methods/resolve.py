@@ -11,6 +11,7 @@ import torch
 from raysim import dotted
 from raysim.aggregation import FILLS
 from raysim.clock import CohortLoad
+from raysim.cohort_masks import CohortMasks
 from raysim.errors import SettingError, nearest_first, unknown_name
 from raysim.methods.estimators import ESTIMATORS
 from raysim.methods.mask_rules import MASKS
@@ -214,7 +215,7 @@ def checked_scores(method: Method, view: RoundView) -> Scores:
     return with_bonus(view, scores)
 
 
-def choose_masks(method: Method, view: RoundView, scores: Scores) -> list[Mask]:
+def choose_masks(method: Method, view: RoundView, scores: Scores) -> CohortMasks:
     """Return what each client of the cohort downloads.
 
     Raises:
@@ -222,10 +223,10 @@ def choose_masks(method: Method, view: RoundView, scores: Scores) -> list[Mask]:
     """
     if method.mask is None:
         raise ValueError(f"method {method.name!r} has not been resolved")
-    masks = method.mask(view, scores)
+    masks = CohortMasks.of(method.mask(view, scores))
     if len(masks) != len(view.clients):
         raise ValueError(f"the mask rule of {method.name!r} gives {len(masks)} masks for {len(view.clients)} clients")
-    for mask in {id(mask): mask for mask in masks}.values():
+    for mask in masks.distinct:
         empty = [name for name, units in view.plan.units.items() if not mask.kept[units].any()]
         if len(mask.kept) != view.plan.num_units or empty:
             raise ValueError(f"the mask rule of {method.name!r} leaves no unit in group {(empty or ['?'])[0]!r}")
@@ -258,7 +259,7 @@ def last_random_round(method: Method) -> int:
     return method.options.warmup_rounds if "warmup_rounds" in method.reads else 0
 
 
-def load_of(method: Method, view: RoundView, masks: list[Mask], load: CohortLoad) -> CohortLoad:
+def load_of(method: Method, view: RoundView, masks: CohortMasks, load: CohortLoad) -> CohortLoad:
     """Add what the method's parts transfer and compute beyond submodels."""
     rules = [method.load, method.objective.load]
     rules += [ESTIMATORS[method.options.estimator].load] if uses_estimator(method) else []
@@ -282,7 +283,7 @@ def learn(method: Method, params: Params, memory: Params, report: CohortReport) 
 
 def remember_kept(memory: Params, report: CohortReport) -> Params:
     """Remember the share of the cohort that kept each channel, and which channels were ever trained."""
-    kept = np.stack([mask.kept for mask in report.masks])
+    kept = report.masks.kept
     trained = torch.from_numpy(kept.any(axis=0))
     return {
         **memory,

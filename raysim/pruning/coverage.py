@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from raysim.cohort_masks import CohortMasks
 from raysim.pruning.groups import ChannelGroups
 from raysim.types import CoverageSummary, Mask, Params
 
@@ -31,7 +32,7 @@ def count_coverage(
         For every state-dict key a tensor with the key's number of dimensions, of size 1 along dimensions
         no mask cuts. Counts are exact: integers in float64.
     """
-    rows, counts, owned = _merge_equal(masks, weights, classes)
+    rows, counts, owned = _merge_equal(CohortMasks.of(masks), weights, classes)
     coverage: Coverage = {}
     for key, shape in plan.shapes.items():
         factors = {dim: _kept_along(shape[dim], slots, rows) for dim, slots in plan.axes.get(key, {}).items()}
@@ -42,13 +43,16 @@ def count_coverage(
 
 
 def _merge_equal(
-    masks: Sequence[Mask], weights: NDArray[np.int64], classes: NDArray[np.bool_] | None
+    masks: CohortMasks, weights: NDArray[np.int64], classes: NDArray[np.bool_] | None
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.bool_] | None]:
-    kept = np.stack([mask.kept for mask in masks])
-    together = kept if classes is None else np.concatenate([kept, classes], axis=1)
+    distinct = np.stack([mask.kept for mask in masks.distinct])
+    if classes is None:
+        counts = np.bincount(masks.mask_of, weights=weights, minlength=len(distinct)).astype(np.float64)
+        return distinct, counts, None
+    together = np.concatenate([masks.mask_of[:, None], classes], axis=1)
     _, first, group = np.unique(together, axis=0, return_index=True, return_inverse=True)
     counts = np.bincount(group.ravel(), weights=weights, minlength=len(first)).astype(np.float64)
-    return kept[first], counts, None if classes is None else classes[first]
+    return distinct[masks.mask_of[first]], counts, classes[first]
 
 
 def _kept_along(
@@ -86,7 +90,7 @@ def summarise(coverage: Coverage, params: Params, masks: Sequence[Mask], total: 
     repeats = {key: params[key].numel() / coverage[key].numel() for key in floating}
     mean = sum(float(coverage[key].sum()) * repeats[key] for key in floating) / (entries * total)
     untrained = sum(int((coverage[key] == 0).sum()) * repeats[key] for key in floating) / entries
-    trained_units = np.logical_or.reduce([mask.kept for mask in masks])
+    trained_units = np.logical_or.reduce([mask.kept for mask in CohortMasks.of(masks).distinct])
     return CoverageSummary(
         mean=mean,
         min=min(float(coverage[key].min()) for key in floating) / total,

@@ -1,12 +1,13 @@
 """What several masks have in common, and what they drop of the model between them."""
 
 import itertools
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from raysim.cohort_masks import CohortMasks, identity
 from raysim.pruning import elements, submodel
 from raysim.pruning.coverage import count_coverage
 from raysim.pruning.groups import ChannelGroups
@@ -20,18 +21,10 @@ def masked(plan: ChannelGroups, mask: Mask, params: Params) -> Params:
     return elements.apply(elements.unpack(bits, plan.shapes), whole_or_zero)
 
 
-def identity(mask: Mask) -> Hashable:
-    """Return what is equal for masks that keep the same."""
-    return mask.kept.tobytes(), tuple(sorted((key, bits.tobytes()) for key, bits in mask.elements.items()))
-
-
-def share_of_each(masks: Iterable[Mask], shares: NDArray[np.float64]) -> list[tuple[Mask, float]]:
+def share_of_each(masks: Sequence[Mask], shares: NDArray[np.float64]) -> list[tuple[Mask, float]]:
     """Return the distinct masks, in the order in which they come, each with the sum of its shares."""
-    found: dict[Hashable, tuple[Mask, float]] = {}
-    for mask, share in zip(masks, shares.tolist(), strict=True):
-        first, so_far = found.get(identity(mask), (mask, 0.0))
-        found[identity(mask)] = (first, so_far + share)
-    return list(found.values())
+    each = CohortMasks.of(masks)
+    return list(zip(each.distinct, np.bincount(each.mask_of, weights=shares).tolist(), strict=True))
 
 
 def pruned_share(plan: ChannelGroups, masks: Sequence[Mask], examples: NDArray[np.int64]) -> Params:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from raysim.clock import ClockRules, CohortLoad, schedule
 from raysim.cohort import Cohort
+from raysim.cohort_masks import CohortMasks
 from raysim.fates import COUNTED, FATE
 from raysim.planning import fit_epochs
 from raysim.types import CohortTiming, Columns, Devices, Mask
@@ -50,7 +51,7 @@ def work_of(conditions: Conditions, rows: Columns, round: int, now_s: float) -> 
         cohort, partial(_load_at, rows), timing_of, conditions.rules, conditions.min_epochs
     )
     fates = np.full(size, COUNTED, dtype=FATE)
-    return Work(cohort, [NO_MASK] * size, load, timing, np.full(size, now_s), timing.total_s, fates)
+    return Work(cohort, CohortMasks.of([NO_MASK] * size), load, timing, np.full(size, now_s), timing.total_s, fates)
 
 
 def _timing_of(conditions: Conditions, cohort: Cohort, load: CohortLoad) -> CohortTiming:
