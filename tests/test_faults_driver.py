@@ -111,3 +111,56 @@ def test_a_driver_actor_that_is_killed_is_replaced(whole, local_ray: None, tmp_p
     assert set(rounds) == set(range(1, 13))
     assert "the driver actor was lost: going on after round" in capsys.readouterr().err
     assert checkpoint.newest(tmp_path / "checkpoints", print).round == 12
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_driver_actor_whose_machine_is_lost_is_replaced_on_another(whole, tmp_path: Path) -> None:
+    """The run's files are where both machines reach them; nothing binds the driver actor to the first."""
+    script = ROOT / "tests" / "lost_node.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["digest"] == whole["params_sha256"]
+    assert set(found["rounds"]) == set(range(1, 13))
+    assert "the driver actor was lost: going on after round" in done.stderr
+
+
+DISK_FULL = """
+mount -t tmpfs -o size=2m none "$1/disk" || exit 77
+head -c 1900000 /dev/zero > "$1/disk/filler"
+"$2" -m raysim $3; echo $? > "$1/first"
+ls "$1/disk/out/checkpoints" > "$1/kept"
+rm "$1/disk/filler"
+"$2" -m raysim resume "$1/disk/out" --json; echo $? > "$1/second"
+cp -r "$1/disk/out" "$1/copy"
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(whole, tmp_path: Path) -> None:
+    """On a small file system of memory, in a mount space of its own: both commands and what they leave are in there."""
+    (tmp_path / "disk").mkdir()
+    given = " ".join(run_of(tmp_path / "disk" / "out", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")).replace(
+        ": ", ":"
+    )
+    given = given.replace("[4, 8]", "[4,8]").replace(", hidden", ",hidden")
+    spaces = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
+    done = subprocess.run(
+        [*spaces, "sh", "-c", DISK_FULL, "sh", str(tmp_path), sys.executable, given],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    if not (tmp_path / "first").exists():
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip().splitlines()[-1]}")
+    assert ((tmp_path / "first").read_text(), (tmp_path / "second").read_text()) == ("1\n", "0\n"), done.stderr[
+        -3000:
+    ]
+    failed = next(line for line in done.stderr.splitlines() if line.startswith("raysim: the run failed: round "))
+    assert "No space left on device" in failed
+    last = int(failed.split("round ")[1].split(":")[0]) - 1
+    kept = (tmp_path / "kept").read_text().split()
+    assert f"round_{last // 2 * 2:06d}.safetensors" in kept
+    assert f"going on after round {last // 2 * 2} of 12" in done.stderr
+    assert_same_run(summary_in(done.stdout) | {"output_dir": str(tmp_path / "copy")}, whole)
