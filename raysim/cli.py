@@ -182,7 +182,11 @@ def _runner(settings: ExperimentSettings | None, folder: Place) -> Any:
     if settings is not None and settings.executor.kind == "ray":
         from raysim.actors.runner import RayRunner
 
-        return RayRunner(settings.executor.num_actors, settings.executor.address, folder.path is not None)
+        executor = settings.executor
+        return RayRunner(
+            executor.num_actors, executor.address, settings.population.clients, executor.client_timeout_s,
+            on_this_node=folder.path is not None,
+        )  # fmt: skip
     from raysim.simulation import InProcessRunner
 
     return InProcessRunner()

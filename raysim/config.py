@@ -151,8 +151,12 @@ class ExecutorSettings(Settings):
 
     kind: Literal["ray", "in-process"] = "ray"
     """`ray` (actors) or `in-process` (one client after another); both give the same bits."""
-    num_actors: Count | None = None
-    """Client actors, one CPU each; null = one per CPU. Only for `kind: ray`."""
+    num_actors: Count | Literal["clients"] | None = None
+    """Client actors, one CPU each; null = one per CPU, also of machines that join; `clients` = one per registered
+    client, each with a share of a CPU and about 600 MB of memory. Only for `kind: ray`."""
+    client_timeout_s: Positive | None = None
+    """Real seconds for the training of one client, above 0: one that takes longer is tried once more by itself, then
+    ends the run; null = no limit. Only for `kind: ray`."""
     address: str | None = None
     """Address of a running Ray cluster; null = RAY_ADDRESS if set, else a local Ray of our own."""
 
@@ -223,12 +227,12 @@ class ExperimentSettings(Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         self._check_cohort()
-        if self.executor.kind == "in-process" and (self.executor.num_actors or self.executor.address):
-            name = "num_actors" if self.executor.num_actors else "address"
-            raise ValueError(
-                f"executor.{name}={getattr(self.executor, name)!r} has no effect with "
-                "executor.kind='in-process'; allowed: null, or executor.kind='ray'"
-            )
+        for name in ("num_actors", "client_timeout_s", "address") if self.executor.kind == "in-process" else ():
+            if getattr(self.executor, name):
+                raise ValueError(
+                    f"executor.{name}={getattr(self.executor, name)!r} has no effect with "
+                    "executor.kind='in-process'; allowed: null, or executor.kind='ray'"
+                )
         if self.executor.kind == "in-process" and self.data.on_nodes:
             raise ValueError(
                 "data.on_nodes=True has no effect with executor.kind='in-process'; allowed: false, or "

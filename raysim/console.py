@@ -37,7 +37,9 @@ class ProgressDisplay:
             self._bar.stop()
 
     def show(self, report: RoundReport) -> None:
-        """Show one round."""
+        """Show one round, and what went wrong in it above."""
+        for incident in report.incidents:
+            self._console.print(f"round {report.round}: {incident}", highlight=False, markup=False, soft_wrap=True)
         accuracy = "-" if report.totals.accuracy is None else f"{report.totals.accuracy:.4f}"
         simulated = duration(report.totals.simulated_s)
         if self._bar is not None:

@@ -1,6 +1,6 @@
 """What a chunk of clients sends back, and how such contributions add up."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,20 +32,65 @@ class Contribution:
     memories: Mapping[int, Params] = field(default_factory=dict)
 
 
-def merge(contributions: Sequence[Contribution]) -> Contribution:
-    """Add up contributions; the result does not depend on their order or on who is in which."""
-    sums: dict[str, ExactSum] = {}
-    for contribution in contributions:
+class Accumulator:
+    """Adds up contributions as they come; the result does not depend on their order or on who is in which.
+
+    What comes from another process may not be written, and stays in memory shared with it while it is held. So of
+    every contribution but the first the sums are added, and the rest is copied.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, ExactSum] = {}
+        self._owned: set[str] = set()
+        self._rows: list[Contribution] = []
+
+    def add(self, contribution: Contribution) -> None:
+        """Add a contribution.
+
+        Raises:
+            OverflowError: If a sum could leave the 64-bit range.
+        """
         for name, total in contribution.sums.items():
-            if name not in sums:
-                sums[name] = ExactSum.zeros_like(total.totals)
-            sums[name].merge(total)
-    by_id = np.argsort(np.concatenate([contribution.clients["client"] for contribution in contributions]))
-    names = contributions[0].clients
-    return Contribution(
-        sums={name: sums[name] for name in sorted(sums)},
-        clients={name: np.concatenate([c.clients[name] for c in contributions])[by_id] for name in names},
-        kept=np.concatenate([c.kept for c in contributions])[by_id],
-        channel_sums=np.concatenate([c.channel_sums for c in contributions])[by_id],
-        memories=dict(sorted(item for c in contributions for item in c.memories.items())),
-    )
+            if name not in self._sums:
+                self._sums[name] = total
+                continue
+            if name not in self._owned:
+                self._sums[name] = _copied(self._sums[name])
+                self._owned.add(name)
+            self._sums[name].merge(total)
+        self._rows.append(
+            Contribution(
+                {},
+                {name: column.copy() for name, column in contribution.clients.items()},
+                contribution.kept.copy(),
+                contribution.channel_sums.copy(),
+                {
+                    client: {key: tensor.clone() for key, tensor in memory.items()}
+                    for client, memory in contribution.memories.items()
+                },
+            )
+        )
+
+    def total(self) -> Contribution:
+        """Return the sum of what was added, its clients in the order of their ids; nothing may be added later."""
+        rows = self._rows
+        by_id = np.argsort(np.concatenate([row.clients["client"] for row in rows]))
+        return Contribution(
+            sums={name: self._sums[name] for name in sorted(self._sums)},
+            clients={name: np.concatenate([row.clients[name] for row in rows])[by_id] for name in rows[0].clients},
+            kept=np.concatenate([row.kept for row in rows])[by_id],
+            channel_sums=np.concatenate([row.channel_sums for row in rows])[by_id],
+            memories=dict(sorted(item for row in rows for item in row.memories.items())),
+        )
+
+
+def merge(contributions: Iterable[Contribution]) -> Contribution:
+    """Add up contributions; the sums of a single one are taken over, not copied."""
+    accumulator = Accumulator()
+    for contribution in contributions:
+        accumulator.add(contribution)
+    return accumulator.total()
+
+
+def _copied(total: ExactSum) -> ExactSum:
+    return ExactSum({key: tensor.clone() for key, tensor in total.totals.items()}, total.magnitude)

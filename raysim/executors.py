@@ -37,6 +37,10 @@ class InProcessExecutor:
         """Re-estimate the global model's running statistics on training rows."""
         return self._stage.estimate_statistics(params, rows)
 
+    def incidents(self) -> tuple[str, ...]:
+        """Return nothing: what goes wrong in this process ends the run."""
+        return ()
+
 
 def pieces(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """Cut rows into pieces of a fixed length."""

@@ -36,6 +36,8 @@ def metrics_of(report: RoundReport) -> dict[str, float]:
         **_pruning_ratios(report),
         **{f"diagnostics/{name}": value for name, value in report.diagnostics.items()},
     }
+    if report.incidents:
+        metrics["faults/retries"] = len(report.incidents)
     if isfinite(report.train_loss):
         metrics["loss/train"] = report.train_loss
     if totals.preparation_s:

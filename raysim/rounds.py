@@ -65,7 +65,7 @@ def run_round(scenario: Scenario, state: ServerState, executor: Executor) -> tup
     after = replace(after, params=params, totals=scored(totals, score))
     after, clients = close(scenario, after, clients)
     after = replace(after, totals=reach(after.totals, score, scenario.targets, after.round))
-    return after, report_of(scenario, state, after, plan, clients, score, received)
+    return after, report_of(scenario, state, after, plan, clients, score, received, executor.incidents())
 
 
 def plan_round(scenario: Scenario, state: ServerState, choose: ChooseMasks = choose_masks) -> Plan:
@@ -202,7 +202,7 @@ def close(scenario: Scenario, after: ServerState, clients: Columns) -> tuple[Ser
 
 def report_of(
     scenario: Scenario, before: ServerState, after: ServerState, plan: Plan, clients: Columns,
-    score: Score | None, received: Received | None,
+    score: Score | None, received: Received | None, incidents: tuple[str, ...],
 ) -> RoundReport:  # fmt: skip
     """Return all that a tracker sees of a round."""
     coverage, diagnosed = NOTHING_TRAINED, {}
@@ -225,6 +225,7 @@ def report_of(
         tiers=scenario.workload.population.devices.tiers,
         diagnostics=diagnosed,
         is_asynchronous=scenario.clock.mode == "async",
+        incidents=incidents,
     )
 
 

@@ -40,6 +40,10 @@ class Executor(Protocol):
         """Re-estimate the global model's running statistics on training rows."""
         ...
 
+    def incidents(self) -> tuple[str, ...]:
+        """Return what went wrong and was made good since this was last asked, a sentence each."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class StopRules:

@@ -93,6 +93,12 @@ class Tasks:
         chunk_of = chunk_of[first]
         return [self.take(order[chunk_of == chunk]) for chunk in np.unique(chunk_of)]
 
+    def apart(self) -> "list[Tasks]":
+        """Cut tasks into single clients, and into packs."""
+        packed = np.unique(self.packs[self.packs != ALONE])
+        places = [*np.flatnonzero(self.packs == ALONE)[:, None], *(np.flatnonzero(self.packs == p) for p in packed)]
+        return [self.take(each) for each in places]
+
 
 def _cost_of_pack(tasks: Tasks) -> NDArray[np.float64]:
     """Return the cost that decides when each client comes: its own, or all of its pack's, `(clients,)`."""

@@ -474,8 +474,8 @@ class CoverageSummary:
 class RoundReport:
     """All a tracker sees of a round.
 
-    `clients` has one row per cohort member, `diagnostics` what was diagnosed by name. `is_saved` tells whether a
-    checkpoint covers it.
+    `clients` has one row per cohort member, `diagnostics` what was diagnosed by name, `incidents` what went wrong
+    where clients are trained and was made good. `is_saved` tells whether a checkpoint covers it.
     """
 
     round: int
@@ -492,6 +492,7 @@ class RoundReport:
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     is_asynchronous: bool = False
     is_saved: bool = False
+    incidents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

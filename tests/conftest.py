@@ -51,11 +51,18 @@ def tiny_scenario() -> Scenario:
     return simulation.build(tiny_settings())
 
 
+def start_local_ray() -> None:
+    """Start the Ray that tests share."""
+    import ray
+
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+
+
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     import ray
 
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    start_local_ray()
     yield
     ray.shutdown()
 

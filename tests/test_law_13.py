@@ -216,6 +216,8 @@ REFUSED = {
     ("selection.rule=oort", "selection.options={preferred_s: 3.0, preferred_quantile: 0.5}"): (
         "selection.options.preferred_quantile=0.5 has no effect with preferred_s=3; it belongs to preferred_s=0"
     ),
+    ("executor.client_timeout_s=5.0",): "executor.client_timeout_s=5.0 has no effect with executor.kind='in-process'",
+    ("executor.num_actors=clients",): "executor.num_actors='clients' has no effect with executor.kind='in-process'",
     ("budget.deadline_s=1.0",): "deadline_s=1.0 has no effect with rule='tier'",
     ("budget.steps=8",): "steps=8 has no effect with rule='tier'",
     ("budget.rule=solved",): "budget.rule='solved' has no effect without budget.deadline_s",

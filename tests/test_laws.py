@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -645,13 +644,11 @@ def test_law_12_a_killed_actor_changes_nothing(local_ray: None, tmp_path, law_12
 
     scenario, expected, _ = law_12_runs["ca-hfp fisher"]
     with RayRunner(2, None) as runner:
-        pid = ray.get(runner.client_actors[0].process_id.remote())
-        for report in runner.run(scenario, Storage(tmp_path, 1, 1)):
-            if report.round == 1:
-                os.kill(pid, signal.SIGKILL)
-                time.sleep(0.2)
+        os.kill(ray.get(runner.client_actors[0].process_id.remote()), signal.SIGKILL)
+        first, *_ = runner.run(scenario, Storage(tmp_path, 1, 1))
         assert arrays.digest(runner.final_state().params) == expected
-        assert ray.get(runner.client_actors[0].process_id.remote()) != pid
+    assert len(first.incidents) == 1
+    assert first.incidents[0].startswith("a client actor was lost (its process ended)")
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ def connect(num_cpus: int | None, address: str | None) -> None:
         count = num_cpus or len(os.sched_getaffinity(0))
         ray.init(address="local", num_cpus=count, include_dashboard=False, **quiet)  # makes a token if there is none
         tokens.keep_private()
+    ray._private.worker._worker_logs_enabled = False  # or Ray tells of lost actors on standard output
     signal.signal(signal.SIGTERM, on_termination)  # Ray installs one that aborts the process
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 
+from raysim.actors.cast import CastRules
 from raysim.actors.client import Arrays
 from raysim.actors.executor import RayExecutor
 from raysim.arrays import as_arrays
@@ -30,13 +31,14 @@ class DriverActor:
         scenario: Scenario,
         reference: "list[ray.ObjectRef[Scenario]]",
         actors: Sequence[Any],
+        rules: CastRules,
         storage: Storage,
         start: Start,
     ) -> Iterator[RoundReport]:
         """Yield the report of each round that is left, once it is on disk."""
         data = scenario.workload.data.at_hand()
         scenario = replace(scenario, workload=replace(scenario.workload, data=data))
-        executor = RayExecutor(actors, reference[0])
+        executor = RayExecutor(actors, rules, reference[0])
         self._state = first_state(scenario, storage, start)
         for state, report in play(scenario, self._state, executor, storage, start.wall_s):
             self._state = state

@@ -1,17 +1,19 @@
 """Spreads a round's work over client actors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from ray.util import ActorPool
 
+from raysim.actors.calls import Call
+from raysim.actors.cast import Cast, CastRules
 from raysim.actors.client import Arrays
+from raysim.actors.dispatch import Dispatch
+from raysim.actors.faults import failure_of
 from raysim.arrays import as_arrays, as_tensors
-from raysim.contribution import Contribution, merge
-from raysim.errors import RunFailedError
+from raysim.contribution import Accumulator, Contribution
 from raysim.executors import pieces, total_score
 from raysim.scenario import Scenario
 from raysim.tasks import Tasks
@@ -19,14 +21,25 @@ from raysim.types import Broadcast, Params, Score
 
 SHARES = (0.6, 0.3, 0.1)
 
+SMALL_BYTES = 32 * 1024
+"""Arrays up to this size travel inside each call: putting them into the object store takes longer."""
+
 
 class RayExecutor:
     """Spreads a round's work over client actors; results do not depend on who did what."""
 
-    def __init__(self, actors: Sequence[Any], scenario: "ray.ObjectRef[Scenario]") -> None:
-        self._actors = list(actors)
-        self._scenario = [scenario]
+    def __init__(self, actors: Sequence[Any], rules: CastRules, scenario: "ray.ObjectRef[Scenario]") -> None:
+        """Prepare actors for a scenario.
+
+        Args:
+            actors: Handles of the client actors there are.
+            rules: How others are started, where some are lost or machines join.
+            scenario: What is played; each actor fetches it once.
+        """
+        self._cast = Cast(rules, actors, scenario)
         self._round = 0
+        self._incidents: list[str] = []
+        self._last: tuple[Params, Any] = ({}, {})
 
     def train(self, tasks: Tasks, broadcast: Broadcast) -> Contribution:
         """Train some clients that start from one version of the model, costly chunks first."""
@@ -34,52 +47,54 @@ class RayExecutor:
 
     def train_versions(self, groups: Sequence[tuple[Tasks, Broadcast]]) -> list[Contribution]:
         """Train groups of clients, each from a version of its own, all at once."""
-        chunks: list[tuple[int, Tasks, Broadcast, Any]] = []
-        for group, (tasks, broadcast) in enumerate(groups):
+        self._cast.grow()
+        calls: list[Call] = []
+        for place, (tasks, broadcast) in enumerate(groups):
             self._round = broadcast.round
-            shared = ray.put((as_arrays(broadcast.params), as_arrays(broadcast.extra)))
-            for chunk in tasks.chunks(chunk_shares(len(self._actors))):
-                chunks.append((group, chunk, broadcast, shared))
-        chunks.sort(key=lambda chunk: -chunk[1].costs.sum())
-
-        def submit(actor: Any, chunk: tuple[int, Tasks, Broadcast, Any]) -> Any:
-            _, tasks, broadcast, shared = chunk
-            return actor.train.remote(tasks, shared, self._scenario, broadcast.round, broadcast.rules)
-
-        found = self._gather(submit, chunks, ordered=True)
-        parts: list[list[Contribution]] = [[] for _ in groups]
-        for (group, *_), contribution in zip(chunks, found, strict=True):
-            parts[group].append(contribution)
-        return [merge(part) for part in parts]
+            sent = self._shared(broadcast.params), _travelling(as_arrays(broadcast.extra), self._round)
+            others = (*sent, broadcast.round, broadcast.rules)
+            calls += [Call(place, "train", chunk, others) for chunk in self._chunks(tasks)]
+        calls.sort(key=lambda call: -call.work.costs.sum())
+        sums = [Accumulator() for _ in groups]
+        for place, contribution in self._answers(calls):
+            sums[place].add(contribution)
+        return [each.total() for each in sums]
 
     def score(self, params: Params, rows: NDArray[np.int64]) -> Score:
         """Score the global model on test rows."""
-        shared = ray.put(as_arrays(params))
-
-        def submit(actor: Any, piece: NDArray[np.int64]) -> Any:
-            return actor.score.remote(piece, shared, self._scenario)
-
-        return total_score(self._gather(submit, pieces(rows), ordered=True), len(rows))
+        shared = self._shared(params)
+        calls = [Call(place, "score", piece, (shared,)) for place, piece in enumerate(pieces(rows))]
+        counts = dict(self._answers(calls))
+        return total_score([counts[place] for place in range(len(calls))], len(rows))
 
     def estimate_statistics(self, params: Params, rows: NDArray[np.int64]) -> Params:
         """Re-estimate the global model's running statistics on training rows, in one actor."""
-        shared = ray.put(as_arrays(params))
-
-        def submit(actor: Any, rows: NDArray[np.int64]) -> Any:
-            return actor.estimate_statistics.remote(rows, shared, self._scenario)
-
-        buffers: Arrays = self._gather(submit, [rows], ordered=True)[0]
+        call = Call(0, "estimate_statistics", rows, (self._shared(params),))
+        buffers: Arrays = dict(self._answers([call]))[0]
         return {key: buffer.clone() for key, buffer in as_tensors(buffers).items()}
 
-    def _gather(self, submit: Callable[[Any, Any], Any], inputs: list[Any], ordered: bool) -> list[Any]:
-        pool = ActorPool(self._actors)
-        try:
-            return list(pool.map(submit, inputs) if ordered else pool.map_unordered(submit, inputs))
-        except ray.exceptions.RayTaskError as error:
-            raise cause_of(error, self._round) from None
-        except ray.exceptions.RayError as error:
-            cause = f"a client actor was lost and could not be replaced: {error}"
-            raise RunFailedError(self._round, -1, cause) from None
+    def incidents(self) -> tuple[str, ...]:
+        """Return what went wrong and was made good since this was last asked."""
+        told, self._incidents = tuple(self._incidents), []
+        return told
+
+    def _answers(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
+        dispatch = Dispatch(self._cast, calls, self._round)
+        yield from dispatch
+        self._incidents += dispatch.incidents
+
+    def _chunks(self, tasks: Tasks) -> list[Tasks]:
+        if self._cast.rules.own_clients:
+            return tasks.apart()
+        return tasks.chunks(chunk_shares(len(self._cast.members)))
+
+    def _shared(self, params: Params) -> Any:
+        """Return the global parameters as an argument of calls; put once while they stay the same tensors."""
+        known, argument = self._last
+        if known.keys() != params.keys() or any(known[key] is not tensor for key, tensor in params.items()):
+            argument = _travelling(as_arrays(params), self._round)
+            self._last = params, argument
+        return argument
 
 
 def chunk_shares(num_actors: int) -> list[float]:
@@ -90,9 +105,11 @@ def chunk_shares(num_actors: int) -> list[float]:
     return [share / num_actors for share in SHARES for _ in range(num_actors)]
 
 
-def cause_of(error: ray.exceptions.RayTaskError, round: int) -> RunFailedError:
-    """Return what failed in an actor as the error it was raised as there."""
-    cause = error.cause
-    if isinstance(cause, RunFailedError):
-        return RunFailedError(*cause.args)
-    return RunFailedError(round, -1, f"{type(cause).__name__}: {cause}", str(error))
+def _travelling(arrays: Mapping[str, NDArray[np.generic]], round: int) -> Any:
+    """Return arrays as they are, or a reference to them where they are large."""
+    if sum(array.nbytes for array in arrays.values()) <= SMALL_BYTES:
+        return arrays
+    try:
+        return ray.put(arrays)
+    except ray.exceptions.RayError as error:
+        raise failure_of(error, round) from None

@@ -3,16 +3,18 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysim import checkpoint, records
-from raysim.actors.client import ClientActor
-from raysim.actors.connection import RESTARTS, connect, let_modules_travel, num_workers
+from raysim.actors import casting
+from raysim.actors.cast import CastRules
+from raysim.actors.connection import RESTARTS, connect, let_modules_travel
 from raysim.actors.driver import DriverActor
-from raysim.actors.executor import cause_of
+from raysim.actors.executor import RayExecutor
+from raysim.actors.faults import failure_of
 from raysim.actors.readiness import wait_for
 from raysim.arrays import as_tensors
 from raysim.console import say
@@ -29,20 +31,26 @@ class RayRunner:
     the thread that started it has ended.
     """
 
-    def __init__(self, num_actors: int | None, address: str | None, on_this_node: bool = True) -> None:
-        """Decide where.
+    def __init__(
+        self, num_actors: int | Literal["clients"] | None, address: str | None, num_clients: int = 0,
+        client_timeout_s: float | None = None, on_this_node: bool = True,
+    ) -> None:  # fmt: skip
+        """Take down what to start, and where.
 
         Args:
-            num_actors: Client actors; none = one per CPU.
-            address: A cluster's; none = RAY_ADDRESS if set, else a local Ray.
+            num_actors: Client actors; none = one per CPU, `clients` = one per client.
+            address: Ray cluster; none = RAY_ADDRESS if set, else a local Ray of our own.
+            num_clients: Registered clients.
+            client_timeout_s: Seconds after which a client's training is taken to hang; none = never.
             on_this_node: Whether the run's files are on this machine, so that they have to be written from here.
         """
-        self._num_actors = num_actors
+        self._num_actors, self._num_clients, self._client_timeout_s = num_actors, num_clients, client_timeout_s
         self._address = address or os.environ.get("RAY_ADDRESS")
         self._on_this_node = on_this_node
         self._owns_ray = False
         self._driver: Any = None
         self._actors: list[Any] = []
+        self._rules = CastRules()
         self._reference: ray.ObjectRef[Scenario] | None = None
 
     def __enter__(self) -> "RayRunner":
@@ -64,12 +72,10 @@ class RayRunner:
     def _start(self) -> None:
         if not ray.is_initialized():
             self._owns_ray = True
-            connect(self._num_actors, self._address)
-        count = num_workers(self._num_actors)
-        remote: Any = ray.remote
-        client = remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RESTARTS)(ClientActor)
+            connect(self._num_actors if isinstance(self._num_actors, int) else None, self._address)
         self._driver = self._new_driver()
-        self._actors = [client.remote() for _ in range(count)]
+        self._rules, count = casting.rules(self._num_actors, self._num_clients, self._client_timeout_s)
+        casting.start(self._rules, count, self._actors)
 
     def _new_driver(self) -> Any:
         remote: Any = ray.remote
@@ -93,6 +99,13 @@ class RayRunner:
         if data.on_nodes is not None:
             _load_everywhere(self._actors, self._reference)
 
+    def executor(self, scenario: Scenario) -> RayExecutor:
+        """Return what spreads work over the actors, for rounds that are run in this process."""
+        self.make_ready(scenario)
+        if self._reference is None:
+            raise RuntimeError("the scenario has not been put")
+        return RayExecutor(self._actors, self._rules, self._reference)
+
     def run(self, scenario: Scenario, storage: Storage, start: Start = FIRST) -> Iterator[RoundReport]:
         """Yield the report of each round that is left; a driver actor that is lost is replaced a few times.
 
@@ -104,11 +117,11 @@ class RayRunner:
         for left in reversed(range(RESTARTS + 1)):
             try:
                 stream = self._driver.run.options(num_returns="streaming")
-                for report in stream.remote(reference, [reference], self._actors, storage, start):
+                for report in stream.remote(reference, [reference], self._actors, self._rules, storage, start):
                     yield ray.get(report)
                 return
             except ray.exceptions.RayTaskError as error:
-                raise cause_of(error, 0) from None
+                raise failure_of(error, 0) from None
             except ray.exceptions.RayError as error:
                 start = self._after_loss(scenario, storage, start, error, left)
 
@@ -134,7 +147,7 @@ class RayRunner:
 
     @property
     def client_actors(self) -> list[Any]:
-        """Handles of the client actors."""
+        """Handles of the client actors as they were started."""
         return list(self._actors)
 
     def final_state(self) -> ServerState:
@@ -152,8 +165,8 @@ class RayRunner:
 
 def _load_everywhere(actors: Sequence[Any], reference: "ray.ObjectRef[Scenario]") -> None:
     try:
-        ray.get([actor.load.remote([reference]) for actor in actors])
+        ray.get([actor.prepare.remote([reference]) for actor in actors])
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, SettingError):
             raise SettingError(str(error.cause)) from None
-        raise cause_of(error, 0) from None
+        raise failure_of(error, 0) from None

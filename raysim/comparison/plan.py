@@ -120,11 +120,24 @@ def plan(settings: ComparisonSettings) -> Comparison:
         if name.partition(".")[0] != "method":
             config_file.set_value(shared, name, value)
     base = config_file.validated(shared, ExperimentSettings)
+    _check_executor(base.executor)
     runs = []
     for entry in settings.methods:
         first = _settings_of(entry, settings, shared, base)
         runs += [Run(entry, seed, first.model_copy(update={"seed": seed})) for seed in settings.seeds]
     return Comparison(settings, base, tuple(runs))
+
+
+def _check_executor(executor: ExecutorSettings) -> None:
+    """Refuse what has no effect where every run is played in one process."""
+    if executor.num_actors == "clients":
+        raise SettingError(
+            "executor.num_actors='clients' is not allowed in a comparison; allowed: how many runs to play at a time"
+        )
+    if executor.client_timeout_s is not None:
+        raise SettingError(
+            f"executor.client_timeout_s={executor.client_timeout_s:g} has no effect in a comparison; allowed: null"
+        )
 
 
 def _settings_of(

@@ -62,7 +62,8 @@ def outcomes(comparison: Comparison, digests: dict[str, str]) -> Iterator[tuple[
         return
     from raysim.actors.tasks import run_tasks  # takes seconds to import, and is needed only here
 
-    for place, outcome in run_tasks(play, scenarios, executor.num_actors, executor.address):
+    at_once = executor.num_actors if isinstance(executor.num_actors, int) else None
+    for place, outcome in run_tasks(play, scenarios, at_once, executor.address):
         yield place, Outcome(digests, 0, failure=str(outcome)) if isinstance(outcome, RunFailedError) else outcome
 
 

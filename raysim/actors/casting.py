@@ -1,0 +1,67 @@
+"""How many client actors a cluster has room for, and how they are started."""
+
+from math import ceil, floor
+from typing import Any, Literal
+
+import ray
+
+from raysim.actors.cast import CastRules
+from raysim.actors.connection import num_workers
+from raysim.errors import SettingError
+
+ACTOR_BYTES = 600_000_000
+"""Memory of a client actor that has imported PyTorch and trained a small model."""
+
+
+def rules(
+    num_actors: int | Literal["clients"] | None, num_clients: int, client_timeout_s: float | None
+) -> tuple[CastRules, int]:
+    """Return how client actors are started, and how many.
+
+    Raises:
+        SettingError: If the cluster has no room for them.
+    """
+    if num_actors != "clients":
+        return CastRules(num_actors, client_timeout_s=client_timeout_s), num_workers(num_actors)
+    per_cpu, cpus = actors_per_cpu(num_clients)
+    share = floor(10_000 / per_cpu) / 10_000  # Ray counts in ten-thousandths
+    found = CastRules(
+        num_clients, own_clients=True, num_cpus=share, memory_bytes=ACTOR_BYTES, at_once=cpus,
+        client_timeout_s=client_timeout_s,
+    )  # fmt: skip
+    return found, num_clients
+
+
+def start(rules: CastRules, count: int, actors: list[Any]) -> None:
+    """Start client actors and add them to a list; those that share CPUs not all at once."""
+    starting: list[Any] = []
+    for _ in range(count):
+        if rules.at_once is not None and len(starting) >= rules.at_once:
+            starting = ray.wait(starting)[1]
+        actors.append(rules.start())
+        starting.append(actors[-1].process_id.remote())
+
+
+def actors_per_cpu(num_clients: int) -> tuple[int, int]:
+    """Return how many actors share a CPU if each client has one, and the cluster's CPUs.
+
+    Raises:
+        SettingError: If the machines have too little memory.
+    """
+    machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]  # type: ignore[no-untyped-call]
+    machines = [machine for machine in machines if machine.get("CPU", 0) >= 1]
+    cpus = [int(machine["CPU"]) for machine in machines]
+    room = [int(machine.get("memory", 0) // ACTOR_BYTES) for machine in machines]
+    if sum(room) < num_clients:
+        available = sum(machine.get("memory", 0) for machine in machines) / 1e9
+        raise SettingError(
+            f"executor.num_actors='clients' needs {num_clients * ACTOR_BYTES / 1e9:.1f} GB for population.clients="
+            f"{num_clients} actors of {ACTOR_BYTES / 1e6:.0f} MB; the cluster has {available:.1f} GB, room for "
+            f"{sum(room)}; allowed: that many clients, or a number of actors"
+        )
+    fewest = ceil(num_clients / sum(cpus))
+    fits = (
+        per_cpu for per_cpu in range(fewest, num_clients + 1)
+        if sum(min(per_cpu * cpu, there) for cpu, there in zip(cpus, room, strict=True)) >= num_clients
+    )  # fmt: skip
+    return next(fits), sum(cpus)
