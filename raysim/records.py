@@ -17,6 +17,9 @@ from raysim.place import Place
 from raysim.places import Given
 from raysim.types import Columns, RoundReport
 
+MEASURED = ("timestamp_ms", "wall_s", "driver_bytes", "clock/wall_s")
+"""What a round's record tells of this world, and not of the simulated one; no two runs agree in it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Logged:
