@@ -2,9 +2,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 CONFIG ?= jobs/configs/digits.yaml
+HOST ?= 127.0.0.1
 STORE ?= sqlite:///runs/mlflow.db
 
-.PHONY: .venv-by-virtualenv run test test-fast lint format schema ui bench compare clean
+.PHONY: .venv-by-virtualenv run test test-fast test-cluster lint format schema ui bench compare clean
 
 run: $(READY)
 	$(BIN)/raysim run $(CONFIG) $(ARGS)
@@ -14,6 +15,11 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not ray" $(ARGS)
+
+# Needs root, and Debian's openssh-server, rsync and iproute2; says what is missing and skips without them.
+test-cluster: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt hatchling editables
+	$(BIN)/python -m pytest -m cluster $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -28,7 +34,7 @@ schema: $(READY)
 	$(BIN)/raysim schema > jobs/configs/schema.json
 
 ui: $(READY)
-	$(BIN)/mlflow ui --backend-store-uri $(STORE)
+	$(BIN)/mlflow ui --host $(HOST) --backend-store-uri $(STORE)
 
 bench: $(READY)
 	$(BIN)/python jobs/bench_training.py $(ARGS)

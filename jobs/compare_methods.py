@@ -11,6 +11,7 @@ from rich.console import Console
 
 from raysim import cli
 from raysim.comparison import plan
+from raysim.job_place import default_folder
 
 if TYPE_CHECKING:
     from raysim.comparison.record import Record
@@ -35,7 +36,7 @@ def compare(
 
     from raysim.comparison import record, run  # MLflow takes seconds to import, and bad input is refused before
 
-    folder = output or Path("runs") / f"{comparison.base.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = output or default_folder() / f"{comparison.base.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
     kept = record.open_record(comparison, folder.absolute())
     try:
         run.run(kept)

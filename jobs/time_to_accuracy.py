@@ -11,6 +11,7 @@ from raysim import cli, config_file, files
 from raysim.config_data import Settings, Share
 from raysim.console import say
 from raysim.errors import SettingError
+from raysim.job_place import default_folder
 
 if TYPE_CHECKING:
     from raysim.comparison.curves import Curve
@@ -41,7 +42,7 @@ class TimeToAccuracySettings(Settings):
 def time_to_accuracy(config: Path, overrides: tuple[str, ...], output: Path | None, draw_only: bool) -> None:
     """Run the comparison in the file CONFIG in each of its clock modes and draw what accuracy costs."""
     settings = config_file.validated(config_file.read_yaml(config), TimeToAccuracySettings)
-    folder = (output or Path("runs") / f"time-to-accuracy-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    folder = (output or default_folder() / f"time-to-accuracy-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
     comparison = config.parent / settings.comparison
     curves = {
         mode: curves_of(folder / mode, comparison, (*_as_overrides(changes), *overrides), draw_only)

@@ -43,6 +43,7 @@ def save(state: ServerState, folder: Given, keep: int) -> Place:
         "format": FORMAT,
         "round": state.round,
         "totals": asdict(state.totals),
+        "pack_size": state.pack_size,
         "clients": _references(state),
         "limited_by": work_storage.reasons_of(state.in_flight),
         "tensors_sha256": arrays.digest(tensors),
@@ -173,6 +174,7 @@ def _state_of(content: Mapping[str, Any], tensors: Params, clients: Place) -> Se
         history={name: column.numpy() for name, column in _under("history/", tensors).items()},
         in_flight=works,
         versions={work.cohort.round: _under(f"version/{work.cohort.round}/", tensors) for work in works},
+        pack_size=content["pack_size"],
     )
 
 

@@ -23,7 +23,7 @@ from raysim.errors import RunFailedError, SettingError, TrackingLostError
 from raysim.place import Place
 
 BAD_INPUT, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
-LAST_CHECKPOINT = "the rounds up to the last checkpoint are kept"
+LAST_CHECKPOINT = "the rounds up to the last checkpoint are kept, and `raysim resume` goes on from there"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -125,6 +125,8 @@ def _run(settings: ExperimentSettings, output: str | None, as_json: bool) -> Non
         output or job_place.default_folder() / f"{settings.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
     )
     simulation.check_names(settings)
+    if output is None and job_place.in_job():
+        console.say(f"a job's own folder is deleted with it: the run's files go to {folder}")
 
     def prepare() -> Any:
         from raysim import experiment  # in a thread of its own: MLflow imports while Ray starts
@@ -183,7 +185,7 @@ def _runner(settings: ExperimentSettings | None, folder: Place) -> Any:
         executor = settings.executor
         return RayRunner(
             executor.num_actors, executor.address, settings.population.clients, executor.client_timeout_s,
-            on_this_node=folder.path is not None,
+            on_this_node=folder.path is not None, dashboard_host=executor.dashboard_host,
         )  # fmt: skip
     from raysim.simulation import InProcessRunner
 
@@ -375,7 +377,7 @@ def main(arguments: list[str] | None = None, command: click.Command = cli, kept:
         error.show()
         code = error.exit_code
     except RunFailedError as error:
-        console.say(f"{error.details}raysim: the run failed: {error}")
+        console.say(f"{error.details}raysim: the run failed: {error}; {kept}")
         code = FAILED
     except TrackingLostError as error:
         console.say(f"raysim: {error}")

@@ -146,6 +146,10 @@ class DiagnosticsSettings(Settings):
     """Rounds between two diagnoses, at least 1; null = never. They cost time, and change nothing."""
 
 
+ONLY_ON_RAY = ("num_actors", "client_timeout_s", "address", "dashboard_host")
+"""Settings of the executor without effect in this process."""
+
+
 class ExecutorSettings(Settings):
     """Where clients are trained; never what comes out."""
 
@@ -159,6 +163,8 @@ class ExecutorSettings(Settings):
     ends the run; null = no limit. Only for `kind: ray`."""
     address: str | None = None
     """Address of a running Ray cluster; null = RAY_ADDRESS if set, else a local Ray of our own."""
+    dashboard_host: str | None = None
+    """Where the dashboard of a local Ray listens, `127.0.0.1` for this machine alone; null = no dashboard."""
 
 
 class TrackingSettings(Settings):
@@ -227,7 +233,7 @@ class ExperimentSettings(Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         self._check_cohort()
-        for name in ("num_actors", "client_timeout_s", "address") if self.executor.kind == "in-process" else ():
+        for name in ONLY_ON_RAY if self.executor.kind == "in-process" else ():
             if getattr(self.executor, name):
                 raise ValueError(
                     f"executor.{name}={getattr(self.executor, name)!r} has no effect with "

@@ -95,6 +95,7 @@ def prepare(settings: ExperimentSettings, folder: Given) -> Experiment:
     check_folder(place)
     scenario = simulation.build(settings)
     make_folder(place)
+    settings = simulation.resolved(settings, scenario)
     return Experiment(settings, place, scenario, MlflowTracker(uri, settings.experiment, beside=str(place.parent)))
 
 
@@ -180,11 +181,15 @@ def begin(experiment: Experiment) -> RoundLog:
     """Write down what is about to run, and create its MLflow run or go on with it; return what logs its rounds."""
     folder, tracker = experiment.folder, experiment.tracker
     with _as_setting(folder, "cannot be written"):
-        (folder / "config.yaml").write_text(config_file.to_yaml(experiment.settings))
+        if not (folder / "config.yaml").is_file():
+            (folder / "config.yaml").write_text(config_file.to_yaml(experiment.settings))
+    digests = digests_of(experiment.scenario)
     if tracker.run_id:
         tracker.reopen()
     else:
-        describe(experiment)
+        create_run(experiment, digests)
+    if not (folder / "run.json").is_file():
+        (folder / "run.json").write_text(json.dumps(description(experiment, digests), indent=2))
     plan, devices = experiment.scenario.workload.plan, experiment.scenario.workload.population.devices
     written = [
         folder / "config.yaml",
@@ -200,28 +205,31 @@ def begin(experiment: Experiment) -> RoundLog:
     return log
 
 
-def describe(experiment: Experiment) -> None:
-    """Create the MLflow run, and tell which one it is in run.json."""
-    settings, tracker = experiment.settings, experiment.tracker
-    workload, digests = experiment.scenario.workload, digests_of(experiment.scenario)
+def create_run(experiment: Experiment, digests: Mapping[str, str]) -> None:
+    """Create the MLflow run and tell it what is about to run."""
+    settings, workload = experiment.settings, experiment.scenario.workload
     tags = {"method": settings.method.name, "data": settings.data.name, "model": settings.model.name}
     name = f"{settings.method.name} {settings.data.name} seed {settings.seed}"
     leftover = population.leftover_rows(workload.population, len(workload.data.train_labels))
     if leftover is not None:
         tags["leftover_rows"] = str(leftover)
-    run_id = tracker.start(name, config_file.flatten(settings), tags | environment(), digests)
-    content = {
-        "run_id": run_id,
+    experiment.tracker.start(name, config_file.flatten(settings), tags | environment(), digests)
+
+
+def description(experiment: Experiment, digests: Mapping[str, str]) -> dict[str, Any]:
+    """Return what run.json tells: which run it is, and what its bits depend on beyond config.yaml."""
+    tracker, workload = experiment.tracker, experiment.scenario.workload
+    return {
+        "run_id": tracker.run_id,
         "tracking_uri": tracker.uri,
         "experiment_id": tracker.experiment_id,
         "output_dir": str(experiment.folder),
         **{f"{what}_sha256": digest for what, digest in digests.items()},
-        "config_sha256": config_file.digest(settings),
-        "leftover_rows": leftover,
+        "config_sha256": config_file.digest(experiment.settings),
+        "leftover_rows": population.leftover_rows(workload.population, len(workload.data.train_labels)),
         "environment": environment(),
         "finished": False,
     }
-    (experiment.folder / "run.json").write_text(json.dumps(content, indent=2))
 
 
 def digests_of(scenario: Scenario) -> dict[str, str]:

@@ -17,6 +17,9 @@ from raysim.place import Place
 from raysim.places import Given
 from raysim.types import Columns, RoundReport
 
+MEASURED = ("timestamp_ms", "wall_s", "driver_bytes", "clock/wall_s")
+"""What a round's record tells of this world, and not of the simulated one; no two runs agree in it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Logged:
@@ -94,6 +97,7 @@ def round_columns(report: RoundReport) -> Columns:
         "round": report.round,
         "timestamp_ms": report.timestamp_ms,
         "wall_s": report.wall_s,
+        "driver_bytes": report.driver_bytes,
         "round_s": report.round_s,
         "simulated_s": totals.simulated_s,
         "bytes": totals.down_bytes + totals.up_bytes,

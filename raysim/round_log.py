@@ -10,7 +10,7 @@ from raysim.records import Logged
 
 METRICS_PER_CALL = 1000
 COLLECT_S = 2.0
-"""Seconds between two calls, so that rounds share them: a call costs MLflow about as much as 200 metrics."""
+"""Seconds between two calls, so that quick rounds share what each costs MLflow besides its metrics."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 """Pause after a first call that failed, doubled from call to call, and where that ends."""
 

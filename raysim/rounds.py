@@ -80,7 +80,7 @@ def group_of(scenario: Scenario, state: ServerState, work: Work) -> tuple[Tasks,
     extra = methods.extra(scenario.method, view)
     start = Broadcast(work.cohort.round, version_of(state, work.cohort.round), scenario.method.rules, extra)
     tasks = tasks_for(scenario, work.cohort, work.masks, work.load, state.clients)
-    return packed(tasks, work.cohort.examples, scenario.workload.local.batch_size, scenario.pack_size), start
+    return packed(tasks, work.cohort.examples, scenario.workload.local.batch_size, state.pack_size), start
 
 
 def version_of(state: ServerState, round: int) -> Params:
@@ -171,6 +171,7 @@ def moved_on(
         history=remember(scenario, state, plan, clients),
         in_flight=plan.in_flight,
         versions={work.cohort.round: version_of(state, work.cohort.round) for work in plan.in_flight},
+        pack_size=state.pack_size,
     )  # fmt: skip
 
 
@@ -283,4 +284,4 @@ def initial_state(scenario: Scenario) -> ServerState:
     """Return the state before round 1: the model as it was built."""
     params = {key: tensor.detach().clone() for key, tensor in scenario.workload.model.state_dict().items()}
     history = selection.initial_history(scenario.selection, len(scenario.workload.population))
-    return ServerState(round=0, params=params, history=history)
+    return ServerState(round=0, params=params, history=history, pack_size=scenario.pack_size)

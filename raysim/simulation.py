@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch import nn
 
@@ -165,6 +166,12 @@ def _pack_size(settings: ExperimentSettings, method: Method, workload: Workload)
             "allowed: auto, 1"
         )
     return 1
+
+
+def resolved(settings: ExperimentSettings, scenario: Scenario) -> ExperimentSettings:
+    """Return settings with what was left to a rule and decides bits filled in: clients of a pack."""
+    training = settings.training.model_copy(update={"pack": scenario.pack_size})
+    return settings.model_copy(update={"training": training})
 
 
 def clock_rules(settings: ExperimentSettings) -> ClockRules:
@@ -334,7 +341,10 @@ def play(
 
 def stamped(report: RoundReport, wall_s: float, is_saved: bool) -> RoundReport:
     """Return a report that tells when its round ended; from here on nothing of it changes."""
-    return replace(report, wall_s=wall_s, timestamp_ms=int(time.time() * 1000), is_saved=is_saved)
+    driver_bytes = psutil.Process().memory_info().rss
+    return replace(
+        report, wall_s=wall_s, timestamp_ms=int(time.time() * 1000), is_saved=is_saved, driver_bytes=driver_bytes
+    )
 
 
 def is_due(scenario: Scenario, state: ServerState, storage: Storage) -> bool:

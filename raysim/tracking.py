@@ -20,6 +20,7 @@ from raysim.records import Logged
 from raysim.types import RoundReport
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow
 from mlflow.entities import Dataset, DatasetInput, Metric, Param
@@ -69,7 +70,7 @@ class MlflowTracker:
         Raises:
             SettingError: If the store cannot be opened.
         """
-        for noisy in ("mlflow", "alembic"):
+        for noisy in ("mlflow", "alembic", "urllib3.connectionpool"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
         self.uri = uri
         self._file = _sqlite_file(uri)

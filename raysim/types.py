@@ -448,6 +448,7 @@ class ServerState:
         history: What is remembered of every client, `(clients,)` each: what is left in batteries, last losses.
         in_flight: Work that goes on between asynchronous rounds, one for each version of the model.
         versions: Parameters and buffers it started from, by the round in which it did.
+        pack_size: Clients that are trained together at most, since it decides the last bits.
     """
 
     round: int
@@ -458,6 +459,7 @@ class ServerState:
     history: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     in_flight: "tuple[Work, ...]" = ()
     versions: Mapping[int, Params] = field(default_factory=dict)
+    pack_size: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -475,7 +477,8 @@ class RoundReport:
     """All a tracker sees of a round.
 
     `clients` has one row per cohort member, `diagnostics` what was diagnosed by name, `incidents` what went wrong
-    where clients are trained and was made good. `is_saved` tells whether a checkpoint covers it.
+    where clients are trained and was made good. `is_saved` tells whether a checkpoint covers it,
+    `driver_bytes` the memory of the process that ran the round.
     """
 
     round: int
@@ -492,6 +495,7 @@ class RoundReport:
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     is_asynchronous: bool = False
     is_saved: bool = False
+    driver_bytes: int = 0
     incidents: tuple[str, ...] = ()
 
 

@@ -351,7 +351,7 @@ def test_a_run_that_diverges_later_keeps_the_rounds_before(store, tmp_path):
     round = int(message.split("round ")[1].split(",")[0])
     assert 1 < round <= 30
     saved = checkpoint.saved_in(failed.folder / "checkpoints")
-    assert saved[-1].name == f"round_{round - 1:06d}"
+    assert saved[-1].name == f"round_{round - 1:06d}.safetensors"
     assert checkpoint.load(saved[-1]).round == round - 1
     assert set(pq.read_table(failed.folder / "clients.parquet")["round"].to_pylist()) == set(range(1, round))
     assert mlflow_run(store, failed.folder).info.status == "FAILED"

@@ -31,5 +31,16 @@ def test_addresses_are_examples(cluster):
 def test_nodes_get_the_pinned_versions_and_no_leftovers(cluster):
     assert any("--constraint constraints.txt" in command for command in cluster["setup_commands"])
     assert {".venv", "runs", ".git"} <= {pattern.strip("/") for pattern in cluster["rsync_exclude"]}
-    (synced,) = cluster["file_mounts"]
+    synced = next(there for there, here in cluster["file_mounts"].items() if here == ".")
     assert any(f"cd {synced}" in command for command in cluster["setup_commands"])
+
+
+def test_nothing_starts_without_the_token(cluster):
+    token = "~/.ray/auth_token"
+    assert cluster["file_mounts"][token] == token
+    assert any(f"chmod 600 {token}" in command for command in cluster["setup_commands"])
+    for kind in ("head", "worker"):
+        start = cluster[f"{kind}_start_ray_commands"][-1]
+        assert "export RAY_AUTH_MODE=token" in start
+        assert start.index("RAY_AUTH_MODE") < start.index("ray start")
+    assert "--dashboard-host=127.0.0.1" in cluster["head_start_ray_commands"][-1]

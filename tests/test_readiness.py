@@ -153,7 +153,7 @@ def test_the_data_set_reaches_a_machine_once(local_ray) -> None:
     actors = [ray.remote(num_cpus=1)(Probe).remote() for _ in range(3)]
     before = ray.get([actor.private_mb.remote() for actor in actors])
     reference = ray.put(scenario)
-    ray.get([actor.load.remote([reference]) for actor in actors])
+    ray.get([actor.prepare.remote([reference]) for actor in actors])
     after = ray.get([actor.private_mb.remote() for actor in actors])
     assert max(np.subtract(after, before)) < 20
     for actor in actors:

@@ -1,6 +1,7 @@
 """A run that is stopped anywhere and resumed: the same bits, clock, records and curves as one that was not."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from clocked import FRAIL, MODES, QUICK
-from conftest import settings_of
+from conftest import settings_of, tiny_settings
 from mlflow.tracking import MlflowClient
 from test_cli import left_with, termination_handler  # noqa: F401
 
-from raysim import experiment, resuming, simulation
-from raysim.errors import RunFailedError
+from raysim import checkpoint, experiment, places, records, resuming, simulation
+from raysim.errors import RunFailedError, SettingError
 
 MEASURED = {"wall_s", "run_id", "output_dir", "tracking_uri", "experiment_id"}
 MEASURED_METRIC = "clock/wall_s"
@@ -71,13 +72,9 @@ def assert_same_run(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     }
     tables = [pq.read_table(Path(summary["output_dir"]) / "clients.parquet") for summary in (ours, theirs)]
     assert tables[0].equals(tables[1])
-    rounds = [
-        pq.read_table(Path(summary["output_dir"]) / "rounds.parquet").drop_columns(
-            ["timestamp_ms", "wall_s", MEASURED_METRIC]
-        )
-        for summary in (ours, theirs)
-    ]
-    assert rounds[0].equals(rounds[1])
+    tables = [pq.read_table(Path(summary["output_dir"]) / "rounds.parquet") for summary in (ours, theirs)]
+    computed = [table.drop_columns(list(records.MEASURED)) for table in tables]
+    assert computed[0].equals(computed[1])
     assert curves(ours) == curves(theirs)
 
 
@@ -109,3 +106,123 @@ def test_a_stopped_run_goes_on_to_the_same_bits(case: str, tmp_path: Path) -> No
     assert summary["run_id"] == run_id
     assert_same_run(summary, whole)
     assert resuming.find(str(tmp_path / "out")).summary == summary
+
+
+FOUR = ("rounds=4", "data.max_train_examples=150", "evaluation.max_examples=50")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"tracking.uri=sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, store: str) -> dict[str, Any]:
+    return played(tmp_path_factory.mktemp("whole") / "out", tiny_settings(*FOUR, store))
+
+
+@pytest.fixture
+def stopped(store: str, tmp_path: Path) -> Path:
+    with pytest.raises(RunFailedError):
+        played(tmp_path / "out", tiny_settings(*FOUR, store), Stopping(1))
+    return tmp_path / "out"
+
+
+def test_a_torn_checkpoint_falls_back_to_the_one_before(stopped: Path, whole, capsys) -> None:
+    newest = checkpoint.saved_in(stopped / "checkpoints")[-1]
+    assert checkpoint.round_of(newest) == 2
+    newest.write_bytes(newest.read()[:-7])
+    assert_same_run(resumed(stopped), whole)
+    told = capsys.readouterr().err
+    assert "passing over the checkpoint of round 2" in told
+    assert "going on after round 1 of 4" in told
+
+
+def test_a_checkpoint_that_mlflow_knows_but_is_torn_leaves_no_point_twice(store: str, tmp_path: Path, whole) -> None:
+    with pytest.raises(RunFailedError):
+        played(tmp_path / "out", tiny_settings(*FOUR, store), Stopping(3))
+    newest = checkpoint.saved_in(tmp_path / "out" / "checkpoints")
+    for torn in newest:
+        torn.remove()
+    assert_same_run(resumed(tmp_path / "out"), whole)
+
+
+def test_a_run_is_resumed_by_its_id_even_if_its_files_are_lost(
+    stopped: Path, whole, store: str, monkeypatch, tmp_path, capsys
+) -> None:
+    run_id = json.loads((stopped / "run.json").read_text())["run_id"]
+    uri = store.removeprefix("tracking.uri=")
+    found = resuming.find(run_id, uri)
+    assert (found.folder.path, found.noted["run_id"]) == (stopped, run_id)
+    shutil.rmtree(stopped)
+    monkeypatch.chdir(tmp_path)
+    summary = resumed(run_id, uri=uri)
+    assert "cannot be reached: starting at round 1, new files in" in capsys.readouterr().err
+    assert summary["run_id"] == run_id
+    assert Path(summary["output_dir"]).parent == tmp_path / "runs"
+    assert_same_run(summary, whole)
+    shutil.rmtree(tmp_path / "runs")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert resuming.find(run_id).summary == summary
+    assert resuming.find(run_id).is_finished
+
+
+def test_a_finished_run_is_told_again_and_nothing_is_written(whole, capsys) -> None:
+    folder = Path(whole["output_dir"])
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    for run in (str(folder), f"file://{folder}", whole["run_id"]):
+        assert left_with("resume", run, "--json", "--tracking-uri", whole["tracking_uri"]) == 0
+        assert capsys.readouterr().out == json.dumps(whole) + "\n"
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
+
+
+def test_what_a_run_is_cannot_be_changed_but_where_it_runs(stopped: Path, capsys) -> None:
+    assert left_with("resume", str(stopped), "--set", "rounds=9") == 2
+    assert "raysim: --set 'rounds=9' is not allowed for a run that goes on" in capsys.readouterr().err
+    assert left_with("resume", str(stopped), "--set", "executor.kind=rai") == 2
+    assert "executor.kind='rai' is not allowed" in capsys.readouterr().err
+    assert resuming.find(str(stopped), None, ["executor.kind=ray"]).settings.executor.kind == "ray"
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ("none", "RUN='none' is neither a folder nor the id of a run in MLflow"),
+        ("0" * 32, "RUN='00000000000000000000000000000000' cannot be read from tracking.uri="),
+        (".", "RUN='.' holds no run: config.yaml is missing"),
+        ("bad://bucket/run", "'bad://bucket/run' is not allowed: "),
+        ("s3://key:hidden@bucket/run", "'s3://key:...@bucket/run' is not allowed, since URIs are written down"),
+    ],
+)
+def test_a_run_that_is_not_there_is_refused(run: str, message: str, whole, capsys, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert left_with("resume", run, "--tracking-uri", whole["tracking_uri"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"raysim: {message}")
+    assert "hidden" not in told
+
+
+def test_what_differs_from_before_is_said(stopped: Path, capsys) -> None:
+    noted = json.loads((stopped / "run.json").read_text())
+    noted["environment"]["version.torch"] = "0.4.1"
+    (stopped / "run.json").write_text(json.dumps(noted))
+    config = stopped / "config.yaml"
+    config.write_text(config.read_text().replace("rounds: 4", "rounds: 5"))
+    resuming.warn_of_changes(resuming.find(str(stopped)))
+    told = capsys.readouterr().err
+    assert "warning: the result may differ" in told
+    assert "version.torch was 0.4.1, is " in told
+    assert "config.yaml has been edited" in told
+
+
+def test_a_run_on_other_data_is_refused(stopped: Path) -> None:
+    noted = json.loads((stopped / "run.json").read_text())
+    (stopped / "run.json").write_text(json.dumps(noted | {"partition_sha256": "0"}))
+    with pytest.raises(SettingError, match="its partition has changed since it began"):
+        resuming.prepare(resuming.find(str(stopped)))
+
+
+def test_a_run_that_is_going_on_is_not_resumed(stopped: Path) -> None:
+    with experiment.held(places.at(stopped)), pytest.raises(SettingError, match="is in use: its run is going on"):
+        resumed(stopped)
+    assert resumed(stopped)["rounds"] == 4

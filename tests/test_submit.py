@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from conftest import CONFIGS, ROOT
 from heads import RAY, Head, environment, head
 
 from raysim import job_package
+from raysim.cli import submit
 from raysim.errors import SettingError
 
 SMALL = (
@@ -144,7 +146,7 @@ def test_who_has_no_token_or_another_is_turned_away(guarded, tmp_path) -> None:
     arguments = ["submit", str(CONFIGS / "digits.yaml"), *SET, "--address", guarded.dashboard]
     without = raysim(arguments, environment(tmp_path), tmp_path)
     assert without.returncode == 2
-    assert "Missing authentication token; a cluster with a token wants it in RAY_AUTH_TOKEN" in without.stderr
+    assert "Missing authentication token; Ray looks for it in RAY_AUTH_TOKEN" in without.stderr
     other = "0123456789abcdef" * 4
     wrong = raysim(arguments, environment(tmp_path) | {"RAY_AUTH_TOKEN": other}, tmp_path)
     assert wrong.returncode == 2
@@ -155,7 +157,9 @@ def test_who_has_no_token_or_another_is_turned_away(guarded, tmp_path) -> None:
         environment(tmp_path), tmp_path,
     )  # fmt: skip
     assert joined.returncode == 2
-    assert "RAY_AUTH_TOKEN" in joined.stderr
+    assert (
+        f"executor.address='{guarded.address}' asks for a token: Ray looks for it in RAY_AUTH_TOKEN" in joined.stderr
+    )
     here = raysim(
         ["run", str(CONFIGS / "digits.yaml"), *SET, "--set", f"executor.address={guarded.address}"],
         guarded.environment(), tmp_path,
@@ -193,6 +197,12 @@ def test_an_address_that_is_none_or_does_not_answer_is_refused_in_one_line(tmp_p
     wrong = raysim(["submit", config, "--set", "rounds=0", "--address", "http://127.0.0.1:1"], environment(tmp_path),
                    tmp_path)  # fmt: skip
     assert (wrong.returncode, "rounds=0 is not allowed" in wrong.stderr) == (2, True)
+
+
+def test_the_page_tells_every_option_of_submit() -> None:
+    page = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
+    options = {option for each in submit.params for option in each.opts if option.startswith("--")} - {"--address"}
+    assert set(re.findall(r"^\| `(--[a-z-]+)", page, re.MULTILINE)) == options
 
 
 def test_what_ignore_files_name_stays_behind(tmp_path) -> None:

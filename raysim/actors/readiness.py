@@ -30,11 +30,12 @@ def presence() -> Presence:
     return Presence(socket.gethostname(), {name: version(name) for name in SAME_EVERYWHERE})
 
 
-def wait_for(actors: Sequence[Any], address: str | None) -> list[Presence]:
+def wait_for(actors: Sequence[Any], num_cpus: float, address: str | None) -> list[Presence]:
     """Wait until all client actors are up; what is waited for is said after ten seconds, and then once a minute.
 
     Args:
         actors: Handles of actors with a method `presence`.
+        num_cpus: CPUs that each takes.
         address: The cluster's address; none = a local Ray of our own.
 
     Raises:
@@ -46,7 +47,7 @@ def wait_for(actors: Sequence[Any], address: str | None) -> list[Presence]:
         _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=patience_s)
         if not waiting:
             break
-        say(_shortage(len(waiting), len(asked)))
+        say(_shortage(len(waiting), len(asked), num_cpus))
         patience_s = SAID_AGAIN_S
     try:
         present = ray.get(asked)
@@ -63,10 +64,10 @@ def wait_for(actors: Sequence[Any], address: str | None) -> list[Presence]:
     return present
 
 
-def _shortage(missing: int, asked: int) -> str:
+def _shortage(missing: int, asked: int, num_cpus: float) -> str:
     there, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
     return (
-        f"waiting for {missing} of {asked} client actors of 1 CPU each: "
+        f"waiting for {missing} of {asked} client actors of {num_cpus:g} CPU each: "
         f"the cluster has {there.get('CPU', 0):g} CPUs, {free.get('CPU', 0):g} free"
     )
 

@@ -34,6 +34,7 @@ class RayRunner:
     def __init__(
         self, num_actors: int | Literal["clients"] | None, address: str | None, num_clients: int = 0,
         client_timeout_s: float | None = None, on_this_node: bool = True,
+        dashboard_host: str | None = None,
     ) -> None:  # fmt: skip
         """Take down what to start, and where.
 
@@ -43,10 +44,12 @@ class RayRunner:
             num_clients: Registered clients.
             client_timeout_s: Seconds after which a client's training is taken to hang; none = never.
             on_this_node: Whether the run's files are on this machine, so that they have to be written from here.
+            dashboard_host: Where the dashboard of a local Ray listens; none = no dashboard.
         """
         self._num_actors, self._num_clients, self._client_timeout_s = num_actors, num_clients, client_timeout_s
         self._address = address or os.environ.get("RAY_ADDRESS")
         self._on_this_node = on_this_node
+        self._dashboard_host = dashboard_host
         self._owns_ray = False
         self._driver: Any = None
         self._actors: list[Any] = []
@@ -73,7 +76,8 @@ class RayRunner:
     def _start(self) -> None:
         if not ray.is_initialized():
             self._owns_ray = True
-            connect(self._num_actors if isinstance(self._num_actors, int) else None, self._address)
+            num_cpus = self._num_actors if isinstance(self._num_actors, int) else None
+            connect(num_cpus, self._address, self._dashboard_host)
         self._driver = self._new_driver()
         self._rules, count = casting.rules(self._num_actors, self._num_clients, self._client_timeout_s)
         casting.start(self._rules, count, self._actors)
@@ -93,7 +97,7 @@ class RayRunner:
             SettingError: If an actor cannot start, has other versions, or loads other data.
         """
         if not self._are_up:  # what is lost later is the executor's to replace
-            wait_for(self._actors, self._address)
+            wait_for(self._actors, self._rules.num_cpus, self._address)
             self._are_up = True
         let_modules_travel()
         data = scenario.workload.data
@@ -102,12 +106,13 @@ class RayRunner:
         if data.on_nodes is not None:
             _load_everywhere(self._actors, self._reference)
 
-    def executor(self, scenario: Scenario) -> RayExecutor:
-        """Return what spreads work over the actors, for rounds that are run in this process."""
+    def executor(self, scenario: Scenario, num_actors: int | None = None) -> RayExecutor:
+        """Return what spreads work over the actors, or over some of them, for rounds that are run in this process."""
         self.make_ready(scenario)
         if self._reference is None:
             raise RuntimeError("the scenario has not been put")
-        return RayExecutor(self._actors, self._rules, self._reference)
+        rules = self._rules if num_actors is None else replace(self._rules, num_actors=num_actors)
+        return RayExecutor(self._actors[:num_actors], rules, self._reference)
 
     def run(self, scenario: Scenario, storage: Storage, start: Start = FIRST) -> Iterator[RoundReport]:
         """Yield the report of each round that is left; a driver actor that is lost is replaced a few times.

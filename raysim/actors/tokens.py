@@ -7,9 +7,11 @@ import grpc
 from ray._raylet import Config  # type: ignore[attr-defined]
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
+from raysim.errors import SettingError
+
 TOKEN_FILE = Path(".ray") / "auth_token"
 """Where Ray keeps its token, under the user's home."""
-WAY_IN = "a cluster with a token wants it in RAY_AUTH_TOKEN, in the file RAY_AUTH_TOKEN_PATH, or in ~/.ray/auth_token"
+WAY_IN = "Ray looks for it in RAY_AUTH_TOKEN, in the file RAY_AUTH_TOKEN_PATH, or in ~/.ray/auth_token"
 PATIENCE_S = 10.0
 
 
@@ -24,9 +26,15 @@ def use_one_where_asked(address: str) -> None:
     """Have Ray send the token to a cluster that asks for one; by itself it sends none to an address that is named.
 
     To a cluster without tokens none may be sent: its actors could not answer a process that wants one of them.
+
+    Raises:
+        SettingError: If it asks for one, and there is none.
     """
-    if os.environ.get("RAY_AUTH_MODE") is None and _is_at_hand() and _is_asked(address):
-        use_one()
+    if os.environ.get("RAY_AUTH_MODE") is not None or not _is_asked(address):
+        return
+    if not _is_at_hand():
+        raise SettingError(f"executor.address={address!r} asks for a token: {WAY_IN}")
+    use_one()
 
 
 def _is_at_hand() -> bool:
@@ -36,6 +44,8 @@ def _is_at_hand() -> bool:
 
 
 def _is_asked(address: str) -> bool:
+    if "://" in address or ":" not in address:
+        return False  # Ray's own names, as auto
     with grpc.insecure_channel(address) as channel:
         service = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)  # type: ignore[no-untyped-call]
         try:

@@ -5,7 +5,6 @@ Usage: python ray_up.py FOLDER, in namespaces of its own (see hosts.in_namespace
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -27,10 +26,7 @@ DASHBOARD = "http://127.0.0.1:8265"
 
 
 def main(folder: Path) -> None:
-    hosts.run("mount", "--make-rprivate", "/")
-    Path("/tmp/ray").mkdir(exist_ok=True)
-    hosts.run("mount", "-t", "tmpfs", "tmpfs", "/tmp/ray")
-    hosts.run("mount", "-t", "tmpfs", "tmpfs", "/dev/shm")
+    hosts.keep_to_itself(folder)
     hosts.lay_bridge()
     key = folder / "key"
     hosts.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key))
@@ -40,19 +36,36 @@ def main(folder: Path) -> None:
     env = environment(folder / "launcher")
     token = make_token(env, folder / "launcher")
     say("ray up")
-    call([RAY, "up", "--yes", "--no-config-cache", str(cluster)], env)
+    told = call([RAY, "up", "--yes", "--no-config-cache", str(cluster)], env)
     say("waiting for the worker")
     wait_for_worker(cluster, env)
-    seen = {"while_up": [each.processes().count("raylet/raylet") for each in machines]}
+    seen: dict[str, object] = {"token_told": token in told}
+    seen["while_up"] = [count_rays(each) for each in machines]
     seen["token_modes"] = [oct((each.home / ".ray" / "auth_token").stat().st_mode & 0o777) for each in machines]
     seen["same_token"] = [(each.home / ".ray" / "auth_token").read_text().strip() == token for each in machines]
+    seen["status"] = call([RAY, "exec", str(cluster), "ray status"], env)
     say("a job")
     seen |= run_job(cluster, machines[0], env)
     seen["token_in_logs"] = [logs_with(token, each) for each in machines]
     say("ray down")
     call([RAY, "down", "--yes", str(cluster)], env)
-    seen["after_down"] = [each.processes().count("raylet/raylet") for each in machines]
+    seen["head_after_down"] = count_rays(machines[0])
+    seen["worker_ends_after_s"] = wait_for_end(machines[1])
     print(json.dumps(seen))
+
+
+def count_rays(machine: hosts.Machine) -> int:
+    return machine.processes().count("raylet/raylet ") + machine.processes().count("gcs/gcs_server ")
+
+
+def wait_for_end(machine: hosts.Machine) -> float:
+    """A worker stops by itself when its head has been away for a while."""
+    started = time.monotonic()
+    while count_rays(machine):
+        if time.monotonic() - started > 180:
+            sys.exit(f"Ray goes on after `ray down`: {machine.processes()}")
+        time.sleep(1)
+    return time.monotonic() - started
 
 
 def say(text: str) -> None:
@@ -143,9 +156,4 @@ def logs_with(token: str, machine: hosts.Machine) -> str:
 
 if __name__ == "__main__":
     os.environ["PATH"] += os.pathsep + "/usr/sbin" + os.pathsep + "/sbin"
-    try:
-        main(Path(sys.argv[1]))
-    finally:
-        for left in Path(sys.argv[1]).glob("*/sshd.log"):
-            print(left.read_text()[-500:], file=sys.stderr)
-        shutil.rmtree(Path(sys.argv[1]) / "launcher", ignore_errors=True)
+    main(Path(sys.argv[1]))

@@ -1,0 +1,121 @@
+"""The floor of the engine's benchmarks: as many plain PyTorch loops as cores, each in a process of its own."""
+
+import multiprocessing
+import pickle
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from raysim import seeding
+from raysim.training import batch_slices
+
+Rows = Mapping[int, tuple[NDArray[np.float32], NDArray[np.int64]]]
+"""Inputs and labels of each client, normalised and in memory."""
+
+
+@dataclass(frozen=True)
+class FloorJob:
+    """What all loops train: a model with its start weights, plain SGD, one epoch."""
+
+    model: nn.Module
+    learning_rate: float
+    batch_size: int
+    seed: int
+
+
+class PlainLoop:
+    """Trains clients one after another in as little PyTorch as it takes."""
+
+    def __init__(self, job: FloorJob, rows: Rows) -> None:
+        self._job, self._model = job, job.model.train()
+        self._parameters = list(job.model.parameters())
+        self._weights = [parameter.data for parameter in self._parameters]
+        self._start = [weight.clone() for weight in self._weights]
+        self._rows = {
+            client: (torch.from_numpy(inputs), torch.from_numpy(labels)) for client, (inputs, labels) in rows.items()
+        }
+
+    def play(self, round: int, clients: Sequence[int]) -> None:
+        """Train clients as a round of plain FedAvg would."""
+        for client in clients:
+            self._train(round, client)
+
+    def summed(self, round: int, clients: Sequence[int]) -> list[NDArray[np.float64]]:
+        """Return the sum of n_k times the update of client k, by parameter."""
+        sums = [torch.zeros_like(weight, dtype=torch.float64) for weight in self._weights]
+        for client in clients:
+            self._train(round, client)
+            for total, after, before in zip(sums, self._weights, self._start, strict=True):
+                total += len(self._rows[client][1]) * (after.double() - before.double())
+        return [total.numpy() for total in sums]
+
+    def _train(self, round: int, client: int) -> None:
+        job, (inputs, labels) = self._job, self._rows[client]
+        torch._foreach_copy_(self._weights, self._start)
+        torch.default_generator.manual_seed(seeding.derive_seed(job.seed, "layers", round, client))
+        order = seeding.generator(job.seed, "batches", round, client)
+        shuffled = torch.from_numpy(order.permutation(len(labels)))
+        for batch in batch_slices(len(labels), job.batch_size):
+            rows = shuffled[batch]
+            loss = nn.functional.cross_entropy(self._model(inputs[rows]), labels[rows])
+            gradients = torch.autograd.grad(loss, self._parameters)
+            torch._foreach_add_(self._weights, gradients, alpha=-job.learning_rate)
+
+
+def _serve(connection: Connection, job: bytes, rows: Rows) -> None:
+    torch.set_num_threads(1)
+    loop = PlainLoop(pickle.loads(job), rows)
+    connection.send("ready")
+    while (request := connection.recv()) is not None:
+        method, rounds = request
+        connection.send([getattr(loop, method)(round, clients) for round, clients in rounds])
+
+
+class Floor:
+    """Plain loops in processes of their own; a context that ends them."""
+
+    def __init__(self, job: FloorJob, rows: Rows, num_loops: int) -> None:
+        context, copied = multiprocessing.get_context("spawn"), pickle.dumps(job)  # else loops would share weights
+        self._loops: list[tuple[Any, Connection]] = []
+        for _ in range(num_loops):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, copied, rows), daemon=True)
+            process.start()
+            self._loops.append((process, ours))
+
+    def __enter__(self) -> "Floor":
+        for _, connection in self._loops:
+            connection.recv()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process, connection in self._loops:
+            connection.send(None)
+            process.join()
+
+    def play(self, rounds: Mapping[int, NDArray[np.int64]], num_loops: int | None = None) -> float:
+        """Train the clients of some rounds, dealt in equal shares to loops that run at once; return the seconds."""
+        started = time.perf_counter()
+        self._ask("play", rounds, num_loops or len(self._loops))
+        return time.perf_counter() - started
+
+    def summed(self, rounds: Mapping[int, NDArray[np.int64]]) -> list[NDArray[np.float64]]:
+        """Return the sum of n_k times the update of client k over all rounds, by parameter."""
+        found = [sums for answer in self._ask("summed", rounds, len(self._loops)) for sums in answer]
+        return [np.sum(parts, axis=0) for parts in zip(*found, strict=True)]
+
+    def _ask(self, method: str, rounds: Mapping[int, NDArray[np.int64]], num_loops: int) -> list[Any]:
+        asked = self._loops[:num_loops]
+        for place, (_, connection) in enumerate(asked):
+            connection.send((method, [(round, ids[place::num_loops].tolist()) for round, ids in rounds.items()]))
+        return [connection.recv() for _, connection in asked]

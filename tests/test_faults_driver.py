@@ -1,0 +1,163 @@
+"""What happens to a run when the process or the actor that drives it dies, is told to stop, or cannot write."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CONFIGS, ROOT, TINY, tiny_settings
+from test_resume import assert_same_run, played
+
+from raysim import arrays, checkpoint, simulation
+from raysim.actors.runner import RayRunner
+from raysim.types import Storage
+
+LONG = ("rounds=12", "checkpoint.every=2", "data.max_train_examples=200", "evaluation.max_examples=50")
+ON_RAY = ("executor.kind=ray", "executor.num_actors=1")
+
+
+def raysim(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "raysim", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd, env=os.environ | environment,
+    )  # fmt: skip
+
+
+def run_of(folder: Path, *overrides: str) -> list[str]:
+    given = (*TINY, *LONG, *overrides)
+    settings = [part for override in given for part in ("--set", override)]
+    return ["run", str(CONFIGS / "digits.yaml"), *settings, "--output", str(folder)]
+
+
+def until(process: subprocess.Popen[str], line: str) -> str:
+    """Read what a process says up to a line that begins so; return all of it."""
+    told = []
+    assert process.stderr is not None
+    for each in process.stderr:
+        told.append(each)
+        if each.startswith(line):
+            return "".join(told)
+    raise AssertionError(f"{line!r} was never said:\n{''.join(told)[-3000:]}")
+
+
+def ended(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == code, errors[-3000:]
+    return output, errors
+
+
+def summary_in(output: str) -> dict[str, Any]:
+    return json.loads(output.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The summary of a run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    return played(folder / "out", tiny_settings(*LONG, f"tracking.uri=sqlite:///{folder}/mlflow.db"))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_that_is_terminated_then_killed_goes_on_to_the_same_bits(whole, tmp_path: Path) -> None:
+    """SIGTERM as `ray job stop` sends it, SIGKILL of the process that drives, then the rest in this process."""
+    store, folder = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", tmp_path / "out"
+    process = raysim(*run_of(folder, store, "executor.kind=ray", "executor.num_actors=2"))
+    until(process, "round 3/12")
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, errors = ended(process, 143)
+    seconds = time.monotonic() - sent
+    assert "interrupted" in errors
+    assert seconds < 3, f"{seconds:.1f} s"
+
+    process = raysim("resume", str(folder), "--set", "executor.num_actors=1")
+    said = until(process, "round 6/12")
+    assert "going on after round" in said
+    process.kill()
+    ended(process, -signal.SIGKILL)
+
+    finishing = ["resume", str(folder), "--set", "executor.kind=in-process", "--set", "executor.num_actors=null"]
+    output, _ = ended(raysim(*finishing, "--json"))
+    summary = summary_in(output)
+    assert_same_run(summary, whole)
+    again, errors = ended(raysim(*finishing, "--json"))
+    assert again == output
+    assert "round" not in errors
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_driver_actor_that_is_killed_is_replaced(whole, local_ray: None, tmp_path: Path, capsys) -> None:
+    import ray
+
+    scenario, killed = simulation.build(tiny_settings(*LONG)), []
+    with RayRunner(2, None) as runner:
+        pid = ray.get(runner.driver_actor.process_id.remote())
+        rounds = []
+        for report in runner.run(scenario, Storage(tmp_path, 2, 2)):
+            rounds.append(report.round)
+            if report.round == 5 and not killed:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+        digest = arrays.digest(runner.final_state().params)
+    assert digest == whole["params_sha256"]
+    assert rounds[-1] == 12
+    assert set(rounds) == set(range(1, 13))
+    assert "the driver actor was lost: going on after round" in capsys.readouterr().err
+    assert checkpoint.newest(tmp_path / "checkpoints", print).round == 12
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_driver_actor_whose_machine_is_lost_is_replaced_on_another(whole, tmp_path: Path) -> None:
+    """The run's files are where both machines reach them; nothing binds the driver actor to the first."""
+    script = ROOT / "tests" / "lost_node.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["digest"] == whole["params_sha256"]
+    assert set(found["rounds"]) == set(range(1, 13))
+    assert "the driver actor was lost: going on after round" in done.stderr
+
+
+DISK_FULL = """
+folder=$1 python=$2; shift 2
+mount -t tmpfs -o size=2m none "$folder/disk" || exit 77
+head -c 1850000 /dev/zero > "$folder/disk/filler"
+"$python" -m raysim "$@"; echo $? > "$folder/first"
+ls "$folder/disk/out/checkpoints" > "$folder/kept"
+rm "$folder/disk/filler"
+"$python" -m raysim resume "$folder/disk/out" --json; echo $? > "$folder/second"
+cp -r "$folder/disk/out" "$folder/copy"
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(whole, tmp_path: Path) -> None:
+    """On a small file system of memory, mounted for these two commands alone."""
+    (tmp_path / "disk").mkdir()
+    given = run_of(tmp_path / "disk" / "out", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    spaces = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
+    done = subprocess.run(
+        [*spaces, "sh", "-c", DISK_FULL, "sh", str(tmp_path), sys.executable, *given],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    if not (tmp_path / "first").exists():
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip().splitlines()[-1]}")
+    codes = [(tmp_path / name).read_text().strip() for name in ("first", "second")]
+    assert codes == ["1", "0"], done.stderr[-3000:]
+    failed = next(line for line in done.stderr.splitlines() if line.startswith("raysim: the run failed: round "))
+    assert "No space left on device" in failed
+    last = int(failed.split("round ")[1].split(":")[0]) - 1
+    kept = (tmp_path / "kept").read_text().split()
+    assert f"round_{last // 2 * 2:06d}.safetensors" in kept
+    assert f"going on after round {last // 2 * 2} of 12" in done.stderr
+    assert_same_run(summary_in(done.stdout) | {"output_dir": str(tmp_path / "copy")}, whole)
