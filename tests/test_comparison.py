@@ -191,6 +191,14 @@ def test_a_run_that_fails_leaves_the_others_and_exit_code_1(tmp_path, capsys):
         ({}, ["--seeds", "-1"], "seeds=[-1] is not allowed"),
         ({}, ["--set", "seed=3"], "--set 'seed' is not allowed in a comparison; it has --seeds"),
         ({}, ["--set", "training.epochs=0"], "training.epochs=0 is not allowed"),
+        (
+            {}, ["--set", "executor.kind=ray", "--set", "executor.num_actors=clients"],
+            "executor.num_actors='clients' is not allowed in a comparison; allowed: how many runs to play at a time",
+        ),
+        (
+            {}, ["--set", "executor.kind=ray", "--set", "executor.client_timeout_s=9"],
+            "executor.client_timeout_s=9 has no effect in a comparison; allowed: null",
+        ),
         ({"methods": []}, [], "methods=[] is not allowed"),
         ({"methods": ["fedavg", "fedavg"]}, [], "methods: 'fedavg' is given twice"),
         ({"methods": ["fedvag"]}, [], "methods: 'fedvag': method.name='fedvag' is unknown; known: fedavg"),

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -53,6 +55,16 @@ def test_the_summary_tells_energy_lost_work_and_targets_where_there_are_any():
         "accuracy 0.9            round 3, 61.2 simulated s, 2.5 MB, 4.0 GFLOP, 1,234 J",
         "accuracy 0.99           not reached",
     ]
+
+
+def test_what_went_wrong_in_a_round_is_told_before_it(capsys):
+    long = "a client actor was lost (its process ended); " + "clients 1, 2, 3 are trained again " * 5
+    with ProgressDisplay(2) as display:
+        display.show(replace(report(1, 0.5), incidents=(long, "[red] client 4")))
+    told = capsys.readouterr()
+    first, second, third = told.err.splitlines()
+    assert (first, second, told.out) == (f"round 1: {long}", "round 1: [red] client 4", "")
+    assert third.startswith("round 1/2  accuracy 0.5000")
 
 
 def test_without_a_terminal_a_round_is_one_line_on_standard_error(capsys):

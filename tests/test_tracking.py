@@ -26,6 +26,8 @@ def test_metrics_stay_under_sixty_with_the_most_tiers_allowed() -> None:
     assert sum(key.startswith("pruning_ratio/tier/") for key in metrics) == 12
     assert len(metrics) <= 60
     assert all(isinstance(value, float) for value in metrics.values())
+    assert "faults/retries" not in metrics
+    assert metrics_of(replace(report, incidents=("an actor was lost", "another"))) == metrics | {"faults/retries": 2}
 
 
 TIER = "{{name: t{0}, share: {1}, keep_ratio: 0.5, flops_per_s: 1.0, down_bytes_per_s: 1.0, up_bytes_per_s: 1.0}}"
