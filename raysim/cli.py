@@ -185,7 +185,8 @@ def _runner(settings: ExperimentSettings | None, folder: Place) -> Any:
         executor = settings.executor
         return RayRunner(
             executor.num_actors, executor.address, settings.population.clients, executor.client_timeout_s,
-            on_this_node=folder.path is not None, dashboard_host=executor.dashboard_host,
+            on_this_node=folder.path is not None, on_gpus=executor.device == "cuda",
+            dashboard_host=executor.dashboard_host,
         )  # fmt: skip
     from raysim.simulation import InProcessRunner
 
@@ -341,6 +342,29 @@ def replay(run: str, devices: Path | None, deadline: float | None, tracking_uri:
         click.echo(json.dumps(replayed))
     else:
         console.print_tables(summary.tables(replayed), summary.unknown_lines(replayed))
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Change a setting.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def probe(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Time the experiment in CONFIG with clients trained in packs of several sizes, and recommend `training.pack`."""
+    from raysim import simulation
+    from raysim.probe import probe as timed
+    from raysim.training import one_thread
+
+    settings = config_file.load(config, overrides)
+    simulation.check_names(settings)
+    scenario = simulation.build(settings)
+    with one_thread():
+        found = timed(scenario)
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for size in found["sizes"]:
+        click.echo(f"training.pack={size['pack']:<4} {size['clients_per_s']:>10,.0f} clients/s")
+    click.echo(f"recommended here: training.pack={found['recommended']} (auto chooses {found['auto']})")
 
 
 @cli.command()

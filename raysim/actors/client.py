@@ -7,6 +7,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from raysim import gpu_share
 from raysim.actors.readiness import Presence, presence
 from raysim.arrays import as_arrays, as_tensors
 from raysim.client_step import Stage
@@ -44,6 +45,11 @@ class ClientActor:
         workload = ray.get(scenario[0]).workload
         self._stage = Stage(replace(workload, data=workload.data.at_hand()))
         return presence()
+
+    def gpu_share(self, scenario: "list[ray.ObjectRef[Scenario]]") -> float:
+        """Return the share of a GPU that training the largest client needs; this actor has one for itself."""
+        self.prepare(scenario)
+        return gpu_share.measured(self._prepared, ray.get(scenario[0]).workload)
 
     def train(self, tasks: Tasks, params: Arrays, extra: Arrays, round: int, rules: LocalRules) -> Contribution:
         """Train a chunk of clients; extra is what the method sends beside the global parameters."""

@@ -34,7 +34,7 @@ class RayRunner:
     def __init__(
         self, num_actors: int | Literal["clients"] | None, address: str | None, num_clients: int = 0,
         client_timeout_s: float | None = None, on_this_node: bool = True,
-        dashboard_host: str | None = None,
+        dashboard_host: str | None = None, on_gpus: bool = False,
     ) -> None:  # fmt: skip
         """Take down what to start, and where.
 
@@ -45,11 +45,13 @@ class RayRunner:
             client_timeout_s: Seconds after which a client's training is taken to hang; none = never.
             on_this_node: Whether the run's files are on this machine, so that they have to be written from here.
             dashboard_host: Where the dashboard of a local Ray listens; none = no dashboard.
+            on_gpus: Whether client actors share GPUs; then they start once the scenario is known.
         """
         self._num_actors, self._num_clients, self._client_timeout_s = num_actors, num_clients, client_timeout_s
         self._address = address or os.environ.get("RAY_ADDRESS")
         self._on_this_node = on_this_node
         self._dashboard_host = dashboard_host
+        self._on_gpus = on_gpus
         self._owns_ray = False
         self._driver: Any = None
         self._actors: list[Any] = []
@@ -80,7 +82,10 @@ class RayRunner:
             connect(num_cpus, self._address, self._dashboard_host)
         self._driver = self._new_driver()
         self._rules, count = casting.rules(self._num_actors, self._num_clients, self._client_timeout_s)
-        casting.start(self._rules, count, self._actors)
+        if self._on_gpus:
+            casting.check_gpus()
+        else:
+            casting.start(self._rules, count, self._actors)
 
     def _new_driver(self) -> Any:
         remote: Any = ray.remote
@@ -96,13 +101,17 @@ class RayRunner:
         Raises:
             SettingError: If an actor cannot start, has other versions, or loads other data.
         """
-        if not self._are_up:  # what is lost later is the executor's to replace
-            wait_for(self._actors, self._rules.num_cpus, self._address)
-            self._are_up = True
         let_modules_travel()
         data = scenario.workload.data
         travelling = replace(scenario, workload=replace(scenario.workload, data=data.without_rows()))
         self._reference = ray.put(travelling)
+        if self._on_gpus and not self._actors:
+            wanted = self._num_actors if isinstance(self._num_actors, int) else None
+            self._rules, count = casting.on_gpus(self._rules, self._reference, wanted)
+            casting.start(self._rules, count, self._actors)
+        if not self._are_up:  # what is lost later is the executor's to replace
+            wait_for(self._actors, self._rules.num_cpus, self._address)
+            self._are_up = True
         if data.on_nodes is not None:
             _load_everywhere(self._actors, self._reference)
 
