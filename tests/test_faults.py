@@ -1,7 +1,10 @@
 """Faults inside a round, on real clusters: the run goes on to the same bits, or says which client stopped it."""
 
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,15 +15,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import start_local_ray, tiny_settings
+import yaml
+from conftest import ROOT, start_local_ray, tiny_settings
 from torch import nn
 
 from raysim import arrays, checkpoint, simulation
+from raysim.actors.calls import Call
+from raysim.actors.connection import RESTARTS
+from raysim.config import ExecutorSettings
 from raysim.errors import RunFailedError, SettingError
 from raysim.pruning.plan import ChannelPlan
 from raysim.scenario import Scenario
-from raysim.types import RoundReport, Storage
+from raysim.tasks import Tasks
+from raysim.types import ClientTask, Mask, RoundReport, Storage
 
+PAGE = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
 STORE_BYTES = 80 * 2**20
 PATIENCE_S = 120
 VICTIM = 3
@@ -217,6 +226,18 @@ CAUSES = {
 }
 
 
+def test_the_page_shows_settings_and_messages_as_they_are() -> None:
+    [block] = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    assert ExecutorSettings(**yaml.safe_load(block)["executor"]).client_timeout_s == 60
+    assert str(RunFailedError(2, VICTIM, CAUSES["crash"])) in PAGE
+    again = Call(0, "train", Tasks.of_rows([task_of(client) for client in (34, 4, 19)]), ()).done_again
+    assert f"a client actor was lost (its machine was lost); {again} (1 of {RESTARTS})" in PAGE
+
+
+def task_of(client: int) -> ClientTask:
+    return ClientTask(client, Mask(np.ones(1, dtype=np.bool_)), 1.0, 1.0, 1, False, 1.0)
+
+
 def assert_stopped(error: RunFailedError, fault: str, folder: Path, expected: dict[str, torch.Tensor]) -> None:
     """The error names round, client and cause, and the checkpoint of the round before is whole."""
     assert (error.round, error.client, error.cause) == (2, VICTIM, CAUSES[fault])
@@ -262,3 +283,42 @@ def test_more_clients_than_there_is_memory_for_cannot_have_an_actor_each(machine
     wanted = r"executor.num_actors='clients' needs 600.0 GB for population.clients=1000 actors of 600 MB; the cluster"
     with pytest.raises(SettingError, match=wanted), RayRunner("clients", None, num_clients=1000):
         pass
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_object_store_that_is_full_and_cannot_spill_ends_the_run_with_a_clear_message(tmp_path) -> None:
+    """In a process of its own, since such a Ray has to be started for it."""
+    script = tmp_path / "full.py"
+    script.write_text(FULL_STORE.format(tests=str(ROOT / "tests"), bytes=STORE_BYTES), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "run"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert "round 1: Ray's object store is full and cannot move anything to disk; start Ray with more" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+FULL_STORE = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import numpy as np
+import ray
+from conftest import tiny_settings
+from raysim import simulation
+from raysim.actors.runner import RayRunner
+from raysim.errors import RunFailedError
+from raysim.types import Storage
+
+nothing_spills = {{"local_fs_capacity_threshold": 0.001}}
+ray.init(address="local", num_cpus=1, object_store_memory={bytes}, _system_config=nothing_spills,
+         include_dashboard=False, log_to_driver=False)
+scenario = simulation.build(tiny_settings("model.options={{channels: [4, 8], hidden: 16384}}"))
+held = [ray.put(np.ones({bytes} // 10, np.uint8)) for _ in range(9)]
+with RayRunner(1, None) as runner:
+    try:
+        list(runner.run(scenario, Storage(Path(sys.argv[1]), 1, 1)))
+    except RunFailedError as error:
+        print(error)
+ray.shutdown()
+"""

@@ -590,6 +590,7 @@ def law_12_runs(tmp_path_factory) -> dict[str, tuple[Scenario, str, list[RoundRe
         "heterofl batch norm": ("heterofl", "model.name=resnet32", "model.options={}", "rounds=1"),
         "magnitude adam": ("magnitude", "training.optimizer=adam", "training.learning_rate=0.003"),
         "ca-hfp+ hutchinson": ("ca-hfp+", "method.estimator=hutchinson", "method.warmup_rounds=1"),
+        "packs of two": ("fedavg", "model.name=mlp", "model.options={hidden: []}", "training.pack=2"),
         "ca-hfp secant": ("ca-hfp", "method.estimator=secant", "method.warmup_rounds=1"),
         **{name: (name,) for name in ("fjord", "fedmp", "dapperfl", "scaffold", "prunefl", "feddst", "autoflip")},
     }

@@ -61,9 +61,9 @@ class Call:
 def named(clients: Sequence[int]) -> str:
     """Name clients, or count them where they are many.
 
-    >>> named([4]), named([1, 5]), named(list(range(12)))
+    >>> named([4]), named([5, 1]), named(list(range(12)))
     ('client 4', 'clients 1, 5', '12 clients')
     """
     if len(clients) > NAMED:
         return f"{len(clients)} clients"
-    return f"client{'s' if len(clients) > 1 else ''} {', '.join(map(str, clients))}"
+    return f"client{'s' if len(clients) > 1 else ''} {', '.join(map(str, sorted(clients)))}"

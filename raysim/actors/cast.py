@@ -86,9 +86,14 @@ class Cast:
         self._scenario = [scenario]
         self.members = [self._member(place, handle) for place, handle in enumerate(handles)]
 
-    def grow(self) -> None:
-        """Start actors on CPUs that have joined."""
-        while len(self.members) < self._wanted():
+    def fit(self) -> None:
+        """Start actors on CPUs that have joined, and give up those that wait for CPUs that are gone."""
+        wanted = self._wanted()
+        waiting = [member for member in self.members if member.prepared is not None]
+        for member in waiting[: max(0, len(self.members) - wanted)]:
+            ray.kill(member.handle)
+            self.members.remove(member)
+        while len(self.members) < wanted:
             self.members.append(self._member(len(self.members), self.rules.start()))
 
     def replace(self, member: Member) -> None:

@@ -47,7 +47,7 @@ class RayExecutor:
 
     def train_versions(self, groups: Sequence[tuple[Tasks, Broadcast]]) -> list[Contribution]:
         """Train groups of clients, each from a version of its own, all at once."""
-        self._cast.grow()
+        self._cast.fit()
         calls: list[Call] = []
         for place, (tasks, broadcast) in enumerate(groups):
             self._round = broadcast.round
