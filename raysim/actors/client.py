@@ -7,7 +7,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from raysim.actors.readiness import Presence, presence
+from raysim.actors.readiness import Presence, check_versions, presence
 from raysim.arrays import as_arrays, as_tensors
 from raysim.client_step import Stage
 from raysim.contribution import Contribution
@@ -32,12 +32,18 @@ class ClientActor:
         """Return where this actor runs, and its versions."""
         return presence()
 
-    def prepare(self, scenario: "list[ray.ObjectRef[Scenario]]") -> None:
-        """Fetch the scenario that all later calls belong to; in a list, since Ray waits for a bare reference.
+    def prepare(self, scenario: "list[ray.ObjectRef[Scenario]]", started: Presence) -> None:
+        """Fetch the scenario that all later calls belong to.
+
+        Args:
+            scenario: The scenario; in a list, since Ray waits for a bare reference.
+            started: Where the run was started, and its versions there.
 
         Raises:
-            SettingError: If its data is loaded on this machine, and differs from what the run was started with.
+            SettingError: If this machine has other versions, or its data is loaded here, and differs from what the
+                run was started with.
         """
+        check_versions([presence()], started)
         workload = ray.get(scenario[0]).workload
         self._stage = Stage(replace(workload, data=workload.data.at_hand()))
 
