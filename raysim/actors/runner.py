@@ -15,7 +15,7 @@ from raysim.actors.connection import RESTARTS, connect, let_modules_travel
 from raysim.actors.driver import DriverActor
 from raysim.actors.executor import RayExecutor
 from raysim.actors.faults import failure_of
-from raysim.actors.readiness import wait_for
+from raysim.actors.readiness import presence, wait_for
 from raysim.arrays import as_tensors
 from raysim.console import say
 from raysim.errors import RunFailedError, SettingError, reason_of
@@ -182,7 +182,7 @@ class RayRunner:
 
 def _load_everywhere(actors: Sequence[Any], reference: "ray.ObjectRef[Scenario]") -> None:
     try:
-        ray.get([actor.prepare.remote([reference]) for actor in actors])
+        ray.get([actor.prepare.remote([reference], presence()) for actor in actors])
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, SettingError):
             raise SettingError(str(error.cause)) from None
