@@ -89,7 +89,7 @@ class MlflowTracker:
         found = self._client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
-        location = f"{beside}/artifacts/{name}" if beside and _is_database(self.uri) else None
+        location = f"{beside.partition('?')[0]}/artifacts/{name}" if beside and _is_database(self.uri) else None
         if self._file is not None:
             location = str(self._file.parent / "artifacts" / name)
         return str(self._client.create_experiment(name, artifact_location=location))
