@@ -1,6 +1,5 @@
 """The command line: raysim run, resume, submit, replay, devices, calibrate, schema."""
 
-import atexit
 import json
 import os
 import shlex
@@ -9,9 +8,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Thread
 from types import FrameType
 from typing import Any
 
@@ -140,27 +138,13 @@ def _play(
     settings: ExperimentSettings | None, folder: Place, prepare: Callable[[], Any], started: float
 ) -> dict[str, Any]:
     """Start the runner that settings ask for, if any, while the experiment is prepared; then run it."""
-    preparing = in_background(prepare)
+    preparing = ThreadPoolExecutor(1).submit(prepare)
     with _runner(settings, folder) as runner:
         prepared = preparing.result()
         from raysim import experiment
 
         summary: dict[str, Any] = experiment.run(prepared, runner, started)
     return summary
-
-
-def in_background(call: Callable[[], Any]) -> Future[Any]:
-    """Start a call in a thread that an interrupted command does not wait for."""
-    future: Future[Any] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    Thread(target=work, daemon=True).start()
-    return future
 
 
 def _show(summary: Mapping[str, Any], as_json: bool) -> None:
@@ -413,12 +397,8 @@ def main(arguments: list[str] | None = None, command: click.Command = cli, kept:
         traceback.print_exc()
         console.say(f"raysim: the run failed: {type(error).__name__}: {error}")
         code = FAILED
-    if code == TERMINATED:  # whoever sent it waits for seconds only, which Python's own leaving may take
-        atexit.register(_leave_at_once, code)
+    if code == TERMINATED:  # whoever sent it waits for seconds only, and Python would wait for all threads
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
-
-
-def _leave_at_once(code: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

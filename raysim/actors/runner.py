@@ -14,11 +14,11 @@ from raysim.actors.cast import CastRules
 from raysim.actors.connection import RESTARTS, connect, let_modules_travel
 from raysim.actors.driver import DriverActor
 from raysim.actors.executor import RayExecutor
-from raysim.actors.faults import failure_of
+from raysim.actors.faults import failure_of, loss_of
 from raysim.actors.readiness import presence, wait_for
 from raysim.arrays import as_tensors
 from raysim.console import say
-from raysim.errors import RunFailedError, SettingError, reason_of
+from raysim.errors import RunFailedError, SettingError
 from raysim.scenario import Scenario
 from raysim.types import FIRST, RoundReport, ServerState, Start, Storage
 
@@ -143,12 +143,12 @@ class RayRunner:
                 start = self._after_loss(scenario, storage, start, error, left)
 
     def _after_loss(
-        self, scenario: Scenario, storage: Storage, start: Start, error: Exception, left: int
+        self, scenario: Scenario, storage: Storage, start: Start, error: ray.exceptions.RayError, left: int
     ) -> Start:  # fmt: skip
         """Start another driver actor, and return where it goes on."""
         state = checkpoint.newest(storage.part("checkpoints"), say)
         after = 0 if state is None else state.round
-        reason = reason_of(error)
+        reason = loss_of(error)
         if not left:
             raise RunFailedError(after + 1, -1, f"the driver actor was lost {RESTARTS + 1} times: {reason}")
         say(f"the driver actor was lost: going on after round {after} of {scenario.rounds} ({reason})")
