@@ -1,6 +1,5 @@
 """The command line: raysim run, resume, submit, replay, devices, calibrate, schema."""
 
-import atexit
 import json
 import os
 import shlex
@@ -9,9 +8,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Thread
 from types import FrameType
 from typing import Any
 
@@ -140,27 +138,13 @@ def _play(
     settings: ExperimentSettings | None, folder: Place, prepare: Callable[[], Any], started: float
 ) -> dict[str, Any]:
     """Start the runner that settings ask for, if any, while the experiment is prepared; then run it."""
-    preparing = in_background(prepare)
+    preparing = ThreadPoolExecutor(1).submit(prepare)
     with _runner(settings, folder) as runner:
         prepared = preparing.result()
         from raysim import experiment
 
         summary: dict[str, Any] = experiment.run(prepared, runner, started)
     return summary
-
-
-def in_background(call: Callable[[], Any]) -> Future[Any]:
-    """Start a call in a thread that an interrupted command does not wait for."""
-    future: Future[Any] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    Thread(target=work, daemon=True).start()
-    return future
 
 
 def _show(summary: Mapping[str, Any], as_json: bool) -> None:
@@ -185,7 +169,8 @@ def _runner(settings: ExperimentSettings | None, folder: Place) -> Any:
         executor = settings.executor
         return RayRunner(
             executor.num_actors, executor.address, settings.population.clients, executor.client_timeout_s,
-            on_this_node=folder.path is not None, dashboard_host=executor.dashboard_host,
+            on_this_node=folder.path is not None, on_gpus=executor.device == "cuda",
+            dashboard_host=executor.dashboard_host,
         )  # fmt: skip
     from raysim.simulation import InProcessRunner
 
@@ -344,6 +329,29 @@ def replay(run: str, devices: Path | None, deadline: float | None, tracking_uri:
 
 
 @cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Change a setting.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def probe(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Time the experiment in CONFIG with clients trained in packs of several sizes, and recommend `training.pack`."""
+    from raysim import simulation
+    from raysim.probe import probe as timed
+    from raysim.training import one_thread
+
+    settings = config_file.load(config, overrides)
+    simulation.check_names(settings)
+    scenario = simulation.build(settings)
+    with one_thread():
+        found = timed(scenario)
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for size in found["sizes"]:
+        click.echo(f"training.pack={size['pack']:<4} {size['clients_per_s']:>10,.0f} clients/s")
+    click.echo(f"recommended here: training.pack={found['recommended']} (auto chooses {found['auto']})")
+
+
+@cli.command()
 def schema() -> None:
     """Print the JSON Schema of experiment files, for completion in editors."""
     click.echo(json.dumps(ExperimentSettings.model_json_schema(), indent=2))
@@ -389,12 +397,8 @@ def main(arguments: list[str] | None = None, command: click.Command = cli, kept:
         traceback.print_exc()
         console.say(f"raysim: the run failed: {type(error).__name__}: {error}")
         code = FAILED
-    if code == TERMINATED:  # whoever sent it waits for seconds only, which Python's own leaving may take
-        atexit.register(_leave_at_once, code)
+    if code == TERMINATED:  # whoever sent it waits for seconds only, and Python would wait for all threads
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
-
-
-def _leave_at_once(code: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

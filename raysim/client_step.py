@@ -1,5 +1,6 @@
 """Cut, train, put back, accumulate: what an executor runs for a chunk of clients."""
 
+import copy
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +32,8 @@ class Stage:
 
     def __init__(self, workload: Workload) -> None:
         self._workload = workload
-        self._submodels = submodel.SubmodelCache(workload.model, workload.plan)
+        model = workload.model if workload.device == "cpu" else copy.deepcopy(workload.model).to(workload.device)
+        self._submodels = submodel.SubmodelCache(model, workload.plan)
 
     def train(self, tasks: Tasks, broadcast: Broadcast) -> Contribution:
         """Train a chunk of clients.
@@ -39,6 +41,7 @@ class Stage:
         Raises:
             RunFailedError: If a client's training diverges or raises; names round and client.
         """
+        broadcast = _on_device(broadcast, self._workload.device)
         sums = {"update": ExactSum.zeros_like(broadcast.params)}
         trained: list[tuple[NDArray[np.int64], _Trained]] = []
         alone, packs = places_of(tasks.packs)
@@ -53,7 +56,7 @@ class Stage:
         }
         memories = {client: memory for _, result in trained for client, memory in result.memories.items()}
         return Contribution(
-            sums,
+            {name: total.on_cpu() for name, total in sums.items()},
             {"client": tasks.clients, **columns},
             kept=np.concatenate([result.kept for _, result in trained])[order],
             channel_sums=np.concatenate([result.channel_sums for _, result in trained])[order],
@@ -63,7 +66,7 @@ class Stage:
     def _train_one(self, task: ClientTask, broadcast: Broadcast, sums: dict[str, ExactSum]) -> "_Trained":
         with (
             _named(broadcast.round, task.client),
-            seeding.torch_seeded(self._workload.seed, "layers", broadcast.round, task.client),
+            seeding.torch_seeded(self._workload.seed, "layers", broadcast.round, task.client, self._workload.device),
         ):
             return _play(self._workload, self._submodels, task, broadcast, sums)
 
@@ -74,7 +77,7 @@ class Stage:
         cut = submodel.cut_for(workload.plan, mask)
         model, start = self._submodels.module_for(mask, cut), submodel.extract_params(broadcast.params, cut)
         with _named(broadcast.round, -1):
-            pack = pack_step.pack_of(workload.data, tasks.clients, workload.population.train)
+            pack = pack_step.pack_of(workload.data, tasks.clients, workload.population.train, workload.device)
             weights, losses = pack_step.train_pack(
                 model, start, pack, local, local.learning_rate_in(broadcast.round), workload.seed, broadcast.round
             )
@@ -97,15 +100,15 @@ class Stage:
         heldout = self._workload.population.heldout
         scored = np.flatnonzero(tasks.scored & (heldout.counts_of(tasks.clients) > 0))
         if len(scored):
-            pack = pack_step.pack_of(self._workload.data, tasks.clients[scored], heldout)
-            own = {key: tensor[torch.from_numpy(scored)] for key, tensor in weights.items()}
+            pack = pack_step.pack_of(self._workload.data, tasks.clients[scored], heldout, self._workload.device)
+            own = {key: tensor[torch.from_numpy(scored).to(tensor.device)] for key, tensor in weights.items()}
             correct, losses = pack_step.count_correct_each(model, own, pack)
             accuracy[scored], loss[scored] = correct / pack.counts, losses / pack.counts
         return accuracy, loss
 
     def score(self, params: Params, rows: NDArray[np.int64]) -> tuple[int, float]:
         """Return correct answers and summed loss of the global model on test rows."""
-        inputs, labels = self._workload.data.test_rows(rows)
+        inputs, labels = moved(self._workload.data.test_rows(rows), self._workload.device)
         with one_thread():
             return evaluation.count_correct(self._global_model(params), inputs, labels)
 
@@ -114,8 +117,9 @@ class Stage:
         model = self._global_model(params)
         pieces = np.array_split(rows, max(1, len(rows) // evaluation.BATCH))
         with one_thread():
-            evaluation.estimate_statistics(model, (self._workload.data.train_rows(piece)[0] for piece in pieces))
-        return evaluation.statistics_of(model)
+            rows_of = (moved(self._workload.data.train_rows(piece), self._workload.device)[0] for piece in pieces)
+            evaluation.estimate_statistics(model, rows_of)
+        return {key: buffer.cpu() for key, buffer in evaluation.statistics_of(model).items()}
 
     def _global_model(self, params: Params) -> nn.Module:
         model = self._submodels.dense()
@@ -181,11 +185,29 @@ def _play(
     accuracy, heldout_loss = _score_heldout(view)
     channel_sums = [report.channel_sums for report in reports if report.channel_sums is not None]
     found = np.concatenate(channel_sums) if channel_sums else np.empty((0, workload.plan.num_units))
-    memory = {key: value for report in reports for key, value in report.memory.items()}
+    memory = {key: value.cpu() for report in reports for key, value in report.memory.items()}
     values = (trained.loss, task.epochs - epochs + trained.epochs, accuracy, heldout_loss)
     return _Trained(
         {name: np.array([value]) for name, value in zip(REPORTED, values, strict=True)},
         kept=view.mask.kept[None], channel_sums=found[None], memories={task.client: memory} if memory else {},
+    )  # fmt: skip
+
+
+def on_device(params: Params, device: str) -> Params:
+    """Return tensors on a device; those that are there already are passed on."""
+    return params if device == "cpu" else {key: tensor.to(device) for key, tensor in params.items()}
+
+
+def moved(rows: tuple[torch.Tensor, torch.Tensor], device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return inputs and labels on a device."""
+    return rows if device == "cpu" else (rows[0].to(device), rows[1].to(device))
+
+
+def _on_device(broadcast: Broadcast, device: str) -> Broadcast:
+    if device == "cpu":
+        return broadcast
+    return replace(
+        broadcast, params=on_device(broadcast.params, device), extra=on_device(broadcast.extra, device)
     )  # fmt: skip
 
 
@@ -194,11 +216,12 @@ def _view_of(
 ) -> ClientView:
     """Cut the client's submodel and load the global values into it."""
     cut = submodel.cut_for(workload.plan, task.mask)
-    elements = element_masks.of_submodel(task.mask, workload.plan.shapes, cut)
+    elements = on_device(element_masks.of_submodel(task.mask, workload.plan.shapes, cut), workload.device)
     model = submodels.module_for(task.mask, cut)
     start = element_masks.apply(elements, submodel.extract_params(broadcast.params, cut))
     submodel.load_params(model, start)
-    inputs, labels = workload.data.train_rows(workload.population.train[task.client])
+    inputs, labels = moved(workload.data.train_rows(workload.population.train[task.client]), workload.device)
+    task = replace(task, memory=on_device(task.memory, workload.device)) if task.memory else task
     return ClientView(
         workload, broadcast, task, submodels, model, task.mask, cut, elements, start, inputs, labels
     )  # fmt: skip
@@ -260,7 +283,7 @@ def _sum_of(sums: dict[str, ExactSum], name: str, values: Params, view: ClientVi
 
 
 def _classes_of(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    owned = torch.zeros(num_classes, dtype=torch.bool)
+    owned = torch.zeros(num_classes, dtype=torch.bool, device=labels.device)
     owned[labels] = True
     return owned
 
@@ -309,6 +332,6 @@ def _score_heldout(view: ClientView) -> tuple[float, float]:
         return float("nan"), float("nan")
     if view.broadcast.rules.static_norm:
         evaluation.estimate_statistics(view.model, [view.inputs])
-    inputs, labels = workload.data.train_rows(rows)
+    inputs, labels = moved(workload.data.train_rows(rows), workload.device)
     correct, loss = evaluation.count_correct(view.model, inputs, labels)
     return correct / len(rows), loss / len(rows)

@@ -14,7 +14,7 @@ from raysim.types import Broadcast, ClientTask, Mask, Params, Population
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Workload:
-    """All a stage holds for a whole run; it travels to every actor once."""
+    """All a stage holds for a whole run; it travels to every actor once. `device` is where clients are trained."""
 
     seed: int
     data: Dataset
@@ -22,6 +22,7 @@ class Workload:
     model: nn.Module
     plan: ChannelPlan
     local: LocalTraining
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -161,6 +161,9 @@ class ExecutorSettings(Settings):
     client_timeout_s: Positive | None = None
     """Real seconds for the training of one client, above 0: one that takes longer is tried once more by itself, then
     ends the run; null = no limit. Only for `kind: ray`."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """`cpu` or `cuda`. In-process, clients are trained one after another on one GPU; on Ray each actor takes the
+    share of a GPU that the largest client was measured to need. Results are equal to the bit on CPUs only."""
     address: str | None = None
     """Address of a running Ray cluster; null = RAY_ADDRESS if set, else a local Ray of our own."""
     dashboard_host: str | None = None
@@ -239,6 +242,10 @@ class ExperimentSettings(Settings):
                     f"executor.{name}={getattr(self.executor, name)!r} has no effect with "
                     "executor.kind='in-process'; allowed: null, or executor.kind='ray'"
                 )
+        if self.executor.device == "cuda" and self.executor.num_actors == "clients":
+            raise ValueError(
+                "executor.num_actors='clients' is not allowed with executor.device='cuda'; allowed: a number, or null"
+            )
         if self.executor.kind == "in-process" and self.data.on_nodes:
             raise ValueError(
                 "data.on_nodes=True has no effect with executor.kind='in-process'; allowed: false, or "

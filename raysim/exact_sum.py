@@ -89,8 +89,8 @@ class ExactSum:
         largest = np.zeros(len(weights))
         for key, before in start.items():
             terms = after[key].flatten(1).double() - before.flatten().double()
-            terms = terms * torch.from_numpy(weights)[:, None]
-            largest = np.maximum(largest, terms.abs().amax(1).numpy())
+            terms = terms * torch.from_numpy(weights).to(terms.device)[:, None]
+            largest = np.maximum(largest, terms.abs().amax(1).cpu().numpy())
             fixed = terms.mul_(2.0**SCALE_BITS).round_().to(torch.int64).sum(0).view(before.shape)
             if key in cut:
                 add(self.totals[key], cut[key], fixed)
@@ -112,9 +112,13 @@ class ExactSum:
         """Return one sum in float64."""
         return self.totals[key].double() * 2.0**-SCALE_BITS
 
+    def on_cpu(self) -> "ExactSum":
+        """Return the sums in main memory; themselves where they are there."""
+        return ExactSum({key: total.cpu() for key, total in self.totals.items()}, self.magnitude)
+
     def __reduce__(self) -> tuple[object, ...]:
         """Travel as NumPy arrays, which Ray moves without a copy."""
-        return _from_arrays, ({key: total.cpu().numpy() for key, total in self.totals.items()}, self.magnitude)
+        return _from_arrays, ({key: total.numpy() for key, total in self.totals.items()}, self.magnitude)
 
 
 def check(magnitude: float, so_far: float = 0.0) -> float:

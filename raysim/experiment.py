@@ -30,6 +30,8 @@ from raysim.scenario import Scenario
 from raysim.tracking import MlflowTracker, few_retries, resolve_uri
 from raysim.types import FIRST, RoundReport, ServerState, Start, Storage
 
+ANSWER_S = 60
+"""How long MLflow may take to answer; a large model takes its time to travel."""
 PATIENCE_S = 30.0
 """How long a run that is over waits for MLflow."""
 RECORDS = ("rounds", "clients")
@@ -114,7 +116,7 @@ def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any
     log: RoundLog | None = None
     if experiment.summary is None:
         runner.make_ready(experiment.scenario)  # before anything is written down
-    with few_retries(), held(experiment.folder):
+    with few_retries(ANSWER_S), held(experiment.folder):
         try:
             log = begin(experiment)
             summary = experiment.summary or _play(experiment, runner, log, started)

@@ -32,12 +32,12 @@ class Pack:
     counts: NDArray[np.int64]
 
 
-def pack_of(data: Dataset, clients: NDArray[np.int64], owned: ClientRows) -> Pack:
-    """Return clients with their rows of the training data."""
+def pack_of(data: Dataset, clients: NDArray[np.int64], owned: ClientRows, device: str = "cpu") -> Pack:
+    """Return clients with their rows of the training data, on a device."""
     rows, counts = owned.several(clients)
     places = np.minimum(np.arange(counts.max()), counts[:, None] - 1)
     chosen = rows[(np.cumsum(counts) - counts)[:, None] + places]
-    inputs, labels = data.train_rows(chosen.ravel())
+    inputs, labels = (tensor.to(device) for tensor in data.train_rows(chosen.ravel()))
     return Pack(clients, inputs.view(*chosen.shape, *inputs.shape[1:]), labels.view(chosen.shape), counts)
 
 
@@ -67,7 +67,11 @@ def train_pack(
     step = optimizer_step(trainable, learning_rate, local)
     batches = [batch_slices(int(count), local.batch_size) for count in pack.counts]
     orders = [seeding.generator(seed, "batches", round, int(client)) for client in pack.clients]
-    members, totals = torch.arange(size)[:, None], torch.zeros(size, dtype=torch.float64)
+    device = pack.inputs.device
+    members, totals = (
+        torch.arange(size, device=device)[:, None],
+        torch.zeros(size, dtype=torch.float64, device=device),
+    )
 
     def loss_of(own: Params, inputs: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
         losses = nn.functional.cross_entropy(functional_call(model, own, (inputs,)), labels, reduction="none")
@@ -77,8 +81,9 @@ def train_pack(
     for _ in range(local.epochs):
         shuffled = [order.permutation(int(count)) for order, count in zip(orders, pack.counts, strict=True)]
         for place in range(len(batches[0])):
-            rows, lengths = _padded([order[cut[place]] for order, cut in zip(shuffled, batches, strict=True)])
-            shares = ((torch.arange(rows.shape[1]) < lengths[:, None]) / lengths[:, None]).float()
+            cuts = [order[cut[place]] for order, cut in zip(shuffled, batches, strict=True)]
+            rows, lengths = (tensor.to(device) for tensor in _padded(cuts))
+            shares = ((torch.arange(rows.shape[1], device=device) < lengths[:, None]) / lengths[:, None]).float()
             with computing_in(local.precision, pack.inputs):
                 losses = losses_of(named, pack.inputs[members, rows], pack.labels[members, rows], shares)
             gradients = list(torch.autograd.grad(losses.sum(), trainable, materialize_grads=True))
@@ -86,7 +91,7 @@ def train_pack(
                 gradients = clipped_each(gradients, local.clip_norm)
             step(gradients)
             totals += losses.detach().double() * lengths
-    return weights, totals.numpy() / (pack.counts * local.epochs)
+    return weights, totals.cpu().numpy() / (pack.counts * local.epochs)
 
 
 def _padded(rows: Sequence[NDArray[np.int64]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,10 +115,10 @@ def count_correct_each(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return correct answers and summed loss of each client's own model on its rows, `(clients,)` each."""
     model.eval()
-    present = torch.arange(pack.labels.shape[1]) < torch.from_numpy(pack.counts)[:, None]
+    present = (torch.arange(pack.labels.shape[1]) < torch.from_numpy(pack.counts)[:, None]).to(pack.labels.device)
     with torch.no_grad():
         outputs = vmap(lambda own, inputs: functional_call(model, own, (inputs,)))(weights, pack.inputs)
         losses = nn.functional.cross_entropy(outputs.flatten(0, 1).double(), pack.labels.flatten(), reduction="none")
         losses = torch.where(present, losses.view(pack.labels.shape), 0.0)
         correct = (outputs.argmax(-1) == pack.labels) & present
-    return correct.sum(1).numpy(), losses.sum(1).numpy()
+    return correct.sum(1).cpu().numpy(), losses.sum(1).cpu().numpy()

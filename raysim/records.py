@@ -17,7 +17,7 @@ from raysim.place import Place
 from raysim.places import Given
 from raysim.types import Columns, RoundReport
 
-MEASURED = ("timestamp_ms", "wall_s", "driver_bytes", "clock/wall_s")
+MEASURED = ("timestamp_ms", "wall_s", "driver_bytes", "clock/wall_s", "faults/retries")
 """What a round's record tells of this world, and not of the simulated one; no two runs agree in it."""
 
 

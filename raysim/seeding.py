@@ -74,8 +74,15 @@ def choices(seed: int, purpose: str, clients: NDArray[np.int64], size: int, coun
 
 
 @contextmanager
-def torch_seeded(seed: int, purpose: str, round: int = 0, client: int = 0) -> Iterator[None]:
-    """Seed torch's default generator, which layers such as dropout draw from, and put it back afterwards."""
+def torch_seeded(
+    seed: int, purpose: str, round: int = 0, client: int = 0, device: str = "cpu"
+) -> Iterator[None]:  # fmt: skip
+    """Seed torch's default generators, which layers such as dropout draw from, and put them back afterwards."""
+    if device != "cpu":
+        with torch.random.fork_rng([torch.device(device)], device_type=torch.device(device).type):
+            torch.manual_seed(derive_seed(seed, purpose, round, client))
+            yield
+        return
     before = torch.get_rng_state()
     torch.default_generator.manual_seed(derive_seed(seed, purpose, round, client))
     try:

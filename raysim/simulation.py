@@ -54,12 +54,22 @@ def check_names(settings: ExperimentSettings) -> None:
         SettingError: If a method, model, data set, partition, selection rule or one of their options is unknown.
     """
     _check_asynchronous(settings, method_of(settings))
+    _check_device(settings)
     _selection_rule(settings)
     zoo.check_name(settings.model.name)
     weights.check_path(settings.model.weights)
     datasets.check_name(settings.data.name, settings.data.options)
     check_partition(settings.data.partition.name, _partition_options(settings))
     device_sources.check(settings.population)
+
+
+def _check_device(settings: ExperimentSettings) -> None:
+    if (
+        settings.executor.device == "cuda"
+        and settings.executor.kind == "in-process"
+        and not torch.cuda.is_available()
+    ):
+        raise SettingError("executor.device='cuda' is not allowed: PyTorch finds no GPU here; allowed: cpu")
 
 
 def _check_asynchronous(settings: ExperimentSettings, method: Method) -> None:
@@ -114,7 +124,7 @@ def _build(settings: ExperimentSettings) -> Scenario:
     model = _build_model(settings, data)
     model = _normalized(model, method.options.normalization)
     plan = _plan_of(settings, model, method, owned, data.test_rows(np.arange(2))[0])
-    workload = Workload(seed, data, clients, model, plan, local)
+    workload = Workload(seed, data, clients, model, plan, local, settings.executor.device)
     check_batches(workload)
     costs = CostTable(model, plan, data.input_shape)
     _ = costs.dense
@@ -158,7 +168,7 @@ def _pack_size(settings: ExperimentSettings, method: Method, workload: Workload)
     wanted, cohort = settings.training.pack, settings.selection.clients_per_round
     augments = workload.data.augmentation is not None
     if method.is_plain and not augments:
-        return pack_size(wanted, workload.model, cohort)
+        return pack_size(wanted, workload.model, cohort, on_gpu=workload.device == "cuda")
     if wanted not in ("auto", 1):
         reason = "data.transform.augment is drawn for each" if augments else f"method.name={method.name!r} asks more"
         raise SettingError(

@@ -89,7 +89,7 @@ class MlflowTracker:
         found = self._client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
-        location = f"{beside}/artifacts/{name}" if beside and _is_database(self.uri) else None
+        location = f"{beside.partition('?')[0]}/artifacts/{name}" if beside and _is_database(self.uri) else None
         if self._file is not None:
             location = str(self._file.parent / "artifacts" / name)
         return str(self._client.create_experiment(name, artifact_location=location))
@@ -242,9 +242,13 @@ def download(uri: str, run_id: str, names: Sequence[str], folder: Path, optional
 
 
 @contextmanager
-def few_retries() -> Iterator[None]:
-    """Let a server that is not there be noticed in seconds instead of MLflow's four minutes."""
-    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+def few_retries(timeout_s: int = 10) -> Iterator[None]:
+    """Let a server that is not there be noticed in seconds instead of MLflow's four minutes.
+
+    Args:
+        timeout_s: How long it may take to answer.
+    """
+    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s)}
     added = {name: value for name, value in limits.items() if name not in os.environ}
     os.environ.update(added)
     try:

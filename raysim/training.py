@@ -228,7 +228,7 @@ def train(
     batches = batch_slices(len(labels), local.batch_size)
     inputs = laid_out(inputs, local.memory_format)
     model.train()
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device=inputs.device)
     epochs = 0
     for _ in range(local.epochs):
         before = total.clone()

@@ -47,3 +47,19 @@ def test_too_few_repeats_are_refused():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "--repeats=4" in done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("workload", ["W1", "W2"])
+def test_bench_engine_proves_its_sides_equal_and_prints_one_line(workload):
+    command = [sys.executable, str(ROOT / "jobs" / "bench_engine.py"), "--workload", workload, "--quick", "--json"]
+    done = subprocess.run([*command, "--repeats", "3"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    result = json.loads(line)
+    assert result["ratio_to_floor"] > 0
+    assert 0 < result["difference"] < 1e-3
+    names = {"W1": ("scaling", "samples_per_s"), "W2": ("clients_per_s", "clients_per_s_with_everything")}
+    assert all(result[name] > 0 for name in names[workload])
+    assert "commit" in result

@@ -12,6 +12,7 @@ import pytest
 from conftest import CONFIGS, ROOT, tiny_settings
 
 from raysim import simulation
+from raysim.errors import SettingError
 
 SMALL = (
     "rounds=1", "population.clients=6", "selection.clients_per_round=6", "training.epochs=1",
@@ -138,6 +139,7 @@ def test_the_data_set_reaches_a_machine_once(local_ray) -> None:
     import ray
 
     from raysim.actors.client import ClientActor
+    from raysim.actors.readiness import presence
 
     class Probe(ClientActor):
         def private_mb(self) -> float:
@@ -153,11 +155,19 @@ def test_the_data_set_reaches_a_machine_once(local_ray) -> None:
     actors = [ray.remote(num_cpus=1)(Probe).remote() for _ in range(3)]
     before = ray.get([actor.private_mb.remote() for actor in actors])
     reference = ray.put(scenario)
-    ray.get([actor.prepare.remote([reference]) for actor in actors])
+    ray.get([actor.prepare.remote([reference], presence()) for actor in actors])
     after = ray.get([actor.private_mb.remote() for actor in actors])
     assert max(np.subtract(after, before)) < 20
     for actor in actors:
         ray.kill(actor)
+
+
+def test_an_actor_of_a_machine_that_joins_later_plays_only_with_the_same_versions() -> None:
+    from raysim.actors.client import ClientActor
+    from raysim.actors.readiness import Presence
+
+    with pytest.raises(SettingError, match=r"torch \S+ on \S+, torch 1.0 on there, where the run was started"):
+        ClientActor().prepare([], Presence("there", {"torch": "1.0"}))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +178,5 @@ def test_the_data_set_reaches_a_machine_once(local_ray) -> None:
     ],
 )
 def test_data_on_the_machines_is_refused_where_it_makes_no_sense(settings, reason) -> None:
-    from raysim.errors import SettingError
-
     with pytest.raises(SettingError, match=reason):
         tiny_settings(*settings)

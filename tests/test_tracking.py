@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import settings_of, tiny_settings
+from mlflow.tracking import MlflowClient
 
 from raysim import simulation
 from raysim.errors import SettingError
@@ -86,3 +87,15 @@ def test_a_store_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.db").write_text("this is no database, and long enough to be looked at as one" * 10)
     with pytest.raises(SettingError, match=r"broken.db.*cannot be opened"):
         MlflowTracker(f"sqlite:///{tmp_path}/broken.db", "x")
+
+
+def test_artifacts_of_a_database_without_files_lie_beside_the_output(tmp_path: Path, monkeypatch) -> None:
+    """A database is told by its scheme; an SQLite file by another spelling stands for one on a server."""
+    uri = f"sqlite+pysqlite:///{tmp_path}/there.db"
+    for beside, expected in (
+        (f"{tmp_path}/runs", f"{tmp_path}/runs/artifacts/one"),
+        ("s3://bucket/runs?region=eu-west-1", "s3://bucket/runs/artifacts/two"),
+    ):
+        name = expected.rpartition("/")[2]
+        tracker = MlflowTracker(uri, name, beside=beside)
+        assert MlflowClient(uri).get_experiment(tracker.experiment_id).artifact_location == expected

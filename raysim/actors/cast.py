@@ -9,6 +9,7 @@ import ray
 
 from raysim.actors.calls import Call
 from raysim.actors.client import ClientActor
+from raysim.actors.readiness import presence
 from raysim.scenario import Scenario
 
 
@@ -105,7 +106,7 @@ class Cast:
         self.members[self.members.index(member)] = self._member(member.place, self.rules.start())
 
     def _member(self, place: int, handle: Any) -> Member:
-        return Member(place, handle, handle.prepare.remote(self._scenario))
+        return Member(place, handle, handle.prepare.remote(self._scenario, presence()))
 
     def _wanted(self) -> int:
         return self.rules.num_actors or max(1, int(ray.cluster_resources().get("CPU", 0)))  # type: ignore[no-untyped-call]

@@ -1,5 +1,6 @@
 """How many client actors a cluster has room for, and how they are started."""
 
+from dataclasses import replace
 from math import ceil, floor
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ import ray
 from raysim.actors.cast import CastRules
 from raysim.actors.connection import num_workers
 from raysim.errors import SettingError
+from raysim.scenario import Scenario
 
 ACTOR_BYTES = 600_000_000
 """Memory of a client actor that has imported PyTorch and trained a small model."""
@@ -30,6 +32,36 @@ def rules(
         client_timeout_s=client_timeout_s,
     )  # fmt: skip
     return found, num_clients
+
+
+def check_gpus() -> int:
+    """Return how many GPUs the cluster has.
+
+    Raises:
+        SettingError: If it has none.
+    """
+    gpus = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+    if not gpus:
+        raise SettingError("executor.device='cuda' is not allowed: the cluster has no GPU; allowed: cpu")
+    return gpus
+
+
+def on_gpus(rules: CastRules, scenario: "ray.ObjectRef[Scenario]", wanted: int | None) -> tuple[CastRules, int]:
+    """Return how actors that share GPUs are started, and how many: as many as fit, or as are wanted.
+
+    Raises:
+        SettingError: If more are wanted than fit.
+    """
+    measuring = replace(rules, num_gpus=1.0).start()
+    share = float(ray.get(measuring.gpu_share.remote([scenario])))
+    ray.kill(measuring)
+    fits = min(floor(1 / share) * check_gpus(), num_workers(None))
+    if wanted is not None and wanted > fits:
+        raise SettingError(
+            f"executor.num_actors={wanted} is more than fit: the largest client needs {share:.0%} of a GPU; "
+            f"allowed: 1 to {fits}"
+        )
+    return replace(rules, num_actors=wanted or fits, num_gpus=share), wanted or fits
 
 
 def start(rules: CastRules, count: int, actors: list[Any]) -> None:

@@ -7,7 +7,8 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from raysim.actors.readiness import Presence, presence
+from raysim import gpu_share
+from raysim.actors.readiness import Presence, check_versions, presence
 from raysim.arrays import as_arrays, as_tensors
 from raysim.client_step import Stage
 from raysim.contribution import Contribution
@@ -32,18 +33,24 @@ class ClientActor:
         """Return where this actor runs, and its versions."""
         return presence()
 
-    def prepare(self, scenario: "list[ray.ObjectRef[Scenario]]") -> Presence:
-        """Have the scenario at hand that all later calls belong to, and return where this actor runs.
+    def prepare(self, scenario: "list[ray.ObjectRef[Scenario]]", started: Presence) -> None:
+        """Have the scenario at hand that all later calls belong to.
 
         Args:
             scenario: In a list, since Ray would wait for a bare reference, and send it with every call.
+            started: Where the run was started, and its versions there.
 
         Raises:
-            SettingError: If the data set is loaded on this machine, and is not that of the run.
+            SettingError: If this machine has other versions, or its data is loaded here, and is not that of the run.
         """
+        check_versions([presence()], started)
         workload = ray.get(scenario[0]).workload
         self._stage = Stage(replace(workload, data=workload.data.at_hand()))
-        return presence()
+
+    def gpu_share(self, scenario: "list[ray.ObjectRef[Scenario]]") -> float:
+        """Return the share of a GPU that training the largest client needs; this actor has one for itself."""
+        self.prepare(scenario, presence())
+        return gpu_share.measured(self._prepared, ray.get(scenario[0]).workload)
 
     def train(self, tasks: Tasks, params: Arrays, extra: Arrays, round: int, rules: LocalRules) -> Contribution:
         """Train a chunk of clients; extra is what the method sends beside the global parameters."""

@@ -12,8 +12,7 @@ from raysim.actors.calls import Call, named
 from raysim.actors.cast import Cast, Member, Sent
 from raysim.actors.connection import RESTARTS
 from raysim.actors.faults import failure_of, is_loss, loss_of
-from raysim.actors.readiness import Presence, check_versions
-from raysim.errors import RunFailedError, SettingError
+from raysim.errors import RunFailedError
 
 AHEAD = 2
 """Calls an actor has at most, one of them waiting, so that it never waits for the driver."""
@@ -83,20 +82,12 @@ class Dispatch:
             self._lost(member, error)
             return
         if member.prepared is not None:
-            self._joined(member, value)
+            member.prepared = None
             return
         call = member.sent.popleft().call
         if member.sent:
             member.sent[0].since = time.monotonic()
         yield call.place, value
-
-    def _joined(self, member: Member, found: Presence) -> None:
-        """Let an actor play that is prepared, if what it does has the same bits."""
-        try:
-            check_versions([found], None)
-        except SettingError as error:
-            raise RunFailedError(self._round, -1, str(error)) from None
-        member.prepared = None
 
     def _lost(self, member: Member, error: ray.exceptions.RayError) -> None:
         reason, found = loss_of(error), self._taken_from(member)

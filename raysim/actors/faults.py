@@ -2,7 +2,7 @@
 
 from ray import exceptions
 
-from raysim.errors import RunFailedError
+from raysim.errors import RunFailedError, SettingError
 
 STORE_IS_FULL = (
     "Ray's object store is full and cannot move anything to disk; start Ray with more object_store_memory, or free "
@@ -49,6 +49,8 @@ def failure_of(error: exceptions.RayError, round: int) -> RunFailedError:
     cause = cause_of(error)
     if isinstance(cause, RunFailedError):
         return RunFailedError(*cause.args)
+    if isinstance(cause, SettingError):
+        return RunFailedError(round, -1, str(cause))
     if isinstance(cause, exceptions.ObjectStoreFullError | exceptions.OutOfDiskError):
         return RunFailedError(round, -1, STORE_IS_FULL, f"{error}\n")
     return RunFailedError(round, -1, f"{type(cause).__name__}: {cause}", f"{error}\n")

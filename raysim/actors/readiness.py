@@ -57,7 +57,7 @@ def wait_for(actors: Sequence[Any], num_cpus: float, address: str | None) -> lis
             f"executor.address={address!r}: a client actor cannot start there ({last}); "
             "every machine needs raysim and its dependencies"
         ) from None
-    check_versions(present, address)
+    check_versions(present, presence())
     if address:
         machines = Counter(each.host for each in present)
         say("client actors: " + ", ".join(f"{count} on {host}" for host, count in sorted(machines.items())))
@@ -72,18 +72,17 @@ def _shortage(missing: int, asked: int, num_cpus: float) -> str:
     )
 
 
-def check_versions(present: Sequence[Presence], address: str | None) -> None:
-    """Refuse actors that have other versions than this process.
+def check_versions(present: Sequence[Presence], started: Presence) -> None:
+    """Refuse processes that have other versions than the one a run was started in.
 
     Raises:
         SettingError: If there are any; the message names both versions, and the machines.
     """
-    here = presence()
-    for name, own in here.versions.items():
+    for name, own in started.versions.items():
         others = sorted({(each.versions[name], each.host) for each in present if each.versions[name] != own})
         if others:
             found = ", ".join(f"{name} {other} on {host}" for other, host in others)
             raise SettingError(
-                f"executor.address={address!r} is a cluster of mixed versions: {found}, {name} {own} on {here.host}, "
-                "where the run was started; allowed: the same versions of raysim and torch on all machines"
+                f"the cluster is one of mixed versions: {found}, {name} {own} on {started.host}, where the run was "
+                "started; allowed: the same versions of raysim and torch on all machines"
             )

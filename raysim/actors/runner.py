@@ -14,11 +14,11 @@ from raysim.actors.cast import CastRules
 from raysim.actors.connection import RESTARTS, connect, let_modules_travel
 from raysim.actors.driver import DriverActor
 from raysim.actors.executor import RayExecutor
-from raysim.actors.faults import failure_of
-from raysim.actors.readiness import wait_for
+from raysim.actors.faults import failure_of, loss_of
+from raysim.actors.readiness import presence, wait_for
 from raysim.arrays import as_tensors
 from raysim.console import say
-from raysim.errors import RunFailedError, SettingError, reason_of
+from raysim.errors import RunFailedError, SettingError
 from raysim.scenario import Scenario
 from raysim.types import FIRST, RoundReport, ServerState, Start, Storage
 
@@ -34,7 +34,7 @@ class RayRunner:
     def __init__(
         self, num_actors: int | Literal["clients"] | None, address: str | None, num_clients: int = 0,
         client_timeout_s: float | None = None, on_this_node: bool = True,
-        dashboard_host: str | None = None,
+        dashboard_host: str | None = None, on_gpus: bool = False,
     ) -> None:  # fmt: skip
         """Take down what to start, and where.
 
@@ -45,11 +45,13 @@ class RayRunner:
             client_timeout_s: Seconds after which a client's training is taken to hang; none = never.
             on_this_node: Whether the run's files are on this machine, so that they have to be written from here.
             dashboard_host: Where the dashboard of a local Ray listens; none = no dashboard.
+            on_gpus: Whether client actors share GPUs; then they start once the scenario is known.
         """
         self._num_actors, self._num_clients, self._client_timeout_s = num_actors, num_clients, client_timeout_s
         self._address = address or os.environ.get("RAY_ADDRESS")
         self._on_this_node = on_this_node
         self._dashboard_host = dashboard_host
+        self._on_gpus = on_gpus
         self._owns_ray = False
         self._driver: Any = None
         self._actors: list[Any] = []
@@ -80,7 +82,10 @@ class RayRunner:
             connect(num_cpus, self._address, self._dashboard_host)
         self._driver = self._new_driver()
         self._rules, count = casting.rules(self._num_actors, self._num_clients, self._client_timeout_s)
-        casting.start(self._rules, count, self._actors)
+        if self._on_gpus:
+            casting.check_gpus()
+        else:
+            casting.start(self._rules, count, self._actors)
 
     def _new_driver(self) -> Any:
         remote: Any = ray.remote
@@ -96,13 +101,17 @@ class RayRunner:
         Raises:
             SettingError: If an actor cannot start, has other versions, or loads other data.
         """
-        if not self._are_up:  # what is lost later is the executor's to replace
-            wait_for(self._actors, self._rules.num_cpus, self._address)
-            self._are_up = True
         let_modules_travel()
         data = scenario.workload.data
         travelling = replace(scenario, workload=replace(scenario.workload, data=data.without_rows()))
         self._reference = ray.put(travelling)
+        if self._on_gpus and not self._actors:
+            wanted = self._num_actors if isinstance(self._num_actors, int) else None
+            self._rules, count = casting.on_gpus(self._rules, self._reference, wanted)
+            casting.start(self._rules, count, self._actors)
+        if not self._are_up:  # what is lost later is the executor's to replace
+            wait_for(self._actors, self._rules.num_cpus, self._address)
+            self._are_up = True
         if data.on_nodes is not None:
             _load_everywhere(self._actors, self._reference)
 
@@ -134,12 +143,12 @@ class RayRunner:
                 start = self._after_loss(scenario, storage, start, error, left)
 
     def _after_loss(
-        self, scenario: Scenario, storage: Storage, start: Start, error: Exception, left: int
+        self, scenario: Scenario, storage: Storage, start: Start, error: ray.exceptions.RayError, left: int
     ) -> Start:  # fmt: skip
         """Start another driver actor, and return where it goes on."""
         state = checkpoint.newest(storage.part("checkpoints"), say)
         after = 0 if state is None else state.round
-        reason = reason_of(error)
+        reason = loss_of(error)
         if not left:
             raise RunFailedError(after + 1, -1, f"the driver actor was lost {RESTARTS + 1} times: {reason}")
         say(f"the driver actor was lost: going on after round {after} of {scenario.rounds} ({reason})")
@@ -173,7 +182,7 @@ class RayRunner:
 
 def _load_everywhere(actors: Sequence[Any], reference: "ray.ObjectRef[Scenario]") -> None:
     try:
-        ray.get([actor.prepare.remote([reference]) for actor in actors])
+        ray.get([actor.prepare.remote([reference], presence()) for actor in actors])
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, SettingError):
             raise SettingError(str(error.cause)) from None

@@ -155,4 +155,4 @@ def open_record(comparison: Comparison, folder: Path) -> Record:
     if (folder / "comparison.yaml").exists():
         raise SettingError(f"--output={str(folder)!r} holds a comparison already; give a folder without one")
     make_folder(folder)
-    return Record(comparison, folder, MlflowTracker(uri, comparison.base.experiment))
+    return Record(comparison, folder, MlflowTracker(uri, comparison.base.experiment, beside=str(folder.parent)))

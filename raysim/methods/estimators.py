@@ -65,7 +65,7 @@ def hutchinson(view: ClientView, draws: int) -> tuple[Params, Params]:
     gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
     diagonal = [torch.zeros_like(parameter) for parameter in parameters]
     for _ in range(draws):
-        signs = [torch.randint(0, 2, parameter.shape).to(parameter.dtype) * 2 - 1 for parameter in parameters]
+        signs = [torch.randint(0, 2, parameter.shape).to(parameter) * 2 - 1 for parameter in parameters]
         products = torch.autograd.grad(gradients, parameters, signs, retain_graph=True, materialize_grads=True)
         for total, sign, product in zip(diagonal, signs, products, strict=True):
             total += sign * product / draws

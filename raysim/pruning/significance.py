@@ -71,7 +71,7 @@ def channel_sums(
         kept = (cut or {}).get(slot.key, {}).get(slot.dim)
         if kept is not None:
             full = np.zeros(plan.shapes[slot.key][slot.dim])
-            full[kept.numpy()] = along
+            full[kept.cpu().numpy()] = along
             along = full
         sums[plan.units[group.name]] += along[slot.indices].sum(axis=1)
     return sums
@@ -80,7 +80,7 @@ def channel_sums(
 def _sum_along(values: torch.Tensor, dim: int) -> Scores:
     others = [other for other in range(values.dim()) if other != dim]
     along = values.double().sum(others) if others else values.double()
-    return np.asarray(along.numpy(), dtype=np.float64)
+    return np.asarray(along.cpu().numpy(), dtype=np.float64)
 
 
 def l1_norms(plan: ChannelGroups, params: Params) -> Scores:

@@ -1,0 +1,37 @@
+"""How much of a GPU a client actor needs, measured where its largest client trains."""
+
+from math import ceil
+
+import numpy as np
+import torch
+
+from raysim.client_step import Stage
+from raysim.client_view import Workload
+from raysim.tasks import Tasks
+from raysim.types import Broadcast, ClientTask, LocalRules, Mask
+
+MARGIN = 1.25
+"""Memory that is reserved over memory that was measured: methods keep more than plain training does."""
+
+
+def needed_share(used_bytes: int, total_bytes: int) -> float:
+    """Return the share of a GPU that an actor takes, in hundredths, rounded up; at most all of it.
+
+    >>> needed_share(1_000_000_000, 80_000_000_000), needed_share(70, 80)
+    (0.02, 1.0)
+    """
+    return min(1.0, ceil(100 * MARGIN * used_bytes / total_bytes) / 100)
+
+
+def measured(stage: Stage, workload: Workload) -> float:
+    """Train the client with the most rows on the full model, on a GPU that nobody else uses; return the share needed.
+
+    What counts is all that is taken of the GPU afterwards: PyTorch keeps what it has had, and its context is part
+    of it.
+    """
+    client = int(np.argmax(workload.population.train.counts))
+    mask = Mask(np.ones(workload.plan.num_units, dtype=np.bool_))
+    task = ClientTask(client, mask, 1.0, 1.0, 1, score_heldout=True, cost=1.0)
+    stage.train(Tasks.of_rows([task]), Broadcast(1, dict(workload.model.state_dict()), LocalRules()))
+    free_bytes, total_bytes = torch.cuda.mem_get_info()
+    return needed_share(total_bytes - free_bytes, total_bytes)

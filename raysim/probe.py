@@ -1,0 +1,56 @@
+"""Times packs of several sizes on this machine and recommends one; `training.pack: auto` looks at no clock."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from raysim.client_step import Stage
+from raysim.errors import SettingError
+from raysim.packing import obstacle, packed
+from raysim.rounds import group_of, initial_state, plan_round
+from raysim.scenario import Scenario
+from raysim.tasks import ALONE, Tasks
+from raysim.types import Broadcast
+
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+REPEATS = 3
+
+
+def probe(scenario: Scenario) -> dict[str, Any]:
+    """Train the cohort of round 1 in packs of several sizes, in turns, and return what is fastest here.
+
+    Returns:
+        `auto`: what the rule chooses; `recommended`: the fastest size; `sizes`: one entry per size with
+        `clients_per_s`, and the share of `packed` clients.
+
+    Raises:
+        SettingError: If the model or the method cannot be trained in packs.
+    """
+    reason = obstacle(scenario.workload.model)
+    if reason is None and not scenario.method.is_plain:
+        reason = f"method.name={scenario.method.name!r} asks more of clients than plain training"
+    if reason is not None:
+        raise SettingError(f"training.pack has nothing to choose from: {reason}; allowed: auto, 1")
+    state = replace(initial_state(scenario), pack_size=1)
+    alone, broadcast = group_of(scenario, state, plan_round(scenario, state).ended[0].counted)
+    packs = {size: _in_packs(scenario, alone, size) for size in SIZES if size <= len(alone)}
+    stage, seconds = Stage(scenario.workload), dict.fromkeys(packs, float("inf"))
+    for _ in range(REPEATS):
+        for size, tasks in packs.items():
+            seconds[size] = min(seconds[size], _seconds(stage, tasks, broadcast))
+    sizes = [
+        {"pack": size, "clients_per_s": len(alone) / seconds[size], "packed": float((tasks.packs != ALONE).mean())}
+        for size, tasks in packs.items()
+    ]
+    return {"auto": scenario.pack_size, "recommended": min(seconds, key=lambda size: seconds[size]), "sizes": sizes}
+
+
+def _in_packs(scenario: Scenario, tasks: Tasks, size: int) -> Tasks:
+    examples = scenario.workload.population.train.counts_of(tasks.clients)
+    return packed(tasks, examples, scenario.workload.local.batch_size, size)
+
+
+def _seconds(stage: Stage, tasks: Tasks, broadcast: Broadcast) -> float:
+    started = time.perf_counter()
+    stage.train(tasks, broadcast)
+    return time.perf_counter() - started
