@@ -12,7 +12,8 @@ from raysim.errors import SettingError
 from raysim.scenario import Scenario
 
 ACTOR_BYTES = 600_000_000
-"""Memory of a client actor that has imported PyTorch and trained a small model."""
+"""Memory of a client actor with a small model: measured are 350 MB of its own, and 370 MB of libraries that those of
+one machine share."""
 
 
 def rules(
