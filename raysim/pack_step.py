@@ -65,7 +65,8 @@ def train_pack(
     named: Params = dict(zip((name for name, _ in model.named_parameters()), parameters, strict=True))
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     step = optimizer_step(trainable, learning_rate, local)
-    batches = [batch_slices(int(count), local.batch_size) for count in pack.counts]
+    slices = {count: batch_slices(count, local.batch_size) for count in set(pack.counts.tolist())}
+    batches = [slices[count] for count in pack.counts.tolist()]
     orders = [seeding.generator(seed, "batches", round, int(client)) for client in pack.clients]
     device = pack.inputs.device
     members, totals = (
@@ -81,8 +82,7 @@ def train_pack(
     for _ in range(local.epochs):
         shuffled = [order.permutation(int(count)) for order, count in zip(orders, pack.counts, strict=True)]
         for place in range(len(batches[0])):
-            cuts = [order[cut[place]] for order, cut in zip(shuffled, batches, strict=True)]
-            rows, lengths = (tensor.to(device) for tensor in _padded(cuts))
+            rows, lengths = (tensor.to(device) for tensor in _rows_of_step(shuffled, batches, place))
             shares = ((torch.arange(rows.shape[1], device=device) < lengths[:, None]) / lengths[:, None]).float()
             with computing_in(local.precision, pack.inputs):
                 losses = losses_of(named, pack.inputs[members, rows], pack.labels[members, rows], shares)
@@ -94,13 +94,15 @@ def train_pack(
     return weights, totals.cpu().numpy() / (pack.counts * local.epochs)
 
 
-def _padded(rows: Sequence[NDArray[np.int64]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return row numbers `(clients, most)`, short ones filled with a client's first, and how many each has."""
+def _rows_of_step(
+    shuffled: Sequence[NDArray[np.int64]], batches: Sequence[Sequence[slice]], place: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the rows of one step `(clients, most)`, short ones filled up with a first row, and how many there are."""
+    rows = [order[cut[place]] for order, cut in zip(shuffled, batches, strict=True)]
     lengths = np.array([len(each) for each in rows])
-    if (lengths == lengths[0]).all():
-        return torch.from_numpy(np.stack(rows)), torch.from_numpy(lengths)
-    filled = [np.pad(each, (0, lengths.max() - len(each)), constant_values=each[0]) for each in rows]
-    return torch.from_numpy(np.stack(filled)), torch.from_numpy(lengths)
+    if lengths.min() < lengths.max():
+        rows = [np.pad(each, (0, lengths.max() - len(each)), constant_values=each[0]) for each in rows]
+    return torch.from_numpy(np.stack(rows)), torch.from_numpy(lengths)
 
 
 def clipped_each(gradients: list[torch.Tensor], max_norm: float) -> list[torch.Tensor]:

@@ -18,8 +18,10 @@ LAYERS: tuple[type[nn.Module], ...] = (
 )  # fmt: skip
 """Layers that give one model's results in a batch of models: they draw nothing and remember nothing."""
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-FEWEST_PACKS = 8
+FEWEST_PACKS = 4
 """Packs that a cohort is cut into at least, so that as many actors have something to do."""
+MOST_CLIENTS = 128
+"""Clients of a pack at most; larger ones gain little."""
 MOST_ENTRIES = 2**22
 """Parameters of all models of a pack together, at most: 16 MB."""
 
@@ -67,7 +69,7 @@ def pack_size(wanted: str | int, model: nn.Module, cohort_size: int, on_gpu: boo
     if obstacle(model, convolutions=on_gpu) is not None:
         return 1
     entries = sum(parameter.numel() for parameter in model.parameters())
-    packs = max(FEWEST_PACKS, -(-cohort_size * entries // MOST_ENTRIES))
+    packs = max(FEWEST_PACKS, -(-cohort_size // MOST_CLIENTS), -(-cohort_size * entries // MOST_ENTRIES))
     return max(1, -(-cohort_size // packs))
 
 

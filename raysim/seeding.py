@@ -52,25 +52,33 @@ def normal(seed: int, purpose: str, round: int, clients: NDArray[np.int64], draw
 def choices(seed: int, purpose: str, clients: NDArray[np.int64], size: int, count: int) -> NDArray[np.int64]:
     """Return `count` different numbers below `size` for each of many clients at once, `(clients, count)`.
 
-    They are the first places of a permutation that depends on (seed, purpose, client) alone: a Feistel network of
-    four rounds on the next power of four, walked on until the number is below `size` (Black and Rogaway, 2002).
+    They are the first places of a permutation that depends on (seed, purpose, client) alone: a Feistel network on the
+    next power of two, walked on until the number is below `size` (Black and Rogaway, CT-RSA 2002).
     """
-    half = np.uint64(max(1, (max(1, size - 1).bit_length() + 1) // 2))
-    low = np.uint64((1 << int(half)) - 1)
+    bits = max(2, (size - 1).bit_length())
+    low_bits = np.uint64(bits // 2)
+    low, high = np.uint64((1 << bits // 2) - 1), np.uint64((1 << (bits - bits // 2)) - 1)
+
+    def permuted(numbers: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        left, right = numbers >> low_bits, numbers & low
+        for turn in range(FEISTEL_TURNS):
+            keys = keys + GOLDEN_GAMMA
+            if turn % 2:
+                right = right ^ (_mixed(keys + left * GOLDEN_GAMMA) & low)
+            else:
+                left = left ^ (_mixed(keys + right * GOLDEN_GAMMA) & high)
+        return (left << low_bits) | right
+
     with np.errstate(over="ignore"):
         keys = _mixed(np.uint64(derive_seed(seed, purpose)) + clients.astype(np.uint64) * GOLDEN_GAMMA)[:, None]
-
-        def permuted(numbers: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-            left, right = numbers >> half, numbers & low
-            for turn in range(4):
-                drawn = _mixed(keys + (right + np.uint64(turn << 32)) * GOLDEN_GAMMA)
-                left, right = right, left ^ (drawn & low)
-            return (left << half) | right
-
         found = permuted(np.arange(count, dtype=np.uint64)[None], keys)
-        while (outside := found >= size).any():
-            found[outside] = permuted(found[outside], np.broadcast_to(keys, found.shape)[outside])
+        while len(outside := np.nonzero(found >= size)[0]):
+            places = found >= size
+            found[places] = permuted(found[places], keys[outside, 0])
     return found.astype(np.int64)
+
+
+FEISTEL_TURNS = 6
 
 
 @contextmanager

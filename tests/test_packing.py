@@ -11,7 +11,7 @@ from raysim import arrays, simulation
 from raysim.client_step import Stage
 from raysim.contribution import merge
 from raysim.errors import RunFailedError, SettingError
-from raysim.packing import MOST_ENTRIES, obstacle, pack_size, packed
+from raysim.packing import MOST_CLIENTS, MOST_ENTRIES, obstacle, pack_size, packed
 from raysim.rounds import group_of, initial_state
 from raysim.rounds import plan_round as plan
 from raysim.tasks import ALONE
@@ -56,7 +56,7 @@ def test_clients_trained_together_end_where_they_would_by_themselves(overrides: 
 
 def test_who_trains_with_whom_does_not_depend_on_chunks() -> None:
     scenario, tasks, broadcast = group()
-    assert scenario.pack_size == 2
+    assert scenario.pack_size == 3
     whole = Stage(scenario.workload).train(tasks, broadcast)
     for shares in ([0.5, 0.5], [0.2] * 5):
         pieces = merge([Stage(scenario.workload).train(chunk, broadcast) for chunk in tasks.chunks(shares)])
@@ -107,8 +107,9 @@ def test_models_that_draw_remember_or_convolve_are_trained_by_themselves(model: 
 
 
 def test_auto_cuts_a_cohort_into_packs_that_keep_actors_busy_and_fit_into_memory() -> None:
-    assert pack_size("auto", LINEAR, 500) == 63
+    assert pack_size("auto", LINEAR, 500) == 125
     assert pack_size("auto", LINEAR, 3) == 1
+    assert pack_size("auto", LINEAR, 10_000) <= MOST_CLIENTS
     large = nn.Sequential(nn.Flatten(), nn.Linear(2000, 1000))
     assert pack_size("auto", large, 500) * 2_001_000 <= 2 * MOST_ENTRIES
 
