@@ -29,7 +29,7 @@ from raysim.actors.runner import RayRunner
 from raysim.rounds import initial_state, plan_round, run_round
 from raysim.scenario import Executor, Scenario
 from raysim.training import one_thread
-from raysim.types import Params, Storage
+from raysim.types import Params, ServerState, Storage
 
 CONFIGS = Path(__file__).parent / "configs"
 CORES = len(os.sched_getaffinity(0))
@@ -53,10 +53,12 @@ class Rounds:
     def play(self, executor: Executor) -> list[Params]:
         """Play them; return the parameters after each."""
         with one_thread():
-            return [
-                run_round(self.scenario, replace(self.start, round=round - 1), executor)[0].params
-                for round in self.numbers
-            ]
+            return [run_round(self.scenario, self._before(round), executor)[0].params for round in self.numbers]
+
+    def _before(self, round: int) -> ServerState:
+        """Return the state before a round; its tensors are new, as those of a run are in every round."""
+        params = {key: tensor.clone() for key, tensor in self.start.params.items()}
+        return replace(self.start, round=round - 1, params=params)
 
     @property
     def num_clients(self) -> int:
@@ -77,7 +79,13 @@ def floor_of(rounds: Rounds) -> Floor:
     for client in clients.tolist():
         inputs, labels = workload.data.train_rows(workload.population.train[client])
         rows[client] = (inputs.numpy(), labels.numpy())
-    job = FloorJob(workload.model, workload.local.learning_rate, workload.local.batch_size, workload.seed)
+    job = FloorJob(
+        workload.model,
+        workload.local.learning_rate,
+        workload.local.batch_size,
+        workload.seed,
+        workload.local.memory_format,
+    )
     return Floor(job, rows, CORES)
 
 
@@ -109,7 +117,11 @@ def against_floor(rounds: Rounds, repeats: int, with_one: bool) -> dict[str, flo
         if with_one:
             alone = runner.executor(rounds.scenario, num_actors=1)
             rounds.play(alone)
-            sides |= {"raysim_1": lambda: rounds.play(alone), "floor_1": lambda: floor.play(rounds.cohorts, 1)}
+            sides |= {
+                "raysim_1": lambda: rounds.play(alone),
+                "floor_1": lambda: floor.play(rounds.cohorts, 1),
+                "floor_laid_out": lambda: floor.play(rounds.cohorts, method="play_laid_out"),
+            }
         seconds = medians_in_turns(sides, repeats)
     return {"difference": apart, **{f"{name}_s": value for name, value in seconds.items()}}
 
@@ -123,6 +135,7 @@ def w1(repeats: int, quick: bool) -> dict[str, Any]:
     growth, floor_growth = found["raysim_1_s"] / found["raysim_s"], found["floor_1_s"] / found["floor_s"]
     return {
         "ratio_to_floor": found["floor_s"] / found["raysim_s"],
+        "ratio_to_floor_in_the_same_layout": found["floor_laid_out_s"] / found["raysim_s"],
         "scaling": growth / floor_growth,
         "samples_per_s": samples / found["raysim_s"],
         "floor_samples_per_s": samples / found["floor_s"],

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import pickle
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from raysim import seeding
-from raysim.training import batch_slices
+from raysim.training import batch_slices, laid_out
 
 Rows = Mapping[int, tuple[NDArray[np.float32], NDArray[np.int64]]]
 """Inputs and labels of each client, normalised and in memory."""
@@ -23,12 +22,13 @@ Rows = Mapping[int, tuple[NDArray[np.float32], NDArray[np.int64]]]
 
 @dataclass(frozen=True)
 class FloorJob:
-    """What all loops train: a model with its start weights, plain SGD, one epoch."""
+    """What all loops train: a model with its start weights, plain SGD, one epoch; and how raysim lays images out."""
 
     model: nn.Module
     learning_rate: float
     batch_size: int
     seed: int
+    memory_format: str
 
 
 class PlainLoop:
@@ -40,25 +40,33 @@ class PlainLoop:
         self._weights = [parameter.data for parameter in self._parameters]
         self._start = [weight.clone() for weight in self._weights]
         self._rows = {
-            client: (torch.from_numpy(inputs), torch.from_numpy(labels)) for client, (inputs, labels) in rows.items()
+            client: (torch.from_numpy(images), torch.from_numpy(own)) for client, (images, own) in rows.items()
+        }
+        self._laid_out = {
+            client: (laid_out(images, job.memory_format), own) for client, (images, own) in self._rows.items()
         }
 
     def play(self, round: int, clients: Sequence[int]) -> None:
         """Train clients as a round of plain FedAvg would."""
         for client in clients:
-            self._train(round, client)
+            self._train(round, *self._rows[client], client)
+
+    def play_laid_out(self, round: int, clients: Sequence[int]) -> None:
+        """Do the same on images that lie in memory as raysim's do."""
+        for client in clients:
+            self._train(round, *self._laid_out[client], client)
 
     def summed(self, round: int, clients: Sequence[int]) -> list[NDArray[np.float64]]:
         """Return the sum of n_k times the update of client k, by parameter."""
         sums = [torch.zeros_like(weight, dtype=torch.float64) for weight in self._weights]
         for client in clients:
-            self._train(round, client)
+            self._train(round, *self._rows[client], client)
             for total, after, before in zip(sums, self._weights, self._start, strict=True):
                 total += len(self._rows[client][1]) * (after.double() - before.double())
         return [total.numpy() for total in sums]
 
-    def _train(self, round: int, client: int) -> None:
-        job, (inputs, labels) = self._job, self._rows[client]
+    def _train(self, round: int, inputs: torch.Tensor, labels: torch.Tensor, client: int) -> None:
+        job = self._job
         torch._foreach_copy_(self._weights, self._start)
         torch.default_generator.manual_seed(seeding.derive_seed(job.seed, "layers", round, client))
         order = seeding.generator(job.seed, "batches", round, client)
@@ -103,11 +111,11 @@ class Floor:
             connection.send(None)
             process.join()
 
-    def play(self, rounds: Mapping[int, NDArray[np.int64]], num_loops: int | None = None) -> float:
-        """Train the clients of some rounds, dealt in equal shares to loops that run at once; return the seconds."""
-        started = time.perf_counter()
-        self._ask("play", rounds, num_loops or len(self._loops))
-        return time.perf_counter() - started
+    def play(
+        self, rounds: Mapping[int, NDArray[np.int64]], num_loops: int | None = None, method: str = "play"
+    ) -> None:  # fmt: skip
+        """Train the clients of some rounds, dealt in equal shares to loops that run at once."""
+        self._ask(method, rounds, num_loops or len(self._loops))
 
     def summed(self, rounds: Mapping[int, NDArray[np.int64]]) -> list[NDArray[np.float64]]:
         """Return the sum of n_k times the update of client k over all rounds, by parameter."""

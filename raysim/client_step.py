@@ -76,14 +76,14 @@ class Stage:
         local = replace(workload.local, epochs=int(tasks.epochs[0]))
         cut = submodel.cut_for(workload.plan, mask)
         model, start = self._submodels.module_for(mask, cut), submodel.extract_params(broadcast.params, cut)
-        with _named(broadcast.round, -1):
+        with self._blaming_one(tasks, broadcast):
             pack = pack_step.pack_of(workload.data, tasks.clients, workload.population.train, workload.device)
             weights, losses = pack_step.train_pack(
                 model, start, pack, local, local.learning_rate_in(broadcast.round), workload.seed, broadcast.round
             )
         for client, loss in zip(tasks.clients, losses, strict=True):
             _check_loss(broadcast.round, int(client), float(loss))
-        with _named(broadcast.round, -1):
+        with self._blaming_one(tasks, broadcast):
             sums["update"].add_pack(weights, start, cut, pack.counts)
             accuracy, heldout_loss = self._score_pack(model, weights, tasks)
         none = np.empty((len(tasks), 0, workload.plan.num_units))
@@ -91,6 +91,17 @@ class Stage:
             {"train_loss": losses, "epochs": tasks.epochs, "accuracy": accuracy, "heldout_loss": heldout_loss},
             kept=tasks.masks.kept, channel_sums=none, memories={},
         )  # fmt: skip
+
+    @contextmanager
+    def _blaming_one(self, tasks: Tasks, broadcast: Broadcast) -> Iterator[None]:
+        """Name the client of a pack that fails by itself, too."""
+        try:
+            with _named(broadcast.round, -1):
+                yield
+        except RunFailedError:
+            for task in tasks:
+                self._train_one(task, broadcast, {"update": ExactSum.zeros_like(broadcast.params)})
+            raise
 
     def _score_pack(
         self, model: nn.Module, weights: Params, tasks: Tasks

@@ -46,7 +46,10 @@ class CohortMasks(Sequence[Mask]):
     @staticmethod
     def joined(several: Sequence["CohortMasks"]) -> "CohortMasks":
         """Return the masks of several cohorts, one after another."""
-        return CohortMasks.of([mask for masks in several for mask in masks])
+        distinct = CohortMasks.of([mask for masks in several for mask in masks.distinct])
+        starts = np.cumsum([0, *(len(masks.distinct) for masks in several)])
+        places = [masks.mask_of + start for masks, start in zip(several, starts, strict=False)]
+        return CohortMasks(distinct.distinct, distinct.mask_of[np.concatenate(places)])
 
     def __len__(self) -> int:
         return len(self.mask_of)

@@ -5,8 +5,10 @@ from math import ceil
 import numpy as np
 import torch
 
+from raysim import evaluation
 from raysim.client_step import Stage
 from raysim.client_view import Workload
+from raysim.packing import packed
 from raysim.tasks import Tasks
 from raysim.types import Broadcast, ClientTask, LocalRules, Mask
 
@@ -23,15 +25,19 @@ def needed_share(used_bytes: int, total_bytes: int) -> float:
     return min(1.0, ceil(100 * MARGIN * used_bytes / total_bytes) / 100)
 
 
-def measured(stage: Stage, workload: Workload) -> float:
-    """Train the client with the most rows on the full model, on a GPU that nobody else uses; return the share needed.
+def measured(stage: Stage, workload: Workload, pack_size: int) -> float:
+    """Train those clients with the most rows on the full model, on a GPU of their own; return the share needed.
 
     What counts is all that is taken of the GPU afterwards: PyTorch keeps what it has had, and its context is part
     of it.
     """
-    client = int(np.argmax(workload.population.train.counts))
+    counts = workload.population.train.counts
     mask = Mask(np.ones(workload.plan.num_units, dtype=np.bool_))
-    task = ClientTask(client, mask, 1.0, 1.0, 1, score_heldout=True, cost=1.0)
-    stage.train(Tasks.of_rows([task]), Broadcast(1, dict(workload.model.state_dict()), LocalRules()))
+    largest = np.argpartition(-counts, min(pack_size, len(counts)) - 1)[:pack_size]
+    tasks = Tasks.of_rows([ClientTask(int(client), mask, 1.0, 1.0, 1, True, 1.0) for client in np.sort(largest)])
+    tasks = packed(tasks, counts[tasks.clients], workload.local.batch_size, pack_size)
+    params = dict(workload.model.state_dict())
+    stage.train(tasks, Broadcast(1, params, LocalRules()))
+    stage.score(params, np.arange(min(evaluation.BATCH, len(workload.data.test_labels))))
     free_bytes, total_bytes = torch.cuda.mem_get_info()
     return needed_share(total_bytes - free_bytes, total_bytes)

@@ -97,7 +97,7 @@ def train_pack(
 def _rows_of_step(
     shuffled: Sequence[NDArray[np.int64]], batches: Sequence[Sequence[slice]], place: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the rows of one step `(clients, most)`, short ones filled up with a first row, and how many there are."""
+    """Return the rows of one step `(clients, most)`, short ones filled with a first row, and how many there are."""
     rows = [order[cut[place]] for order, cut in zip(shuffled, batches, strict=True)]
     lengths = np.array([len(each) for each in rows])
     if lengths.min() < lengths.max():

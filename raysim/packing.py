@@ -23,7 +23,7 @@ FEWEST_PACKS = 4
 MOST_CLIENTS = 128
 """Clients of a pack at most; larger ones gain little."""
 MOST_ENTRIES = 2**22
-"""Parameters of all models of a pack together, at most: 16 MB."""
+"""Parameters of all models of a pack together, and numbers of all its rows, at most: 16 MB each."""
 
 
 def obstacle(model: nn.Module, convolutions: bool = True) -> str | None:
@@ -46,13 +46,16 @@ def obstacle(model: nn.Module, convolutions: bool = True) -> str | None:
     return None
 
 
-def pack_size(wanted: str | int, model: nn.Module, cohort_size: int, on_gpu: bool = False) -> int:
+def pack_size(
+    wanted: str | int, model: nn.Module, cohort_size: int, row_entries: int = 0, on_gpu: bool = False
+) -> int:  # fmt: skip
     """Return how many clients of equal width and steps are trained together at most; 1 = each by itself.
 
     Args:
         wanted: `auto` or a number.
         model: The full model.
         cohort_size: Clients per round.
+        row_entries: Numbers in all training rows of the largest client.
         on_gpu: Whether clients are trained on a GPU, where convolutions gain, too.
 
     Raises:
@@ -68,7 +71,7 @@ def pack_size(wanted: str | int, model: nn.Module, cohort_size: int, on_gpu: boo
         return wanted
     if obstacle(model, convolutions=on_gpu) is not None:
         return 1
-    entries = sum(parameter.numel() for parameter in model.parameters())
+    entries = max(row_entries, sum(parameter.numel() for parameter in model.parameters()))
     packs = max(FEWEST_PACKS, -(-cohort_size // MOST_CLIENTS), -(-cohort_size * entries // MOST_ENTRIES))
     return max(1, -(-cohort_size // packs))
 

@@ -9,6 +9,7 @@ from raysim.errors import SettingError
 from raysim.packing import obstacle, packed
 from raysim.rounds import group_of, initial_state, plan_round
 from raysim.scenario import Scenario
+from raysim.simulation import why_alone
 from raysim.tasks import ALONE, Tasks
 from raysim.types import Broadcast
 
@@ -26,9 +27,7 @@ def probe(scenario: Scenario) -> dict[str, Any]:
     Raises:
         SettingError: If the model or the method cannot be trained in packs.
     """
-    reason = obstacle(scenario.workload.model)
-    if reason is None and not scenario.method.is_plain:
-        reason = f"method.name={scenario.method.name!r} asks more of clients than plain training"
+    reason = why_alone(scenario.method, scenario.workload) or obstacle(scenario.workload.model)
     if reason is not None:
         raise SettingError(f"training.pack has nothing to choose from: {reason}; allowed: auto, 1")
     state = replace(initial_state(scenario), pack_size=1)

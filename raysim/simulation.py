@@ -2,6 +2,7 @@
 
 import copy
 import fnmatch
+import math
 import time
 import traceback
 from collections.abc import Iterator
@@ -166,16 +167,26 @@ def _pack_size(settings: ExperimentSettings, method: Method, workload: Workload)
         SettingError: If a number is given, and they cannot be.
     """
     wanted, cohort = settings.training.pack, settings.selection.clients_per_round
-    augments = workload.data.augmentation is not None
-    if method.is_plain and not augments:
-        return pack_size(wanted, workload.model, cohort, on_gpu=workload.device == "cuda")
+    reason = why_alone(method, workload)
+    if reason is None:
+        largest = int(workload.population.train.counts.max()) * math.prod(workload.data.input_shape)
+        return pack_size(wanted, workload.model, cohort, largest, on_gpu=workload.device == "cuda")
     if wanted not in ("auto", 1):
-        reason = "data.transform.augment is drawn for each" if augments else f"method.name={method.name!r} asks more"
         raise SettingError(
-            f"training.pack={wanted} is not allowed: {reason} of a client's training than a pack can do; "
-            "allowed: auto, 1"
+            f"training.pack={wanted} is not allowed: clients are trained one by one, since {reason}; allowed: auto, 1"
         )
     return 1
+
+
+def why_alone(method: Method, workload: Workload) -> str | None:
+    """Return why clients cannot be trained together, whatever the model; None if they can."""
+    if workload.data.augmentation is not None:
+        return "data.transform.augment draws for each"
+    if workload.local.memory_format != "contiguous":
+        return f"training.memory_format={workload.local.memory_format!r} is that of single models"
+    if not method.is_plain:
+        return f"method.name={method.name!r} asks more of clients than plain training"
+    return None
 
 
 def resolved(settings: ExperimentSettings, scenario: Scenario) -> ExperimentSettings:

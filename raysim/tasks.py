@@ -71,7 +71,9 @@ class Tasks:
     def take(self, places: NDArray[np.int64]) -> "Tasks":
         """Return the tasks of some clients."""
         clients = self.clients[places]
-        memories = {client: self.memories[client] for client in clients.tolist() if client in self.memories}
+        memories = self.memories
+        if memories:
+            memories = {client: memories[client] for client in clients.tolist() if client in memories}
         return Tasks(
             clients, self.masks.take(places), self.budgets[places], self.keep_ratios[places], self.epochs[places],
             self.scored[places], self.costs[places], self.packs[places], memories,

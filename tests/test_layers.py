@@ -150,7 +150,7 @@ RANKS: dict[str, float] = {
     "raysim.tracking": 4.1,
     "raysim.runs": 4.2,
     "raysim.forecast": 5,
-    "raysim.probe": 5,
+    "raysim.probe": 5.5,
     "raysim.actors": 4.8,
     "raysim.actors.tokens": 4.9,
     "raysim.actors.readiness": 4.9,

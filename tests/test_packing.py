@@ -83,6 +83,22 @@ def test_a_client_that_diverges_in_a_pack_is_named() -> None:
     assert error.value.client in tasks.clients.tolist()
 
 
+def test_a_client_that_raises_in_a_pack_is_named() -> None:
+    scenario, tasks, broadcast = group()
+    whole = np.flatnonzero(tasks.packs == tasks.packs.max())
+    bad = int(tasks.clients[whole[-1]])
+    labels = scenario.workload.data.train_labels.copy()
+    labels[scenario.workload.population.train[bad][0]] = 99
+    data = replace(scenario.workload.data, train_labels=labels)
+    with pytest.raises(RunFailedError, match="IndexError") as error:
+        Stage(replace(scenario.workload, data=data)).train(tasks, broadcast)
+    assert error.value.client == bad
+
+
+def test_large_clients_make_small_packs() -> None:
+    assert pack_size("auto", LINEAR, 500, row_entries=2**20) <= 4
+
+
 class Doubling(nn.Module):
     def forward(self, inputs):
         return inputs * 2
@@ -112,6 +128,10 @@ def test_auto_cuts_a_cohort_into_packs_that_keep_actors_busy_and_fit_into_memory
     assert pack_size("auto", LINEAR, 10_000) <= MOST_CLIENTS
     large = nn.Sequential(nn.Flatten(), nn.Linear(2000, 1000))
     assert pack_size("auto", large, 500) * 2_001_000 <= 2 * MOST_ENTRIES
+
+
+def test_channels_last_is_that_of_single_models() -> None:
+    assert simulation.build(tiny_settings(*MLP, "training.memory_format=channels_last")).pack_size == 1
 
 
 def test_a_method_that_asks_more_of_clients_is_not_packed() -> None:

@@ -50,7 +50,9 @@ class ClientActor:
     def gpu_share(self, scenario: "list[ray.ObjectRef[Scenario]]") -> float:
         """Return the share of a GPU that training the largest client needs; this actor has one for itself."""
         self.prepare(scenario, presence())
-        return gpu_share.measured(self._prepared, ray.get(scenario[0]).workload)
+        played = ray.get(scenario[0])
+        workload = replace(played.workload, data=played.workload.data.at_hand())
+        return gpu_share.measured(self._prepared, workload, played.pack_size)
 
     def train(self, tasks: Tasks, params: Arrays, extra: Arrays, round: int, rules: LocalRules) -> Contribution:
         """Train a chunk of clients; extra is what the method sends beside the global parameters."""

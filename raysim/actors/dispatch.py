@@ -58,7 +58,7 @@ class Dispatch:
         """Give every actor that is ready work, then each a second call while there is more."""
         ready = [member for member in self._cast.members if member.prepared is None]
         for depth in range(1, AHEAD + 1 if len(ready) == len(self._cast.members) else 2):
-            for member in ready:
+            for member in sorted(ready, key=_load):
                 if len(member.sent) < depth and (call := self._next_for(member)) is not None:
                     member.sent.append(Sent(call, call.send(member.handle), time.monotonic()))
 
@@ -151,3 +151,8 @@ class Dispatch:
         if self._lost_at is not None and not self._is_busy:
             deadlines.append(self._lost_at + START_S)
         return max(0.0, min(deadlines) - time.monotonic()) + 0.01 if deadlines else None
+
+
+def _load(member: Member) -> float:
+    """Return the predicted cost of what an actor has not answered."""
+    return sum(float(sent.call.work.costs.sum()) for sent in member.sent if sent.call.clients)

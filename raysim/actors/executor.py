@@ -14,12 +14,14 @@ from raysim.actors.dispatch import Dispatch
 from raysim.actors.faults import failure_of
 from raysim.arrays import as_arrays, as_tensors
 from raysim.contribution import Accumulator, Contribution
+from raysim.errors import RunFailedError
 from raysim.executors import pieces, total_score
 from raysim.scenario import Scenario
 from raysim.tasks import Tasks
 from raysim.types import Broadcast, Params, Score
 
-SHARES = (0.6, 0.3, 0.1)
+SHARES = (0.6, 0.2, 0.2)
+"""Shares of an actor's part of a round: the first chunk, and those that even out what the others leave."""
 
 SMALL_BYTES = 32 * 1024
 """Arrays up to this size travel inside each call: putting them into the object store takes longer."""
@@ -80,7 +82,12 @@ class RayExecutor:
 
     def _answers(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
         dispatch = Dispatch(self._cast, calls, self._round)
-        yield from dispatch
+        try:
+            yield from dispatch
+        except RunFailedError as error:
+            round, client, cause, *details = error.args
+            told = "".join(f"{incident}\n" for incident in (*self._incidents, *dispatch.incidents))
+            raise RunFailedError(round, client, cause, f"{told}{''.join(details)}") from None
         self._incidents += dispatch.incidents
 
     def _chunks(self, tasks: Tasks) -> list[Tasks]:

@@ -113,7 +113,7 @@ class Dataset:
         """
         if self.augmentation is None:
             return inputs
-        mean, std = self._normalization()
+        mean, std = (each.to(inputs.device) for each in self._normalization())
         return self.augmentation(inputs * std + mean).sub_(mean).div_(std)
 
     def _batch(self, images: Images, labels: Labels) -> tuple[torch.Tensor, torch.Tensor]:

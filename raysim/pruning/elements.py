@@ -41,7 +41,7 @@ def apply(elements: Params, params: Params) -> Params:
 def keep_largest(scores: Params, count: int) -> Params:
     """Keep the `count` entries of highest score, all tensors pooled; of equal scores the first."""
     flat = torch.cat([score.flatten().double() for score in scores.values()])
-    kept = torch.zeros(len(flat), dtype=torch.bool)
+    kept = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
     kept[torch.sort(flat, descending=True, stable=True).indices[: max(0, min(count, len(flat)))]] = True
     pieces = torch.split(kept, [score.numel() for score in scores.values()])
     return {key: piece.view(score.shape) for (key, score), piece in zip(scores.items(), pieces, strict=True)}
