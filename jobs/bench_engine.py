@@ -79,13 +79,7 @@ def floor_of(rounds: Rounds) -> Floor:
     for client in clients.tolist():
         inputs, labels = workload.data.train_rows(workload.population.train[client])
         rows[client] = (inputs.numpy(), labels.numpy())
-    job = FloorJob(
-        workload.model,
-        workload.local.learning_rate,
-        workload.local.batch_size,
-        workload.seed,
-        workload.local.memory_format,
-    )
+    job = FloorJob(workload.model, local.learning_rate, local.batch_size, workload.seed)
     return Floor(job, rows, CORES)
 
 
@@ -120,7 +114,6 @@ def against_floor(rounds: Rounds, repeats: int, with_one: bool) -> dict[str, flo
             sides |= {
                 "raysim_1": lambda: rounds.play(alone),
                 "floor_1": lambda: floor.play(rounds.cohorts, 1),
-                "floor_laid_out": lambda: floor.play(rounds.cohorts, method="play_laid_out"),
             }
         seconds = medians_in_turns(sides, repeats)
     return {"difference": apart, **{f"{name}_s": value for name, value in seconds.items()}}
@@ -135,7 +128,6 @@ def w1(repeats: int, quick: bool) -> dict[str, Any]:
     growth, floor_growth = found["raysim_1_s"] / found["raysim_s"], found["floor_1_s"] / found["floor_s"]
     return {
         "ratio_to_floor": found["floor_s"] / found["raysim_s"],
-        "ratio_to_floor_in_the_same_layout": found["floor_laid_out_s"] / found["raysim_s"],
         "scaling": growth / floor_growth,
         "samples_per_s": samples / found["raysim_s"],
         "floor_samples_per_s": samples / found["floor_s"],

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from raysim import seeding
-from raysim.training import batch_slices, laid_out
+from raysim.training import batch_slices
 
 Rows = Mapping[int, tuple[NDArray[np.float32], NDArray[np.int64]]]
 """Inputs and labels of each client, normalised and in memory."""
@@ -22,13 +22,12 @@ Rows = Mapping[int, tuple[NDArray[np.float32], NDArray[np.int64]]]
 
 @dataclass(frozen=True)
 class FloorJob:
-    """What all loops train: a model with its start weights, plain SGD, one epoch; and how raysim lays images out."""
+    """What all loops train: a model with its start weights, plain SGD, one epoch."""
 
     model: nn.Module
     learning_rate: float
     batch_size: int
     seed: int
-    memory_format: str
 
 
 class PlainLoop:
@@ -42,19 +41,11 @@ class PlainLoop:
         self._rows = {
             client: (torch.from_numpy(images), torch.from_numpy(own)) for client, (images, own) in rows.items()
         }
-        self._laid_out = {
-            client: (laid_out(images, job.memory_format), own) for client, (images, own) in self._rows.items()
-        }
 
     def play(self, round: int, clients: Sequence[int]) -> None:
         """Train clients as a round of plain FedAvg would."""
         for client in clients:
             self._train(round, *self._rows[client], client)
-
-    def play_laid_out(self, round: int, clients: Sequence[int]) -> None:
-        """Do the same on images that lie in memory as raysim's do."""
-        for client in clients:
-            self._train(round, *self._laid_out[client], client)
 
     def summed(self, round: int, clients: Sequence[int]) -> list[NDArray[np.float64]]:
         """Return the sum of n_k times the update of client k, by parameter."""
@@ -111,11 +102,9 @@ class Floor:
             connection.send(None)
             process.join()
 
-    def play(
-        self, rounds: Mapping[int, NDArray[np.int64]], num_loops: int | None = None, method: str = "play"
-    ) -> None:  # fmt: skip
+    def play(self, rounds: Mapping[int, NDArray[np.int64]], num_loops: int | None = None) -> None:
         """Train the clients of some rounds, dealt in equal shares to loops that run at once."""
-        self._ask(method, rounds, num_loops or len(self._loops))
+        self._ask("play", rounds, num_loops or len(self._loops))
 
     def summed(self, rounds: Mapping[int, NDArray[np.int64]]) -> list[NDArray[np.float64]]:
         """Return the sum of n_k times the update of client k over all rounds, by parameter."""
