@@ -79,6 +79,7 @@ def floor_of(rounds: Rounds) -> Floor:
     for client in clients.tolist():
         inputs, labels = workload.data.train_rows(workload.population.train[client])
         rows[client] = (inputs.numpy(), labels.numpy())
+    local = workload.local
     job = FloorJob(workload.model, local.learning_rate, local.batch_size, workload.seed)
     return Floor(job, rows, CORES)
 
