@@ -3,12 +3,12 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
 
 from raysim import arrays, client_memory, places, work_storage
@@ -34,9 +34,10 @@ def path_of(folder: Given, round: int) -> Place:
 
 
 def save(state: ServerState, folder: Given, keep: int) -> Place:
-    """Write a state under its round's name, then delete all but the newest `keep`.
+    """Write a state under its round's name, then delete all but the newest `keep` up to it.
 
-    A checkpoint is one file: it appears at once, after everything has reached the disk.
+    A checkpoint is one file: it appears at once, after everything has reached the disk. Those of later rounds were
+    passed over when the run went on from before them, and are deleted, too.
     """
     tensors = _tensors_of(state)
     content = {
@@ -50,8 +51,11 @@ def save(state: ServerState, folder: Given, keep: int) -> Place:
     }
     header = {HEADER: json.dumps({**content, "sha256": _digest(content)})}
     target = path_of(folder, state.round).write_bytes(safetensors.save(_contiguous(tensors), header))
-    for old in saved_in(folder)[:-keep]:
-        old.remove()
+    saved = saved_in(folder)
+    kept = [file for file in saved if round_of(file) <= state.round][-keep:]
+    for file in saved:
+        if file not in kept:
+            file.remove()
     _forget_old_clients(places.at(folder), state.clients.keys())
     return target
 
@@ -122,11 +126,19 @@ def round_of(checkpoint: Place) -> int:
 
 
 def newest(folder: Given, say: Callable[[str], None]) -> ServerState | None:
-    """Return the newest state that can be read, what is remembered of single clients verified, too; none = no such.
+    """Return the first of `intact`; none = no such."""
+    return next(intact(folder, say), None)
+
+
+def intact(folder: Given, say: Callable[[str], None]) -> Iterator[ServerState]:
+    """Yield the states that are whole, newest first, what is remembered of single clients verified, too.
 
     Args:
         folder: Where the checkpoints are.
         say: Is told of each that had to be passed over, and why.
+
+    Raises:
+        OSError: If a file that is there cannot be read: it may be whole.
     """
     for saved in reversed(saved_in(folder)):
         try:
@@ -136,8 +148,7 @@ def newest(folder: Given, say: Callable[[str], None]) -> ServerState | None:
         except (TornCheckpointError, client_memory.DamagedMemoryError) as error:
             say(f"passing over the checkpoint of round {round_of(saved)}: {error}")
         else:
-            return state
-    return None
+            yield state
 
 
 def load(given: Given) -> ServerState:
@@ -145,6 +156,7 @@ def load(given: Given) -> ServerState:
 
     Raises:
         TornCheckpointError: If the file is missing or damaged.
+        OSError: If it is there and cannot be read.
     """
     place = places.at(given)
     try:
@@ -153,13 +165,12 @@ def load(given: Given) -> ServerState:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no mapping)
         if content["format"] != FORMAT:
             raise TornCheckpointError(f"it has format {content['format']}; this version reads format {FORMAT}")
-        recorded = content.pop("sha256")
-        state = _state_of(content, tensors, place.parent / CLIENTS)
-    except Exception as error:
+        recorded, tensors_recorded = content.pop("sha256"), content["tensors_sha256"]
+    except (FileNotFoundError, SafetensorError, ValueError, LookupError, TypeError, TornCheckpointError) as error:
         raise TornCheckpointError(f"{place} cannot be read: {type(error).__name__}: {error}") from error
-    if recorded != _digest(content) or content["tensors_sha256"] != arrays.digest(tensors):
+    if recorded != _digest(content) or tensors_recorded != arrays.digest(tensors):
         raise TornCheckpointError(f"{place} is damaged: its content does not have the digest recorded in its header")
-    return state
+    return _state_of(content, tensors, place.parent / CLIENTS)
 
 
 def _state_of(content: Mapping[str, Any], tensors: Params, clients: Place) -> ServerState:

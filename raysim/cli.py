@@ -90,12 +90,12 @@ def resume(run: str, overrides: tuple[str, ...], tracking_uri: str | None, as_js
     from raysim import resuming
 
     started = time.monotonic()
-    stopped = resuming.find(run, tracking_uri, overrides)
-    if stopped.is_finished:
-        summary = stopped.summary or {}
-    else:
-        on_ray = stopped.settings if stopped.summary is None else None
-        summary = _play(on_ray, stopped.folder, lambda: resuming.prepare(stopped), started)
+    with resuming.taken_up(run, tracking_uri, overrides) as stopped:
+        if stopped.is_finished:
+            summary = stopped.summary or {}
+        else:
+            on_ray = stopped.settings if stopped.summary is None else None
+            summary = _play(on_ray, stopped.folder, lambda: resuming.prepare(stopped), started)
     _show(summary, as_json)
 
 

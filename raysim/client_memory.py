@@ -26,10 +26,11 @@ class Stored:
 
         Raises:
             DamagedMemoryError: If the file is missing or damaged.
+            OSError: If it is there and cannot be read.
         """
         try:
             content = self.place.read()
-        except OSError as error:
+        except FileNotFoundError as error:
             raise DamagedMemoryError(f"{self.place} cannot be read: {error.strerror or error}") from None
         if hashlib.sha256(content).hexdigest() != self.sha256:
             raise DamagedMemoryError(f"{self.place} is damaged: it does not have the digest that was recorded")

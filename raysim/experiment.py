@@ -3,41 +3,33 @@
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from threading import Thread
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from safetensors.torch import load_file
 
-from raysim import arrays, checkpoint, config_file, device_storage, places, population, records, simulation
+from raysim import arrays, checkpoint, config_file, device_storage, places, population, records, simulation, telling
 from raysim.budget_solver import BudgetSolver
 from raysim.config import ExperimentSettings
-from raysim.console import ProgressDisplay, say
-from raysim.errors import SettingError, TrackingLostError, reason_of
+from raysim.console import ProgressDisplay
+from raysim.errors import RunFailedError, SettingError, TrackingLostError
 from raysim.forecast import summary_of, targets_of
 from raysim.methods import resolve as methods
 from raysim.place import Place
 from raysim.places import Given
 from raysim.price import Prices, costs_of
-from raysim.pruning import submodel
 from raysim.round_log import RoundLog
+from raysim.run_folder import as_setting, check_folder, held, make_folder
 from raysim.scenario import Scenario
 from raysim.tracking import MlflowTracker, few_retries, resolve_uri
 from raysim.types import FIRST, RoundReport, ServerState, Start, Storage
 
 ANSWER_S = 60
 """How long MLflow may take to answer; a large model takes its time to travel."""
-PATIENCE_S = 30.0
-"""How long a run that is over waits for MLflow."""
-RECORDS = ("rounds", "clients")
-ARTIFACTS = ("rounds.parquet", "clients.parquet", "model.safetensors", "summary.json", "plan.json", "partition.png")
-FAREWELL_S = {"KILLED": 1.0, "FAILED": 30.0}
-"""How long an unfinished run takes at most to tell MLflow; `ray job stop` gives three seconds in all."""
 
 
 class Runner(Protocol):
@@ -72,6 +64,7 @@ class Experiment:
         start: Where it begins.
         logged: The last round that MLflow knows.
         summary: What it has reached, where only MLflow has not been told yet.
+        is_held: Whether its folder is held by the caller.
     """
 
     settings: ExperimentSettings
@@ -81,6 +74,7 @@ class Experiment:
     start: Start = FIRST
     logged: int = 0
     summary: dict[str, Any] | None = None
+    is_held: bool = False
 
 
 def prepare(settings: ExperimentSettings, folder: Given) -> Experiment:
@@ -110,19 +104,21 @@ def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any
         started: `time.monotonic()` at the start of the command, for the wall time.
 
     Raises:
-        RunFailedError: If a round fails; checkpoints and records up to the round before are kept.
+        SettingError: If what is about to run cannot be written down, in the folder or in MLflow.
+        RunFailedError: If a round fails, or the results cannot be kept; checkpoints and records up to then are kept.
         TrackingLostError: If MLflow cannot be told of all of it; the files are complete.
     """
     log: RoundLog | None = None
     if experiment.summary is None:
         runner.make_ready(experiment.scenario)  # before anything is written down
-    with few_retries(ANSWER_S), held(experiment.folder):
+    with few_retries(ANSWER_S), nullcontext() if experiment.is_held else held(experiment.folder):
         try:
             log = begin(experiment)
             summary = experiment.summary or _play(experiment, runner, log, started)
-            tell(experiment, log)
+            with _as_failure(summary["rounds"], "the end of the run cannot be written down"):
+                telling.tell(experiment.tracker, experiment.folder, experiment.scenario.workload, log)
         except BaseException as error:
-            leave(experiment, log, error)
+            telling.leave(experiment.tracker, experiment.folder, log, error)
             raise
     return summary
 
@@ -135,64 +131,54 @@ def _play(experiment: Experiment, runner: Runner, log: RoundLog, started: float)
     wall_s = experiment.start.wall_s + time.monotonic() - started
     costs = costs_of(Prices(**settings.costs.model_dump()), state.totals.energy_j, wall_s)
     summary = summarise(experiment, state) | {"wall_s": wall_s, "costs": costs}
-    keep_results(experiment, state, summary)
+    with _as_failure(state.round, "the results cannot be kept"):
+        keep_results(experiment, state, summary)
     return summary
 
 
-def check_folder(folder: Place) -> None:
-    """Raise SettingError if the folder holds a run already."""
-    with _as_setting(folder, "cannot be read"):
-        holds_a_run = (folder / "config.yaml").is_file()
-    if holds_a_run:
-        raise SettingError(
-            f"--output={str(folder)!r} holds a run already; give a folder without one, or go on with `raysim resume`"
-        )
-
-
-def make_folder(folder: Given) -> None:
-    """Make a folder; raise SettingError if that cannot be."""
-    place = places.at(folder)
-    with _as_setting(place, "cannot be made"):
-        place.make()
-
-
 @contextmanager
-def _as_setting(folder: Place, what: str) -> Iterator[None]:
+def _as_failure(round: int, what: str) -> Iterator[None]:
+    """Tell what goes wrong after the last round as a failure of the run."""
     try:
         yield
+    except TrackingLostError:
+        raise
     except OSError as error:
-        raise SettingError(f"--output={str(folder)!r} {what}: {error.strerror or reason_of(error)}") from None
-
-
-@contextmanager
-def held(folder: Place) -> Iterator[None]:
-    """Hold the run's folder, so that no other process writes into it.
-
-    Raises:
-        SettingError: If another process does.
-    """
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(folder.held())
-        except BlockingIOError:
-            raise SettingError(f"{str(folder)!r} is in use: its run is going on in another process") from None
-        yield
+        raise RunFailedError(round, -1, f"{what}: {error}") from error
+    except Exception as error:
+        raise RunFailedError(round, -1, f"{what}: {type(error).__name__}: {error}", traceback.format_exc()) from error
 
 
 def begin(experiment: Experiment) -> RoundLog:
     """Write down what is about to run, and create its MLflow run or go on with it; return what logs its rounds."""
     folder, tracker = experiment.folder, experiment.tracker
-    with _as_setting(folder, "cannot be written"):
-        if not (folder / "config.yaml").is_file():
-            (folder / "config.yaml").write_text(config_file.to_yaml(experiment.settings))
+    try:
+        with as_setting(folder, "cannot be written"):
+            _write_down(experiment)
+    except TrackingLostError as error:
+        raise SettingError(
+            f"tracking.uri={tracker.uri!r} cannot be written: {error}; when MLflow is there, "
+            f"`raysim resume {folder}` goes on"
+        ) from None
+    log = RoundLog(lambda round: records.logged(folder / "rounds", round), tracker.log_rounds, experiment.logged)
+    log.cover(experiment.start.round)
+    return log
+
+
+def _write_down(experiment: Experiment) -> None:
+    """Write what is about to run into the folder and MLflow; which run it is first, so that it is not made twice."""
+    folder, tracker = experiment.folder, experiment.tracker
+    plan, devices = experiment.scenario.workload.plan, experiment.scenario.workload.population.devices
     digests = digests_of(experiment.scenario)
+    if not (folder / "config.yaml").is_file():
+        (folder / "config.yaml").write_text(config_file.to_yaml(experiment.settings))
     if tracker.run_id:
         tracker.reopen()
     else:
-        create_run(experiment, digests)
+        create_run(experiment)
     if not (folder / "run.json").is_file():
         (folder / "run.json").write_text(json.dumps(description(experiment, digests), indent=2))
-    plan, devices = experiment.scenario.workload.plan, experiment.scenario.workload.population.devices
+    tracker.describe(config_file.flatten(experiment.settings), digests)
     written = [
         folder / "config.yaml",
         folder / "run.json",
@@ -202,20 +188,17 @@ def begin(experiment: Experiment) -> RoundLog:
     ]
     for file in written:
         tracker.artifact(file)
-    log = RoundLog(lambda round: records.logged(folder / "rounds", round), tracker.log_rounds, experiment.logged)
-    log.cover(experiment.start.round)
-    return log
 
 
-def create_run(experiment: Experiment, digests: Mapping[str, str]) -> None:
-    """Create the MLflow run and tell it what is about to run."""
+def create_run(experiment: Experiment) -> None:
+    """Create the MLflow run."""
     settings, workload = experiment.settings, experiment.scenario.workload
     tags = {"method": settings.method.name, "data": settings.data.name, "model": settings.model.name}
     name = f"{settings.method.name} {settings.data.name} seed {settings.seed}"
     leftover = population.leftover_rows(workload.population, len(workload.data.train_labels))
     if leftover is not None:
         tags["leftover_rows"] = str(leftover)
-    experiment.tracker.start(name, config_file.flatten(settings), tags | environment(), digests)
+    experiment.tracker.create(name, tags | environment())
 
 
 def description(experiment: Experiment, digests: Mapping[str, str]) -> dict[str, Any]:
@@ -292,15 +275,9 @@ def keep_results(experiment: Experiment, state: ServerState, summary: Mapping[st
     folder, workload = experiment.folder, experiment.scenario.workload
     params = methods.served(experiment.scenario.method, workload.plan, state.params, state.memory)
     checkpoint.save_params(params, folder / "model.safetensors")
-    keep_records(folder)
+    records.merge_all(folder)
     draw_partition(experiment)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2))
-
-
-def keep_records(folder: Place) -> None:
-    """Merge the records of rounds and of their clients."""
-    records.merge_parts(folder / "rounds", folder / "rounds.parquet", together=True)
-    records.merge_parts(folder / "clients", folder / "clients.parquet")
 
 
 def draw_partition(experiment: Experiment) -> None:
@@ -313,84 +290,3 @@ def draw_partition(experiment: Experiment) -> None:
     (experiment.folder / "partition.png").write(
         lambda partial: figure.draw(partial, workload.data.train_labels, owned, workload.data.num_classes, title)
     )
-
-
-def tell(experiment: Experiment, log: RoundLog) -> None:
-    """Tell MLflow of what the folder holds; the run is finished when that is done.
-
-    Raises:
-        TrackingLostError: If MLflow does not listen; `raysim resume` makes up for it.
-    """
-    folder, until = experiment.folder, time.monotonic() + PATIENCE_S
-    try:
-        log.close(PATIENCE_S)
-        patiently(lambda: _upload(experiment), until)
-    except TrackingLostError as error:
-        raise TrackingLostError(
-            f"MLflow could not be told of all that happened ({error}); all files are in {folder}, "
-            f"`raysim resume {folder}` tells it what is missing"
-        ) from None
-    content = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(content | {"finished": True}, indent=2))
-
-
-def _upload(experiment: Experiment) -> None:
-    folder, tracker = experiment.folder, experiment.tracker
-    for name in ARTIFACTS:
-        tracker.artifact(folder / name)
-    if not tracker.has_model:
-        say("logging the final model to MLflow")
-        workload = experiment.scenario.workload
-        with (folder / "model.safetensors").fetched() as path:
-            submodel.load_params(workload.model, load_file(path))
-        example, _ = workload.data.test_rows(np.arange(2))
-        tracker.model(workload.model, example)
-    tracker.end("FINISHED")
-
-
-def patiently(call: Callable[[], object], until: float) -> None:
-    """Repeat a call that fails, with longer and longer pauses.
-
-    Args:
-        call: What may be done again.
-        until: `time.monotonic()` from which on it is not.
-
-    Raises:
-        TrackingLostError: If it has not worked by then.
-    """
-    pause_s = 0.5
-    while True:
-        try:
-            call()
-            return
-        except Exception as error:
-            if time.monotonic() + pause_s > until:
-                raise TrackingLostError(reason_of(error)) from error
-        time.sleep(pause_s)
-        pause_s *= 2
-
-
-def leave(experiment: Experiment, log: RoundLog | None, error: BaseException) -> None:
-    """Tell MLflow how an unfinished run ended, as far as it listens and time allows."""
-    tracker = experiment.tracker
-    if not tracker.run_id or isinstance(error, TrackingLostError):
-        return
-    status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-    steps: list[Callable[[], object]] = [] if log is None else [lambda: log.close(FAREWELL_S[status] / 2)]
-    steps += [] if status == "KILLED" else [lambda: tracker.note("failure", str(error))]
-    steps += [lambda: tracker.end(status), lambda: _tell_records(experiment)]
-
-    def farewell() -> None:
-        for step in steps:
-            with suppress(Exception):
-                step()
-
-    last = Thread(target=farewell, daemon=True)
-    last.start()
-    last.join(FAREWELL_S[status])
-
-
-def _tell_records(experiment: Experiment) -> None:
-    keep_records(experiment.folder)
-    for table in RECORDS:
-        experiment.tracker.artifact(experiment.folder / f"{table}.parquet")

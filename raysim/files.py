@@ -1,6 +1,7 @@
 """Files of ours appear whole or not at all."""
 
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,12 +9,14 @@ from pathlib import Path
 def write_atomically(path: Path, write: Callable[[Path], object], flush_folder: bool = True) -> Path:
     """Let `write` fill a file beside `path`, bring it to the disk, then give it its name.
 
+    Each call has a file of its own: of two that write at the same time, the one that ends last stays, whole.
+
     Args:
         path: Where the file is to be.
         write: Fills a file at the path it is given.
         flush_folder: Whether the name is on the disk, too, when this returns.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(partial_name(path.name))
     try:
         write(partial)
         flush(partial)
@@ -24,6 +27,17 @@ def write_atomically(path: Path, write: Callable[[Path], object], flush_folder: 
     if flush_folder:
         flush(path.parent)
     return path
+
+
+def partial_name(name: str) -> str:
+    """Return what a file is called until it is whole."""
+    return f".{name}.{uuid.uuid4().hex[:12]}.partial"
+
+
+def remove_partials(folder: Path) -> None:
+    """Delete what writers that were killed have left in a folder and below."""
+    for partial in folder.rglob(".*.partial"):
+        partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> Path:

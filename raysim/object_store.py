@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from raysim import files
 from raysim.errors import SettingError
 from raysim.place import Place
 
@@ -124,7 +125,7 @@ class InStore(Place):
             self._put(self._where, content)
         else:
             self.parent.make()
-            partial = f"{self.parent._where}/.{self.name}.partial"
+            partial = f"{self.parent._where}/{files.partial_name(self.name)}"
             self._put(partial, content)
             self.remove()  # not every file system moves a file over another
             self._files.move(partial, self._where)

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from raysim import files
+from raysim.errors import SettingError
 from raysim.place import Place, writing
 
 Given = str | Path | Place
@@ -119,7 +120,7 @@ def at(given: Given) -> Place:
     """Return the place of a path or URI; `file://` is a path.
 
     Raises:
-        SettingError: If it is a URI that pyarrow does not know, or holds a secret.
+        SettingError: If it is a URI that pyarrow does not know, or holds a secret, or `file://` names a host.
 
     >>> str(at("/data/runs") / "one"), str(at("s3://bucket/runs?region=eu-west-1") / "one")
     ('/data/runs/one', 's3://bucket/runs/one?region=eu-west-1')
@@ -130,10 +131,20 @@ def at(given: Given) -> Place:
     if isinstance(given, Path) or not is_uri(text):
         return OnDisk(Path(given))
     if text.startswith("file:"):
-        return OnDisk(Path(unquote(urlsplit(text).path)))
+        return OnDisk(_path_of(text))
     from raysim.object_store import InStore  # pyarrow takes its time to import
 
     return InStore.of(text)
+
+
+def _path_of(uri: str) -> Path:
+    parts = urlsplit(uri)
+    if parts.netloc not in ("", "localhost"):
+        raise SettingError(
+            f"{uri!r} is not allowed: after file:// stands a host, here {parts.netloc!r}; allowed: file:///FOLDER, "
+            "or a path"
+        )
+    return Path(unquote(parts.path))
 
 
 def is_uri(text: str) -> bool:

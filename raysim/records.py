@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysim import places
+from raysim.errors import reason_of
 from raysim.metrics import metrics_of
 from raysim.place import Place
 from raysim.places import Given
@@ -19,6 +20,10 @@ from raysim.types import Columns, RoundReport
 
 MEASURED = ("timestamp_ms", "wall_s", "driver_bytes", "clock/wall_s", "faults/retries")
 """What a round's record tells of this world, and not of the simulated one; no two runs agree in it."""
+
+
+class TornRecordError(RuntimeError):
+    """A part is incomplete or damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,13 @@ def merge_parts(folder: Given, target: Given, together: bool = False) -> Place:
     tables = (_with_all(_read(part), schema) for part in parts)
     groups = [pa.concat_tables(tables)] if together else tables
     return places.at(target).write(lambda partial: _write_groups(groups, schema, partial))
+
+
+def merge_all(folder: Given) -> None:
+    """Merge the records of a run's rounds, and those of their clients, into one table each in its folder."""
+    place = places.at(folder)
+    merge_parts(place / "rounds", place / "rounds.parquet", together=True)
+    merge_parts(place / "clients", place / "clients.parquet")
 
 
 def _schema_of(schemas: Sequence[pa.Schema]) -> pa.Schema:
@@ -115,16 +127,26 @@ def logged(folder: Given, round: int) -> Logged:
     """Return what MLflow is told of a round, from its part in the records of rounds.
 
     Raises:
-        OSError: If there is no such part.
+        OSError: If there is no such part, or it cannot be read.
+        TornRecordError: If it is damaged.
     """
-    table = _read(path_of(folder, round))
+    place = path_of(folder, round)
+    content = place.read()
+    try:
+        table = _table_in(content)
+    except (pa.ArrowException, OSError) as error:  # Arrow has either for what is damaged
+        raise TornRecordError(f"{place} is damaged: {reason_of(error)}") from None
     row: dict[str, Any] = table.to_pylist()[0]
     metrics = {name: nan if value is None else value for name, value in row.items() if "/" in name}
     return Logged(round, row["timestamp_ms"], row["wall_s"], metrics)
 
 
 def _read(place: Place) -> pa.Table:
-    return pq.ParquetFile(pa.BufferReader(place.read())).read(use_threads=False)
+    return _table_in(place.read())
+
+
+def _table_in(content: bytes) -> pa.Table:
+    return pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
 
 
 def _table(columns: Columns) -> pa.Table:

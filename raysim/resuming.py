@@ -2,19 +2,21 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
-from raysim import checkpoint, config_file, places, records, runs, simulation
+from raysim import config_file, continuation, files, places, runs, simulation
 from raysim.config import ExperimentSettings
 from raysim.console import say
 from raysim.errors import SettingError
-from raysim.experiment import Experiment, digests_of, environment, make_folder
+from raysim.experiment import Experiment, digests_of, environment
 from raysim.job_place import default_folder
 from raysim.place import Place
-from raysim.tracking import MlflowTracker, resolve_uri
-from raysim.types import FIRST, ServerState, Start
+from raysim.run_folder import held, make_folder
+from raysim.tracking import MlflowTracker, resolve_uri, status_of
+from raysim.types import Start
 
 BITS_DEPEND_ON = ("version.raysim", "version.torch", "version.numpy", "cpu")
 
@@ -30,6 +32,7 @@ class Stopped:
         noted: What run.json tells; empty where the run stopped before that.
         summary: What it has reached, if all its rounds have been played.
         is_finished: Whether there is nothing left to do.
+        is_held: Whether its folder is held, so that what was read of it stays true.
     """
 
     settings: ExperimentSettings
@@ -38,6 +41,27 @@ class Stopped:
     noted: Mapping[str, Any]
     summary: dict[str, Any] | None
     is_finished: bool
+    is_held: bool = False
+
+
+@contextmanager
+def taken_up(run: str, tracking_uri: str | None = None, overrides: Sequence[str] = ()) -> Iterator[Stopped]:
+    """Find a run as `find` does, and hold its folder for as long as the context lasts; a finished one needs no hold.
+
+    Raises:
+        SettingError: If there is no such run, another process goes on with it, or a setting may not be changed.
+    """
+    found = find(run, tracking_uri, overrides)
+    if found.is_finished:
+        yield found
+        return
+    make_folder(found.folder)
+    with held(found.folder):
+        if (found.folder / "config.yaml").is_file():  # it may have gone on, or ended, until it was held
+            found = _in_folder(found.folder, found.tracking_uri, overrides)
+        if found.folder.path is not None:
+            files.remove_partials(found.folder.path)
+        yield replace(found, is_held=True)
 
 
 def find(run: str, tracking_uri: str | None = None, overrides: Sequence[str] = ()) -> Stopped:
@@ -62,7 +86,7 @@ def find(run: str, tracking_uri: str | None = None, overrides: Sequence[str] = (
         if _holds(kept, run):
             return _in_folder(kept, uri, overrides)
         settings = config_file.load(copied / "config.yaml", tuple(overrides))
-        if (copied / "summary.json").is_file():  # the last but one of all things that are told
+        if (copied / "summary.json").is_file() and status_of(uri, run) == "FINISHED":
             summary = json.loads((copied / "summary.json").read_text(encoding="utf-8"))
             return Stopped(settings, kept, uri, noted, summary, is_finished=True)
     folder = places.at(default_folder() / f"{settings.experiment}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -111,7 +135,7 @@ def prepare(stopped: Stopped) -> Experiment:
     """Build the scenario, open the MLflow store, and find where to begin; nothing is written.
 
     Raises:
-        SettingError: If the data have changed, or the store has no such run.
+        SettingError: If the data have changed, its files cannot be read, or the store has no such run.
     """
     settings, folder = stopped.settings, stopped.folder
     scenario = simulation.build(settings)
@@ -124,20 +148,40 @@ def prepare(stopped: Stopped) -> Experiment:
             if digest != stopped.noted[f"{what}_sha256"]:
                 raise SettingError(f"RUN={str(folder)!r} cannot go on: its {what} has changed since it began")
         logged, logged_s = tracker.find(stopped.noted["run_id"])
-    state = checkpoint.newest(folder / "checkpoints", say)
-    start = FIRST if state is None else Start(state.round, records.logged(folder / "rounds", state.round).wall_s)
+        _warn_of_others(stopped)
+    start = _start_of(stopped)
     start = Start(start.round, max(start.wall_s, logged_s))  # rounds that are played again take their time, too
-    _say_where(state, settings.rounds, stopped.summary is not None)
-    return Experiment(settings, folder, scenario, tracker, start, logged, stopped.summary)
+    _say_where(start, settings.rounds, stopped.summary is not None)
+    return Experiment(settings, folder, scenario, tracker, start, logged, stopped.summary, stopped.is_held)
 
 
-def _say_where(state: ServerState | None, rounds: int, is_over: bool) -> None:
+def _start_of(stopped: Stopped) -> Start:
+    """Return where it goes on; a run that is over needs no checkpoint for that."""
+    if stopped.summary is not None:
+        return Start(stopped.summary["rounds"], stopped.summary["wall_s"])
+    with runs.reading(stopped.folder):
+        return continuation.newest(stopped.folder)
+
+
+def _say_where(start: Start, rounds: int, is_over: bool) -> None:
     if is_over:
         say("all rounds have been played: telling MLflow what it has missed")
-    elif state is None:
+    elif start.round == 0:
         say("there is no checkpoint: starting at round 1")
     else:
-        say(f"going on after round {state.round} of {rounds}")
+        say(f"going on after round {start.round} of {rounds}")
+
+
+def _warn_of_others(stopped: Stopped) -> None:
+    """Say so where only MLflow could tell that the run is going on: one that was killed looks the same there."""
+    folder, noted = stopped.folder, stopped.noted
+    if folder.path is not None and str(folder) == noted["output_dir"]:
+        return  # that nobody else holds it is known
+    if status_of(stopped.tracking_uri, noted["run_id"]) == "RUNNING":
+        say(
+            f"warning: MLflow has run {noted['run_id']} as RUNNING, and {noted['output_dir']} cannot be held against "
+            "others: go on only if no other process does, else rounds are logged twice"
+        )
 
 
 def warn_of_changes(stopped: Stopped) -> None:

@@ -24,7 +24,7 @@ from raysim.data.partition import check_partition, partition
 from raysim.data.rules import PartitionOptions
 from raysim.data.transform import Transform
 from raysim.deadline_check import check_deadline
-from raysim.errors import RunFailedError, SettingError, UntraceableError, nearest_first
+from raysim.errors import RunFailedError, SettingError, UntraceableError, nearest_first, reason_of
 from raysim.executors import InProcessExecutor
 from raysim.methods import resolve as methods
 from raysim.methods.method import Method
@@ -392,11 +392,14 @@ def first_state(scenario: Scenario, storage: Storage, start: Start) -> ServerSta
     """Return what a run begins with: the model as it was built, or what a checkpoint holds.
 
     Raises:
-        TornCheckpointError: If the checkpoint cannot be read.
+        RunFailedError: If the checkpoint cannot be read.
     """
     if start.round == 0:
         return initial_state(scenario)
-    return checkpoint.load(checkpoint.path_of(storage.part("checkpoints"), start.round))
+    try:
+        return checkpoint.load(checkpoint.path_of(storage.part("checkpoints"), start.round))
+    except (OSError, checkpoint.TornCheckpointError) as error:
+        raise RunFailedError(start.round + 1, -1, f"where it goes on cannot be read: {reason_of(error)}") from error
 
 
 class InProcessRunner:

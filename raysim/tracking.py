@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from raysim import places
-from raysim.errors import SettingError
+from raysim.errors import SettingError, TrackingLostError, reason_of
 from raysim.job_place import check_stays, default_folder
 from raysim.metrics import metrics_of
 from raysim.places import Given
@@ -55,7 +55,10 @@ def resolve_uri(uri: str | None) -> str:
 
 
 class MlflowTracker:
-    """Writes one run; holds the run's id and talks to the store by it."""
+    """Writes one run; holds the run's id and talks to the store by it.
+
+    What the store does not take raises TrackingLostError; a file of ours that cannot be read raises OSError.
+    """
 
     def __init__(self, uri: str, experiment: str, parent: str = "", beside: str = "") -> None:
         """Open the store, creating an SQLite file where there is none.
@@ -98,7 +101,7 @@ class MlflowTracker:
         self, name: str, params: Mapping[str, str], tags: Mapping[str, str], digests: Mapping[str, str],
         start_time: int | None = None,
     ) -> str:  # fmt: skip
-        """Create the run and return its id.
+        """Create the run and describe it; return its id.
 
         Args:
             name: Name shown in the UI.
@@ -107,17 +110,31 @@ class MlflowTracker:
             digests: `data` and `partition`.
             start_time: When it began, in milliseconds; none = now.
         """
-        parent = {MLFLOW_PARENT_RUN_ID: self._parent} if self._parent else {}
-        run = self._client.create_run(self.experiment_id, start_time, parent | dict(tags), run_name=name)
-        self.run_id = run.info.run_id
-        entries = [Param(key, value) for key, value in params.items()]
-        for start in range(0, len(entries), PARAMS_PER_CALL):
-            self._client.log_batch(self.run_id, params=entries[start : start + PARAMS_PER_CALL])
-        dataset = Dataset(tags["data"], digests["data"][:36], "raysim", f'{{"partition": "{digests["partition"]}"}}')
-        self._client.log_inputs(self.run_id, [DatasetInput(dataset)])
-        for what, digest in digests.items():
-            self._client.set_tag(self.run_id, f"{what}_sha256", digest)
+        self.create(name, tags, start_time)
+        self.describe(params, digests)
         return self.run_id
+
+    def create(self, name: str, tags: Mapping[str, str], start_time: int | None = None) -> None:
+        """Create the run; from then on it has its id."""
+        parent = {MLFLOW_PARENT_RUN_ID: self._parent} if self._parent else {}
+        with _telling():
+            run = self._client.create_run(self.experiment_id, start_time, parent | dict(tags), run_name=name)
+        self.run_id = run.info.run_id
+
+    def describe(self, params: Mapping[str, str], digests: Mapping[str, str]) -> None:
+        """Log settings and data; what the run has of it already is left as it is."""
+        with _telling():
+            run = self._client.get_run(self.run_id)
+            entries = [Param(key, value) for key, value in params.items() if key not in run.data.params]
+            for start in range(0, len(entries), PARAMS_PER_CALL):
+                self._client.log_batch(self.run_id, params=entries[start : start + PARAMS_PER_CALL])
+            if run.inputs is None or not run.inputs.dataset_inputs:
+                partition = f'{{"partition": "{digests["partition"]}"}}'
+                dataset = Dataset(run.data.tags["data"], digests["data"][:36], "raysim", partition)
+                self._client.log_inputs(self.run_id, [DatasetInput(dataset)])
+            for what, digest in digests.items():
+                if f"{what}_sha256" not in run.data.tags:
+                    self._client.set_tag(self.run_id, f"{what}_sha256", digest)
 
     def find(self, run_id: str) -> tuple[int, float]:
         """Take up a run that is there; return the last round that was logged and its wall time, 0 and 0.0 if none.
@@ -137,9 +154,10 @@ class MlflowTracker:
 
     def reopen(self) -> None:
         """Go on with a run: it runs again, and has not failed."""
-        self._client.update_run(self.run_id, status="RUNNING")
-        if "failure" in self._client.get_run(self.run_id).data.tags:
-            self._client.delete_tag(self.run_id, "failure")
+        with _telling():
+            self._client.update_run(self.run_id, status="RUNNING")
+            if "failure" in self._client.get_run(self.run_id).data.tags:
+                self._client.delete_tag(self.run_id, "failure")
 
     def track(self, *reports: RoundReport) -> None:
         """Log rounds, each stamped with the time at which it ended."""
@@ -151,14 +169,13 @@ class MlflowTracker:
 
     def log_rounds(self, rounds: Sequence[Logged]) -> None:
         """Log what was recorded of rounds, by one call."""
-        self._client.log_batch(
-            self.run_id,
-            [
-                Metric(key, value, each.timestamp_ms, each.round)
-                for each in rounds
-                for key, value in each.metrics.items()
-            ],
-        )
+        metrics = [
+            Metric(key, value, each.timestamp_ms, each.round)
+            for each in rounds
+            for key, value in each.metrics.items()
+        ]
+        with _telling():
+            self._client.log_batch(self.run_id, metrics)
 
     def measure(self, metrics: Mapping[str, float]) -> None:
         """Log numbers that belong to the whole run and to no round."""
@@ -166,18 +183,22 @@ class MlflowTracker:
         self._log([Metric(key, value, now, 0) for key, value in metrics.items()])
 
     def _log(self, metrics: list[Metric]) -> None:
-        for start in range(0, len(metrics), METRICS_PER_CALL):
-            self._client.log_batch(self.run_id, metrics=metrics[start : start + METRICS_PER_CALL])
+        with _telling():
+            for start in range(0, len(metrics), METRICS_PER_CALL):
+                self._client.log_batch(self.run_id, metrics=metrics[start : start + METRICS_PER_CALL])
 
     def artifact(self, given: Given) -> None:
         """Upload a file into the run's artifacts."""
         with places.at(given).fetched() as path:
-            self._client.log_artifact(self.run_id, str(path))
+            path.stat()  # one that is missing here is not MLflow's fault
+            with _telling():
+                self._client.log_artifact(self.run_id, str(path))
 
     @property
     def has_model(self) -> bool:
         """Whether a model has been logged."""
-        outputs = self._client.get_run(self.run_id).outputs
+        with _telling():
+            outputs = self._client.get_run(self.run_id).outputs
         return outputs is not None and bool(outputs.model_outputs)
 
     def model(self, model: nn.Module, example: torch.Tensor) -> str:
@@ -193,7 +214,7 @@ class MlflowTracker:
         previous = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else ""  # type: ignore[no-untyped-call]
         mlflow.set_tracking_uri(self.uri)
         try:
-            with mlflow.start_run(run_id=self.run_id):
+            with _telling(), mlflow.start_run(run_id=self.run_id):
                 info = mlflow.pytorch.log_model(
                     model,
                     name="model",
@@ -210,11 +231,35 @@ class MlflowTracker:
 
     def note(self, key: str, text: str) -> None:
         """Set a tag."""
-        self._client.set_tag(self.run_id, key, text[:5000])
+        with _telling():
+            self._client.set_tag(self.run_id, key, text[:5000])
 
     def end(self, status: str, end_time: int | None = None) -> None:
         """Mark the run FINISHED, FAILED or KILLED; it ended now or at a time in milliseconds."""
-        self._client.set_terminated(self.run_id, status, end_time or int(time.time() * 1000))
+        with _telling():
+            self._client.set_terminated(self.run_id, status, end_time or int(time.time() * 1000))
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    """Raise whatever a store does not take as one error: MLflow's stores raise those of many libraries."""
+    try:
+        yield
+    except Exception as error:
+        raise TrackingLostError(reason_of(error)) from error
+
+
+def status_of(uri: str, run_id: str) -> str:
+    """Return what MLflow holds a run to be: RUNNING, FINISHED, FAILED or KILLED.
+
+    Raises:
+        SettingError: If the store cannot be read, or has no such run.
+    """
+    try:
+        with few_retries():
+            return str(MlflowClient(uri).get_run(run_id).info.status)
+    except Exception as error:
+        raise SettingError(f"RUN={run_id!r} cannot be read from tracking.uri={uri!r}: {reason_of(error)}") from None
 
 
 def download(uri: str, run_id: str, names: Sequence[str], folder: Path, optional: Sequence[str] = ()) -> None:

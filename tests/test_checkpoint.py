@@ -85,7 +85,7 @@ def test_an_unfinished_checkpoint_is_not_taken_for_one(tmp_path):
     (tmp_path / ".round_000002.safetensors.partial").write_bytes(b"half")
     assert [path.name for path in checkpoint.saved_in(tmp_path)] == names_of(1)
     path = checkpoint.save(state(2), tmp_path, keep=2)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == names_of(1, 2)
+    assert [each.name for each in checkpoint.saved_in(tmp_path)] == names_of(1, 2)
     assert checkpoint.load(path).round == 2
 
 
@@ -93,6 +93,26 @@ def test_a_round_can_be_saved_again(tmp_path):
     checkpoint.save(ServerState(4, {"a": torch.zeros(2)}), tmp_path, keep=2)
     path = checkpoint.save(state(4), tmp_path, keep=2)
     assert arrays.digest(checkpoint.load(path).params) == arrays.digest(state(4).params)
+
+
+def test_those_that_were_passed_over_do_not_push_out_what_is_written_anew(tmp_path):
+    for round in (1, 2, 3, 4):
+        checkpoint.save(state(round), tmp_path, keep=4)
+    for torn in (3, 4):
+        checkpoint.path_of(tmp_path, torn).write_bytes(b"")
+    assert checkpoint.newest(tmp_path, lambda _: None).round == 2
+    checkpoint.path_of(tmp_path, 2).remove()
+    checkpoint.save(state(2), tmp_path, keep=2)
+    assert [path.name for path in checkpoint.saved_in(tmp_path)] == names_of(1, 2)
+    assert checkpoint.newest(tmp_path, print).round == 2
+
+
+def test_one_that_is_there_and_cannot_be_read_is_not_passed_over(tmp_path):
+    """A folder of its name stands for a disk or store that answers with an error: the file may be whole."""
+    checkpoint.save(state(1), tmp_path, keep=3)
+    checkpoint.path_of(tmp_path, 2).make()
+    with pytest.raises(OSError, match="No such device"):
+        checkpoint.newest(tmp_path, print)
 
 
 def test_a_folder_without_checkpoints_has_none(tmp_path):

@@ -84,6 +84,15 @@ def test_a_damaged_file_is_noticed_when_it_is_asked_for(tmp_path: Path, harm: st
         loaded.clients[1]
 
 
+def test_a_file_that_is_there_and_cannot_be_read_is_not_taken_for_damaged(tmp_path: Path) -> None:
+    saved(ServerState(1, {"a": torch.zeros(2)}, clients={0: tensors(1)}), tmp_path)
+    file = tmp_path / CLIENTS / "0000000_000001.safetensors"
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(IsADirectoryError):
+        checkpoint.newest(tmp_path, print)
+
+
 def test_clients_files_are_safetensors_and_no_pickle(tmp_path: Path) -> None:
     saved(ServerState(1, {"a": torch.zeros(2)}, clients={0: tensors(1)}), tmp_path)
     content = (tmp_path / CLIENTS / "0000000_000001.safetensors").read_bytes()

@@ -14,8 +14,8 @@ from conftest import tiny_settings
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
-from raysim import arrays, checkpoint, config_file, experiment, simulation
-from raysim.errors import RunFailedError, SettingError
+from raysim import arrays, checkpoint, config_file, experiment, resuming, simulation, telling, tracking
+from raysim.errors import RunFailedError, SettingError, TrackingLostError
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +170,89 @@ def test_a_run_that_cannot_write_its_files_is_failed_not_running(tmp_path: Path)
     settings = tiny_settings(f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
     prepared = experiment.prepare(settings, tmp_path / "out")
     (tmp_path / "out" / "run.json").mkdir()
-    with pytest.raises(OSError, match=r"run\.json"):
+    with pytest.raises(SettingError, match=f"--output='{tmp_path}/out' cannot be written: Is a directory"):
         experiment.run(prepared, simulation.InProcessRunner(), time.monotonic())
     assert MlflowClient(prepared.tracker.uri).get_run(prepared.tracker.run_id).info.status == "FAILED"
+
+
+def test_results_that_cannot_be_kept_are_a_failed_run_that_goes_on(tmp_path: Path) -> None:
+    settings = tiny_settings("rounds=2", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    prepared = experiment.prepare(settings, tmp_path / "out")
+    in_the_way = tmp_path / "out" / "model.safetensors"
+    (in_the_way / "x").mkdir(parents=True)
+    with pytest.raises(RunFailedError, match=r"round 2: the results cannot be kept: .*Is a directory"):
+        experiment.run(prepared, simulation.InProcessRunner(), time.monotonic())
+    (in_the_way / "x").rmdir()
+    in_the_way.rmdir()
+    with resuming.taken_up(str(tmp_path / "out")) as stopped:
+        summary = experiment.run(resuming.prepare(stopped), simulation.InProcessRunner(), time.monotonic())
+    assert summary["rounds"] == 2
+    assert MlflowClient(prepared.tracker.uri).get_run(summary["run_id"]).info.status == "FINISHED"
+
+
+def test_a_store_that_is_gone_when_the_run_begins_is_a_setting_and_leaves_a_way_on(tmp_path: Path) -> None:
+    """It is gone before the run is made, then after: in MLflow there is one run in the end, described whole."""
+    store, folder = tmp_path / "mlflow.db", tmp_path / "out"
+    settings = tiny_settings("rounds=1", f"tracking.uri=sqlite:///{store}")
+    away = store.with_suffix(".away")
+    prepared = experiment.prepare(settings, folder)
+
+    def take_away() -> None:
+        store.rename(away)
+        store.mkdir()
+
+    def bring_back() -> None:
+        store.rmdir()
+        away.rename(store)
+
+    def begins() -> None:
+        with pytest.raises(SettingError, match=rf"mlflow\.db' cannot be written: .*`raysim resume {folder}` goes on"):
+            experiment.run(prepared, simulation.InProcessRunner(), time.monotonic())
+
+    take_away()
+    begins()
+    bring_back()
+    create = prepared.tracker.create
+    object.__setattr__(prepared.tracker, "create", lambda *given: (create(*given), take_away()))
+    begins()
+    bring_back()
+    noted = json.loads((folder / "run.json").read_text())
+    assert MlflowClient(noted["tracking_uri"]).get_run(noted["run_id"]).data.params == {}
+    with resuming.taken_up(str(folder), None, ["executor.num_actors=3", "executor.kind=ray"]) as stopped:
+        summary = experiment.run(resuming.prepare(stopped), simulation.InProcessRunner(), time.monotonic())
+    assert summary["run_id"] == noted["run_id"]
+    client = MlflowClient(noted["tracking_uri"])
+    (run,) = client.search_runs([noted["experiment_id"]])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["method.name"] == "ca-hfp"
+    assert len(run.inputs.dataset_inputs) == 1
+    assert run.data.tags["partition_sha256"] == noted["partition_sha256"]
+
+
+def test_a_description_can_be_sent_again(tmp_path: Path) -> None:
+    """What was told stays; what is missing is added."""
+    tracker = tracking.MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", "digits")
+    tracker.create("one", {"data": "digits"})
+    digests = {"data": "1" * 64, "partition": "2" * 64}
+    tracker.describe({"seed": "0", "executor.num_actors": "2"}, {"data": "1" * 64, "partition": "2" * 64})
+    tracker.describe({"seed": "0", "executor.num_actors": "1", "rounds": "3"}, digests)
+    run = MlflowClient(tracker.uri).get_run(tracker.run_id)
+    assert run.data.params == {"seed": "0", "executor.num_actors": "2", "rounds": "3"}
+    assert len(run.inputs.dataset_inputs) == 1
+
+
+def test_only_what_mlflow_does_not_take_is_repeated() -> None:
+    def lost_file() -> None:
+        calls.append("file")
+        raise FileNotFoundError("model.safetensors")
+
+    def away() -> None:
+        calls.append("store")
+        raise TrackingLostError("gone")
+
+    calls: list[str] = []
+    with pytest.raises(FileNotFoundError):
+        telling.patiently(lost_file, time.monotonic() + 60)
+    with pytest.raises(TrackingLostError):
+        telling.patiently(away, time.monotonic() + 0.7)
+    assert calls == ["file", "store", "store"]

@@ -15,7 +15,7 @@ from test_resume import assert_same_run, played
 
 from raysim import arrays, checkpoint, simulation
 from raysim.actors.runner import RayRunner
-from raysim.types import Storage
+from raysim.types import FIRST, Storage
 
 LONG = ("rounds=12", "checkpoint.every=2", "data.max_train_examples=200", "evaluation.max_examples=50")
 ON_RAY = ("executor.kind=ray", "executor.num_actors=1")
@@ -106,6 +106,14 @@ def test_a_driver_actor_that_is_killed_is_replaced(whole, local_ray: None, tmp_p
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
         digest = arrays.digest(runner.final_state().params)
+        cut_off = runner.driver_actor
+        again = runner._after_loss(
+            scenario, Storage(tmp_path, 2, 2), FIRST, ray.exceptions.RayError("unreachable"), 1
+        )
+        with pytest.raises(ray.exceptions.RayActorError):  # it lived on, and could have written
+            ray.get(cut_off.process_id.remote())
+    assert again.round == 12
+    assert again.wall_s > 0
     assert digest == whole["params_sha256"]
     assert rounds[-1] == 12
     assert set(rounds) == set(range(1, 13))

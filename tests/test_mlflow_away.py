@@ -10,7 +10,7 @@ from servers import mlflow_server
 from test_cli import left_with, termination_handler  # noqa: F401
 from test_resume import assert_same_run, played
 
-from raysim import experiment, simulation
+from raysim import simulation, telling
 from raysim.errors import TrackingLostError
 
 SHORT = ("data.max_train_examples=150", "evaluation.max_examples=50", "rounds=9")
@@ -55,7 +55,7 @@ def test_rounds_of_an_outage_are_logged_when_mlflow_is_back(tmp_path: Path, caps
         assert "".join(told).count("cannot be logged") == 1
         assert "".join(told).count("MLflow is back") == 1
 
-        monkeypatch.setattr(experiment, "PATIENCE_S", 2.0)
+        monkeypatch.setattr(telling, "PATIENCE_S", 2.0)
         with pytest.raises(TrackingLostError, match=r"`raysim resume .*lost` tells it what is missing"):
             played(tmp_path / "lost", settings, Eventful({4: server.stop}))
         summary = json.loads((tmp_path / "lost" / "summary.json").read_text())
@@ -63,7 +63,7 @@ def test_rounds_of_an_outage_are_logged_when_mlflow_is_back(tmp_path: Path, caps
         capsys.readouterr()
         assert left_with("resume", str(tmp_path / "lost"), "--json") == 2
         assert "cannot be opened" in capsys.readouterr().err
-        monkeypatch.setattr(experiment, "PATIENCE_S", 60.0)
+        monkeypatch.setattr(telling, "PATIENCE_S", 60.0)
         server.start()
         assert left_with("resume", str(tmp_path / "lost"), "--json") == 0
         assert json.loads(capsys.readouterr().out) == summary

@@ -13,8 +13,8 @@ from conftest import settings_of, tiny_settings
 from mlflow.tracking import MlflowClient
 from test_cli import left_with, termination_handler  # noqa: F401
 
-from raysim import checkpoint, experiment, places, records, resuming, simulation
-from raysim.errors import RunFailedError, SettingError
+from raysim import checkpoint, experiment, records, resuming, simulation, telling
+from raysim.errors import RunFailedError, SettingError, TrackingLostError
 
 MEASURED = {"wall_s", "run_id", "output_dir", "tracking_uri", "experiment_id"}
 MEASURED_METRIC = "clock/wall_s"
@@ -40,9 +40,9 @@ def played(folder: Path, settings, runner=None) -> dict[str, Any]:
 
 
 def resumed(folder: Path | str, *overrides: str, runner=None, uri: str | None = None) -> dict[str, Any]:
-    stopped = resuming.find(str(folder), uri, overrides)
-    assert not stopped.is_finished
-    return experiment.run(resuming.prepare(stopped), runner or simulation.InProcessRunner(), time.monotonic())
+    with resuming.taken_up(str(folder), uri, overrides) as stopped:
+        assert not stopped.is_finished
+        return experiment.run(resuming.prepare(stopped), runner or simulation.InProcessRunner(), time.monotonic())
 
 
 def curves(summary: dict[str, Any]) -> dict[str, list[tuple[int, float]]]:
@@ -140,13 +140,67 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(stopped: Path, whole, ca
     assert "going on after round 1 of 4" in told
 
 
-def test_a_checkpoint_that_mlflow_knows_but_is_torn_leaves_no_point_twice(store: str, tmp_path: Path, whole) -> None:
+def test_checkpoints_that_mlflow_knows_but_are_torn_leave_no_point_twice_and_new_ones_alone(
+    store: str, tmp_path: Path, whole, capsys
+) -> None:
     with pytest.raises(RunFailedError):
         played(tmp_path / "out", tiny_settings(*FOUR, store), Stopping(3))
-    newest = checkpoint.saved_in(tmp_path / "out" / "checkpoints")
-    for torn in newest:
-        torn.remove()
+    for torn in checkpoint.saved_in(tmp_path / "out" / "checkpoints"):
+        torn.write_bytes(torn.read()[:-7])
+    with pytest.raises(RunFailedError):
+        resumed(tmp_path / "out", runner=Stopping(1))
+    assert "there is no checkpoint: starting at round 1" in capsys.readouterr().err
     assert_same_run(resumed(tmp_path / "out"), whole)
+    assert "going on after round 2 of 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut"])
+def test_a_checkpoint_whose_record_is_lost_is_passed_over(harm: str, stopped: Path, whole, capsys) -> None:
+    part = records.path_of(stopped / "rounds", 2)
+    content = part.read()
+    part.remove()
+    if harm == "cut":
+        part.write_bytes(content[:-9])
+    assert_same_run(resumed(stopped), whole)
+    told = capsys.readouterr().err
+    assert "passing over the checkpoint of round 2, whose record is lost" in told
+    assert "going on after round 1 of 4" in told
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_played_over(stopped: Path, capsys) -> None:
+    newest = checkpoint.saved_in(stopped / "checkpoints")[-1]
+    newest.remove()
+    newest.make()
+    assert left_with("resume", str(stopped)) == 2
+    assert f"raysim: RUN='{stopped}' cannot be read: No such device" in capsys.readouterr().err
+    assert newest.is_folder()
+
+
+class Untold(simulation.InProcessRunner):
+    """Takes MLflow's file away once the rounds are over."""
+
+    def __init__(self, store: Path) -> None:
+        super().__init__()
+        self._store = store
+
+    def final_state(self):
+        self._store.rename(self._store.with_suffix(".away"))
+        self._store.mkdir()
+        return super().final_state()
+
+
+def test_a_run_that_is_over_tells_all_rounds_without_its_checkpoints(tmp_path: Path, whole, monkeypatch) -> None:
+    store, folder = tmp_path / "mlflow.db", tmp_path / "out"
+    monkeypatch.setattr(telling, "PATIENCE_S", 0.5)
+    with pytest.raises(TrackingLostError):
+        played(folder, tiny_settings(*FOUR, f"tracking.uri=sqlite:///{store}"), Untold(store))
+    store.rmdir()
+    store.with_suffix(".away").rename(store)
+    newest = checkpoint.saved_in(folder / "checkpoints")[-1]
+    newest.write_bytes(b"")
+    monkeypatch.setattr(telling, "PATIENCE_S", 60.0)
+    assert_same_run(resumed(folder), whole)
+    assert newest.read() == b""
 
 
 def test_a_run_is_resumed_by_its_id_even_if_its_files_are_lost(
@@ -224,7 +278,42 @@ def test_a_run_on_other_data_is_refused(stopped: Path) -> None:
         resuming.prepare(resuming.find(str(stopped)))
 
 
-def test_a_run_that_is_going_on_is_not_resumed(stopped: Path) -> None:
-    with experiment.held(places.at(stopped)), pytest.raises(SettingError, match="is in use: its run is going on"):
-        resumed(stopped)
-    assert resumed(stopped)["rounds"] == 4
+def test_a_run_that_is_going_on_is_not_resumed(stopped: Path, whole, capsys) -> None:
+    """Not even read: what was read of it would not be true any more when it is played."""
+    with resuming.taken_up(str(stopped)) as first:
+        assert left_with("resume", str(stopped)) == 2
+        assert "is in use: its run is going on in another process" in capsys.readouterr().err
+        experiment.run(resuming.prepare(first), simulation.InProcessRunner(), time.monotonic())
+    with resuming.taken_up(str(stopped)) as second:
+        assert second.is_finished
+    assert_same_run(first_summary := resuming.find(str(stopped)).summary, whole)
+    assert first_summary["rounds"] == 4
+
+
+def test_what_killed_writers_have_left_is_gone_when_a_run_goes_on(stopped: Path) -> None:
+    left = stopped / "checkpoints" / ".round_000003.safetensors.0123456789ab.partial"
+    left.write_bytes(b"half")
+    with resuming.taken_up(str(stopped)):
+        assert not left.exists()
+
+
+def test_a_run_that_mlflow_has_as_running_elsewhere_is_warned_of(stopped: Path, store: str, capsys, tmp_path) -> None:
+    run_id = json.loads((stopped / "run.json").read_text())["run_id"]
+    uri = store.removeprefix("tracking.uri=")
+    moved = stopped.rename(tmp_path / "moved")
+    for status, warned in (("FAILED", False), ("RUNNING", True)):
+        MlflowClient(uri).update_run(run_id, status=status)
+        resuming.prepare(resuming.find(str(moved)))
+        assert (f"warning: MLflow has run {run_id} as RUNNING" in capsys.readouterr().err) == warned
+
+
+def test_a_run_that_mlflow_was_not_told_to_be_finished_is_not_taken_for_it(whole, store: str, tmp_path, monkeypatch):
+    """Its summary is in MLflow already, its model is not, and its files are lost."""
+    uri = store.removeprefix("tracking.uri=")
+    folder = tmp_path / "out"
+    summary = played(folder, tiny_settings(*FOUR, store))
+    shutil.rmtree(folder)
+    monkeypatch.chdir(tmp_path)
+    assert resuming.find(summary["run_id"], uri).is_finished
+    MlflowClient(uri).update_run(summary["run_id"], status="RUNNING")
+    assert not resuming.find(summary["run_id"], uri).is_finished

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raysim import checkpoint, records
+from raysim import continuation, places
 from raysim.actors import casting
 from raysim.actors.cast import CastRules
 from raysim.actors.connection import RESTARTS, connect, let_modules_travel
@@ -18,7 +18,7 @@ from raysim.actors.faults import failure_of, loss_of
 from raysim.actors.readiness import presence, wait_for
 from raysim.arrays import as_tensors
 from raysim.console import say
-from raysim.errors import RunFailedError, SettingError
+from raysim.errors import RunFailedError, SettingError, reason_of
 from raysim.scenario import Scenario
 from raysim.types import FIRST, RoundReport, ServerState, Start, Storage
 
@@ -146,16 +146,18 @@ class RayRunner:
         self, scenario: Scenario, storage: Storage, start: Start, error: ray.exceptions.RayError, left: int
     ) -> Start:  # fmt: skip
         """Start another driver actor, and return where it goes on."""
-        state = checkpoint.newest(storage.part("checkpoints"), say)
-        after = 0 if state is None else state.round
+        ray.kill(self._driver)  # it may live on where the network alone was lost, and would write the same files
         reason = loss_of(error)
+        try:
+            newest = continuation.newest(places.at(storage.folder))
+        except OSError as unread:
+            cause = f"the driver actor was lost ({reason}), and where to go on cannot be read: {reason_of(unread)}"
+            raise RunFailedError(0, -1, cause) from unread
         if not left:
-            raise RunFailedError(after + 1, -1, f"the driver actor was lost {RESTARTS + 1} times: {reason}")
-        say(f"the driver actor was lost: going on after round {after} of {scenario.rounds} ({reason})")
+            raise RunFailedError(newest.round + 1, -1, f"the driver actor was lost {RESTARTS + 1} times: {reason}")
+        say(f"the driver actor was lost: going on after round {newest.round} of {scenario.rounds} ({reason})")
         self._driver = self._new_driver()
-        if state is None:
-            return start
-        return Start(after, max(start.wall_s, records.logged(storage.part("rounds"), after).wall_s))
+        return Start(newest.round, max(start.wall_s, newest.wall_s))
 
     @property
     def driver_actor(self) -> Any:

@@ -15,8 +15,9 @@ from raysim.comparison import table
 from raysim.comparison.plan import Comparison, Run
 from raysim.comparison.play import Outcome
 from raysim.errors import SettingError
-from raysim.experiment import environment, make_folder
+from raysim.experiment import environment
 from raysim.places import Given
+from raysim.run_folder import make_folder
 from raysim.tracking import MlflowTracker, resolve_uri
 
 ON_PARENT = ("accuracy_last10", "accuracy", "best_accuracy", "bytes_percent_of_fedavg", "flops_percent_of_fedavg",

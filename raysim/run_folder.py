@@ -1,0 +1,54 @@
+"""The folder of a run: made, checked, and held against other processes."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from raysim import places
+from raysim.errors import SettingError, reason_of
+from raysim.place import Place
+from raysim.places import Given
+
+
+def check_folder(folder: Place) -> None:
+    """Raise SettingError if the folder holds a run already."""
+    with as_setting(folder, "cannot be read"):
+        holds_a_run = (folder / "config.yaml").is_file()
+    if holds_a_run:
+        raise SettingError(
+            f"--output={str(folder)!r} holds a run already; give a folder without one, or go on with `raysim resume`"
+        )
+
+
+def make_folder(folder: Given) -> None:
+    """Make a folder; raise SettingError if that cannot be."""
+    place = places.at(folder)
+    with as_setting(place, "cannot be made"):
+        place.make()
+
+
+@contextmanager
+def as_setting(folder: Place, what: str) -> Iterator[None]:
+    """Tell what goes wrong with the folder as a matter of `--output`.
+
+    Raises:
+        SettingError: If it cannot be read, made or written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise SettingError(f"--output={str(folder)!r} {what}: {error.strerror or reason_of(error)}") from None
+
+
+@contextmanager
+def held(folder: Place) -> Iterator[None]:
+    """Hold the run's folder, so that no other process writes into it.
+
+    Raises:
+        SettingError: If another process does.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(folder.held())
+        except BlockingIOError:
+            raise SettingError(f"{str(folder)!r} is in use: its run is going on in another process") from None
+        yield
