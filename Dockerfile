@@ -11,7 +11,7 @@ RUN apt-get update \
 WORKDIR /home/raysim/raysim
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY raysim raysim
-RUN pip install --no-cache-dir --constraint constraints.txt ".[server]"
+RUN pip install --no-cache-dir --constraint constraints.txt ".[server,s3]"
 COPY jobs jobs
 
 USER 1000

@@ -1,26 +1,25 @@
-"""The command line: raysim run, resume, submit, replay, devices, calibrate, schema."""
+"""The command line: raysim run, resume, submit, replay, devices, calibrate, probe, schema."""
 
 import json
 import os
 import shlex
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
 
-from raysim import config_file, console, places
+from raysim import config_file, console, places, termination
 from raysim.config import ExperimentSettings
 from raysim.errors import RunFailedError, SettingError, TrackingLostError
 from raysim.place import Place
+from raysim.submission import submit
+from raysim.termination import BAD_INPUT, FAILED, TERMINATED
 
-BAD_INPUT, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 LAST_CHECKPOINT = "the rounds up to the last checkpoint are kept, and `raysim resume` goes on from there"
 
 
@@ -28,6 +27,9 @@ LAST_CHECKPOINT = "the rounds up to the last checkpoint are kept, and `raysim re
 @click.version_option(package_name="raysim")
 def cli() -> None:
     """Simulate federated learning on heterogeneous devices with pruned submodels."""
+
+
+cli.add_command(submit)
 
 
 @cli.command()
@@ -178,78 +180,6 @@ def _runner(settings: ExperimentSettings | None, folder: Place) -> Any:
 
 
 @cli.command()
-@click.argument("config", type=click.Path(path_type=Path))
-@click.option(
-    "--address", envvar="RAY_API_SERVER_ADDRESS", required=True, help="The head's dashboard, http://HOST:8265."
-)
-@click.option(
-    "--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Change a setting, as `raysim run` does."
-)
-@click.option("--output", metavar="URI", help="Where the run's files go, as seen from the cluster.")
-@click.option("--tracking-uri", metavar="URI", help="MLflow store, as seen from the cluster [MLFLOW_TRACKING_URI].")
-@click.option(
-    "--working-dir", "folder", type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder to send along, for files and modules that CONFIG names [CONFIG alone].",
-)  # fmt: skip
-@click.option("--no-wait", is_flag=True, help="Print the job's id and leave; else its log is followed to its end.")
-@click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object, the run's own.")
-def submit(
-    config: Path,
-    address: str,
-    overrides: tuple[str, ...],
-    output: str | None,
-    tracking_uri: str | None,
-    folder: Path | None,
-    no_wait: bool,
-    as_json: bool,
-) -> int:
-    """Run the experiment in the file CONFIG as a job on a Ray cluster, and end as the job ends.
-
-    The cluster's machines have raysim installed. A token is taken from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or
-    ~/.ray/auth_token.
-    """
-    settings = config_file.load(config, overrides)
-    from raysim import ray_jobs
-
-    if folder is None:
-        ray_jobs.check_files(config_file.flatten(settings))
-    arguments = [part for override in overrides for part in ("--set", override)]
-    arguments += ["--output", output] if output else []
-    variables = {"MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI", "")}
-    if tracking_uri:
-        arguments += ["--set", f"tracking.uri={tracking_uri}"]
-    arguments += ["--json"] if as_json else []
-    given = {name: value for name, value in variables.items() if value}
-    job = ray_jobs.submit(ray_jobs.Request(address, config, arguments, folder, given))
-    if no_wait:
-        click.echo(json.dumps({"job": job.id, "address": address}) if as_json else job.id)
-        return 0
-    return _follow(job, as_json)
-
-
-def _follow(job: Any, as_json: bool) -> int:
-    from raysim import ray_jobs
-
-    log: list[str] = []
-
-    def write(text: str) -> None:
-        log.append(text)
-        click.echo(text, nl=False, err=as_json)
-
-    console.say(f"job {job.id}: {job.ways()}")
-    try:
-        code = ray_jobs.exit_code(job.follow(write))
-    except KeyboardInterrupt as interrupt:
-        console.say(f"raysim: job {job.id} goes on: {job.ways()}")
-        return TERMINATED if TERMINATED in interrupt.args else INTERRUPTED
-    if code:
-        console.say(f"raysim: job {job.id} failed")
-    elif as_json:
-        click.echo("".join(log).rstrip().rpartition("\n")[2])
-    return code
-
-
-@cli.command()
 @click.argument("source", metavar="[PRESET|FILE]", required=False)
 @click.option("--clients", type=click.IntRange(min=1), help="How many clients are dealt [10000; as a file says].")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of what is drawn [0].")
@@ -357,25 +287,15 @@ def schema() -> None:
     click.echo(json.dumps(ExperimentSettings.model_json_schema(), indent=2))
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _terminated.append(True)  # the exception alone does not tell: Ray raises another one in its place
-    raise KeyboardInterrupt
-
-
-_terminated: list[bool] = []
-
-
 def main(arguments: list[str] | None = None, command: click.Command = cli, kept: str = LAST_CHECKPOINT) -> None:
-    """Run a command line and leave with its exit code: 0, 1 failed, 2 bad input, 130 interrupted.
+    """Run a command line and leave with its exit code: 0, 1 failed, 2 bad input, 130 interrupted, 143 terminated.
 
     Args:
         arguments: What was given; none = those of this process.
         command: The command they belong to.
         kept: What is kept when it is interrupted.
     """
-    signal.signal(signal.SIGTERM, _terminate)
-    _terminated.clear()
+    termination.listen()
     try:
         code = command.main(args=arguments, standalone_mode=False) or 0
     except SettingError as error:
@@ -391,7 +311,7 @@ def main(arguments: list[str] | None = None, command: click.Command = cli, kept:
         console.say(f"raysim: {error}")
         code = FAILED
     except (KeyboardInterrupt, click.Abort):
-        code = TERMINATED if _terminated else INTERRUPTED
+        code = termination.code_of_interrupt()
         console.say(f"raysim: interrupted; {kept}")
     except Exception as error:
         traceback.print_exc()

@@ -174,7 +174,7 @@ class TrackingSettings(Settings):
     """Where MLflow keeps the run."""
 
     uri: str | None = None
-    """MLflow tracking URI; null = MLFLOW_TRACKING_URI if set, else `sqlite:///runs/mlflow.db`."""
+    """MLflow tracking URI, without a password; null = MLFLOW_TRACKING_URI if set, else `sqlite:///runs/mlflow.db`."""
 
 
 class CheckpointSettings(Settings):

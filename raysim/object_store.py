@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from raysim import files
+from raysim import files, uri_secrets
 from raysim.errors import SettingError
 from raysim.place import Place
 
@@ -20,6 +20,7 @@ AT_ONCE = ("s3", "gcs", "abfs")
 """File systems in which a file appears when all of it is there, and folders need not be made."""
 
 REQUESTS_AT_A_TIME = 16
+WITHOUT = "a URI without, the credentials in the environment or in a file that the store's own tools read"
 
 
 class InStore(Place):
@@ -37,13 +38,8 @@ class InStore(Place):
         Raises:
             SettingError: If pyarrow does not know its scheme or options, or it holds a secret.
         """
+        uri_secrets.check("", uri, WITHOUT)
         parts = urlsplit(uri)
-        if parts.password is not None:
-            shown = uri.replace(f":{parts.password}@", ":...@")
-            raise SettingError(
-                f"{shown!r} is not allowed, since URIs are written down: it holds a secret; allowed: a URI without, "
-                "the credentials in the environment or in a file that the store's own tools read"
-            )
         place = InStore(f"{parts.scheme}://{parts.netloc}", parts.path, parts.query)
         try:
             _ = place._files

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from raysim import places
+from raysim import places, uri_secrets
 from raysim.errors import SettingError, TrackingLostError, reason_of
 from raysim.job_place import check_stays, default_folder
 from raysim.metrics import metrics_of
@@ -29,6 +29,10 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http", "https", "databricks")
+WITHOUT = (
+    "a URI without; the credentials of a server in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, those of a "
+    "database in a file that its driver reads, as ~/.pgpass"
+)
 PARAMS_PER_CALL = 100
 METRICS_PER_CALL = 1000
 TIME_OF_RUN = "clock/wall_s"
@@ -39,14 +43,16 @@ def resolve_uri(uri: str | None) -> str:
     """Return the tracking URI to use, with an absolute path where it is an SQLite file.
 
     Raises:
-        SettingError: If MLflow could not keep a run there.
+        SettingError: If MLflow could not keep a run there, or the URI holds a secret.
     """
     given = uri or os.environ.get("MLFLOW_TRACKING_URI")
     uri = given or f"sqlite:///{default_folder() / 'mlflow.db'}"
     scheme = uri.partition(":")[0].partition("+")[0]
     if scheme not in DATABASES + SERVERS:
         allowed = ", ".join(f"{name}://..." for name in ("sqlite:///FILE", "postgresql", "http", "https"))
-        raise SettingError(f"tracking.uri={uri!r} is not allowed; allowed: {allowed.replace('FILE://...', 'FILE')}")
+        shown = uri_secrets.masked(uri)
+        raise SettingError(f"tracking.uri={shown!r} is not allowed; allowed: {allowed.replace('FILE://...', 'FILE')}")
+    uri_secrets.check("tracking.uri", uri, WITHOUT)
     file = _sqlite_file(uri)
     if file is None:
         return uri

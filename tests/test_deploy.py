@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import yaml
 from compose_spec import PyCompose
 from conftest import ROOT
 from ray.autoscaler._private.util import prepare_config, validate_config
+from sqlalchemy import create_engine
 
 DEPLOY = ROOT / "deploy"
 FIELDS = json.loads((ROOT / "tests" / "resources" / "rayjob_fields.json").read_text())
@@ -31,6 +33,8 @@ def test_ray_accepts_the_cluster_at_aws_and_its_token_is_spread() -> None:
         assert "export RAY_AUTH_MODE=token" in start
     assert "--dashboard-host=127.0.0.1" in cluster["head_start_ray_commands"][-1]
     assert "chmod 600 ~/.ray/auth_token" in cluster["setup_commands"]
+    profiles = [kind["node_config"]["IamInstanceProfile"] for kind in cluster["available_node_types"].values()]
+    assert profiles == [{"Name": "your-profile"}] * 2
 
 
 def unknown_fields(value: object, known: object, place: str = "") -> list[str]:
@@ -93,7 +97,11 @@ def test_compose_takes_the_file_and_publishes_on_the_loopback_alone() -> None:
     assert published == ["127.0.0.1:5000:5000"]
     server = content["services"]["mlflow"]
     assert "--allowed-hosts=localhost:5000,127.0.0.1:5000" in server["command"]
-    assert server["environment"]["MLFLOW_BACKEND_STORE_URI"].startswith("postgresql://")
+    engine = create_engine(server["environment"]["MLFLOW_BACKEND_STORE_URI"])  # loads the driver it names
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (driver,) = extras["server"]
+    assert driver.startswith(f"{engine.driver}-binary")
+    assert ".[server,s3]" in (ROOT / "Dockerfile").read_text()
     assert (DEPLOY / server["build"]["context"] / server["build"]["dockerfile"]).resolve() == ROOT / "Dockerfile"
     with pytest.raises(ValueError, match="imagge"):
         PyCompose.from_yaml(with_defaults(text).replace("image: postgres", "imagge: postgres"))

@@ -133,3 +133,22 @@ def test_the_readme_has_every_method_with_its_source():
     listed = {name: source for name, _, source in rows if name in METHODS}
     assert listed == {name: row.source for name, row in METHODS.items()}
     assert list(listed) == list(METHODS)
+
+
+def test_the_readme_has_every_command_and_page_and_names_no_file_that_is_not_there():
+    for name in cli.cli.commands:
+        assert f"| `raysim {name}" in README
+        assert re.search(rf"\b{name}\b", cli.__doc__)
+    tables = README.split("\n## Working on it")[0]
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{page.name})" in tables
+    tree = README.split("\nraysim/\n")[1].split("\n```")[0]
+    named = [
+        each
+        for line in tree.splitlines()
+        if line.startswith("  ")
+        for each in re.findall(r"\S+(?:\.py|/)(?= )", line)
+    ]
+    assert {"places.py", "resuming.py", "round_log.py", "ray_jobs.py", "actors/"} <= set(named)
+    for each in named:
+        assert list((ROOT / "raysim").glob(each)), each

@@ -2,13 +2,16 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import CONFIGS, ROOT, TINY, tiny_settings
 from test_resume import assert_same_run, played
@@ -21,14 +24,16 @@ LONG = ("rounds=12", "checkpoint.every=2", "data.max_train_examples=200", "evalu
 ON_RAY = ("executor.kind=ray", "executor.num_actors=1")
 
 
-def raysim(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "raysim", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd, env=os.environ | environment,
-    )  # fmt: skip
+def raysim(*arguments: str) -> subprocess.Popen[str]:
+    return python("-m", "raysim", *arguments)
 
 
-def run_of(folder: Path, *overrides: str) -> list[str]:
+def python(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def run_of(folder: Path | str, *overrides: str) -> list[str]:
     given = (*TINY, *LONG, *overrides)
     settings = [part for override in given for part in ("--set", override)]
     return ["run", str(CONFIGS / "digits.yaml"), *settings, "--output", str(folder)]
@@ -136,6 +141,37 @@ def test_a_driver_actor_whose_machine_is_lost_is_replaced_on_another(whole, tmp_
     assert "the driver actor was lost: going on after round" in done.stderr
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_whose_machine_is_lost_goes_on_from_another_machine_of_the_cluster(whole, tmp_path: Path) -> None:
+    """All that drives it is on the second of two machines, and is killed there; its folder is one that both reach."""
+    from ray.cluster_utils import Cluster
+
+    scratch = tempfile.mkdtemp(prefix="rs", dir="/tmp")  # short: Ray's socket paths have a limit
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        lost = cluster.add_node(num_cpus=1, temp_dir=scratch)
+        cluster.wait_for_nodes()
+        raylet = psutil.Process(lost.all_processes["raylet"][0].process.pid)
+        store, uri = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", f"file://{tmp_path}/out"
+        given = run_of(uri, store, "executor.kind=ray", "executor.num_actors=2")
+        driving = python("tests/run_on_machine.py", cluster.address, scratch, *given)
+        until(driving, "round 5/12")
+        there = [child for child in raylet.children(recursive=True) if child.name().startswith("ray::DriverActor")]
+        assert len(there) == 1
+        driving.kill()
+        cluster.remove_node(lost, allow_graceful=False)
+        ended(driving, -signal.SIGKILL)
+        assert not psutil.wait_procs(there, timeout=60)[1]
+        elsewhere = ["--set", f"executor.address={cluster.address}", "--set", "executor.num_actors=1"]
+        output, errors = ended(raysim("resume", uri, *elsewhere, "--json"))
+        assert "going on after round" in errors
+        assert_same_run(summary_in(output), whole)
+    finally:
+        cluster.shutdown()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 DISK_FULL = """
 folder=$1 python=$2; shift 2
 mount -t tmpfs -o size=2m none "$folder/disk" || exit 77
@@ -148,11 +184,13 @@ cp -r "$folder/disk/out" "$folder/copy"
 """
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(whole, tmp_path: Path) -> None:
     """On a small file system of memory, mounted for these two commands alone."""
     (tmp_path / "disk").mkdir()
-    given = run_of(tmp_path / "disk" / "out", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    store = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
+    given = run_of(tmp_path / "disk" / "out", store, *ON_RAY)
     spaces = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
     done = subprocess.run(
         [*spaces, "sh", "-c", DISK_FULL, "sh", str(tmp_path), sys.executable, *given],

@@ -12,7 +12,7 @@ from servers import Server, s3_server
 from test_cli import arguments, left_with, termination_handler  # noqa: F401
 from test_resume import FOUR, Stopping, curves, played, resumed
 
-from raysim import checkpoint, errors, job_place, places, records, resuming, tracking
+from raysim import checkpoint, errors, job_place, places, records, resuming, tracking, uri_secrets
 from raysim.errors import RunFailedError, SettingError
 from raysim.place import Place
 
@@ -41,6 +41,27 @@ def bucket(s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place
 def test_the_examples_hold() -> None:
     assert doctest.testmod(places).failed == 0
     assert doctest.testmod(errors).failed == 0
+    assert doctest.testmod(uri_secrets).failed == 0
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://id:hush@bucket/runs", "abfs://box@account/runs?client_id=1&client_secret=hush", "abfs://a@b/c?sig=hush",
+        "abfs://a@b/c?account_key=hush", "s3://bucket/runs?region=x&session_token=hush",
+    ],
+)  # fmt: skip
+def test_a_secret_in_the_uri_of_an_output_is_refused_and_not_shown(uri: str) -> None:
+    with pytest.raises(SettingError, match="it holds a secret") as refused:
+        places.at(uri)
+    assert "hush" not in str(refused.value)
+    assert repr(uri.replace("hush", "...")) in str(refused.value)
+
+
+def test_a_file_uri_with_a_host_is_refused() -> None:
+    assert str(places.at("file://localhost/runs/one")) == "/runs/one"
+    with pytest.raises(SettingError, match=r"'file://runs/one' is not allowed: .*, here 'runs'; allowed: file:///"):
+        places.at("file://runs/one")
 
 
 @pytest.mark.parametrize("kind", ["path", "file URI", "s3", "mock"])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
@@ -160,6 +161,75 @@ def test_the_data_set_reaches_a_machine_once(local_ray) -> None:
     assert max(np.subtract(after, before)) < 20
     for actor in actors:
         ray.kill(actor)
+
+
+@pytest.mark.ray
+def test_it_is_said_what_the_start_of_many_actors_waits_for(local_ray, monkeypatch) -> None:
+    """Where not all of them start at once, too: until what holds the CPUs leaves."""
+    import ray
+
+    from raysim.actors import casting, readiness
+    from raysim.actors.cast import CastRules
+
+    class Busy:
+        def ping(self) -> str:
+            return "busy"
+
+    cpus = int(ray.cluster_resources()["CPU"])
+    busy = ray.remote(num_cpus=cpus)(Busy).remote()
+    assert ray.get(busy.ping.remote()) == "busy"
+    last = Timer(60, ray.kill, [busy])  # or nothing said would be a wait without end
+    last.start()
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        last.cancel()
+        ray.kill(busy)
+
+    monkeypatch.setattr(readiness, "SAID_AFTER_S", 0.2)
+    monkeypatch.setattr(readiness, "say", say)
+    actors: list = []
+    casting.start(CastRules(cpus, at_once=2), cpus, actors)
+    assert len(ray.get([actor.process_id.remote() for actor in actors])) == cpus
+    assert said == [f"waiting for {cpus} of {cpus} client actors of 1 CPU each: the cluster has {cpus} CPUs, 0 free"]
+    for actor in actors:
+        ray.kill(actor)
+
+
+@pytest.mark.ray
+def test_a_driver_actor_with_other_versions_is_refused(local_ray) -> None:
+    import ray
+
+    from raysim.actors.client import ClientActor
+    from raysim.actors.driver import DriverActor
+    from raysim.actors.readiness import Presence, presence, wait_for
+
+    class Odd(DriverActor):
+        def presence(self) -> Presence:
+            return Presence("there", presence().versions | {"torch": "1.0"})
+
+    client = ray.remote(num_cpus=1)(ClientActor).remote()
+    odd, even = (ray.remote(num_cpus=0)(each).remote() for each in (Odd, DriverActor))
+    assert len(wait_for([client], even, 1.0, None)) == 1
+    with pytest.raises(SettingError, match=r"torch 1\.0 on there"):
+        wait_for([client], odd, 1.0, None)
+    for actor in (client, odd, even):
+        ray.kill(actor)
+
+
+def test_a_driver_actor_of_a_machine_that_joins_later_drives_only_with_the_same_versions() -> None:
+    from raysim.actors.cast import CastRules
+    from raysim.actors.driver import DriverActor
+    from raysim.actors.readiness import Presence
+    from raysim.types import FIRST, Storage
+
+    scenario = simulation.build(tiny_settings())
+    rounds = DriverActor().run(
+        scenario, [], [], CastRules(), Storage(Path("x"), 1, 1), FIRST, Presence("there", {"torch": "1.0"})
+    )
+    with pytest.raises(SettingError, match=r"torch \S+ on \S+, torch 1.0 on there, where the run was started"):
+        next(rounds)
 
 
 def test_an_actor_of_a_machine_that_joins_later_plays_only_with_the_same_versions() -> None:

@@ -122,16 +122,17 @@ def test_a_job_ends_with_its_own_exit_code_and_finds_the_users_modules(guarded, 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(guarded, tmp_path) -> None:
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_who_is_interrupted_leaves_the_job_running_and_says_how_to_stop_it(guarded, tmp_path, sent, code) -> None:
     long = ["--set", "rounds=100000", *HERE, "--tracking-uri", f"sqlite:///{tmp_path}/m.db"]
     target = ["--address", guarded.dashboard, "--output", str(tmp_path / "out")]
     command = [sys.executable, "-m", "raysim", "submit", str(CONFIGS / "digits.yaml"), *SET, *long, *target]
     env = guarded.environment(RAY_AUTH_MODE="token")
     following = subprocess.Popen(command, env=env, cwd=tmp_path, stdout=-1, stderr=-1, text=True)
     assert any("round 2/" in line for line in following.stdout)
-    following.send_signal(signal.SIGINT)
+    following.send_signal(sent)
     _, errors = following.communicate(timeout=60)
-    assert following.returncode == 130
+    assert following.returncode == code
     (told,) = lines_with(errors, "raysim: job ")
     assert "goes on" in told
     stop = told.split("`")[3].split()
@@ -197,6 +198,23 @@ def test_an_address_that_is_none_or_does_not_answer_is_refused_in_one_line(tmp_p
     wrong = raysim(["submit", config, "--set", "rounds=0", "--address", "http://127.0.0.1:1"], environment(tmp_path),
                    tmp_path)  # fmt: skip
     assert (wrong.returncode, "rounds=0 is not allowed" in wrong.stderr) == (2, True)
+
+
+def test_a_secret_in_a_uri_is_not_sent(tmp_path) -> None:
+    """Who reads the dashboard reads a job's command and variables."""
+    secret, config = "https://me:hush@host:5000", str(CONFIGS / "digits.yaml")
+    given = (
+        ["--tracking-uri", secret],
+        ["--output", "s3://id:hush@bucket/x"],
+        ["--set", f"tracking.uri={secret}"],
+        [],
+    )
+    for options in given:
+        env = environment(tmp_path) | ({} if options else {"MLFLOW_TRACKING_URI": secret})
+        done = raysim(["submit", config, "--address", "http://127.0.0.1:1", *options], env, tmp_path)
+        assert done.returncode == 2
+        assert "it holds a secret" in done.stderr
+        assert "hush" not in done.stderr
 
 
 def test_the_page_tells_every_option_of_submit() -> None:

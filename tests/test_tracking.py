@@ -74,6 +74,27 @@ def test_stores_that_mlflow_refuses_are_refused_first(uri: str) -> None:
         resolve_uri(uri)
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "postgresql+psycopg2://me:hush@host:5432/runs", "https://me:hu/sh@host:5000", "http://me:99hush@host:5000",
+        "postgresql://host/runs?password=hush", "mysql+pymysql://me@host/runs?passwd=hush",
+        "mssql+pyodbc:///?odbc_connect=DRIVER%3Dx%3BUID%3Dme%3BPWD%3Dhush", "ftp://me:hush@host/x",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("by", ["setting", "environment"])
+def test_a_store_with_a_secret_is_refused_and_the_secret_not_shown(uri: str, by: str, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri if by == "environment" else "")
+    with pytest.raises(SettingError, match=r"tracking\.uri=") as refused:
+        resolve_uri(uri if by == "setting" else None)
+    assert "hu" not in str(refused.value)
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:5000/a@b", "postgresql://me@host:5432/runs?sslkey=me.pem"])
+def test_a_store_without_a_secret_is_taken(uri: str) -> None:
+    assert resolve_uri(uri) == uri
+
+
 def test_the_default_store_is_sqlite_unless_the_environment_says_otherwise(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -1,6 +1,7 @@
 """How many client actors a cluster has room for, and how they are started."""
 
 from dataclasses import replace
+from functools import partial
 from math import ceil, floor
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ import ray
 
 from raysim.actors.cast import CastRules
 from raysim.actors.connection import num_workers
+from raysim.actors.readiness import wait_saying
 from raysim.errors import SettingError
 from raysim.scenario import Scenario
 
@@ -54,6 +56,8 @@ def on_gpus(rules: CastRules, scenario: "ray.ObjectRef[Scenario]", wanted: int |
         SettingError: If more are wanted than fit.
     """
     measuring = replace(rules, num_gpus=1.0).start()
+    up = measuring.presence.remote()
+    wait_saying([up], lambda _: "a client actor of 1 GPU, which measures how many share one", of="GPU")
     share = float(ray.get(measuring.gpu_share.remote([scenario])))
     ray.kill(measuring)
     fits = min(floor(1 / share) * check_gpus(), num_workers(None))
@@ -68,11 +72,15 @@ def on_gpus(rules: CastRules, scenario: "ray.ObjectRef[Scenario]", wanted: int |
 def start(rules: CastRules, count: int, actors: list[Any]) -> None:
     """Start client actors and add them to a list; those that share CPUs not all at once."""
     starting: list[Any] = []
-    for _ in range(count):
+    for started in range(count):
         if rules.at_once is not None and len(starting) >= rules.at_once:
-            starting = ray.wait(starting)[1]
+            starting = wait_saying(starting, partial(_yet_to_start, started, count, rules.num_cpus), enough=1)
         actors.append(rules.start())
         starting.append(actors[-1].process_id.remote())
+
+
+def _yet_to_start(started: int, count: int, num_cpus: float, missing: int) -> str:
+    return f"{count - started + missing} of {count} client actors of {num_cpus:g} CPU each"
 
 
 def actors_per_cpu(num_clients: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import ray
 from raysim.actors.cast import CastRules
 from raysim.actors.client import Arrays
 from raysim.actors.executor import RayExecutor
+from raysim.actors.readiness import Presence, check_versions, presence
 from raysim.arrays import as_arrays
 from raysim.scenario import Scenario
 from raysim.simulation import first_state, play
@@ -26,6 +27,10 @@ class DriverActor:
         """Return the id of the process this actor runs in."""
         return os.getpid()
 
+    def presence(self) -> Presence:
+        """Return where this actor runs, and its versions."""
+        return presence()
+
     def run(
         self,
         scenario: Scenario,
@@ -34,8 +39,14 @@ class DriverActor:
         rules: CastRules,
         storage: Storage,
         start: Start,
+        started: Presence,
     ) -> Iterator[RoundReport]:
-        """Yield the report of each round that is left, once it is on disk."""
+        """Yield the report of each round that is left, once it is on disk.
+
+        Raises:
+            SettingError: If this machine has other versions than those of `started`, where the run was started.
+        """
+        check_versions([presence()], started)
         data = scenario.workload.data.at_hand()
         scenario = replace(scenario, workload=replace(scenario.workload, data=data))
         executor = RayExecutor(actors, rules, reference[0])

@@ -1,8 +1,8 @@
-"""Waits until client actors are up, saying for what, and refuses those that would not do the same work."""
+"""Waits until actors are up, saying for what, and refuses those that would not do the same work."""
 
 import socket
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -30,46 +30,65 @@ def presence() -> Presence:
     return Presence(socket.gethostname(), {name: version(name) for name in SAME_EVERYWHERE})
 
 
-def wait_for(actors: Sequence[Any], num_cpus: float, address: str | None) -> list[Presence]:
-    """Wait until all client actors are up; what is waited for is said after ten seconds, and then once a minute.
+def wait_for(actors: Sequence[Any], driver: Any, num_cpus: float, address: str | None) -> list[Presence]:
+    """Wait until the client actors and the driver actor are up, saying for what.
 
     Args:
         actors: Handles of actors with a method `presence`.
-        num_cpus: CPUs that each takes.
+        driver: Handle of the driver actor, which has one, too.
+        num_cpus: CPUs that each client actor takes.
         address: The cluster's address; none = a local Ray of our own.
+
+    Returns:
+        What the client actors say of themselves.
 
     Raises:
         SettingError: If one cannot start, or has other versions than this process.
     """
     asked = [actor.presence.remote() for actor in actors]
-    waiting, patience_s = list(asked), SAID_AFTER_S
-    while True:
-        _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=patience_s)
-        if not waiting:
-            break
-        say(_shortage(len(waiting), len(asked), num_cpus))
-        patience_s = SAID_AGAIN_S
+    drives = driver.presence.remote()
+    wait_saying(asked, lambda missing: f"{missing} of {len(asked)} client actors of {num_cpus:g} CPU each")
+    wait_saying([drives], lambda _: "the driver actor")
     try:
         present = ray.get(asked)
+        driving = ray.get(drives)
     except ray.exceptions.RayError as error:
         last = str(error).strip().splitlines()[-1]
         raise SettingError(
-            f"executor.address={address!r}: a client actor cannot start there ({last}); "
+            f"executor.address={address!r}: an actor cannot start there ({last}); "
             "every machine needs raysim and its dependencies"
         ) from None
-    check_versions(present, presence())
+    check_versions([driving, *present], presence())
     if address:
         machines = Counter(each.host for each in present)
         say("client actors: " + ", ".join(f"{count} on {host}" for host, count in sorted(machines.items())))
     return present
 
 
-def _shortage(missing: int, asked: int, num_cpus: float) -> str:
-    there, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
-    return (
-        f"waiting for {missing} of {asked} client actors of {num_cpus:g} CPU each: "
-        f"the cluster has {there.get('CPU', 0):g} CPUs, {free.get('CPU', 0):g} free"
-    )
+def wait_saying(
+    awaited: Sequence[Any], what: Callable[[int], str], enough: int | None = None, of: str = "CPU"
+) -> list[Any]:
+    """Wait for answers of actors; what is waited for is said after ten seconds, and then once a minute.
+
+    Args:
+        awaited: References.
+        what: Names what is waited for, given how many are missing.
+        enough: How many are waited for; none = all.
+        of: What the cluster may be short of.
+
+    Returns:
+        Those that have not answered.
+    """
+    waiting, patience_s = list(awaited), SAID_AFTER_S
+    left_over = 0 if enough is None else len(waiting) - enough
+    while True:
+        _, waiting = ray.wait(waiting, num_returns=len(waiting) - left_over, timeout=patience_s)
+        if len(waiting) <= left_over:
+            return waiting
+        there, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
+        room = f"the cluster has {there.get(of, 0):g} {of}s, {free.get(of, 0):g} free"
+        say(f"waiting for {what(len(waiting))}: {room}")
+        patience_s = SAID_AGAIN_S
 
 
 def check_versions(present: Sequence[Presence], started: Presence) -> None:

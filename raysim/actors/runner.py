@@ -110,7 +110,7 @@ class RayRunner:
             self._rules, count = casting.on_gpus(self._rules, self._reference, wanted)
             casting.start(self._rules, count, self._actors)
         if not self._are_up:  # what is lost later is the executor's to replace
-            wait_for(self._actors, self._rules.num_cpus, self._address)
+            wait_for(self._actors, self._driver, self._rules.num_cpus, self._address)
             self._are_up = True
         if data.on_nodes is not None:
             _load_everywhere(self._actors, self._reference)
@@ -134,7 +134,8 @@ class RayRunner:
         for left in reversed(range(RESTARTS + 1)):
             try:
                 stream = self._driver.run.options(num_returns="streaming")
-                for report in stream.remote(reference, [reference], self._actors, self._rules, storage, start):
+                given = (reference, [reference], self._actors, self._rules, storage, start, presence())
+                for report in stream.remote(*given):
                     yield ray.get(report)
                 return
             except ray.exceptions.RayTaskError as error:
