@@ -297,7 +297,7 @@ def test_a_run_leaves_its_files(finished):
     content = json.loads((finished.folder / "run.json").read_text(encoding="utf-8"))
     assert content["run_id"] == summary["run_id"]
     settings = config_file.load(finished.folder / "config.yaml")
-    assert settings == tiny_settings(f"tracking.uri={settings.tracking.uri}")
+    assert settings == tiny_settings(f"tracking.uri={settings.tracking.uri}", "training.pack=1")
     saved = checkpoint.saved_in(finished.folder / "checkpoints")
     assert [path.name for path in saved] == ["round_000001.safetensors", "round_000002.safetensors"]
     assert arrays.digest(checkpoint.load(saved[-1]).params) == summary["params_sha256"]

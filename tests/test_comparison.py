@@ -97,7 +97,7 @@ def test_the_table_has_means_and_sample_deviations(finished):
     fedavg, heterofl, autoflip = content["rows"]
     for name in ("bytes_percent_of_fedavg", "flops_percent_of_fedavg", "simulated_percent_of_fedavg"):
         assert fedavg[name]["mean"] == 100
-        assert heterofl[name]["mean"] < 60
+        assert heterofl[name]["mean"] < 65
     assert autoflip["preparation_s"]["mean"] > 0
     assert autoflip["flops_percent_of_fedavg"]["mean"] > 100
 
