@@ -99,11 +99,15 @@ class RayRunner:
 
         Raises:
             SettingError: If an actor cannot start, has other versions, or loads other data.
+            RunFailedError: If the scenario does not fit into the object store.
         """
         let_modules_travel()
         data = scenario.workload.data
         travelling = replace(scenario, workload=replace(scenario.workload, data=data.without_rows()))
-        self._reference = ray.put(travelling)
+        try:
+            self._reference = ray.put(travelling)
+        except ray.exceptions.RayError as error:
+            raise failure_of(error, 1) from None
         if self._on_gpus and not self._actors:
             wanted = self._num_actors if isinstance(self._num_actors, int) else None
             self._rules, count = casting.on_gpus(self._rules, self._reference, wanted)
