@@ -6,9 +6,8 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +116,7 @@ def _forecast(settings: ExperimentSettings, as_json: bool) -> None:
 
 
 def _run(settings: ExperimentSettings, output: str | None, as_json: bool) -> None:
-    from raysim import job_place
+    from raysim import job_place, simulation
 
     started = time.monotonic()
     if output is not None and not places.is_uri(output):
@@ -125,14 +124,12 @@ def _run(settings: ExperimentSettings, output: str | None, as_json: bool) -> Non
     folder = places.at(
         output or job_place.default_folder() / f"{settings.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
     )
+    simulation.check_names(settings)
+    if output is None and job_place.in_job():
+        console.say(f"a job's own folder is deleted with it: the run's files go to {folder}")
 
-    def prepare() -> Any:  # in a thread of its own: PyTorch and MLflow import while Ray starts
-        from raysim import simulation
-
-        simulation.check_names(settings)
-        if output is None and job_place.in_job():
-            console.say(f"a job's own folder is deleted with it: the run's files go to {folder}")
-        from raysim import experiment
+    def prepare() -> Any:
+        from raysim import experiment  # in a thread of its own: MLflow imports while Ray starts
 
         return experiment.prepare(settings, folder)
 
@@ -144,7 +141,7 @@ def _play(
 ) -> dict[str, Any]:
     """Start the runner that settings ask for, if any, while the experiment is prepared; then run it."""
     preparing = ThreadPoolExecutor(1).submit(prepare)
-    with _connected(settings), _runner(settings, folder) as runner:
+    with _runner(settings, folder) as runner:
         prepared = preparing.result()
         from raysim import experiment
 
@@ -167,20 +164,6 @@ def mlflow_page(summary: Mapping[str, Any]) -> tuple[str, str]:
     return command, f"http://127.0.0.1:5000/#/experiments/{summary['experiment_id']}/runs/{summary['run_id']}"
 
 
-@contextmanager
-def _connected(settings: ExperimentSettings | None) -> Iterator[None]:
-    """Be connected to Ray where settings ask for it, before anything that takes long to import is needed."""
-    if settings is None or settings.executor.kind != "ray":
-        yield
-        return
-    from raysim.actors.connection import connected
-
-    executor = settings.executor
-    num_cpus = executor.num_actors if isinstance(executor.num_actors, int) else None
-    with connected(num_cpus, executor.address, executor.dashboard_host):
-        yield
-
-
 def _runner(settings: ExperimentSettings | None, folder: Place) -> Any:
     if settings is not None and settings.executor.kind == "ray":
         from raysim.actors.runner import RayRunner
@@ -189,7 +172,7 @@ def _runner(settings: ExperimentSettings | None, folder: Place) -> Any:
         return RayRunner(
             executor.num_actors, executor.address, settings.population.clients, executor.client_timeout_s,
             on_this_node=folder.path is not None, on_gpus=executor.device == "cuda",
-            ends_with_ray=True,
+            dashboard_host=executor.dashboard_host,
         )  # fmt: skip
     from raysim.simulation import InProcessRunner
 

@@ -3,8 +3,6 @@
 import logging
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -17,19 +15,6 @@ from raysim.errors import SettingError
 QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 RESTARTS = 3
 """How often a process that died is started again; its task is repeated, since tasks are pure."""
-
-
-@contextmanager
-def connected(num_cpus: int | None, address: str | None, dashboard_host: str | None = None) -> Iterator[None]:
-    """Be connected to a Ray while the context lasts; see `connect`. One that is there already is used, and stays."""
-    if ray.is_initialized():
-        yield
-        return
-    connect(num_cpus, address or os.environ.get("RAY_ADDRESS"), dashboard_host)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def connect(num_cpus: int | None, address: str | None, dashboard_host: str | None = None) -> None:

@@ -34,7 +34,7 @@ class RayRunner:
     def __init__(
         self, num_actors: int | Literal["clients"] | None, address: str | None, num_clients: int = 0,
         client_timeout_s: float | None = None, on_this_node: bool = True,
-        on_gpus: bool = False, ends_with_ray: bool = False,
+        dashboard_host: str | None = None, on_gpus: bool = False,
     ) -> None:  # fmt: skip
         """Take down what to start, and where.
 
@@ -44,14 +44,15 @@ class RayRunner:
             num_clients: Registered clients.
             client_timeout_s: Seconds after which a client's training is taken to hang; none = never.
             on_this_node: Whether the run's files are on this machine, so that they have to be written from here.
+            dashboard_host: Where the dashboard of a local Ray listens; none = no dashboard.
             on_gpus: Whether client actors share GPUs; then they start once the scenario is known.
-            ends_with_ray: Whether Ray is shut down right after it, which ends the actors.
         """
         self._num_actors, self._num_clients, self._client_timeout_s = num_actors, num_clients, client_timeout_s
         self._address = address or os.environ.get("RAY_ADDRESS")
         self._on_this_node = on_this_node
+        self._dashboard_host = dashboard_host
         self._on_gpus = on_gpus
-        self._owns_ray, self._ends_with_ray = False, ends_with_ray
+        self._owns_ray = False
         self._driver: Any = None
         self._actors: list[Any] = []
         self._rules = CastRules()
@@ -70,7 +71,7 @@ class RayRunner:
         if self._owns_ray:
             ray.shutdown()  # ends the actors, too; killing them first makes Ray announce retries on standard output
             return
-        for actor in () if self._ends_with_ray else [self._driver, *self._actors]:
+        for actor in [self._driver, *self._actors]:
             if actor is not None:
                 ray.kill(actor)
 
@@ -78,7 +79,7 @@ class RayRunner:
         if not ray.is_initialized():
             self._owns_ray = True
             num_cpus = self._num_actors if isinstance(self._num_actors, int) else None
-            connect(num_cpus, self._address)
+            connect(num_cpus, self._address, self._dashboard_host)
         self._driver = self._new_driver()
         self._rules, count = casting.rules(self._num_actors, self._num_clients, self._client_timeout_s)
         if self._on_gpus:
