@@ -8,7 +8,14 @@ from raysim import simulation
 from raysim.errors import SettingError
 from raysim.models import zoo
 
-SHAPES = {"cnn": (1, 8, 8), "lenet": (1, 28, 28), "mlp": (3, 5, 5), "vgg16": (3, 32, 32), "resnet32": (1, 28, 28)}
+SHAPES = {
+    "cnn": (1, 8, 8),
+    "cnn-dropout": (3, 9, 9),
+    "lenet": (1, 28, 28),
+    "mlp": (3, 5, 5),
+    "vgg16": (3, 32, 32),
+    "resnet32": (1, 28, 28),
+}
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)
