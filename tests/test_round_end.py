@@ -113,7 +113,7 @@ EPOCHS = ("training.epochs=5", "selection.clients_per_round=6")
 
 
 @pytest.mark.parametrize(
-    ("method", "deadline_s"), [("magnitude", 0.8), ("dapperfl", 3.0), ("fjord", 0.8), ("fedprox", 3.0)]
+    ("method", "deadline_s"), [("magnitude", 1.5), ("dapperfl", 2.0), ("fjord", 1.2), ("fedprox", 2.0)]
 )
 def test_late_clients_send_the_epochs_that_fit(method, deadline_s):
     """As many as fit and not one more; a method that needs two keeps two, and may be late with them."""
@@ -141,7 +141,7 @@ def test_late_clients_send_the_epochs_that_fit(method, deadline_s):
 
 
 def test_partial_work_is_trained_counted_and_paid_for_epoch_by_epoch():
-    _, (report,) = played(clocked("magnitude", "partial", *EPOCHS), 1)
+    _, (report,) = played(clocked("magnitude", "partial", *EPOCHS, "clock.deadline_s=1.5"), 1)
     rows = report.clients
     counted = rows["fate"] == COUNTED
     assert 1 <= rows["planned_epochs"].min() < rows["planned_epochs"].max() == 5
