@@ -35,6 +35,11 @@ class Stage:
         model = workload.model if workload.device == "cpu" else copy.deepcopy(workload.model).to(workload.device)
         self._submodels = submodel.SubmodelCache(model, workload.plan)
 
+    @property
+    def workload(self) -> Workload:
+        """What is held for the whole run."""
+        return self._workload
+
     def train(self, tasks: Tasks, broadcast: Broadcast) -> Contribution:
         """Train a chunk of clients.
 

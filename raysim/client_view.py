@@ -24,6 +24,14 @@ class Workload:
     local: LocalTraining
     device: str = "cpu"
 
+    def at_hand(self) -> "Workload":
+        """Return the workload with its data loaded, where they lie on this machine.
+
+        Raises:
+            SettingError: If they differ from what the run was started with.
+        """
+        return replace(self, data=self.data.at_hand())
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClientView:

@@ -7,7 +7,6 @@ import torch
 
 from raysim import evaluation
 from raysim.client_step import Stage
-from raysim.client_view import Workload
 from raysim.packing import packed
 from raysim.tasks import Tasks
 from raysim.types import Broadcast, ClientTask, LocalRules, Mask
@@ -25,12 +24,13 @@ def needed_share(used_bytes: int, total_bytes: int) -> float:
     return min(1.0, ceil(100 * MARGIN * used_bytes / total_bytes) / 100)
 
 
-def measured(stage: Stage, workload: Workload, pack_size: int) -> float:
+def measured(stage: Stage, pack_size: int) -> float:
     """Train those clients with the most rows on the full model, on a GPU of their own; return the share needed.
 
     What counts is all that is taken of the GPU afterwards: PyTorch keeps what it has had, and its context is part
     of it.
     """
+    workload = stage.workload
     counts = workload.population.train.counts
     mask = Mask(np.ones(workload.plan.num_units, dtype=np.bool_))
     largest = np.argpartition(-counts, min(pack_size, len(counts)) - 1)[:pack_size]

@@ -69,10 +69,8 @@ def train_pack(
     batches = [slices[count] for count in pack.counts.tolist()]
     orders = [seeding.generator(seed, "batches", round, int(client)) for client in pack.clients]
     device = pack.inputs.device
-    members, totals = (
-        torch.arange(size, device=device)[:, None],
-        torch.zeros(size, dtype=torch.float64, device=device),
-    )
+    members = torch.arange(size, device=device)[:, None]
+    totals = torch.zeros(size, dtype=torch.float64, device=device)
 
     def loss_of(own: Params, inputs: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
         losses = nn.functional.cross_entropy(functional_call(model, own, (inputs,)), labels, reduction="none")

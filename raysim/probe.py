@@ -6,7 +6,7 @@ from typing import Any
 
 from raysim.client_step import Stage
 from raysim.errors import SettingError
-from raysim.packing import obstacle, packed
+from raysim.packing import obstacle
 from raysim.rounds import group_of, initial_state, plan_round
 from raysim.scenario import Scenario
 from raysim.simulation import why_alone
@@ -30,23 +30,18 @@ def probe(scenario: Scenario) -> dict[str, Any]:
     reason = why_alone(scenario.method, scenario.workload) or obstacle(scenario.workload.model)
     if reason is not None:
         raise SettingError(f"training.pack has nothing to choose from: {reason}; allowed: auto, 1")
-    state = replace(initial_state(scenario), pack_size=1)
-    alone, broadcast = group_of(scenario, state, plan_round(scenario, state).ended[0].counted)
-    packs = {size: _in_packs(scenario, alone, size) for size in SIZES if size <= len(alone)}
+    state = initial_state(scenario)
+    work = plan_round(scenario, state).ended[0].counted
+    packs = {size: group_of(scenario, replace(state, pack_size=size), work) for size in SIZES if size <= len(work)}
     stage, seconds = Stage(scenario.workload), dict.fromkeys(packs, float("inf"))
     for _ in range(REPEATS):
-        for size, tasks in packs.items():
+        for size, (tasks, broadcast) in packs.items():
             seconds[size] = min(seconds[size], _seconds(stage, tasks, broadcast))
     sizes = [
-        {"pack": size, "clients_per_s": len(alone) / seconds[size], "packed": float((tasks.packs != ALONE).mean())}
-        for size, tasks in packs.items()
+        {"pack": size, "clients_per_s": len(work) / seconds[size], "packed": float((tasks.packs != ALONE).mean())}
+        for size, (tasks, _) in packs.items()
     ]
     return {"auto": scenario.pack_size, "recommended": min(seconds, key=lambda size: seconds[size]), "sizes": sizes}
-
-
-def _in_packs(scenario: Scenario, tasks: Tasks, size: int) -> Tasks:
-    examples = scenario.workload.population.train.counts_of(tasks.clients)
-    return packed(tasks, examples, scenario.workload.local.batch_size, size)
 
 
 def _seconds(stage: Stage, tasks: Tasks, broadcast: Broadcast) -> float:

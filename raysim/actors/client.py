@@ -1,7 +1,6 @@
 """An actor that plays clients."""
 
 import os
-from dataclasses import replace
 
 import numpy as np
 import ray
@@ -44,15 +43,12 @@ class ClientActor:
             SettingError: If this machine has other versions, or its data is loaded here, and is not that of the run.
         """
         check_versions([presence()], started)
-        workload = ray.get(scenario[0]).workload
-        self._stage = Stage(replace(workload, data=workload.data.at_hand()))
+        self._stage = Stage(ray.get(scenario[0]).workload.at_hand())
 
     def gpu_share(self, scenario: "list[ray.ObjectRef[Scenario]]") -> float:
         """Return the share of a GPU that training the largest client needs; this actor has one for itself."""
         self.prepare(scenario, presence())
-        played = ray.get(scenario[0])
-        workload = replace(played.workload, data=played.workload.data.at_hand())
-        return gpu_share.measured(self._prepared, workload, played.pack_size)
+        return gpu_share.measured(self._prepared, ray.get(scenario[0]).pack_size)
 
     def train(self, tasks: Tasks, params: Arrays, extra: Arrays, round: int, rules: LocalRules) -> Contribution:
         """Train a chunk of clients; extra is what the method sends beside the global parameters."""
