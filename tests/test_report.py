@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import signal
 import time
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from clocked import FRAIL, MODES, QUICK
-from conftest import settings_of
+from conftest import ROOT, settings_of
 from mlflow.tracking import MlflowClient
 from reports import SECTIONS, Page
 
@@ -174,6 +175,24 @@ def test_the_report_is_written_anew_from_folder_or_artifacts(run, capsys, tmp_pa
     again = Path(reported(capsys, run.summary["run_id"], "--tracking-uri", run.uri))
     assert again == tmp_path / f"report-{run.summary['run_id']}.html"
     assert first.read_text() == again.read_text() == run.page.html
+
+
+def test_the_pages_commands_run(run, capsys, tmp_path, monkeypatch):
+    """Its runs are those of this module: the one above, and one of FedAvg on the same data."""
+    page_text = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
+    commands = [shlex.split(command) for command in re.findall(r"^```sh\n(.*)\n```$", page_text, re.MULTILINE)]
+    assert [command[1] for command in commands] == ["run", "report", "run", "report"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    shutil.copytree(run.folder, tmp_path / "runs" / "first", ignore=shutil.ignore_patterns("checkpoints"))
+    settings = settings_of("fedavg", *QUICK, *MODES["sync"], *FRAIL, "rounds=2", f"tracking.uri={run.uri}")
+    prepared = experiment.prepare(settings, tmp_path / "runs" / "fedavg")
+    dense = experiment.run(prepared, simulation.InProcessRunner(), time.monotonic())
+    assert Page(Path(reported(capsys, *commands[1][2:])).read_text()).html == run.page.html
+    told = Page(Path(reported(capsys, *commands[3][2:])).read_text())
+    assert f"{100 * run.summary['energy_j'] / dense['energy_j']:.1f} %" in told.words["headline"]
+    assert f"fedavg {100 * dense['accuracy']:.2f} %" in told.words["headline"]
+    assert len(told.traces("accuracy-2")["fedavg, test set"]["x"]) == 2
 
 
 def test_a_run_of_long_ago_lacks_parts_and_says_so(run, capsys, tmp_path):
