@@ -18,13 +18,14 @@ class Page(HTMLParser):
     html: str
     sections: list[str] = field(default_factory=list)
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    choices: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     attributes: list[tuple[str, str, str]] = field(default_factory=list)
     words: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()
         self._open: list[str] = []
-        self._figure = ""
+        self._figure, self._is_choice = "", False
         self.feed(self.html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -32,7 +33,8 @@ class Page(HTMLParser):
         self.attributes += [(tag, name, value) for name, value in given.items()]
         if tag == "section":
             self.sections.append(given["id"])
-        if given.get("class") == "figure":
+        self._is_choice |= given.get("class") == "choices"
+        if given.get("class", "").split(" ")[0] == "figure":
             self._figure = given["id"]
         self._open.append(tag)
 
@@ -42,7 +44,10 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self._open and self._open[-1] in ("script", "style"):
-            if self._figure:
+            if self._is_choice:
+                self.choices[self.sections[-1]] = json.loads(data)
+                self._is_choice = False
+            elif self._figure:
                 self.figures[self._figure] = json.loads(data)
                 self._figure = ""
         elif self.sections:

@@ -12,13 +12,18 @@ from numpy.typing import NDArray
 from raysim.report import style
 from raysim.report.fragments import table
 from raysim.report.numbers import percent
-from raysim.report.page import Panel, Section
+from raysim.report.page import Choice, Panel, Section
 from raysim.report.source import Recorded
 
 STARVED = 0.05
 """A channel is starved that less than this share of the client rounds trained."""
 PER_LINE = 32
 """Channels side by side."""
+CHOICES = (
+    Choice("per cent of the client rounds", {"visible": [True, False, True, True]}),
+    Choice("examples, per cent of the most", {"visible": [False, True, True, True]}),
+)
+"""What the colour tells."""
 GROUPS = 30
 """Most groups that have a map; of more, those that were trained least."""
 ABSENT = (
@@ -79,13 +84,15 @@ def section(recorded: Recorded, client_rounds: Mapping[int, int]) -> Section:
     least_first = sorted(units, key=lambda name: float(shares[units[name]].mean()))
     shown = [name for name in units if name in least_first[:GROUPS]]
     figures = [
-        Panel(_map(coverage, units[name], total), f"{name} ({recorded.groups[name]:,} channels)") for name in shown
+        Panel(_map(coverage, units[name], total), f"{name} ({recorded.groups[name]:,} channels)", is_switched=True)
+        for name in shown
     ]
     if len(coverage.rounds) > 1:
         figures.append(Panel(_untrained(coverage), "Channels that nobody trained, by round"))
     rows = [_row(name, coverage, units[name], total) for name in units]
     headings = ("channel group", "channels", "never trained", "starved", "least trained", "median", "most trained")
-    return Section("coverage", title, _text(coverage, total, len(units), len(shown)), figures, table(headings, rows))
+    text = _text(coverage, total, len(units), len(shown))
+    return Section("coverage", title, text, figures, table(headings, rows), CHOICES)
 
 
 def _units(groups: Mapping[str, int]) -> dict[str, slice]:
@@ -150,18 +157,8 @@ def _map(coverage: Coverage, units: slice, total: int) -> go.Figure:
         tickvals=ticks, ticktext=[str(line * wide) for line in ticks], range=(lines - 0.5, -0.5), showgrid=False,
         zeroline=False,
     )  # fmt: skip
-    figure.update_layout(height=90 + 16 * max(2, lines), updatemenus=[_choice()])
+    figure.update_layout(height=50 + 16 * max(3, lines))
     return figure
-
-
-def _choice() -> dict[str, object]:
-    """Return buttons that choose what the colour tells."""
-    buttons = [
-        {"label": label, "method": "restyle", "args": [{"visible": shown}, [0, 1]]}
-        for label, shown in (("% of client rounds", [True, False]), ("examples, % of the most", [False, True]))
-    ]
-    return {"type": "buttons", "direction": "right", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom",
-            "pad": {"b": 6}, "showactive": True, "buttons": buttons}  # fmt: skip
 
 
 def _untrained(coverage: Coverage) -> go.Figure:

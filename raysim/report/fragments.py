@@ -29,7 +29,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], text_columns: 
     """Return a table, which scrolls by itself where it is too wide.
 
     Args:
-        headings: One per column.
+        headings: One per column; all empty = none are shown.
         rows: Cells as text.
         text_columns: How many columns from the left hold text; the others hold numbers.
     """
@@ -42,10 +42,9 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], text_columns: 
         ]
         return Markup("<tr>{}</tr>").format(Markup("").join(made))
 
+    head = line(headings, "th") if any(headings) else Markup("")
     body = Markup("").join(line(row, "td") for row in rows)
-    return Markup('<div class="scroll"><table><thead>{}</thead><tbody>{}</tbody></table></div>').format(
-        line(headings, "th"), body
-    )
+    return Markup('<div class="scroll"><table><thead>{}</thead><tbody>{}</tbody></table></div>').format(head, body)
 
 
 def folded(summary: str, text: str) -> Markup:

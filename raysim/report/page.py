@@ -2,9 +2,10 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -22,6 +23,21 @@ CONFIG = {
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """A button that changes figures.
+
+    Attributes:
+        label: What it says.
+        data: What changes in each trace, as `Plotly.update` takes it.
+        layout: What changes in the layout.
+    """
+
+    label: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+    layout: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Panel:
     """A figure with what is said of it.
 
@@ -30,12 +46,14 @@ class Panel:
         title: Above it.
         note: Below it.
         wide: Whether it takes the whole width of the page; others stand side by side where there is room.
+        is_switched: Whether the choices of its section change it.
     """
 
     figure: go.Figure
     title: str = ""
     note: str = ""
     wide: bool = False
+    is_switched: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +66,7 @@ class Section:
         text: A paragraph below the heading.
         figures: Below the text.
         html: What stands between text and figures, such as tables of `fragments`.
+        choices: Buttons above the figures, the first one being pressed.
     """
 
     id: str
@@ -55,6 +74,7 @@ class Section:
     text: str = ""
     figures: Sequence[Panel] = ()
     html: Markup = field(default_factory=Markup)
+    choices: Sequence[Choice] = ()
 
 
 def render(title: str, sections: Sequence[Section], subtitle: str = "") -> str:
@@ -67,7 +87,7 @@ def render(title: str, sections: Sequence[Section], subtitle: str = "") -> str:
     """
     template = _environment().get_template("page.html.j2")
     return template.render(
-        title=title, subtitle=subtitle, sections=sections, spec_of=spec_of, dark=style.DARK,
+        title=title, subtitle=subtitle, sections=sections, spec_of=spec_of, changes_of=changes_of, dark=style.DARK,
         plotly_js=Markup(get_plotlyjs()), figure_template=as_json(style.TEMPLATE), config=as_json(CONFIG),
         dark_colors=as_json(style.DARK), css_light=_css(dark=False), css_dark=_css(dark=True),
     )  # fmt: skip
@@ -78,6 +98,11 @@ def spec_of(figure: go.Figure) -> Markup:
     content = json.loads(figure.to_json())
     content["layout"].pop("template", None)
     return as_json({"data": content["data"], "layout": content["layout"]})
+
+
+def changes_of(choices: Sequence[Choice]) -> Markup:
+    """Return what buttons change as JSON that may stand in a page."""
+    return as_json([{"data": dict(choice.data), "layout": dict(choice.layout)} for choice in choices])
 
 
 def as_json(content: object) -> Markup:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from raysim.fates import ABSENT, COUNTED
 from raysim.report import style
 from raysim.report.clients import ClientsOfRounds, texts, where
-from raysim.report.page import Panel, Section
+from raysim.report.page import Choice, Panel, Section
 from raysim.report.source import Recorded
 from raysim.types import Columns
 
@@ -78,11 +78,11 @@ def section(recorded: Recorded, clients: ClientsOfRounds) -> Section:
             f" Of more than {CLIENTS} clients some are shown, evenly spread over the order in which they end, the "
             f"first and the last among them: {CLIENTS} of {sizes}."
         )
-    figures = [Panel(gantt(shown), "Clients at work", wide=True)] if shown else []
+    figures = [Panel(gantt(shown), "Clients at work", wide=True, is_switched=True)] if shown else []
     figures.append(Panel(_seconds(clients), "Seconds of the clients that counted"))
     if any(fate != COUNTED for fate in clients.fates):
         figures.append(Panel(_fates(clients), "What became of the clients that were asked"))
-    return Section("timeline", "Timeline", text, figures)
+    return Section("timeline", "Timeline", text, figures, choices=choices_of(shown) if len(shown) > 1 else ())
 
 
 def _span(recorded: Recorded, round: int) -> tuple[float, float]:
@@ -125,28 +125,26 @@ def _spent(rows: Columns) -> NDArray[np.float64]:
 
 
 def gantt(shown: Sequence[Bars]) -> go.Figure:
-    """Return a figure with a button for each round."""
-    figure, owner = go.Figure(), []
+    """Return a figure of the first round that holds the others, too."""
+    figure = go.Figure()
     for bars in shown:
         for trace in _traces(bars):
             figure.add_trace(trace.update(visible=bars is shown[0]))
-            owner.append(bars.round)
-    layouts = [_layout(bars) for bars in shown]
-    buttons = []
-    for bars, layout in zip(shown, layouts, strict=True):
-        visible = [each == bars.round for each in owner]
-        buttons.append({"label": f"round {bars.round}", "method": "update", "args": [{"visible": visible}, layout]})
-    figure.update_layout(**layouts[0], barmode="overlay", legend={"traceorder": "normal"})
+    tallest = max(len(bars.begin_s) for bars in shown)
+    figure.update_layout(barmode="overlay", bargap=0.25, height=150 + 15 * max(8, tallest))
+    figure.update_layout(**{name.replace(".", "_"): value for name, value in _layout(shown[0]).items()})
     figure.update_xaxes(title_text="simulated seconds since the round began", rangemode="tozero")
     figure.update_yaxes(showgrid=False, zeroline=False, title_text="client (id)")
-    tallest = max(len(bars.begin_s) for bars in shown)
-    figure.update_layout(height=150 + 15 * max(8, tallest), bargap=0.25)
-    if len(shown) > 1:
-        figure.update_layout(updatemenus=[{
-            "type": "buttons", "direction": "right", "x": 1, "y": 0, "xanchor": "right", "yanchor": "top",
-            "pad": {"t": 45}, "showactive": True, "buttons": buttons,
-        }])  # fmt: skip
     return figure
+
+
+def choices_of(shown: Sequence[Bars]) -> list[Choice]:
+    """Return a button for each round."""
+    owner = [bars.round for bars in shown for _ in _traces(bars)]
+    return [
+        Choice(f"round {bars.round:,}", {"visible": [each == bars.round for each in owner]}, _layout(bars))
+        for bars in shown
+    ]
 
 
 def _layout(bars: Bars) -> dict[str, Any]:
