@@ -138,7 +138,7 @@ def test_bars_end_when_clients_did(run):
     rows = [{name: column[at] for name, column in run.clients.items()} for at in range(len(run.clients["client"]))]
     worked = [row for row in rows if row["round"] == 1 and row["fate"] not in ("infeasible", "unreachable")]
     first = run.page.figures["timeline-1"]
-    assert [choice["layout"]["yaxis.ticktext"] for choice in run.page.choices["timeline"]][0] == ids_of(first)
+    assert next(choice["layout"]["yaxis.ticktext"] for choice in run.page.choices["timeline"]) == ids_of(first)
     traces = run.page.traces("timeline-1")
     assert sorted(map(int, ids_of(first))) == sorted(row["client"] for row in worked)
     shown = [page_trace for page_trace in first["data"] if page_trace["visible"]]
