@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from clocked import MODES, QUICK, clocked, played
+from clocked import QUICK, clocked, played
 from conftest import settings_of
 
 from raysim import records, simulation
@@ -76,7 +76,8 @@ def test_rounds_count_those_whose_work_counts(method, mode):
 
 
 def test_a_round_that_nobody_ends_is_written_as_zeros_and_merged_with_the_others(tmp_path):
-    settings = settings_of("random", *QUICK, *MODES["deadline"], "clock.deadline_s=1e-4", "rounds=2")
+    drop_out = (f"population.tiers.{tier}.failure_rate=0.9999" for tier in range(4))
+    settings = settings_of("random", *QUICK, "rounds=2", *drop_out)
     scenario = simulation.build(settings)
     storage = Storage(tmp_path, 1, 2)
     list(simulation.play(scenario, initial_state(scenario), InProcessExecutor(scenario.workload), storage))

@@ -113,7 +113,7 @@ def _trained_units(plan: ChannelGroups, mask: Mask) -> NDArray[np.bool_]:
         if slot.role == "weight" and slot.key in mask.elements:
             shape, units = plan.shapes[slot.key], plan.units[group.name]
             kept = np.unpackbits(mask.elements[slot.key], count=prod(shape)).reshape(shape)
-            along = np.moveaxis(kept, slot.dim, 0).reshape(shape[slot.dim], -1).any(axis=1)
+            along = np.asarray(np.moveaxis(kept, slot.dim, 0).reshape(shape[slot.dim], -1).any(axis=1))
             is_masked[units] = True
             has_any[units] |= along[slot.indices].any(axis=1)
     return np.asarray(mask.kept & (has_any | ~is_masked))

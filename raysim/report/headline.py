@@ -121,7 +121,7 @@ def _cards(recorded: Recorded, own: Figures, other: Figures, name: str) -> list[
 
 
 def _rows(own: Figures, other: Figures) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for field, (what, text) in SHOWN.items():
         mine, theirs = getattr(own, field), getattr(other, field)
         if field == "energy_j" and not mine:

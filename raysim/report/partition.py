@@ -56,7 +56,7 @@ def _means(counts: NDArray[np.int64]) -> Panel:
     order = np.lexsort((-shares.max(axis=1), shares.argmax(axis=1)))
     pieces = np.array_split(shares[order], min(COLUMNS, len(order)))
     ends = np.cumsum([len(piece) for piece in pieces])
-    columns = np.float32(100 * np.stack([piece.mean(axis=0) for piece in pieces], axis=1))
+    columns = (100 * np.stack([piece.mean(axis=0) for piece in pieces], axis=1)).astype(np.float32)
     figure = _heat_map(
         columns, ends, "clients, by their most frequent class (number)", "% of rows",
         "class %{y}: %{z:.0f} % of the rows of clients up to the %{x}th",

@@ -32,7 +32,7 @@ def _tiers(clients: ClientsOfRounds) -> go.Figure:
     figure = go.Figure()
     for place, (tier, ratios) in enumerate(clients.tier_pruning.items()):
         figure.add_scatter(
-            x=clients.round, y=np.float32(100 * ratios), name=tier, line=style.line(place), connectgaps=True,
+            x=clients.round, y=(100 * ratios).astype(np.float32), name=tier, line=style.line(place), connectgaps=True,
             mode="lines+markers" if len(clients.round) <= 40 else "lines",
             marker={"symbol": style.SYMBOLS[place % 8]}, hovertemplate="%{y:.1f} %",
         )  # fmt: skip
@@ -41,7 +41,7 @@ def _tiers(clients: ClientsOfRounds) -> go.Figure:
 
 def _band(clients: ClientsOfRounds) -> go.Figure:
     figure = go.Figure()
-    low, p10, p50, p90, high = np.float32(100 * clients.pruning.T)
+    low, p10, p50, p90, high = (100 * clients.pruning.T).astype(np.float32)
     for upper, lower, name, opacity in ((high, low, "least to most", 0.12), (p90, p10, "p10 to p90", 0.25)):
         figure.add_scatter(
             x=clients.round, y=upper, line={"width": 0}, showlegend=False, hoverinfo="skip", mode="lines"

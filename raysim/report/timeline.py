@@ -185,7 +185,7 @@ def _traces(bars: Bars) -> list[go.Bar | go.Scatter]:
 
 def _seconds(clients: ClientsOfRounds) -> go.Figure:
     figure = go.Figure()
-    _, p10, p50, p90, slowest = np.float32(clients.seconds.T)
+    _, p10, p50, p90, slowest = clients.seconds.T.astype(np.float32)
     figure.add_scatter(x=clients.round, y=p90, line={"width": 0}, mode="lines", showlegend=False, hoverinfo="skip")
     figure.add_scatter(
         x=clients.round, y=p10, line={"width": 0}, mode="lines", fill="tonexty", name="p10 to p90", hoverinfo="skip",
