@@ -48,6 +48,8 @@ def _curves(recorded: Recorded, cost: NDArray[np.float64], label: str) -> go.Fig
         figure.add_hline(y=100 * target, line={"color": style.MUTED, "width": 1, "dash": "dot"})
     figure.update_layout(hovermode="x unified")
     figure.update_xaxes(title_text=label)
+    if label == "round":
+        style.over_rounds(figure, len(cost))
     figure.update_yaxes(title_text="accuracy (%)")
     return figure
 

@@ -8,9 +8,10 @@ import numpy as np
 import plotly.graph_objects as go
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from plotly.colors import sequential
 
 from raysim.report import style
-from raysim.report.fragments import table
+from raysim.report.fragments import scale, table
 from raysim.report.numbers import percent
 from raysim.report.page import Choice, Panel, Section
 from raysim.report.source import Recorded
@@ -84,15 +85,17 @@ def section(recorded: Recorded, client_rounds: Mapping[int, int]) -> Section:
     least_first = sorted(units, key=lambda name: float(shares[units[name]].mean()))
     shown = [name for name in units if name in least_first[:GROUPS]]
     figures = [
-        Panel(_map(coverage, units[name], total), f"{name} ({recorded.groups[name]:,} channels)", is_switched=True)
-        for name in shown
+        Panel(_map(coverage, units[name], total), f"Group {name}: {size:,} channels", is_switched=True)
+        for name, size in recorded.groups.items()
+        if name in shown
     ]
     if len(coverage.rounds) > 1:
         figures.append(Panel(_untrained(coverage), "Channels that nobody trained, by round"))
     rows = [_row(name, coverage, units[name], total) for name in units]
     headings = ("channel group", "channels", "never trained", "starved", "least trained", "median", "most trained")
     text = _text(coverage, total, len(units), len(shown))
-    return Section("coverage", title, text, figures, table(headings, rows), CHOICES)
+    html = table(headings, rows) + scale(sequential.Cividis, "0 %", "100 %")
+    return Section("coverage", title, text, figures, html, CHOICES)
 
 
 def _units(groups: Mapping[str, int]) -> dict[str, slice]:
@@ -141,8 +144,7 @@ def _map(coverage: Coverage, units: slice, total: int) -> go.Figure:
     for values, is_shown in ((100 * by / max(1, total), True), (100 * examples, False)):
         figure.add_heatmap(
             z=in_lines(values), zmin=0, zmax=100, colorscale=style.SEQUENTIAL, xgap=1, ygap=1, visible=is_shown,
-            customdata=told, hovertemplate=hover, hoverongaps=False,
-            colorbar={"ticksuffix": " %", "thickness": 10, "outlinewidth": 0, "nticks": 4},
+            customdata=told, hovertemplate=hover, hoverongaps=False, showscale=False,
         )  # fmt: skip
     starved = (by < STARVED * total) & (by > 0)
     for marked, symbol, color in ((by == 0, "x-thin-open", style.VERMILION), (starved, "circle", style.ORANGE)):
@@ -157,7 +159,7 @@ def _map(coverage: Coverage, units: slice, total: int) -> go.Figure:
         tickvals=ticks, ticktext=[str(line * wide) for line in ticks], range=(lines - 0.5, -0.5), showgrid=False,
         zeroline=False,
     )  # fmt: skip
-    figure.update_layout(height=50 + 16 * max(3, lines))
+    figure.update_layout(height=20 + 18 * max(3, lines))
     return figure
 
 
@@ -167,6 +169,6 @@ def _untrained(coverage: Coverage) -> go.Figure:
         x=coverage.rounds, y=(100 * coverage.untrained).astype(np.float32), mode="lines", line=style.line(1),
         hovertemplate="round %{x}: %{y:.1f} %<extra></extra>",
     )  # fmt: skip
-    figure.update_xaxes(title_text="round")
+    style.over_rounds(figure, len(coverage.rounds))
     figure.update_yaxes(title_text="untrained channels (%)", rangemode="tozero")
     return figure

@@ -76,6 +76,6 @@ def _curves(recorded: Recorded, names: Sequence[str], axis: str, scale: str) -> 
             mode="lines+markers", marker={"symbol": style.SYMBOLS[place]}, hovertemplate="%{y:.4g}",
         )  # fmt: skip
     figure.update_layout(hovermode="x unified")
-    figure.update_xaxes(title_text="round")
+    style.over_rounds(figure, len(recorded.rounds["round"]))
     figure.update_yaxes(title_text=axis, type=scale, exponentformat="power")
     return figure

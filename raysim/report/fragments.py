@@ -52,6 +52,14 @@ def folded(summary: str, text: str) -> Markup:
     return Markup("<details><summary>{}</summary><pre>{}</pre></details>").format(summary, text)
 
 
+def scale(colors: Sequence[str], least: str, most: str) -> Markup:
+    """Return a bar of colours between what its ends stand for."""
+    bar = Markup('<span class="bar" style="background: linear-gradient(to right, {})"></span>').format(
+        ", ".join(colors)
+    )
+    return Markup('<div class="scale"><span>{}</span>{}<span>{}</span></div>').format(least, bar, most)
+
+
 def paragraph(text: str) -> Markup:
     """Return a paragraph."""
     return Markup("<p>{}</p>").format(text)

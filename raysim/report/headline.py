@@ -13,7 +13,7 @@ from raysim.fates import COUNTED
 from raysim.report.clients import ClientsOfRounds
 from raysim.report.fedavg import FedAvg
 from raysim.report.fragments import Card, cards, paragraph, table
-from raysim.report.numbers import percent, rounded, with_unit
+from raysim.report.numbers import percent, with_unit
 from raysim.report.page import Section
 from raysim.report.source import Recorded
 
@@ -125,7 +125,7 @@ def _rows(own: Figures, other: Figures) -> list[tuple[str, ...]]:
     for field, (what, text) in SHOWN.items():
         mine, theirs = getattr(own, field), getattr(other, field)
         if field == "energy_j" and not mine:
-            rows.append((what, "not counted: no figures of power", "-", "-"))
+            rows.append((what, "not counted", "-", "-"))
         else:
             rows.append((what, text(mine), text(theirs), percent(_share(mine, theirs))))
     return rows
@@ -144,6 +144,6 @@ def _target(target: Mapping[str, Any]) -> tuple[str, ...]:
     if target["round"] is None:
         return (percent(100 * target["accuracy"]), "never", "-", "-", "-", "-")
     return (
-        percent(100 * target["accuracy"]), rounded(target["round"]), duration(target["simulated_s"]),
+        percent(100 * target["accuracy"]), f"{target['round']:,}", duration(target["simulated_s"]),
         with_unit(target["bytes"], "B"), with_unit(target["train_flops"], "FLOP"), with_unit(target["energy_j"], "J"),
     )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from raysim.report import style
@@ -17,9 +17,9 @@ from raysim.report import style
 CONFIG = {
     "responsive": True,
     "displaylogo": False,
-    "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+    "modeBarButtons": [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
 }
-"""How figures answer to the pointer."""
+"""How figures answer to the pointer; their buttons are there while it is above them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +87,8 @@ def render(title: str, sections: Sequence[Section], subtitle: str = "") -> str:
     """
     template = _environment().get_template("page.html.j2")
     return template.render(
-        title=title, subtitle=subtitle, sections=sections, spec_of=spec_of, changes_of=changes_of, dark=style.DARK,
+        title=title, subtitle=subtitle, sections=sections, spec_of=spec_of,
+        changes_of=changes_of, with_code=with_code,
         plotly_js=Markup(get_plotlyjs()), figure_template=as_json(style.TEMPLATE), config=as_json(CONFIG),
         dark_colors=as_json(style.DARK), css_light=_css(dark=False), css_dark=_css(dark=True),
     )  # fmt: skip
@@ -109,6 +110,16 @@ def as_json(content: object) -> Markup:
     """Return JSON that may stand inside a script element."""
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False)
     return Markup(re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text))
+
+
+def with_code(text: str) -> Markup:
+    """Return a text as HTML; what stands between backticks is code.
+
+    >>> str(with_code("`raysim report` & more"))
+    '<code>raysim report</code> &amp; more'
+    """
+    code, parts = Markup("<code>{}</code>"), enumerate(text.split("`"))
+    return Markup("").join(code.format(part) if at % 2 else escape(part) for at, part in parts)
 
 
 @cache

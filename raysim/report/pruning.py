@@ -36,7 +36,8 @@ def _tiers(clients: ClientsOfRounds) -> go.Figure:
             mode="lines+markers" if len(clients.round) <= 40 else "lines",
             marker={"symbol": style.SYMBOLS[place % 8]}, hovertemplate="%{y:.1f} %",
         )  # fmt: skip
-    return _labelled(figure, "round")
+    style.over_rounds(figure, len(clients.round))
+    return _labelled(figure)
 
 
 def _band(clients: ClientsOfRounds) -> go.Figure:
@@ -53,7 +54,8 @@ def _band(clients: ClientsOfRounds) -> go.Figure:
     figure.add_scatter(
         x=clients.round, y=p50, name="median", line=style.line(0), mode="lines", hovertemplate="%{y:.1f} %"
     )
-    return _labelled(figure, "round")
+    style.over_rounds(figure, len(clients.round))
+    return _labelled(figure)
 
 
 def _each(clients: ClientsOfRounds) -> go.Figure:
@@ -66,7 +68,8 @@ def _each(clients: ClientsOfRounds) -> go.Figure:
             marker={"color": style.color(place), "symbol": style.SYMBOLS[place % 8], "size": 9},
             hovertemplate="client %{x}: %{y:.1f} %, counted in %{customdata} rounds",
         )  # fmt: skip
-    return _labelled(figure, "client (id)")
+    figure.update_xaxes(title_text="client (id)")
+    return _labelled(figure)
 
 
 def _sorted(clients: ClientsOfRounds) -> go.Figure:
@@ -77,10 +80,10 @@ def _sorted(clients: ClientsOfRounds) -> go.Figure:
             x=PERCENTS, y=100 * np.percentile(ratios, PERCENTS), name=f"{tier} ({len(ratios):,})", mode="lines",
             line=style.line(place), hovertemplate="%{x:.0f} % of the clients up to %{y:.1f} %",
         )  # fmt: skip
-    return _labelled(figure, "per cent of the tier's clients")
+    figure.update_xaxes(title_text="per cent of the tier's clients")
+    return _labelled(figure)
 
 
-def _labelled(figure: go.Figure, label: str) -> go.Figure:
-    figure.update_xaxes(title_text=label)
-    figure.update_yaxes(title_text="pruning ratio (%)", rangemode="tozero")
+def _labelled(figure: go.Figure) -> go.Figure:
+    figure.update_yaxes(title_text="pruning ratio (%)", range=(-3, 103))
     return figure

@@ -19,5 +19,5 @@ def section(recorded: Recorded) -> Section:
         **noted.get("environment", {}),
     }
     rows = [(name, str(value)) for name, value in told.items() if value is not None]
-    html = folded("All settings (config.yaml); `raysim run config.yaml` repeats the run", recorded.yaml)
+    html = folded("All settings: config.yaml, from which raysim run repeats the run", recorded.yaml)
     return Section("config", "Settings and versions", html=html + table(("", ""), rows, text_columns=2))

@@ -52,6 +52,11 @@ def line(place: int, width: float = 2.0) -> dict[str, Any]:
     return {"color": color(place), "dash": DASHES[place % len(DASHES)], "width": width}
 
 
+def over_rounds(figure: Any, rounds: int) -> None:
+    """Label the axis of a figure over rounds, without parts of rounds."""
+    figure.update_xaxes(title_text="round", tickformat=",d", dtick=1 if rounds <= 12 else None)
+
+
 def faded(shown: str, opacity: float) -> str:
     """Return a colour that lets through what is below, for bands; it is the same by light and by dark.
 

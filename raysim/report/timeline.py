@@ -195,7 +195,7 @@ def _seconds(clients: ClientsOfRounds) -> go.Figure:
         figure.add_scatter(
             x=clients.round, y=values, name=name, mode="lines", line=style.line(place), hovertemplate="%{y:.3g} s"
         )
-    figure.update_xaxes(title_text="round")
+    style.over_rounds(figure, len(clients.round))
     figure.update_yaxes(title_text="simulated seconds", rangemode="tozero")
     return figure
 
@@ -211,6 +211,6 @@ def _fates(clients: ClientsOfRounds) -> go.Figure:
                         "pattern": {"shape": ("", "/", "x", "\\", "-", "|", "+", ".")[place % 8], "size": 5}},
             )  # fmt: skip
     figure.update_layout(barmode="stack", bargap=0, hovermode="x unified")
-    figure.update_xaxes(title_text="round")
+    style.over_rounds(figure, len(clients.round))
     figure.update_yaxes(title_text="clients")
     return figure
