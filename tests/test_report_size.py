@@ -93,11 +93,13 @@ def write_clients(small: Path, folder: Path, tier: np.ndarray, rng: np.random.Ge
 
 
 def write_channels(folder: Path, rng: np.random.Generator) -> None:
-    units = sum(VGG16)
+    """The last 8 channels of each group are trained by nobody, the 8 before them by few."""
+    units, last = sum(VGG16), np.concatenate([np.arange(size)[::-1] for size in VGG16])
+    few = np.select([last < 8, last < 16], [0, 100], CLIENTS // 3)
     tables = [
         {
             "round": np.full(units, round, np.int32), "unit": np.arange(units, dtype=np.int32),
-            "clients": rng.integers(0, CLIENTS, units).astype(np.int32), "examples": rng.integers(0, 50_000, units),
+            "clients": rng.integers(0, few + 1).astype(np.int32), "examples": rng.integers(0, 50_000, units),
         }
         for round in range(1, ROUNDS + 1)
     ]  # fmt: skip
@@ -120,3 +122,6 @@ def test_the_report_of_ten_thousand_clients_in_two_hundred_rounds_is_small_and_q
     assert page.sections == SECTIONS
     assert len([name for name in page.figures if name.startswith("coverage")]) == len(VGG16) + 1
     assert "2,000,000 clients" in page.words["headline"]
+    never, starved = (page.traces("coverage-1")[mark] for mark in ("2", "3"))
+    assert (list(never["x"]), set(never["y"])) == (list(range(24, 32)), {1})
+    assert (list(starved["x"]), set(starved["y"])) == (list(range(16, 24)), {1})

@@ -166,7 +166,7 @@ def _map(coverage: Coverage, units: slice, total: int) -> go.Figure:
 def _untrained(coverage: Coverage) -> go.Figure:
     figure = go.Figure()
     figure.add_scatter(
-        x=coverage.rounds, y=(100 * coverage.untrained).astype(np.float32), mode="lines", line=style.line(1),
+        x=coverage.rounds, y=(100 * coverage.untrained).astype(np.float32), mode="lines", line=style.line(0),
         hovertemplate="round %{x}: %{y:.1f} %<extra></extra>",
     )  # fmt: skip
     style.over_rounds(figure, len(coverage.rounds))
