@@ -173,8 +173,8 @@ def load(given: Given) -> ServerState:
         raise TornCheckpointError(f"{place} is damaged: its content does not have the digest recorded in its header")
     if format != FORMAT:
         raise SettingError(
-            f"{str(place)!r} has checkpoint format {format}, this version of raysim reads {FORMAT}; allowed: the version "
-            "that wrote it, named in run.json"
+            f"{str(place)!r} has checkpoint format {format}, this version of raysim reads {FORMAT}; allowed: the "
+            "version that wrote it, named in run.json"
         )
     return _state_of(content, tensors, place.parent / CLIENTS)
 
