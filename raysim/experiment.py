@@ -16,9 +16,10 @@ import torch
 from raysim import arrays, checkpoint, config_file, device_storage, places, population, records, simulation, telling
 from raysim.budget_solver import BudgetSolver
 from raysim.config import ExperimentSettings
-from raysim.console import ProgressDisplay, say
+from raysim.console import ProgressDisplay
 from raysim.errors import ReportLostError, RunFailedError, SettingError, TrackingLostError
 from raysim.forecast import summary_of, targets_of
+from raysim.messages import say
 from raysim.methods import resolve as methods
 from raysim.place import Place
 from raysim.places import Given
