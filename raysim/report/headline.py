@@ -52,6 +52,10 @@ def section(
     own = figures_of(recorded)
     other = dense_figures(recorded, own, fedavg) if baseline is None else figures_of(baseline)
     name, text = ("FedAvg", DENSE) if baseline is None else _named(baseline)
+    if baseline is None and fedavg is None:
+        is_async = recorded.settings["clock"].get("mode") == "async"
+        why = "asynchronous rounds have no counterpart in FedAvg's" if is_async else "the records do not tell enough"
+        text += f" Time and energy are not compared: {why}."
     headings = ("", "this run", name, f"per cent of {name}")
     html = cards(_cards(recorded, own, other, name)) + table(headings, _rows(own, other))
     if not recorded.summary:
