@@ -22,6 +22,7 @@ from raysim.packing import places_of
 from raysim.pruning import elements as element_masks
 from raysim.pruning import submodel
 from raysim.pruning.plan import ChannelPlan
+from raysim.messages import about
 from raysim.tasks import Tasks
 from raysim.training import LocalHooks, Report, compose, one_thread, train
 from raysim.types import Broadcast, ClientTask, Columns, Params
@@ -70,6 +71,7 @@ class Stage:
 
     def _train_one(self, task: ClientTask, broadcast: Broadcast, sums: dict[str, ExactSum]) -> "_Trained":
         with (
+            about(broadcast.round, [task.client]),
             _named(broadcast.round, task.client),
             seeding.torch_seeded(self._workload.seed, "layers", broadcast.round, task.client, self._workload.device),
         ):
@@ -101,7 +103,7 @@ class Stage:
     def _blaming_one(self, tasks: Tasks, broadcast: Broadcast) -> Iterator[None]:
         """Name the client of a pack that fails by itself, too."""
         try:
-            with _named(broadcast.round, -1):
+            with about(broadcast.round, tasks.clients.tolist()), _named(broadcast.round, -1):
                 yield
         except RunFailedError:
             for task in tasks:

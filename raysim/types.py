@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from raysim import files, places
 from raysim.errors import SettingError
 from raysim.place import Place
+from raysim.messages import Remark
 
 if TYPE_CHECKING:
     import torch
@@ -478,7 +479,8 @@ class RoundReport:
 
     `clients` has one row per cohort member, `diagnostics` what was diagnosed by name, `incidents` what went wrong
     where clients are trained and was made good. `is_saved` tells whether a checkpoint covers it,
-    `driver_bytes` the memory of the process that ran the round.
+    `driver_bytes` the memory of the process that ran the round, `remarks` what was said meanwhile and has not been
+    written to a terminal.
     """
 
     round: int
@@ -497,6 +499,7 @@ class RoundReport:
     is_saved: bool = False
     driver_bytes: int = 0
     incidents: tuple[str, ...] = ()
+    remarks: tuple[Remark, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
