@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from raysim import config_file, console, places, messages, termination
+from raysim import config_file, console, messages, places, termination
 from raysim.config import ExperimentSettings
 from raysim.console import quiet_option
 from raysim.errors import RunFailedError, SettingError, StoppedError, TrackingLostError

@@ -18,11 +18,11 @@ from raysim.client_view import ClientView, Workload
 from raysim.contribution import Contribution
 from raysim.errors import RunFailedError
 from raysim.exact_sum import ExactSum
+from raysim.messages import about
 from raysim.packing import places_of
 from raysim.pruning import elements as element_masks
 from raysim.pruning import submodel
 from raysim.pruning.plan import ChannelPlan
-from raysim.messages import about
 from raysim.tasks import Tasks
 from raysim.training import LocalHooks, Report, compose, one_thread, train
 from raysim.types import Broadcast, ClientTask, Columns, Params

@@ -10,7 +10,6 @@ from rich.table import Table
 
 from raysim import messages
 from raysim.fates import COUNTED
-from raysim.messages import say as say
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

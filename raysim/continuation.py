@@ -2,8 +2,8 @@
 
 from raysim import checkpoint, records
 from raysim.errors import reason_of
-from raysim.place import Place
 from raysim.messages import warn
+from raysim.place import Place
 from raysim.types import FIRST, Start
 
 

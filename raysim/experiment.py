@@ -17,6 +17,7 @@ from raysim.budget_solver import BudgetSolver
 from raysim.config import ExperimentSettings
 from raysim.errors import RunFailedError, SettingError, StoppedError, TrackingLostError
 from raysim.forecast import summary_of, targets_of
+from raysim.messages import warn
 from raysim.methods import resolve as methods
 from raysim.place import Place
 from raysim.places import Given
@@ -24,7 +25,6 @@ from raysim.price import Prices, costs_of
 from raysim.progress import ProgressDisplay
 from raysim.round_log import RoundLog
 from raysim.run_folder import as_setting, check_folder, held, make_folder
-from raysim.messages import warn
 from raysim.scenario import Scenario
 from raysim.termination import FirstInterrupt
 from raysim.tracking import MlflowTracker, few_retries, resolve_uri

@@ -12,9 +12,9 @@ from raysim.config import ExperimentSettings
 from raysim.errors import SettingError
 from raysim.experiment import Experiment, digests_of, environment
 from raysim.job_place import default_folder
+from raysim.messages import say, warn
 from raysim.place import Place
 from raysim.run_folder import held, make_folder
-from raysim.messages import say, warn
 from raysim.tracking import MlflowTracker, resolve_uri, status_of
 from raysim.types import Start
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from threading import Condition, Thread
 
 from raysim.errors import TrackingLostError, reason_of
-from raysim.records import Logged
 from raysim.messages import warn
+from raysim.records import Logged
 
 METRICS_PER_CALL = 1000
 COLLECT_S = 2.0

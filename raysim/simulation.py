@@ -25,6 +25,7 @@ from raysim.data.transform import Transform
 from raysim.deadline_check import check_deadline
 from raysim.errors import RunFailedError, SettingError, UntraceableError, nearest_first, reason_of
 from raysim.executors import InProcessExecutor
+from raysim.messages import about, say, warn
 from raysim.methods import resolve as methods
 from raysim.methods.method import Method
 from raysim.models import weights, zoo
@@ -35,7 +36,6 @@ from raysim.pruning.costs import CostTable
 from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.significance import first_channels
 from raysim.rounds import initial_state, run_round
-from raysim.messages import about, say, warn
 from raysim.scenario import Executor, Scenario, StopRules
 from raysim.selection import table as selection
 from raysim.selection.table import SelectionRule

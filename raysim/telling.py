@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from raysim import records
 from raysim.client_view import Workload
 from raysim.errors import StoppedError, TrackingLostError
+from raysim.messages import say
 from raysim.place import Place
 from raysim.pruning import submodel
 from raysim.round_log import RoundLog
-from raysim.messages import say
 from raysim.tracking import MlflowTracker
 
 PATIENCE_S = 30.0

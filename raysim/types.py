@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from raysim import files, places
 from raysim.errors import SettingError
-from raysim.place import Place
 from raysim.messages import Remark
+from raysim.place import Place
 
 if TYPE_CHECKING:
     import torch

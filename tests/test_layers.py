@@ -60,6 +60,7 @@ RANKS: dict[str, float] = {
     "raysim.data.partition": 1.1,
     "raysim.models": 1,
     "raysim.models.cost": 1,
+    "raysim.models.uncompiled": 0,
     "raysim.models.normalization": 1,
     "raysim.models.resnet": 1,
     "raysim.models.torchvision_models": 1,

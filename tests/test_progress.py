@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raysim import progress, saying
+from raysim import messages, progress
 from raysim.fates import COUNTED, LATE, UNREACHABLE
-from raysim.progress import Pace, ProgressDisplay, tier_table
 from raysim.messages import Remark
+from raysim.progress import Pace, ProgressDisplay, tier_table
 from raysim.tier_lines import MOST_TIERS, TierLine, tier_lines
 from raysim.types import CoverageSummary, RoundReport, Totals
 
