@@ -5,7 +5,7 @@ CONFIG ?= jobs/configs/digits.yaml
 HOST ?= 127.0.0.1
 STORE ?= sqlite:///runs/mlflow.db
 
-.PHONY: .venv-by-virtualenv run test test-fast test-cluster lint format schema ui bench compare clean
+.PHONY: .venv-by-virtualenv .chromium-by-apt run test test-fast test-cluster test-ui screenshots lint format schema ui bench compare clean
 
 run: $(READY)
 	$(BIN)/raysim run $(CONFIG) $(ARGS)
@@ -20,6 +20,20 @@ test-fast: $(READY)
 test-cluster: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt hatchling editables
 	$(BIN)/python -m pytest -m cluster $(ARGS)
+
+# Pages in Debian's Chromium: Playwright drives it and brings none of its own. Pictures of the pages go to docs/images.
+test-ui: $(READY)
+	command -v chromium >/dev/null || $(MAKE) --no-print-directory .chromium-by-apt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ui]'
+	$(BIN)/python -m pytest -m ui $(ARGS)
+
+screenshots: $(READY)
+	RAYSIM_PICTURES=docs/images $(MAKE) --no-print-directory test-ui
+
+.chromium-by-apt:
+	@test "$$(id -u)" = 0 || { echo "test-ui needs Debian's chromium: apt-get install chromium, as root" >&2; exit 1; }
+	apt-get -qq update
+	DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends chromium fonts-dejavu-core
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from raysim import cli
 from raysim.comparison import plan
+from raysim.console import quiet_option
 from raysim.job_place import default_folder
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ NOT_A_TERMINAL_WIDTH = 160
 @click.option("--seeds", metavar="0,1,2", help="Seeds to run [the file's].")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for all files [runs/<experiment>-<time>].")
 @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
+@quiet_option
 def compare(
     config: Path, overrides: tuple[str, ...], methods: str | None, seeds: str | None, output: Path | None,
     as_json: bool,

@@ -9,6 +9,7 @@ import click
 
 from raysim import cli, config_file, files
 from raysim.config_data import Settings, Share
+from raysim.console import quiet_option
 from raysim.errors import SettingError
 from raysim.job_place import default_folder
 from raysim.messages import say
@@ -39,6 +40,7 @@ class TimeToAccuracySettings(Settings):
     "--output", type=click.Path(path_type=Path), help="Folder for all files [runs/time-to-accuracy-<time>]."
 )
 @click.option("--draw-only", is_flag=True, help="Draw what an earlier call has left in --output.")
+@quiet_option
 def time_to_accuracy(config: Path, overrides: tuple[str, ...], output: Path | None, draw_only: bool) -> None:
     """Run the comparison in the file CONFIG in each of its clock modes and draw what accuracy costs."""
     settings = config_file.validated(config_file.read_yaml(config), TimeToAccuracySettings)

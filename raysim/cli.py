@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -13,13 +14,13 @@ from typing import Any
 
 import click
 
-from raysim import config_file, console, places, termination
+from raysim import config_file, console, messages, places, termination
 from raysim.config import ExperimentSettings
-from raysim.errors import ReportLostError, RunFailedError, SettingError, TrackingLostError
-from raysim.messages import say
+from raysim.console import quiet_option
+from raysim.errors import ReportLostError, RunFailedError, SettingError, StoppedError, TrackingLostError
 from raysim.place import Place
 from raysim.submission import submit
-from raysim.termination import BAD_INPUT, FAILED, TERMINATED
+from raysim.termination import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED
 
 LAST_CHECKPOINT = "the rounds up to the last checkpoint are kept, and `raysim resume` goes on from there"
 
@@ -52,6 +53,7 @@ cli.add_command(submit)
 @click.option(
     "--dry-run", is_flag=True, help="Do everything but training: print population, budgets, predicted cost."
 )
+@quiet_option
 def run(
     config: Path,
     overrides: tuple[str, ...],
@@ -85,6 +87,7 @@ def run(
     help="MLflow store [that of the run; for an id MLFLOW_TRACKING_URI or the default].",
 )
 @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
+@quiet_option
 def resume(run: str, overrides: tuple[str, ...], tracking_uri: str | None, as_json: bool) -> None:
     """Go on with RUN, which was stopped, from its newest checkpoint: what comes out is the same to the bit.
 
@@ -127,7 +130,7 @@ def _run(settings: ExperimentSettings, output: str | None, as_json: bool) -> Non
     )
     simulation.check_names(settings)
     if output is None and job_place.in_job():
-        say(f"a job's own folder is deleted with it: the run's files go to {folder}")
+        messages.say(f"a job's own folder is deleted with it: the run's files go to {folder}")
 
     def prepare() -> Any:
         from raysim import experiment  # in a thread of its own: MLflow imports while Ray starts
@@ -321,29 +324,43 @@ def main(arguments: list[str] | None = None, command: click.Command = cli, kept:
         kept: What is kept when it is interrupted.
     """
     termination.listen()
-    try:
-        code = command.main(args=arguments, standalone_mode=False) or 0
-    except SettingError as error:
-        say(f"raysim: {error}")
-        code = BAD_INPUT
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except RunFailedError as error:
-        say(f"{error.details}raysim: the run failed: {error}; {kept}")
-        code = FAILED
-    except (ReportLostError, TrackingLostError) as error:
-        say(f"raysim: {error}")
-        code = FAILED
-    except (KeyboardInterrupt, click.Abort):
-        code = termination.code_of_interrupt()
-        say(f"raysim: interrupted; {kept}")
-    except Exception as error:
-        traceback.print_exc()
-        say(f"raysim: the run failed: {type(error).__name__}: {error}")
-        code = FAILED
-    if code == TERMINATED:  # whoever sent it waits for seconds only, and Python would wait for all threads
+    messages.be_quiet(False)
+    with messages.listening():
+        code = _code_of(command, arguments, kept)
+    if code == TERMINATED or (code == INTERRUPTED and _are_threads_at_work()):  # Python would wait for all of them
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _code_of(command: click.Command, arguments: list[str] | None, kept: str) -> int:
+    """Run a command line, say how it failed if it did, and return its exit code."""
+    try:
+        return int(command.main(args=arguments, standalone_mode=False) or 0)
+    except SettingError as error:
+        messages.warn(f"raysim: {error}")
+        return BAD_INPUT
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except RunFailedError as error:
+        messages.warn(f"{error.details}raysim: the run failed: {error}; {kept}")
+        return FAILED
+    except (ReportLostError, TrackingLostError) as error:
+        messages.warn(f"raysim: {error}")
+        return FAILED
+    except StoppedError as error:
+        messages.warn(f"raysim: {error}")
+        return INTERRUPTED
+    except (KeyboardInterrupt, click.Abort):
+        messages.warn(f"raysim: interrupted; {kept}")
+        return termination.code_of_interrupt()
+    except Exception as error:
+        traceback.print_exc()
+        messages.warn(f"raysim: the run failed: {type(error).__name__}: {error}")
+        return FAILED
+
+
+def _are_threads_at_work() -> bool:
+    return any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())

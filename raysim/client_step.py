@@ -18,6 +18,7 @@ from raysim.client_view import ClientView, Workload
 from raysim.contribution import Contribution
 from raysim.errors import RunFailedError
 from raysim.exact_sum import ExactSum
+from raysim.messages import about
 from raysim.packing import places_of
 from raysim.pruning import elements as element_masks
 from raysim.pruning import submodel
@@ -70,6 +71,7 @@ class Stage:
 
     def _train_one(self, task: ClientTask, broadcast: Broadcast, sums: dict[str, ExactSum]) -> "_Trained":
         with (
+            about(broadcast.round, [task.client]),
             _named(broadcast.round, task.client),
             seeding.torch_seeded(self._workload.seed, "layers", broadcast.round, task.client, self._workload.device),
         ):
@@ -101,7 +103,7 @@ class Stage:
     def _blaming_one(self, tasks: Tasks, broadcast: Broadcast) -> Iterator[None]:
         """Name the client of a pack that fails by itself, too."""
         try:
-            with _named(broadcast.round, -1):
+            with about(broadcast.round, tasks.clients.tolist()), _named(broadcast.round, -1):
                 yield
         except RunFailedError:
             for task in tasks:

@@ -1,52 +1,29 @@
-"""What a person reads: the progress of a run, its summary and the forecast."""
+"""What a person reads: the summary of a run and the forecast."""
 
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
+import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from raysim import messages
 from raysim.fates import COUNTED
-from raysim.messages import say
-from raysim.types import RoundReport
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class ProgressDisplay:
-    """Shows the rounds on standard error: a live bar on a terminal, else one plain line per round."""
+def quiet_option(command: Command) -> Command:
+    """Give a command the option `--quiet`, which holds for all that it says."""
+    return click.option(
+        "--quiet", "-q", is_flag=True, expose_value=False, callback=_be_quiet,
+        help="Say nothing but warnings and errors on standard error.",
+    )(command)  # fmt: skip
 
-    def __init__(self, rounds: int) -> None:
-        self._console = Console(stderr=True)
-        self._rounds = rounds
-        self._bar: Progress | None = None
 
-    def __enter__(self) -> "ProgressDisplay":
-        if self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("[bold]round"), MofNCompleteColumn(), BarColumn(),
-                TextColumn("accuracy {task.fields[accuracy]}"),
-                TextColumn("simulated {task.fields[simulated]}"),
-                TimeRemainingColumn(), console=self._console,
-            )  # fmt: skip
-            self._bar.start()
-            self._task = self._bar.add_task("", total=self._rounds, accuracy="-", simulated="-")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def show(self, report: RoundReport) -> None:
-        """Show one round, and what went wrong in it above."""
-        for incident in report.incidents:
-            self._console.print(f"round {report.round}: {incident}", highlight=False, markup=False, soft_wrap=True)
-        accuracy = "-" if report.totals.accuracy is None else f"{report.totals.accuracy:.4f}"
-        simulated = duration(report.totals.simulated_s)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=report.round, accuracy=accuracy, simulated=simulated)
-        else:
-            say(f"round {report.round}/{self._rounds}  accuracy {accuracy}  simulated {simulated}")
+def _be_quiet(_context: click.Context, _option: click.Parameter, is_given: bool) -> None:
+    messages.be_quiet(is_given)
 
 
 def duration(seconds: float) -> str:

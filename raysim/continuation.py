@@ -2,7 +2,7 @@
 
 from raysim import checkpoint, records
 from raysim.errors import reason_of
-from raysim.messages import say
+from raysim.messages import warn
 from raysim.place import Place
 from raysim.types import FIRST, Start
 
@@ -16,9 +16,9 @@ def newest(folder: Place) -> Start:
     Raises:
         OSError: If a file that is there cannot be read: it may be whole.
     """
-    for state in checkpoint.intact(folder / "checkpoints", say):
+    for state in checkpoint.intact(folder / "checkpoints", warn):
         try:
             return Start(state.round, records.logged(folder / "rounds", state.round).wall_s)
         except (FileNotFoundError, records.TornRecordError) as error:
-            say(f"passing over the checkpoint of round {state.round}, whose record is lost: {reason_of(error)}")
+            warn(f"passing over the checkpoint of round {state.round}, whose record is lost: {reason_of(error)}")
     return FIRST

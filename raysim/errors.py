@@ -32,6 +32,10 @@ class RunFailedError(RuntimeError):
         return f"{', '.join(where)}: {self.cause}" if where else self.cause
 
 
+class StoppedError(RuntimeError):
+    """A run has stopped before its last round, as it was asked to; the message names the round."""
+
+
 class TrackingLostError(RuntimeError):
     """MLflow could not be told of all that happened; the run's files are complete."""
 

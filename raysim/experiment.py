@@ -16,17 +16,18 @@ import torch
 from raysim import arrays, checkpoint, config_file, device_storage, places, population, records, simulation, telling
 from raysim.budget_solver import BudgetSolver
 from raysim.config import ExperimentSettings
-from raysim.console import ProgressDisplay
-from raysim.errors import ReportLostError, RunFailedError, SettingError, TrackingLostError
+from raysim.errors import ReportLostError, RunFailedError, SettingError, StoppedError, TrackingLostError
 from raysim.forecast import summary_of, targets_of
-from raysim.messages import say
+from raysim.messages import warn
 from raysim.methods import resolve as methods
 from raysim.place import Place
 from raysim.places import Given
 from raysim.price import Prices, costs_of
+from raysim.progress import ProgressDisplay
 from raysim.round_log import RoundLog
 from raysim.run_folder import as_setting, check_folder, held, make_folder
 from raysim.scenario import Scenario
+from raysim.termination import FirstInterrupt
 from raysim.tracking import MlflowTracker, few_retries, resolve_uri
 from raysim.types import FIRST, RoundReport, ServerState, Start, Storage
 
@@ -47,6 +48,10 @@ class Runner(Protocol):
 
     def run(self, scenario: Scenario, storage: Storage, start: Start = FIRST) -> Iterator[RoundReport]:
         """Yield the report of each round that is left."""
+        ...
+
+    def stop(self) -> int:
+        """Let the round in progress be the last, and return which one that is; called from another thread."""
         ...
 
     def final_state(self) -> ServerState:
@@ -108,6 +113,7 @@ def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any
     Raises:
         SettingError: If what is about to run cannot be written down, in the folder or in MLflow.
         RunFailedError: If a round fails, or the results cannot be kept; checkpoints and records up to then are kept.
+        StoppedError: If Ctrl-C asked for an end; all rounds up to then are kept.
         TrackingLostError: If MLflow cannot be told of all of it; the files are complete.
         ReportLostError: If the report cannot be made; the results are complete, and MLflow has them.
     """
@@ -135,7 +141,12 @@ def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any
 def _play(experiment: Experiment, runner: Runner, log: RoundLog, started: float) -> dict[str, Any]:
     settings = experiment.settings
     storage = Storage(experiment.folder, settings.checkpoint.every, settings.checkpoint.keep)
-    follow(runner.run(experiment.scenario, storage, experiment.start), log, settings.rounds)
+    with FirstInterrupt(lambda: _stop(runner, settings.rounds)) as interrupt:
+        last = follow(
+            runner.run(experiment.scenario, storage, experiment.start), log, settings.rounds, experiment.start
+        )
+    if interrupt.has_come:
+        raise StoppedError(f"stopped after round {last}; `raysim resume {experiment.folder}` goes on from there")
     state = runner.final_state()
     wall_s = experiment.start.wall_s + time.monotonic() - started
     costs = costs_of(Prices(**settings.costs.model_dump()), state.totals.energy_j, wall_s)
@@ -143,6 +154,15 @@ def _play(experiment: Experiment, runner: Runner, log: RoundLog, started: float)
     with _as_failure(state.round, "the results cannot be kept"):
         keep_results(experiment, state, summary)
     return summary
+
+
+def _stop(runner: Runner, rounds: int) -> None:
+    """Ask a run to stop, and say when it will."""
+    try:
+        when = f"round {min(runner.stop(), rounds)}"
+    except Exception:  # who plays is lost, and is being replaced
+        when = "the round in progress"
+    warn(f"stopping after {when}; Ctrl-C again stops at once")
 
 
 @contextmanager
@@ -249,13 +269,16 @@ def environment() -> dict[str, str]:
     }
 
 
-def follow(reports: Iterator[RoundReport], log: RoundLog, rounds: int) -> None:
-    """Show each round as it arrives; let those be logged that a checkpoint covers."""
-    with ProgressDisplay(rounds) as display:
+def follow(reports: Iterator[RoundReport], log: RoundLog, rounds: int, start: Start = FIRST) -> int:
+    """Show each round as it arrives; let those be logged that a checkpoint covers; return the last one."""
+    last = start.round
+    with ProgressDisplay(rounds, last) as display:
         for report in reports:
+            last = report.round
             if report.is_saved:
-                log.cover(report.round)
+                log.cover(last)
             display.show(report)
+    return last
 
 
 def summarise(experiment: Experiment, state: ServerState) -> dict[str, Any]:
@@ -304,7 +327,7 @@ def report_lost(experiment: Experiment) -> str:
 
         write.of_finished(experiment.folder)
     except Exception as error:
-        say(traceback.format_exc())
+        warn(traceback.format_exc())
         return f"{type(error).__name__}: {error}"
     return ""
 

@@ -12,7 +12,7 @@ from raysim.config import ExperimentSettings
 from raysim.errors import SettingError
 from raysim.experiment import Experiment, digests_of, environment
 from raysim.job_place import default_folder
-from raysim.messages import say
+from raysim.messages import say, warn
 from raysim.place import Place
 from raysim.run_folder import held, make_folder
 from raysim.tracking import MlflowTracker, resolve_uri, status_of
@@ -90,7 +90,7 @@ def find(run: str, tracking_uri: str | None = None, overrides: Sequence[str] = (
             summary = json.loads((copied / "summary.json").read_text(encoding="utf-8"))
             return Stopped(settings, kept, uri, noted, summary, is_finished=True)
     folder = places.at(default_folder() / f"{settings.experiment}-{time.strftime('%Y%m%d-%H%M%S')}")
-    say(f"the files of run {run} in {kept} cannot be reached: starting at round 1, new files in {folder}")
+    warn(f"the files of run {run} in {kept} cannot be reached: starting at round 1, new files in {folder}")
     return Stopped(settings, folder, uri, noted, None, is_finished=False)
 
 
@@ -178,7 +178,7 @@ def _warn_of_others(stopped: Stopped) -> None:
     if folder.path is not None and str(folder) == noted["output_dir"]:
         return  # that nobody else holds it is known
     if status_of(stopped.tracking_uri, noted["run_id"]) == "RUNNING":
-        say(
+        warn(
             f"warning: MLflow has run {noted['run_id']} as RUNNING, and {noted['output_dir']} cannot be held against "
             "others: go on only if no other process does, else rounds are logged twice"
         )
@@ -196,4 +196,4 @@ def warn_of_changes(stopped: Stopped) -> None:
     if noted and noted.get("config_sha256") != config_file.digest(stopped.settings):
         changed.append("config.yaml has been edited")
     if changed:
-        say(f"warning: the result may differ from that of an uninterrupted run: {'; '.join(changed)}")
+        warn(f"warning: the result may differ from that of an uninterrupted run: {'; '.join(changed)}")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from threading import Condition, Thread
 
 from raysim.errors import TrackingLostError, reason_of
-from raysim.messages import say
+from raysim.messages import warn
 from raysim.records import Logged
 
 METRICS_PER_CALL = 1000
@@ -95,11 +95,11 @@ class RoundLog:
             self._send(rounds)
         except Exception as error:
             if self._failure is None:
-                say(f"rounds cannot be logged to MLflow for now, the run goes on: {reason_of(error)}")
+                warn(f"rounds cannot be logged to MLflow for now, the run goes on: {reason_of(error)}")
             self._failure, failed = error, True
         else:
             if self._failure is not None:
-                say("MLflow is back: rounds are logged again, those it has missed included")
+                warn("MLflow is back: rounds are logged again, those it has missed included")
             self._failure, failed = None, False
         with self._changed:
             self._failures = self._failures + 1 if failed else 0

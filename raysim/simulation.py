@@ -25,7 +25,7 @@ from raysim.data.transform import Transform
 from raysim.deadline_check import check_deadline
 from raysim.errors import RunFailedError, SettingError, UntraceableError, nearest_first, reason_of
 from raysim.executors import InProcessExecutor
-from raysim.messages import say
+from raysim.messages import about, say, warn
 from raysim.methods import resolve as methods
 from raysim.methods.method import Method
 from raysim.models import weights, zoo
@@ -41,6 +41,7 @@ from raysim.selection import table as selection
 from raysim.selection.table import SelectionRule
 from raysim.server_optimizers import ServerOptimizer
 from raysim.solved_budgets import with_solved_budgets
+from raysim.termination import LastRound
 from raysim.training import LocalTraining, batch_slices, one_thread
 from raysim.types import FIRST, Devices, Population, RoundReport, RowSets, ServerState, Start, Storage
 
@@ -153,7 +154,7 @@ def _build(settings: ExperimentSettings) -> Scenario:
     )
     if settings.budget.rule == "solved":
         if method.leaves_budgets_aside:
-            say(f"budgets are left aside: method.name={settings.method.name!r} trains the full model")
+            warn(f"budgets are left aside: method.name={settings.method.name!r} trains the full model")
         deadline_s = settings.budget.deadline_s or settings.clock.deadline_s
         scenario = with_solved_budgets(scenario, deadline_s, settings.budget.steps)
     check_deadline(scenario)
@@ -231,7 +232,7 @@ def _plan_of(
                 f"model.name={settings.model.name!r} cannot be cut, as method.name={settings.method.name!r} asks: "
                 f"{error}; allowed: a method that trains the full model, as 'fedavg' does, or keep_ratio=1 everywhere"
             ) from None
-        say(f"model.name={settings.model.name!r} is trained whole: {error}")
+        warn(f"model.name={settings.model.name!r} is trained whole: {error}")
         return ChannelPlan.dense(model, str(error), example)
 
 
@@ -330,9 +331,12 @@ def check_batches(workload: Workload) -> None:
 
 
 def play(
-    scenario: Scenario, state: ServerState, executor: Executor, storage: Storage, wall_s: float = 0.0
-) -> Iterator[tuple[ServerState, RoundReport]]:
+    scenario: Scenario, state: ServerState, executor: Executor, storage: Storage, wall_s: float = 0.0,
+    last: LastRound | None = None,
+) -> Iterator[tuple[ServerState, RoundReport]]:  # fmt: skip
     """Play the rounds that are left; each is on disk before it is reported.
+
+    The last one has a checkpoint, also where the run is asked to stop before its end.
 
     Args:
         scenario: What is played.
@@ -340,24 +344,32 @@ def play(
         executor: Who runs the work of a round.
         storage: Where records and checkpoints go.
         wall_s: Measured seconds that the rounds before have taken.
+        last: Asks for an end before the last round; none = nobody does.
 
     Raises:
         RunFailedError: If a client fails, or a file cannot be written; everything up to the round before is kept.
     """
     started = time.monotonic() - wall_s
+    last = last or LastRound()
+    last.begin(state.round)
     while not scenario.is_over(state):
         failed = state.round + 1
         try:
-            with one_thread():
-                state, report = run_round(scenario, state, executor)
-            report = stamped(report, time.monotonic() - started, is_due(scenario, state, storage))
-            state = keep(state, report, storage)
+            with about(failed):
+                with one_thread():
+                    state, report = run_round(scenario, state, executor)
+                stops = last.is_reached(state.round)
+                is_saved = stops or is_due(scenario, state, storage)
+                report = stamped(report, time.monotonic() - started, is_saved)
+                state = keep(state, report, storage)
         except RunFailedError as error:  # a stale client names the round it started in
             raise RunFailedError(failed, *error.args[1:]) from None
         except Exception as error:
             cause = f"{type(error).__name__}: {error}"
             raise RunFailedError(failed, -1, cause, traceback.format_exc()) from error
         yield state, report
+        if stops:
+            return
 
 
 def stamped(report: RoundReport, wall_s: float, is_saved: bool) -> RoundReport:
@@ -406,6 +418,7 @@ class InProcessRunner:
 
     def __init__(self) -> None:
         self._state: ServerState | None = None
+        self._last = LastRound()
 
     def __enter__(self) -> "InProcessRunner":
         return self
@@ -420,9 +433,13 @@ class InProcessRunner:
         """Yield the report of each round that is left."""
         executor = InProcessExecutor(scenario.workload)
         self._state = first_state(scenario, storage, start)
-        for state, report in play(scenario, self._state, executor, storage, start.wall_s):
+        for state, report in play(scenario, self._state, executor, storage, start.wall_s, self._last):
             self._state = state
             yield report
+
+    def stop(self) -> int:
+        """Let the round in progress be the last, and return which one that is."""
+        return self._last.ask()
 
     def final_state(self) -> ServerState:
         """Return the state after the last round."""

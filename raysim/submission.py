@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from raysim import config_file, termination, uri_secrets
-from raysim.messages import say
+from raysim import config_file, messages, termination, uri_secrets
+from raysim.console import quiet_option
 
 
 @click.command()
@@ -27,6 +27,7 @@ from raysim.messages import say
 )  # fmt: skip
 @click.option("--no-wait", is_flag=True, help="Print the job's id and leave; else its log is followed to its end.")
 @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object, the run's own.")
+@quiet_option
 def submit(
     config: Path,
     address: str,
@@ -57,6 +58,7 @@ def submit(
     if tracking_uri:
         arguments += ["--set", f"tracking.uri={tracking_uri}"]
     arguments += ["--json"] if as_json else []
+    arguments += ["--quiet"] if messages.is_quiet() else []
     given = {name: value for name, value in variables.items() if value}
     job = ray_jobs.submit(ray_jobs.Request(address, config, arguments, folder, given))
     if no_wait:
@@ -74,14 +76,14 @@ def _follow(job: Any, as_json: bool) -> int:
         log.append(text)
         click.echo(text, nl=False, err=as_json)
 
-    say(f"job {job.id}: {job.ways()}")
+    messages.say(f"job {job.id}: {job.ways()}")
     try:
         code = ray_jobs.exit_code(job.follow(write))
     except KeyboardInterrupt:
-        say(f"raysim: job {job.id} goes on: {job.ways()}")
+        messages.warn(f"raysim: job {job.id} goes on: {job.ways()}")
         return termination.code_of_interrupt()
     if code:
-        say(f"raysim: job {job.id} failed")
+        messages.warn(f"raysim: job {job.id} failed")
     elif as_json:
         click.echo("".join(log).rstrip().rpartition("\n")[2])
     return code

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from raysim import records
 from raysim.client_view import Workload
-from raysim.errors import TrackingLostError
+from raysim.errors import StoppedError, TrackingLostError
 from raysim.messages import say
 from raysim.place import Place
 from raysim.pruning import submodel
@@ -23,8 +23,9 @@ PATIENCE_S = 30.0
 ARTIFACTS = ("rounds.parquet", "clients.parquet", "model.safetensors", "summary.json", "plan.json", "partition.png")
 WHERE_THERE = ("channels.parquet", "partition.parquet", "report.html")
 """Artifacts that a run may lack: it was started before there were any, or its report could not be made."""
-FAREWELL_S = {"KILLED": 1.0, "FAILED": 30.0}
-"""How long an unfinished run takes at most to tell MLflow; `ray job stop` gives three seconds in all."""
+FAREWELL_S, HASTY_S = 30.0, 1.0
+"""How long an unfinished run takes at most to tell MLflow, and one that has to leave at once; `ray job stop` gives
+three seconds in all."""
 
 
 def tell(tracker: MlflowTracker, folder: Place, workload: Workload, log: RoundLog) -> None:
@@ -86,8 +87,9 @@ def leave(tracker: MlflowTracker, folder: Place, log: RoundLog | None, error: Ba
     """Tell MLflow how an unfinished run ended, as far as it listens and time allows."""
     if not tracker.run_id or isinstance(error, TrackingLostError):
         return
-    status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-    steps: list[Callable[[], object]] = [] if log is None else [lambda: log.close(FAREWELL_S[status] / 2)]
+    status = "KILLED" if isinstance(error, KeyboardInterrupt | StoppedError) else "FAILED"
+    patience_s = HASTY_S if isinstance(error, KeyboardInterrupt) else FAREWELL_S
+    steps: list[Callable[[], object]] = [] if log is None else [lambda: log.close(patience_s / 2)]
     steps += [] if status == "KILLED" else [lambda: tracker.note("failure", str(error))]
     steps += [lambda: tracker.end(status), lambda: _tell_records(tracker, folder)]
 
@@ -98,7 +100,7 @@ def leave(tracker: MlflowTracker, folder: Place, log: RoundLog | None, error: Ba
 
     last = Thread(target=farewell, daemon=True)
     last.start()
-    last.join(FAREWELL_S[status])
+    last.join(patience_s)
 
 
 def _tell_records(tracker: MlflowTracker, folder: Place) -> None:

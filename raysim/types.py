@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from raysim import files, places
 from raysim.errors import SettingError
+from raysim.messages import Remark
 from raysim.place import Place
 
 if TYPE_CHECKING:
@@ -479,7 +480,8 @@ class RoundReport:
     `clients` has one row per cohort member, `channels` one per unit of the plan (how many clients and examples
     trained it), `diagnostics` what was diagnosed by name, `incidents` what went wrong
     where clients are trained and was made good. `is_saved` tells whether a checkpoint covers it,
-    `driver_bytes` the memory of the process that ran the round.
+    `driver_bytes` the memory of the process that ran the round, `remarks` what was said meanwhile and has not been
+    written to a terminal.
     """
 
     round: int
@@ -499,6 +501,7 @@ class RoundReport:
     is_saved: bool = False
     driver_bytes: int = 0
     incidents: tuple[str, ...] = ()
+    remarks: tuple[Remark, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,24 +1,14 @@
-from dataclasses import replace
-
-import numpy as np
 import pytest
 
 from raysim import console
-from raysim.console import ProgressDisplay, duration, summary_lines
+from raysim.console import duration, summary_lines
 from raysim.forecast import forecast
-from raysim.types import CoverageSummary, RoundReport, Totals
 
 SUMMARY = {
     "method": "ca-hfp", "rounds": 2, "output_dir": "/runs/a", "accuracy": 0.91234, "best_accuracy": 0.95,
     "pruning_ratio_mean": 0.25, "bytes_percent_of_fedavg": 61.04, "flops_percent_of_fedavg": 48.0,
     "simulated_s": 75.0, "wall_s": 3.21, "energy_j": 0.0, "costs": {}, "fates": {"counted": 6}, "targets": [],
 }  # fmt: skip
-
-
-def report(round: int, accuracy: float | None) -> RoundReport:
-    totals = Totals(simulated_s=90.0 * round, accuracy=accuracy)
-    coverage = CoverageSummary(1.0, 1.0, 0.0, 0.0)
-    return RoundReport(round, 0, 0.0, 0.0, totals, 1.0, None, None, coverage, {"client": np.arange(1)}, ("a",))
 
 
 @pytest.mark.parametrize(
@@ -55,41 +45,6 @@ def test_the_summary_tells_energy_lost_work_and_targets_where_there_are_any():
         "accuracy 0.9            round 3, 61.2 simulated s, 2.5 MB, 4.0 GFLOP, 1,234 J",
         "accuracy 0.99           not reached",
     ]
-
-
-def test_what_went_wrong_in_a_round_is_told_before_it(capsys):
-    long = "a client actor was lost (its process ended); " + "clients 1, 2, 3 are trained again " * 5
-    with ProgressDisplay(2) as display:
-        display.show(replace(report(1, 0.5), incidents=(long, "[red] client 4")))
-    told = capsys.readouterr()
-    first, second, third = told.err.splitlines()
-    assert (first, second, told.out) == (f"round 1: {long}", "round 1: [red] client 4", "")
-    assert third.startswith("round 1/2  accuracy 0.5000")
-
-
-def test_without_a_terminal_a_round_is_one_line_on_standard_error(capsys):
-    with ProgressDisplay(2) as display:
-        display.show(report(1, None))
-        display.show(report(2, 0.5))
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.splitlines() == [
-        "round 1/2  accuracy -  simulated 1 min 30 s",
-        "round 2/2  accuracy 0.5000  simulated 3 min 0 s",
-    ]
-
-
-def test_on_a_terminal_the_rounds_are_a_bar_on_standard_error(capsys, monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "150")
-    with ProgressDisplay(2) as display:
-        display.show(report(2, 0.5))
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    for part in ("2/2", "accuracy 0.5000", "simulated 3 min 0 s"):
-        assert part in captured.err
-    assert "round 2/2  accuracy" not in captured.err
 
 
 def test_the_forecast_has_a_row_per_tier_and_the_totals(capsys, tiny_scenario):

@@ -15,7 +15,6 @@ ROOT = Path(__file__).parents[1] / "raysim"
 RANKS: dict[str, float] = {
     # Words, and what needs no other word.
     "raysim": 0,
-    "raysim.messages": 0,
     "raysim.errors": 0,
     "raysim.fates": 0,
     "raysim.files": 0,
@@ -23,6 +22,7 @@ RANKS: dict[str, float] = {
     "raysim.place": 0.1,
     "raysim.places": 0.18,
     "raysim.termination": 0,
+    "raysim.messages": 0.05,
     "raysim.uri_secrets": 0.1,
     "raysim.job_place": 0.1,
     "raysim.types": 0.2,
@@ -144,7 +144,9 @@ RANKS: dict[str, float] = {
     "raysim.preparation": 3.3,
     "raysim.rounds": 3.4,
     "raysim.checkpoint": 4,
+    "raysim.tier_lines": 0.5,
     "raysim.console": 4,
+    "raysim.progress": 4.1,
     "raysim.device_console": 4,
     "raysim.executors": 4,
     "raysim.price": 4,

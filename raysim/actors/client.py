@@ -1,6 +1,7 @@
 """An actor that plays clients."""
 
 import os
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import ray
@@ -11,11 +12,15 @@ from raysim.actors.readiness import Presence, check_versions, presence
 from raysim.arrays import as_arrays, as_tensors
 from raysim.client_step import Stage
 from raysim.contribution import Contribution
+from raysim.messages import Remark, caught
 from raysim.scenario import Scenario
 from raysim.tasks import Tasks
 from raysim.types import Broadcast, LocalRules
 
 Arrays = dict[str, NDArray[np.generic]]
+Value = TypeVar("Value")
+Answer: TypeAlias = tuple[Value, tuple[Remark, ...]]
+"""What comes out of a call, and what was said meanwhile."""
 
 
 class ClientActor:
@@ -50,17 +55,25 @@ class ClientActor:
         self.prepare(scenario, presence())
         return gpu_share.measured(self._prepared, ray.get(scenario[0]).pack_size)
 
-    def train(self, tasks: Tasks, params: Arrays, extra: Arrays, round: int, rules: LocalRules) -> Contribution:
+    def train(
+        self, tasks: Tasks, params: Arrays, extra: Arrays, round: int, rules: LocalRules
+    ) -> Answer[Contribution]:  # fmt: skip
         """Train a chunk of clients; extra is what the method sends beside the global parameters."""
-        return self._prepared.train(tasks, Broadcast(round, as_tensors(params), rules, as_tensors(extra)))
+        with caught() as remarks:
+            value = self._prepared.train(tasks, Broadcast(round, as_tensors(params), rules, as_tensors(extra)))
+        return value, remarks.taken()
 
-    def score(self, rows: NDArray[np.int64], params: Arrays) -> tuple[int, float]:
+    def score(self, rows: NDArray[np.int64], params: Arrays) -> Answer[tuple[int, float]]:
         """Return correct answers and summed loss of the global model on test rows."""
-        return self._prepared.score(as_tensors(params), rows)
+        with caught() as remarks:
+            value = self._prepared.score(as_tensors(params), rows)
+        return value, remarks.taken()
 
-    def estimate_statistics(self, rows: NDArray[np.int64], params: Arrays) -> Arrays:
+    def estimate_statistics(self, rows: NDArray[np.int64], params: Arrays) -> Answer[Arrays]:
         """Re-estimate the global model's running statistics on training rows."""
-        return as_arrays(self._prepared.estimate_statistics(as_tensors(params), rows))
+        with caught() as remarks:
+            value = as_arrays(self._prepared.estimate_statistics(as_tensors(params), rows))
+        return value, remarks.taken()
 
     @property
     def _prepared(self) -> Stage:

@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from raysim import messages
 from raysim.actors.calls import Call, named
 from raysim.actors.cast import Cast, Member, Sent
 from raysim.actors.connection import RESTARTS
@@ -75,7 +76,7 @@ class Dispatch:
     def _settle(self, member: Member) -> Iterator[tuple[int, Any]]:
         """Take what an actor has answered; whatever kept it from answering is repeated elsewhere, or raised."""
         try:
-            value = ray.get(member.awaited)
+            answer = ray.get(member.awaited)
         except ray.exceptions.RayError as error:
             if not is_loss(error):
                 raise failure_of(error, self._round) from None
@@ -87,6 +88,8 @@ class Dispatch:
         call = member.sent.popleft().call
         if member.sent:
             member.sent[0].since = time.monotonic()
+        value, remarks = answer
+        messages.pass_on(remarks)
         yield call.place, value
 
     def _lost(self, member: Member, error: ray.exceptions.RayError) -> None:

@@ -12,8 +12,10 @@ from raysim.actors.client import Arrays
 from raysim.actors.executor import RayExecutor
 from raysim.actors.readiness import Presence, check_versions, presence
 from raysim.arrays import as_arrays
+from raysim.messages import caught
 from raysim.scenario import Scenario
 from raysim.simulation import first_state, play
+from raysim.termination import LastRound
 from raysim.types import RoundReport, ServerState, Start, Storage
 
 
@@ -22,6 +24,7 @@ class DriverActor:
 
     def __init__(self) -> None:
         self._state: ServerState | None = None
+        self._last = LastRound()
 
     def process_id(self) -> int:
         """Return the id of the process this actor runs in."""
@@ -49,10 +52,15 @@ class DriverActor:
         check_versions([presence()], started)
         scenario = replace(scenario, workload=scenario.workload.at_hand())
         executor = RayExecutor(actors, rules, reference[0])
-        self._state = first_state(scenario, storage, start)
-        for state, report in play(scenario, self._state, executor, storage, start.wall_s):
-            self._state = state
-            yield report
+        with caught() as remarks:
+            self._state = first_state(scenario, storage, start)
+            for state, report in play(scenario, self._state, executor, storage, start.wall_s, self._last):
+                self._state = state
+                yield replace(report, remarks=remarks.taken())
+
+    def stop(self) -> int:
+        """Let the round in progress be the last, and return which one that is."""
+        return self._last.ask()
 
     def final_state(self) -> tuple[ServerState, Arrays]:
         """Return the last state, its parameters as arrays."""

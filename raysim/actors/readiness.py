@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from raysim.errors import SettingError
-from raysim.messages import say
+from raysim.messages import say, warn
 
 SAID_AFTER_S, SAID_AGAIN_S = 10.0, 60.0
 SAME_EVERYWHERE = ("raysim", "torch")
@@ -87,7 +87,7 @@ def wait_saying(
             return waiting
         there, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
         room = f"the cluster has {there.get(of, 0):g} {of}s, {free.get(of, 0):g} free"
-        say(f"waiting for {what(len(waiting))}: {room}")
+        warn(f"waiting for {what(len(waiting))}: {room}")
         patience_s = SAID_AGAIN_S
 
 

@@ -18,7 +18,7 @@ from raysim.actors.faults import failure_of, loss_of
 from raysim.actors.readiness import presence, wait_for
 from raysim.arrays import as_tensors
 from raysim.errors import RunFailedError, SettingError, reason_of
-from raysim.messages import say
+from raysim.messages import warn
 from raysim.scenario import Scenario
 from raysim.types import FIRST, RoundReport, ServerState, Start, Storage
 
@@ -58,6 +58,7 @@ class RayRunner:
         self._rules = CastRules()
         self._reference: ray.ObjectRef[Scenario] | None = None
         self._are_up = False
+        self._is_stopping = False
 
     def __enter__(self) -> "RayRunner":
         try:
@@ -89,11 +90,14 @@ class RayRunner:
 
     def _new_driver(self) -> Any:
         remote: Any = ray.remote
-        options: dict[str, Any] = {"num_cpus": 0}
+        options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 2}  # it can be told to stop while it runs
         if self._on_this_node:
             here = ray.get_runtime_context().get_node_id()
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=False)
-        return remote(**options)(DriverActor).remote()
+        driver = remote(**options)(DriverActor).remote()
+        if self._is_stopping:
+            driver.stop.remote()
+        return driver
 
     def make_ready(self, scenario: Scenario) -> None:
         """Wait until the actors are up and could start with the first round; `run` does so by itself.
@@ -147,6 +151,11 @@ class RayRunner:
             except ray.exceptions.RayError as error:
                 start = self._after_loss(scenario, storage, start, error, left)
 
+    def stop(self) -> int:
+        """Let the round in progress be the last, and return which one that is."""
+        self._is_stopping = True
+        return int(ray.get(self._driver.stop.remote()))
+
     def _after_loss(
         self, scenario: Scenario, storage: Storage, start: Start, error: ray.exceptions.RayError, left: int
     ) -> Start:  # fmt: skip
@@ -160,7 +169,7 @@ class RayRunner:
             raise RunFailedError(0, -1, cause) from unread
         if not left:
             raise RunFailedError(newest.round + 1, -1, f"the driver actor was lost {RESTARTS + 1} times: {reason}")
-        say(f"the driver actor was lost: going on after round {newest.round} of {scenario.rounds} ({reason})")
+        warn(f"the driver actor was lost: going on after round {newest.round} of {scenario.rounds} ({reason})")
         self._driver = self._new_driver()
         return Start(newest.round, max(start.wall_s, newest.wall_s))
 

@@ -9,7 +9,7 @@ from raysim.comparison.record import Record
 from raysim.comparison.table import Figures
 from raysim.console import duration
 from raysim.errors import RunFailedError, SettingError
-from raysim.messages import say
+from raysim.messages import say, warn
 from raysim.scenario import Scenario
 
 
@@ -76,7 +76,7 @@ def built(comparison: Comparison) -> Iterable[Scenario]:
 def _say(figures: Figures, outcome: Outcome, count: str) -> None:
     name = f"{count}  {figures['label']} seed {figures['seed']}"
     if outcome.failure:
-        say(f"{outcome.details}{name}  failed: {outcome.failure}")
+        warn(f"{outcome.details}{name}  failed: {outcome.failure}")
         return
     say(
         f"{name}  accuracy {figures['accuracy']:.4f}  simulated {duration(figures['simulated_s'])}  "

@@ -1,0 +1,248 @@
+"""What people look at, in a real browser: MLflow's pages on a run of 1,000 clients, and the run's report."""
+
+import io
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from chromium import NARROW, WIDE, Visit, chromium, missing, visit
+from PIL import Image
+from rich.console import Console
+
+from raysim import config_file, simulation
+from raysim.progress import Pace, _Screen
+from raysim.simulation import InProcessRunner
+from raysim.types import Storage
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from conftest import CONFIGS, ROOT
+from servers import Server, free_port
+
+REASON = missing()
+pytestmark = [
+    pytest.mark.ui, pytest.mark.slow, pytest.mark.skipif(bool(REASON), reason=REASON or "-"),
+]  # fmt: skip
+
+USABLE_S = 5.0
+"""From the address to drawn charts, on a machine that has nothing else to do; on a busy one in proportion."""
+SETTINGS = (
+    "population.clients=1000", "selection.clients_per_round=100", "rounds=10", "training.epochs=1",
+    "data.partition={name: resample, examples_per_client: 20}", "model.options={channels: [4, 8], hidden: 16}",
+    "executor.kind=in-process",
+)  # fmt: skip
+SECTIONS = ("headline", "accuracy", "pruning", "coverage", "timeline", "partition", "diagnostics", "config")
+PICTURES = os.environ.get("RAYSIM_PICTURES", "")
+"""Folder for pictures of the pages; none = none are taken."""
+MLFLOWS_OWN = (
+    # MLflow asks who is logged in; a server without accounts has no such page.
+    (
+        "error: Failed to load resource: the server responded with a status of 404",
+        "/ajax-api/2.0/mlflow/users/current",
+    ),
+    # The table of runs is set up with two options that its library calls by other names now.
+    ("warning: AG Grid: since v27.1, `getRowNodeId` is deprecated", "/static-files/static/js/"),
+    ("warning: AG Grid: since v27.1, `immutableData` is deprecated", "/static-files/static/js/"),
+    # Chromium's note that a layout took two frames, which MLflow's listener to all errors prints.
+    ("error: null ResizeObserver loop completed with undelivered notifications.", "/static-files/static/js/main."),
+)
+"""What MLflow's own pages complain of: how it begins, and where it comes from."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A run, and the server that shows it."""
+
+    url: str
+    folder: Path
+    run_id: str
+    experiment_id: str
+
+    @property
+    def run(self) -> str:
+        return f"{self.url}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+    folder = tmp_path_factory.mktemp("ui")
+    store = f"sqlite:///{folder}/mlflow.db"
+    given = [part for each in (*SETTINGS, f"tracking.uri={store}") for part in ("--set", each)]
+    command = [sys.executable, "-m", "raysim", "run", str(CONFIGS / "digits.yaml"), *given]
+    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": str(ROOT)}
+    subprocess.run([*command, "--output", str(folder / "out"), "--quiet"], cwd=folder, env=environment, check=True)
+    noted = json.loads((folder / "out" / "run.json").read_text())
+    url = f"http://127.0.0.1:{free_port()}"
+    where = ["--host", "127.0.0.1", "--port", url.rpartition(":")[2], "--workers", "1"]
+    server = Server(
+        [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, *where], f"{url}/health",
+        folder / "mlflow.log", MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
+    )  # fmt: skip
+    try:
+        server.start()
+        yield Shown(url, folder / "out", noted["run_id"], noted["experiment_id"])
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture
+def report(shown: Shown) -> Path:
+    path = shown.folder / "report.html"
+    if not path.is_file():
+        pytest.skip("runs leave no report.html yet")
+    return path
+
+
+def complaints(seen: Visit) -> list[str]:
+    """Complaints but for those that are known to be MLflow's own."""
+    return [
+        each
+        for each in seen.complaints
+        if not any(each.startswith(start) and f"({seen.home}{place}" in each for start, place in MLFLOWS_OWN)
+    ]
+
+
+def picture(page: Any, name: str, **options: Any) -> None:
+    """Take a picture of what the window shows, in 128 colours."""
+    if PICTURES:
+        path = Path(PICTURES) / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=path, **options)
+        with Image.open(path) as taken:
+            small = taken.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        small.save(path, optimize=True)
+        assert path.stat().st_size < 300_000, path
+
+
+def without_assistant(page: Any) -> None:
+    """Close the panel that MLflow opens beside its pages."""
+    close = page.locator("[data-component-id='mlflow.assistant.chat_panel.close']")
+    if close.count():
+        close.click()
+        page.wait_for_timeout(1000)  # the page takes the room
+
+
+def test_the_runs_charts_draw_in_their_groups_within_five_seconds(shown: Shown, browser: Any) -> None:
+    groups = {name.split("/")[0] for name in pq.read_schema(shown.folder / "rounds.parquet").names if "/" in name}
+    seconds = []
+    with visit(browser, shown.url) as seen:
+        page = seen.page
+        page.goto(f"{shown.url}/#/experiments", wait_until="networkidle", timeout=120_000)
+        for _ in range(3):
+            page.goto("about:blank")
+            started = time.monotonic()
+            page.goto(f"{shown.run}/model-metrics")
+            page.wait_for_selector(".js-plotly-plot .scatterlayer .trace path.js-line", timeout=120_000)
+            seconds.append(time.monotonic() - started)
+        headers = page.get_by_test_id("experiment-view-compare-runs-section-header")
+        titles = {text.split("(")[0].strip() for text in headers.all_inner_texts()}
+        lines = page.locator(".js-plotly-plot .scatterlayer .trace path.js-line")
+        assert lines.count() >= 3
+        points = [line.get_attribute("d").count("L") + 1 for line in lines.all()]
+        assert min(points) >= 2, points  # of a straight line its ends alone are drawn
+        assert max(points) >= 5, points
+        without_assistant(page)
+        picture(page, "mlflow_metrics")
+    share = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    print(f"charts drawn after {', '.join(f'{each:.1f}' for each in seconds)} s, {share:.1f} processes for each CPU")
+    assert groups <= titles | {"system"}, titles
+    assert complaints(seen) == []
+    assert seen.refused == []
+    assert min(seconds) < USABLE_S * share
+
+
+def test_the_experiment_and_the_runs_overview_tell_what_was_run(shown: Shown, browser: Any) -> None:
+    with visit(browser, shown.url) as seen:
+        page = seen.page
+        page.goto(f"{shown.url}/#/experiments/{shown.experiment_id}/runs")
+        page.get_by_text("ca-hfp digits seed 0").first.wait_for(timeout=120_000)
+        page.goto(shown.run)
+        page.get_by_text(shown.run_id).first.wait_for(timeout=120_000)
+        page.get_by_text("population.clients").first.wait_for(timeout=120_000)
+        text = page.locator("body").inner_text()
+        for part in ("FINISHED", "accuracy/global", "data_sha256", "method.name"):
+            assert part.lower() in text.lower(), part
+        without_assistant(page)
+        picture(page, "mlflow_overview")
+    assert complaints(seen) == []
+    assert seen.refused == []
+
+
+def test_the_artifact_pane_shows_the_report_with_its_figures(shown: Shown, report: Path, browser: Any) -> None:
+    with visit(browser, shown.url) as seen:
+        page = seen.page
+        page.goto(f"{shown.run}/artifacts/report.html")
+        frame = page.frame_locator("iframe.mlflow-html-iframe")
+        frame.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
+        for section in SECTIONS:
+            assert frame.locator(f"#{section}").count() == 1, section
+        assert frame.locator(".js-plotly-plot").count() >= 6
+        without_assistant(page)
+        page.wait_for_timeout(1000)
+        page.get_by_text("Path: /").first.evaluate("element => { element.style.visibility = 'hidden' }")
+        picture(page, "mlflow_report")
+    assert complaints(seen) == []
+    assert seen.refused == []
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_the_report_opens_from_disk(report: Path, browser: Any, size: tuple[int, int], dark: bool) -> None:
+    home = report.as_uri()
+    with visit(browser, home, size, dark) as seen:
+        page = seen.page
+        page.goto(home)
+        page.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
+        drawn = []
+        for section in SECTIONS:
+            page.locator(f"#{section}").scroll_into_view_if_needed()
+            page.wait_for_timeout(150)
+        for plot in page.locator(".js-plotly-plot").all():
+            plot.scroll_into_view_if_needed()
+            plot.locator(".main-svg").first.wait_for(timeout=60_000)
+            drawn.append(plot.bounding_box())
+        overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        page.evaluate("scrollTo(0, 0)")
+        page.wait_for_timeout(300)
+        picture(page, f"report_{'narrow' if size == NARROW else 'wide'}_{'dark' if dark else 'light'}")
+    assert len(drawn) >= 6
+    assert all(box["width"] <= size[0] and box["height"] > 50 for box in drawn)
+    assert overflow <= 0
+    brightness = sum(int(part) for part in background.strip("rgba()").split(",")[:3]) / 3
+    assert (brightness < 80) if dark else (brightness > 200)
+    assert seen.complaints == []
+    assert seen.asked == [home]
+
+
+def test_the_screen_of_a_run_has_a_bar_and_its_tiers(browser: Any, tmp_path: Path) -> None:
+    settings = config_file.load(CONFIGS / "digits.yaml", ("executor.kind=in-process", "training.epochs=1"))
+    rounds = InProcessRunner().run(simulation.build(settings), Storage(tmp_path, 50, 1))
+    console = Console(record=True, force_terminal=True, width=92, file=io.StringIO())
+    screen = _Screen(console, settings.rounds, Pace(settings.rounds))
+    for report in itertools.islice(rounds, 8):
+        screen.show(report)
+    console.print(screen._draw())
+    text = console.export_text(clear=False)
+    assert "8/50" in text
+    assert [name for name in report.tiers if f"\n{name} " not in text] == []
+    with visit(browser, "about:") as seen:  # the drawing names fonts of the net, and does without
+        seen.page.set_content(
+            f"<body style='margin:0'>{console.export_svg(title='raysim run jobs/configs/digits.yaml')}"
+        )
+        if PICTURES:
+            picture(seen.page.locator("svg").first, "terminal")
