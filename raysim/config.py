@@ -170,17 +170,14 @@ class ExecutorSettings(Settings):
     """Where the dashboard of a local Ray listens, `127.0.0.1` for this machine alone; null = no dashboard."""
 
 
-ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-][A-Za-z0-9 ._-]*$")]
-
-
 class TrackingSettings(Settings):
     """Where MLflow keeps the run, and what of it."""
 
     uri: str | None = None
     """MLflow tracking URI, without a password; null = MLFLOW_TRACKING_URI if set, else `sqlite:///runs/mlflow.db`."""
-    register_model: bool | ModelName = True
+    register_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-][A-Za-z0-9 ._-]*$")] | None = "auto"
     """Name under which the final model gets a version in MLflow's registry: letters, digits, space, `.`, `-` and `_`;
-    true = that of the experiment, false = it is logged and not registered."""
+    `auto` = that of the experiment, null = it is logged and not registered."""
     client_runs: bool = False
     """Whether each client, up to the first 200, has a run of its own below this one, with its own curves."""
     system_metrics: bool = True
@@ -242,7 +239,7 @@ class ExperimentSettings(Settings):
     def model_name(self) -> str | None:
         """Name of the final model in MLflow's registry; none = it is not registered."""
         asked = self.tracking.register_model
-        return (self.experiment if asked else None) if isinstance(asked, bool) else asked
+        return self.experiment if asked == "auto" else asked
 
     @property
     def split_seed(self) -> int:

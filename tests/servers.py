@@ -10,7 +10,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -52,7 +52,8 @@ class Server:
 
     def stop(self) -> None:
         if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it may have ended by itself
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
 
@@ -118,7 +119,7 @@ def postgres_server() -> Iterator[str]:
     try:
         options = f"-c listen_addresses=127.0.0.1 -p {port} -k {folder} -c fsync=off"
         call("pg_ctl", "start", "--wait", f"--timeout={PATIENCE_S}", "--log", str(log), "--options", options)
-        yield f"postgresql://me@127.0.0.1:{port}/postgres"
+        yield f"postgresql+psycopg2://me@127.0.0.1:{port}/postgres"
     finally:
         call("pg_ctl", "stop", "--mode=immediate")
         shutil.rmtree(folder, ignore_errors=True)
