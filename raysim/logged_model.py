@@ -13,8 +13,8 @@ from mlflow.exceptions import MlflowException
 from torch import nn
 
 from raysim import dotted
-from raysim.console import say
 from raysim.errors import reason_of
+from raysim.messages import say
 from raysim.tracking import MlflowTracker, telling
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from threading import Condition, Thread
 from typing import Protocol
 
-from raysim.console import say
 from raysim.errors import TrackingLostError, reason_of
+from raysim.messages import say
 
 COLLECT_S = 2.0
 """Seconds between two calls, so that quick rounds share what each costs MLflow besides its metrics."""

@@ -3,7 +3,7 @@
 from raysim import client_runs, config_file, logged_data, metrics, population, provenance, records, run_note
 from raysim.client_runs import ClientRuns
 from raysim.config import ExperimentSettings
-from raysim.console import say
+from raysim.messages import say
 from raysim.place import Place
 from raysim.round_log import Curves
 from raysim.run_curves import RunCurves
