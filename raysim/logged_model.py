@@ -1,7 +1,8 @@
 """The final model in MLflow: logged with its signature, and a version in the registry."""
 
+import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,10 @@ def _log(tracker: MlflowTracker, model: nn.Module, example: torch.Tensor) -> str
 
 def _has_graph(model: nn.Module, example: torch.Tensor) -> bool:
     """Whether PyTorch can export the model; says why it is pickled if not."""
-    batch = torch.export.Dim.AUTO
+    unread = io.StringIO()  # PyTorch prints the graph that it could not finish
     try:
-        torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+        with redirect_stdout(unread), redirect_stderr(unread):
+            torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
     except Exception as error:
         say(f"the final model is pickled, since PyTorch cannot export it: {reason_of(error)}")
         return False
