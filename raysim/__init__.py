@@ -3,8 +3,12 @@
 The public names, each imported from its module when it is first used.
 """
 
+import os
 from importlib import import_module
 from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads both when it is imported, wherever that is
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 _MODULES = {
     "ChannelGroup": "pruning.groups",

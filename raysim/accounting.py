@@ -44,6 +44,7 @@ def client_columns(
     none = np.zeros(len(examples), dtype=np.int64)
     maskless = {"pruning_ratio": none + np.nan, "theoretical_train_flops": none}
     table = in_order([*tables, absent | maskless], round)
+    table["flops_per_s"] = population.devices.of(table["client"]).column("flops_per_s")
     if sent is not None:
         table["pruning_ratio"][table["fate"] == COUNTED] = sent.each(scenario.costs.pruning_ratio, np.float64)
     return table | _reported(table, contribution)

@@ -171,10 +171,17 @@ class ExecutorSettings(Settings):
 
 
 class TrackingSettings(Settings):
-    """Where MLflow keeps the run."""
+    """Where MLflow keeps the run, and what of it."""
 
     uri: str | None = None
     """MLflow tracking URI, without a password; null = MLFLOW_TRACKING_URI if set, else `sqlite:///runs/mlflow.db`."""
+    register_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-][A-Za-z0-9 ._-]*$")] | None = "auto"
+    """Name under which the final model gets a version in MLflow's registry: letters, digits, space, `.`, `-` and `_`;
+    `auto` = that of the experiment, null = it is logged and not registered."""
+    client_runs: bool = False
+    """Whether each client, up to the first 200, has a run of its own below this one, with its own curves."""
+    system_metrics: bool = True
+    """Whether CPU, memory, disk, network and GPU of the machine that runs the command are watched, as `system/`."""
 
 
 class CheckpointSettings(Settings):
@@ -224,9 +231,15 @@ class ExperimentSettings(Settings):
     executor: ExecutorSettings = ExecutorSettings()
     """Where clients are trained; never what comes out."""
     tracking: TrackingSettings = TrackingSettings()
-    """Where MLflow keeps the run."""
+    """Where MLflow keeps the run, and what of it."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     """When the server state is saved."""
+
+    @property
+    def model_name(self) -> str | None:
+        """Name of the final model in MLflow's registry; none = it is not registered."""
+        asked = self.tracking.register_model
+        return self.experiment if asked == "auto" else asked
 
     @property
     def split_seed(self) -> int:

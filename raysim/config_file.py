@@ -155,6 +155,8 @@ def describe(error: ValidationError, kind: type[BaseModel] = ExperimentSettings)
 
 def _describe_one(problem: dict[str, Any], kind: type[BaseModel]) -> str:
     location = [str(part) for part in problem["loc"]]
+    if problem["type"] != "extra_forbidden":
+        location = _without_branches(location, kind)
     name = ".".join(location)
     if problem["type"] == "extra_forbidden":
         known = nearest_first(location[-1], fields_at(location[:-1], kind))
@@ -177,6 +179,19 @@ def _describe_one(problem: dict[str, Any], kind: type[BaseModel]) -> str:
         names = [part.strip(" '") for part in problem["ctx"]["expected"].replace(" or ", ",").split(",")]
         nearest = f"; nearest: {nearest_first(str(problem['input']), names)[0]!r}"
     return f"{name}={problem['input']!r} is not allowed; allowed: {allowed}{nearest}{_meaning(location, kind)}"
+
+
+def _without_branches(location: list[str], kind: type[BaseModel]) -> list[str]:
+    """Return where a setting is, without the kind of value that it was taken for where several are allowed."""
+    model = kind
+    for place, part in enumerate(location, 1):
+        if part.isdecimal():
+            continue
+        inner = [found for found in _classes_in(model.model_fields[part].annotation) if issubclass(found, BaseModel)]
+        if not inner:
+            return location[:place] + [index for index in location[place:] if index.isdecimal()]
+        model = inner[0]
+    return location
 
 
 def _meaning(location: list[str], kind: type[BaseModel]) -> str:

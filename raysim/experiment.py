@@ -13,7 +13,20 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from raysim import arrays, checkpoint, config_file, device_storage, places, population, records, simulation, telling
+from raysim import (
+    arrays,
+    checkpoint,
+    config_file,
+    device_storage,
+    places,
+    population,
+    records,
+    run_note,
+    simulation,
+    system_metrics,
+    telling,
+    tracked,
+)
 from raysim.budget_solver import BudgetSolver
 from raysim.config import ExperimentSettings
 from raysim.errors import ReportLostError, RunFailedError, SettingError, StoppedError, TrackingLostError
@@ -28,7 +41,7 @@ from raysim.round_log import RoundLog
 from raysim.run_folder import as_setting, check_folder, held, make_folder
 from raysim.scenario import Scenario
 from raysim.termination import FirstInterrupt
-from raysim.tracking import MlflowTracker, few_retries, resolve_uri
+from raysim.tracking import NOTHING, Known, MlflowTracker, few_retries, resolve_uri
 from raysim.types import FIRST, RoundReport, ServerState, Start, Storage
 
 ANSWER_S = 60
@@ -69,7 +82,7 @@ class Experiment:
         scenario: What is played.
         tracker: Writes its MLflow run; has its id where it goes on.
         start: Where it begins.
-        logged: The last round that MLflow knows.
+        known: What MLflow knows of it.
         summary: What it has reached, where only MLflow has not been told yet.
         is_held: Whether its folder is held by the caller.
     """
@@ -79,7 +92,7 @@ class Experiment:
     scenario: Scenario
     tracker: MlflowTracker
     start: Start = FIRST
-    logged: int = 0
+    known: Known = NOTHING
     summary: dict[str, Any] | None = None
     is_held: bool = False
 
@@ -126,7 +139,7 @@ def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any
             summary = experiment.summary or _play(experiment, runner, log, started)
             lost = report_lost(experiment)
             with _as_failure(summary["rounds"], "the end of the run cannot be written down"):
-                telling.tell(experiment.tracker, experiment.folder, experiment.scenario.workload, log)
+                telling.tell(_ending(experiment), log)
         except BaseException as error:
             telling.leave(experiment.tracker, experiment.folder, log, error)
             raise
@@ -138,10 +151,20 @@ def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any
     return summary
 
 
+def _ending(experiment: Experiment) -> telling.Ending:
+    settings, scenario, folder = experiment.settings, experiment.scenario, experiment.folder
+    note = run_note.before(settings, scenario, str(folder))
+    return telling.Ending(experiment.tracker, folder, scenario.workload, note, settings.model_name)
+
+
 def _play(experiment: Experiment, runner: Runner, log: RoundLog, started: float) -> dict[str, Any]:
     settings = experiment.settings
     storage = Storage(experiment.folder, settings.checkpoint.every, settings.checkpoint.keep)
-    with FirstInterrupt(lambda: _stop(runner, settings.rounds)) as interrupt:
+    tracker, is_watched = experiment.tracker, settings.tracking.system_metrics
+    with (
+        system_metrics.watched(tracker.uri, tracker.run_id) if is_watched else nullcontext(),
+        FirstInterrupt(lambda: _stop(runner, settings.rounds)) as interrupt,
+    ):
         last = follow(
             runner.run(experiment.scenario, storage, experiment.start), log, settings.rounds, experiment.start
         )
@@ -189,7 +212,8 @@ def begin(experiment: Experiment) -> RoundLog:
             f"tracking.uri={tracker.uri!r} cannot be written: {error}; when MLflow is there, "
             f"`raysim resume {folder}` goes on"
         ) from None
-    log = RoundLog(lambda round: records.logged(folder / "rounds", round), tracker.log_rounds, experiment.logged)
+    settings, scenario = experiment.settings, experiment.scenario
+    log = RoundLog(tracked.curves_of(tracker, settings, scenario, folder, experiment.known))
     log.cover(experiment.start.round)
     return log
 
@@ -204,10 +228,10 @@ def _write_down(experiment: Experiment) -> None:
     if tracker.run_id:
         tracker.reopen()
     else:
-        create_run(experiment)
+        tracked.create(tracker, experiment.settings, experiment.scenario, folder, environment())
     if not (folder / "run.json").is_file():
         (folder / "run.json").write_text(json.dumps(description(experiment, digests), indent=2))
-    tracker.describe(config_file.flatten(experiment.settings), digests)
+    tracked.describe(tracker, experiment.settings, experiment.scenario, digests)
     written = [
         folder / "config.yaml",
         folder / "run.json",
@@ -217,17 +241,6 @@ def _write_down(experiment: Experiment) -> None:
     ]
     for file in written:
         tracker.artifact(file)
-
-
-def create_run(experiment: Experiment) -> None:
-    """Create the MLflow run."""
-    settings, workload = experiment.settings, experiment.scenario.workload
-    tags = {"method": settings.method.name, "data": settings.data.name, "model": settings.model.name}
-    name = f"{settings.method.name} {settings.data.name} seed {settings.seed}"
-    leftover = population.leftover_rows(workload.population, len(workload.data.train_labels))
-    if leftover is not None:
-        tags["leftover_rows"] = str(leftover)
-    experiment.tracker.create(name, tags | environment())
 
 
 def description(experiment: Experiment, digests: Mapping[str, str]) -> dict[str, Any]:

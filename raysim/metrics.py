@@ -1,18 +1,40 @@
-"""What MLflow and the records are told of a round: numbers by name."""
+"""What the records and MLflow are told of a round: numbers by name."""
 
-from math import isfinite
+from collections.abc import Mapping, Sequence
+from math import ceil, isfinite
 
 import numpy as np
+from numpy.typing import NDArray
 
-from raysim.fates import BATTERY, COUNTED, DROPPED, OFFLINE, UNREACHABLE
-from raysim.types import RoundReport
+from raysim.fates import ABSENT, BATTERY, COUNTED, DROPPED, OFFLINE, UNREACHABLE
+from raysim.types import Columns, Devices, RoundReport
 
 WAYS = dict.fromkeys((DROPPED, OFFLINE, BATTERY, UNREACHABLE), "away")
 """Fates that share a curve; the clients' table and the summary tell them apart."""
+PERCENTS = (10, 50, 90)
+"""Percentiles that have a curve."""
+SLOWEST = 10
+"""One in how many clients belongs to the slowest, whose data fairness looks at."""
+
+MOST = 60
+"""Most metric names of a run in MLflow, those of `system/` apart; more would make its pages slow."""
+RECORDED = (
+    "pruning_ratio/min", "pruning_ratio/max", "clock/preparation_s", "traffic/preparation_bytes",
+    "compute/preparation_flops",
+)  # fmt: skip
+"""In the records alone: extremes that the tiers decide, and what is the same in every round."""
+OF_ONE_ROUND = (
+    "traffic/down_bytes", "traffic/up_bytes", "compute/train_flops", "energy/round_j", "coverage/min",
+    "coverage/untrained_channel_share", "loss/submodel_mean",
+)  # fmt: skip
+"""Make room for the diagnostics of a run that has any: amounts whose totals stay, and details; still recorded."""
+TIERS, TIERS_DIAGNOSED = 5, 2
+"""How many tiers have curves of their own: of any run, and of one with diagnostics."""
+OF_TIER = ("pruning_ratio/tier/", "accuracy/tier/", "client_s/tier/")
 
 
 def metrics_of(report: RoundReport) -> dict[str, float]:
-    """Return a round's metrics: at most 60 keys, whatever the number of clients."""
+    """Return a round's metrics: all that is recorded, of which MLflow is told what `left_out` leaves."""
     totals, clients = report.totals, report.clients
     down, up = int(clients["down_bytes"].sum()), int(clients["up_bytes"].sum())
     metrics = {
@@ -34,6 +56,9 @@ def metrics_of(report: RoundReport) -> dict[str, float]:
         "coverage/untrained_share": report.coverage.untrained_share,
         "coverage/untrained_channel_share": report.coverage.untrained_channel_share,
         **_pruning_ratios(report),
+        **_submodels(report),
+        **_seconds(report),
+        **_fairness(report),
         **{f"diagnostics/{name}": value for name, value in report.diagnostics.items()},
     }
     if report.incidents:
@@ -49,32 +74,150 @@ def metrics_of(report: RoundReport) -> dict[str, float]:
         metrics["loss/global"] = report.score.loss
     if totals.best_accuracy is not None:
         metrics["accuracy/best"] = totals.best_accuracy
-    if report.submodel is not None:
-        metrics["accuracy/submodel_mean"] = report.submodel.accuracy
-        metrics["loss/submodel_mean"] = report.submodel.loss
     return {key: float(value) for key, value in metrics.items()}
 
 
+def left_out(tiers: Sequence[str], is_diagnosed: bool) -> frozenset[str]:
+    """Return the metrics that MLflow is not told of, so that a run has at most 60 names, the same in every round.
+
+    Args:
+        tiers: All tiers, those first that have curves of their own: see `by_interest`.
+        is_diagnosed: Whether the run has diagnostics.
+    """
+    without = tiers[TIERS_DIAGNOSED if is_diagnosed else TIERS :]
+    names = (*RECORDED, *(OF_ONE_ROUND if is_diagnosed else ()))
+    return frozenset((*names, *(f"{group}{tier}" for group in OF_TIER for tier in without)))
+
+
+def tiers_of(devices: Devices) -> tuple[str, ...]:
+    """Return the tiers of a population, those of most interest first."""
+    tier_of, tiers = devices.tier_of, devices.tiers
+    counts = np.bincount(tier_of, minlength=len(tiers))
+    sums = np.bincount(tier_of, devices.column("flops_per_s"), minlength=len(tiers))
+    return by_interest(tiers, counts, sums / np.maximum(counts, 1))
+
+
+def by_interest(tiers: Sequence[str], counts: NDArray[np.int64], flops_per_s: NDArray[np.float64]) -> tuple[str, ...]:
+    """Sort tiers: the slowest, the fastest, then by number of clients; those without clients last.
+
+    >>> by_interest(["a", "b", "c", "d"], np.array([5, 1, 9, 2]), np.array([2.0, 1.0, 3.0, 4.0]))
+    ('b', 'd', 'c', 'a')
+    """
+    order = sorted(np.flatnonzero(counts).tolist(), key=lambda tier: float(flops_per_s[tier]))
+    ends = list(dict.fromkeys([*order[:1], *order[-1:]]))
+    others = sorted((tier for tier in range(len(tiers)) if tier not in ends), key=lambda tier: -int(counts[tier]))
+    return tuple(tiers[tier] for tier in (*ends, *others))
+
+
 def _pruning_ratios(report: RoundReport) -> dict[str, float]:
+    """Return the pruning ratios of the clients whose work counts."""
     counted = report.clients["fate"] == COUNTED
     if not counted.any():
         return {}
     ratios = report.clients["pruning_ratio"][counted].astype(np.float64)
-    metrics = {"mean": ratios.mean(), "min": ratios.min(), "max": ratios.max()}
-    for tier in report.tiers:
-        members = report.clients["tier"][counted] == tier
-        if members.any():
-            metrics[f"tier/{tier}"] = ratios[members].mean()
-    return {f"pruning_ratio/{name}": float(value) for name, value in metrics.items()}
+    metrics = {"mean": float(ratios.mean()), "min": float(ratios.min()), "max": float(ratios.max())}
+    metrics |= _percentiles(ratios) | _by_tier(report, counted, "pruning_ratio")
+    return {f"pruning_ratio/{name}": value for name, value in metrics.items()}
+
+
+def _submodels(report: RoundReport) -> dict[str, float]:
+    """Return how submodels do on the held-out rows of their own clients; nothing where none was scored."""
+    accuracy = report.clients["accuracy"].astype(np.float64)
+    scored = ~np.isnan(accuracy)
+    if report.submodel is None or not scored.any():
+        return {}
+    shares = {f"submodel_{name}": value for name, value in _percentiles(accuracy[scored]).items()}
+    shares |= {"submodel_mean": report.submodel.accuracy} | _by_tier(report, scored, "accuracy")
+    return {
+        "loss/submodel_mean": report.submodel.loss,
+        **{f"accuracy/{name}": value for name, value in shares.items()},
+    }
+
+
+def _seconds(report: RoundReport) -> dict[str, float]:
+    """Return the simulated seconds that clients were at work, those included whose work was lost."""
+    started = np.isin(report.clients["fate"], ABSENT, invert=True)
+    if not started.any():
+        return {}
+    seconds = report.clients["lasts_s"][started].astype(np.float64)
+    return {
+        f"client_s/{name}": value
+        for name, value in (_percentiles(seconds) | _by_tier(report, started, "lasts_s")).items()
+    }
+
+
+def _percentiles(values: NDArray[np.float64]) -> dict[str, float]:
+    found = np.percentile(values, PERCENTS)
+    return {f"p{percent}": float(value) for percent, value in zip(PERCENTS, found, strict=True)}
+
+
+def _by_tier(report: RoundReport, chosen: NDArray[np.bool_], column: str) -> dict[str, float]:
+    """Return the mean of a column over some clients, by tier; tiers without any are left out."""
+    return {f"tier/{tier}": mean for tier, mean in _tier_means(report.clients, report.tiers, chosen, column).items()}
+
+
+def _tier_means(
+    clients: Columns, tiers: Sequence[str], chosen: NDArray[np.bool_], column: str
+) -> dict[str, float]:  # fmt: skip
+    values, names = clients[column][chosen].astype(np.float64), clients["tier"][chosen]
+    members = {tier: names == tier for tier in tiers}
+    return {tier: float(values[which].mean()) for tier, which in members.items() if which.any()}
+
+
+def _fairness(report: RoundReport) -> dict[str, float]:
+    """Return how those do who have the least, by the scores of submodels on their clients' own held-out rows.
+
+    `slowest_decile_accuracy`: mean accuracy over the slowest tenth of the clients scored in the round, one at
+    least, those as fast as the last of them included; slow is whose device has few FLOP/s. `worst_tier_accuracy`:
+    the lowest of the tiers' mean accuracies. Every client counts once. Nothing where none was scored.
+    """
+    clients = report.clients
+    scored = ~np.isnan(clients["accuracy"].astype(np.float64))
+    if not scored.any():
+        return {}
+    return {
+        "fairness/slowest_decile_accuracy": _of_slowest(
+            clients["accuracy"][scored].astype(np.float64), clients["flops_per_s"][scored].astype(np.float64)
+        ),
+        "fairness/worst_tier_accuracy": min(_tier_means(clients, report.tiers, scored, "accuracy").values()),
+    }
+
+
+def _of_slowest(values: NDArray[np.float64], flops_per_s: NDArray[np.float64]) -> float:
+    """Return the mean over the slowest tenth.
+
+    >>> _of_slowest(np.array([0.2, 0.4, 0.9]), np.array([1.0, 1.0, 2.0]))
+    0.30000000000000004
+    """
+    last = np.sort(flops_per_s)[ceil(len(values) / SLOWEST) - 1]
+    return float(values[flops_per_s <= last].mean())
 
 
 def _fates(report: RoundReport) -> dict[str, float]:
     """Return how many clients of the round counted, and how many were lost in each way that has occurred."""
     fates = report.clients["fate"]
     metrics = dict.fromkeys((f"clients/{WAYS.get(fate, fate)}" for fate in (COUNTED, *report.totals.fates)), 0.0)
-    for fate in fates:
-        metrics[f"clients/{WAYS.get(str(fate), fate)}"] += 1
+    for fate, number in zip(*np.unique(fates, return_counts=True), strict=True):
+        metrics[f"clients/{WAYS.get(str(fate), fate)}"] += int(number)
     staleness = report.round - report.clients["started_round"][fates == COUNTED]
     if report.is_asynchronous and len(staleness):
         metrics["clients/staleness_mean"] = float(staleness.mean())
     return metrics
+
+
+def left_out_of(reports: Sequence[RoundReport]) -> frozenset[str]:
+    """Return what MLflow is not told of a run of which there are only the reports."""
+    tiers = reports[0].tiers if reports else ()
+    names, speeds = (
+        np.concatenate([report.clients[column] for report in reports] or [np.empty(0)])
+        for column in ("tier", "flops_per_s")
+    )
+    members = [names == tier for tier in tiers]
+    means = np.array([speeds[which].mean() if which.any() else 0.0 for which in members])
+    ranked = by_interest(tiers, np.array([which.sum() for which in members], dtype=np.int64), means)
+    return left_out(ranked, any(report.diagnostics for report in reports))
+
+
+def told(metrics: Mapping[str, float], without: frozenset[str]) -> dict[str, float]:
+    """Return the metrics that MLflow is told of."""
+    return {name: value for name, value in metrics.items() if name not in without}

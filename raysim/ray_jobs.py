@@ -15,7 +15,7 @@ import aiohttp
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from raysim import dotted, job_package
+from raysim import dotted, job_package, provenance
 from raysim.actors import tokens
 from raysim.errors import RunFailedError, SettingError
 
@@ -136,9 +136,18 @@ def submit(request: Request) -> Job:
     with tempfile.TemporaryDirectory() as scratch:
         archive = Path(scratch) / "package.zip"
         job_package.pack(request.folder or _alone(request.config, Path(scratch)), archive, "--working-dir")
-        environment = {"working_dir": str(archive), "env_vars": {"PYTHONUNBUFFERED": "1", **request.variables}}
+        environment = {
+            "working_dir": str(archive),
+            "env_vars": {"PYTHONUNBUFFERED": "1", **_commit(request), **request.variables},
+        }
         client = connect(request.address)
         return Job(client, client.submit_job(entrypoint=entrypoint, runtime_env=environment), request.address)
+
+
+def _commit(request: Request) -> dict[str, str]:
+    """Return the commit that is sent, for the run's tags: there is no history in a job's folder."""
+    commit = provenance.commit_of(request.folder or request.config.absolute().parent)
+    return {provenance.COMMIT: commit} if commit else {}
 
 
 def connect(address: str) -> JobSubmissionClient:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from raysim import places
 from raysim.errors import reason_of
-from raysim.metrics import metrics_of
+from raysim.metrics import metrics_of, told
 from raysim.place import Place
 from raysim.places import Given
 from raysim.types import Columns, RoundReport, Storage
@@ -29,6 +29,15 @@ class TornRecordError(RuntimeError):
     """A part is incomplete or damaged."""
 
 
+class Point(NamedTuple):
+    """A point of a curve in MLflow, stamped with a time in milliseconds."""
+
+    key: str
+    value: float
+    timestamp_ms: int
+    step: int
+
+
 @dataclass(frozen=True, slots=True)
 class Logged:
     """What MLflow is told of a round: its metrics by name, stamped with the time at which it ended."""
@@ -37,6 +46,11 @@ class Logged:
     timestamp_ms: int
     wall_s: float
     metrics: dict[str, float]
+
+    @property
+    def points(self) -> list[Point]:
+        """Its metrics as points, with the round as step."""
+        return [Point(key, value, self.timestamp_ms, self.round) for key, value in self.metrics.items()]
 
 
 def path_of(folder: Given, round: int) -> Place:
@@ -138,8 +152,13 @@ def round_columns(report: RoundReport) -> Columns:
     return {name: np.array([value]) for name, value in row.items()}
 
 
-def logged(folder: Given, round: int) -> Logged:
+def logged(folder: Given, round: int, without: frozenset[str] = frozenset()) -> Logged:
     """Return what MLflow is told of a round, from its part in the records of rounds.
+
+    Args:
+        folder: Where the parts are.
+        round: Counted from 1.
+        without: Metrics it is not told of.
 
     Raises:
         OSError: If there is no such part, or it cannot be read.
@@ -152,7 +171,8 @@ def logged(folder: Given, round: int) -> Logged:
     except (pa.ArrowException, OSError) as error:  # Arrow has either for what is damaged
         raise TornRecordError(f"{place} is damaged: {reason_of(error)}") from None
     row: dict[str, Any] = table.to_pylist()[0]
-    metrics = {name: nan if value is None else value for name, value in row.items() if "/" in name}
+    found = {name: nan if value is None else value for name, value in row.items() if "/" in name}
+    metrics = told(found, without)
     return Logged(round, row["timestamp_ms"], row["wall_s"], metrics)
 
 

@@ -15,7 +15,7 @@ from raysim.job_place import default_folder
 from raysim.messages import say, warn
 from raysim.place import Place
 from raysim.run_folder import held, make_folder
-from raysim.tracking import MlflowTracker, resolve_uri, status_of
+from raysim.tracking import NOTHING, MlflowTracker, resolve_uri, status_of
 from raysim.types import Start
 
 BITS_DEPEND_ON = ("version.raysim", "version.torch", "version.numpy", "cpu")
@@ -142,17 +142,17 @@ def prepare(stopped: Stopped) -> Experiment:
     make_folder(folder)
     tracker = MlflowTracker(stopped.tracking_uri, settings.experiment, beside=str(folder.parent))
     warn_of_changes(stopped)
-    logged, logged_s = 0, 0.0
+    known = NOTHING
     if stopped.noted:
         for what, digest in digests_of(scenario).items():
             if digest != stopped.noted[f"{what}_sha256"]:
                 raise SettingError(f"RUN={str(folder)!r} cannot go on: its {what} has changed since it began")
-        logged, logged_s = tracker.find(stopped.noted["run_id"])
+        known = tracker.find(stopped.noted["run_id"])
         _warn_of_others(stopped)
     start = _start_of(stopped)
-    start = Start(start.round, max(start.wall_s, logged_s))  # rounds that are played again take their time, too
+    start = Start(start.round, max(start.wall_s, known.wall_s))  # rounds that are played again take their time, too
     _say_where(start, settings.rounds, stopped.summary is not None)
-    return Experiment(settings, folder, scenario, tracker, start, logged, stopped.summary, stopped.is_held)
+    return Experiment(settings, folder, scenario, tracker, start, known, stopped.summary, stopped.is_held)
 
 
 def _start_of(stopped: Stopped) -> Start:

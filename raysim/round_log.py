@@ -1,98 +1,140 @@
-"""Logs rounds in the background, from their records and in their order, as soon as a checkpoint covers them."""
+"""Tells MLflow of rounds in the background, from their records and in their order, once a checkpoint covers them."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from threading import Condition, Thread
+from typing import Protocol
 
 from raysim.errors import TrackingLostError, reason_of
 from raysim.messages import warn
-from raysim.records import Logged
 
-METRICS_PER_CALL = 1000
 COLLECT_S = 2.0
 """Seconds between two calls, so that quick rounds share what each costs MLflow besides its metrics."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 """Pause after a first call that failed, doubled from call to call, and where that ends."""
 
 
-class RoundLog:
-    """Sends rounds to MLflow from a thread of its own; a server that is not there for a while holds nothing up.
+class Curves(Protocol):
+    """Curves in MLflow that grow by rounds."""
 
-    What waits to be sent are the records themselves: nothing piles up in memory.
-    """
+    @property
+    def told(self) -> int:
+        """The last round that MLflow knows."""
+        ...
 
-    def __init__(
-        self, read: Callable[[int], Logged], send: Callable[[Sequence[Logged]], None], logged: int = 0
-    ) -> None:  # fmt: skip
-        """Start the thread.
+    @property
+    def patience_s(self) -> float:
+        """Seconds that all of it may take at the end beyond those of a few calls."""
+        ...
+
+    def tell(self, last: int, hurry: bool) -> None:
+        """Tell MLflow of some more rounds, of each all or nothing; raise where it does not take them.
 
         Args:
-            read: Returns what MLflow is told of a round.
-            send: Tells MLflow of some rounds, all of it or nothing; raises where it cannot.
-            logged: The last round that MLflow knows.
+            last: The last round that a checkpoint covers, after `told`.
+            hurry: Whether the run waits for it.
         """
-        self._read, self._send = read, send
-        self._logged = self._covered = logged
+        ...
+
+    def finish(self) -> None:
+        """Tell what only the end of a run decides; may be asked for again after it has raised."""
+        ...
+
+    def leave(self, status: str) -> None:
+        """Tell how an unfinished run ended."""
+        ...
+
+
+class RoundLog:
+    """Has rounds told by a thread of its own; a server that is not there for a while holds nothing up.
+
+    What waits to be told are the records themselves: nothing piles up in memory.
+    """
+
+    def __init__(self, curves: Sequence[Curves]) -> None:
+        """Start the thread."""
+        self._curves = curves
+        self._covered = self._told
         self._failure: Exception | None = None
         self._failures = 0
-        self._closing = False
+        self._closing = self._is_over = self._finished = False
         self._changed = Condition()
         self._thread = Thread(target=self._work, name="raysim-round-log", daemon=True)
         self._thread.start()
 
     @property
-    def logged(self) -> int:
-        """The last round that MLflow knows."""
-        return self._logged
+    def _told(self) -> int:
+        return min(each.told for each in self._curves)
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds that the end may take beyond those of a few calls."""
+        return sum(each.patience_s for each in self._curves)
 
     def cover(self, round: int) -> None:
-        """Let the rounds up to this one be logged."""
+        """Let the rounds up to this one be told."""
         with self._changed:
             self._covered = max(self._covered, round)
             self._changed.notify_all()
 
-    def close(self, patience_s: float) -> None:
-        """Log what is left and stop.
+    def close(self, patience_s: float, is_over: bool = False) -> None:
+        """Tell what is left and stop.
 
         Args:
             patience_s: How long to wait for it at most.
+            is_over: Whether there are no more rounds to come, ever.
 
         Raises:
             TrackingLostError: If MLflow did not take it in that time.
         """
         until = time.monotonic() + patience_s
         with self._changed:
-            self._closing, self._failures = True, 0
+            self._closing, self._is_over, self._failures = True, is_over, 0
             self._changed.notify_all()
-            while self._logged < self._covered and self._thread.is_alive() and time.monotonic() < until:
+            while self._is_behind and self._thread.is_alive() and time.monotonic() < until:
                 self._changed.wait(until - time.monotonic())
-            left = self._covered - self._logged
-            self._covered = self._logged
+            left = self._covered - self._told
+            is_short = self._is_behind
+            self._covered, self._is_over = self._told, False
             self._changed.notify_all()
-        if left:
-            raise TrackingLostError(f"{left} rounds could not be logged: {reason_of(self._failure)}")
+        if is_short:
+            what = f"{left} rounds" if left else "the end of the curves"
+            raise TrackingLostError(f"{what} could not be logged: {reason_of(self._failure)}")
+
+    def leave(self, status: str) -> None:
+        """Tell how an unfinished run ended."""
+        for each in self._curves:
+            each.leave(status)
+
+    @property
+    def _is_behind(self) -> bool:
+        return self._told < self._covered or (self._is_over and not self._finished)
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._logged < self._covered or self._closing)
-                if self._logged >= self._covered:
+                self._changed.wait_for(lambda: self._is_behind or self._closing)
+                if not self._is_behind:
                     return
                 self._changed.wait_for(lambda: self._closing, self._pause_s())
-                first, last = self._logged + 1, self._covered
-            if first <= last:
-                self._log(first, last)
+                last, hurry, is_over = self._covered, self._closing, self._is_over
+            self._log(last, hurry, is_over)
 
     def _pause_s(self) -> float:
         if not self._failures:
             return COLLECT_S
         return min(FIRST_PAUSE_S * 2.0 ** (self._failures - 1), LONGEST_PAUSE_S)
 
-    def _log(self, first: int, last: int) -> None:
-        """Log some rounds by one call, and note how it went."""
+    def _log(self, last: int, hurry: bool, is_over: bool) -> None:
+        """Tell some rounds, and note how it went."""
         try:
-            rounds = self._collect(first, last)
-            self._send(rounds)
+            for each in self._curves:
+                if each.told < last:
+                    each.tell(last, hurry)
+            if is_over and self._told >= last:
+                for each in self._curves:
+                    each.finish()
+                self._finished = True
         except Exception as error:
             if self._failure is None:
                 warn(f"rounds cannot be logged to MLflow for now, the run goes on: {reason_of(error)}")
@@ -103,20 +145,6 @@ class RoundLog:
             self._failure, failed = None, False
         with self._changed:
             self._failures = self._failures + 1 if failed else 0
-            if not failed:
-                self._logged = rounds[-1].round
             self._changed.notify_all()
             if failed and self._closing:
-                self._changed.wait_for(lambda: self._logged >= self._covered, self._pause_s())
-
-    def _collect(self, first: int, last: int) -> list[Logged]:
-        """Read as many whole rounds as one call takes, one at least."""
-        rounds = [self._read(first)]
-        size = len(rounds[0].metrics)
-        for round in range(first + 1, last + 1):
-            read = self._read(round)
-            size += len(read.metrics)
-            if size > METRICS_PER_CALL:
-                break
-            rounds.append(read)
-        return rounds
+                self._changed.wait_for(lambda: not self._is_behind, self._pause_s())

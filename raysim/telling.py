@@ -4,15 +4,15 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from threading import Thread
 
 import numpy as np
 from safetensors.torch import load_file
 
-from raysim import records
+from raysim import logged_model, records, run_note
 from raysim.client_view import Workload
 from raysim.errors import StoppedError, TrackingLostError
-from raysim.messages import say
 from raysim.place import Place
 from raysim.pruning import submodel
 from raysim.round_log import RoundLog
@@ -28,17 +28,37 @@ FAREWELL_S, HASTY_S = 30.0, 1.0
 three seconds in all."""
 
 
-def tell(tracker: MlflowTracker, folder: Place, workload: Workload, log: RoundLog) -> None:
+@dataclass(frozen=True, slots=True, eq=False)
+class Ending:
+    """What MLflow is told at the end beyond the curves.
+
+    Attributes:
+        tracker: Writes the run.
+        folder: The run's files.
+        workload: The model is built as the run's was.
+        note: The run's description as far as it was known when it began.
+        model_name: Under which the final model is registered; none = it is not.
+    """
+
+    tracker: MlflowTracker
+    folder: Place
+    workload: Workload
+    note: str
+    model_name: str | None
+
+
+def tell(ending: Ending, log: RoundLog) -> None:
     """Tell MLflow of what the folder holds; the run is finished when that is done.
 
     Raises:
         TrackingLostError: If MLflow does not listen; `raysim resume` makes up for it.
         OSError: If the folder cannot be read or written.
     """
-    until = time.monotonic() + PATIENCE_S
+    folder = ending.folder
+    until = time.monotonic() + PATIENCE_S + log.patience_s
     try:
-        log.close(PATIENCE_S)
-        patiently(lambda: _upload(tracker, folder, workload), until)
+        log.close(PATIENCE_S + log.patience_s, is_over=True)
+        patiently(lambda: _upload(ending), until)
     except TrackingLostError as error:
         raise TrackingLostError(
             f"MLflow could not be told of all that happened ({error}); all files are in {folder}, "
@@ -48,16 +68,18 @@ def tell(tracker: MlflowTracker, folder: Place, workload: Workload, log: RoundLo
     (folder / "run.json").write_text(json.dumps(content | {"finished": True}, indent=2))
 
 
-def _upload(tracker: MlflowTracker, folder: Place, workload: Workload) -> None:
+def _upload(ending: Ending) -> None:
+    tracker, folder, workload = ending.tracker, ending.folder, ending.workload
     for name in (*ARTIFACTS, *WHERE_THERE):
         if name in ARTIFACTS or (folder / name).is_file():
             tracker.artifact(folder / name)
-    if not tracker.has_model:
-        say("logging the final model to MLflow")
-        with (folder / "model.safetensors").fetched() as path:
-            submodel.load_params(workload.model, load_file(path))
-        example, _ = workload.data.test_rows(np.arange(2))
-        tracker.model(workload.model, example)
+    with (folder / "model.safetensors").fetched() as path:
+        submodel.load_params(workload.model, load_file(path))
+    example, _ = workload.data.test_rows(np.arange(2))
+    version = logged_model.keep(tracker, workload.model, example, ending.model_name)
+    model = None if version is None else f"models:/{ending.model_name}/{version}"
+    summary = json.loads((folder / "summary.json").read_text())
+    tracker.note(run_note.TAG, run_note.after(ending.note, summary, model))
     tracker.end("FINISHED")
 
 
@@ -92,6 +114,7 @@ def leave(tracker: MlflowTracker, folder: Place, log: RoundLog | None, error: Ba
     steps: list[Callable[[], object]] = [] if log is None else [lambda: log.close(patience_s / 2)]
     steps += [] if status == "KILLED" else [lambda: tracker.note("failure", str(error))]
     steps += [lambda: tracker.end(status), lambda: _tell_records(tracker, folder)]
+    steps += [] if log is None else [lambda: log.leave(status)]
 
     def farewell() -> None:
         for step in steps:

@@ -6,26 +6,19 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-import torch
-from torch import nn
-
-from raysim import places, uri_secrets
-from raysim.errors import SettingError, TrackingLostError, reason_of
-from raysim.job_place import check_stays, default_folder
-from raysim.metrics import metrics_of
-from raysim.places import Given
-from raysim.records import Logged
-from raysim.types import RoundReport
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-
-import mlflow
-from mlflow.entities import Dataset, DatasetInput, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from raysim import metrics, places, uri_secrets
+from raysim.errors import SettingError, TrackingLostError, reason_of
+from raysim.job_place import check_stays, default_folder
+from raysim.places import Given
+from raysim.records import Logged, Point
+from raysim.run_curves import EVERY_SECOND, POINTS_PER_CALL, over_time
+from raysim.types import RoundReport
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http", "https", "databricks")
@@ -34,7 +27,8 @@ WITHOUT = (
     "database in a file that its driver reads, as ~/.pgpass"
 )
 PARAMS_PER_CALL = 100
-METRICS_PER_CALL = 1000
+CLIENT = "client"
+"""Tag of a client's own run, with the client's id."""
 TIME_OF_RUN = "clock/wall_s"
 """A metric that every round has: its last step is the last round that was logged."""
 
@@ -58,6 +52,18 @@ def resolve_uri(uri: str | None) -> str:
         return uri
     check_stays("tracking.uri", uri, file, "an absolute file, or a server as MLFLOW_TRACKING_URI=http://HOST:5000")
     return f"sqlite:///{file.absolute()}"
+
+
+class Known(NamedTuple):
+    """What MLflow knows of a run: the last round, its wall time, and the last second of simulated time."""
+
+    round: int = 0
+    wall_s: float = 0.0
+    second: int = -1
+
+
+NOTHING = Known()
+"""MLflow knows nothing yet."""
 
 
 class MlflowTracker:
@@ -87,7 +93,7 @@ class MlflowTracker:
             if self._file is not None:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
             with few_retries():
-                self._client = MlflowClient(uri)
+                self.client = MlflowClient(uri)
                 self.experiment_id = self._experiment(experiment, beside)
         except Exception as error:
             reason = str(error).splitlines()[0]
@@ -95,13 +101,13 @@ class MlflowTracker:
         self.run_id, self._parent = "", parent
 
     def _experiment(self, name: str, beside: str) -> str:
-        found = self._client.get_experiment_by_name(name)
+        found = self.client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
         location = f"{beside.partition('?')[0]}/artifacts/{name}" if beside and _is_database(self.uri) else None
         if self._file is not None:
             location = str(self._file.parent / "artifacts" / name)
-        return str(self._client.create_experiment(name, artifact_location=location))
+        return str(self.client.create_experiment(name, artifact_location=location))
 
     def start(
         self, name: str, params: Mapping[str, str], tags: Mapping[str, str], digests: Mapping[str, str],
@@ -123,131 +129,139 @@ class MlflowTracker:
     def create(self, name: str, tags: Mapping[str, str], start_time: int | None = None) -> None:
         """Create the run; from then on it has its id."""
         parent = {MLFLOW_PARENT_RUN_ID: self._parent} if self._parent else {}
-        with _telling():
-            run = self._client.create_run(self.experiment_id, start_time, parent | dict(tags), run_name=name)
+        with telling():
+            run = self.client.create_run(self.experiment_id, start_time, parent | dict(tags), run_name=name)
         self.run_id = run.info.run_id
 
-    def describe(self, params: Mapping[str, str], digests: Mapping[str, str]) -> None:
-        """Log settings and data; what the run has of it already is left as it is."""
-        with _telling():
-            run = self._client.get_run(self.run_id)
+    def describe(
+        self, params: Mapping[str, str], digests: Mapping[str, str], inputs: Sequence[DatasetInput] = ()
+    ) -> None:
+        """Log settings and data; what the run has of it already is left as it is.
+
+        Args:
+            params: The flattened settings.
+            digests: `data` and `partition`.
+            inputs: The data sets; none = one that has the name of the tag `data` and nothing else.
+        """
+        with telling():
+            run = self.client.get_run(self.run_id)
             entries = [Param(key, value) for key, value in params.items() if key not in run.data.params]
             for start in range(0, len(entries), PARAMS_PER_CALL):
-                self._client.log_batch(self.run_id, params=entries[start : start + PARAMS_PER_CALL])
+                self.client.log_batch(self.run_id, params=entries[start : start + PARAMS_PER_CALL])
             if run.inputs is None or not run.inputs.dataset_inputs:
                 partition = f'{{"partition": "{digests["partition"]}"}}'
-                dataset = Dataset(run.data.tags["data"], digests["data"][:36], "raysim", partition)
-                self._client.log_inputs(self.run_id, [DatasetInput(dataset)])
-            for what, digest in digests.items():
-                if f"{what}_sha256" not in run.data.tags:
-                    self._client.set_tag(self.run_id, f"{what}_sha256", digest)
+                alone = DatasetInput(Dataset(run.data.tags["data"], digests["data"][:36], "raysim", partition))
+                self.client.log_inputs(self.run_id, list(inputs) or [alone])
+            tags = {f"{what}_sha256": digest for what, digest in digests.items()}
+            self.tag({name: digest for name, digest in tags.items() if name not in run.data.tags})
 
-    def find(self, run_id: str) -> tuple[int, float]:
-        """Take up a run that is there; return the last round that was logged and its wall time, 0 and 0.0 if none.
+    def find(self, run_id: str) -> Known:
+        """Take up a run that is there; return what MLflow knows of it.
 
         Raises:
             SettingError: If the store has no such run.
         """
         try:
             with few_retries():
-                run = self._client.get_run(run_id)
-                history = self._client.get_metric_history(run_id, TIME_OF_RUN)
+                run = self.client.get_run(run_id)
+                rounds = self.client.get_metric_history(run_id, TIME_OF_RUN)
+                seconds = self.client.get_metric_history(run_id, EVERY_SECOND)
         except Exception as error:
             reason = str(error).splitlines()[0]
             raise SettingError(f"tracking.uri={self.uri!r}: run {run_id} cannot go on: {reason}") from None
         self.run_id, self.experiment_id = run_id, str(run.info.experiment_id)
-        return max(((point.step, point.value) for point in history), default=(0, 0.0))
+        round, wall_s = max(((point.step, point.value) for point in rounds), default=(0, 0.0))
+        return Known(round, wall_s, max((point.step for point in seconds), default=-1))
 
     def reopen(self) -> None:
         """Go on with a run: it runs again, and has not failed."""
-        with _telling():
-            self._client.update_run(self.run_id, status="RUNNING")
-            if "failure" in self._client.get_run(self.run_id).data.tags:
-                self._client.delete_tag(self.run_id, "failure")
+        with telling():
+            self.client.update_run(self.run_id, status="RUNNING")
+            if "failure" in self.client.get_run(self.run_id).data.tags:
+                self.client.delete_tag(self.run_id, "failure")
 
     def track(self, *reports: RoundReport) -> None:
-        """Log rounds, each stamped with the time at which it ended."""
-        self._log([
-            Metric(key, value, report.timestamp_ms, report.round)
-            for report in reports
-            for key, value in metrics_of(report).items()
-        ])  # fmt: skip
-
-    def log_rounds(self, rounds: Sequence[Logged]) -> None:
-        """Log what was recorded of rounds, by one call."""
-        metrics = [
-            Metric(key, value, each.timestamp_ms, each.round)
-            for each in rounds
-            for key, value in each.metrics.items()
+        """Log all rounds of a run that is over, each stamped with the time at which it ended."""
+        without = metrics.left_out_of(reports)
+        rounds = [
+            Logged(each.round, each.timestamp_ms, each.wall_s, metrics.told(metrics.metrics_of(each), without))
+            for each in reports
         ]
-        with _telling():
-            self._client.log_batch(self.run_id, metrics)
+        over, newest = over_time([], rounds)
+        points = [point for each in rounds for point in each.points] + over + newest
+        self._log_all(points)
 
-    def measure(self, metrics: Mapping[str, float]) -> None:
+    def measure(self, numbers: Mapping[str, float]) -> None:
         """Log numbers that belong to the whole run and to no round."""
         now = int(time.time() * 1000)
-        self._log([Metric(key, value, now, 0) for key, value in metrics.items()])
+        self._log_all([Point(key, value, now, 0) for key, value in numbers.items()])
 
-    def _log(self, metrics: list[Metric]) -> None:
-        with _telling():
-            for start in range(0, len(metrics), METRICS_PER_CALL):
-                self._client.log_batch(self.run_id, metrics=metrics[start : start + METRICS_PER_CALL])
+    def _log_all(self, points: Sequence[Point]) -> None:
+        for start in range(0, len(points), POINTS_PER_CALL):
+            self.log(points[start : start + POINTS_PER_CALL])
+
+    def log(self, points: Sequence[Point], run_id: str = "") -> None:
+        """Log up to 1,000 points by one call, all or none of them.
+
+        Args:
+            points: What is logged; a point that the run has already is dropped.
+            run_id: The run; none = this one, else one of its clients'.
+        """
+        with telling():
+            self.client.log_batch(run_id or self.run_id, [Metric(*point) for point in points])
+
+    def child(self, name: str, tags: Mapping[str, str]) -> str:
+        """Create a run that belongs to this one; return its id."""
+        with telling():
+            run = self.client.create_run(
+                self.experiment_id, tags={MLFLOW_PARENT_RUN_ID: self.run_id, **tags}, run_name=name
+            )
+        return str(run.info.run_id)
+
+    def clients(self) -> dict[int, str]:
+        """Return the ids of the runs of single clients that belong to this one, by client."""
+        wanted = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.run_id}'"
+        with telling():
+            found = self.client.search_runs([self.experiment_id], wanted, max_results=1000)
+        return {int(run.data.tags[CLIENT]): run.info.run_id for run in found if CLIENT in run.data.tags}
+
+    def last_step(self, run_id: str, key: str) -> int:
+        """Return the last step of a curve, 0 where it has no points."""
+        with telling():
+            points = self.client.get_metric_history(run_id, key)
+        return max((point.step for point in points), default=0)
 
     def artifact(self, given: Given) -> None:
         """Upload a file into the run's artifacts."""
         with places.at(given).fetched() as path:
             path.stat()  # one that is missing here is not MLflow's fault
-            with _telling():
-                self._client.log_artifact(self.run_id, str(path))
-
-    @property
-    def has_model(self) -> bool:
-        """Whether a model has been logged."""
-        with _telling():
-            outputs = self._client.get_run(self.run_id).outputs
-        return outputs is not None and bool(outputs.model_outputs)
-
-    def model(self, model: nn.Module, example: torch.Tensor) -> str:
-        """Log a model in eval mode so that `mlflow.pytorch.load_model` gives it back; return its URI.
-
-        Args:
-            model: The final global model.
-            example: At least two inputs.
-        """
-        inputs = example.numpy().astype(np.float32)
-        with torch.no_grad():
-            outputs = model.eval()(example).numpy()
-        previous = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else ""  # type: ignore[no-untyped-call]
-        mlflow.set_tracking_uri(self.uri)
-        try:
-            with _telling(), mlflow.start_run(run_id=self.run_id):
-                info = mlflow.pytorch.log_model(
-                    model,
-                    name="model",
-                    input_example=inputs,
-                    signature=mlflow.models.infer_signature(inputs, outputs),
-                    pip_requirements=[
-                        f"torch=={torch.__version__.partition('+')[0]}",
-                        f"numpy=={np.__version__}",
-                    ],
-                )
-        finally:
-            mlflow.set_tracking_uri(previous)
-        return str(info.model_uri)
+            with telling():
+                self.client.log_artifact(self.run_id, str(path))
 
     def note(self, key: str, text: str) -> None:
         """Set a tag."""
-        with _telling():
-            self._client.set_tag(self.run_id, key, text[:5000])
+        self.tag({key: text[:5000]})
 
-    def end(self, status: str, end_time: int | None = None) -> None:
-        """Mark the run FINISHED, FAILED or KILLED; it ended now or at a time in milliseconds."""
-        with _telling():
-            self._client.set_terminated(self.run_id, status, end_time or int(time.time() * 1000))
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        if tags:
+            with telling():
+                self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def end(self, status: str, end_time: int | None = None, run_id: str = "") -> None:
+        """Mark a run FINISHED, FAILED or KILLED.
+
+        Args:
+            status: Which of them.
+            end_time: When it ended, in milliseconds; none = now.
+            run_id: The run; none = this one, else one of its clients'.
+        """
+        with telling():
+            self.client.set_terminated(run_id or self.run_id, status, end_time or int(time.time() * 1000))
 
 
 @contextmanager
-def _telling() -> Iterator[None]:
+def telling() -> Iterator[None]:
     """Raise whatever a store does not take as one error: MLflow's stores raise those of many libraries."""
     try:
         yield

@@ -1,15 +1,19 @@
 """Real servers in processes of their own, on free ports of this machine, for as long as a context lasts."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import pytest
 
 PATIENCE_S = 120
 
@@ -48,18 +52,21 @@ class Server:
 
     def stop(self) -> None:
         if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it may have ended by itself
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
 
 
 @contextmanager
-def mlflow_server(folder: Path) -> Iterator[Server]:
+def mlflow_server(folder: Path, store: str = "", *options: str) -> Iterator[Server]:
+    """A tracking server with its database in the folder, or behind the URI of a store."""
     port = free_port()
-    store = ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", f"{folder}/artifacts"]
+    store = store or f"sqlite:///{folder}/server.db"
+    options = ("--backend-store-uri", store, "--artifacts-destination", f"{folder}/artifacts", *options)
     where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     server = Server(
-        [sys.executable, "-m", "mlflow", "server", *store, *where],
+        [sys.executable, "-m", "mlflow", "server", *options, *where],
         f"http://127.0.0.1:{port}/health", folder / "mlflow.log", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
     )  # fmt: skip
     try:
@@ -80,3 +87,39 @@ def s3_server(folder: Path) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
+
+
+def postgres_programs() -> dict[str, str]:
+    """Where PostgreSQL's programs are; skips where they are not: Debian has them outside of PATH."""
+    path = os.pathsep.join([os.environ["PATH"], *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin")))])
+    found = {name: shutil.which(name, path=path) for name in ("initdb", "pg_ctl")}
+    missing = [name for name, program in found.items() if program is None]
+    if missing:
+        pytest.skip(f"PostgreSQL's {' and '.join(missing)} are not installed (Debian: apt-get install postgresql)")
+    return {name: str(program) for name, program in found.items()}
+
+
+@contextmanager
+def postgres_server() -> Iterator[str]:
+    """A PostgreSQL of our own on a free port; yields the URI of its database. It refuses to run as root."""
+    programs, user = postgres_programs(), "postgres" if os.geteuid() == 0 else None
+    folder, port = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp")), free_port()  # short: socket paths have a limit
+    if user is not None:
+        shutil.chown(folder, user)
+    cluster, log = folder / "cluster", folder / "log"
+
+    def call(program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [programs[program], "-D", str(cluster), *arguments],
+            user=user, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr + (log.read_text() if log.is_file() else "")
+
+    call("initdb", "--username=me", "--auth=trust", "--encoding=UTF8", "--no-sync")
+    try:
+        options = f"-c listen_addresses=127.0.0.1 -p {port} -k {folder} -c fsync=off"
+        call("pg_ctl", "start", "--wait", f"--timeout={PATIENCE_S}", "--log", str(log), "--options", options)
+        yield f"postgresql+psycopg2://me@127.0.0.1:{port}/postgres"
+    finally:
+        call("pg_ctl", "stop", "--mode=immediate")
+        shutil.rmtree(folder, ignore_errors=True)

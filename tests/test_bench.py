@@ -42,6 +42,20 @@ def test_bench_submodel_prints_one_line():
 
 
 @pytest.mark.slow
+def test_bench_tracking_proves_its_sides_equal_and_prints_one_line():
+    few = ("population.clients=400", "selection.clients_per_round=200", "rounds=3")
+    command = [sys.executable, str(ROOT / "jobs" / "bench_tracking.py"), "--repeats", "3", "--json"]
+    settings = [part for setting in few for part in ("--set", setting)]
+    done = subprocess.run([*command, *settings], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    result = json.loads(line)
+    assert (result["clients_per_round"], result["rounds"]) == (200, 3)
+    assert min(result[name] for name in ("logging_cpu_percent", "metrics_percent", "round_s", "logged_round_s")) > 0
+    assert {"machine", "versions", "commit", "cost_percent", "metric_names"} <= set(result)
+
+
+@pytest.mark.slow
 def test_too_few_repeats_are_refused():
     command = [sys.executable, str(ROOT / "jobs" / "bench_training.py"), "--repeats", "4"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -119,6 +119,19 @@ def test_a_value_out_of_range_is_named_with_what_is_allowed(override, message):
     assert refusal(override).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("override", "allowed"), [("training.pack=foo", "'auto'"), ("executor.num_actors=0", "'clients'")]
+)
+def test_a_setting_with_values_of_several_kinds_is_named_with_all_of_them(override, allowed):
+    name, _, value = override.partition("=")
+    lines = refusal(override).splitlines()
+    assert all(
+        line.startswith(f"{name}={value!r} is not allowed") or line.startswith(f"{override} ") for line in lines
+    )
+    assert any(f"allowed: {allowed}" in line for line in lines)
+    assert len(lines) == 2
+
+
 def test_every_wrong_setting_has_its_line():
     assert [line.partition(" ")[0] for line in refusal("rounds=0", "training.epochs=0", "sed=1").split("\n")] == [
         "rounds=0", "training.epochs=0", "sed=1",

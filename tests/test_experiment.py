@@ -1,6 +1,11 @@
 """One whole experiment, in-process, as MLflow and the disk see it afterwards."""
 
+import getpass
 import json
+import os
+import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -8,13 +13,24 @@ import mlflow
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
-from conftest import tiny_settings
+from conftest import ROOT, tiny_settings
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
-from raysim import arrays, checkpoint, config_file, experiment, resuming, simulation, telling, tracking
+from raysim import (
+    arrays,
+    checkpoint,
+    config_file,
+    experiment,
+    logged_data,
+    provenance,
+    records,
+    resuming,
+    simulation,
+    telling,
+    tracking,
+)
 from raysim.errors import RunFailedError, SettingError, TrackingLostError
 
 
@@ -22,9 +38,14 @@ from raysim.errors import RunFailedError, SettingError, TrackingLostError
 def finished(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("run")
     uri = f"sqlite:///{folder}/store/mlflow.db"
-    settings = tiny_settings("rounds=4", f"tracking.uri={uri}", "evaluation.every=2", "evaluation.client_share=0.5")
+    settings = tiny_settings(
+        "rounds=4", f"tracking.uri={uri}", "evaluation.every=2", "evaluation.client_share=0.5",
+        "tracking.client_runs=true",
+    )  # fmt: skip
     prepared = experiment.prepare(settings, folder / "out")
-    summary = experiment.run(prepared, simulation.InProcessRunner(), time.monotonic())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+        summary = experiment.run(prepared, simulation.InProcessRunner(), time.monotonic())
     client = MlflowClient(uri)
     return prepared, summary, client, client.get_run(summary["run_id"])
 
@@ -37,18 +58,86 @@ def test_the_run_is_finished_and_described(finished) -> None:
     assert run.data.tags["method"] == "ca-hfp"
     assert run.data.tags["data_sha256"] == prepared.scenario.workload.data.digest
     assert len(run.data.tags["partition_sha256"]) == 64
-    assert run.inputs.dataset_inputs[0].dataset.name == "digits"
-    assert len(client.search_runs([run.info.experiment_id])) == 1
+    runs = client.search_runs([run.info.experiment_id])
+    assert [each.info.run_id for each in runs if "mlflow.parentRunId" not in each.data.tags] == [run.info.run_id]
+
+
+def test_the_data_sets_are_mlflows_own(finished) -> None:
+    """As the page of a run shows them: for training and for testing, with their source, rows and classes."""
+    prepared, _, _, run = finished
+    data = prepared.scenario.workload.data
+    found = {each.tags[0].value: each.dataset for each in run.inputs.dataset_inputs}
+    assert list(found) == ["train", "test"]
+    assert all(each.tags[0].key == "mlflow.data.context" for each in run.inputs.dataset_inputs)
+    for split, labels in (("train", data.train_labels), ("test", data.test_labels)):
+        dataset = found[split]
+        assert (dataset.name, dataset.digest) == ("digits", f"{data.digest[:28]}-{split}")
+        profile = json.loads(dataset.profile)
+        assert profile["num_rows"] == len(labels)
+        assert profile["rows_of_class"] == [int((labels == label).sum()) for label in range(10)]
+        (spec,) = json.loads(json.loads(dataset.schema)["mlflow_tensorspec"]["features"])
+        assert spec["tensor-spec"]["shape"] == [-1, 1, 8, 8]
+        source = mlflow.data.get_source(dataset)
+        assert source.to_dict()["tags"]["mlflow.source.name"] == "sklearn.datasets:load_digits"
+    (files, _) = logged_data.inputs_of(data, "some/folder")
+    assert mlflow.data.get_source(files).uri == str(Path("some/folder").absolute())
+
+
+def test_the_run_tells_where_it_comes_from_and_what_came_out(finished) -> None:
+    prepared, summary, _, run = finished
+    tags = run.data.tags
+    assert (tags["devices"], tags["seed"], tags["model"]) == ("tiers", "0", "cnn")
+    assert tags["mlflow.user"] == getpass.getuser()
+    assert tags["mlflow.source.type"] == "LOCAL"
+    assert tags["mlflow.source.name"] == provenance.command()
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if head.returncode == 0:
+        assert tags["raysim.git.commit"].removesuffix("-dirty") == head.stdout.strip()
+    note = tags["mlflow.note.content"]
+    assert f"| test accuracy | {summary['accuracy']:.4f}, best {summary['best_accuracy']:.4f} |" in note
+    assert f"| {summary['bytes_percent_of_fedavg']:.1f} % |" in note
+    assert "**ca-hfp** trains cnn" in note
+    assert f"`raysim resume {prepared.folder}`" in note
+
+
+def test_the_machine_is_watched(finished) -> None:
+    _, _, client, run = finished
+    history = client.get_metric_history(run.info.run_id, "system/cpu_utilization_percentage")
+    assert [point.step for point in history] == list(range(len(history)))
+    assert len(history) > 1
+
+
+def test_each_client_has_a_run_with_its_curves(finished) -> None:
+    """What the clients' table has of it, and its name and tags."""
+    prepared, _, client, run = finished
+    rows = pq.read_table(prepared.folder.path / "clients.parquet").to_pylist()
+    children = client.search_runs(
+        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'", order_by=["tags.client"]
+    )
+    devices = prepared.scenario.workload.population.devices
+    assert [child.data.tags["client"] for child in children] == [str(number) for number in range(6)]
+    stamps = {round: records.logged(prepared.folder / "rounds", round).timestamp_ms for round in range(1, 5)}
+    for number, child in enumerate(children):
+        tier = devices.profile(number).name
+        assert child.info.run_name == f"client {number:03d} ({tier})"
+        assert (child.data.tags["tier"], child.data.tags["method"]) == (tier, "ca-hfp")
+        assert child.info.status == "FINISHED"
+        for key in ("pruning_ratio", "accuracy", "train_loss", "lasts_s"):
+            history = client.get_metric_history(child.info.run_id, key)
+            found = [(point.step, point.value, point.timestamp) for point in history]
+            mine = [row for row in rows if row["client"] == number and row[key] is not None]
+            assert found == [(row["round"], pytest.approx(row[key]), stamps[row["round"]]) for row in mine]
 
 
 def test_metrics_are_few_and_there_for_every_round(finished) -> None:
     _, summary, client, run = finished
-    keys = set(run.data.metrics)
+    keys = {key for key in run.data.metrics if not key.startswith("system/")}
     assert len(keys) <= 60
     wanted = {
-        "accuracy/global", "accuracy/submodel_mean", "loss/train", "loss/global", "pruning_ratio/mean",
-        "pruning_ratio/min", "pruning_ratio/max", "traffic/down_bytes", "traffic/up_bytes", "compute/train_flops",
-        "clock/simulated_s", "clock/wall_s", "coverage/mean",
+        "accuracy/global", "accuracy/submodel_mean", "accuracy/submodel_p10", "loss/train", "loss/global",
+        "pruning_ratio/mean", "pruning_ratio/p10", "pruning_ratio/p90", "client_s/p50", "traffic/down_bytes",
+        "traffic/up_bytes", "compute/train_flops", "clock/simulated_s", "clock/wall_s", "coverage/mean",
+        "fairness/slowest_decile_accuracy", "fairness/worst_tier_accuracy", "time/accuracy/global",
     }  # fmt: skip
     assert wanted <= keys
     assert any(key.startswith("pruning_ratio/tier/") for key in keys)
@@ -58,6 +147,8 @@ def test_metrics_are_few_and_there_for_every_round(finished) -> None:
     scored = client.get_metric_history(run.info.run_id, "accuracy/global")
     assert [point.step for point in scored] == [2, 4]
     assert scored[-1].value == summary["accuracy"]
+    last = client.get_metric_history(run.info.run_id, "time/accuracy/global")[-1]
+    assert (last.step, last.value) == (int(summary["simulated_s"]), summary["accuracy"])
 
 
 def test_the_clients_table_has_every_client_of_every_round(finished, tmp_path: Path) -> None:
@@ -81,15 +172,79 @@ def test_the_clients_table_has_every_client_of_every_round(finished, tmp_path: P
     assert columns["examples"] == [counts[client] for client in columns["client"]]
 
 
-def test_the_logged_model_scores_the_same(finished) -> None:
-    prepared, summary, client, run = finished
-    mlflow.set_tracking_uri(prepared.tracker.uri)
-    (logged,) = client.search_logged_models([run.info.experiment_id])
-    model = mlflow.pytorch.load_model(logged.model_uri)
-    data = prepared.scenario.workload.data
+PAGE = (ROOT / "docs" / "tracking.md").read_text(encoding="utf-8")
+"""How the model is loaded, as its user reads it."""
+(LOADING,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def scores_elsewhere(summary, data, folder: Path, name: str = "digits") -> float:
+    """Accuracy on the test set of the registered model, loaded in a process that knows nothing of raysim."""
     inputs, labels = data.test_rows(np.arange(len(data.test_labels)))
-    with torch.no_grad():
-        accuracy = float((model(inputs).argmax(1) == labels).double().mean())
+    np.savez(folder / "test.npz", inputs=inputs.numpy(), labels=labels.numpy())
+    code = LOADING.replace("sqlite:///runs/mlflow.db", summary["tracking_uri"]).replace(
+        "models:/digits/", f"models:/{name}/"
+    )
+    before = "import numpy, torch\ntest = numpy.load('test.npz')\ninputs = torch.from_numpy(test['inputs'])\n"
+    after = "import sys\nassert 'raysim' not in sys.modules\nprint((classes.numpy() == test['labels']).mean())\n"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", before + code + after], capture_output=True, text=True, check=False, cwd=folder,
+        env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout.split()[-1])
+
+
+def test_the_registered_model_scores_the_same_without_raysim(finished, tmp_path: Path) -> None:
+    prepared, summary, client, run = finished
+    (version,) = client.search_model_versions(f"run_id = '{run.info.run_id}'")
+    assert (version.name, version.version) == ("digits", 1)
+    accuracy = scores_elsewhere(summary, prepared.scenario.workload.data, tmp_path)
+    assert accuracy == pytest.approx(summary["accuracy"]) == run.data.metrics["accuracy/global"]
+    (logged,) = client.search_logged_models([run.info.experiment_id])
+    mlflow.set_tracking_uri(prepared.tracker.uri)
+    signature = mlflow.models.get_model_info(logged.model_uri).signature
+    assert signature.inputs.inputs[0].shape == (-1, 1, 8, 8)
+    assert signature.outputs.inputs[0].shape == (-1, 10)
+
+
+NET = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.hidden, self.out = torch.nn.Linear(64, 16), torch.nn.Linear(16, classes)
+
+    def forward(self, inputs):
+        hidden = self.hidden(inputs.flatten(1))
+        {more}
+        return self.out(torch.relu(hidden))
+
+def build(num_classes):
+    return Net(num_classes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", ["pass", "hidden = hidden if hidden.is_meta or hidden.sum() > 0 else -hidden"])
+def test_a_users_model_is_loaded_without_its_code_or_with_what_travels_along(more, tmp_path, monkeypatch, capsys):
+    """A graph needs none; a model without one, as it looks at its data, is pickled, its module with it."""
+    folder = tmp_path / "users"
+    folder.mkdir()
+    (folder / f"net{len(more)}.py").write_text(NET.format(more=more))
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    settings = tiny_settings(
+        "rounds=1", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", f"model.name=net{len(more)}:build",
+        "model.options={}", "method.name=fedavg", "tracking.register_model=mine", "training.pack=1",
+    )  # fmt: skip
+    prepared = experiment.prepare(settings, tmp_path / "out")
+    summary = experiment.run(prepared, simulation.InProcessRunner(), time.monotonic())
+    assert ("the final model is pickled, since PyTorch cannot export it" in capsys.readouterr().err) == (
+        more != "pass"
+    )
+    accuracy = scores_elsewhere(summary, prepared.scenario.workload.data, tmp_path, "mine")
     assert accuracy == pytest.approx(summary["accuracy"])
 
 
@@ -225,7 +380,7 @@ def test_a_store_that_is_gone_when_the_run_begins_is_a_setting_and_leaves_a_way_
     (run,) = client.search_runs([noted["experiment_id"]])
     assert run.info.status == "FINISHED"
     assert run.data.params["method.name"] == "ca-hfp"
-    assert len(run.inputs.dataset_inputs) == 1
+    assert len(run.inputs.dataset_inputs) == 2
     assert run.data.tags["partition_sha256"] == noted["partition_sha256"]
 
 

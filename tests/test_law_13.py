@@ -1,19 +1,22 @@
-"""Law 13: every setting of devices, budgets, selection and the clock has an effect or is refused.
+"""Law 13: every setting of devices, budgets, selection, the clock and tracking has an effect or is refused.
 
 A table of setting -> smallest run that changes; a setting that is missing in it fails.
 """
 
 import functools
 import json
+import tempfile
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from clocked import MODES, QUICK, played
 from conftest import tiny_settings
+from mlflow.tracking import MlflowClient
 
-from raysim import arrays, device_sources, simulation
-from raysim.config import ExperimentSettings
+from raysim import arrays, device_sources, experiment, simulation
+from raysim.config import ExperimentSettings, TrackingSettings
 from raysim.config_devices import (
     BudgetSettings,
     ClockSettings,
@@ -38,6 +41,7 @@ SECTIONS = {
     "clock": ClockSettings,
     "costs": CostSettings,
     "stop": StopSettings,
+    "tracking": TrackingSettings,
 }
 MORE = ("evaluation.targets",)
 """Settings of other sections that are in the table."""
@@ -59,6 +63,18 @@ def priced(settings: ExperimentSettings) -> Any:
     return costs_of(Prices(**settings.costs.model_dump()), energy_j=7.2e6, wall_s=1800)
 
 
+def tracked(settings: ExperimentSettings) -> Any:
+    """What MLflow has of a run: where, registered models, runs of clients, and whether its machine was watched."""
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = experiment.prepare(settings, Path(folder) / "out")
+        summary = experiment.run(prepared, simulation.InProcessRunner(), time.monotonic())
+    client = MlflowClient(summary["tracking_uri"])
+    names = [version.name for version in client.search_model_versions(f"run_id = '{summary['run_id']}'")]
+    is_watched = any(key.startswith("system/") for key in client.get_run(summary["run_id"]).data.metrics)
+    children = client.search_runs([summary["experiment_id"]], f"tags.`mlflow.parentRunId` = '{summary['run_id']}'")
+    return Path(summary["tracking_uri"]).name, names, len(children), is_watched
+
+
 class Change(NamedTuple):
     """A run, and what is set in it."""
 
@@ -76,6 +92,9 @@ SOLVED = (*ALL, "budget.rule=solved")
 ON_BATTERIES = (*QUICK, *tier("battery_j=3.0", "train_watts=2.0"))
 NOBODY = tier("availability=1e-9")
 DEADLINE, OVER, ASYNC = ((*QUICK, *MODES[mode]) for mode in ("deadline", "over-selection", "async"))
+
+
+SHORT = ("rounds=2", "data.max_train_examples=150", "evaluation.max_examples=50", "tracking.uri=sqlite:///one.db")
 
 
 def devices(setting: str) -> tuple[str, ...]:
@@ -149,6 +168,10 @@ CHANGES: dict[str, Change] = {
     "stop.bytes": Change((), ("stop.bytes=10.0",)),
     "stop.energy_j": Change(tier("train_watts=1.0"), ("stop.energy_j=1e-6",)),
     "evaluation.targets": Change(QUICK, ("evaluation.targets=[0.01]",), trained),
+    "tracking.uri": Change(SHORT, ("tracking.uri=sqlite:///two.db",), tracked),
+    "tracking.register_model": Change(SHORT, ("tracking.register_model=mine",), tracked),
+    "tracking.client_runs": Change(SHORT, ("tracking.client_runs=true",), tracked),
+    "tracking.system_metrics": Change(SHORT, ("tracking.system_metrics=false",), tracked),
 }
 
 PROFILE = "{name: a, flops_per_s: 1e+9, down_bytes_per_s: 1e+6, up_bytes_per_s: 1e+6}"
@@ -166,6 +189,7 @@ def folder(tmp_path_factory) -> Any:
             (folder / f"{name}.csv").write_text(TABLE.format(speed), encoding="utf-8")
             (folder / f"{name}.json").write_text(CAPACITY.format(speed / 1e8), encoding="utf-8")
         (folder / "online.json").write_text(ONLINE, encoding="utf-8")
+        patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
         patch.chdir(folder)
         yield folder
 
@@ -216,6 +240,7 @@ REFUSED = {
     ("selection.rule=oort", "selection.options={preferred_s: 3.0, preferred_quantile: 0.5}"): (
         "selection.options.preferred_quantile=0.5 has no effect with preferred_s=3; it belongs to preferred_s=0"
     ),
+    ("tracking.register_model=a/b",): "tracking.register_model='a/b' is not allowed",
     ("executor.client_timeout_s=5.0",): "executor.client_timeout_s=5.0 has no effect with executor.kind='in-process'",
     ("executor.num_actors=clients",): "executor.num_actors='clients' has no effect with executor.kind='in-process'",
     ("budget.deadline_s=1.0",): "deadline_s=1.0 has no effect with rule='tier'",

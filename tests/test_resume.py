@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from clocked import FRAIL, MODES, QUICK
 from conftest import settings_of, tiny_settings
+from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from test_cli import left_with, termination_handler  # noqa: F401
 
@@ -46,23 +47,38 @@ def resumed(folder: Path | str, *overrides: str, runner=None, uri: str | None = 
 
 
 def curves(summary: dict[str, Any]) -> dict[str, list[tuple[int, float]]]:
-    """All metrics of a run as MLflow has them: (step, value) in the order of steps; none has a step twice."""
+    """All metrics of a run and of its clients' runs as MLflow has them: (step, value) in the order of steps.
+
+    None has a step twice. What the machine was doing (`system/`) is no result.
+    """
     client = MlflowClient(summary["tracking_uri"])
     run = client.get_run(summary["run_id"])
+    found = curves_of(client, run)
+    walls = [value for _, value in found[MEASURED_METRIC]]
+    assert walls == sorted(walls)
+    assert len(walls) == summary["rounds"]
+    for child in client.search_runs([summary["experiment_id"]], f"tags.`mlflow.parentRunId` = '{summary['run_id']}'"):
+        name = child.data.tags["client"]
+        assert f"{name} pruning_ratio" not in found, f"client {name} has two runs"
+        found |= {f"{name} {key}": points for key, points in curves_of(client, child).items()}
+        found.setdefault(f"{name} pruning_ratio", [])
+    return {key: points for key, points in found.items() if key not in records.MEASURED}
+
+
+def curves_of(client: MlflowClient, run: Run) -> dict[str, list[tuple[int, float]]]:
     assert run.info.status == "FINISHED"
     assert "failure" not in run.data.tags
     found = {}
     for key in run.data.metrics:
+        if key.startswith("system/"):
+            continue
         points = sorted(client.get_metric_history(run.info.run_id, key), key=lambda point: point.step)
         steps = [point.step for point in points]
         assert len(set(steps)) == len(steps), f"{key} has a step twice"
         stamps = [point.timestamp for point in points]
         assert stamps == sorted(stamps), f"{key} goes back in time"
         found[key] = [(point.step, point.value) for point in points]
-    walls = [value for _, value in found[MEASURED_METRIC]]
-    assert walls == sorted(walls)
-    assert len(walls) == summary["rounds"]
-    return {key: points for key, points in found.items() if key not in records.MEASURED}
+    return found
 
 
 def assert_same_run(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
@@ -96,7 +112,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(case: str, tmp_path: Path) -> No
     """Checkpoints every second round, so that a round or two are played again."""
     method, mode, after = CASES[case]
     settings = settings_of(
-        method, *QUICK, *MODES[mode], *FRAIL, "rounds=5", "checkpoint.every=2",
+        method, *QUICK, *MODES[mode], *FRAIL, "rounds=5", "checkpoint.every=2", "tracking.client_runs=true",
         f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
     )  # fmt: skip
     whole = played(tmp_path / "whole", settings)
@@ -108,10 +124,12 @@ def test_a_stopped_run_goes_on_to_the_same_bits(case: str, tmp_path: Path) -> No
     summary = resumed(tmp_path / "out")
     assert summary["run_id"] == run_id
     assert_same_run(summary, whole)
+    of_clients = {name.partition(" ")[0] for name in curves(summary) if " " in name}
+    assert of_clients == {str(client) for client in range(settings.population.clients)}
     assert resuming.find(str(tmp_path / "out")).summary == summary
 
 
-FOUR = ("rounds=4", "data.max_train_examples=150", "evaluation.max_examples=50")
+FOUR = ("rounds=4", "data.max_train_examples=150", "evaluation.max_examples=50", "tracking.client_runs=true")
 
 
 @pytest.fixture(scope="module")

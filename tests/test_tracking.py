@@ -1,50 +1,73 @@
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from clocked import played
 from conftest import settings_of, tiny_settings
 from mlflow.tracking import MlflowClient
 
-from raysim import simulation
-from raysim.errors import SettingError
+from raysim import metrics, round_log, simulation
+from raysim.errors import SettingError, TrackingLostError
 from raysim.executors import InProcessExecutor
 from raysim.fates import COUNTED, FATES, LATE, SURPLUS, UNFINISHED
+from raysim.methods.table import METHODS
 from raysim.metrics import metrics_of
+from raysim.records import Logged, Point
 from raysim.rounds import initial_state, run_round
+from raysim.run_curves import EVERY_SECOND, MAIN, RunCurves, over_time
+from raysim.scenario import Scenario
 from raysim.tracking import MlflowTracker, resolve_uri
+from raysim.types import RoundReport
+
+TIER = "{{name: t{0}, share: {1}, keep_ratio: 0.5, flops_per_s: {2}, down_bytes_per_s: 1e+4, up_bytes_per_s: 1e+4}}"
+TWELVE = ", ".join(TIER.format(k, 1 / 12, f"{(k + 3) % 12 + 1}e+6") for k in range(12))
+"""As many tiers as are allowed; t9 is the slowest, t8 the fastest."""
 
 
-def test_metrics_stay_under_sixty_with_the_most_tiers_allowed() -> None:
-    tier = "{{name: t{0}, share: {1}, keep_ratio: 0.5, flops_per_s: 1.0, down_bytes_per_s: 1.0, up_bytes_per_s: 1.0}}"
-    tiers = ", ".join(tier.format(k, 1 / 12) for k in range(12))
+def names_in_mlflow(scenario: Scenario, *reports: RoundReport) -> set[str]:
+    """All metric names of a run, as its records tell them to MLflow."""
+    without = metrics.left_out(metrics.tiers_of(scenario.workload.population.devices), scenario.diagnose_every > 0)
+    rounds = [
+        Logged(report.round, 1000 * report.round, 0.0, metrics.told(metrics_of(report), without))
+        for report in reports
+    ]
+    over, newest = over_time([], rounds)
+    return {point.key for each in rounds for point in each.points} | {point.key for point in (*over, *newest)}
+
+
+def test_metrics_are_floats_and_faults_are_told_only_where_there_are_any() -> None:
     settings = tiny_settings(
-        f"population.tiers=[{tiers}]", "population.clients=24", "selection.clients_per_round=24",
+        f"population.tiers=[{TWELVE}]", "population.clients=24", "selection.clients_per_round=24",
     )  # fmt: skip
     scenario = simulation.build(settings)
     _, report = run_round(scenario, initial_state(scenario), InProcessExecutor(scenario.workload))
-    metrics = metrics_of(report)
-    assert sum(key.startswith("pruning_ratio/tier/") for key in metrics) == 12
-    assert len(metrics) <= 60
-    assert all(isinstance(value, float) for value in metrics.values())
-    assert "faults/retries" not in metrics
-    assert metrics_of(replace(report, incidents=("an actor was lost", "another"))) == metrics | {"faults/retries": 2}
-
-
-TIER = "{{name: t{0}, share: {1}, keep_ratio: 0.5, flops_per_s: 1.0, down_bytes_per_s: 1.0, up_bytes_per_s: 1.0}}"
+    found = metrics_of(report)
+    assert sum(key.startswith("pruning_ratio/tier/") for key in found) == 12
+    assert all(isinstance(value, float) for value in found.values())
+    assert "faults/retries" not in found
+    assert metrics_of(replace(report, incidents=("an actor was lost", "another"))) == found | {"faults/retries": 2}
+    shown = {name for name in names_in_mlflow(scenario, report) if "/tier/" in name}
+    assert shown == {f"{group}{tier}" for group in metrics.OF_TIER for tier in ("t9", "t8", "t0", "t1", "t2")}
+    assert metrics.left_out_of([report]) == metrics.left_out(
+        metrics.tiers_of(scenario.workload.population.devices), False
+    )
 
 
 @pytest.mark.parametrize(
     ("method", "way"),
-    [("ca-hfp", LATE), ("ca-hfp", SURPLUS), ("autoflip", LATE), ("prunefl", LATE), ("ca-hfp", UNFINISHED)],
-)
-def test_metrics_stay_under_sixty_with_twelve_tiers_all_diagnostics_and_whatever_can_become_of_clients(method, way):
+    [("ca-hfp", LATE), ("ca-hfp", SURPLUS), ("autoflip", LATE), ("prunefl", LATE), ("ca-hfp", UNFINISHED),
+     ("autoflip", UNFINISHED)],
+)  # fmt: skip
+def test_a_run_has_at_most_sixty_names_with_twelve_tiers_all_diagnostics_and_whatever_can_become_of_clients(
+    method, way
+):
     """Late, surplus and unfinished belong to one clock mode each; asynchronous rounds are not diagnosed."""
-    tiers = ", ".join(TIER.format(k, 1 / 12) for k in range(12))
     diagnosed = ("diagnostics.every=2",) if way != UNFINISHED else ()
     estimator = ("method.estimator=variation", "method.warmup_rounds=0") if method == "ca-hfp" else ()
     scenario = simulation.build(settings_of(
-        method, *diagnosed, *estimator, f"population.tiers=[{tiers}]", "population.clients=36",
+        method, *diagnosed, *estimator, f"population.tiers=[{TWELVE}]", "population.clients=36",
         "selection.clients_per_round=36", "data.max_train_examples=400", "evaluation.max_examples=60",
     ))  # fmt: skip
     report = state = None
@@ -57,15 +80,152 @@ def test_metrics_stay_under_sixty_with_twelve_tiers_all_diagnostics_and_whatever
     started = np.where(np.arange(36) % 2 == 0, 2, 1) if way == UNFINISHED else report.clients["started_round"]
     clients = report.clients | {"fate": fates, "started_round": started}
     totals = replace(report.totals, fates=dict.fromkeys((COUNTED, *others), 1), empty_rounds=1)
-    metrics = metrics_of(replace(report, clients=clients, totals=totals, is_asynchronous=way == UNFINISHED))
-    assert len(metrics) <= 60
+    worst = replace(
+        report, clients=clients, totals=totals, is_asynchronous=way == UNFINISHED, incidents=("an actor was lost",)
+    )
+    found = metrics_of(worst)
+    shown = names_in_mlflow(scenario, report, worst)
+    assert 55 <= len(shown) <= metrics.MOST == 60
+    assert {name for name in found if name.startswith("diagnostics/")} <= shown
     assert bool(report.diagnostics) == bool(diagnosed)
-    assert metrics["clients/away"] == 4
-    assert metrics["clients/infeasible"] == 1
-    assert metrics[f"clients/{way}"] == 1
-    assert metrics["clients/counted"] == 30
-    assert sum(value for key, value in metrics.items() if key.startswith("clients/") and "mean" not in key) == 36
-    assert ("clients/staleness_mean" in metrics) == (way == UNFINISHED)
+    assert found["clients/away"] == 4
+    assert found["clients/infeasible"] == 1
+    assert found[f"clients/{way}"] == 1
+    assert found["clients/counted"] == 30
+    assert sum(value for key, value in found.items() if key.startswith("clients/") and "mean" not in key) == 36
+    assert ("clients/staleness_mean" in found) == (way == UNFINISHED)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_has_more_than_sixty_names(method):
+    few = ("data.max_train_examples=150", "evaluation.max_examples=50", "diagnostics.every=1", "rounds=2")
+    scenario = simulation.build(settings_of(method, *few))
+    _, reports = played(scenario)
+    assert reports[-1].diagnostics
+    shown = names_in_mlflow(scenario, *reports)
+    assert len(shown | {"faults/retries"}) <= 60
+    assert {"accuracy/global", "fairness/worst_tier_accuracy", "time/accuracy/global", "client_s/p90"} <= shown
+    assert sum(name.startswith("client_s/tier/") for name in shown) <= metrics.TIERS_DIAGNOSED
+
+
+def test_percentiles_tiers_and_fairness_are_those_of_the_clients_counted_one_by_one():
+    scenario = simulation.build(tiny_settings(
+        f"population.tiers=[{TWELVE}]", "population.clients=60", "selection.clients_per_round=40",
+        "data.max_train_examples=400", "evaluation.client_share=0.7",
+    ))  # fmt: skip
+    _, report = run_round(scenario, initial_state(scenario), InProcessExecutor(scenario.workload))
+    clients, devices = report.clients, scenario.workload.population.devices
+    rows = [{name: column[place] for name, column in clients.items()} for place in range(40)]
+    speeds = {client: devices.profile(client).flops_per_s for client in clients["client"].tolist()}
+    scored = [row for row in rows if not np.isnan(row["accuracy"])]
+    found = metrics_of(report)
+    assert 20 < len(scored) < 35
+    last = sorted(speeds[row["client"]] for row in scored)[-(-len(scored) // 10) - 1]
+    slowest = [row["accuracy"] for row in scored if speeds[row["client"]] <= last]
+    assert 3 <= len(slowest) < 10
+    assert found["fairness/slowest_decile_accuracy"] == pytest.approx(np.mean(slowest))
+    by_tier = {
+        tier: np.mean([row["accuracy"] for row in scored if row["tier"] == tier])
+        for tier in {row["tier"] for row in scored}
+    }
+    assert found["fairness/worst_tier_accuracy"] == pytest.approx(min(by_tier.values()))
+    for tier, mean in by_tier.items():
+        assert found[f"accuracy/tier/{tier}"] == pytest.approx(mean)
+        seconds = [row["lasts_s"] for row in rows if row["tier"] == tier]
+        assert found[f"client_s/tier/{tier}"] == pytest.approx(np.mean(seconds))
+    for share, of in (("p10", 10), ("p50", 50), ("p90", 90)):
+        assert found[f"client_s/{share}"] == pytest.approx(np.percentile(clients["lasts_s"], of))
+        assert found[f"pruning_ratio/{share}"] == pytest.approx(np.percentile(clients["pruning_ratio"], of))
+        submodels = np.percentile([row["accuracy"] for row in scored], of)
+        assert found[f"accuracy/submodel_{share}"] == pytest.approx(submodels)
+
+
+def test_without_scored_submodels_nothing_is_said_of_them():
+    scenario = simulation.build(tiny_settings("evaluation.client_share=0.0"))
+    _, report = run_round(scenario, initial_state(scenario), InProcessExecutor(scenario.workload))
+    assert not any("submodel" in name or "fairness" in name or "accuracy/tier" in name for name in metrics_of(report))
+
+
+def rounds_of(seconds: list[float], scored: set[int]) -> list[Logged]:
+    """Rounds that end at simulated times; some of them score the global model."""
+    return [
+        Logged(round, 1000 * round, 0.0, {"clock/simulated_s": second, "traffic/total_bytes": 10.0 * round}
+               | ({"accuracy/global": round / 100} if round in scored else {}))
+        for round, second in enumerate(seconds, 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("cuts", [(), (1,), (2, 3), (1, 2, 3, 4, 5, 6), (4,)])
+def test_a_simulated_second_has_the_last_value_of_its_rounds_wherever_a_run_is_stopped(cuts):
+    """Each part is told by a run that went on and knows what MLflow does; a second that goes on is not told of."""
+    rounds = rounds_of([0.4, 1.1, 1.5, 1.9, 4.0, 4.0, 6.2], scored={2, 3, 6})
+    told: list[Point] = []
+    known = 0
+    for last in (*cuts, 7):
+        seconds = [point.step for point in told if point.key == EVERY_SECOND]
+        curves = RunCurves(lambda round: rounds[round - 1], told.extend, known, max(seconds, default=-1))
+        curves.tell(last, hurry=False)
+        assert curves.told == last
+        known = last
+    curves.finish()
+    curves.finish()
+    by_round = [point for point in told if not point.key.startswith("time/")]
+    assert by_round == [point for round in rounds for point in round.points]
+    over_time = {key: [point for point in told if point.key == f"time/{key}"] for key in MAIN}
+    assert [(point.step, point.value) for point in over_time["traffic/total_bytes"]] == [
+        (0, 10.0), (1, 40.0), (4, 60.0), (6, 70.0),
+    ]  # fmt: skip
+    assert [(point.step, point.value) for point in over_time["accuracy/global"]] == [(1, 0.03), (4, 0.06)]
+    assert [point.timestamp_ms for point in over_time["accuracy/global"]] == [3000, 6000]
+
+
+def test_a_call_has_whole_rounds_and_at_most_a_thousand_points():
+    rounds = rounds_of([float(round) for round in range(1, 501)], scored=set(range(1, 501)))
+    calls: list[list[Point]] = []
+    curves = RunCurves(lambda round: rounds[round - 1], calls.append)
+    while curves.told < 500:
+        curves.tell(500, hurry=False)
+    curves.finish()
+    assert max(map(len, calls)) <= 1000
+    assert len(calls) == 4
+    assert len({(point.key, point.step) for call in calls for point in call}) == sum(map(len, calls)) == 500 * 5
+
+
+def test_rounds_that_a_checkpoint_covers_are_told_without_waiting_for_the_end(monkeypatch):
+    monkeypatch.setattr(round_log, "COLLECT_S", 0.01)
+    rounds, told = rounds_of([1.0, 2.0, 3.0], scored=set()), []
+    log = round_log.RoundLog([RunCurves(lambda round: rounds[round - 1], told.extend)])
+    log.cover(2)
+    until = time.monotonic() + 60
+    while not any(point.step == 2 for point in told):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert {point.step for point in told if point.key == "clock/simulated_s"} == {1, 2}
+    log.close(60)
+    assert {point.step for point in told if point.key == EVERY_SECOND} == {1}, "the second may have more rounds"
+
+
+def test_the_end_of_the_curves_that_cannot_be_told_is_said(monkeypatch):
+    monkeypatch.setattr(round_log, "FIRST_PAUSE_S", 0.01)
+
+    def send(points) -> None:
+        if is_away:
+            raise TrackingLostError("gone")
+        told.extend(points)
+
+    told: list[Point] = []
+    rounds, is_away = rounds_of([1.0, 1.5], scored=set()), False
+    log = round_log.RoundLog([RunCurves(lambda round: rounds[round - 1], send)])
+    log.cover(2)
+    log.close(60)
+    is_away = True
+    log = round_log.RoundLog([RunCurves(lambda round: rounds[round - 1], send, 2)])
+    with pytest.raises(TrackingLostError, match="the end of the curves could not be logged: gone"):
+        log.close(0.5, is_over=True)
+    is_away = False
+    log = round_log.RoundLog([RunCurves(lambda round: rounds[round - 1], send, 2)])
+    log.close(60, is_over=True)
+    assert [point.value for point in told if point.key == EVERY_SECOND] == [20.0]
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "file:///somewhere", "ftp://host/x", "./runs"])

@@ -1,0 +1,153 @@
+"""What does logging to MLflow cost a round of 10,000 clients?
+
+Both sides play the same rounds from the same start and write the same records; one has them told to an SQLite store
+as a run does, in the background, and waits for the rest at the end. First both prove that they did the same work and
+that MLflow has every point; then they are timed in turns. Prints one JSON line with `--json`, else a table.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmark import medians_in_turns, surroundings
+
+from raysim import arrays, config_file, metrics, records, simulation, system_metrics
+from raysim.actors.runner import RayRunner
+from raysim.config import ExperimentSettings
+from raysim.executors import InProcessExecutor
+from raysim.place import Place
+from raysim.places import at
+from raysim.records import Point
+from raysim.round_log import RoundLog
+from raysim.rounds import initial_state
+from raysim.run_curves import RunCurves
+from raysim.scenario import Executor, Scenario
+from raysim.tracking import MlflowTracker
+from raysim.types import ServerState, Storage
+
+CONFIG = Path(__file__).parent / "configs" / "bench_tracking.yaml"
+PATIENCE_S = 600.0
+
+
+class Sides:
+    """The same rounds with and without logging."""
+
+    def __init__(self, settings: ExperimentSettings, scenario: Scenario, executor: Executor, folder: Path) -> None:
+        self._scenario, self._executor, self._folder = scenario, executor, folder
+        self._tracker = MlflowTracker(f"sqlite:///{folder}/mlflow.db", "bench")
+        self._params = config_file.flatten(settings)
+        self._runs: list[str] = []
+        self._count = 0
+        self.thread_s: list[float] = []
+        """CPU seconds of the thread that logs, for all rounds."""
+        self.metrics_s: list[float] = []
+        """Seconds that the metrics of a round take, which both sides compute and record."""
+
+    def make_runs(self, count: int) -> None:
+        """Create the MLflow runs: that is no part of a round."""
+        digests = {"data": "0" * 64, "partition": "0" * 64}
+        for number in range(count):
+            self._runs.append(self._tracker.start(f"bench {number}", self._params, {"data": "digits"}, digests))
+
+    def plain(self) -> ServerState:
+        """Play them."""
+        return self._play(self._place(), None)
+
+    def logged(self) -> ServerState:
+        """Play them and tell MLflow."""
+        place, spent, tracker = self._place(), [0.0], self._tracker
+        tracker.run_id = self._runs.pop()
+        without = metrics.left_out(metrics.tiers_of(self._scenario.workload.population.devices), False)
+
+        def send(points: Sequence[Point]) -> None:
+            tracker.log(points)
+            spent[0] = time.thread_time()
+
+        curves = RunCurves(lambda round: records.logged(place / "rounds", round, without), send)
+        log = RoundLog([curves])
+        with system_metrics.watched(tracker.uri, tracker.run_id):
+            state = self._play(place, log)
+        log.close(PATIENCE_S, is_over=True)
+        self.thread_s.append(spent[0])
+        return state
+
+    def check(self) -> int:
+        """Prove that both sides do the same work, and that MLflow has all of it; return how many curves a run has."""
+        plain, logged = self.plain(), self.logged()
+        if arrays.digest(plain.params) != arrays.digest(logged.params):
+            raise SystemExit("the two sides did not do the same work")
+        client, run_id = self._tracker.client, self._tracker.run_id
+        names = [name for name in client.get_run(run_id).data.metrics if not name.startswith("system/")]
+        steps = [point.step for point in client.get_metric_history(run_id, "clock/wall_s")]
+        if steps != list(range(1, self._scenario.rounds + 1)):
+            raise SystemExit(f"MLflow has rounds {steps} of {self._scenario.rounds}")
+        return len(names)
+
+    def _place(self) -> Place:
+        self._count += 1
+        return at(self._folder / str(self._count))
+
+    def _play(self, place: Place, log: RoundLog | None) -> ServerState:
+        state = initial_state(self._scenario)
+        for after, report in simulation.play(self._scenario, state, self._executor, Storage(place, 1, 2)):
+            state, started = after, time.perf_counter()
+            metrics.metrics_of(report)
+            self.metrics_s.append(time.perf_counter() - started)
+            if log is not None:
+                log.cover(report.round)
+        return state
+
+
+def measure(settings: ExperimentSettings, executor: Executor, scenario: Scenario, repeats: int) -> dict[str, Any]:
+    """Time both sides in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        sides = Sides(settings, scenario, executor, Path(folder))
+        sides.make_runs(1 + repeats)
+        names = sides.check()
+        sides.thread_s.clear()
+        seconds = medians_in_turns({"plain": sides.plain, "logged": sides.logged}, repeats)
+    rounds = scenario.rounds
+    return {
+        "clients_per_round": scenario.cohort_size,
+        "rounds": rounds,
+        "metric_names": names,
+        "round_s": seconds["plain"] / rounds,
+        "logged_round_s": seconds["logged"] / rounds,
+        "cost_percent": 100 * (seconds["logged"] / seconds["plain"] - 1),
+        "logging_cpu_percent": 100 * statistics.median(sides.thread_s) / seconds["plain"],
+        "metrics_percent": 100 * rounds * statistics.median(sides.metrics_s) / seconds["plain"],
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5, help="repeats of each side, 3 or more [5]")
+    parser.add_argument("--actors", type=int, default=0, help="play on so many actors of a local Ray [0: in-process]")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], help="change a setting")
+    parser.add_argument("--json", action="store_true", help="print one JSON line")
+    arguments = parser.parse_args()
+    if arguments.repeats < 3:
+        parser.error(f"--repeats={arguments.repeats} is not allowed; allowed: 3 or more")
+    settings = config_file.load(CONFIG, arguments.overrides)
+    scenario = simulation.build(settings)
+    if arguments.actors:
+        with RayRunner(arguments.actors, None) as runner:
+            figures = measure(settings, runner.executor(scenario), scenario, arguments.repeats)
+    else:
+        figures = measure(settings, InProcessExecutor(scenario.workload), scenario, arguments.repeats)
+    result = {**figures, "actors": arguments.actors, "repeats": arguments.repeats, **surroundings()}
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    for name, value in figures.items():
+        print(f"{name:24} {value:.4g}" if isinstance(value, float) else f"{name:24} {value}")
+
+
+if __name__ == "__main__":
+    main()

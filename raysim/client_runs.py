@@ -1,0 +1,145 @@
+"""Runs of single clients in MLflow, below the run they took part in: each with its own curves."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+
+from raysim.errors import TrackingLostError
+from raysim.fates import COUNTED
+from raysim.records import Point
+from raysim.run_curves import POINTS_PER_CALL
+from raysim.tracking import CLIENT, MlflowTracker
+from raysim.types import Columns, Population
+
+MOST = 200
+"""Most clients that have a run of their own: the first by id."""
+CURVES = ("pruning_ratio", "accuracy", "train_loss", "lasts_s")
+"""Columns of the clients' table that are curves."""
+EVERY_ROUND = "pruning_ratio"
+"""One that no round lacks in which a client's work counted."""
+CALLS_S = 0.5
+"""Seconds that making, telling and ending one of them may take on a busy server."""
+COLLECT_S = 30.0
+"""Seconds between two times that all are told, each by one call."""
+ROUNDS_PER_CALL = POINTS_PER_CALL // len(CURVES)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRun:
+    """A client that has a run of its own: the run's name and tags."""
+
+    client: int
+    name: str
+    tags: Mapping[str, str]
+
+
+def of_population(population: Population, tags: Mapping[str, str]) -> list[ClientRun]:
+    """Return the runs of the first 200 clients.
+
+    Args:
+        population: All clients.
+        tags: What all runs of clients are tagged with.
+    """
+    clients, runs = np.arange(min(MOST, len(population))), []
+    counts = population.train.counts_of(clients)
+    for client in clients.tolist():
+        tier = population.devices.tiers[population.devices.tier_of_device[population.devices.device_of[client]]]
+        own = {CLIENT: str(client), "kind": "client", "tier": tier, "examples": str(counts[client])}
+        runs.append(ClientRun(client, f"client {client:03d} ({tier})", {**tags, **own}))
+    return runs
+
+
+class ClientRuns:
+    """Tells the runs of single clients of rounds, many rounds by one call."""
+
+    def __init__(
+        self, tracker: MlflowTracker, read: Callable[[int], tuple[int, Columns]], runs: Sequence[ClientRun]
+    ) -> None:
+        """Begin; what MLflow knows already is found out when the first rounds are told.
+
+        Args:
+            tracker: Writes the run they belong to.
+            read: Returns when a round ended, in milliseconds, and its table of clients.
+            runs: Which clients.
+        """
+        self._tracker, self._read, self._runs = tracker, read, runs
+        self._told, self._due = 0, 0.0
+        self._ids: dict[int, str] = {}
+        self._steps: dict[int, int] = {}
+
+    @property
+    def told(self) -> int:
+        """The last round that MLflow knows, as far as has been found out."""
+        return self._told
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds that all of it may take, while MLflow answers."""
+        return CALLS_S * len(self._runs)
+
+    def tell(self, last: int, hurry: bool) -> None:
+        """Tell each client's run of some rounds by one call, unless all have just been told."""
+        if not hurry and time.monotonic() < self._due:
+            return
+        self._find_or_create()
+        part = min(last, self._told + ROUNDS_PER_CALL)
+        for client, points in self._points(part).items():
+            self._tracker.log(points, self._ids[client])
+            self._steps[client] = points[-1].step
+        self._told = part
+        if part == last:
+            self._due = time.monotonic() + COLLECT_S
+
+    def finish(self) -> None:
+        """Mark all of them as finished."""
+        self._find_or_create()
+        self._end("FINISHED")
+
+    def leave(self, status: str) -> None:
+        """Mark those that are there as failed or killed."""
+        with suppress(TrackingLostError):
+            self._end(status)
+
+    def _end(self, status: str) -> None:
+        for run_id in self._ids.values():
+            self._tracker.end(status, run_id=run_id)
+
+    def _find_or_create(self) -> None:
+        if len(self._ids) == len(self._runs):
+            return
+        there = self._tracker.clients()
+        for run in self._runs:
+            if run.client in self._ids:
+                continue
+            if run.client in there:
+                self._steps[run.client] = self._tracker.last_step(there[run.client], EVERY_ROUND)
+                self._ids[run.client] = there[run.client]
+            else:
+                self._ids[run.client] = self._tracker.child(run.name, run.tags)
+
+    def _points(self, last: int) -> dict[int, list[Point]]:
+        """Return the points that MLflow does not know yet, by client."""
+        points: dict[int, list[Point]] = defaultdict(list)
+        for round in range(self._told + 1, last + 1):
+            for client, each in points_of(*self._read(round), round).items():
+                if client in self._ids and round > self._steps.get(client, 0):
+                    points[client] += each
+        return points
+
+
+def points_of(timestamp_ms: int, table: Columns, round: int) -> dict[int, list[Point]]:
+    """Return the points of the clients whose work counted in a round; what was not measured is left out."""
+    counted = table["fate"] == COUNTED
+    columns = {name: table[name][counted].astype(float).tolist() for name in CURVES}
+    return {
+        client: [
+            Point(name, values[place], timestamp_ms, round)
+            for name, values in columns.items()
+            if values[place] == values[place]
+        ]
+        for place, client in enumerate(table["client"][counted].tolist())
+    }

@@ -1,0 +1,81 @@
+"""What MLflow is told of an experiment: its tags and description, and the curves that grow by rounds."""
+
+from raysim import client_runs, config_file, logged_data, metrics, population, provenance, records, run_note
+from raysim.client_runs import ClientRuns
+from raysim.config import ExperimentSettings
+from raysim.messages import say
+from raysim.place import Place
+from raysim.round_log import Curves
+from raysim.run_curves import RunCurves
+from raysim.scenario import Scenario
+from raysim.tracking import Known, MlflowTracker
+from raysim.types import Columns
+
+
+def tags_of(settings: ExperimentSettings) -> dict[str, str]:
+    """Return what runs are looked for by: what was asked for, and where it comes from."""
+    asked = {
+        "method": settings.method.name,
+        "data": settings.data.name,
+        "model": settings.model.name,
+        "devices": run_note.devices_of(settings),
+        "seed": str(settings.seed),
+    }
+    return asked | provenance.tags()
+
+
+def create(
+    tracker: MlflowTracker, settings: ExperimentSettings, scenario: Scenario, folder: Place, versions: dict[str, str]
+) -> None:  # fmt: skip
+    """Create the MLflow run.
+
+    Args:
+        tracker: Writes it.
+        settings: The experiment.
+        scenario: What is played.
+        folder: Where its files go.
+        versions: What equal bits depend on beyond the settings.
+    """
+    workload = scenario.workload
+    name = f"{settings.method.name} {settings.data.name} seed {settings.seed}"
+    tags = tags_of(settings) | {run_note.TAG: run_note.before(settings, scenario, str(folder))}
+    leftover = population.leftover_rows(workload.population, len(workload.data.train_labels))
+    if leftover is not None:
+        tags["leftover_rows"] = str(leftover)
+    tracker.create(name, tags | versions)
+
+
+def describe(
+    tracker: MlflowTracker, settings: ExperimentSettings, scenario: Scenario, digests: dict[str, str]
+) -> None:  # fmt: skip
+    """Log settings and data; what the run has of it already is left as it is."""
+    inputs = logged_data.inputs_of(scenario.workload.data, settings.data.root)
+    tracker.describe(config_file.flatten(settings), digests, inputs)
+
+
+def curves_of(
+    tracker: MlflowTracker, settings: ExperimentSettings, scenario: Scenario, folder: Place, known: Known
+) -> list[Curves]:  # fmt: skip
+    """Return what grows by rounds: the run's curves, and those of its clients where they are asked for."""
+    rounds, devices = folder / "rounds", scenario.workload.population.devices
+    without = metrics.left_out(metrics.tiers_of(devices), settings.diagnostics.every is not None)
+    curves: list[Curves] = [
+        RunCurves(lambda round: records.logged(rounds, round, without), tracker.log, known.round, known.second)
+    ]
+    if settings.tracking.client_runs:
+        curves.append(_of_clients(tracker, settings, scenario, folder))
+    return curves
+
+
+def _of_clients(
+    tracker: MlflowTracker, settings: ExperimentSettings, scenario: Scenario, folder: Place
+) -> ClientRuns:  # fmt: skip
+    clients, most = scenario.workload.population, client_runs.MOST
+    if len(clients) > most:
+        say(f"tracking.client_runs: the first {most} of {len(clients)} clients have runs of their own")
+
+    def read(round: int) -> tuple[int, Columns]:
+        ended_ms = records.logged(folder / "rounds", round).timestamp_ms
+        return ended_ms, records.read(records.path_of(folder / "clients", round))
+
+    return ClientRuns(tracker, read, client_runs.of_population(clients, tags_of(settings)))
