@@ -1,4 +1,4 @@
-"""The command line: raysim run, resume, submit, replay, devices, calibrate, probe, schema."""
+"""The command line: raysim run, resume, compare, submit, replay, devices, calibrate, probe, schema."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from raysim import config_file, console, places, termination
+from raysim.comparison.command import compare
 from raysim.config import ExperimentSettings
 from raysim.errors import RunFailedError, SettingError, TrackingLostError
 from raysim.place import Place
@@ -30,6 +31,7 @@ def cli() -> None:
 
 
 cli.add_command(submit)
+cli.add_command(compare)
 
 
 @cli.command()

@@ -98,6 +98,7 @@ class Record:
         settings = run.settings
         tracker = MlflowTracker(self.tracker.uri, settings.experiment, parent=self.tracker.run_id)
         tags = {"method": settings.method.name, "data": settings.data.name, "model": settings.model.name}
+        tags["label"] = run.label
         name = f"{run.label} seed {run.seed}"
         tracker.start(
             name, config_file.flatten(settings), tags | environment(), outcome.digests, outcome.started_ms
