@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import test_comparison
-from conftest import CONFIGS, TINY, tiny_settings
+from conftest import CONFIGS, ROOT, TINY, tiny_settings
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
@@ -313,3 +315,20 @@ def test_a_summary_tells_the_label_of_the_comparison_a_run_belongs_to():
     runs = [replace(record(f"seed={seed}"), label="mine") for seed in (0, 1)]
     grouped, _ = rows.rows_of([*runs, record("training.epochs=3")])
     assert [row.label for row in grouped] == ["mine", "ca-hfp, epochs 3"]
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
+    commands = [shlex.split(command)[1:] for command in re.findall(r"^```sh\n(.*)\n```$", page, re.MULTILINE)]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copytree(CONFIGS, tmp_path / "jobs" / "configs")
+    smaller = [part for override in TINY[1:] for part in ("--set", override)]
+    for command in commands:
+        assert left_with(*command, *(smaller if command[0] == "run" else [])) == 0
+    printed = capsys.readouterr().out
+    assert all(part in printed for part in ("fedavg", "ca-hfp", "to 60 %", "compare.html"))
+    written = {path.name for path in (tmp_path / "runs" / "side-by-side").iterdir()}
+    assert written == set(compare.FILES)
+    assert all(f"`{name}`" in page for name in compare.FILES)

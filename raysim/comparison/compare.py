@@ -82,7 +82,7 @@ def compare(
     records = sources.find(names)
     grouped, repeated = rows.rows_of(records)
     against = rows.baseline_of(grouped, baseline)
-    if not any(reached.figures_of(run.rounds).get("accuracy") for run in records):
+    if not any("accuracy" in reached.figures_of(run.rounds) for run in records):
         named = ", ".join(record.name for record in records[:3]) + (", ..." if len(records) > 3 else "")
         raise SettingError(f"there is no metric to compare: no round has been scored in {named}")
     wanted = sorted(set(targets)) or _targets_of(grouped, against)

@@ -2,12 +2,12 @@
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raysim import places, runs
+from raysim import config_file, places, runs
 from raysim.comparison import run_record
 from raysim.comparison.run_record import IN_MLFLOW, RunRecord
 from raysim.errors import SettingError, nearest_first
@@ -86,7 +86,7 @@ class Sources:
         found = [run_record.of_folder(places.at(each)) for each in inside if (each / "config.yaml").is_file()]
         if not found:
             raise SettingError(f"RUN={name!r} holds no run yet")
-        return found
+        return sorted(found, key=_place_in(path / "comparison.yaml")) if kinds[0] == "comparison.yaml" else found
 
     def _experiment(self, given: str, name: str) -> list[RunRecord]:
         tracked = self._store.experiment(name)
@@ -101,7 +101,8 @@ class Sources:
         if run is None:
             raise SettingError(f"RUN={run_id!r} is no folder, and no run in {self._store.uri}")
         if run.tags.get("kind") in PARENTS:
-            return self._all_of(self._store.children(run), run_id)
+            children = sorted(self._store.children(run), key=lambda child: int(child.tags.get("trial", 0)))
+            return self._all_of(children, run_id)
         record = self._record(run)
         if record is None:
             raise SettingError(
@@ -135,6 +136,13 @@ class Sources:
             return record
         histories = {key: self._store.history(run.id, key) for key in IN_MLFLOW}
         return replace(record, rounds=run_record.rounds_from(histories))
+
+
+def _place_in(file: Path) -> Callable[[RunRecord], int]:
+    """Return what gives a run's place among the rows of a comparison's file."""
+    methods = config_file.read_yaml(file).get("methods", [])
+    labels = [each.get("label") or each.get("name") if isinstance(each, dict) else each for each in methods]
+    return lambda record: labels.index(record.label) if record.label in labels else len(labels)
 
 
 def _is_a_run(run: "TrackedRun") -> bool:

@@ -75,6 +75,9 @@ class SweepRecord:
             self.tracker.reopen()
         else:
             base = self.sweep.base
+            files.write_text(self.folder / PLAN, config_file.to_yaml(self.sweep.settings))
+            values = [{"trial": trial.place, "values": dict(trial.values)} for trial in self.sweep.trials]
+            files.write_text(self.folder / TRIALS, json.dumps(values, indent=2))
             tags = {"kind": "sweep", "data": base.data.name, "model": base.model.name} | environment()
             self.tracker.create(self.title, tags)
             self._note_ids()
@@ -245,9 +248,6 @@ def open_record(sweep: Sweep, folder: Path) -> SweepRecord:
         raise SettingError(f"--output={str(folder)!r} holds a sweep already; give a folder without one, or --resume")
     make_folder(folder)
     tracker = MlflowTracker(uri, sweep.base.experiment, beside=str(folder.parent))
-    files.write_text(folder / PLAN, config_file.to_yaml(sweep.settings))
-    values = [{"trial": trial.place, "values": dict(trial.values)} for trial in sweep.trials]
-    files.write_text(folder / TRIALS, json.dumps(values, indent=2))
     return SweepRecord(sweep, folder, tracker, {})
 
 

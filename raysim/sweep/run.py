@@ -1,5 +1,6 @@
 """Runs a sweep: its trials on Ray Tune, what becomes of them, and the table at its end."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,15 +50,15 @@ def run(record: SweepRecord) -> None:
         TrackingLostError: If MLflow could not be told of all of it.
     """
     sweep, journal = record.sweep, record.journal
-    digests = check(record)
-    with held(places.at(record.folder)), tuning.started_ray(sweep):
+    digests, left = check(record), journal.unfinished
+    with held(places.at(record.folder)), tuning.started_ray(sweep) if left else nullcontext():
         status = "KILLED"
         try:
             record.begin(digests)
-            left = journal.unfinished
             before = results_of(journal.entries)
             with SweepDisplay(sweep, journal) as display:
-                tuning.run(sweep, record.folder, before, left, _Listening(record, display))
+                if left:
+                    tuning.run(sweep, record.folder, before, left, _Listening(record, display))
             failed = [place for place, standing in enumerate(journal.standings) if standing.ended == FAILED]
             is_over = all(standing.ended for standing in journal.standings)
             status = "KILLED" if not is_over else "FAILED" if failed else "FINISHED"

@@ -76,6 +76,7 @@ def run(sweep: Sweep, folder: Path, before: Sequence[Entry], places_left: Sequen
             tune_config=tune.TuneConfig(
                 metric="value", mode=sweep.settings.mode, scheduler=halving,
                 max_concurrent_trials=sweep.settings.concurrent, trial_dirname_creator=_folder_name,
+                reuse_actors=sweep.base.executor.kind == "in-process",
             ),
             run_config=tune.RunConfig(
                 name="trials", storage_path=str(scratch), verbose=0, callbacks=[_Telling(sweep, listener)],
