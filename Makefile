@@ -39,6 +39,7 @@ ui: $(READY)
 bench: $(READY)
 	$(BIN)/python jobs/bench_training.py $(ARGS)
 	$(BIN)/python jobs/bench_submodel.py $(ARGS)
+	for workload in W1 W2 W3 population; do $(BIN)/python jobs/bench_engine.py --workload $$workload || exit 1; done
 
 compare: $(READY)
 	$(BIN)/python jobs/compare_methods.py jobs/configs/compare_digits.yaml $(ARGS)

@@ -9,9 +9,9 @@ import click
 
 from raysim import cli, config_file, files
 from raysim.config_data import Settings, Share
-from raysim.console import say
 from raysim.errors import SettingError
 from raysim.job_place import default_folder
+from raysim.messages import say
 
 if TYPE_CHECKING:
     from raysim.comparison.curves import Curve

@@ -13,6 +13,7 @@ from safetensors import torch as safetensors
 
 from raysim import arrays, client_memory, places, work_storage
 from raysim.client_memory import ClientMemory, Stored
+from raysim.errors import SettingError
 from raysim.place import Place
 from raysim.places import Given
 from raysim.types import Params, Reached, ServerState, Totals
@@ -156,6 +157,7 @@ def load(given: Given) -> ServerState:
 
     Raises:
         TornCheckpointError: If the file is missing or damaged.
+        SettingError: If it is whole, and another version of raysim wrote it in a format of its own.
         OSError: If it is there and cannot be read.
     """
     place = places.at(given)
@@ -163,13 +165,17 @@ def load(given: Given) -> ServerState:
         with place.fetched() as path, safe_open(path, framework="pt") as file:
             content = json.loads((file.metadata() or {})[HEADER])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no mapping)
-        if content["format"] != FORMAT:
-            raise TornCheckpointError(f"it has format {content['format']}; this version reads format {FORMAT}")
         recorded, tensors_recorded = content.pop("sha256"), content["tensors_sha256"]
-    except (FileNotFoundError, SafetensorError, ValueError, LookupError, TypeError, TornCheckpointError) as error:
+        format = content["format"]
+    except (FileNotFoundError, SafetensorError, ValueError, LookupError, TypeError) as error:
         raise TornCheckpointError(f"{place} cannot be read: {type(error).__name__}: {error}") from error
     if recorded != _digest(content) or tensors_recorded != arrays.digest(tensors):
         raise TornCheckpointError(f"{place} is damaged: its content does not have the digest recorded in its header")
+    if format != FORMAT:
+        raise SettingError(
+            f"{str(place)!r} has checkpoint format {format}, this version of raysim reads {FORMAT}; allowed: the "
+            "version that wrote it, named in run.json"
+        )
     return _state_of(content, tensors, place.parent / CLIENTS)
 
 

@@ -17,6 +17,7 @@ from raysim import config_file, console, places, termination
 from raysim.comparison.command import compare
 from raysim.config import ExperimentSettings
 from raysim.errors import RunFailedError, SettingError, TrackingLostError
+from raysim.messages import say
 from raysim.place import Place
 from raysim.submission import submit
 from raysim.termination import BAD_INPUT, FAILED, TERMINATED
@@ -128,7 +129,7 @@ def _run(settings: ExperimentSettings, output: str | None, as_json: bool) -> Non
     )
     simulation.check_names(settings)
     if output is None and job_place.in_job():
-        console.say(f"a job's own folder is deleted with it: the run's files go to {folder}")
+        say(f"a job's own folder is deleted with it: the run's files go to {folder}")
 
     def prepare() -> Any:
         from raysim import experiment  # in a thread of its own: MLflow imports while Ray starts
@@ -301,23 +302,23 @@ def main(arguments: list[str] | None = None, command: click.Command = cli, kept:
     try:
         code = command.main(args=arguments, standalone_mode=False) or 0
     except SettingError as error:
-        console.say(f"raysim: {error}")
+        say(f"raysim: {error}")
         code = BAD_INPUT
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except RunFailedError as error:
-        console.say(f"{error.details}raysim: the run failed: {error}; {kept}")
+        say(f"{error.details}raysim: the run failed: {error}; {kept}")
         code = FAILED
     except TrackingLostError as error:
-        console.say(f"raysim: {error}")
+        say(f"raysim: {error}")
         code = FAILED
     except (KeyboardInterrupt, click.Abort):
         code = termination.code_of_interrupt()
-        console.say(f"raysim: interrupted; {kept}")
+        say(f"raysim: interrupted; {kept}")
     except Exception as error:
         traceback.print_exc()
-        console.say(f"raysim: the run failed: {type(error).__name__}: {error}")
+        say(f"raysim: the run failed: {type(error).__name__}: {error}")
         code = FAILED
     if code == TERMINATED:  # whoever sent it waits for seconds only, and Python would wait for all threads
         sys.stdout.flush()

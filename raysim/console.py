@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from raysim.fates import COUNTED
+from raysim.messages import say
 from raysim.types import RoundReport
 
 
@@ -46,11 +47,6 @@ class ProgressDisplay:
             self._bar.update(self._task, completed=report.round, accuracy=accuracy, simulated=simulated)
         else:
             say(f"round {report.round}/{self._rounds}  accuracy {accuracy}  simulated {simulated}")
-
-
-def say(text: str) -> None:
-    """Write one line to standard error."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -1,8 +1,8 @@
 """Finds where a stopped run goes on: after the newest round whose checkpoint and record are both whole."""
 
 from raysim import checkpoint, records
-from raysim.console import say
 from raysim.errors import reason_of
+from raysim.messages import say
 from raysim.place import Place
 from raysim.types import FIRST, Start
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from raysim import config_file, continuation, files, places, runs, simulation
 from raysim.config import ExperimentSettings
-from raysim.console import say
 from raysim.errors import SettingError
 from raysim.experiment import Experiment, digests_of, environment
 from raysim.job_place import default_folder
+from raysim.messages import say
 from raysim.place import Place
 from raysim.run_folder import held, make_folder
 from raysim.tracking import MlflowTracker, resolve_uri, status_of

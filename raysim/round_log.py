@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable, Sequence
 from threading import Condition, Thread
 
-from raysim.console import say
 from raysim.errors import TrackingLostError, reason_of
+from raysim.messages import say
 from raysim.records import Logged
 
 METRICS_PER_CALL = 1000

@@ -18,7 +18,6 @@ from raysim import checkpoint, device_sources, evaluation, population, records, 
 from raysim.client_view import Workload
 from raysim.clock import ClockRules
 from raysim.config import ExperimentSettings
-from raysim.console import say
 from raysim.data import datasets
 from raysim.data.partition import check_partition, partition
 from raysim.data.rules import PartitionOptions
@@ -26,6 +25,7 @@ from raysim.data.transform import Transform
 from raysim.deadline_check import check_deadline
 from raysim.errors import RunFailedError, SettingError, UntraceableError, nearest_first, reason_of
 from raysim.executors import InProcessExecutor
+from raysim.messages import say
 from raysim.methods import resolve as methods
 from raysim.methods.method import Method
 from raysim.models import weights, zoo

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from raysim import config_file, console, termination, uri_secrets
+from raysim import config_file, termination, uri_secrets
+from raysim.messages import say
 
 
 @click.command()
@@ -73,14 +74,14 @@ def _follow(job: Any, as_json: bool) -> int:
         log.append(text)
         click.echo(text, nl=False, err=as_json)
 
-    console.say(f"job {job.id}: {job.ways()}")
+    say(f"job {job.id}: {job.ways()}")
     try:
         code = ray_jobs.exit_code(job.follow(write))
     except KeyboardInterrupt:
-        console.say(f"raysim: job {job.id} goes on: {job.ways()}")
+        say(f"raysim: job {job.id} goes on: {job.ways()}")
         return termination.code_of_interrupt()
     if code:
-        console.say(f"raysim: job {job.id} failed")
+        say(f"raysim: job {job.id} failed")
     elif as_json:
         click.echo("".join(log).rstrip().rpartition("\n")[2])
     return code

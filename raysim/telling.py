@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from raysim import records
 from raysim.client_view import Workload
-from raysim.console import say
 from raysim.errors import TrackingLostError
+from raysim.messages import say
 from raysim.place import Place
 from raysim.pruning import submodel
 from raysim.round_log import RoundLog

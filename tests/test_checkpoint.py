@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from raysim import arrays, checkpoint
 from raysim.checkpoint import TornCheckpointError
+from raysim.errors import SettingError
 from raysim.types import ServerState, Totals
 
 TOTALS = Totals(
@@ -141,6 +142,15 @@ def test_a_flipped_bit_is_noticed(tmp_path, place):
     path.write_bytes(bytes(content))
     with pytest.raises(TornCheckpointError, match="does not have the digest"):
         checkpoint.load(path)
+
+
+def test_a_whole_checkpoint_of_another_format_is_not_passed_over(tmp_path, monkeypatch):
+    with monkeypatch.context() as older:
+        older.setattr(checkpoint, "FORMAT", 3)
+        saved = checkpoint.save(state(), tmp_path, keep=2)
+    with pytest.raises(SettingError, match="format 3, this version of raysim reads 4"):
+        checkpoint.newest(tmp_path, pytest.fail)
+    assert saved.is_file()
 
 
 @pytest.mark.parametrize("header", [{}, {"raysim": "{}"}, {"raysim": "[]"}, {"raysim": '{"round": 4, "format": 4}'}])

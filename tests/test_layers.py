@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1] / "raysim"
 RANKS: dict[str, float] = {
     # Words, and what needs no other word.
     "raysim": 0,
+    "raysim.messages": 0,
     "raysim.errors": 0,
     "raysim.fates": 0,
     "raysim.files": 0,
@@ -59,6 +60,7 @@ RANKS: dict[str, float] = {
     "raysim.data.partition": 1.1,
     "raysim.models": 1,
     "raysim.models.cost": 1,
+    "raysim.models.uncompiled": 0,
     "raysim.models.normalization": 1,
     "raysim.models.resnet": 1,
     "raysim.models.torchvision_models": 1,

@@ -9,8 +9,8 @@ import ray
 
 from raysim import dotted
 from raysim.actors import tokens
-from raysim.console import say
 from raysim.errors import SettingError
+from raysim.messages import say
 
 QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 RESTARTS = 3

@@ -9,8 +9,8 @@ from typing import Any
 
 import ray
 
-from raysim.console import say
 from raysim.errors import SettingError
+from raysim.messages import say
 
 SAID_AFTER_S, SAID_AGAIN_S = 10.0, 60.0
 SAME_EVERYWHERE = ("raysim", "torch")

@@ -17,8 +17,8 @@ from raysim.actors.executor import RayExecutor
 from raysim.actors.faults import failure_of, loss_of
 from raysim.actors.readiness import presence, wait_for
 from raysim.arrays import as_tensors
-from raysim.console import say
 from raysim.errors import RunFailedError, SettingError, reason_of
+from raysim.messages import say
 from raysim.scenario import Scenario
 from raysim.types import FIRST, RoundReport, ServerState, Start, Storage
 

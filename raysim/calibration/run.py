@@ -13,8 +13,8 @@ from raysim import config_file, files
 from raysim.calibration import figure, report
 from raysim.calibration.fit import Calibration
 from raysim.calibration.measure import Subject, calibrate, check_counts, different_widths, subject_of
-from raysim.console import say
 from raysim.errors import SettingError
+from raysim.messages import say
 
 RESULT = "calibration.json"
 

@@ -7,8 +7,9 @@ from raysim.comparison.plan import Comparison
 from raysim.comparison.play import Outcome, digests_of, play
 from raysim.comparison.record import Record
 from raysim.comparison.table import Figures
-from raysim.console import duration, say
+from raysim.console import duration
 from raysim.errors import RunFailedError, SettingError
+from raysim.messages import say
 from raysim.scenario import Scenario
 
 

@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from raysim.models.uncompiled import without_compiler
+
 BATCH = 2
 """Examples in the counted step: BatchNorm needs two."""
 
@@ -45,7 +47,8 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> ModelCost:
 
     own_storages = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     attention = sdpa_kernel(SDPBackend.MATH)  # the other kernels are not there on every device
-    with attention, FlopCounterMode(display=False, custom_mapping=_CONVOLUTION_FORMULAS) as counter:
+    counting = FlopCounterMode(display=False, custom_mapping=_CONVOLUTION_FORMULAS)
+    with without_compiler(), attention, counting as counter:
         with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
             output = model(example)
         output.sum().backward()
