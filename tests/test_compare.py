@@ -244,7 +244,7 @@ def test_folder_parent_experiment_and_single_runs_are_the_same_comparison(made, 
     curve = pq.read_table(made.alone / "rounds.parquet").to_pydict()
     assert content["rows"][2]["accuracy"]["mean"] == curve["accuracy"][-1]
     page = (tmp_path / "out" / "compare.html").read_text(encoding="utf-8")
-    assert page.count('class="figure"') == 6
+    assert page.count('class="figure"') == 5
     assert "heterofl" in page.partition("</table>")[0]
 
 

@@ -1,6 +1,6 @@
 """Rows of a comparison: runs that differ in nothing but their seed, named by what sets them apart from the others."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from raysim import config_file
@@ -68,12 +68,13 @@ def rows_of(records: Sequence[RunRecord]) -> tuple[list[Row], list[str]]:
             notes.append(f"left out is {left.name}, which repeats {kept.name}: same settings, same seed")
     settings = [dict(group) for group in groups]
     labels = [_given_label(by_seed.values()) for by_seed in groups.values()]
+    names = {name for own in settings for name in _differing(own, settings)}
     rows = []
     for own, label, by_seed in zip(settings, labels, groups.values(), strict=True):
         differing = _differing(own, settings)
         among = [other for other in settings if other["method.name"] == own["method.name"]]
         told = {} if label and labels.count(label) == 1 else _differing(own, among)
-        name = label if label and not told else _name(own["method.name"], told, own)
+        name = label if label and not told else ", ".join([own["method.name"], *described(told, names)])
         others = {key: value for key, value in differing.items() if key not in told}
         runs = [by_seed[seed] for seed in sorted(by_seed)]
         rows.append(Row(name, own["method.name"], differing, others, runs))
@@ -93,8 +94,8 @@ def _progress(record: RunRecord) -> tuple[bool, int]:
     return not record.state, record.num_rounds
 
 
-def _given_label(records: "Sequence[RunRecord] | object") -> str | None:
-    labels = {record.label for record in records}  # type: ignore[attr-defined]
+def _given_label(records: Iterable[RunRecord]) -> str | None:
+    labels = {record.label for record in records}
     return labels.pop() if len(labels) == 1 else None
 
 
@@ -107,14 +108,10 @@ def _differing(own: Mapping[str, str], all_settings: Sequence[Mapping[str, str]]
     }
 
 
-def _name(method: str, told: Mapping[str, str], own: Mapping[str, str]) -> str:
-    return ", ".join([method, *described(told, own)])
-
-
-def described(settings: Mapping[str, str], all_names: Mapping[str, str]) -> list[str]:
+def described(settings: Mapping[str, str], all_names: Collection[str]) -> list[str]:
     """Return settings as `learning_rate 0.1`; the dotted name stands where the last part alone says two things.
 
-    >>> described({"training.epochs": "2", "server.momentum": "0"}, {"training.momentum": "", "server.momentum": ""})
+    >>> described({"training.epochs": "2", "server.momentum": "0"}, ["training.momentum", "server.momentum"])
     ['epochs 2', 'server.momentum 0']
     """
     last = [name.rpartition(".")[2] for name in all_names]

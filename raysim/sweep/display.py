@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from raysim.console import say
+from raysim.messages import say
 from raysim.sweep.journal import FAILED, FINISHED, STOPPED, Entry, Journal
 from raysim.sweep.plan import Sweep
 

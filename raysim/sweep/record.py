@@ -9,9 +9,9 @@ from typing import Any
 from raysim import config_file, files, records
 from raysim.comparison import reached
 from raysim.config import ExperimentSettings
-from raysim.console import say
 from raysim.errors import SettingError, TrackingLostError
 from raysim.experiment import environment
+from raysim.messages import say
 from raysim.run_folder import make_folder
 from raysim.sweep.journal import FAILED, FINISHED, STOPPED, Entry, Journal
 from raysim.sweep.plan import Sweep, Trial

@@ -8,9 +8,9 @@ from typing import Any
 from raysim import places, simulation
 from raysim.comparison import compare
 from raysim.comparison.compare import Compared
-from raysim.console import say
 from raysim.errors import RunFailedError, SettingError
 from raysim.experiment import digests_of
+from raysim.messages import say
 from raysim.run_folder import held
 from raysim.sweep import tuning
 from raysim.sweep.display import SweepDisplay

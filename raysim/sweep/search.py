@@ -51,8 +51,10 @@ class Domain(Settings):
         if self.randint is not None:
             return int(rng.integers(self.randint[0], self.randint[1], endpoint=True))
         if self.loguniform is not None:
-            return rounded(math.exp(rng.uniform(*map(math.log, self.loguniform))))
-        return rounded(rng.uniform(*(self.uniform or (0.0, 1.0))))
+            lowest, highest = map(math.log, self.loguniform)
+            return rounded(math.exp(rng.uniform(lowest, highest)))
+        lowest, highest = self.uniform or (0.0, 1.0)
+        return rounded(rng.uniform(lowest, highest))
 
 
 def rounded(value: float) -> float:

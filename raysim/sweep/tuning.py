@@ -28,7 +28,7 @@ from raysim.sweep.plan import HalvingSettings, Sweep
 
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_PRINT_ALL_TRIAL_ERRORS": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "TUNE_WARN_THRESHOLD_S": "60", "RAY_AIR_NEW_OUTPUT": "1",
+    "TUNE_WARN_THRESHOLD_S": "60", "RAY_AIR_NEW_OUTPUT": "0",
 }  # fmt: skip
 """Keeps Tune from writing logs of its own, from printing, and from changing the working directory of trials."""
 SCRATCH = ".tune"
@@ -74,8 +74,7 @@ def run(sweep: Sweep, folder: Path, before: Sequence[Entry], places_left: Sequen
             tune.with_resources(train, _resources(sweep)),
             param_space={"place": tune.grid_search(list(places_left))},
             tune_config=tune.TuneConfig(
-                metric="value", mode=sweep.settings.mode, scheduler=halving,
-                max_concurrent_trials=sweep.settings.concurrent, trial_dirname_creator=_folder_name,
+                scheduler=halving, max_concurrent_trials=sweep.settings.concurrent, trial_dirname_creator=_folder_name,
                 reuse_actors=sweep.base.executor.kind == "in-process",
             ),
             run_config=tune.RunConfig(
@@ -118,7 +117,9 @@ def _resources(sweep: Sweep) -> Any:
     executor = sweep.base.executor
     if executor.kind == "in-process":
         return {"cpu": 1, "gpu": 1} if executor.device == "cuda" else {"cpu": 1}
-    return PlacementGroupFactory([{}, *({"CPU": 1} for _ in range(sweep.num_cpus))], strategy="PACK")
+    bundles: list[dict[str, int | float]] = [{}]
+    bundles += [{"CPU": 1} for _ in range(sweep.num_cpus)]
+    return PlacementGroupFactory(bundles, strategy="PACK")
 
 
 class Halving(ASHAScheduler):
@@ -126,27 +127,30 @@ class Halving(ASHAScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Take up a trial."""
-        super().on_trial_add(tune_controller, _Named(trial))
+        super().on_trial_add(tune_controller, _named(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Return whether a trial goes on."""
-        return str(super().on_trial_result(tune_controller, _Named(trial), result))
+        return str(super().on_trial_result(tune_controller, _named(trial), result))
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """Forget a trial that is over; what it reached on its way stays."""
-        super().on_trial_complete(tune_controller, _Named(trial), result)
+        super().on_trial_complete(tune_controller, _named(trial), result)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         """Forget a trial that was given up before it started."""
-        super().on_trial_remove(tune_controller, _Named(trial))
+        super().on_trial_remove(tune_controller, _named(trial))
 
 
 class _Named:
     """All that ASHA asks of a trial: its name."""
 
-    def __init__(self, trial: Any) -> None:
-        self.trial_id = f"trial {trial.config['place']}"
-        self.config = trial.config
+    def __init__(self, place: int) -> None:
+        self.trial_id = f"trial {place}"
+
+
+def _named(trial: Any) -> Any:
+    return _Named(trial.config["place"])
 
 
 class _Earlier:
