@@ -211,7 +211,9 @@ class _Telling(Callback):
 
 def _failure_of(trial: Any) -> tuple[str, str]:
     """Return why a trial failed, in one sentence, and the traceback where it is unexpected."""
-    error = trial.get_pickled_error()
+    if trial.pickled_error_file is None:
+        return "its process cannot be started", ""
+    error = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, RunFailedError):
         return str(cause), cause.details
