@@ -64,6 +64,16 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row():
         rows.baseline_of(grouped, "fedvag")
 
 
+def test_of_many_settings_that_differ_a_row_is_called_by_as_few_as_set_it_apart():
+    other = ("population.tiers.0.latency_s=0.2", "population.tiers.1.latency_s=0.3", "population.tiers.2.share=0.35",
+             "population.tiers.3.share=0.15", "training.batch_size=8", "training.momentum=0.5")  # fmt: skip
+    grouped, _ = rows.rows_of([record(), record(*other), record(*other, "training.lr_decay=0.5")])
+    assert len({row.label for row in grouped}) == 3
+    assert all(row.label.count(",") <= 2 for row in grouped)
+    assert len(grouped[1].other_settings) > rows.SHOWN_SETTINGS
+    assert rows.shortly(grouped[1].other_settings).endswith(" more")
+
+
 def test_a_run_that_repeats_another_counts_once_the_one_that_got_farther():
     first, again = record(name="first", accuracies=(0.5,), state="failed"), record(name="again")
     grouped, notes = rows.rows_of([first, again])

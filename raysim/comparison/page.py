@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from markupsafe import Markup
 
 from raysim.comparison import reached, views
 from raysim.comparison.curves import COSTS, Curve
@@ -54,12 +55,15 @@ _CURVES = (
 )
 
 
-def _table(columns: Sequence[Column], notes: Sequence[str]) -> Any:
-    text = [column for column in columns if column.is_text]
-    ordered = [columns[0], *(column for column in columns[1:] if column not in text)]
-    ordered += [column for column in text if column is not columns[0]]
-    cells = [list(line) for line in zip(*(column.cells for column in ordered), strict=True)]
-    made = fragments.table([column.heading for column in ordered], cells)
+def _table(columns: Sequence[Column], notes: Sequence[str]) -> Markup:
+    names, others = columns[0], columns[1:]
+    parts = [[names, *(column for column in others if not column.is_of_target)]]
+    for upper in dict.fromkeys(column.upper for column in others if column.is_of_target):
+        parts.append([names, *(column for column in others if column.upper == upper)])
+    made = Markup("")
+    for part in parts:
+        cells = [list(line) for line in zip(*(column.cells for column in part), strict=True)]
+        made += fragments.table([column.heading for column in part], cells)
     for note in notes:
         made += fragments.paragraph(note)
     return made

@@ -68,12 +68,13 @@ def rows_of(records: Sequence[RunRecord]) -> tuple[list[Row], list[str]]:
             notes.append(f"left out is {left.name}, which repeats {kept.name}: same settings, same seed")
     settings = [dict(group) for group in groups]
     labels = [_given_label(by_seed.values()) for by_seed in groups.values()]
-    names = {name for own in settings for name in _differing(own, settings)}
+    names = {name for own in settings for name in own if any(name not in other or other[name] != own[name]
+                                                             for other in settings)}  # fmt: skip
     rows = []
     for own, label, by_seed in zip(settings, labels, groups.values(), strict=True):
         differing = _differing(own, settings)
         among = [other for other in settings if other["method.name"] == own["method.name"]]
-        told = {} if label and labels.count(label) == 1 else _differing(own, among)
+        told = {} if label and labels.count(label) == 1 else _telling(own, among)
         name = label if label and not told else ", ".join([own["method.name"], *described(told, names)])
         others = {key: value for key, value in differing.items() if key not in told}
         runs = [by_seed[seed] for seed in sorted(by_seed)]
@@ -106,6 +107,24 @@ def _differing(own: Mapping[str, str], all_settings: Sequence[Mapping[str, str]]
         for name, value in own.items()
         if name != "method.name" and value != "None" and any(other.get(name) != value for other in all_settings)
     }
+
+
+def _telling(own: Mapping[str, str], among: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return the settings that set a row apart from others: all that differ, or as few of many as that takes."""
+    differing = _differing(own, among)
+    if len(differing) <= SHOWN_SETTINGS:
+        return differing
+    left, names = [other for other in among if other != own], sorted(set().union(*among))
+    told: dict[str, str] = {}
+    while left:
+        name = max(names, key=lambda each: (_apart(each, own, left), own.get(each, "None") != "None"))
+        told[name] = own.get(name, "None")
+        left = [other for other in left if other.get(name) == own.get(name)]
+    return told
+
+
+def _apart(name: str, own: Mapping[str, str], others: Sequence[Mapping[str, str]]) -> int:
+    return sum(other.get(name) != own.get(name) for other in others)
 
 
 def described(settings: Mapping[str, str], all_names: Collection[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """The table of compared runs as a person reads it: headings, cells, and Rich tables that fit a terminal."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,11 @@ class Column:
     def heading(self) -> str:
         """Both lines in one."""
         return f"{self.upper} {self.lower}".strip()
+
+    @property
+    def is_of_target(self) -> bool:
+        """Whether it tells what a target cost."""
+        return self.upper.startswith("to ")
 
     @property
     def is_text(self) -> bool:
@@ -151,13 +157,21 @@ def rich_tables(columns: Sequence[Column], dim: Sequence[bool], width: int) -> l
     """
     names, *left = columns
     parts: list[list[Column]] = [[names]]
-    for column in left:
-        wider = [*parts[-1], column]
+    for block in _blocks(left):
+        wider = [*parts[-1], *block]
         if len(parts[-1]) > 1 and _needed(_part(wider, dim)) > width:
-            wider = [names, column]
-            parts.append(wider)
-        parts[-1] = wider
+            parts.append([names])
+        for column in block:  # together if that is narrow enough
+            if len(parts[-1]) > 1 and _needed(_part([*parts[-1], column], dim)) > width:
+                parts.append([names])
+            parts[-1].append(column)
     return [_part(part, dim) for part in parts]
+
+
+def _blocks(columns: Sequence[Column]) -> list[list[Column]]:
+    """Return columns in groups that belong together, those below one heading."""
+    groups = itertools.groupby(enumerate(columns), lambda found: found[1].upper or found[0])
+    return [[column for _, column in group] for _, group in groups]
 
 
 def _needed(table: Table) -> int:

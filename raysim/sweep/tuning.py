@@ -74,8 +74,8 @@ def run(sweep: Sweep, folder: Path, before: Sequence[Entry], places_left: Sequen
             tune.with_resources(train, _resources(sweep)),
             param_space={"place": tune.grid_search(list(places_left))},
             tune_config=tune.TuneConfig(
-                scheduler=halving, max_concurrent_trials=sweep.settings.concurrent, trial_dirname_creator=_folder_name,
-                reuse_actors=sweep.base.executor.kind == "in-process",
+                scheduler=halving, max_concurrent_trials=sweep.settings.concurrent,
+                trial_dirname_creator=_folder_name, reuse_actors=sweep.base.executor.kind == "in-process",
             ),
             run_config=tune.RunConfig(
                 name="trials", storage_path=str(scratch), verbose=0, callbacks=[_Telling(sweep, listener)],
