@@ -150,11 +150,14 @@ def shortly(settings: Mapping[str, str], at_most: int = SHOWN_SETTINGS) -> str:
 def baseline_of(rows: Sequence[Row], wanted: str | None) -> Row:
     """Return the row that others are held against: one that is named, else the first of fedavg, else the first.
 
+    Without a name a row whose runs fell short is it only where all have.
+
     Raises:
         SettingError: If no row, or more than one, is called so.
     """
     if wanted is None:
-        return next((row for row in rows if row.method == "fedavg"), rows[0])
+        able = [row for row in rows if row.is_whole] or rows
+        return next((row for row in able if row.method == "fedavg"), able[0])
     found = [row for row in rows if row.label == wanted] or [row for row in rows if row.method == wanted]
     if len(found) != 1:
         known = ", ".join(repr(label) for label in nearest_first(wanted, [row.label for row in rows])[:5])
@@ -173,11 +176,18 @@ def notes_of(rows: Sequence[Row], baseline: Row) -> list[str]:
         others = [row.label for row in rows if _differs(what, row, baseline)]
         if others:
             notes.append(f"{'; '.join(others)}: {meaning} {baseline.label}")
-    seeds = [f"{row.label} has {_seeds(row)}" for row in rows if row.seeds != baseline.seeds]
-    if seeds:
-        notes.append(f"not the same seeds: {baseline.label} has {_seeds(baseline)}, {'; '.join(seeds)}")
+    others = [f"{row.label} has {_seeds(row)}" for row in rows if row.seeds != baseline.seeds]
+    if others:
+        notes.append(f"not the same seeds: {baseline.label} has {_seeds(baseline)}, {'; '.join(others)}")
     for row in rows:
-        short = [f"seed {run.settings.seed} {run.standing}" for run in row.runs if run.state]
+        by_standing: dict[str, list[str]] = {}
+        for run in row.runs:
+            if run.state:
+                by_standing.setdefault(run.standing, []).append(str(run.settings.seed))
+        short = [
+            f"seed{'s' * (len(seeds) > 1)} {' and '.join(seeds)} {standing}"
+            for standing, seeds in by_standing.items()
+        ]
         left = f"; its figures are those of the other {len(row.counted)}" if row.is_whole else ""
         if short:
             notes.append(f"{row.label}: {', '.join(short)}{left}")
