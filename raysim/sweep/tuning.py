@@ -262,6 +262,7 @@ def started_ray(sweep: Sweep) -> Iterator[None]:
         yield
     finally:
         if owns_ray and ray.is_initialized():
-            session = ray._private.worker._global_node.get_session_dir_path()
+            own: Any = ray._private.worker._global_node
+            session = own.get_session_dir_path()
             shutil.rmtree(Path(session) / "artifacts", ignore_errors=True)  # Tune's, beside Ray's own files
             ray.shutdown()
