@@ -154,7 +154,7 @@ RANKS: dict[str, float] = {
     "raysim.round_log": 4.1,
     "raysim.tracking": 4.1,
     "raysim.runs": 4.2,
-    "raysim.tracked": 4.2,
+    "raysim.tracked_runs": 4.2,
     "raysim.forecast": 5,
     "raysim.probe": 5.5,
     "raysim.actors": 4.8,
@@ -230,7 +230,7 @@ RANKS: dict[str, float] = {
 AT_HOME: dict[str, tuple[str, ...]] = {
     "ray": ("raysim.actors", "raysim.job_package", "raysim.ray_jobs", "raysim.sweep.tuning"),
     "grpc": ("raysim.actors.tokens",),
-    "mlflow": ("raysim.tracking", "raysim.tracked"),
+    "mlflow": ("raysim.tracking", "raysim.tracked_runs"),
     "jinja2": ("raysim.report.page",),
     "plotly": ("raysim.report", "raysim.comparison.page"),
     "matplotlib": (

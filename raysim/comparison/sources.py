@@ -14,7 +14,7 @@ from raysim.errors import SettingError, nearest_first
 from raysim.place import Place
 
 if TYPE_CHECKING:
-    from raysim.tracked import Store, TrackedRun
+    from raysim.tracked_runs import Store, TrackedRun
 
 EXPERIMENT = "experiment:"
 """Before the name of an MLflow experiment that a folder or a file is called like, too."""
@@ -36,7 +36,7 @@ class Sources:
     @property
     def _store(self) -> "Store":
         if self._opened is None:
-            from raysim.tracked import Store
+            from raysim.tracked_runs import Store
             from raysim.tracking import resolve_uri
 
             self._opened = Store(resolve_uri(self._tracking_uri))
