@@ -1,4 +1,4 @@
-"""The command line: raysim run, resume, report, submit, replay, devices, calibrate, probe, schema."""
+"""The command line: raysim run, resume, report, compare, submit, replay, devices, calibrate, probe, schema."""
 
 import json
 import os
@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from raysim import config_file, console, messages, places, termination
+from raysim.comparison.command import compare
 from raysim.config import ExperimentSettings
 from raysim.console import quiet_option
 from raysim.errors import ReportLostError, RunFailedError, SettingError, StoppedError, TrackingLostError
@@ -32,6 +33,7 @@ def cli() -> None:
 
 
 cli.add_command(submit)
+cli.add_command(compare)
 
 
 @cli.command()

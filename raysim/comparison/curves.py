@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raysim import files
+from raysim import files, records
+from raysim.comparison import text_tables
+from raysim.types import Columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COSTS = {"simulated_s": "simulated seconds", "megabytes": "megabytes moved", "energy_j": "joules of the devices"}
-"""What accuracy is drawn against, with the labels of the axes."""
+"""What accuracy is drawn against besides rounds, with the labels of the axes."""
 WONG = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 """Colours that colour-blind people tell apart (Wong, Nature Methods 8, 441, 2011)."""
 DASHES = ("-", "--", "-.", ":")
@@ -36,11 +37,20 @@ class Curve:
 
 def read(path: Path) -> Curve:
     """Return the curve in a run's `rounds.parquet`."""
-    table = {name: np.array(column) for name, column in pq.read_table(path).to_pydict().items()}
-    accuracy = table["accuracy"].astype(np.float64)
+    return curve_of(records.read(path))
+
+
+def curve_of(rounds: Columns) -> Curve:
+    """Return the curve in what was recorded of a run's rounds, evaluated ones only; without any it is empty."""
+    if not rounds:
+        return Curve(np.zeros(0), {name: np.zeros(0) for name in ("rounds", *COSTS)})
+    accuracy = rounds["accuracy"].astype(np.float64)
     scored = ~np.isnan(accuracy)
-    costs = {"simulated_s": table["simulated_s"], "megabytes": table["bytes"] / 1e6, "energy_j": table["energy_j"]}
-    return Curve(accuracy[scored], {name: cost[scored] for name, cost in costs.items()})
+    costs = {
+        "rounds": rounds["round"], "simulated_s": rounds["simulated_s"], "megabytes": rounds["bytes"] / 1e6,
+        "energy_j": rounds["energy_j"],
+    }  # fmt: skip
+    return Curve(accuracy[scored], {name: cost[scored].astype(np.float64) for name, cost in costs.items()})
 
 
 def draw(path: Path, curves: Mapping[str, Mapping[str, Curve]], title: str, target: float) -> Path:
@@ -94,13 +104,13 @@ def target_rows(curves: Mapping[str, Mapping[str, Curve]], target: float) -> lis
 
 def markdown(rows: Sequence[Mapping[str, Any]], target: float) -> str:
     """Return the rows as a Markdown table."""
-    lines = [
-        f"| clock mode | method | seconds to {target:g} | MB to {target:g} | J to {target:g} | accuracy at the end |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        costs = ["never" if row[name] is None else f"{row[name]:,.0f}" for name in COSTS]
-        lines.append(
-            f"| {row['mode']} | {row['method']} | {' | '.join(costs)} | {100 * row['last_accuracy']:.1f} % |"
-        )
-    return "\n".join(lines) + "\n"
+    costs = [f"{unit} to {target:g}" for unit in ("seconds", "MB", "J")]
+    cells = [
+        [
+            row["mode"], row["method"],
+            *("never" if row[name] is None else f"{row[name]:,.0f}" for name in COSTS),
+            f"{100 * row['last_accuracy']:.1f} %",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return text_tables.markdown(["clock mode", "method", *costs, "accuracy at the end"], cells, (0, 1)) + "\n"

@@ -18,6 +18,7 @@ from raysim.errors import SettingError
 from raysim.experiment import environment
 from raysim.places import Given
 from raysim.run_folder import make_folder
+from raysim.tracked import tags_of
 from raysim.tracking import MlflowTracker, resolve_uri
 
 ON_PARENT = ("accuracy_last10", "accuracy", "best_accuracy", "bytes_percent_of_fedavg", "flops_percent_of_fedavg",
@@ -97,7 +98,7 @@ class Record:
     def _track(self, run: Run, outcome: Outcome, written: Sequence[Given]) -> str:
         settings = run.settings
         tracker = MlflowTracker(self.tracker.uri, settings.experiment, parent=self.tracker.run_id)
-        tags = {"method": settings.method.name, "data": settings.data.name, "model": settings.model.name}
+        tags = tags_of(settings) | {"label": run.label}
         name = f"{run.label} seed {run.seed}"
         tracker.start(
             name, config_file.flatten(settings), tags | environment(), outcome.digests, outcome.started_ms

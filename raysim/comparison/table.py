@@ -1,7 +1,5 @@
 """The table of a comparison: means and spreads over seeds, as Rich, Markdown, CSV and JSON can show them."""
 
-import csv
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -9,6 +7,7 @@ from typing import Any, Literal
 from rich import box
 from rich.table import Table
 
+from raysim.comparison import text_tables
 from raysim.comparison.plan import MethodEntry, Run
 from raysim.comparison.play import LAST, Outcome
 from raysim.forecast import summary_of
@@ -137,30 +136,22 @@ def rich_table(title: str, rows: Sequence[Row]) -> Table:
 
 def markdown(title: str, rows: Sequence[Row]) -> str:
     """Return the table as Markdown, failures below it."""
+    headings = [" ".join(lines).strip() for lines in HEADINGS]
+    text_columns = (0, len(HEADINGS) - 1)
     lines = [
-        f"# {title}",
-        "",
-        _line([" ".join(lines).strip() for lines in HEADINGS]),
-        _line(["---", *["---:"] * (len(HEADINGS) - 2), "---"]),
-    ]
-    lines += [_line(cells_of(row)) for row in rows]
-    lines += ["", NOTES]
+        f"# {title}", "", text_tables.markdown(headings, [cells_of(row) for row in rows], text_columns), "", NOTES,
+    ]  # fmt: skip
     for row in rows:
         lines += [f"- {row['label']}, seed {seed}: {failure}" for seed, failure in row["failed"].items()]
     return "\n".join(lines) + "\n"
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
 def to_csv(rows: Sequence[Row]) -> str:
     """Return the table as CSV with unrounded numbers, two columns for each figure."""
-    text = io.StringIO()
-    names = [f"{name}_{part}" for name in AVERAGED for part in ("mean", "std")]
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["label", "method", "seeds", "failed", *names])
-    for row in rows:
-        numbers = [row[name][part] for name in AVERAGED for part in ("mean", "std")]
-        writer.writerow([row["label"], row["method"], len(row["seeds"]), len(row["failed"]), *numbers])
-    return text.getvalue()
+    return text_tables.to_csv([
+        {
+            "label": row["label"], "method": row["method"], "seeds": len(row["seeds"]), "failed": len(row["failed"]),
+            **{f"{name}_{part}": row[name][part] for name in AVERAGED for part in ("mean", "std")},
+        }
+        for row in rows
+    ])  # fmt: skip

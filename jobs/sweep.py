@@ -1,0 +1,68 @@
+"""Search settings on Ray Tune and give up the poor ones early: `python jobs/sweep.py CONFIG`."""
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from raysim import cli
+from raysim.comparison import command
+from raysim.job_place import default_folder
+from raysim.sweep import plan
+
+if TYPE_CHECKING:
+    from raysim.sweep.record import SweepRecord
+
+KEPT = "what the trials have done is kept, and `--resume` with the sweep's folder goes on from there"
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Change a setting of all trials.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder for all files [runs/<experiment>-<time>].")
+@click.option("--resume", type=click.Path(path_type=Path), metavar="FOLDER", help="Go on with an interrupted sweep.")
+@click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
+def sweep(
+    config: Path, overrides: tuple[str, ...], output: Path | None, resume: Path | None, as_json: bool
+) -> None:  # fmt: skip
+    """Run the trials of the sweep in the file CONFIG, and print them side by side."""
+    if output is not None and resume is not None:
+        raise click.UsageError("--output and --resume do not go together: a sweep goes on in its own folder")
+    planned = plan.load(config, overrides)
+
+    from raysim.sweep import record, run  # Ray and MLflow take seconds to import, and bad input is refused before
+
+    if resume is not None:
+        kept = record.reopen_record(planned, resume.absolute())
+    else:
+        folder = output or default_folder() / f"{planned.base.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
+        kept = record.open_record(planned, folder.absolute())
+    try:
+        run.run(kept)
+    finally:
+        if any(standing.value is not None for standing in kept.journal.standings):
+            show(kept, as_json)
+
+
+def show(kept: "SweepRecord", as_json: bool) -> None:
+    """Print the trials side by side, the best of them, and where to find it all."""
+    from raysim.sweep import run
+
+    content = run.content_of(kept)
+    if as_json:
+        click.echo(json.dumps(content))
+        return
+    compared = run.table_of(kept.folder)
+    if compared is not None:
+        command.show(compared)
+    best, (opens, page) = content["best"], cli.mlflow_page(content)
+    values = ", ".join(f"{name}={value}" for name, value in best["values"].items())
+    found = f"trial {best['trial']}: {values} ({content['metric']} {best['value']:.4f}, round {best['rounds']})"
+    for label, value in (("best", found), ("files in", kept.folder), ("open in MLflow", opens), ("", f"then {page}")):
+        click.echo(f"{label:<16}{value}")
+
+
+if __name__ == "__main__":
+    cli.main(command=sweep, kept=KEPT)

@@ -1,0 +1,134 @@
+"""What is recorded of a run that is compared: its settings, its rounds, and how it ended."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raysim import config_file, places, records, runs
+from raysim.config import ExperimentSettings
+from raysim.errors import SettingError
+from raysim.place import Place
+from raysim.types import Columns
+
+STOPPED_EARLY = "stopped early"
+"""How a trial of a sweep ended that was given up for better ones."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunRecord:
+    """A run as it was written down.
+
+    Attributes:
+        name: What the user calls it: folder, or id in MLflow.
+        run_id: Its id in MLflow, if it is known.
+        settings: The experiment.
+        state: Empty if it has ended as it should, else how it stands: `failed`, `killed`, `running`, `stopped early`
+            or `unfinished`.
+        digests: Hashes of its `data` and `partition`, as far as they are known.
+        rounds: What was recorded of its rounds: a row each; empty if there is none.
+        label: What its comparison calls the row it belongs to, if it is of one.
+    """
+
+    name: str
+    run_id: str
+    settings: ExperimentSettings
+    state: str
+    digests: Mapping[str, str]
+    rounds: Columns
+    label: str | None = None
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds that were recorded."""
+        return len(self.rounds["round"]) if self.rounds else 0
+
+    @property
+    def standing(self) -> str:
+        """How it stands, in words; empty if it has ended as it should."""
+        return f"{self.state} after round {self.num_rounds} of {self.settings.rounds}" if self.state else ""
+
+
+def of_folder(folder: Place) -> RunRecord:
+    """Read a run from its folder, whether it has ended or not.
+
+    Raises:
+        SettingError: If it cannot be read.
+    """
+    name = str(folder)
+    with runs.reading(folder):
+        with (folder / "config.yaml").fetched() as path:
+            settings = config_file.load(path)
+        noted, summary = (_json_of(folder / file) for file in ("run.json", "summary.json"))
+        rounds = _rounds_of(folder, is_over=bool(summary))
+    run_id = str(summary.get("run_id") or noted.get("run_id") or "")
+    return RunRecord(
+        name, run_id, settings, _state_of(summary), digests_in(noted, summary), rounds, summary.get("label")
+    )
+
+
+def _state_of(summary: Mapping[str, Any]) -> str:
+    if not summary:
+        return "unfinished"
+    return "failed" if summary.get("failure") else str(summary.get("state", ""))
+
+
+def digests_in(noted: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return the hashes of data and partition that a run's files tell, or the tags of its MLflow run."""
+    split = summary.get("split", {})
+    found = {what: noted.get(f"{what}_sha256", split.get(what)) for what in ("data", "partition")}
+    return {what: digest for what, digest in found.items() if digest is not None}
+
+
+def _rounds_of(folder: Place, is_over: bool) -> Columns:
+    """Return the rounds of a run; where it is not over those of its parts, since the table may be of before."""
+    table, parts = folder / "rounds.parquet", folder / "rounds"
+    has_parts = any(part.name.endswith(".parquet") for part in parts.children())
+    if table.is_file() and (is_over or not has_parts):
+        return records.read(table)
+    if not has_parts:
+        return {}
+    with tempfile.TemporaryDirectory() as merged:
+        return records.read(records.merge_parts(parts, Path(merged) / "rounds.parquet", together=True))
+
+
+def _json_of(place: Place) -> dict[str, Any]:
+    if not place.is_file():
+        return {}
+    content = json.loads(place.read_text())
+    if not isinstance(content, dict):
+        raise ValueError(f"{place.name} is no JSON object")
+    return content
+
+
+def of_artifacts(copied: Path, name: str, state: str, tags: Mapping[str, str]) -> RunRecord:
+    """Read a run from copies of its artifacts in MLflow: `config.yaml`, and `rounds.parquet` if it is there."""
+    table = places.at(copied / "rounds.parquet")
+    try:
+        rounds = records.read(table) if table.is_file() else {}
+        settings = config_file.load(copied / "config.yaml")
+    except (ValueError, OSError) as error:
+        raise SettingError(f"RUN={name!r} cannot be read: {str(error).splitlines()[0]}") from None
+    return RunRecord(name, name, settings, state, digests_in(tags, {}), rounds, tags.get("label"))
+
+
+IN_MLFLOW = {
+    "clock/simulated_s": "simulated_s", "traffic/total_bytes": "bytes", "energy/total_j": "energy_j",
+    "accuracy/global": "accuracy", "pruning_ratio/mean": "pruning_ratio/mean", "clients/counted": "clients/counted",
+}  # fmt: skip
+"""Metrics that tell what a comparison asks, where a run's table of rounds is not to be had, with their columns."""
+
+
+def rounds_from(histories: Mapping[str, Mapping[int, float]]) -> Columns:
+    """Return rounds from metrics by step, as far as they tell."""
+    steps = sorted(histories["clock/simulated_s"])
+    if not steps:
+        return {}
+    columns: Columns = {"round": np.array(steps)}
+    for key, column in IN_MLFLOW.items():
+        columns[column] = np.array([histories[key].get(step, np.nan) for step in steps])
+    return columns

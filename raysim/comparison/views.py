@@ -1,0 +1,233 @@
+"""The table of compared runs as a person reads it: headings, cells, and Rich tables that fit a terminal."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from raysim.comparison import rows, text_tables
+from raysim.comparison.play import LAST
+from raysim.comparison.reached import ACCURACIES, SPENT
+
+UNITS = {"megabytes": "MB", "simulated_s": "s", "energy_j": "J"}
+"""Of what accuracy is weighed against."""
+NAMES = {"megabytes": "bytes moved", "simulated_s": "simulated time", "energy_j": "devices"}
+"""Above the units."""
+TEXT = ("row", "on front", "settings", "state")
+"""Columns that hold text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the table: what stands above it in two lines, and its cells."""
+
+    upper: str
+    lower: str
+    cells: list[str]
+
+    @property
+    def heading(self) -> str:
+        """Both lines in one."""
+        return f"{self.upper} {self.lower}".strip()
+
+    @property
+    def is_of_target(self) -> bool:
+        """Whether it tells what a target cost."""
+        return self.upper.startswith("to ")
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it holds text, and no numbers."""
+        return self.lower in TEXT
+
+
+def columns_of(table: Sequence[Mapping[str, Any]], baseline: str) -> list[Column]:
+    """Return the table's columns; those that would be empty are left out.
+
+    Args:
+        table: Figures of each row, as of `reached.table_of`.
+        baseline: Label of the row that others are held against.
+    """
+    found = [
+        Column("", "row", [row["label"] for row in table]),
+        Column("", "seeds", [_seeds(row) for row in table]),
+        *(
+            Column("accuracy %", lower, [_accuracy(row[name]) for row in table])
+            for name, lower in zip(ACCURACIES, (f"last {LAST}", "final", "best"), strict=True)
+        ),
+        Column("points", f"to {_cut(baseline)}", [_points(row) for row in table]),
+        Column("pruned", "%", [_percent(row["pruning_ratio"]) for row in table]),
+        *(Column(NAMES[name], UNITS[name], [_cost(row[name]) for row in table]) for name in _charged(table)),
+    ]
+    for place, target in enumerate(table[0]["targets"]):
+        told = [row["targets"][place] for row in table]
+        upper = f"to {100 * target['accuracy']:g} %"
+        found.append(Column(upper, "rounds", [_rounds(each) for each in told]))
+        found += [Column(upper, UNITS[name], [_cost(each[name]) for each in told]) for name in _charged(table)]
+    found += [
+        Column("", "on front", [" ".join(UNITS[name] for name in row["fronts"]) for row in table]),
+        Column("other", "settings", [rows.shortly(row["other_settings"]) for row in table]),
+        Column("", "state", [_state(row) for row in table]),
+    ]
+    return [column for column in found if any(cell not in ("", "-") for cell in column.cells)]
+
+
+def _cut(label: str, length: int = 16) -> str:
+    return label if len(label) <= length else f"{label[: length - 2].rstrip(' ,')}.."
+
+
+def _charged(table: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the costs that some row has: devices without power use no energy."""
+    return [name for name in SPENT if any(row[name]["mean"] for row in table)]
+
+
+def _seeds(row: Mapping[str, Any]) -> str:
+    total = len(row["seeds"])
+    return f"{row['counted']} of {total}" if row["counted"] < total else str(total)
+
+
+def _accuracy(value: Mapping[str, float | None]) -> str:
+    if value["mean"] is None:
+        return "-"
+    deviation = "" if value["std"] is None else f" \u00b1 {100 * value['std']:.1f}"
+    return f"{100 * value['mean']:.1f}{deviation}"
+
+
+def _points(row: Mapping[str, Any]) -> str:
+    return "-" if row["points"] is None else f"{row['points']:+.1f}"
+
+
+def _percent(value: Mapping[str, float | None]) -> str:
+    return "-" if value["mean"] is None else f"{100 * value['mean']:.1f}"
+
+
+def _cost(value: Mapping[str, float | None]) -> str:
+    if value["mean"] is None:
+        return "-"
+    against = "" if value["percent"] is None else f" ({value['percent']:.0f} %)"
+    return f"{number(value['mean'])}{against}"
+
+
+def number(value: float) -> str:
+    """Return a number with three digits at least, and no more after the point than that takes.
+
+    >>> [number(value) for value in (1234.5, 12.345, 0.01234, 0.0)]
+    ['1,234', '12.3', '0.0123', '0']
+    """
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _rounds(target: Mapping[str, Any]) -> str:
+    if not target["reached"]:
+        return f"not reached (0 of {target['of']})"
+    mean, deviation = target["rounds"]["mean"], target["rounds"]["std"]
+    told = f"{mean:.3g}" + (f" \u00b1 {deviation:.1f}" if deviation else "")
+    return told if target["reached"] == target["of"] else f"{told} ({target['reached']} of {target['of']})"
+
+
+def _state(row: Mapping[str, Any]) -> str:
+    if row["is_whole"]:
+        return ""
+    done = row["rounds"]["mean"]
+    return f"{' and '.join(sorted(set(row['states'])))}, " + (f"{done:.3g} rounds" if done else "no round")
+
+
+def notes_below(baseline: str, notes: Sequence[str]) -> list[str]:
+    """Return how the table is read, and what stands in the way of comparing."""
+    how = (
+        f"Test accuracy: mean \u00b1 sample standard deviation over seeds, of the mean of the last {LAST} "
+        f"evaluations, of the last and of the best one. In brackets: per cent of {baseline}, seed by seed. What a "
+        "target cost is the mean of the runs that reached it. On front: no row is as accurate for fewer MB, "
+        "simulated s or J."
+    )
+    return [how, *notes]
+
+
+def rich_tables(columns: Sequence[Column], dim: Sequence[bool], width: int) -> list[Table]:
+    """Return the table in as many parts as it takes to fit a width, each with the names of the rows.
+
+    Args:
+        columns: As of `columns_of`.
+        dim: Whether a row stands back: its runs fell short.
+        width: Of the terminal, in characters.
+    """
+    names, *left = columns
+    parts: list[list[Column]] = [[names]]
+    for block in _blocks(left):
+        wider = [*parts[-1], *block]
+        if len(parts[-1]) > 1 and _needed(_part(wider, dim)) > width:
+            parts.append([names])
+        for column in block:  # together if that is narrow enough
+            if len(parts[-1]) > 1 and _needed(_part([*parts[-1], column], dim)) > width:
+                parts.append([names])
+            parts[-1].append(column)
+    return [_part(part, dim) for part in parts]
+
+
+def _blocks(columns: Sequence[Column]) -> list[list[Column]]:
+    """Return columns in groups that belong together, those below one heading."""
+    groups = itertools.groupby(enumerate(columns), lambda found: found[1].upper or found[0])
+    return [[column for _, column in group] for _, group in groups]
+
+
+def _needed(table: Table) -> int:
+    return Console(width=10_000).measure(table).maximum
+
+
+def _part(columns: Sequence[Column], dim: Sequence[bool]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    shown = ""
+    for column in columns:
+        upper = "" if column.upper == shown and column.upper else column.upper
+        shown = column.upper
+        wraps = column.is_text and column.lower != "on front"
+        table.add_column(
+            f"{upper}\n{column.lower}", justify="left" if column.is_text else "right", no_wrap=not wraps,
+        )  # fmt: skip
+    for place, cells in enumerate(zip(*(column.cells for column in columns), strict=True)):
+        table.add_row(*cells, style="dim" if dim[place] else None)
+    return table
+
+
+def to_markdown(columns: Sequence[Column], title: str, notes: Sequence[str]) -> str:
+    """Return the table as Markdown, notes below it."""
+    table = text_tables.markdown(*_cells(columns))
+    return "\n".join([f"# {title}", "", table, "", notes[0], "", *(f"- {note}" for note in notes[1:])]) + "\n"
+
+
+def to_latex(columns: Sequence[Column], title: str, notes: Sequence[str]) -> str:
+    """Return the table as LaTeX, how it is read in its caption."""
+    headings, cells, text = _cells(columns)
+    return text_tables.latex(headings, cells, " ".join([f"{title}.", *notes]), "tab:comparison", text)
+
+
+def _cells(columns: Sequence[Column]) -> tuple[list[str], list[list[str]], list[int]]:
+    cells = [list(line) for line in zip(*(column.cells for column in columns), strict=True)]
+    text = [place for place, column in enumerate(columns) if column.is_text]
+    return [column.heading for column in columns], cells, text
+
+
+def to_csv(table: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table as CSV: unrounded, with deviations and per cent of the baseline."""
+    lines = []
+    for row in table:
+        line: dict[str, Any] = {
+            "row": row["label"], "method": row["method"], "seeds": len(row["seeds"]), "counted": row["counted"],
+            "whole": row["is_whole"], "points": row["points"],
+        }  # fmt: skip
+        for name, value in row.items():
+            if isinstance(value, dict) and "mean" in value:
+                line |= {f"{name}_{part}": value[part] for part in ("mean", "std", "percent")}
+        for target in row["targets"]:
+            before = f"to_{target['accuracy']:g}"
+            line[f"{before}_reached"] = target["reached"]
+            for name in ("rounds", *SPENT):
+                line |= {f"{before}_{name}_{part}": target[name][part] for part in ("mean", "std", "percent")}
+        line |= {f"on_front_{name}": name in row["fronts"] for name in SPENT}
+        line["settings"] = rows.shortly(row["settings"], at_most=len(row["settings"]))
+        lines.append(line)
+    return text_tables.to_csv(lines)

@@ -1,0 +1,124 @@
+"""Runs a sweep: its trials on Ray Tune, what becomes of them, and the table at its end."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raysim import places, simulation
+from raysim.comparison import compare
+from raysim.comparison.compare import Compared
+from raysim.errors import RunFailedError, SettingError
+from raysim.experiment import digests_of
+from raysim.messages import say
+from raysim.run_folder import held
+from raysim.sweep import tuning
+from raysim.sweep.display import SweepDisplay
+from raysim.sweep.journal import FAILED, Entry, results_of
+from raysim.sweep.record import SweepRecord
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Listening:
+    """Writes down what becomes of trials, and shows it."""
+
+    record: SweepRecord
+    display: SweepDisplay
+
+    def started(self, place: int) -> None:
+        self.display.started(place)
+
+    def result(self, entry: Entry) -> None:
+        self.record.result(self.record.sweep.trials[entry.trial], entry)
+        self.display.told(entry)
+
+    def ended(self, entry: Entry, details: str) -> None:
+        self.record.end_of(self.record.sweep.trials[entry.trial], entry)
+        if details:
+            say(details.rstrip())
+        self.display.told(entry)
+
+
+def run(record: SweepRecord) -> None:
+    """Run the trials that are left; each is written down as it goes, whatever becomes of the others.
+
+    Raises:
+        SettingError: If the first trial does not fit the data or the model, or the cluster has no room for one;
+            nothing has been trained then.
+        RunFailedError: If trials failed, once all others are over.
+        KeyboardInterrupt: If the sweep was interrupted.
+        TrackingLostError: If MLflow could not be told of all of it.
+    """
+    sweep, journal = record.sweep, record.journal
+    digests, left = check(record), journal.unfinished
+    with held(places.at(record.folder)), tuning.started_ray(sweep) if left else nullcontext():
+        status = "KILLED"
+        try:
+            record.begin(digests)
+            before = results_of(journal.entries)
+            with SweepDisplay(sweep, journal) as display:
+                if left:
+                    tuning.run(sweep, record.folder, before, left, _Listening(record, display))
+            failed = [place for place, standing in enumerate(journal.standings) if standing.ended == FAILED]
+            is_over = all(standing.ended for standing in journal.standings)
+            status = "KILLED" if not is_over else "FAILED" if failed else "FINISHED"
+            record.catch_up()
+        except Exception:
+            status = "FAILED"
+            raise
+        finally:
+            _finish(record, status)
+    if not is_over:
+        raise KeyboardInterrupt
+    if failed:
+        told = "; ".join(f"{sweep.trials[place].title}: {journal.standings[place].failure}" for place in failed)
+        raise RunFailedError(0, -1, f"{len(failed)} of {len(sweep.trials)} trials failed ({told})")
+
+
+def check(record: SweepRecord) -> dict[str, str]:
+    """Build the first run without training, and return the hashes of its split.
+
+    Raises:
+        SettingError: If it does not fit the data or the model.
+    """
+    return digests_of(simulation.build(record.sweep.trials[0].runs[0]))
+
+
+def _finish(record: SweepRecord, status: str) -> None:
+    """Write the tables of what has come out, and end the parent run."""
+    if not record.tracker.run_id:
+        return
+    compared = table_of(record.folder)
+    written: dict[str, Path] = {}
+    if compared is not None:
+        compare.write(compared, record.folder)
+        written = {name: record.folder / name for name in compare.FILES}
+    record.end(status, written)
+
+
+def table_of(folder: Path) -> Compared | None:
+    """Return a sweep's trials side by side; None where none has been scored."""
+    try:
+        return compare.compare([str(folder)])
+    except SettingError:
+        return None
+
+
+def content_of(record: SweepRecord) -> dict[str, Any]:
+    """Return how a sweep stands, ready for JSON."""
+    sweep, standings = record.sweep, record.journal.standings
+    best = record.journal.best(sweep.settings.mode)
+    trials = [
+        {
+            "trial": trial.place, "values": dict(trial.values), "state": standing.ended or "unfinished",
+            "rounds": standing.round, "value": standing.value, "accuracy": standing.accuracy,
+            "failure": standing.failure,
+        }
+        for trial, standing in zip(sweep.trials, standings, strict=True)
+    ]  # fmt: skip
+    return {
+        "title": record.title, "metric": sweep.settings.metric, "mode": sweep.settings.mode, "trials": trials,
+        "best": None if best is None else trials[best], "run_id": record.tracker.run_id,
+        "output_dir": str(record.folder), "tracking_uri": record.tracker.uri,
+        "experiment_id": record.tracker.experiment_id,
+    }  # fmt: skip

@@ -1,0 +1,125 @@
+"""Plays one trial: its runs, one for each seed, round by round side by side."""
+
+import itertools
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from raysim import checkpoint, config_file, continuation, metrics, population, records, simulation
+from raysim.config import ExperimentSettings
+from raysim.errors import RunFailedError, nearest_first
+from raysim.experiment import Runner, environment
+from raysim.methods import resolve as methods
+from raysim.place import Place
+from raysim.types import Storage
+
+SCORED = "accuracy/global"
+"""A metric that all scored rounds have, and no others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a trial has reached after a scored round.
+
+    Attributes:
+        round: The round.
+        value: Mean over its runs of the metric that trials are held against each other by.
+        accuracy: Mean of their test accuracy.
+    """
+
+    round: int
+    value: float
+    accuracy: float
+
+
+def results(
+    runs: Sequence[tuple[ExperimentSettings, Place, Runner]], metric: str, since: int = 0
+) -> Iterator[Result]:  # fmt: skip
+    """Play what is left of a trial and yield what it has reached after each scored round.
+
+    A run that ends early stands with its last scored round. What is kept of a run's end is on disk before its last
+    result is yielded, since whoever takes that may end this process.
+
+    Args:
+        runs: Settings of each run, its folder, and what plays it; entered here.
+        metric: Name of the metric.
+        since: The last round whose result is known already.
+
+    Raises:
+        SettingError: If a setting does not fit the data or the model.
+        RunFailedError: If a run fails, or no round has such a metric.
+    """
+    with ExitStack() as stack:
+        players = []
+        for settings, folder, runner in runs:
+            stack.enter_context(runner)
+            players.append(_Player(settings, folder, runner))
+        for round in itertools.count(1):
+            for player in players:
+                player.go_to(round)
+            if all(player.round < round for player in players):
+                return
+            if all(player.round == player.rounds for player in players):
+                for player in players:
+                    player.go_to(round + 1)
+            if round > since and any(player.scored_round == round for player in players):
+                values = [player.value_of(metric) for player in players]
+                accuracies = [player.value_of(SCORED) for player in players]
+                yield Result(round, statistics.fmean(values), statistics.fmean(accuracies))
+
+
+class _Player:
+    """One run of a trial, played a round at a time; rounds that were played before come from their records."""
+
+    def __init__(self, settings: ExperimentSettings, folder: Place, runner: Runner) -> None:
+        scenario = simulation.build(settings)
+        settings = simulation.resolved(settings, scenario)
+        folder.make()
+        self._folder, self._runner, self._scenario = folder, runner, scenario
+        if not (folder / "config.yaml").is_file():
+            (folder / "config.yaml").write_text(config_file.to_yaml(settings))
+            workload, is_diagnosed = scenario.workload, settings.diagnostics.every is not None
+            untold = metrics.left_out(metrics.tiers_of(workload.population.devices), is_diagnosed)
+            noted = {
+                "data_sha256": workload.data.digest, "partition_sha256": population.digest(workload.population),
+                "untold": sorted(untold), "environment": environment(),
+            }  # fmt: skip
+            (folder / "run.json").write_text(json.dumps(noted, indent=2))
+        start = continuation.newest(folder)
+        storage = Storage(folder, settings.checkpoint.every, settings.checkpoint.keep)
+        self._reports = runner.run(scenario, storage, start)
+        self._known, self._is_over = start.round, False
+        self._scored: Mapping[str, float] = {}
+        self.rounds, self.round, self.scored_round = settings.rounds, 0, 0
+
+    def go_to(self, round: int) -> None:
+        """Play a round, or read what is recorded of it; past the last one what the run leaves is kept."""
+        if self._is_over:
+            return
+        if round > self._known and next(self._reports, None) is None:
+            self._is_over = True
+            self._keep()
+            return
+        metrics = records.logged(self._folder / "rounds", round).metrics
+        self.round = round
+        if SCORED in metrics:
+            self._scored, self.scored_round = metrics, round
+
+    def value_of(self, metric: str) -> float:
+        """Return a metric of the last scored round.
+
+        Raises:
+            RunFailedError: If it has none of this name.
+        """
+        if metric not in self._scored:
+            known = ", ".join(nearest_first(metric, self._scored)[:5])
+            raise RunFailedError(self.round, -1, f"metric={metric!r} is unknown; nearest: {known}")
+        return self._scored[metric]
+
+    def _keep(self) -> None:
+        """Write the final model."""
+        state = self._runner.final_state()
+        params = methods.served(self._scenario.method, self._scenario.workload.plan, state.params, state.memory)
+        checkpoint.save_params(params, self._folder / "model.safetensors")
