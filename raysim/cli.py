@@ -1,4 +1,4 @@
-"""The command line: raysim run, resume, submit, replay, devices, calibrate, probe, schema."""
+"""The command line: raysim run, resume, report, submit, replay, devices, calibrate, probe, schema."""
 
 import json
 import os
@@ -17,7 +17,7 @@ import click
 from raysim import config_file, console, messages, places, termination
 from raysim.config import ExperimentSettings
 from raysim.console import quiet_option
-from raysim.errors import RunFailedError, SettingError, StoppedError, TrackingLostError
+from raysim.errors import ReportLostError, RunFailedError, SettingError, StoppedError, TrackingLostError
 from raysim.place import Place
 from raysim.submission import submit
 from raysim.termination import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED
@@ -263,6 +263,30 @@ def replay(run: str, devices: Path | None, deadline: float | None, tracking_uri:
 
 
 @cli.command()
+@click.argument("run")
+@click.option(
+    "--output",
+    metavar="FILE|URI",
+    help="Where the page goes [report.html in the run's folder; for an id report-<id>.html here].",
+)
+@click.option(
+    "--tracking-uri", metavar="URI", help="MLflow store of a run id [MLFLOW_TRACKING_URI, or runs/mlflow.db]."
+)
+@click.option(
+    "--baseline", metavar="RUN", help="Run on the same data to compare with [what FedAvg would have taken]."
+)
+def report(run: str, output: str | None, tracking_uri: str | None, baseline: str | None) -> None:
+    """Write the report of RUN anew: one HTML page with figures that opens anywhere.
+
+    RUN is the output folder of a run, or its id in MLflow. Every run that ends writes its own; of one that is going
+    on, or has failed, the rounds so far are told.
+    """
+    from raysim.report import write
+
+    click.echo(f"report: {write.of_named(run, output, tracking_uri, baseline)}")
+
+
+@cli.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Change a setting.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -323,7 +347,7 @@ def _code_of(command: click.Command, arguments: list[str] | None, kept: str) -> 
     except RunFailedError as error:
         messages.warn(f"{error.details}raysim: the run failed: {error}; {kept}")
         return FAILED
-    except TrackingLostError as error:
+    except (ReportLostError, TrackingLostError) as error:
         messages.warn(f"raysim: {error}")
         return FAILED
     except StoppedError as error:

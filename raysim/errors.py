@@ -40,6 +40,10 @@ class TrackingLostError(RuntimeError):
     """MLflow could not be told of all that happened; the run's files are complete."""
 
 
+class ReportLostError(RuntimeError):
+    """The report of a run could not be made; its results are complete, and MLflow has them."""
+
+
 def reason_of(error: BaseException | None) -> str:
     """Return the first line of what went wrong, cut where servers answer with pages.
 

@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from raysim import arrays, checkpoint, config_file, device_storage, places, population, records, simulation, telling
 from raysim.budget_solver import BudgetSolver
 from raysim.config import ExperimentSettings
-from raysim.errors import RunFailedError, SettingError, StoppedError, TrackingLostError
+from raysim.errors import ReportLostError, RunFailedError, SettingError, StoppedError, TrackingLostError
 from raysim.forecast import summary_of, targets_of
 from raysim.messages import warn
 from raysim.methods import resolve as methods
@@ -114,6 +115,7 @@ def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any
         RunFailedError: If a round fails, or the results cannot be kept; checkpoints and records up to then are kept.
         StoppedError: If Ctrl-C asked for an end; all rounds up to then are kept.
         TrackingLostError: If MLflow cannot be told of all of it; the files are complete.
+        ReportLostError: If the report cannot be made; the results are complete, and MLflow has them.
     """
     log: RoundLog | None = None
     if experiment.summary is None:
@@ -122,11 +124,17 @@ def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any
         try:
             log = begin(experiment)
             summary = experiment.summary or _play(experiment, runner, log, started)
+            lost = report_lost(experiment)
             with _as_failure(summary["rounds"], "the end of the run cannot be written down"):
                 telling.tell(experiment.tracker, experiment.folder, experiment.scenario.workload, log)
         except BaseException as error:
             telling.leave(experiment.tracker, experiment.folder, log, error)
             raise
+    if lost:
+        raise ReportLostError(
+            f"the report could not be made: {lost}; all results are in {experiment.folder}, and "
+            f"`raysim report {experiment.folder}` tries again"
+        )
     return summary
 
 
@@ -304,13 +312,37 @@ def keep_results(experiment: Experiment, state: ServerState, summary: Mapping[st
     (folder / "summary.json").write_text(json.dumps(summary, indent=2))
 
 
+def report_lost(experiment: Experiment) -> str:
+    """Write the report; a run has its results without one, so that what goes wrong is told, not raised.
+
+    Where all rounds had been played before and there is a report, it is left as it is.
+
+    Returns:
+        Why it could not be made, else nothing.
+    """
+    if experiment.summary is not None and (experiment.folder / "report.html").is_file():
+        return ""
+    try:
+        from raysim.report import write  # Plotly would delay round 1
+
+        write.of_finished(experiment.folder)
+    except Exception as error:
+        warn(traceback.format_exc())
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
 def draw_partition(experiment: Experiment) -> None:
-    """Draw who owns which classes; at the end, since importing Matplotlib would delay round 1."""
+    """Write down and draw who owns which classes; at the end, since importing Matplotlib would delay round 1."""
     from raysim.data import figure
 
     settings, workload = experiment.settings, experiment.scenario.workload
     title = f"{settings.data.name} dealt by {settings.data.partition.name}, seed {settings.split_seed}"
     owned = (workload.population.train, workload.population.heldout)
+    clients, counts = figure.class_counts(workload.data.train_labels, owned, workload.data.num_classes)
+    place, label = np.nonzero(counts)
+    rows = {"client": clients[place], "label": label, "rows": counts[place, label]}
+    records.write_all([rows], experiment.folder / "partition.parquet")
     (experiment.folder / "partition.png").write(
         lambda partial: figure.draw(partial, workload.data.train_labels, owned, workload.data.num_classes, title)
     )

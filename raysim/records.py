@@ -20,6 +20,8 @@ from raysim.types import Columns, RoundReport
 
 MEASURED = ("timestamp_ms", "wall_s", "driver_bytes", "clock/wall_s", "faults/retries")
 """What a round's record tells of this world, and not of the simulated one; no two runs agree in it."""
+TABLES = ("rounds", "clients", "channels")
+"""What is written of each round: its parts are in a folder of that name."""
 
 
 class TornRecordError(RuntimeError):
@@ -71,10 +73,14 @@ def merge_parts(folder: Given, target: Given, together: bool = False) -> Place:
 
 
 def merge_all(folder: Given) -> None:
-    """Merge the records of a run's rounds, and those of their clients, into one table each in its folder."""
+    """Merge the records of a run's rounds, and those of their clients and channels, into one table each.
+
+    A run that was started before channels were counted has no records of them.
+    """
     place = places.at(folder)
-    merge_parts(place / "rounds", place / "rounds.parquet", together=True)
-    merge_parts(place / "clients", place / "clients.parquet")
+    for table in TABLES:
+        if table != "channels" or (place / table).children():
+            merge_parts(place / table, place / f"{table}.parquet", together=table == "rounds")
 
 
 def _schema_of(schemas: Sequence[pa.Schema]) -> pa.Schema:

@@ -19,7 +19,7 @@ from raysim.methods import resolve as methods
 from raysim.methods.method import CohortReport
 from raysim.packing import packed
 from raysim.planning import Absent, ChooseMasks, Plan, plan_together
-from raysim.pruning.coverage import Coverage, count_coverage, summarise
+from raysim.pruning.coverage import Coverage, channel_columns, count_coverage, summarise
 from raysim.scenario import Executor, Scenario
 from raysim.selection import table as selection
 from raysim.tasks import Tasks
@@ -206,9 +206,11 @@ def report_of(
     score: Score | None, received: Received | None, incidents: tuple[str, ...],
 ) -> RoundReport:  # fmt: skip
     """Return all that a tracker sees of a round."""
-    coverage, diagnosed = NOTHING_TRAINED, {}
+    groups, coverage, diagnosed = scenario.workload.plan, NOTHING_TRAINED, {}
+    channels = channel_columns(groups, after.round)
     if received is not None:
         cohort, masks = received.work.cohort, received.masks
+        channels = channel_columns(groups, after.round, masks, cohort.examples)
         coverage = summarise(received.coverage, after.params, masks, int(cohort.examples.sum()))
         if diagnostics.is_due(scenario, after.round):
             diagnosed = diagnostics.diagnose(scenario, before, after, cohort, masks)
@@ -224,6 +226,7 @@ def report_of(
         coverage=coverage,
         clients=clients,
         tiers=scenario.workload.population.devices.tiers,
+        channels=channels,
         diagnostics=diagnosed,
         is_asynchronous=scenario.clock.mode == "async",
         incidents=incidents,

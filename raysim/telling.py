@@ -20,8 +20,9 @@ from raysim.tracking import MlflowTracker
 
 PATIENCE_S = 30.0
 """How long a run that is over waits for MLflow."""
-RECORDS = ("rounds", "clients")
 ARTIFACTS = ("rounds.parquet", "clients.parquet", "model.safetensors", "summary.json", "plan.json", "partition.png")
+WHERE_THERE = ("channels.parquet", "partition.parquet", "report.html")
+"""Artifacts that a run may lack: it was started before there were any, or its report could not be made."""
 FAREWELL_S, HASTY_S = 30.0, 1.0
 """How long an unfinished run takes at most to tell MLflow, and one that has to leave at once; `ray job stop` gives
 three seconds in all."""
@@ -48,8 +49,9 @@ def tell(tracker: MlflowTracker, folder: Place, workload: Workload, log: RoundLo
 
 
 def _upload(tracker: MlflowTracker, folder: Place, workload: Workload) -> None:
-    for name in ARTIFACTS:
-        tracker.artifact(folder / name)
+    for name in (*ARTIFACTS, *WHERE_THERE):
+        if name in ARTIFACTS or (folder / name).is_file():
+            tracker.artifact(folder / name)
     if not tracker.has_model:
         say("logging the final model to MLflow")
         with (folder / "model.safetensors").fetched() as path:
@@ -103,5 +105,6 @@ def leave(tracker: MlflowTracker, folder: Place, log: RoundLog | None, error: Ba
 
 def _tell_records(tracker: MlflowTracker, folder: Place) -> None:
     records.merge_all(folder)
-    for table in RECORDS:
-        tracker.artifact(folder / f"{table}.parquet")
+    for table in records.TABLES:
+        if (folder / table).children():
+            tracker.artifact(folder / f"{table}.parquet")

@@ -477,7 +477,8 @@ class CoverageSummary:
 class RoundReport:
     """All a tracker sees of a round.
 
-    `clients` has one row per cohort member, `diagnostics` what was diagnosed by name, `incidents` what went wrong
+    `clients` has one row per cohort member, `channels` one per unit of the plan (how many clients and examples
+    trained it), `diagnostics` what was diagnosed by name, `incidents` what went wrong
     where clients are trained and was made good. `is_saved` tells whether a checkpoint covers it,
     `driver_bytes` the memory of the process that ran the round, `remarks` what was said meanwhile and has not been
     written to a terminal.
@@ -494,6 +495,7 @@ class RoundReport:
     coverage: CoverageSummary
     clients: Columns
     tiers: tuple[str, ...]
+    channels: Columns = field(default_factory=dict)
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     is_asynchronous: bool = False
     is_saved: bool = False
@@ -511,7 +513,7 @@ class Storage:
     keep: int
 
     def part(self, name: str) -> Place:
-        """Return a folder of the run's: `checkpoints`, `clients` or `rounds`."""
+        """Return a folder of the run's: `checkpoints`, `channels`, `clients` or `rounds`."""
         return places.at(self.folder) / name
 
 

@@ -325,9 +325,11 @@ class Backwards(InProcessExecutor):
 def assert_same_report(ours: RoundReport, theirs: RoundReport) -> None:
     for name in ("round", "round_s", "totals", "submodel", "score", "coverage"):
         assert getattr(ours, name) == getattr(theirs, name), name
-    assert set(ours.clients) == set(theirs.clients)
-    for column, values in ours.clients.items():
-        np.testing.assert_array_equal(values, theirs.clients[column])
+    for table in ("clients", "channels"):
+        mine, yours = getattr(ours, table), getattr(theirs, table)
+        assert set(mine) == set(yours)
+        for column, values in mine.items():
+            np.testing.assert_array_equal(values, yours[column])
 
 
 def test_law_7_costs_grow_with_width_and_are_those_of_the_submodel(
@@ -530,7 +532,7 @@ def test_law_11_stop_anywhere_and_resume(name: str, mode: str, tmp_path: Path) -
         for (ours, report), (theirs, same) in zip(rest, whole[round:], strict=True):
             assert_same_report(report, same)
             assert states_digest(ours) == states_digest(theirs)
-            for part in ("clients", "rounds"):
+            for part in records.TABLES:
                 file = f"{part}/round_{report.round:06d}.parquet"
                 assert computed(folder / file).equals(computed(tmp_path / "whole" / file))
 

@@ -1,6 +1,7 @@
 """How many examples stand behind every entry of the model, counted per pair of channel groups."""
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from raysim.cohort_masks import CohortMasks
 from raysim.pruning.groups import ChannelGroups
-from raysim.types import CoverageSummary, Mask, Params
+from raysim.types import Columns, CoverageSummary, Mask, Params
 
 Coverage = dict[str, torch.Tensor]
 """Examples behind each entry by state-dict key, float64, broadcastable to the entry's tensor."""
@@ -74,6 +75,48 @@ def _outer(factors: dict[int, NDArray[np.bool_]], counts: NDArray[np.float64], n
     for dim in dims:
         shape[dim] = factors[dim].shape[1]
     return torch.from_numpy(total.reshape(shape))
+
+
+def channel_columns(
+    plan: ChannelGroups, round: int, masks: Sequence[Mask] = (), examples: NDArray[np.int64] | None = None
+) -> Columns:  # fmt: skip
+    """Return who trained each unit in a round as a table: a row per unit, in the plan's order.
+
+    Where single entries are masked, a unit is trained if at least one of its own weights is sent back.
+
+    Args:
+        plan: The model's channel groups.
+        round: Counted from 1.
+        masks: What each client sent back whose work counts; none = nobody's does.
+        examples: Training examples of each of them, `(clients,)`.
+    """
+    clients = rows = np.zeros(plan.num_units)
+    if examples is not None and len(examples):
+        together = CohortMasks.of(masks)
+        trained = np.stack([_trained_units(plan, mask) for mask in together.distinct]).astype(np.float64)
+        counts = [np.bincount(together.mask_of, weights, len(trained)) for weights in (None, examples)]
+        clients, rows = np.stack(counts).astype(np.float64) @ trained  # exact: integers
+    return {
+        "round": np.full(plan.num_units, round, dtype=np.int32),
+        "unit": np.arange(plan.num_units, dtype=np.int32),
+        "clients": clients.astype(np.int32),
+        "examples": rows.astype(np.int64),
+    }
+
+
+def _trained_units(plan: ChannelGroups, mask: Mask) -> NDArray[np.bool_]:
+    """Return which units a client trains, `(num_units,)`."""
+    if not mask.elements:
+        return mask.kept
+    is_masked, has_any = np.zeros_like(mask.kept), np.zeros_like(mask.kept)
+    for group, slot in plan.slots():
+        if slot.role == "weight" and slot.key in mask.elements:
+            shape, units = plan.shapes[slot.key], plan.units[group.name]
+            kept = np.unpackbits(mask.elements[slot.key], count=prod(shape)).reshape(shape)
+            along = np.asarray(np.moveaxis(kept, slot.dim, 0).reshape(shape[slot.dim], -1).any(axis=1))
+            is_masked[units] = True
+            has_any[units] |= along[slot.indices].any(axis=1)
+    return np.asarray(mask.kept & (has_any | ~is_masked))
 
 
 def summarise(coverage: Coverage, params: Params, masks: Sequence[Mask], total: int) -> CoverageSummary:

@@ -1,0 +1,162 @@
+"""What the table of clients tells, summed up round by round: of its millions of rows one round is in memory."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raysim.fates import COUNTED
+from raysim.types import Columns
+
+PERCENTILES = (0, 10, 50, 90, 100)
+COLUMNS = (
+    "round", "client", "tier", "fate", "started_round", "start_s", "lasts_s", "examples", "pruning_ratio",
+    "download_s", "compute_s", "upload_s", "total_s", "energy_j", "planned_steps", "planned_epochs",
+)  # fmt: skip
+"""What figures are made of; a run of long ago may lack some."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClientsOfRounds:
+    """What a run's rounds tell of their clients.
+
+    Attributes:
+        round: `(rounds,)`.
+        fates: How many clients had each fate, by fate, `(rounds,)` each.
+        pruning: Percentiles of the pruning ratios of those who counted, `(rounds, 5)`; NaN where nobody did.
+        tier_pruning: Mean pruning ratio by tier, `(rounds,)` each; NaN where nobody of it counted; tiers of which
+            nobody ever did are left out.
+        seconds: Percentiles of the seconds of those who counted, `(rounds, 5)`.
+        counted: In how many rounds each client's work counted, `(clients,)`.
+        mean_pruning: Mean pruning ratio of each client, `(clients,)`; NaN of those who never counted.
+        tier_of: Tier of each client that was asked, `(clients,)`, else empty.
+        shown: Rows of some rounds, by round.
+    """
+
+    round: NDArray[np.int64]
+    fates: dict[str, NDArray[np.int64]]
+    pruning: NDArray[np.float64]
+    tier_pruning: dict[str, NDArray[np.float64]]
+    seconds: NDArray[np.float64]
+    counted: NDArray[np.int64]
+    mean_pruning: NDArray[np.float64]
+    tier_of: NDArray[np.str_]
+    shown: dict[int, Columns]
+
+
+def by_round(path: Path, names: Sequence[str] = COLUMNS) -> Iterator[Columns]:
+    """Yield the rows of each round; a row group at a time is in memory, and holds whole rounds.
+
+    Text is told as codes: `tier` numbers the values in `tier_names`, and so on.
+    """
+    with pq.ParquetFile(path) as file:
+        there = [name for name in names if name in file.schema_arrow.names]
+        for group in range(file.num_row_groups):
+            columns = _columns(file.read_row_group(group, columns=there, use_threads=False))
+            for round in np.unique(columns["round"]):
+                here = columns["round"] == round
+                yield {
+                    name: column if name.endswith("_names") or here.all() else column[here]
+                    for name, column in columns.items()
+                }
+
+
+def _columns(table: pa.Table) -> Columns:
+    columns: Columns = {}
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            encoded = column.dictionary_encode()
+            columns[name] = encoded.indices.to_numpy()
+            columns[f"{name}_names"] = np.array(encoded.dictionary.to_pylist(), dtype=np.str_)
+        else:
+            columns[name] = column.to_numpy(zero_copy_only=False)
+    return columns
+
+
+def where(rows: Columns, name: str, values: Sequence[str]) -> NDArray[np.bool_]:
+    """Return in which rows a text is one of some values."""
+    return np.asarray(np.isin(rows[f"{name}_names"], values)[rows[name]])
+
+
+def texts(rows: Columns, name: str) -> NDArray[np.str_]:
+    """Return a text column as text."""
+    return np.asarray(rows[f"{name}_names"][rows[name]])
+
+
+class Summing:
+    """Sums up rounds as they come."""
+
+    def __init__(self, num_clients: int, shown: Sequence[int], tiers: Sequence[str] = ()) -> None:
+        """Begin with nothing.
+
+        Args:
+            num_clients: Clients of the population.
+            shown: Rounds whose rows are kept.
+            tiers: Their order; others come after them as they are met.
+        """
+        self._shown_rounds, self._shown = set(shown), dict[int, Columns]()
+        self._rounds: list[dict[str, Any]] = []
+        self._counted = np.zeros(num_clients, dtype=np.int64)
+        self._pruned = np.zeros(num_clients)
+        self._tiers = list(tiers)
+        self._tier_of = np.full(num_clients, -1)
+
+    def add(self, rows: Columns) -> None:
+        """Add the rows of a round."""
+        round, counted = int(rows["round"][0]), where(rows, "fate", [COUNTED])
+        if round in self._shown_rounds:
+            self._shown[round] = rows
+        ratios = rows["pruning_ratio"][counted]
+        self._counted += np.bincount(rows["client"][counted], minlength=len(self._counted))
+        self._pruned += np.bincount(rows["client"][counted], ratios, len(self._counted))
+        tier = self._tiers_of(rows)
+        self._tier_of[rows["client"]] = tier
+        sums = np.bincount(tier[counted], ratios, len(self._tiers))
+        sizes = np.bincount(tier[counted], minlength=len(self._tiers))
+        self._rounds.append({
+            "round": round,
+            "fates": dict(zip(rows["fate_names"].tolist(), np.bincount(rows["fate"]).tolist(), strict=False)),
+            "pruning": _percentiles(ratios),
+            "seconds": _percentiles(rows["total_s"][counted]),
+            "tiers": {self._tiers[at]: sums[at] / sizes[at] for at in np.flatnonzero(sizes)},
+        })  # fmt: skip
+
+    def _tiers_of(self, rows: Columns) -> NDArray[np.int64]:
+        """Return the tier of each row as a number that is the same in all rounds."""
+        names = rows["tier_names"].tolist()
+        self._tiers += [name for name in names if name not in self._tiers]
+        return np.array([self._tiers.index(name) for name in names], dtype=np.int64)[rows["tier"]]
+
+    def total(self) -> ClientsOfRounds:
+        """Return what has been added, in the order of rounds."""
+        rounds = sorted(self._rounds, key=lambda each: int(each["round"]))
+        fates = list(dict.fromkeys(fate for each in rounds for fate in each["fates"]))
+        with np.errstate(invalid="ignore"):
+            mean = self._pruned / self._counted
+        return ClientsOfRounds(
+            round=np.array([each["round"] for each in rounds]),
+            fates={fate: np.array([each["fates"].get(fate, 0) for each in rounds]) for fate in fates},
+            pruning=np.array([each["pruning"] for each in rounds]),
+            tier_pruning={
+                tier: np.array([each["tiers"].get(tier, np.nan) for each in rounds])
+                for tier in self._tiers
+                if any(tier in each["tiers"] for each in rounds)
+            },
+            seconds=np.array([each["seconds"] for each in rounds]),
+            counted=self._counted,
+            mean_pruning=mean,
+            tier_of=np.array([*self._tiers, ""])[self._tier_of],
+            shown=self._shown,
+        )
+
+
+def _percentiles(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    if not len(values):
+        return np.full(len(PERCENTILES), np.nan)
+    return np.asarray(np.percentile(values, PERCENTILES))

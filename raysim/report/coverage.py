@@ -1,0 +1,174 @@
+"""The coverage map: which channels were trained by how many clients, with how many examples, and which starved."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from plotly.colors import sequential
+
+from raysim.report import style
+from raysim.report.fragments import scale, table
+from raysim.report.numbers import percent
+from raysim.report.page import Choice, Panel, Section
+from raysim.report.source import Recorded
+
+STARVED = 0.05
+"""A channel is starved that less than this share of the client rounds trained."""
+PER_LINE = 32
+"""Channels side by side."""
+CHOICES = (
+    Choice("per cent of the client rounds", {"visible": [True, False, True, True]}),
+    Choice("examples, per cent of the most", {"visible": [False, True, True, True]}),
+)
+"""What the colour tells."""
+GROUPS = 30
+"""Most groups that have a map; of more, those that were trained least."""
+ABSENT = (
+    "This run was started before channels were counted: it has no channels.parquet. A run of this version writes it."
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Coverage:
+    """How often each channel was trained over a run, arrays `(num_units,)`.
+
+    Attributes:
+        clients: Client rounds that trained it.
+        examples: Training examples of those.
+        rounds: Rounds that were counted.
+        untrained: Share of the channels that nobody trained, by round, `(rounds,)`.
+    """
+
+    clients: NDArray[np.int64]
+    examples: NDArray[np.int64]
+    rounds: NDArray[np.int64]
+    untrained: NDArray[np.float64]
+
+
+def read(path: Path, num_units: int) -> Coverage:
+    """Add up a table of channels, a row group at a time."""
+    clients, examples = np.zeros(num_units, dtype=np.int64), np.zeros(num_units, dtype=np.int64)
+    untrained: dict[int, int] = {}
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            rows = file.read_row_group(group, use_threads=False)
+            unit, by, of, round = (rows[name].to_numpy() for name in ("unit", "clients", "examples", "round"))
+            np.add.at(clients, unit, by)
+            np.add.at(examples, unit, of)
+            for each in np.unique(round).tolist():
+                untrained[each] = untrained.get(each, 0) + int((by[round == each] == 0).sum())
+    rounds = np.array(sorted(untrained), dtype=np.int64)
+    share = np.array([untrained[each] for each in rounds.tolist()]) / max(1, num_units)
+    return Coverage(clients, examples, rounds, share)
+
+
+def section(recorded: Recorded, client_rounds: Mapping[int, int]) -> Section:
+    """Return a map per channel group, a table of all groups, and the channels that nobody trained by round.
+
+    Args:
+        recorded: The run.
+        client_rounds: How many clients' work counted, by round.
+    """
+    title = "Coverage"
+    if not recorded.has("channels.parquet") or recorded.groups is None:
+        return Section("coverage", title, ABSENT)
+    if not recorded.groups:
+        return Section("coverage", title, "No channel of this model can be pruned: all were trained by everybody.")
+    coverage = read(recorded.files / "channels.parquet", sum(recorded.groups.values()))
+    total = sum(client_rounds.get(round, 0) for round in coverage.rounds.tolist())
+    units = _units(recorded.groups)
+    shares = coverage.clients / max(1, total)
+    least_first = sorted(units, key=lambda name: float(shares[units[name]].mean()))
+    shown = [name for name in units if name in least_first[:GROUPS]]
+    figures = [
+        Panel(_map(coverage, units[name], total), f"Group {name}: {size:,} channels", is_switched=True)
+        for name, size in recorded.groups.items()
+        if name in shown
+    ]
+    if len(coverage.rounds) > 1:
+        figures.append(Panel(_untrained(coverage), "Channels that nobody trained, by round"))
+    rows = [_row(name, coverage, units[name], total) for name in units]
+    headings = ("channel group", "channels", "never trained", "starved", "least trained", "median", "most trained")
+    text = _text(coverage, total, len(units), len(shown))
+    html = table(headings, rows) + scale(sequential.Cividis, "0 %", "100 %")
+    return Section("coverage", title, text, figures, html, CHOICES)
+
+
+def _units(groups: Mapping[str, int]) -> dict[str, slice]:
+    ends = np.cumsum([0, *groups.values()]).tolist()
+    return {name: slice(start, end) for name, start, end in zip(groups, ends[:-1], ends[1:], strict=True)}
+
+
+def _text(coverage: Coverage, total: int, num_groups: int, num_shown: int) -> str:
+    text = (
+        f"How many of the {total:,} client rounds whose work counted ({len(coverage.rounds):,} rounds) trained each "
+        "channel: a cell is a channel, in the order of the full model. A cross marks a channel that nobody trained, "
+        f"a dot one that starved: fewer than {STARVED:.0%} of the client rounds trained it. A channel is kept or "
+        "dropped in all layers of its group together; where single weights are masked, it was trained if any of "
+        "its own was."
+    )
+    some = f" Maps are those of the {num_shown} groups trained least, of {num_groups}."
+    return text + some * (num_shown < num_groups)
+
+
+def _row(name: str, coverage: Coverage, units: slice, total: int) -> tuple[str, ...]:
+    by = coverage.clients[units]
+    shares = 100 * by / max(1, total)
+    never, starved = int((by == 0).sum()), int((by < STARVED * total).sum())
+    return (
+        name, f"{len(by):,}", f"{never:,}", f"{starved:,}",
+        percent(shares.min()), percent(float(np.median(shares))), percent(shares.max()),
+    )  # fmt: skip
+
+
+def _map(coverage: Coverage, units: slice, total: int) -> go.Figure:
+    """Return a heat map: lines of channels, the first at the top."""
+    by, of = coverage.clients[units], coverage.examples[units]
+    wide = min(PER_LINE, len(by))
+    lines = -(-len(by) // wide)
+    place = np.arange(len(by))
+
+    def in_lines(values: NDArray[np.float64]) -> NDArray[np.float32]:
+        padded = np.full(lines * wide, np.nan, dtype=np.float32)
+        padded[: len(values)] = values
+        return padded.reshape(lines, wide)
+
+    figure = go.Figure()
+    examples = of / max(1, int(coverage.examples.max()))
+    hover = "channel %{customdata[0]}: %{customdata[1]:,} client rounds, %{customdata[2]:,} examples<extra></extra>"
+    told = np.stack([in_lines(values.astype(np.float64)) for values in (place, by, of)], axis=-1)
+    for values, is_shown in ((100 * by / max(1, total), True), (100 * examples, False)):
+        figure.add_heatmap(
+            z=in_lines(values), zmin=0, zmax=100, colorscale=style.SEQUENTIAL, xgap=1, ygap=1, visible=is_shown,
+            customdata=told, hovertemplate=hover, hoverongaps=False, showscale=False,
+        )  # fmt: skip
+    starved = (by < STARVED * total) & (by > 0)
+    for marked, symbol, color in ((by == 0, "x-thin-open", style.VERMILION), (starved, "circle", style.ORANGE)):
+        at = np.flatnonzero(marked)
+        figure.add_scatter(
+            x=at % wide, y=at // wide, mode="markers", hoverinfo="skip", showlegend=False,
+            marker={"symbol": symbol, "size": 7 if symbol != "circle" else 5, "color": color, "line": {"width": 2}},
+        )  # fmt: skip
+    figure.update_xaxes(visible=False, range=(-0.5, wide - 0.5))
+    ticks = list(range(0, lines, max(1, -(-lines // 8))))
+    figure.update_yaxes(
+        tickvals=ticks, ticktext=[str(line * wide) for line in ticks], range=(lines - 0.5, -0.5), showgrid=False,
+        zeroline=False,
+    )  # fmt: skip
+    figure.update_layout(height=20 + 18 * max(3, lines))
+    return figure
+
+
+def _untrained(coverage: Coverage) -> go.Figure:
+    figure = go.Figure()
+    figure.add_scatter(
+        x=coverage.rounds, y=(100 * coverage.untrained).astype(np.float32), mode="lines", line=style.line(0),
+        hovertemplate="round %{x}: %{y:.1f} %<extra></extra>",
+    )  # fmt: skip
+    style.over_rounds(figure, len(coverage.rounds))
+    figure.update_yaxes(title_text="untrained channels (%)", rangemode="tozero")
+    return figure

@@ -1,0 +1,67 @@
+"""How pages look: colours that colour-blind people tell apart, by light and by dark, and the figures' template."""
+
+from typing import Any
+
+INK, MUTED, GRID, PAPER, RAISED = "#1F2328", "#59636E", "#DFE3E8", "#FFFFFF", "#F6F8FA"
+"""Text, lesser text, lines, the page, what stands out from it."""
+BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+ORANGE, SKY, YELLOW, BLACK = "#E69F00", "#56B4E9", "#F0E442", "#000000"
+WONG = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, YELLOW, BLACK)
+"""Colours that colour-blind people tell apart (Wong, Nature Methods 8, 441, 2011)."""
+DARK = {
+    INK: "#E6EDF3", MUTED: "#9EA7B3", GRID: "#30363D", PAPER: "#0D1117", RAISED: "#161B22",
+    BLUE: "#3C9BE0", VERMILION: "#F0803C", GREEN: "#2EBD91", SKY: "#9BD6F7", BLACK: "#FFFFFF",
+}  # fmt: skip
+"""What stands for a colour in the dark; others stay. Figures are written in the colours of the light."""
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "hexagon")
+SEQUENTIAL = "Cividis"
+"""A scale from little to much that reads the same with every kind of colour vision."""
+
+_AXIS = {
+    "gridcolor": GRID, "zerolinecolor": GRID, "linecolor": MUTED, "tickcolor": MUTED, "automargin": True,
+    "title": {"standoff": 8},
+}  # fmt: skip
+TEMPLATE: dict[str, Any] = {
+    "layout": {
+        "autosize": True,
+        "height": 330,
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": INK, "size": 12, "family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"},
+        "colorway": list(WONG),
+        "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"color": INK}},
+        "hoverlabel": {"bgcolor": RAISED, "bordercolor": GRID, "font": {"color": INK}},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": MUTED, "activecolor": INK},
+        "coloraxis": {"colorbar": {"outlinewidth": 0, "thickness": 12}},
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+    }
+}
+"""What all figures share; the page gives it to each of them."""
+
+
+def color(place: int) -> str:
+    """Return the colour of the line at a place, counted from 0."""
+    return WONG[place % len(WONG)]
+
+
+def line(place: int, width: float = 2.0) -> dict[str, Any]:
+    """Return how the line at a place is drawn; neighbours differ by colour and by dash."""
+    return {"color": color(place), "dash": DASHES[place % len(DASHES)], "width": width}
+
+
+def over_rounds(figure: Any, rounds: int) -> None:
+    """Label the axis of a figure over rounds, without parts of rounds."""
+    figure.update_xaxes(title_text="round", tickformat=",d", dtick=1 if rounds <= 12 else None)
+
+
+def faded(shown: str, opacity: float) -> str:
+    """Return a colour that lets through what is below, for bands; it is the same by light and by dark.
+
+    >>> faded("#0072B2", 0.2)
+    'rgba(0,114,178,0.2)'
+    """
+    red, green, blue = (int(shown[start : start + 2], 16) for start in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity:g})"
