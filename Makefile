@@ -5,7 +5,7 @@ CONFIG ?= jobs/configs/digits.yaml
 HOST ?= 127.0.0.1
 STORE ?= sqlite:///runs/mlflow.db
 
-.PHONY: .venv-by-virtualenv .chromium-by-apt run test test-fast test-cluster test-ui lint format schema ui bench compare clean
+.PHONY: .venv-by-virtualenv .chromium-by-apt run test test-fast test-cluster test-ui screenshots lint format schema ui bench compare clean
 
 run: $(READY)
 	$(BIN)/raysim run $(CONFIG) $(ARGS)
@@ -26,6 +26,9 @@ test-ui: $(READY)
 	command -v chromium >/dev/null || $(MAKE) --no-print-directory .chromium-by-apt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ui]'
 	$(BIN)/python -m pytest -m ui $(ARGS)
+
+screenshots: $(READY)
+	RAYSIM_PICTURES=docs/images $(MAKE) --no-print-directory test-ui
 
 .chromium-by-apt:
 	@test "$$(id -u)" = 0 || { echo "test-ui needs Debian's chromium: apt-get install chromium, as root" >&2; exit 1; }
