@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
@@ -16,7 +17,7 @@ from raysim.errors import reason_of
 from raysim.metrics import metrics_of
 from raysim.place import Place
 from raysim.places import Given
-from raysim.types import Columns, RoundReport
+from raysim.types import Columns, RoundReport, Storage
 
 MEASURED = ("timestamp_ms", "wall_s", "driver_bytes", "clock/wall_s", "faults/retries")
 """What a round's record tells of this world, and not of the simulated one; no two runs agree in it."""
@@ -48,6 +49,14 @@ def write_part(clients: Columns, folder: Given, round: int) -> Place:
     buffer = pa.BufferOutputStream()
     pq.write_table(_table(clients), buffer, use_dictionary=False, write_statistics=False)  # half the time of either
     return path_of(folder, round).write_bytes(buffer.getvalue().to_pybytes())
+
+
+def write_parts(report: RoundReport, storage: Storage) -> None:
+    """Write all that is recorded of a round; the parts are brought to the disk side by side."""
+    parts = {"rounds": round_columns(report), "clients": report.clients, "channels": report.channels}
+    with ThreadPoolExecutor(len(parts)) as pool:
+        for part in [pool.submit(write_part, parts[name], storage.part(name), report.round) for name in TABLES]:
+            part.result()
 
 
 def write_all(rounds: Sequence[Columns], target: Given) -> Place:

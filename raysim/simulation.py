@@ -391,9 +391,7 @@ def keep(state: ServerState, report: RoundReport, storage: Storage) -> ServerSta
     Returns:
         The state, what a checkpoint holds of single clients read from disk from now on.
     """
-    records.write_part(report.clients, storage.part("clients"), report.round)
-    records.write_part(report.channels, storage.part("channels"), report.round)
-    records.write_part(records.round_columns(report), storage.part("rounds"), report.round)
+    records.write_parts(report, storage)
     if report.is_saved:
         folder = storage.part("checkpoints")
         state = checkpoint.with_clients_on_disk(state, folder)

@@ -70,8 +70,9 @@ def assert_same_run(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     assert {k: v for k, v in ours.items() if k not in MEASURED} == {
         k: v for k, v in theirs.items() if k not in MEASURED
     }
-    tables = [pq.read_table(Path(summary["output_dir"]) / "clients.parquet") for summary in (ours, theirs)]
-    assert tables[0].equals(tables[1])
+    for name in ("clients", "channels"):
+        tables = [pq.read_table(Path(summary["output_dir"]) / f"{name}.parquet") for summary in (ours, theirs)]
+        assert tables[0].equals(tables[1])
     tables = [pq.read_table(Path(summary["output_dir"]) / "rounds.parquet") for summary in (ours, theirs)]
     computed = [
         table.select([name for name in table.column_names if name not in records.MEASURED]) for table in tables

@@ -13,6 +13,8 @@ from raysim.types import Columns, CoverageSummary, Mask, Params
 
 Coverage = dict[str, torch.Tensor]
 """Examples behind each entry by state-dict key, float64, broadcastable to the entry's tensor."""
+AT_ONCE = 32
+"""Masks whose channels are summed up together: few enough to stay in the processor's cache."""
 
 
 def count_coverage(
@@ -90,17 +92,21 @@ def channel_columns(
         masks: What each client sent back whose work counts; none = nobody's does.
         examples: Training examples of each of them, `(clients,)`.
     """
-    clients = rows = np.zeros(plan.num_units)
+    counts = np.zeros((2, plan.num_units))  # exact: integers
     if examples is not None and len(examples):
         together = CohortMasks.of(masks)
-        trained = np.stack([_trained_units(plan, mask) for mask in together.distinct]).astype(np.float64)
-        counts = [np.bincount(together.mask_of, weights, len(trained)) for weights in (None, examples)]
-        clients, rows = np.stack(counts).astype(np.float64) @ trained  # exact: integers
+        size = len(together.distinct)
+        held = [np.bincount(together.mask_of, weights, size) for weights in (None, examples)]
+        weights = np.stack(held).astype(np.float64)
+        for start in range(0, size, AT_ONCE):
+            several = together.distinct[start : start + AT_ONCE]
+            trained = np.stack([_trained_units(plan, mask) for mask in several]).astype(np.float64)
+            counts += weights[:, start : start + AT_ONCE] @ trained
     return {
         "round": np.full(plan.num_units, round, dtype=np.int32),
         "unit": np.arange(plan.num_units, dtype=np.int32),
-        "clients": clients.astype(np.int32),
-        "examples": rows.astype(np.int64),
+        "clients": counts[0].astype(np.int32),
+        "examples": counts[1].astype(np.int64),
     }
 
 
