@@ -199,6 +199,10 @@ def test_a_run_that_fails_leaves_the_others_and_exit_code_1(tmp_path, capsys):
             {}, ["--set", "executor.kind=ray", "--set", "executor.client_timeout_s=9"],
             "executor.client_timeout_s=9 has no effect in a comparison; allowed: null",
         ),
+        (
+            {}, ["--set", "tracking.client_runs=true"],
+            "tracking.client_runs=True has no effect in a comparison; allowed: false",
+        ),
         ({"methods": []}, [], "methods=[] is not allowed"),
         ({"methods": ["fedavg", "fedavg"]}, [], "methods: 'fedavg' is given twice"),
         ({"methods": ["fedvag"]}, [], "methods: 'fedvag': method.name='fedvag' is unknown; known: fedavg"),

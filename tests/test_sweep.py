@@ -143,6 +143,7 @@ def settings_with(**changes) -> plan.SweepSettings:
         ({"asha": {"grace_rounds": 1, "reduction_factor": 1}}, "asha.reduction_factor=1 is not allowed"),
         ({"mode": "best"}, "mode='best' is not allowed"),
         ({"set": SWEEP["set"] | {"executor.kind": "ray"}}, "executor.num_actors=None is not allowed in a sweep"),
+        ({"set": SWEEP["set"] | {"tracking.client_runs": True}}, "client_runs=True has no effect in a sweep"),
         ({"metrc": "x"}, "metrc='x' is not a setting; did you mean metric"),
     ],
 )  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raysim import config_file, simulation
-from raysim.config import ExecutorSettings, ExperimentSettings
+from raysim.config import ExecutorSettings, ExperimentSettings, TrackingSettings
 from raysim.config_data import Settings
 from raysim.errors import SettingError, nearest_first
 
@@ -121,6 +121,7 @@ def plan(settings: ComparisonSettings) -> Comparison:
             config_file.set_value(shared, name, value)
     base = config_file.validated(shared, ExperimentSettings)
     _check_executor(base.executor)
+    check_tracking(base.tracking, "comparison")
     runs = []
     for entry in settings.methods:
         first = _settings_of(entry, settings, shared, base)
@@ -138,6 +139,16 @@ def _check_executor(executor: ExecutorSettings) -> None:
         raise SettingError(
             f"executor.client_timeout_s={executor.client_timeout_s:g} has no effect in a comparison; allowed: null"
         )
+
+
+def check_tracking(tracking: TrackingSettings, where: str) -> None:
+    """Refuse what has no effect where runs are many.
+
+    Raises:
+        SettingError: If clients are to have runs of their own.
+    """
+    if tracking.client_runs:
+        raise SettingError(f"tracking.client_runs=True has no effect in a {where}; allowed: false")
 
 
 def _settings_of(

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from raysim import config_file, simulation
+from raysim.comparison.plan import check_tracking
 from raysim.config import ExperimentSettings
 from raysim.config_data import Count, Settings
 from raysim.errors import SettingError
@@ -177,6 +178,7 @@ def _domain(name: str, given: dict[str, Any], settings: SweepSettings) -> Domain
 
 def _check_base(base: ExperimentSettings, settings: SweepSettings) -> None:
     executor = base.executor
+    check_tracking(base.tracking, "sweep")
     if executor.kind == "ray" and not isinstance(executor.num_actors, int):
         raise SettingError(
             f"executor.num_actors={executor.num_actors!r} is not allowed in a sweep; allowed: a number of actors for "
