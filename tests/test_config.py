@@ -15,8 +15,6 @@ from raysim.training import LocalTraining
 
 SCHEMA = json.loads((CONFIGS / "schema.json").read_text(encoding="utf-8"))
 EXPERIMENTS = sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.startswith(("compare_", "sweep_")))
-    set(CONFIGS.glob("*.yaml")) - set(CONFIGS.glob("compare_*.yaml")) - set(CONFIGS.glob("sweep_*.yaml"))
-)
 
 
 def fields_of(kind: type[BaseModel]) -> list[str]:

@@ -10,8 +10,6 @@ from raysim.errors import SettingError
 
 DIGITS = CONFIGS / "digits.yaml"
 EXPERIMENTS = sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.startswith(("compare_", "sweep_")))
-    set(CONFIGS.glob("*.yaml")) - set(CONFIGS.glob("compare_*.yaml")) - set(CONFIGS.glob("sweep_*.yaml"))
-)
 
 
 def refusal(*overrides: str) -> str:
