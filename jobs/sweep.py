@@ -9,6 +9,7 @@ import click
 
 from raysim import cli
 from raysim.comparison import command
+from raysim.console import quiet_option
 from raysim.job_place import default_folder
 from raysim.sweep import plan
 
@@ -24,6 +25,7 @@ KEPT = "what the trials have done is kept, and `--resume` with the sweep's folde
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for all files [runs/<experiment>-<time>].")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="FOLDER", help="Go on with an interrupted sweep.")
 @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
+@quiet_option
 def sweep(
     config: Path, overrides: tuple[str, ...], output: Path | None, resume: Path | None, as_json: bool
 ) -> None:  # fmt: skip
@@ -34,16 +36,13 @@ def sweep(
 
     from raysim.sweep import record, run  # Ray and MLflow take seconds to import, and bad input is refused before
 
-    if resume is not None:
-        kept = record.reopen_record(planned, resume.absolute())
-    else:
-        folder = output or default_folder() / f"{planned.base.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
-        kept = record.open_record(planned, folder.absolute())
-    try:
-        run.run(kept)
-    finally:
-        if any(standing.value is not None for standing in kept.journal.standings):
-            show(kept, as_json)
+    folder = output or default_folder() / f"{planned.base.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
+    with record.opened(planned, (resume or folder).absolute(), goes_on=resume is not None) as kept:
+        try:
+            run.run(kept)
+        finally:
+            if any(standing.value is not None for standing in kept.journal.standings):
+                show(kept, as_json)
 
 
 def show(kept: "SweepRecord", as_json: bool) -> None:

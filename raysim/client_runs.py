@@ -118,6 +118,7 @@ class ClientRuns:
             if run.client in there:
                 self._steps[run.client] = self._tracker.last_step(there[run.client], EVERY_ROUND)
                 self._ids[run.client] = there[run.client]
+                self._tracker.reopen(there[run.client])
             else:
                 self._ids[run.client] = self._tracker.child(run.name, run.tags)
 

@@ -1,6 +1,7 @@
 """Errors a user meets: bad settings (exit code 2) and failed runs (exit code 1)."""
 
 import difflib
+import textwrap
 from collections.abc import Iterable
 
 
@@ -53,7 +54,7 @@ def reason_of(error: BaseException | None) -> str:
     if error is None:
         return "no answer in time"
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+    return textwrap.shorten(text.splitlines()[0], 300, placeholder=" ...")
 
 
 def unknown_name(setting: str, name: str, known: Iterable[str]) -> SettingError:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from raysim.errors import RunFailedError
 
@@ -141,9 +141,14 @@ def caught() -> Iterator[Remarks]:
         RunFailedError: As it was raised inside, with what was said before among its details.
     """
     remarks = _listener.remarks = Remarks()
+    printed, complained = _Lines(), _Lines()
     try:
-        with listening(), redirect_stdout(_Lines()), redirect_stderr(_Lines()):
-            yield remarks
+        with listening(), redirect_stdout(printed), redirect_stderr(complained):
+            try:
+                yield remarks
+            finally:
+                printed.finish()
+                complained.finish()
     except RunFailedError as error:
         said = "".join(f"{remark}\n" for remark in remarks.taken())
         raise RunFailedError(error.round, error.client, error.cause, f"{said}{error.details}") from None
@@ -183,11 +188,31 @@ def _show_warning(
         print(text, file=file)
 
 
+class _Bytes(io.RawIOBase):
+    """What is written to a stream's buffer, as text of the stream."""
+
+    def __init__(self, lines: "_Lines") -> None:
+        self._lines = lines
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        self._lines.write(bytes(content).decode(errors="replace"))
+        return len(content)
+
+
 class _Lines(io.TextIOBase):
     """What is printed, as lines that are said."""
 
     def __init__(self) -> None:
         self._unfinished = ""
+        self.buffer = _Bytes(self)
+
+    def finish(self) -> None:
+        """Say what has no end of line."""
+        if self._unfinished:
+            self.write("\n")
 
     def write(self, text: str) -> int:
         *lines, self._unfinished = (self._unfinished + text).split("\n")

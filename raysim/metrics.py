@@ -28,7 +28,7 @@ OF_ONE_ROUND = (
     "coverage/untrained_channel_share", "loss/submodel_mean",
 )  # fmt: skip
 """Make room for the diagnostics of a run that has any: amounts whose totals stay, and details; still recorded."""
-TIERS, TIERS_DIAGNOSED = 5, 2
+TIERS, TIERS_DIAGNOSED = 4, 1
 """How many tiers have curves of their own: of any run, and of one with diagnostics."""
 OF_TIER = ("pruning_ratio/tier/", "accuracy/tier/", "client_s/tier/")
 

@@ -39,7 +39,7 @@ class ProgressDisplay:
         self._view: _View | None = None
         if not messages.is_quiet():
             pace = Pace(rounds, done)
-            self._view = _Screen(console, rounds, pace) if _is_live(console) else _Lines(rounds)
+            self._view = _Screen(console, rounds, pace) if is_live(console) else _Lines(rounds, pace)
 
     def __enter__(self) -> "ProgressDisplay":
         if self._view is not None:
@@ -60,7 +60,7 @@ class ProgressDisplay:
             self._view.show(report)
 
 
-def _is_live(console: Console) -> bool:
+def is_live(console: Console) -> bool:
     """Whether lines can be drawn over; FORCE_COLOR asks for colours and makes no terminal of a pipe."""
     return sys.stderr.isatty() and console.is_terminal and not console.is_dumb_terminal
 
@@ -103,8 +103,8 @@ class Pace:
 class _Lines:
     """A line per round; of many quick rounds one a second, and the last."""
 
-    def __init__(self, rounds: int) -> None:
-        self._rounds = rounds
+    def __init__(self, rounds: int, pace: Pace) -> None:
+        self._rounds, self._pace = rounds, pace
         self._told = 0
         self._told_at = 0.0
         self._left_out: RoundReport | None = None
@@ -117,6 +117,7 @@ class _Lines:
             self._tell(self._left_out)
 
     def show(self, report: RoundReport) -> None:
+        self._pace.note(report.round)
         self._left_out = report
         if self._told < ALL_SHOWN or time.monotonic() >= self._told_at + LINE_EVERY_S:
             self._tell(report)
@@ -124,7 +125,8 @@ class _Lines:
     def _tell(self, report: RoundReport) -> None:
         self._told, self._told_at, self._left_out = self._told + 1, time.monotonic(), None
         accuracy, simulated = _reached(report)
-        messages.say(f"round {report.round}/{self._rounds}  accuracy {accuracy}  simulated {simulated}")
+        left = f"  left {duration(self._pace.left_s)}" if self._pace.left_s else ""
+        messages.say(f"round {report.round}/{self._rounds}  accuracy {accuracy}  simulated {simulated}{left}")
 
 
 class _Screen:

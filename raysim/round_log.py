@@ -57,6 +57,7 @@ class RoundLog:
         self._covered = self._told
         self._failure: Exception | None = None
         self._failures = 0
+        self._is_late = False
         self._closing = self._is_over = self._finished = False
         self._changed = Condition()
         self._thread = Thread(target=self._work, name="raysim-round-log", daemon=True)
@@ -122,11 +123,12 @@ class RoundLog:
 
     def _pause_s(self) -> float:
         if not self._failures:
-            return COLLECT_S
+            return 0.0 if self._is_late else COLLECT_S
         return min(FIRST_PAUSE_S * 2.0 ** (self._failures - 1), LONGEST_PAUSE_S)
 
     def _log(self, last: int, hurry: bool, is_over: bool) -> None:
         """Tell some rounds, and note how it went."""
+        before = [each.told for each in self._curves]
         try:
             for each in self._curves:
                 if each.told < last:
@@ -144,6 +146,7 @@ class RoundLog:
                 warn("MLflow is back: rounds are logged again, those it has missed included")
             self._failure, failed = None, False
         with self._changed:
+            self._is_late = any(told < each.told < last for told, each in zip(before, self._curves, strict=True))
             self._failures = self._failures + 1 if failed else 0
             self._changed.notify_all()
             if failed and self._closing:

@@ -31,13 +31,21 @@ def before(settings: ExperimentSettings, scenario: Scenario, folder: str) -> str
         f"**{settings.method.name}** trains {settings.model.name} ({size:,} parameters) on "
         f"{settings.data.name}, seed {settings.seed}.",
         "",
-        f"- **Rounds**: {settings.rounds}, `{settings.clock.mode}`, {scenario.cohort_size} of {len(population):,} "
-        f"clients each, chosen by `{settings.selection.rule}`",
+        f"- **Rounds**: {settings.rounds}, `{settings.clock.mode}`, {_who(scenario)}, chosen by "
+        f"`{settings.selection.rule}`",
         f"- **Data**: {len(data.train_labels):,} training and {len(data.test_labels):,} test rows, dealt by "
         f"`{settings.data.partition.name}`",
         f"- **Devices**: {devices_of(settings)} ({tiers}), budgets by `{settings.budget.rule}`",
         f"- **Files**: `{folder}`; `raysim resume {folder}` goes on with a run that was stopped",
     ))  # fmt: skip
+
+
+def _who(scenario: Scenario) -> str:
+    """Return who trains in a round."""
+    clock, total = scenario.clock, len(scenario.workload.population)
+    if clock.mode == "async":
+        return f"{clock.buffer_size} updates each, {clock.concurrency} of {total:,} clients at work"
+    return f"{scenario.cohort_size} of {total:,} clients each"
 
 
 def after(begun: str, summary: Mapping[str, Any], model: str | None) -> str:

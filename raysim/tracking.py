@@ -99,6 +99,7 @@ class MlflowTracker:
             reason = str(error).splitlines()[0]
             raise SettingError(f"tracking.uri={uri!r} cannot be opened: {reason}") from None
         self.run_id, self._parent = "", parent
+        self._begun: int | None = None
 
     def _experiment(self, name: str, beside: str) -> str:
         found = self.client.get_experiment_by_name(name)
@@ -173,12 +174,13 @@ class MlflowTracker:
         round, wall_s = max(((point.step, point.value) for point in rounds), default=(0, 0.0))
         return Known(round, wall_s, max((point.step for point in seconds), default=-1))
 
-    def reopen(self) -> None:
-        """Go on with a run: it runs again, and has not failed."""
+    def reopen(self, run_id: str = "") -> None:
+        """Go on with this run, or one that belongs to it: it runs again, and has not failed."""
+        run_id = run_id or self.run_id
         with telling():
-            self.client.update_run(self.run_id, status="RUNNING")
-            if "failure" in self.client.get_run(self.run_id).data.tags:
-                self.client.delete_tag(self.run_id, "failure")
+            self.client.update_run(run_id, status="RUNNING")
+            if "failure" in self.client.get_run(run_id).data.tags:
+                self.client.delete_tag(run_id, "failure")
 
     def track(self, *reports: RoundReport) -> None:
         """Log all rounds of a run that is over, each stamped with the time at which it ended."""
@@ -211,11 +213,12 @@ class MlflowTracker:
             self.client.log_batch(run_id or self.run_id, [Metric(*point) for point in points])
 
     def child(self, name: str, tags: Mapping[str, str]) -> str:
-        """Create a run that belongs to this one; return its id."""
+        """Create a run that belongs to this one and began with it; return its id."""
         with telling():
-            run = self.client.create_run(
-                self.experiment_id, tags={MLFLOW_PARENT_RUN_ID: self.run_id, **tags}, run_name=name
-            )
+            if self._begun is None:
+                self._begun = self.client.get_run(self.run_id).info.start_time
+            tags = {MLFLOW_PARENT_RUN_ID: self.run_id, **tags}
+            run = self.client.create_run(self.experiment_id, self._begun, tags, run_name=name)
         return str(run.info.run_id)
 
     def clients(self) -> dict[int, str]:
@@ -316,6 +319,7 @@ def few_retries(timeout_s: int = 10) -> Iterator[None]:
     limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s)}
     added = {name: value for name, value in limits.items() if name not in os.environ}
     os.environ.update(added)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # what a retry meets is told once, at the end
     try:
         yield
     finally:

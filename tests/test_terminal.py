@@ -30,7 +30,7 @@ class Worried(nn.Module):
         return inputs
 
 def build(input_shape, num_classes):
-    open("building", "w").close()
+    open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "building"), "w").close()
     channels, height, width = input_shape
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, 16), nn.ReLU(), Worried(),
                          nn.Linear(16, num_classes))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from raysim import job_place
+from raysim.console import quiet_option
 
 if TYPE_CHECKING:
     from raysim.comparison.compare import Compared
@@ -30,6 +31,7 @@ NOT_A_TERMINAL_WIDTH = 160
 )  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for all files [runs/compare-<time>].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@quiet_option
 def compare(
     runs: tuple[str, ...], tracking_uri: str | None, baseline: str | None, targets: tuple[float, ...],
     output: Path | None, as_json: bool,

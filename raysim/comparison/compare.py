@@ -82,12 +82,19 @@ def compare(
     records = sources.find(names)
     grouped, repeated = rows.rows_of(records)
     against = rows.baseline_of(grouped, baseline)
-    if not any("accuracy" in reached.figures_of(run.rounds) for run in records):
-        named = ", ".join(record.name for record in records[:3]) + (", ..." if len(records) > 3 else "")
-        raise SettingError(f"there is no metric to compare: no round has been scored in {named}")
+    _check_scored(grouped, against)
     wanted = sorted(set(targets)) or _targets_of(grouped, against)
     table = reached.table_of(grouped, against, wanted)
     return Compared(grouped, against, wanted, table, [*sources.notes, *repeated, *rows.notes_of(grouped, against)])
+
+
+def _check_scored(grouped: Sequence[Row], baseline: Row) -> None:
+    """Refuse rows that have no accuracy in common: with the baseline, or, where it stands alone, at all."""
+    unscored = [row for row in grouped if not any("accuracy" in reached.figures_of(run.rounds) for run in row.runs)]
+    if not unscored or (baseline not in unscored and len(unscored) < len(grouped) - 1):
+        return
+    named = ", ".join(run.name for run in unscored[0].runs[:3])
+    raise SettingError(f"there is no metric to compare: no round has been scored in {named}")
 
 
 def _targets_of(grouped: Sequence[Row], baseline: Row) -> list[float]:

@@ -61,13 +61,19 @@ def columns_of(table: Sequence[Mapping[str, Any]], baseline: str) -> list[Column
         ),
         Column("points", f"to {_cut(baseline)}", [_points(row) for row in table]),
         Column("pruned", "%", [_percent(row["pruning_ratio"]) for row in table]),
-        *(Column(NAMES[name], UNITS[name], [_cost(row[name]) for row in table]) for name in _charged(table)),
+        *(
+            Column(NAMES[name], UNITS[name], [_cost(row[name], row["is_whole"]) for row in table])
+            for name in _charged(table)
+        ),
     ]
     for place, target in enumerate(table[0]["targets"]):
         told = [row["targets"][place] for row in table]
         upper = f"to {100 * target['accuracy']:g} %"
         found.append(Column(upper, "rounds", [_rounds(each) for each in told]))
-        found += [Column(upper, UNITS[name], [_cost(each[name]) for each in told]) for name in _charged(table)]
+        found += [
+            Column(upper, UNITS[name], [_cost(each[name], is_whole=True) for each in told])
+            for name in _charged(table)
+        ]
     found += [
         Column("", "on front", [" ".join(UNITS[name] for name in row["fronts"]) for row in table]),
         Column("other", "settings", [rows.shortly(row["other_settings"]) for row in table]),
@@ -105,10 +111,11 @@ def _percent(value: Mapping[str, float | None]) -> str:
     return "-" if value["mean"] is None else f"{100 * value['mean']:.1f}"
 
 
-def _cost(value: Mapping[str, float | None]) -> str:
+def _cost(value: Mapping[str, float | None], is_whole: bool) -> str:
+    """Write a cost, and its share of the baseline's; what fell short of its rounds has spent less for no merit."""
     if value["mean"] is None:
         return "-"
-    against = "" if value["percent"] is None else f" ({value['percent']:.0f} %)"
+    against = "" if value["percent"] is None or not is_whole else f" ({value['percent']:.0f} %)"
     return f"{number(value['mean'])}{against}"
 
 

@@ -19,7 +19,7 @@ def section(recorded: Recorded, baseline: Recorded | None = None) -> Section:
     figures = []
     for name, (cost, label) in axes.items():
         figure = _curves(recorded, cost, label)
-        if baseline is not None and name in beside:
+        if baseline is not None and name in beside and "accuracy/global" in baseline.rounds:
             _add(figure, baseline, beside[name][0], len(CURVES), "accuracy/global", f"{_method(baseline)}, test set")
         figures.append(Panel(figure, f"Over {name}"))
     text = "Of the global model on the test set, and the mean of the clients' submodels on their own held-out rows."

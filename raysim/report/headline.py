@@ -19,8 +19,11 @@ from raysim.report.source import Recorded
 
 DENSE = (
     "FedAvg stands for the same clients in the same rounds, each training the full model. Its bytes and FLOPs were "
-    "counted beside the run's own; its time and energy are those of the same devices and links, the server waiting "
-    "for the last client whose work counted. Its accuracy takes a run of its own: `raysim report RUN --baseline RUN`."
+    "counted beside the run's own. Its accuracy takes a run of its own: `raysim report RUN --baseline RUN`."
+)
+TIMED = (
+    " Its time and energy are those of the same devices and links, the server waiting for the last client whose work "
+    "counted."
 )
 
 
@@ -56,6 +59,8 @@ def section(
         is_async = recorded.settings["clock"].get("mode") == "async"
         why = "asynchronous rounds have no counterpart in FedAvg's" if is_async else "the records do not tell enough"
         text += f" Time and energy are not compared: {why}."
+    elif baseline is None:
+        text += TIMED
     headings = ("", "this run", name, f"per cent of {name}")
     html = cards(_cards(recorded, own, other, name)) + table(headings, _rows(own, other))
     if not recorded.summary:

@@ -95,11 +95,20 @@ def _title(recorded: Recorded) -> str:
     return f"{settings['method']['name']} on {settings['data']['name']} with {settings['model']['name']}"
 
 
+def _who(recorded: Recorded) -> str:
+    """Return who trains in a round."""
+    cohort, clock = recorded.settings["selection"]["clients_per_round"], recorded.settings["clock"]
+    if clock["mode"] != "async":
+        return f"{cohort:,} of {recorded.num_clients:,} clients a round"
+    updates, at_work = (clock.get(name) or cohort for name in ("buffer_size", "concurrency"))
+    return f"{updates:,} updates a round, {at_work:,} of {recorded.num_clients:,} clients at work"
+
+
 def _subtitle(recorded: Recorded) -> str:
     settings, rounds = recorded.settings, len(recorded.rounds["round"])
     told = [
         f"experiment {settings['experiment']}", f"{rounds:,} rounds",
-        f"{settings['selection']['clients_per_round']:,} of {recorded.num_clients:,} clients a round",
+        _who(recorded),
         f"clock {settings['clock']['mode']}", f"seed {settings['seed']}",
     ]  # fmt: skip
     return ", ".join(told)

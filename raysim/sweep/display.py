@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from raysim.messages import say
+from raysim import messages
+from raysim.messages import say, warn
+from raysim.progress import is_live
 from raysim.sweep.journal import FAILED, FINISHED, STOPPED, Entry, Journal
 from raysim.sweep.plan import Sweep
 
@@ -20,10 +22,12 @@ class SweepDisplay:
         self._running: set[int] = set()
 
     def __enter__(self) -> "SweepDisplay":
-        if self._console.is_terminal:
+        if messages.is_quiet():
+            return self
+        if is_live(self._console):
             self._bar = Progress(
                 TextColumn("[bold]trials"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[counts]}"),
-                TextColumn("{task.fields[best]}"), TimeElapsedColumn(), console=self._console,
+                TextColumn("{task.fields[best]}"), TimeElapsedColumn(), TimeRemainingColumn(), console=self._console,
             )  # fmt: skip
             self._bar.start()
             self._task = self._bar.add_task("", total=len(self._sweep.trials), counts="", best="")
@@ -43,7 +47,7 @@ class SweepDisplay:
         """Show a result, or the end of a trial."""
         if entry.ended:
             self._running.discard(entry.trial)
-            self._say(self._line(entry))
+            self._say(self._line(entry), entry.ended == FAILED)
         self._update()
 
     def _line(self, entry: Entry) -> str:
@@ -56,9 +60,9 @@ class SweepDisplay:
         told = "" if entry.ended == FINISHED else f", {entry.ended}"
         return f"{name}  round {standing.round} of {self._sweep.base.rounds}{told}{reached}"
 
-    def _say(self, line: str) -> None:
+    def _say(self, line: str, is_failure: bool) -> None:
         if self._bar is None:
-            say(line)
+            (warn if is_failure else say)(line)
         else:
             self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
 

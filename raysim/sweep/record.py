@@ -1,20 +1,21 @@
 """What a sweep leaves: a folder, a parent run in MLflow, and a child run for each run of each trial."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from raysim import config_file, files, records
+from raysim import config_file, files, places, records
 from raysim.comparison import reached
 from raysim.config import ExperimentSettings
 from raysim.errors import SettingError, TrackingLostError
 from raysim.experiment import environment
-from raysim.messages import say
+from raysim.messages import warn
 from raysim.run_curves import RunCurves
-from raysim.run_folder import make_folder
+from raysim.run_folder import held, make_folder
 from raysim.sweep.journal import FAILED, FINISHED, STOPPED, Entry, Journal
 from raysim.sweep.plan import Sweep, Trial
 from raysim.tracked import tags_of
@@ -40,7 +41,7 @@ class SweepRecord:
     """
 
     def __init__(self, sweep: Sweep, folder: Path, tracker: MlflowTracker, noted: Mapping[str, Any]) -> None:
-        """Take up a sweep's folder; `open_record` makes it.
+        """Take up a sweep's folder; `opened` makes it.
 
         Args:
             sweep: What is run.
@@ -118,7 +119,7 @@ class SweepRecord:
             self._is_lost = False
         except (TrackingLostError, SettingError) as error:  # a store that cannot be opened is told as a setting
             if not self._is_lost:
-                say(f"trials cannot be logged to MLflow for now, the sweep goes on: {error}")
+                warn(f"trials cannot be logged to MLflow for now, the sweep goes on: {error}")
             self._is_lost = True
 
     def _log(self, trial: Trial, up_to: int) -> None:
@@ -239,28 +240,32 @@ class SweepRecord:
         self.tracker.end(status)
 
 
-def open_record(sweep: Sweep, folder: Path) -> SweepRecord:
-    """Make a sweep's folder and open the MLflow store.
+@contextmanager
+def opened(sweep: Sweep, folder: Path, goes_on: bool) -> Iterator[SweepRecord]:
+    """Make a sweep's folder, or take up that of one which was interrupted, and hold it while the context lasts.
 
     Raises:
-        SettingError: If one of them cannot be used.
+        SettingError: If the folder or the MLflow store cannot be used, another process goes on with the sweep, or it
+            is another one.
     """
-    uri = resolve_uri(sweep.base.tracking.uri)
-    if (folder / PLAN).exists():
-        raise SettingError(f"--output={str(folder)!r} holds a sweep already; give a folder without one, or --resume")
-    make_folder(folder)
-    tracker = MlflowTracker(uri, sweep.base.experiment, beside=str(folder.parent))
-    return SweepRecord(sweep, folder, tracker, {})
-
-
-def reopen_record(sweep: Sweep, folder: Path) -> SweepRecord:
-    """Take up the folder of a sweep that was interrupted, and its MLflow runs.
-
-    Raises:
-        SettingError: If there is no such sweep, or it is another one.
-    """
-    if not (folder / PLAN).is_file():
+    there = (folder / PLAN).exists()
+    if goes_on and not there:
         raise SettingError(f"--resume={str(folder)!r} holds no sweep: {PLAN} is missing")
+    if there and not goes_on:
+        raise SettingError(f"--output={str(folder)!r} holds a sweep already; give a folder without one, or --resume")
+    if not goes_on:
+        resolve_uri(sweep.base.tracking.uri)  # one that is not allowed is refused before a folder is made
+    make_folder(folder)
+    with held(places.at(folder)):
+        yield _taken_up(sweep, folder) if goes_on else _begun(sweep, folder)
+
+
+def _begun(sweep: Sweep, folder: Path) -> SweepRecord:
+    uri = resolve_uri(sweep.base.tracking.uri)
+    return SweepRecord(sweep, folder, MlflowTracker(uri, sweep.base.experiment, beside=str(folder.parent)), {})
+
+
+def _taken_up(sweep: Sweep, folder: Path) -> SweepRecord:
     before = config_file.read_yaml(folder / PLAN, "--resume")
     now = config_file.parse_value(config_file.to_yaml(sweep.settings))
     free = ("concurrent", "address")

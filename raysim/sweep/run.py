@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysim import places, simulation
+from raysim import simulation
 from raysim.comparison import compare
 from raysim.comparison.compare import Compared
 from raysim.errors import RunFailedError, SettingError
 from raysim.experiment import digests_of
-from raysim.messages import say
-from raysim.run_folder import held
+from raysim.messages import warn
 from raysim.sweep import tuning
 from raysim.sweep.display import SweepDisplay
 from raysim.sweep.journal import FAILED, Entry, results_of
@@ -35,7 +34,7 @@ class _Listening:
     def ended(self, entry: Entry, details: str) -> None:
         self.record.end_of(self.record.sweep.trials[entry.trial], entry)
         if details:
-            say(details.rstrip())
+            warn(details.rstrip())
         self.display.told(entry)
 
 
@@ -51,7 +50,7 @@ def run(record: SweepRecord) -> None:
     """
     sweep, journal = record.sweep, record.journal
     digests, left = check(record), journal.unfinished
-    with held(places.at(record.folder)), tuning.started_ray(sweep) if left else nullcontext():
+    with tuning.started_ray(sweep) if left else nullcontext():
         status = "KILLED"
         try:
             record.begin(digests)
