@@ -125,7 +125,8 @@ class _Lines:
     def _tell(self, report: RoundReport) -> None:
         self._told, self._told_at, self._left_out = self._told + 1, time.monotonic(), None
         accuracy, simulated = _reached(report)
-        left = f"  left {duration(self._pace.left_s)}" if self._pace.left_s else ""
+        left_s = self._pace.left_s if report.round < self._rounds else None
+        left = "" if left_s is None else f"  left {duration(left_s)}"
         messages.say(f"round {report.round}/{self._rounds}  accuracy {accuracy}  simulated {simulated}{left}")
 
 

@@ -237,7 +237,7 @@ RANKS: dict[str, float] = {
     "raysim.resuming": 6.1,
     "raysim.sweep": 0,
     "raysim.sweep.search": 1,
-    "raysim.sweep.plan": 5.5,
+    "raysim.sweep.plan": 5.6,
     "raysim.sweep.journal": 0.1,
     "raysim.sweep.display": 6,
     "raysim.sweep.trial": 6.5,

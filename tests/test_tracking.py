@@ -49,7 +49,7 @@ def test_metrics_are_floats_and_faults_are_told_only_where_there_are_any() -> No
     assert "faults/retries" not in found
     assert metrics_of(replace(report, incidents=("an actor was lost", "another"))) == found | {"faults/retries": 2}
     shown = {name for name in names_in_mlflow(scenario, report) if "/tier/" in name}
-    assert shown == {f"{group}{tier}" for group in metrics.OF_TIER for tier in ("t9", "t8", "t0", "t1", "t2")}
+    assert shown == {f"{group}{tier}" for group in metrics.OF_TIER for tier in ("t9", "t8", "t0", "t1")}
     assert metrics.left_out_of([report]) == metrics.left_out(
         metrics.tiers_of(scenario.workload.population.devices), False
     )
