@@ -23,7 +23,7 @@ from raysim.place import Place
 from raysim.submission import submit
 from raysim.termination import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED
 
-LAST_CHECKPOINT = "the rounds up to the last checkpoint are kept, and `raysim resume` goes on from there"
+LAST_CHECKPOINT = "rounds that a checkpoint covers are kept, and `raysim resume` goes on after them"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -171,10 +171,23 @@ def listening() -> Iterator[None]:
 
 class _Forward(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
+        if _is_printed(record):
+            return
         try:
             warn(f"{record.name}: {logging.Formatter().format(record)}")
         except Exception:
             self.handleError(record)
+
+
+def _is_printed(record: logging.LogRecord) -> bool:
+    """Whether a handler of its logger's own prints a record to where lines are caught."""
+    logger: logging.Logger | None = logging.getLogger(record.name)
+    while logger is not None:
+        streams = [each.stream for each in logger.handlers if isinstance(each, logging.StreamHandler)]
+        if any(isinstance(stream, _Lines) for stream in streams):
+            return True
+        logger = logger.parent if logger.propagate else None
+    return False
 
 
 def _show_warning(

@@ -211,7 +211,7 @@ def report_of(
     if received is not None:
         cohort, masks = received.work.cohort, received.masks
         channels = channel_columns(groups, after.round, masks, cohort.examples)
-        coverage = summarise(received.coverage, after.params, masks, int(cohort.examples.sum()))
+        coverage = summarise(received.coverage, after.params, channels["clients"] > 0, int(cohort.examples.sum()))
         if diagnostics.is_due(scenario, after.round):
             diagnosed = diagnostics.diagnose(scenario, before, after, cohort, masks)
     return RoundReport(

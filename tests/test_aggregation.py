@@ -73,13 +73,13 @@ def test_coverage_counts_examples_entry_by_entry(cohort) -> None:
         assert torch.equal(counts[key].expand(tensor.shape), expected), key
         entries += tensor.numel()
         covered += float(expected.sum())
-    summary = summarise(counts, params, masks, sum(EXAMPLES))
+    trained = np.logical_or.reduce([mask.kept for mask in masks])
+    summary = summarise(counts, params, trained, sum(EXAMPLES))
     assert summary.mean == pytest.approx(covered / entries / sum(EXAMPLES))
     assert summary.min == 0
     nobody = sum(int((sum(h[key].int() for h in held) == 0).sum()) for key in params)
     assert summary.untrained_share == pytest.approx(nobody / entries)
-    unit_nobody = 1 - np.logical_or.reduce([mask.kept for mask in masks]).mean()
-    assert summary.untrained_channel_share == pytest.approx(unit_nobody)
+    assert summary.untrained_channel_share == pytest.approx(1 - trained.mean())
 
 
 def test_classifier_rows_count_only_for_clients_that_own_the_class(cohort) -> None:

@@ -104,7 +104,7 @@ def test_a_row_has_means_and_sample_deviations_and_per_cent_seed_by_seed():
 
 def test_what_no_run_reached_is_not_told_as_a_number():
     table, _ = table_of(record(), record("seed=1", accuracies=(0.1, 0.65)), targets=(0.75, 0.99))
-    columns = {column.heading: column.cells[0] for column in views.columns_of(table, "ca-hfp")}
+    columns = {column.heading: column.cells[0] for column in views.columns_of(table)}
     assert columns["to 75 % rounds"] == "3 (1 of 2)"
     assert columns["to 99 % rounds"] == "not reached (0 of 2)"
     assert "to 99 % MB" not in columns
@@ -121,7 +121,7 @@ def test_runs_that_fell_short_are_left_out_of_a_row_that_has_whole_ones_and_mark
     assert "ca-hfp: seed 1 failed after round 1 of 2; its figures are those of the other 1" in notes
     assert "fedavg: seed 0 running after round 1 of 2" in notes
     assert nothing["accuracy"]["mean"] is None
-    states = next(column for column in views.columns_of([whole, running, nothing], "x") if column.lower == "state")
+    states = next(column for column in views.columns_of([whole, running, nothing]) if column.lower == "state")
     assert states.cells == ["", "running, 1 rounds", "failed, no round"]
 
 
@@ -153,7 +153,7 @@ def columns():
     runs = [record("method.name=fedavg"), record("method.name=fedavg", "seed=1", accuracies=(0.6, 0.7, 0.72))]
     options = "method.options={exploration_epochs: 2}"
     table, _ = table_of(*runs, record("method.name=autoflip", options, scale=0.3), targets=(0.6, 0.75))
-    return views.columns_of(table, "fedavg"), table
+    return views.columns_of(table), table
 
 
 def test_latex_has_booktabs_rules_and_as_many_cells_in_each_row(columns, tmp_path):

@@ -45,7 +45,7 @@ class Compared:
     @property
     def columns(self) -> list[Column]:
         """The table as text."""
-        return views.columns_of(self.table, self.baseline.label)
+        return views.columns_of(self.table)
 
     @property
     def notes_below(self) -> list[str]:

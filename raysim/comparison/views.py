@@ -45,12 +45,11 @@ class Column:
         return self.lower in TEXT
 
 
-def columns_of(table: Sequence[Mapping[str, Any]], baseline: str) -> list[Column]:
+def columns_of(table: Sequence[Mapping[str, Any]]) -> list[Column]:
     """Return the table's columns; those that would be empty are left out.
 
     Args:
         table: Figures of each row, as of `reached.table_of`.
-        baseline: Label of the row that others are held against.
     """
     found = [
         Column("", "row", [row["label"] for row in table]),
@@ -59,7 +58,7 @@ def columns_of(table: Sequence[Mapping[str, Any]], baseline: str) -> list[Column
             Column("accuracy %", lower, [_accuracy(row[name]) for row in table])
             for name, lower in zip(ACCURACIES, (f"last {LAST}", "final", "best"), strict=True)
         ),
-        Column("points", f"to {_cut(baseline)}", [_points(row) for row in table]),
+        Column("points", "to baseline", [_points(row) for row in table]),
         Column("pruned", "%", [_percent(row["pruning_ratio"]) for row in table]),
         *(
             Column(NAMES[name], UNITS[name], [_cost(row[name], row["is_whole"]) for row in table])
@@ -80,10 +79,6 @@ def columns_of(table: Sequence[Mapping[str, Any]], baseline: str) -> list[Column
         Column("", "state", [_state(row) for row in table]),
     ]
     return [column for column in found if any(cell not in ("", "-") for cell in column.cells)]
-
-
-def _cut(label: str, length: int = 16) -> str:
-    return label if len(label) <= length else f"{label[: length - 2].rstrip(' ,')}.."
 
 
 def _charged(table: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -125,13 +125,13 @@ def _trained_units(plan: ChannelGroups, mask: Mask) -> NDArray[np.bool_]:
     return np.asarray(mask.kept & (has_any | ~is_masked))
 
 
-def summarise(coverage: Coverage, params: Params, masks: Sequence[Mask], total: int) -> CoverageSummary:
+def summarise(coverage: Coverage, params: Params, trained: NDArray[np.bool_], total: int) -> CoverageSummary:
     """Return mean and least coverage over all floating-point entries, as shares of the cohort's examples.
 
     Args:
         coverage: Counts of `count_coverage`.
         params: The full model.
-        masks: Mask of each client.
+        trained: Which units somebody trained, `(num_units,)`; see `channel_columns`.
         total: Training examples of the whole cohort.
     """
     floating = [key for key, tensor in params.items() if tensor.is_floating_point()]
@@ -139,10 +139,9 @@ def summarise(coverage: Coverage, params: Params, masks: Sequence[Mask], total: 
     repeats = {key: params[key].numel() / coverage[key].numel() for key in floating}
     mean = sum(float(coverage[key].sum()) * repeats[key] for key in floating) / (entries * total)
     untrained = sum(int((coverage[key] == 0).sum()) * repeats[key] for key in floating) / entries
-    trained_units = np.logical_or.reduce([mask.kept for mask in CohortMasks.of(masks).distinct])
     return CoverageSummary(
         mean=mean,
         min=min(float(coverage[key].min()) for key in floating) / total,
         untrained_share=untrained,
-        untrained_channel_share=1 - float(trained_units.mean()) if len(trained_units) else 0.0,
+        untrained_channel_share=1 - float(trained.mean()) if len(trained) else 0.0,
     )

@@ -65,7 +65,7 @@ def _each(clients: ClientsOfRounds) -> go.Figure:
         figure.add_scatter(
             x=members, y=100 * clients.mean_pruning[members], mode="markers", name=tier,
             customdata=clients.counted[members],
-            marker={"color": style.color(place), "symbol": style.SYMBOLS[place % 8], "size": 9},
+            marker={"color": style.color(place), "symbol": style.SYMBOLS[(place + place // 8) % 8], "size": 9},
             hovertemplate="client %{x}: %{y:.1f} %, counted in %{customdata} rounds",
         )  # fmt: skip
     figure.update_xaxes(title_text="client (id)")

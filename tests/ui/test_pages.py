@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -33,7 +34,9 @@ pytestmark = [
 ]  # fmt: skip
 
 USABLE_S = 5.0
-"""From the address to drawn charts, on a machine that has nothing else to do; on a busy one in proportion."""
+"""From the address to drawn charts, on a machine that has nothing else to do."""
+BUSY = 1.5
+"""Processes for each CPU above which nothing is said of seconds; server and browser are some of them."""
 SETTINGS = (
     "population.clients=1000", "selection.clients_per_round=100", "rounds=10", "training.epochs=1",
     "data.partition={name: resample, examples_per_client: 20}", "model.options={channels: [4, 8], hidden: 16}",
@@ -156,12 +159,15 @@ def test_the_runs_charts_draw_in_their_groups_within_five_seconds(shown: Shown, 
         assert max(points) >= 5, points
         without_assistant(page)
         picture(page, "mlflow_metrics")
-    share = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-    print(f"charts drawn after {', '.join(f'{each:.1f}' for each in seconds)} s, {share:.1f} processes for each CPU")
+    told = f"charts drawn after {', '.join(f'{each:.1f}' for each in seconds)} s"
+    print(told)
     assert groups <= titles | {"system"}, titles
     assert complaints(seen) == []
     assert seen.refused == []
-    assert min(seconds) < USABLE_S * share
+    share = os.getloadavg()[0] / (os.cpu_count() or 1)
+    if share > BUSY and statistics.median(seconds) >= USABLE_S:
+        pytest.skip(f"{told}, on a machine with {share:.1f} processes for each CPU")
+    assert statistics.median(seconds) < USABLE_S
 
 
 def test_the_experiment_and_the_runs_overview_tell_what_was_run(shown: Shown, browser: Any) -> None:
