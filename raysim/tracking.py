@@ -85,7 +85,7 @@ class MlflowTracker:
         Raises:
             SettingError: If the store cannot be opened.
         """
-        for noisy in ("mlflow", "alembic", "urllib3.connectionpool"):
+        for noisy in ("mlflow", "alembic"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
         self.uri = uri
         self._file = _sqlite_file(uri)
