@@ -14,7 +14,7 @@ LAST_WORDS_S = 0.5
 def watched(uri: str, run_id: str) -> Iterator[None]:
     """Have MLflow's own monitor watch this machine for as long as the context lasts; nothing of it fails a run.
 
-    Steps count its samples, one in 10 seconds; a run that goes on counts on.
+    Steps count its samples, one in 10 seconds and one at the end; a run that goes on counts on.
     """
     monitors: list[Any] = []
 
@@ -32,6 +32,8 @@ def watched(uri: str, run_id: str) -> Iterator[None]:
         for monitor in monitors:
             with suppress(Exception):
                 monitor.finish()
+                monitor.publish_metrics(monitor.aggregate_metrics())  # the sample begun: a short run's only one
+                monitor.mlflow_logger.flush()
 
     beginning = Thread(target=begin, name="raysim-system-metrics", daemon=True)
     beginning.start()

@@ -15,7 +15,7 @@ from clocked import MODES, QUICK, played
 from conftest import tiny_settings
 from mlflow.tracking import MlflowClient
 
-from raysim import arrays, device_sources, experiment, simulation
+from raysim import arrays, device_sources, experiment, simulation, system_metrics
 from raysim.config import ExperimentSettings, TrackingSettings
 from raysim.config_devices import (
     BudgetSettings,
@@ -189,7 +189,7 @@ def folder(tmp_path_factory) -> Any:
             (folder / f"{name}.csv").write_text(TABLE.format(speed), encoding="utf-8")
             (folder / f"{name}.json").write_text(CAPACITY.format(speed / 1e8), encoding="utf-8")
         (folder / "online.json").write_text(ONLINE, encoding="utf-8")
-        patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+        patch.setattr(system_metrics, "LAST_WORDS_S", 30)
         patch.chdir(folder)
         yield folder
 
