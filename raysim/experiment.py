@@ -229,7 +229,9 @@ def _write_down(experiment: Experiment) -> None:
         tracker.reopen()
     else:
         tracked.create(tracker, experiment.settings, experiment.scenario, folder, environment())
-    if not (folder / "run.json").is_file():
+    if (folder / "run.json").is_file():
+        telling.note(folder, state=None, failure=None)
+    else:
         (folder / "run.json").write_text(json.dumps(description(experiment, digests), indent=2))
     tracked.describe(tracker, experiment.settings, experiment.scenario, digests)
     written = [
@@ -322,6 +324,8 @@ def keep_results(experiment: Experiment, state: ServerState, summary: Mapping[st
     checkpoint.save_params(params, folder / "model.safetensors")
     records.merge_all(folder)
     draw_partition(experiment)
+    if (folder / "report.html").is_file():
+        (folder / "report.html").remove()  # of the rounds before it was stopped
     (folder / "summary.json").write_text(json.dumps(summary, indent=2))
 
 
@@ -338,7 +342,7 @@ def report_lost(experiment: Experiment) -> str:
     try:
         from raysim.report import write  # Plotly would delay round 1
 
-        write.of_finished(experiment.folder)
+        write.of_ended(experiment.folder)
     except Exception as error:
         warn(traceback.format_exc())
         return f"{type(error).__name__}: {error}"

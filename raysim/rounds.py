@@ -206,11 +206,11 @@ def report_of(
     score: Score | None, received: Received | None, incidents: tuple[str, ...],
 ) -> RoundReport:  # fmt: skip
     """Return all that a tracker sees of a round."""
-    groups, coverage, diagnosed = scenario.workload.plan, NOTHING_TRAINED, {}
-    channels = channel_columns(groups, after.round)
+    coverage, diagnosed = NOTHING_TRAINED, {}
+    trained = () if received is None else (received.masks, received.work.cohort.examples)
+    channels = channel_columns(scenario.workload.plan, after.round, *trained)
     if received is not None:
         cohort, masks = received.work.cohort, received.masks
-        channels = channel_columns(groups, after.round, masks, cohort.examples)
         coverage = summarise(received.coverage, after.params, channels["clients"] > 0, int(cohort.examples.sum()))
         if diagnostics.is_due(scenario, after.round):
             diagnosed = diagnostics.diagnose(scenario, before, after, cohort, masks)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raysim.config import ExperimentSettings
-from raysim.console import duration, joules
+from raysim.console import duration, joules, who_trains
 from raysim.fates import COUNTED
 from raysim.scenario import Scenario
 
@@ -26,26 +26,20 @@ def devices_of(settings: ExperimentSettings) -> str:
 def before(settings: ExperimentSettings, scenario: Scenario, folder: str) -> str:
     """Return what is known when a run begins."""
     data, population = scenario.workload.data, scenario.workload.population
+    clock, cohort = scenario.clock, scenario.cohort_size
+    who = who_trains(clock.mode, cohort, len(population), clock.buffer_size, clock.concurrency)
     tiers, size = ", ".join(population.devices.tiers), scenario.costs.dense.parameters
     return "\n".join((
         f"**{settings.method.name}** trains {settings.model.name} ({size:,} parameters) on "
         f"{settings.data.name}, seed {settings.seed}.",
         "",
-        f"- **Rounds**: {settings.rounds}, `{settings.clock.mode}`, {_who(scenario)}, chosen by "
+        f"- **Rounds**: {settings.rounds}, `{settings.clock.mode}`, {who}, chosen by "
         f"`{settings.selection.rule}`",
         f"- **Data**: {len(data.train_labels):,} training and {len(data.test_labels):,} test rows, dealt by "
         f"`{settings.data.partition.name}`",
         f"- **Devices**: {devices_of(settings)} ({tiers}), budgets by `{settings.budget.rule}`",
         f"- **Files**: `{folder}`; `raysim resume {folder}` goes on with a run that was stopped",
     ))  # fmt: skip
-
-
-def _who(scenario: Scenario) -> str:
-    """Return who trains in a round."""
-    clock, total = scenario.clock, len(scenario.workload.population)
-    if clock.mode == "async":
-        return f"{clock.buffer_size} updates each, {clock.concurrency} of {total:,} clients at work"
-    return f"{scenario.cohort_size} of {total:,} clients each"
 
 
 def after(begun: str, summary: Mapping[str, Any], model: str | None) -> str:

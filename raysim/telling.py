@@ -1,4 +1,4 @@
-"""Tells MLflow how a run ended: with all that its folder holds, or short of that."""
+"""Tells how a run ended, its folder and MLflow: with all that there is to tell, or short of that."""
 
 import json
 import time
@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from raysim import logged_model, records, run_note
 from raysim.client_view import Workload
 from raysim.errors import StoppedError, TrackingLostError
+from raysim.messages import say
 from raysim.place import Place
 from raysim.pruning import submodel
 from raysim.round_log import RoundLog
@@ -64,8 +65,21 @@ def tell(ending: Ending, log: RoundLog) -> None:
             f"MLflow could not be told of all that happened ({error}); all files are in {folder}, "
             f"`raysim resume {folder}` tells it what is missing"
         ) from None
-    content = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(content | {"finished": True}, indent=2))
+    note(folder, finished=True)
+
+
+def note(folder: Place, **stands: object) -> None:
+    """Write down in run.json how a run stands.
+
+    Args:
+        folder: The run's files.
+        stands: `finished`, whether MLflow knows all of it; `state`, `failed` or `stopped` if it ended before its last
+            round; `failure`, why it failed. None takes away what is told.
+    """
+    before = json.loads((folder / "run.json").read_text())
+    after = {name: value for name, value in (before | stands).items() if value is not None}
+    if after != before:
+        (folder / "run.json").write_text(json.dumps(after, indent=2))
 
 
 def _upload(ending: Ending) -> None:
@@ -106,15 +120,22 @@ def patiently(call: Callable[[], object], until: float) -> None:
 
 
 def leave(tracker: MlflowTracker, folder: Place, log: RoundLog | None, error: BaseException) -> None:
-    """Tell MLflow how an unfinished run ended, as far as it listens and time allows."""
+    """Tell how an unfinished run ended, its folder first, then MLflow, as far as that listens and time allows.
+
+    Its rounds so far have a report, where that is not to end at once.
+    """
     if not tracker.run_id or isinstance(error, TrackingLostError):
         return
     status = "KILLED" if isinstance(error, KeyboardInterrupt | StoppedError) else "FAILED"
-    patience_s = HASTY_S if isinstance(error, KeyboardInterrupt) else FAREWELL_S
-    steps: list[Callable[[], object]] = [] if log is None else [lambda: log.close(patience_s / 2)]
-    steps += [] if status == "KILLED" else [lambda: tracker.note("failure", str(error))]
+    is_hasty = isinstance(error, KeyboardInterrupt)
+    patience_s = HASTY_S if is_hasty else FAREWELL_S
+    state, failure = ("stopped", None) if status == "KILLED" else ("failed", str(error))
+    steps: list[Callable[[], object]] = [lambda: note(folder, state=state, failure=failure)]
+    steps += [] if log is None else [lambda: log.close(patience_s / 2)]
+    steps += [] if failure is None else [lambda: tracker.note("failure", failure)]
     steps += [lambda: tracker.end(status), lambda: _tell_records(tracker, folder)]
     steps += [] if log is None else [lambda: log.leave(status)]
+    steps += [] if is_hasty else [lambda: _report(tracker, folder)]
 
     def farewell() -> None:
         for step in steps:
@@ -127,7 +148,18 @@ def leave(tracker: MlflowTracker, folder: Place, log: RoundLog | None, error: Ba
 
 
 def _tell_records(tracker: MlflowTracker, folder: Place) -> None:
+    tracker.artifact(folder / "run.json")
     records.merge_all(folder)
     for table in records.TABLES:
         if (folder / table).children():
             tracker.artifact(folder / f"{table}.parquet")
+
+
+def _report(tracker: MlflowTracker, folder: Place) -> None:
+    if (folder / "summary.json").is_file() or not (folder / "rounds").children():
+        return
+    from raysim.report import write  # Plotly takes a while to import
+
+    page = write.of_ended(folder)
+    say(f"report of the rounds so far: {page}")
+    tracker.artifact(page)

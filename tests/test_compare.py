@@ -131,6 +131,18 @@ def test_other_data_and_other_seeds_are_told_below_the_table():
     assert any(note.startswith("not the same seeds: fedavg has 0, random has 3") for note in notes)
 
 
+def test_per_cent_and_points_are_of_the_seeds_that_row_and_baseline_share():
+    dense = [record("method.name=fedavg", f"seed={seed}") for seed in (0, 1)]
+    more = [record("method.name=random", f"seed={seed}", scale=scale) for seed, scale in ((0, 0.5), (7, 9.0))]
+    table, _ = table_of(*dense, *more, record("method.name=magnitude", "seed=3"), targets=(0.6,))
+    columns = {column.heading: column.cells for column in views.columns_of(table)}
+    assert columns["bytes moved MB"] == ["6 (100 %)", "28.5 (50 %*)", "6"]
+    assert columns["to 60 % MB"] == ["4 (100 %)", "19 (50 %*)", "4"]
+    assert columns["points to baseline"] == ["+0.0", "+0.0*", "-"]
+    below = [views.notes_below("fedavg", [], views.columns_of(part))[0] for part in (table, table[:1])]
+    assert ["* Of those seeds alone" in note for note in below] == [True, False]
+
+
 def test_a_front_has_the_rows_that_no_other_one_beats():
     rng = np.random.default_rng(0)
     points = [(float(cost), float(accuracy)) for cost, accuracy in rng.integers(1, 12, (40, 2))]

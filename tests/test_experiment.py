@@ -24,6 +24,7 @@ from raysim import (
     config_file,
     experiment,
     logged_data,
+    places,
     provenance,
     records,
     resuming,
@@ -31,7 +32,9 @@ from raysim import (
     telling,
     tracking,
 )
+from raysim.comparison import run_record
 from raysim.errors import RunFailedError, SettingError, TrackingLostError
+from raysim.report import write
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +310,7 @@ class StoppingRunner(simulation.InProcessRunner):
 @pytest.mark.parametrize(
     ("error", "status"), [(RunFailedError(3, 5, "burnt"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
 )
-def test_an_unfinished_run_keeps_what_was_earned(error: BaseException, status: str, tmp_path: Path) -> None:
+def test_an_unfinished_run_keeps_what_was_earned(error: BaseException, status: str, tmp_path: Path, capsys) -> None:
     settings = tiny_settings("rounds=4", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
     prepared = experiment.prepare(settings, tmp_path / "out")
     with pytest.raises(type(error)):
@@ -318,7 +321,32 @@ def test_an_unfinished_run_keeps_what_was_earned(error: BaseException, status: s
     assert run.data.tags.get("failure") == (str(error) if status == "FAILED" else None)
     assert run.data.metrics["clock/simulated_s"] > 0
     assert checkpoint.load(tmp_path / "out" / "checkpoints" / "round_000002.safetensors").round == 2
-    assert "clients.parquet" in {item.path for item in client.list_artifacts(run.info.run_id)}
+    artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert {"clients.parquet", "run.json"} <= artifacts
+    state, is_reported = ("failed", True) if status == "FAILED" else ("stopped", False)  # one leaves at once
+    assert run_record.of_folder(places.at(tmp_path / "out")).standing == f"{state} after round 2 of 4"
+    page = tmp_path / "out" / "report.html"
+    assert ("report.html" in artifacts) == page.is_file() == is_reported
+    if is_reported:
+        assert "This run has failed (round 3, client 5: burnt): 2 of 4 rounds are told here." in page.read_text()
+        assert f"report of the rounds so far: {page}" in capsys.readouterr().err
+    with resuming.taken_up(str(tmp_path / "out")) as stopped:
+        going_on = experiment.begin(resuming.prepare(stopped))
+    assert run_record.of_folder(places.at(tmp_path / "out")).standing == "unfinished after round 2 of 4"
+    going_on.close(30.0)
+
+
+def test_a_report_that_cannot_be_made_hides_no_failure(tmp_path: Path, monkeypatch) -> None:
+    def broken(*_: object) -> str:
+        raise ZeroDivisionError("a figure went wrong")
+
+    monkeypatch.setattr(write, "render", broken)
+    settings = tiny_settings("rounds=3", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    prepared = experiment.prepare(settings, tmp_path / "out")
+    with pytest.raises(RunFailedError, match="burnt"):
+        experiment.run(prepared, StoppingRunner(RunFailedError(3, 5, "burnt")), time.monotonic())
+    assert not (tmp_path / "out" / "report.html").exists()
+    assert MlflowClient(prepared.tracker.uri).get_run(prepared.tracker.run_id).info.status == "FAILED"
 
 
 def test_a_run_that_cannot_write_its_files_is_failed_not_running(tmp_path: Path) -> None:

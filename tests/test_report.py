@@ -16,11 +16,11 @@ import pytest
 from clocked import FRAIL, MODES, QUICK
 from conftest import ROOT, settings_of
 from mlflow.tracking import MlflowClient
-from reports import SECTIONS, Page
+from reports import SECTIONS, Page, decoded
 
 from raysim import cli, experiment, records, simulation
 from raysim.errors import ReportLostError
-from raysim.report import page, timeline, write
+from raysim.report import coverage, page, timeline, write
 
 LOST = ("rounds=3", "clock.deadline_s=0.6", "evaluation.targets=[0.01,0.999]", "diagnostics.every=2")
 
@@ -123,15 +123,28 @@ def test_the_coverage_map_is_the_sum_of_the_channels(run):
     channels = {name: np.array(column) for name, column in run.channels.items()}
     total, first = sum(fate == "counted" for fate in run.clients["fate"]), 0
     for place, group in enumerate(plan["groups"], start=1):
-        told = run.page.traces(f"coverage-{place}")["0"]
+        traces = run.page.traces(f"coverage-{place}")
         for unit in range(group["size"]):
             here = channels["unit"] == first + unit
-            number, by, examples = told["customdata"][0][unit]
-            assert (number, by) == (unit, channels["clients"][here].sum())
-            assert examples == channels["examples"][here].sum()
-            assert told["z"][0][unit] == pytest.approx(100 * by / total)
+            for trace, what in (("0", "clients"), ("1", "examples")):
+                assert traces[trace]["customdata"][0][unit] == unit
+                assert traces[trace]["z"][0][unit] == channels[what][here].sum()
+        assert traces["0"]["zmax"] == total
         first += group["size"]
     assert f"{total:,} client rounds" in run.page.words["coverage"]
+
+
+def test_of_many_channels_neighbours_share_a_cell_that_is_marked_if_one_of_them_is():
+    by = np.full(coverage.CELLS * 3 - 1, 60)
+    by[[4, 100]] = 0, 1
+    group = coverage.Coverage(by, by * 10, np.ones(1, int), np.zeros(1))
+    page_of_one = json.loads(page.spec_of(coverage._map(group, slice(0, len(by)), 100)))
+    clients, examples, never, starved = (decoded(trace) for trace in page_of_one["data"])
+    assert clients["z"].shape == (coverage.CELLS // coverage.PER_LINE, coverage.PER_LINE)
+    assert clients["z"][0, :2] == pytest.approx([60, 40])
+    assert (clients["customdata"][0, 1], clients["customdata"][-1, -1]) == (3, 3 * coverage.CELLS - 3)
+    assert (examples["z"][-1, -1], clients["z"][-1, -1]) == (600, 60)  # two channels share the last cell
+    assert [(list(marks["x"]), list(marks["y"])) for marks in (never, starved)] == [([1], [0]), ([1], [1])]
 
 
 def test_bars_end_when_clients_did(run):
@@ -217,7 +230,7 @@ def test_a_run_that_has_not_finished_is_told_so_far(run, capsys, tmp_path):
             part = f"{table}/round_{round:06d}.parquet"
             shutil.copy(run.folder / part, going_on / part)
     told = Page(Path(reported(capsys, going_on)).read_text())
-    assert "has not finished: 1 rounds" in told.words["headline"]
+    assert "has not finished: 1 of 3 rounds" in told.words["headline"]
     (curve,) = [trace["x"] for name, trace in told.traces("accuracy-1").items() if name.startswith("global")]
     assert list(curve) == [1]
 

@@ -17,11 +17,14 @@ from raysim.data.partition import partition
 from raysim.data.rules import PartitionOptions
 from raysim.device_sources import of_settings
 from raysim.executors import InProcessExecutor
+from raysim.report import coverage
 from raysim.rounds import initial_state
 from raysim.types import Storage
 
 CLIENTS, ROUNDS = 10_000, 200
-VGG16 = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+VGG16 = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512, 4096, 4096)
+GROUPS = (*VGG16, *[8192] * 20)
+"""Those of VGG16 with its classifier, and more and wider ones than have a map of each channel."""
 FATES = np.array(["counted", "late", "dropped"])
 MEASURING = """
 import json, resource, sys, time
@@ -52,7 +55,7 @@ def folder(tmp_path_factory) -> Path:
     (folder / "config.yaml").write_text(config_file.to_yaml(large))
     devices = of_settings(large.population, 0)
     device_storage.save(devices, folder / "devices.parquet")
-    groups = [{"name": f"features.{place}", "size": size} for place, size in enumerate(VGG16)]
+    groups = [{"name": f"features.{place}", "size": size} for place, size in enumerate(GROUPS)]
     (folder / "plan.json").write_text(json.dumps({"groups": groups}))
     (folder / "run.json").write_text(json.dumps({"run_id": "0" * 32, "environment": {}}))
     full = {"parameters": 15_000_000, "model_bytes": 6e7, "gradient_bytes": 6e7, "train_flops": 9e8,
@@ -94,15 +97,14 @@ def write_clients(small: Path, folder: Path, tier: np.ndarray, rng: np.random.Ge
 
 def write_channels(folder: Path, rng: np.random.Generator) -> None:
     """The last 8 channels of each group are trained by nobody, the 8 before them by few."""
-    units, last = sum(VGG16), np.concatenate([np.arange(size)[::-1] for size in VGG16])
+    units, last = sum(GROUPS), np.concatenate([np.arange(size)[::-1] for size in GROUPS])
     few = np.select([last < 8, last < 16], [0, 100], CLIENTS // 3)
+    unit = np.arange(units, dtype=np.int32)
+    clients, examples = rng.integers(few // 2, few + 1).astype(np.int32), rng.integers(0, 50_000, units)
     tables = [
-        {
-            "round": np.full(units, round, np.int32), "unit": np.arange(units, dtype=np.int32),
-            "clients": rng.integers(0, few + 1).astype(np.int32), "examples": rng.integers(0, 50_000, units),
-        }
+        {"round": np.full(units, round, np.int32), "unit": unit, "clients": clients, "examples": examples}
         for round in range(1, ROUNDS + 1)
-    ]  # fmt: skip
+    ]
     records.write_all(tables, folder / "channels.parquet")
 
 
@@ -120,7 +122,8 @@ def test_the_report_of_ten_thousand_clients_in_two_hundred_rounds_is_small_and_q
     assert took["grown_mb"] < 250  # the columns that are read are 250 MB, all of them 600
     page = Page(html.decode())
     assert page.sections == SECTIONS
-    assert len([name for name in page.figures if name.startswith("coverage")]) == len(VGG16) + 1
+    assert len([name for name in page.figures if name.startswith("coverage")]) == coverage.GROUPS + 1
+    assert "A cell is the mean of 8 neighbours" in page.words["coverage"]
     assert "2,000,000 clients" in page.words["headline"]
     never, starved = (page.traces("coverage-1")[mark] for mark in ("2", "3"))
     assert (list(never["x"]), set(never["y"])) == (list(range(24, 32)), {1})

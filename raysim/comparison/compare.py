@@ -50,7 +50,7 @@ class Compared:
     @property
     def notes_below(self) -> list[str]:
         """What stands below the table."""
-        return views.notes_below(self.baseline.label, self.notes)
+        return views.notes_below(self.baseline.label, self.notes, self.columns)
 
     def content(self) -> dict[str, Any]:
         """Return all there is to say, ready for JSON."""

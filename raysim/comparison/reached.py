@@ -96,10 +96,7 @@ def _figures(own: _Measured, base: _Measured, targets: Sequence[float]) -> dict[
         "label": row.label, "method": row.method, "settings": dict(row.settings),
         "other_settings": dict(row.other_settings), "seeds": row.seeds, "counted": len(row.counted),
         "is_whole": row.is_whole, "runs": [run.name for run in row.runs], "states": [run.state for run in row.runs],
-        **{
-            name: spread(list(own.of(name).values())) | {"percent": percent(own.of(name), base.of(name))}
-            for name in AVERAGED
-        },
+        **{name: against(own.of(name), base.of(name)) for name in AVERAGED},
         "points": _points(own.of("accuracy_last10"), base.of("accuracy_last10")),
         "targets": [_target(target, own, base) for target in targets],
         "fronts": [],
@@ -113,30 +110,27 @@ def _target(target: float, own: _Measured, base: _Measured) -> dict[str, Any]:
     for name in ("rounds", *SPENT):
         mine = {seed: cost[name] for seed, cost in costs.items()}
         theirs = {seed: cost[name] for seed, cost in others.items()}
-        found[name] = spread(list(mine.values())) | {"percent": percent(mine, theirs)}
+        found[name] = against(mine, theirs)
     return found
 
 
-def percent(own: Mapping[int, float], base: Mapping[int, float]) -> float | None:
-    """Return figures in per cent of a baseline's: seed by seed where both have some, else mean against mean.
+def against(own: Mapping[int, float], base: Mapping[int, float]) -> dict[str, Any]:
+    """Return mean and spread of figures by seed, and their per cent of a baseline's, of the seeds that both have.
 
-    >>> percent({0: 1.0, 1: 3.0}, {0: 2.0, 1: 4.0}), percent({5: 1.0}, {0: 2.0}), percent({}, {0: 2.0})
-    (62.5, 50.0, None)
+    >>> against({0: 1.0, 1: 3.0, 2: 5.0}, {0: 2.0, 1: 4.0})
+    {'mean': 3.0, 'std': 2.0, 'percent': 62.5, 'percent_seeds': [0, 1], 'is_all': False}
     """
-    shared = [seed for seed in own if base.get(seed)]
-    if shared:
-        return 100 * statistics.fmean(own[seed] / base[seed] for seed in shared)
-    if not own or not any(base.values()):
-        return None
-    return 100 * statistics.fmean(own.values()) / statistics.fmean(base.values())
+    shared = sorted(seed for seed in own if base.get(seed))
+    return spread(list(own.values())) | {
+        "percent": 100 * statistics.fmean(own[seed] / base[seed] for seed in shared) if shared else None,
+        "percent_seeds": shared, "is_all": len(shared) == len(own),
+    }  # fmt: skip
 
 
 def _points(own: Mapping[int, float], base: Mapping[int, float]) -> float | None:
-    """Return how many points of accuracy lie between two rows, seed by seed where both have some."""
-    shared = own.keys() & base.keys()
-    if shared:
-        return 100 * statistics.fmean(own[seed] - base[seed] for seed in sorted(shared))
-    return 100 * (statistics.fmean(own.values()) - statistics.fmean(base.values())) if own and base else None
+    """Return how many points of accuracy lie between two rows, of the seeds that both have."""
+    shared = sorted(own.keys() & base.keys())
+    return 100 * statistics.fmean(own[seed] - base[seed] for seed in shared) if shared else None
 
 
 def _point(figures: Mapping[str, Any], cost: str) -> tuple[float, float] | None:

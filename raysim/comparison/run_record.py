@@ -27,7 +27,7 @@ class RunRecord:
         name: What the user calls it: folder, or id in MLflow.
         run_id: Its id in MLflow, if it is known.
         settings: The experiment.
-        state: Empty if it has ended as it should, else how it stands: `failed`, `killed`, `running`, `stopped early`
+        state: Empty if it has ended as it should, else how it stands: `failed`, `stopped`, `running`, `stopped early`
             or `unfinished`.
         digests: Hashes of its `data` and `partition`, as far as they are known.
         rounds: What was recorded of its rounds: a row each; empty if there is none.
@@ -67,13 +67,13 @@ def of_folder(folder: Place) -> RunRecord:
         rounds = _rounds_of(folder, is_over=bool(summary))
     run_id = str(summary.get("run_id") or noted.get("run_id") or "")
     return RunRecord(
-        name, run_id, settings, _state_of(summary), digests_in(noted, summary), rounds, summary.get("label")
+        name, run_id, settings, _state_of(summary, noted), digests_in(noted, summary), rounds, summary.get("label")
     )
 
 
-def _state_of(summary: Mapping[str, Any]) -> str:
+def _state_of(summary: Mapping[str, Any], noted: Mapping[str, Any]) -> str:
     if not summary:
-        return "unfinished"
+        return str(noted.get("state", "unfinished"))
     return "failed" if summary.get("failure") else str(summary.get("state", ""))
 
 

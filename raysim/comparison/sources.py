@@ -22,7 +22,7 @@ FOLDERS_OF = {"comparison.yaml": ("runs/*",), "sweep.yaml": ("trials/*/seed-*",)
 """Files that tell what a folder holds, with where in it the runs are."""
 PARENTS = ("comparison", "sweep")
 """Kinds of MLflow runs that have children in their place."""
-STATES = {"FINISHED": "", "RUNNING": "running", "FAILED": "failed", "KILLED": "killed", "SCHEDULED": "unfinished"}
+STATES = {"FINISHED": "", "RUNNING": "running", "FAILED": "failed", "KILLED": "stopped", "SCHEDULED": "unfinished"}
 
 
 class Sources:

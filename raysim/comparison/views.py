@@ -19,6 +19,8 @@ NAMES = {"megabytes": "bytes moved", "simulated_s": "simulated time", "energy_j"
 """Above the units."""
 TEXT = ("row", "on front", "settings", "state")
 """Columns that hold text."""
+STAR = "*"
+"""Marks what is held against the baseline with some of a row's seeds alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,11 @@ def _accuracy(value: Mapping[str, float | None]) -> str:
 
 
 def _points(row: Mapping[str, Any]) -> str:
-    return "-" if row["points"] is None else f"{row['points']:+.1f}"
+    return "-" if row["points"] is None else f"{row['points']:+.1f}{_star(row['accuracy_last10'])}"
+
+
+def _star(value: Mapping[str, Any]) -> str:
+    return "" if value["is_all"] else STAR
 
 
 def _percent(value: Mapping[str, float | None]) -> str:
@@ -110,7 +116,7 @@ def _cost(value: Mapping[str, float | None], is_whole: bool) -> str:
     """Write a cost, and its share of the baseline's; what fell short of its rounds has spent less for no merit."""
     if value["mean"] is None:
         return "-"
-    against = "" if value["percent"] is None or not is_whole else f" ({value['percent']:.0f} %)"
+    against = "" if value["percent"] is None or not is_whole else f" ({value['percent']:.0f} %{_star(value)})"
     return f"{number(value['mean'])}{against}"
 
 
@@ -138,12 +144,20 @@ def _state(row: Mapping[str, Any]) -> str:
     return f"{' and '.join(sorted(set(row['states'])))}, " + (f"{done:.3g} rounds" if done else "no round")
 
 
-def notes_below(baseline: str, notes: Sequence[str]) -> list[str]:
-    """Return how the table is read, and what stands in the way of comparing."""
+def notes_below(baseline: str, notes: Sequence[str], columns: Sequence[Column]) -> list[str]:
+    """Return how the table is read, and what stands in the way of comparing.
+
+    Args:
+        baseline: Label of the row that others are held against.
+        notes: What stands in the way.
+        columns: The table as text.
+    """
+    is_starred = any(STAR in cell for column in columns if not column.is_text for cell in column.cells)
+    star = f" {STAR} Of those seeds alone that both rows have (and that reached the target)." * is_starred
     how = (
         f"Test accuracy: mean \u00b1 sample standard deviation over seeds, of the mean of the last {LAST} "
-        f"evaluations, of the last and of the best one. In brackets: per cent of {baseline}, seed by seed. What a "
-        "target cost is the mean of the runs that reached it. On front: no row is as accurate for fewer MB, "
+        f"evaluations, of the last and of the best one. In brackets: per cent of {baseline}, seed by seed.{star} "
+        "What a target cost is the mean of the runs that reached it. On front: no row is as accurate for fewer MB, "
         "simulated s or J."
     )
     return [how, *notes]

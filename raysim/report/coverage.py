@@ -20,6 +20,8 @@ STARVED = 0.05
 """A channel is starved that less than this share of the client rounds trained."""
 PER_LINE = 32
 """Channels side by side."""
+CELLS = 1024
+"""Most cells of a map; of more channels, neighbours share one."""
 CHOICES = (
     Choice("per cent of the client rounds", {"visible": [True, False, True, True]}),
     Choice("examples, per cent of the most", {"visible": [False, True, True, True]}),
@@ -29,6 +31,10 @@ GROUPS = 30
 """Most groups that have a map; of more, those that were trained least."""
 ABSENT = (
     "This run was started before channels were counted: it has no channels.parquet. A run of this version writes it."
+)
+UNCOUNTED = (
+    " What the method trained before round 1 is not in these figures: it belongs to no round, and prepares the masks "
+    "that are counted here; its seconds, bytes and FLOPs are in the headline."
 )
 
 
@@ -85,7 +91,7 @@ def section(recorded: Recorded, client_rounds: Mapping[int, int]) -> Section:
     least_first = sorted(units, key=lambda name: float(shares[units[name]].mean()))
     shown = [name for name in units if name in least_first[:GROUPS]]
     figures = [
-        Panel(_map(coverage, units[name], total), f"Group {name}: {size:,} channels", is_switched=True)
+        Panel(_map(coverage, units[name], total), f"Group {name}: {size:,} channels", _shared(size), is_switched=True)
         for name, size in recorded.groups.items()
         if name in shown
     ]
@@ -94,6 +100,8 @@ def section(recorded: Recorded, client_rounds: Mapping[int, int]) -> Section:
     rows = [_row(name, coverage, units[name], total) for name in units]
     headings = ("channel group", "channels", "never trained", "starved", "least trained", "median", "most trained")
     text = _text(coverage, total, len(units), len(shown))
+    if "clock/preparation_s" in recorded.rounds:
+        text += UNCOUNTED
     html = table(headings, rows) + scale(sequential.Cividis, "0 %", "100 %")
     return Section("coverage", title, text, figures, html, CHOICES)
 
@@ -125,30 +133,44 @@ def _row(name: str, coverage: Coverage, units: slice, total: int) -> tuple[str, 
     )  # fmt: skip
 
 
+def _shared(size: int) -> str:
+    """Return what a cell of a group of so many channels stands for; empty = for one channel."""
+    several = _per_cell(size)
+    return "" if several == 1 else f"A cell is the mean of {several} neighbours, marked if one of them is."
+
+
+def _per_cell(size: int) -> int:
+    return -(-size // CELLS)
+
+
 def _map(coverage: Coverage, units: slice, total: int) -> go.Figure:
     """Return a heat map: lines of channels, the first at the top."""
     by, of = coverage.clients[units], coverage.examples[units]
-    wide = min(PER_LINE, len(by))
-    lines = -(-len(by) // wide)
-    place = np.arange(len(by))
+    several = _per_cell(len(by))
+    firsts = np.arange(0, len(by), several)
+    sizes = np.diff(firsts, append=len(by))
+    wide = min(PER_LINE, len(firsts))
+    lines = -(-len(firsts) // wide)
 
-    def in_lines(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    def in_lines(values: NDArray[np.generic]) -> NDArray[np.float32]:
         padded = np.full(lines * wide, np.nan, dtype=np.float32)
         padded[: len(values)] = values
         return padded.reshape(lines, wide)
 
     figure = go.Figure()
-    examples = of / max(1, int(coverage.examples.max()))
-    hover = "channel %{customdata[0]}: %{customdata[1]:,} client rounds, %{customdata[2]:,} examples<extra></extra>"
-    told = np.stack([in_lines(values.astype(np.float64)) for values in (place, by, of)], axis=-1)
-    for values, is_shown in ((100 * by / max(1, total), True), (100 * examples, False)):
+    named = "channel %{customdata}" if several == 1 else f"{several} channels from %{{customdata}} on, mean"
+    for values, most, told, is_shown in (
+        (by, total, f"%{{z:,.1~f}} of {total:,} client rounds", True),
+        (of, int(coverage.examples.max()), "%{z:,.4~s} examples", False),
+    ):
         figure.add_heatmap(
-            z=in_lines(values), zmin=0, zmax=100, colorscale=style.SEQUENTIAL, xgap=1, ygap=1, visible=is_shown,
-            customdata=told, hovertemplate=hover, hoverongaps=False, showscale=False,
+            z=in_lines(np.add.reduceat(values, firsts) / sizes), zmin=0, zmax=max(1, most), xgap=1, ygap=1,
+            colorscale=style.SEQUENTIAL, visible=is_shown, customdata=in_lines(firsts), showscale=False,
+            hovertemplate=f"{named}: {told}<extra></extra>", hoverongaps=False,
         )  # fmt: skip
     starved = (by < STARVED * total) & (by > 0)
     for marked, symbol, color in ((by == 0, "x-thin-open", style.VERMILION), (starved, "circle", style.ORANGE)):
-        at = np.flatnonzero(marked)
+        at = np.flatnonzero(np.logical_or.reduceat(marked, firsts))
         figure.add_scatter(
             x=at % wide, y=at // wide, mode="markers", hoverinfo="skip", showlegend=False,
             marker={"symbol": symbol, "size": 7 if symbol != "circle" else 5, "color": color, "line": {"width": 2}},
@@ -156,8 +178,8 @@ def _map(coverage: Coverage, units: slice, total: int) -> go.Figure:
     figure.update_xaxes(visible=False, range=(-0.5, wide - 0.5))
     ticks = list(range(0, lines, max(1, -(-lines // 8))))
     figure.update_yaxes(
-        tickvals=ticks, ticktext=[str(line * wide) for line in ticks], range=(lines - 0.5, -0.5), showgrid=False,
-        zeroline=False,
+        tickvals=ticks, ticktext=[str(line * wide * several) for line in ticks], range=(lines - 0.5, -0.5),
+        showgrid=False, zeroline=False,
     )  # fmt: skip
     figure.update_layout(height=20 + 18 * max(3, lines))
     return figure

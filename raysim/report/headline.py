@@ -64,13 +64,21 @@ def section(
     headings = ("", "this run", name, f"per cent of {name}")
     html = cards(_cards(recorded, own, other, name)) + table(headings, _rows(own, other))
     if not recorded.summary:
-        html = paragraph(f"This run has not finished: {len(recorded.rounds['round'])} rounds are told here.") + html
+        html = paragraph(standing(recorded)) + html
     html += paragraph(_lost(clients))
     targets = recorded.summary.get("targets", [])
     if targets:
         columns = ("target accuracy", "round", "simulated time", "moved", "FLOPs", "energy")
         html += table(columns, [_target(each) for each in targets])
     return Section("headline", "Headline", text, html=html)
+
+
+def standing(recorded: Recorded) -> str:
+    """Return how a run stands that has not finished, and how much of it is told."""
+    noted, rounds = recorded.noted, len(recorded.rounds["round"])
+    ended = {"failed": f"has failed ({noted.get('failure')})", "stopped": "was stopped"}
+    how = ended.get(noted.get("state", ""), "has not finished")
+    return f"This run {how}: {rounds:,} of {recorded.settings['rounds']:,} rounds are told here."
 
 
 def figures_of(recorded: Recorded) -> Figures:

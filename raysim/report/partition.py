@@ -15,12 +15,13 @@ EACH_UP_TO = 100
 COLUMNS = 200
 BINS = 40
 ABSENT = "This run was started before the partition was written down: it has no partition.parquet."
+LATER = "The partition is written down when a run has finished."
 
 
 def section(recorded: Recorded) -> Section:
     """Return a heat map of classes and clients, and how many rows clients own."""
     if not recorded.has("partition.parquet"):
-        html = paragraph(ABSENT)
+        html = paragraph(ABSENT if recorded.summary else LATER)
         if recorded.has("partition.png"):
             picture = (recorded.files / "partition.png").read_bytes()
             html += image(picture, "rows of each class that clients own, as drawn when the run was made")

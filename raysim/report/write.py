@@ -5,6 +5,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from raysim import places, runs
+from raysim.console import who_trains
 from raysim.errors import SettingError
 from raysim.fates import COUNTED
 from raysim.place import Place
@@ -17,8 +18,12 @@ from raysim.run_folder import as_setting
 FILE = "report.html"
 
 
-def of_finished(folder: Place) -> Place:
-    """Write the report of the run in a folder beside its records."""
+def of_ended(folder: Place) -> Place:
+    """Write the report of the run in a folder beside its records.
+
+    Raises:
+        SettingError: If it has no round, or its records cannot be read.
+    """
     with of_folder(folder, str(folder)) as recorded:
         return (folder / FILE).write_text(render(recorded))
 
@@ -95,20 +100,12 @@ def _title(recorded: Recorded) -> str:
     return f"{settings['method']['name']} on {settings['data']['name']} with {settings['model']['name']}"
 
 
-def _who(recorded: Recorded) -> str:
-    """Return who trains in a round."""
-    cohort, clock = recorded.settings["selection"]["clients_per_round"], recorded.settings["clock"]
-    if clock["mode"] != "async":
-        return f"{cohort:,} of {recorded.num_clients:,} clients a round"
-    updates, at_work = (clock.get(name) or cohort for name in ("buffer_size", "concurrency"))
-    return f"{updates:,} updates a round, {at_work:,} of {recorded.num_clients:,} clients at work"
-
-
 def _subtitle(recorded: Recorded) -> str:
     settings, rounds = recorded.settings, len(recorded.rounds["round"])
+    clock, cohort = settings["clock"], settings["selection"]["clients_per_round"]
+    at_work = (clock["mode"], cohort, recorded.num_clients, clock.get("buffer_size"), clock.get("concurrency"))
     told = [
-        f"experiment {settings['experiment']}", f"{rounds:,} rounds",
-        _who(recorded),
-        f"clock {settings['clock']['mode']}", f"seed {settings['seed']}",
+        f"experiment {settings['experiment']}", f"{rounds:,} rounds", who_trains(*at_work), f"clock {clock['mode']}",
+        f"seed {settings['seed']}",
     ]  # fmt: skip
     return ", ".join(told)
