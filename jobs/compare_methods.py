@@ -1,13 +1,11 @@
 """Compare methods over one split and several seeds: `python jobs/compare_methods.py CONFIG`."""
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 
 from raysim import cli
 from raysim.comparison import plan
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
     from raysim.comparison.record import Record
 
 KEPT = "the runs that had finished are kept"
-NOT_A_TERMINAL_WIDTH = 160
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,13 +46,13 @@ def compare(
 
 def show(kept: "Record", as_json: bool) -> None:
     """Print the table and where to find it."""
-    from raysim.comparison import table
+    from raysim.comparison import table, views
 
     if as_json:
         click.echo(json.dumps(kept.content))
         return
-    console = Console(width=None if sys.stdout.isatty() else NOT_A_TERMINAL_WIDTH)
-    console.print(table.rich_table(kept.title, kept.rows))
+    rows = kept.rows
+    views.show(kept.title, table.columns_of(rows), [not row["seeds"] for row in rows], table.notes_of(rows))
     command, page = cli.mlflow_page(kept.content)
     for label, value in (("files in", kept.folder), ("open in MLflow", command), ("", f"then {page}")):
         click.echo(f"{label:<16}{value}")

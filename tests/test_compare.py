@@ -78,7 +78,7 @@ def test_a_run_that_repeats_another_counts_once_the_one_that_got_farther():
     first, again = record(name="first", accuracies=(0.5,), state="failed"), record(name="again")
     grouped, notes = rows.rows_of([first, again])
     assert [run.name for run in grouped[0].runs] == ["again"]
-    assert notes == ["left out is first, which repeats again: same settings, same seed"]
+    assert notes == ["Left out is first, which repeats again: same settings, same seed"]
 
 
 def test_a_row_has_means_and_sample_deviations_and_per_cent_seed_by_seed():
@@ -128,7 +128,7 @@ def test_runs_that_fell_short_are_left_out_of_a_row_that_has_whole_ones_and_mark
 def test_other_data_and_other_seeds_are_told_below_the_table():
     _, notes = table_of(record(), record("method.name=fedavg", data="b"), record("method.name=random", "seed=3"))
     assert "ca-hfp: other data: their accuracies cannot be compared with fedavg" in notes
-    assert any(note.startswith("not the same seeds: fedavg has 0, random has 3") for note in notes)
+    assert any(note.startswith("Not the same seeds: fedavg has 0; random has 3") for note in notes)
 
 
 def test_per_cent_and_points_are_of_the_seeds_that_row_and_baseline_share():
@@ -170,10 +170,15 @@ def columns():
 
 def test_latex_has_booktabs_rules_and_as_many_cells_in_each_row(columns, tmp_path):
     text = views.to_latex(columns[0], "50 % of a_b & more", ["how"])
-    body = text.partition(r"\toprule")[2].partition(r"\bottomrule")[0]
-    lines = [line for line in body.splitlines() if line.endswith(r"\\")]
-    assert len(lines) == 3
-    assert {line.replace(r"\&", "").count("&") for line in lines} == {len(columns[0]) - 1}
+    bodies = [part.partition(r"\bottomrule")[0] for part in text.split(r"\toprule")[1:]]
+    parts = views.parts_of(columns[0])
+    assert sorted(column.heading for part in parts for column in part[1:]) == sorted(
+        column.heading for column in columns[0][1:]
+    )
+    for body, part in zip(bodies, parts, strict=True):
+        lines = [line for line in body.partition(r"\cmidrule")[2].splitlines() if line.endswith(r"\\")]
+        assert len(lines) == 3
+        assert {line.replace(r"\&", "").count("&") for line in lines} == {len(part) - 1}
     assert all(f"\\begin{{{name}}}" in text and f"\\end{{{name}}}" in text for name in ("table", "tabular"))
     assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
     assert r"50 \% of a\_b \& more" in text

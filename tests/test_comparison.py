@@ -18,7 +18,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from raysim import arrays, cli, config_file, simulation
-from raysim.comparison import plan, table
+from raysim.comparison import plan, table, views
 from raysim.comparison.play import digests_of, play
 from raysim.errors import SettingError
 from raysim.methods.table import METHODS
@@ -274,7 +274,8 @@ def test_the_table_fits_into_120_columns():
     row |= {"set": {"training.learning_rate": 0.05}}
     row |= {name: value if "accuracy" in name else cost for name in table.AVERAGED}
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(table.rich_table("title", [row]))
+    (whole,) = views.rich_tables(table.columns_of([row]), [False], console.width)
+    console.print(whole)
     printed = console.export_text()
     for part in ("feddropout", "98.8 ± 1.2", "1234.6", "2 of 3", "learning_rate 0.05"):
         assert part in printed

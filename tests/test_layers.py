@@ -195,7 +195,7 @@ RANKS: dict[str, float] = {
     "raysim.comparison.curves": 5.5,
     "raysim.comparison.plan": 5.5,
     "raysim.comparison.play": 5.5,
-    "raysim.comparison.table": 5.6,
+    "raysim.comparison.table": 5.85,
     "raysim.comparison.run_record": 5.5,
     "raysim.comparison.rows": 5.6,
     "raysim.comparison.sources": 5.6,

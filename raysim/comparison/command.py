@@ -1,7 +1,6 @@
 """The command `raysim compare`."""
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +12,6 @@ from raysim.console import quiet_option
 
 if TYPE_CHECKING:
     from raysim.comparison.compare import Compared
-
-NOT_A_TERMINAL_WIDTH = 160
 
 
 @click.command()
@@ -56,13 +53,8 @@ def compare(
 
 def show(compared: "Compared") -> None:
     """Print the table, in parts where the terminal is too narrow, and its notes."""
-    from rich.console import Console
-
     from raysim.comparison import views
 
-    console = Console(width=None if sys.stdout.isatty() else NOT_A_TERMINAL_WIDTH)
-    console.print(compared.title, style="bold", highlight=False)
-    for table in views.rich_tables(compared.columns, [not row["is_whole"] for row in compared.table], console.width):
-        console.print(table)
-    for note in compared.notes_below:
-        console.print(note, highlight=False, markup=False)
+    views.show(
+        compared.title, compared.columns, [not row["is_whole"] for row in compared.table], compared.notes_below
+    )

@@ -56,21 +56,18 @@ _CURVES = (
 
 
 def _table(columns: Sequence[Column], notes: Sequence[str]) -> Markup:
-    names, others = columns[0], columns[1:]
-    parts = [[names, *(column for column in others if not column.is_of_target)]]
-    for upper in dict.fromkeys(column.upper for column in others if column.is_of_target):
-        parts.append([names, *(column for column in others if column.upper == upper)])
     made = Markup("")
-    for part in parts:
+    for part in views.parts_of(columns):
         cells = [list(line) for line in zip(*(column.cells for column in part), strict=True)]
-        made += fragments.table([column.heading for column in part], cells)
+        is_text = all(column.is_text for column in part)
+        made += fragments.table([column.heading for column in part], cells, len(part) if is_text else 1)
     for note in notes:
         made += fragments.paragraph(note)
     return made
 
 
 def _fronts(table: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    costs = [name for name in SPENT if any(row[name]["mean"] for row in table)]
+    costs = [name for name in SPENT if sum(bool(row[name]["mean"]) for row in table) > 1]
     return [Panel(_front(table, name), f"Accuracy against {COSTS[name]}") for name in costs]
 
 
@@ -114,7 +111,8 @@ def _curves(rows: Sequence[Row], table: Sequence[Mapping[str, Any]], targets: Se
     means = {place: reached.mean_curve(rows[place]) for place in scored}
     axes = [name for name in AXES if any(means[place][0].costs[name].any() for place in scored)]
     return [
-        Panel(_curve(axis, {place: (rows[place].label, *means[place]) for place in scored}, targets),
+        Panel(_curve(axis, {place: (rows[place].label, *means[place])
+                            for place in scored if means[place][0].costs[axis].any()}, targets),
               f"Accuracy against {AXES[axis]}")
         for axis in axes
     ]  # fmt: skip
@@ -138,7 +136,7 @@ def _curve(
             name=label, legendgroup=group, hovertemplate="%{x:,.4g}, %{y:.1%}",
         )  # fmt: skip
     for target in targets:
-        figure.add_hline(y=target, line={"color": style.MUTED, "width": 1, "dash": "dot"})
+        style.mark_target(figure, target, target)
     figure.update_xaxes(title=AXES[axis])
     spent = [curve.costs[axis][-1] for _, curve, _ in lines.values()]
     if axis != "rounds" and max(spent) > 5 * min(spent):

@@ -11,7 +11,6 @@ from raysim.comparison.curves import Curve
 from raysim.comparison.play import LAST
 from raysim.comparison.rows import Row
 from raysim.comparison.run_record import RunRecord
-from raysim.comparison.table import spread
 from raysim.types import Columns
 
 Figures = dict[str, float]
@@ -112,6 +111,18 @@ def _target(target: float, own: _Measured, base: _Measured) -> dict[str, Any]:
         theirs = {seed: cost[name] for seed, cost in others.items()}
         found[name] = against(mine, theirs)
     return found
+
+
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Return mean and sample standard deviation, None where there are too few values.
+
+    >>> spread([1.0, 3.0]), spread([])
+    ({'mean': 2.0, 'std': 1.4142135623730951}, {'mean': None, 'std': None})
+    """
+    return {
+        "mean": statistics.fmean(values) if values else None,
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+    }
 
 
 def against(own: Mapping[int, float], base: Mapping[int, float]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from raysim import checkpoint, config_file, files, records
-from raysim.comparison import table
+from raysim.comparison import table, views
 from raysim.comparison.plan import Comparison, Run
 from raysim.comparison.play import Outcome
 from raysim.errors import SettingError
@@ -124,7 +124,7 @@ class Record:
     def end(self, status: str) -> None:
         """Write the table, and give it and the means to the parent run."""
         texts = {
-            "comparison.md": table.markdown(self.title, self.rows),
+            "comparison.md": views.to_markdown(table.columns_of(self.rows), self.title, table.notes_of(self.rows)),
             "comparison.csv": table.to_csv(self.rows),
             "comparison.json": json.dumps(self.content, indent=2),
         }

@@ -65,7 +65,7 @@ def rows_of(records: Sequence[RunRecord]) -> tuple[list[Row], list[str]]:
         by_seed[record.settings.seed] = kept
         if other is not None:
             left = other if kept is record else record
-            notes.append(f"left out is {left.name}, which repeats {kept.name}: same settings, same seed")
+            notes.append(f"Left out is {left.name}, which repeats {kept.name}: same settings, same seed")
     settings = [dict(group) for group in groups]
     labels = [_given_label(by_seed.values()) for by_seed in groups.values()]
     names = {name for own in settings for name in own if any(name not in other or other[name] != own[name]
@@ -178,7 +178,7 @@ def notes_of(rows: Sequence[Row], baseline: Row) -> list[str]:
             notes.append(f"{'; '.join(others)}: {meaning} {baseline.label}")
     others = [f"{row.label} has {_seeds(row)}" for row in rows if row.seeds != baseline.seeds]
     if others:
-        notes.append(f"not the same seeds: {baseline.label} has {_seeds(baseline)}, {'; '.join(others)}")
+        notes.append(f"Not the same seeds: {baseline.label} has {_seeds(baseline)}; {'; '.join(others)}")
     for row in rows:
         by_standing: dict[str, list[str]] = {}
         for run in row.runs:

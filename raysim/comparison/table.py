@@ -1,15 +1,14 @@
-"""The table of a comparison: means and spreads over seeds, as Rich, Markdown, CSV and JSON can show them."""
+"""The table of a comparison that was played: means and spreads over seeds, held against dense clients."""
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
-
-from rich import box
-from rich.table import Table
+from typing import Any
 
 from raysim.comparison import text_tables
 from raysim.comparison.plan import MethodEntry, Run
 from raysim.comparison.play import LAST, Outcome
+from raysim.comparison.reached import spread
+from raysim.comparison.views import Column, accuracy
 from raysim.forecast import summary_of
 
 Figures = dict[str, Any]
@@ -23,12 +22,6 @@ AVERAGED = (
     "preparation_bytes", "preparation_flops", "wall_s",
 )  # fmt: skip
 """Figures a row has the mean and the spread of."""
-HEADINGS = (
-    ("", "method"), ("accuracy", f"last {LAST}, %"), ("accuracy", "final, %"), ("accuracy", "best, %"),
-    ("bytes", "% FedAvg"), ("FLOPs", "% FedAvg"), ("simulated", "seconds"), ("simulated", "% FedAvg"),
-    ("", "seeds"), ("", "own settings"),
-)  # fmt: skip
-"""Two lines a column."""
 NOTES = (
     f"Test accuracy in percent, mean \u00b1 sample standard deviation over seeds: mean of the last {LAST} "
     "evaluations, the last one, the best. Bytes and FLOPs: percent of what dense clients of the same cohorts would "
@@ -86,64 +79,39 @@ def _against(run: Figures, dense: Mapping[int, float]) -> Figures:
     return run | {"simulated_percent_of_fedavg": 100 * run["simulated_s"] / dense[run["seed"]] if known else None}
 
 
-def spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Return mean and sample standard deviation, None where there are too few values.
-
-    >>> spread([1.0, 3.0]), spread([])
-    ({'mean': 2.0, 'std': 1.4142135623730951}, {'mean': None, 'std': None})
-    """
-    return {
-        "mean": statistics.fmean(values) if values else None,
-        "std": statistics.stdev(values) if len(values) > 1 else None,
-    }
-
-
-def cells_of(row: Row) -> list[str]:
-    """Return a row as text, one cell per heading."""
-    total = len(row["seeds"]) + len(row["failed"])
+def columns_of(rows: Sequence[Row]) -> list[Column]:
+    """Return the table as text."""
+    told = (
+        ("accuracy %", f"last {LAST}", "accuracy_last10", accuracy), ("accuracy %", "final", "accuracy", accuracy),
+        ("accuracy %", "best", "best_accuracy", accuracy), ("bytes", "% FedAvg", "bytes_percent_of_fedavg", _mean),
+        ("FLOPs", "% FedAvg", "flops_percent_of_fedavg", _mean), ("simulated", "seconds", "simulated_s", _mean),
+        ("simulated", "% FedAvg", "simulated_percent_of_fedavg", _mean),
+    )  # fmt: skip
     return [
-        row["label"],
-        *(_accuracy(row[name]) for name in ("accuracy_last10", "accuracy", "best_accuracy")),
-        *(_mean(row[name]) for name in ("bytes_percent_of_fedavg", "flops_percent_of_fedavg", "simulated_s",
-                                        "simulated_percent_of_fedavg")),
-        f"{len(row['seeds'])} of {total}" if row["failed"] else str(total),
-        ", ".join(f"{name.partition('.')[2]} {value}" for name, value in row["set"].items()),
-    ]  # fmt: skip
-
-
-def _accuracy(value: Mapping[str, float | None]) -> str:
-    if value["mean"] is None:
-        return "-"
-    deviation = "" if value["std"] is None else f" \u00b1 {100 * value['std']:.1f}"
-    return f"{100 * value['mean']:.1f}{deviation}"
+        Column("", "row", [row["label"] for row in rows]),
+        *(Column(upper, lower, [text(row[name]) for row in rows]) for upper, lower, name, text in told),
+        Column("", "seeds", [_seeds(row) for row in rows]),
+        Column("own", "settings", [_settings(row) for row in rows]),
+    ]
 
 
 def _mean(value: Mapping[str, float | None]) -> str:
     return "-" if value["mean"] is None else f"{value['mean']:.1f}"
 
 
-def rich_table(title: str, rows: Sequence[Row]) -> Table:
-    """Return the table for a terminal."""
-    table = Table(title=title, caption=NOTES, caption_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
-    for upper, lower in HEADINGS:
-        is_text = lower in ("method", "own settings")
-        justify: Literal["left", "right"] = "left" if is_text else "right"
-        table.add_column(f"{upper}\n{lower}", justify=justify, no_wrap=lower != "own settings")
-    for row in rows:
-        table.add_row(*cells_of(row), style="dim" if not row["seeds"] else None)
-    return table
+def _seeds(row: Row) -> str:
+    total = len(row["seeds"]) + len(row["failed"])
+    return f"{len(row['seeds'])} of {total}" if row["failed"] else str(total)
 
 
-def markdown(title: str, rows: Sequence[Row]) -> str:
-    """Return the table as Markdown, failures below it."""
-    headings = [" ".join(lines).strip() for lines in HEADINGS]
-    text_columns = (0, len(HEADINGS) - 1)
-    lines = [
-        f"# {title}", "", text_tables.markdown(headings, [cells_of(row) for row in rows], text_columns), "", NOTES,
-    ]  # fmt: skip
-    for row in rows:
-        lines += [f"- {row['label']}, seed {seed}: {failure}" for seed, failure in row["failed"].items()]
-    return "\n".join(lines) + "\n"
+def _settings(row: Row) -> str:
+    return ", ".join(f"{name.partition('.')[2]} {value}" for name, value in row["set"].items())
+
+
+def notes_of(rows: Sequence[Row]) -> list[str]:
+    """Return what stands below the table: how it is read, and what failed."""
+    failed = [(row["label"], seed, failure) for row in rows for seed, failure in row["failed"].items()]
+    return [NOTES, *(f"{label}, seed {seed}: {failure}" for label, seed, failure in failed)]
 
 
 def to_csv(rows: Sequence[Row]) -> str:

@@ -1,6 +1,7 @@
 """The table of compared runs as a person reads it: headings, cells, and Rich tables that fit a terminal."""
 
 import itertools
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ NAMES = {"megabytes": "bytes moved", "simulated_s": "simulated time", "energy_j"
 """Above the units."""
 TEXT = ("row", "on front", "settings", "state")
 """Columns that hold text."""
+NOT_A_TERMINAL_WIDTH = 160
 STAR = "*"
 """Marks what is held against the baseline with some of a row's seeds alone."""
 
@@ -57,7 +59,7 @@ def columns_of(table: Sequence[Mapping[str, Any]]) -> list[Column]:
         Column("", "row", [row["label"] for row in table]),
         Column("", "seeds", [_seeds(row) for row in table]),
         *(
-            Column("accuracy %", lower, [_accuracy(row[name]) for row in table])
+            Column("accuracy %", lower, [accuracy(row[name]) for row in table])
             for name, lower in zip(ACCURACIES, (f"last {LAST}", "final", "best"), strict=True)
         ),
         Column("points", "to baseline", [_points(row) for row in table]),
@@ -93,7 +95,8 @@ def _seeds(row: Mapping[str, Any]) -> str:
     return f"{row['counted']} of {total}" if row["counted"] < total else str(total)
 
 
-def _accuracy(value: Mapping[str, float | None]) -> str:
+def accuracy(value: Mapping[str, float | None]) -> str:
+    """Write mean and deviation of an accuracy in per cent."""
     if value["mean"] is None:
         return "-"
     deviation = "" if value["std"] is None else f" \u00b1 {100 * value['std']:.1f}"
@@ -113,8 +116,11 @@ def _percent(value: Mapping[str, float | None]) -> str:
 
 
 def _cost(value: Mapping[str, float | None], is_whole: bool) -> str:
-    """Write a cost, and its share of the baseline's; what fell short of its rounds has spent less for no merit."""
-    if value["mean"] is None:
+    """Write a cost, and its share of the baseline's; what fell short of its rounds has spent less for no merit.
+
+    Nothing costs nothing: where that is told, it was not counted.
+    """
+    if not value["mean"]:
         return "-"
     against = "" if value["percent"] is None or not is_whole else f" ({value['percent']:.0f} %{_star(value)})"
     return f"{number(value['mean'])}{against}"
@@ -161,6 +167,16 @@ def notes_below(baseline: str, notes: Sequence[str], columns: Sequence[Column]) 
         "simulated s or J."
     )
     return [how, *notes]
+
+
+def show(title: str, columns: Sequence[Column], dim: Sequence[bool], notes: Sequence[str]) -> None:
+    """Print a table and its notes to the terminal; see `rich_tables`."""
+    console = Console(width=None if sys.stdout.isatty() else NOT_A_TERMINAL_WIDTH)
+    console.print(title, style="bold", highlight=False)
+    for table in rich_tables(columns, dim, console.width):
+        console.print(table)
+    for note in notes:
+        console.print(note, highlight=False, markup=False)
 
 
 def rich_tables(columns: Sequence[Column], dim: Sequence[bool], width: int) -> list[Table]:
@@ -217,8 +233,33 @@ def to_markdown(columns: Sequence[Column], title: str, notes: Sequence[str]) -> 
 
 def to_latex(columns: Sequence[Column], title: str, notes: Sequence[str]) -> str:
     """Return the table as LaTeX, how it is read in its caption."""
-    headings, cells, text = _cells(columns)
-    return text_tables.latex(headings, cells, " ".join([f"{title}.", *notes]), "tab:comparison", text)
+    parts = []
+    for part in parts_of(columns):
+        _, cells, text = _cells(part)
+        parts.append(text_tables.Part([(column.upper, column.lower) for column in part], cells, text))
+    caption = " ".join(f"{each.removesuffix('.')}." for each in (title, *notes))
+    return text_tables.latex(parts, caption, "tab:comparison")
+
+
+def parts_of(columns: Sequence[Column]) -> list[list[Column]]:
+    """Return the table in parts that are read by themselves, each with the names of the rows.
+
+    What was reached, what it cost, what each target cost, and how rows differ and stand.
+    """
+    names, *others = columns
+    targets = dict.fromkeys(column.upper for column in others if column.is_of_target)
+    found = {kind: [names] for kind in ("reached", "spent", *targets, "about")}
+    for column in others:
+        found[_part_of(column)].append(column)
+    return [part for part in found.values() if len(part) > 1]
+
+
+def _part_of(column: Column) -> str:
+    if column.is_of_target:
+        return column.upper
+    if column.upper in NAMES.values() or column.lower == "on front":
+        return "spent"
+    return "about" if column.lower in ("settings", "state") else "reached"
 
 
 def _cells(columns: Sequence[Column]) -> tuple[list[str], list[list[str]], list[int]]:

@@ -45,7 +45,7 @@ def _curves(recorded: Recorded, cost: NDArray[np.float64], label: str) -> go.Fig
         if name in recorded.rounds:
             _add(figure, recorded, cost, place, name, what)
     for target in recorded.settings.get("evaluation", {}).get("targets") or ():
-        figure.add_hline(y=100 * target, line={"color": style.MUTED, "width": 1, "dash": "dot"})
+        style.mark_target(figure, 100 * target, target)
     figure.update_layout(hovermode="x unified")
     figure.update_xaxes(title_text=label)
     if label == "round":

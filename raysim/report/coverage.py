@@ -27,6 +27,12 @@ CHOICES = (
     Choice("examples, per cent of the most", {"visible": [False, True, True, True]}),
 )
 """What the colour tells."""
+MARKERS = (
+    {"symbol": "x-thin", "size": 6, "line": {"width": 2, "color": style.VERMILION}},
+    {"symbol": "circle", "size": 7, "color": style.ORANGE, "line": {"width": 0}},
+)
+"""Of channels that nobody trained, and of those that starved."""
+SIGNS = (("\u2715", "var(--warning)", "never trained"), ("\u25cf", style.ORANGE, "starved"))
 GROUPS = 30
 """Most groups that have a map; of more, those that were trained least."""
 ABSENT = (
@@ -95,14 +101,14 @@ def section(recorded: Recorded, client_rounds: Mapping[int, int]) -> Section:
         for name, size in recorded.groups.items()
         if name in shown
     ]
-    if len(coverage.rounds) > 1:
+    if len(coverage.rounds) > 1 and coverage.untrained.any():
         figures.append(Panel(_untrained(coverage), "Channels that nobody trained, by round"))
     rows = [_row(name, coverage, units[name], total) for name in units]
     headings = ("channel group", "channels", "never trained", "starved", "least trained", "median", "most trained")
     text = _text(coverage, total, len(units), len(shown))
     if "clock/preparation_s" in recorded.rounds:
         text += UNCOUNTED
-    html = table(headings, rows) + scale(sequential.Cividis, "0 %", "100 %")
+    html = table(headings, rows) + scale(sequential.Cividis, "0 %", "100 %", SIGNS)
     return Section("coverage", title, text, figures, html, CHOICES)
 
 
@@ -114,11 +120,12 @@ def _units(groups: Mapping[str, int]) -> dict[str, slice]:
 def _text(coverage: Coverage, total: int, num_groups: int, num_shown: int) -> str:
     text = (
         f"How many of the {total:,} client rounds whose work counted ({len(coverage.rounds):,} rounds) trained each "
-        "channel: a cell is a channel, in the order of the full model. A cross marks a channel that nobody trained, "
-        f"a dot one that starved: fewer than {STARVED:.0%} of the client rounds trained it. A channel is kept or "
-        "dropped in all layers of its group together; where single weights are masked, it was trained if any of "
-        "its own was."
+        "channel: a cell is a channel, in the order of the full model, and a line is numbered by its first one. A "
+        "cross marks a channel that nobody trained, a dot one that starved: fewer than "
+        f"{percent(100 * STARVED, 0)} of the client rounds trained it. A channel is kept or dropped in all layers of "
+        "its group together; where single weights are masked, it was trained if any of its own was."
     )
+    text += " Somebody trained each channel in every round." * (not coverage.untrained.any())
     some = f" Maps are those of the {num_shown} groups trained least, of {num_groups}."
     return text + some * (num_shown < num_groups)
 
@@ -169,12 +176,11 @@ def _map(coverage: Coverage, units: slice, total: int) -> go.Figure:
             hovertemplate=f"{named}: {told}<extra></extra>", hoverongaps=False,
         )  # fmt: skip
     starved = (by < STARVED * total) & (by > 0)
-    for marked, symbol, color in ((by == 0, "x-thin-open", style.VERMILION), (starved, "circle", style.ORANGE)):
+    for marked, marker in zip((by == 0, starved), MARKERS, strict=True):
         at = np.flatnonzero(np.logical_or.reduceat(marked, firsts))
         figure.add_scatter(
-            x=at % wide, y=at // wide, mode="markers", hoverinfo="skip", showlegend=False,
-            marker={"symbol": symbol, "size": 7 if symbol != "circle" else 5, "color": color, "line": {"width": 2}},
-        )  # fmt: skip
+            x=at % wide, y=at // wide, mode="markers", hoverinfo="skip", showlegend=False, marker=marker
+        )
     figure.update_xaxes(visible=False, range=(-0.5, wide - 0.5))
     ticks = list(range(0, lines, max(1, -(-lines // 8))))
     figure.update_yaxes(

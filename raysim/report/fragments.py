@@ -52,12 +52,21 @@ def folded(summary: str, text: str) -> Markup:
     return Markup("<details><summary>{}</summary><pre>{}</pre></details>").format(summary, text)
 
 
-def scale(colors: Sequence[str], least: str, most: str) -> Markup:
-    """Return a bar of colours between what its ends stand for."""
+def scale(colors: Sequence[str], least: str, most: str, signs: Sequence[tuple[str, str, str]] = ()) -> Markup:
+    """Return a bar of colours between what its ends stand for.
+
+    Args:
+        colors: From left to right.
+        least: What the first stands for.
+        most: What the last stands for.
+        signs: Each with its colour and its meaning.
+    """
     bar = Markup('<span class="bar" style="background: linear-gradient(to right, {})"></span>').format(
         ", ".join(colors)
     )
-    return Markup('<div class="scale"><span>{}</span>{}<span>{}</span></div>').format(least, bar, most)
+    one = Markup('<span class="sign"><span style="color: {1}">{0}</span> {2}</span>')
+    meant = Markup("").join(one.format(*each) for each in signs)
+    return Markup('<div class="scale"><span>{}</span>{}<span>{}</span>{}</div>').format(least, bar, most, meant)
 
 
 def paragraph(text: str) -> Markup:

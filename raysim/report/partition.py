@@ -92,6 +92,7 @@ def _sizes(counts: NDArray[np.int64]) -> go.Figure:
         hovertemplate="%{customdata[0]} to %{customdata[1]} rows: %{y:,} clients<extra></extra>",
     )  # fmt: skip
     figure.update_layout(bargap=0.05)
-    figure.update_xaxes(title_text="rows owned")
+    shown = (low - 0.5 - width, edges[-1] - 0.5 + width)
+    figure.update_xaxes(title_text="rows owned", range=shown, dtick=1 if high - low < 12 else None)
     figure.update_yaxes(title_text="clients")
     return figure

@@ -80,7 +80,7 @@ def _sorted(clients: ClientsOfRounds) -> go.Figure:
             x=PERCENTS, y=100 * np.percentile(ratios, PERCENTS), name=f"{tier} ({len(ratios):,})", mode="lines",
             line=style.line(place), hovertemplate="%{x:.0f} % of the clients up to %{y:.1f} %",
         )  # fmt: skip
-    figure.update_xaxes(title_text="per cent of the tier's clients")
+    figure.update_xaxes(title_text="per cent of the tier's clients", range=(-0.5, 100.5))
     return _labelled(figure)
 
 

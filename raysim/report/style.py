@@ -20,7 +20,7 @@ SEQUENTIAL = "Cividis"
 
 _AXIS = {
     "gridcolor": GRID, "zerolinecolor": GRID, "linecolor": MUTED, "tickcolor": MUTED, "automargin": True,
-    "title": {"standoff": 8},
+    "title": {"standoff": 8}, "separatethousands": True,
 }  # fmt: skip
 TEMPLATE: dict[str, Any] = {
     "layout": {
@@ -55,6 +55,20 @@ def line(place: int, width: float = 2.0) -> dict[str, Any]:
 def over_rounds(figure: Any, rounds: int) -> None:
     """Label the axis of a figure over rounds, without parts of rounds."""
     figure.update_xaxes(title_text="round", tickformat=",d", dtick=1 if rounds <= 12 else None)
+
+
+def mark_target(figure: Any, at: float, share: float) -> None:
+    """Draw a thin line across a figure where an accuracy that is asked for lies.
+
+    Args:
+        figure: Accuracy is its y.
+        at: Where on its axis.
+        share: The accuracy, in (0, 1].
+    """
+    figure.add_hline(
+        y=at, line={"color": MUTED, "width": 1, "dash": "dot"}, annotation_text=f"target {100 * share:g} %",
+        annotation_position="bottom left", annotation_font={"color": MUTED, "size": 10},
+    )  # fmt: skip
 
 
 def faded(shown: str, opacity: float) -> str:
