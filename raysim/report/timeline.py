@@ -150,7 +150,7 @@ def choices_of(shown: Sequence[Bars]) -> list[Choice]:
 def _layout(bars: Bars) -> dict[str, Any]:
     """Return what belongs to one round: its clients' names, and where it ended."""
     end = {
-        "type": "line", "x0": bars.ends_s, "x1": bars.ends_s, "y0": 0, "y1": 1, "yref": "paper",
+        "type": "line", "x0": bars.ends_s, "x1": bars.ends_s, "y0": 0, "y1": 1, "yref": "paper", "layer": "below",
         "line": {"color": style.INK, "width": 1.5, "dash": "dash"},
     }  # fmt: skip
     ids = [str(client) for client in bars.rows["client"].tolist()]
