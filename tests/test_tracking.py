@@ -260,6 +260,26 @@ def test_the_end_of_the_curves_that_cannot_be_told_is_said(monkeypatch):
     assert [point.value for point in told if point.key == EVERY_SECOND] == [20.0]
 
 
+def test_the_end_is_waited_for_as_long_as_something_goes_through() -> None:
+    def slowly(points) -> None:
+        time.sleep(0.6)
+        told.extend(points)
+
+    told: list[Point] = []
+    rounds = rounds_of([float(round) for round in range(1, 501)], scored=set(range(1, 501)))
+    log = round_log.RoundLog([RunCurves(lambda round: rounds[round - 1], slowly)])
+    log.cover(500)
+    with pytest.raises(TrackingLostError, match=r"\d+ rounds could not be logged"):
+        log.close(1.5, at_most_s=0.7)
+    known = max(point.step for point in told if point.key == "clock/simulated_s")
+    curves = RunCurves(lambda round: rounds[round - 1], slowly, known, known)
+    log = round_log.RoundLog([curves])
+    log.cover(500)
+    log.close(1.5, is_over=True)
+    assert curves.taken >= 3, "calls of 0.6 s"
+    assert {point.step for point in told if point.key == "clock/simulated_s"} == set(range(1, 501))
+
+
 @pytest.mark.parametrize("uri", ["mlruns", "file:///somewhere", "ftp://host/x", "./runs"])
 def test_stores_that_mlflow_refuses_are_refused_first(uri: str) -> None:
     with pytest.raises(SettingError, match=r"tracking\.uri="):
