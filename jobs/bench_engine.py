@@ -25,6 +25,7 @@ from benchmark import medians_in_turns, surroundings
 from numpy.typing import NDArray
 
 from raysim import config_file, simulation
+from raysim.actors import freed_memory
 from raysim.actors.runner import RayRunner
 from raysim.rounds import initial_state, plan_round, run_round
 from raysim.scenario import Executor, Scenario
@@ -102,7 +103,11 @@ def prove_same_work(rounds: Rounds, after: Sequence[Params], floor: Floor) -> fl
 
 
 def against_floor(rounds: Rounds, repeats: int, with_one: bool) -> dict[str, float]:
-    """Time rounds on as many actors as cores and on plain loops, in turns; with one also on one of each."""
+    """Time rounds on as many actors as cores and on plain loops, in turns; with one also on one of each.
+
+    This process does what a driver actor does.
+    """
+    freed_memory.keep()
     with RayRunner(CORES, None) as runner, floor_of(rounds) as floor:
         executor = runner.executor(rounds.scenario)
         apart = prove_same_work(rounds, rounds.play(executor), floor)

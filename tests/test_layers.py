@@ -169,6 +169,7 @@ RANKS: dict[str, float] = {
     "raysim.probe": 5.5,
     "raysim.actors": 4.8,
     "raysim.actors.tokens": 4.9,
+    "raysim.actors.freed_memory": 4.9,
     "raysim.actors.readiness": 4.9,
     "raysim.actors.connection": 5,
     "raysim.actors.tasks": 5.1,

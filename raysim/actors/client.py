@@ -8,6 +8,7 @@ import ray
 from numpy.typing import NDArray
 
 from raysim import gpu_share
+from raysim.actors import freed_memory
 from raysim.actors.readiness import Presence, check_versions, presence
 from raysim.arrays import as_arrays, as_tensors
 from raysim.client_step import Stage
@@ -27,6 +28,7 @@ class ClientActor:
     """Plays clients; fetches a scenario once, before its first round."""
 
     def __init__(self) -> None:
+        freed_memory.keep()
         self._stage: Stage | None = None
 
     def process_id(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 
+from raysim.actors import freed_memory
 from raysim.actors.cast import CastRules
 from raysim.actors.client import Arrays
 from raysim.actors.executor import RayExecutor
@@ -23,6 +24,7 @@ class DriverActor:
     """Runs the rounds and the reconstruction; keeps the server state."""
 
     def __init__(self) -> None:
+        freed_memory.keep()
         self._state: ServerState | None = None
         self._last = LastRound()
 
