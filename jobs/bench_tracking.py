@@ -3,6 +3,9 @@
 Both sides play the same rounds from the same start and write the same records; one has them told to an SQLite store
 as a run does, in the background, and waits for the rest at the end. First both prove that they did the same work and
 that MLflow has every point; then they are timed in turns. Prints one JSON line with `--json`, else a table.
+
+`--client-runs` times instead what the runs of single clients take (`tracking.client_runs`): to begin and end them,
+and to tell all of them of one round.
 """
 
 import argparse
@@ -16,7 +19,7 @@ from typing import Any
 
 from benchmark import medians_in_turns, surroundings
 
-from raysim import arrays, config_file, metrics, records, simulation, system_metrics
+from raysim import arrays, config_file, metrics, records, simulation, system_metrics, tracked
 from raysim.actors.runner import RayRunner
 from raysim.config import ExperimentSettings
 from raysim.executors import InProcessExecutor
@@ -27,7 +30,7 @@ from raysim.round_log import RoundLog
 from raysim.rounds import initial_state
 from raysim.run_curves import RunCurves
 from raysim.scenario import Executor, Scenario
-from raysim.tracking import MlflowTracker
+from raysim.tracking import MlflowTracker, resolve_uri
 from raysim.types import ServerState, Storage
 
 CONFIG = Path(__file__).parent / "configs" / "bench_tracking.yaml"
@@ -37,9 +40,11 @@ PATIENCE_S = 600.0
 class Sides:
     """The same rounds with and without logging."""
 
-    def __init__(self, settings: ExperimentSettings, scenario: Scenario, executor: Executor, folder: Path) -> None:
-        self._scenario, self._executor, self._folder = scenario, executor, folder
-        self._tracker = MlflowTracker(f"sqlite:///{folder}/mlflow.db", "bench")
+    def __init__(
+        self, settings: ExperimentSettings, scenario: Scenario, executor: Executor, folder: Path, store: str | None
+    ) -> None:  # fmt: skip
+        self._settings, self._scenario, self._executor, self._folder = settings, scenario, executor, folder
+        self._tracker = MlflowTracker(resolve_uri(store or f"sqlite:///{folder}/mlflow.db"), "bench")
         self._params = config_file.flatten(settings)
         self._runs: list[str] = []
         self._count = 0
@@ -62,7 +67,7 @@ class Sides:
         """Play them and tell MLflow."""
         place, spent, tracker = self._place(), [0.0], self._tracker
         tracker.run_id = self._runs.pop()
-        without = metrics.left_out(metrics.tiers_of(self._scenario.workload.population.devices), False)
+        without = metrics.left_out(self._scenario.workload.population.devices, False)
 
         def send(points: Sequence[Point]) -> None:
             tracker.log(points)
@@ -88,6 +93,25 @@ class Sides:
             raise SystemExit(f"MLflow has rounds {steps} of {self._scenario.rounds}")
         return len(names)
 
+    def client_runs(self) -> dict[str, float]:
+        """Play the rounds, then tell the runs of single clients of one after another; return what that takes."""
+        place, told = self._place(), list[float]()
+        self._tracker.run_id = self._runs.pop()
+        self._play(place, None)
+        curves = tracked.of_clients(self._tracker, self._settings, self._scenario, place)
+        started = time.perf_counter()
+        for last in range(1, self._scenario.rounds + 1):
+            curves.tell(last, hurry=True)
+            told.append(time.perf_counter() - started - sum(told))
+        told_s, taken = statistics.median(told[1:]), curves.taken
+        started = time.perf_counter()
+        curves.finish()
+        ended = curves.taken - taken
+        return {
+            "client_runs": ended, "begin_s": told[0] - told_s, "round_told_s": told_s,
+            "end_s": time.perf_counter() - started,
+        }  # fmt: skip
+
     def _place(self) -> Place:
         self._count += 1
         return at(self._folder / str(self._count))
@@ -103,11 +127,16 @@ class Sides:
         return state
 
 
-def measure(settings: ExperimentSettings, executor: Executor, scenario: Scenario, repeats: int) -> dict[str, Any]:
-    """Time both sides in turns."""
+def measure(
+    settings: ExperimentSettings, executor: Executor, scenario: Scenario, arguments: argparse.Namespace
+) -> dict[str, Any]:  # fmt: skip
+    """Time both sides in turns, or the runs of single clients."""
+    repeats = arguments.repeats
     with tempfile.TemporaryDirectory() as folder:
-        sides = Sides(settings, scenario, executor, Path(folder))
+        sides = Sides(settings, scenario, executor, Path(folder), arguments.store)
         sides.make_runs(1 + repeats)
+        if arguments.client_runs:
+            return sides.client_runs()
         names = sides.check()
         sides.thread_s.clear()
         seconds = medians_in_turns({"plain": sides.plain, "logged": sides.logged}, repeats)
@@ -130,6 +159,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="repeats of each side, 3 or more [5]")
     parser.add_argument("--actors", type=int, default=0, help="play on so many actors of a local Ray [0: in-process]")
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="change a setting")
+    parser.add_argument("--store", help="MLflow store [an SQLite file of its own]")
+    parser.add_argument("--client-runs", action="store_true", help="time the runs of single clients")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     arguments = parser.parse_args()
     if arguments.repeats < 3:
@@ -138,9 +169,9 @@ def main() -> None:
     scenario = simulation.build(settings)
     if arguments.actors:
         with RayRunner(arguments.actors, None) as runner:
-            figures = measure(settings, runner.executor(scenario), scenario, arguments.repeats)
+            figures = measure(settings, runner.executor(scenario), scenario, arguments)
     else:
-        figures = measure(settings, InProcessExecutor(scenario.workload), scenario, arguments.repeats)
+        figures = measure(settings, InProcessExecutor(scenario.workload), scenario, arguments)
     result = {**figures, "actors": arguments.actors, "repeats": arguments.repeats, **surroundings()}
     if arguments.json:
         print(json.dumps(result))

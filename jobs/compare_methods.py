@@ -59,4 +59,4 @@ def show(kept: "Record", as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(command=compare, kept=KEPT)
+    cli.command_line(command=compare, kept=KEPT)

@@ -64,4 +64,4 @@ def show(kept: "SweepRecord", as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(command=sweep, kept=KEPT)
+    cli.command_line(command=sweep, kept=KEPT)

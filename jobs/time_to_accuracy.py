@@ -84,4 +84,4 @@ def write(folder: Path, by_mode: "dict[str, dict[str, Curve]]", settings: TimeTo
 
 
 if __name__ == "__main__":
-    cli.main(command=time_to_accuracy, kept=KEPT)
+    cli.command_line(command=time_to_accuracy, kept=KEPT)

@@ -2,7 +2,7 @@
 
 import sys
 
-from raysim.cli import main
+from raysim.cli import command_line
 
 if __name__ == "__main__":
-    main(["run", *sys.argv[1:]])
+    command_line(["run", *sys.argv[1:]])

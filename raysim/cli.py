@@ -1,5 +1,6 @@
 """The command line: raysim run, resume, report, compare, submit, replay, devices, calibrate, probe, schema."""
 
+import atexit
 import json
 import os
 import shlex
@@ -9,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -336,6 +338,30 @@ def main(arguments: list[str] | None = None, command: click.Command = cli, kept:
     sys.exit(code)
 
 
+def command_line(
+    arguments: list[str] | None = None, command: click.Command = cli, kept: str = LAST_CHECKPOINT
+) -> None:
+    """Run a command line as all that this process is for: see `main`.
+
+    Python would take apart all that was imported, hundreds of thousands of objects, for 2 to 4 seconds after the last
+    line; this ends the process once its threads and what was registered for its exit are done.
+    """
+    code = FAILED
+
+    def leave() -> None:
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    atexit.register(leave)
+    try:
+        main(arguments, command, kept)
+    except SystemExit as end:
+        code = int(end.code or 0)
+        raise
+
+
 def _code_of(command: click.Command, arguments: list[str] | None, kept: str) -> int:
     """Run a command line, say how it failed if it did, and return its exit code."""
     try:
@@ -354,7 +380,7 @@ def _code_of(command: click.Command, arguments: list[str] | None, kept: str) -> 
         return FAILED
     except StoppedError as error:
         messages.warn(f"raysim: {error}")
-        return INTERRUPTED
+        return termination.code_of_interrupt()
     except (KeyboardInterrupt, click.Abort):
         messages.warn(f"raysim: interrupted; {kept}")
         return termination.code_of_interrupt()

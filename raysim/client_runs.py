@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raysim.errors import TrackingLostError
 from raysim.fates import COUNTED
@@ -21,10 +22,11 @@ CURVES = ("pruning_ratio", "accuracy", "train_loss", "lasts_s")
 """Columns of the clients' table that are curves."""
 EVERY_ROUND = "pruning_ratio"
 """One that no round lacks in which a client's work counted."""
-CALLS_S = 0.5
-"""Seconds that making, telling and ending one of them may take on a busy server."""
-COLLECT_S = 30.0
-"""Seconds between two times that all are told, each by one call."""
+READ = ("client", "fate", *CURVES)
+"""Columns of the clients' table that are read."""
+COLLECT_S, SHARE = 30.0, 0.02
+"""Seconds from one time that all are told, each by one call, to the next, and the share of a run's time that telling
+them may take: where it takes longer than that, it is done less often."""
 ROUNDS_PER_CALL = POINTS_PER_CALL // len(CURVES)
 
 
@@ -63,11 +65,14 @@ class ClientRuns:
 
         Args:
             tracker: Writes the run they belong to.
-            read: Returns when a round ended, in milliseconds, and its table of clients.
+            read: Returns when a round ended, in milliseconds, and the columns `READ` of its table of clients.
             runs: Which clients.
         """
         self._tracker, self._read, self._runs = tracker, read, runs
+        self._clients = np.array([run.client for run in runs])
         self._told, self._due = 0, 0.0
+        self.taken = 0
+        """How many calls MLflow has taken so far."""
         self._ids: dict[int, str] = {}
         self._steps: dict[int, int] = {}
 
@@ -76,23 +81,20 @@ class ClientRuns:
         """The last round that MLflow knows, as far as has been found out."""
         return self._told
 
-    @property
-    def patience_s(self) -> float:
-        """Seconds that all of it may take, while MLflow answers."""
-        return CALLS_S * len(self._runs)
-
     def tell(self, last: int, hurry: bool) -> None:
         """Tell each client's run of some rounds by one call, unless all have just been told."""
         if not hurry and time.monotonic() < self._due:
             return
         self._find_or_create()
-        part = min(last, self._told + ROUNDS_PER_CALL)
+        started, part = time.monotonic(), min(last, self._told + ROUNDS_PER_CALL)
         for client, points in self._points(part).items():
             self._tracker.log(points, self._ids[client])
             self._steps[client] = points[-1].step
+            self.taken += 1
         self._told = part
         if part == last:
-            self._due = time.monotonic() + COLLECT_S
+            now = time.monotonic()
+            self._due = now + max(COLLECT_S, (now - started) / SHARE)
 
     def finish(self) -> None:
         """Mark all of them as finished."""
@@ -107,6 +109,7 @@ class ClientRuns:
     def _end(self, status: str) -> None:
         for run_id in self._ids.values():
             self._tracker.end(status, run_id=run_id)
+            self.taken += 1
 
     def _find_or_create(self) -> None:
         if len(self._ids) == len(self._runs):
@@ -121,20 +124,23 @@ class ClientRuns:
                 self._tracker.reopen(there[run.client])
             else:
                 self._ids[run.client] = self._tracker.child(run.name, run.tags)
+            self.taken += 1
 
     def _points(self, last: int) -> dict[int, list[Point]]:
         """Return the points that MLflow does not know yet, by client."""
         points: dict[int, list[Point]] = defaultdict(list)
         for round in range(self._told + 1, last + 1):
-            for client, each in points_of(*self._read(round), round).items():
-                if client in self._ids and round > self._steps.get(client, 0):
+            for client, each in points_of(*self._read(round), round, self._clients).items():
+                if round > self._steps.get(client, 0):
                     points[client] += each
         return points
 
 
-def points_of(timestamp_ms: int, table: Columns, round: int) -> dict[int, list[Point]]:
-    """Return the points of the clients whose work counted in a round; what was not measured is left out."""
-    counted = table["fate"] == COUNTED
+def points_of(
+    timestamp_ms: int, table: Columns, round: int, clients: NDArray[np.int64]
+) -> dict[int, list[Point]]:  # fmt: skip
+    """Return the points of those clients whose work counted in a round; what was not measured is left out."""
+    counted = (table["fate"] == COUNTED) & np.isin(table["client"], clients)
     columns = {name: table[name][counted].astype(float).tolist() for name in CURVES}
     return {
         client: [

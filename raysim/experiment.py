@@ -126,7 +126,7 @@ def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any
     Raises:
         SettingError: If what is about to run cannot be written down, in the folder or in MLflow.
         RunFailedError: If a round fails, or the results cannot be kept; checkpoints and records up to then are kept.
-        StoppedError: If Ctrl-C asked for an end; all rounds up to then are kept.
+        StoppedError: If Ctrl-C asked for an end, or came after the last round; all rounds up to then are kept.
         TrackingLostError: If MLflow cannot be told of all of it; the files are complete.
         ReportLostError: If the report cannot be made; the results are complete, and MLflow has them.
     """
@@ -142,6 +142,11 @@ def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any
                 telling.tell(_ending(experiment), log)
         except BaseException as error:
             telling.leave(experiment.tracker, experiment.folder, log, error)
+            if isinstance(error, KeyboardInterrupt) and (experiment.folder / "summary.json").is_file():
+                raise StoppedError(
+                    f"interrupted after the last round; all results are in {experiment.folder}, and "
+                    f"`raysim resume {experiment.folder}` does what is left: report and MLflow"
+                ) from None
             raise
     if lost:
         raise ReportLostError(

@@ -48,8 +48,7 @@ def metrics_of(report: RoundReport) -> dict[str, float]:
         "clock/simulated_s": totals.simulated_s,
         "clock/round_s": report.round_s,
         "clock/wall_s": report.wall_s,
-        "energy/round_j": float(clients["energy_j"].sum()),
-        "energy/total_j": totals.energy_j,
+        **_energy(report),
         **_fates(report),
         "coverage/mean": report.coverage.mean,
         "coverage/min": report.coverage.min,
@@ -77,36 +76,34 @@ def metrics_of(report: RoundReport) -> dict[str, float]:
     return {key: float(value) for key, value in metrics.items()}
 
 
-def left_out(tiers: Sequence[str], is_diagnosed: bool) -> frozenset[str]:
+def left_out(devices: Devices, is_diagnosed: bool) -> frozenset[str]:
     """Return the metrics that MLflow is not told of, so that a run has at most 60 names, the same in every round.
 
     Args:
-        tiers: All tiers, those first that have curves of their own: see `by_interest`.
+        devices: Those of the whole population.
         is_diagnosed: Whether the run has diagnostics.
     """
-    without = tiers[TIERS_DIAGNOSED if is_diagnosed else TIERS :]
+    without = by_interest(devices)[TIERS_DIAGNOSED if is_diagnosed else TIERS :]
     names = (*RECORDED, *(OF_ONE_ROUND if is_diagnosed else ()))
     return frozenset((*names, *(f"{group}{tier}" for group in OF_TIER for tier in without)))
 
 
-def tiers_of(devices: Devices) -> tuple[str, ...]:
-    """Return the tiers of a population, those of most interest first."""
+def by_interest(devices: Devices) -> tuple[str, ...]:
+    """Return the tiers of a population: the slowest, the fastest, then by number of clients; empty ones last."""
     tier_of, tiers = devices.tier_of, devices.tiers
     counts = np.bincount(tier_of, minlength=len(tiers))
-    sums = np.bincount(tier_of, devices.column("flops_per_s"), minlength=len(tiers))
-    return by_interest(tiers, counts, sums / np.maximum(counts, 1))
-
-
-def by_interest(tiers: Sequence[str], counts: NDArray[np.int64], flops_per_s: NDArray[np.float64]) -> tuple[str, ...]:
-    """Sort tiers: the slowest, the fastest, then by number of clients; those without clients last.
-
-    >>> by_interest(["a", "b", "c", "d"], np.array([5, 1, 9, 2]), np.array([2.0, 1.0, 3.0, 4.0]))
-    ('b', 'd', 'c', 'a')
-    """
+    flops_per_s = np.bincount(tier_of, devices.column("flops_per_s"), minlength=len(tiers)) / np.maximum(counts, 1)
     order = sorted(np.flatnonzero(counts).tolist(), key=lambda tier: float(flops_per_s[tier]))
     ends = list(dict.fromkeys([*order[:1], *order[-1:]]))
     others = sorted((tier for tier in range(len(tiers)) if tier not in ends), key=lambda tier: -int(counts[tier]))
     return tuple(tiers[tier] for tier in (*ends, *others))
+
+
+def _energy(report: RoundReport) -> dict[str, float]:
+    """Return the joules of the devices; nothing before any have been spent, so never where devices have no watts."""
+    if not report.totals.energy_j:
+        return {}
+    return {"energy/round_j": float(report.clients["energy_j"].sum()), "energy/total_j": report.totals.energy_j}
 
 
 def _pruning_ratios(report: RoundReport) -> dict[str, float]:
@@ -167,30 +164,30 @@ def _tier_means(
 def _fairness(report: RoundReport) -> dict[str, float]:
     """Return how those do who have the least, by the scores of submodels on their clients' own held-out rows.
 
-    `slowest_decile_accuracy`: mean accuracy over the slowest tenth of the clients scored in the round, one at
-    least, those as fast as the last of them included; slow is whose device has few FLOP/s. `worst_tier_accuracy`:
+    `slowest_decile_accuracy`: mean accuracy over the slowest tenth of the clients scored in the round, rounded up;
+    slow is whose device has few FLOP/s, among equals whose work takes longest, then by id. `worst_tier_accuracy`:
     the lowest of the tiers' mean accuracies. Every client counts once. Nothing where none was scored.
     """
     clients = report.clients
     scored = ~np.isnan(clients["accuracy"].astype(np.float64))
     if not scored.any():
         return {}
+    accuracy, flops_per_s, total_s = (
+        clients[name][scored].astype(np.float64) for name in ("accuracy", "flops_per_s", "total_s")
+    )
     return {
-        "fairness/slowest_decile_accuracy": _of_slowest(
-            clients["accuracy"][scored].astype(np.float64), clients["flops_per_s"][scored].astype(np.float64)
-        ),
+        "fairness/slowest_decile_accuracy": float(accuracy[_slowest(flops_per_s, total_s)].mean()),
         "fairness/worst_tier_accuracy": min(_tier_means(clients, report.tiers, scored, "accuracy").values()),
     }
 
 
-def _of_slowest(values: NDArray[np.float64], flops_per_s: NDArray[np.float64]) -> float:
-    """Return the mean over the slowest tenth.
+def _slowest(flops_per_s: NDArray[np.float64], total_s: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the places of the slowest tenth.
 
-    >>> _of_slowest(np.array([0.2, 0.4, 0.9]), np.array([1.0, 1.0, 2.0]))
-    0.30000000000000004
+    >>> _slowest(np.array([1.0, 2.0, 1.0] * 4), np.array([5.0, 9.0, 7.0] * 4)).tolist()
+    [2, 5]
     """
-    last = np.sort(flops_per_s)[ceil(len(values) / SLOWEST) - 1]
-    return float(values[flops_per_s <= last].mean())
+    return np.lexsort((-total_s, flops_per_s))[: ceil(len(total_s) / SLOWEST)]
 
 
 def _fates(report: RoundReport) -> dict[str, float]:
@@ -203,19 +200,6 @@ def _fates(report: RoundReport) -> dict[str, float]:
     if report.is_asynchronous and len(staleness):
         metrics["clients/staleness_mean"] = float(staleness.mean())
     return metrics
-
-
-def left_out_of(reports: Sequence[RoundReport]) -> frozenset[str]:
-    """Return what MLflow is not told of a run of which there are only the reports."""
-    tiers = reports[0].tiers if reports else ()
-    names, speeds = (
-        np.concatenate([report.clients[column] for report in reports] or [np.empty(0)])
-        for column in ("tier", "flops_per_s")
-    )
-    members = [names == tier for tier in tiers]
-    means = np.array([speeds[which].mean() if which.any() else 0.0 for which in members])
-    ranked = by_interest(tiers, np.array([which.sum() for which in members], dtype=np.int64), means)
-    return left_out(ranked, any(report.diagnostics for report in reports))
 
 
 def told(metrics: Mapping[str, float], without: frozenset[str]) -> dict[str, float]:

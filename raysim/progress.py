@@ -4,7 +4,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from math import isnan
+from math import inf, isnan
 from typing import Protocol
 
 from rich.console import Console, Group
@@ -21,6 +21,8 @@ from raysim.types import RoundReport
 REFRESHES_PER_S = 2.0
 ALL_SHOWN, LINE_EVERY_S = 20, 1.0
 """Rounds that have a line each where there is no terminal, and the seconds between lines after those."""
+TIERS_EVERY_S, TIERS_IN_LINE = 10.0, 4
+"""Seconds between lines of tiers where there is no terminal, and the tiers such a line tells of."""
 RECENT = 50
 """Rounds whose pace tells how long the rest will take."""
 
@@ -101,13 +103,14 @@ class Pace:
 
 
 class _Lines:
-    """A line per round; of many quick rounds one a second, and the last."""
+    """A line per round, of many quick ones one a second, and the last; below some of them, and it, the tiers."""
 
     def __init__(self, rounds: int, pace: Pace) -> None:
         self._rounds, self._pace = rounds, pace
         self._told = 0
-        self._told_at = 0.0
+        self._told_at, self._tiers_at = 0.0, -inf
         self._left_out: RoundReport | None = None
+        self._without_tiers: RoundReport | None = None
 
     def start(self) -> None:
         pass
@@ -115,10 +118,12 @@ class _Lines:
     def stop(self) -> None:
         if self._left_out is not None:
             self._tell(self._left_out)
+        if self._without_tiers is not None:
+            messages.say(tiers_in_line(self._without_tiers))
 
     def show(self, report: RoundReport) -> None:
         self._pace.note(report.round)
-        self._left_out = report
+        self._left_out = self._without_tiers = report
         if self._told < ALL_SHOWN or time.monotonic() >= self._told_at + LINE_EVERY_S:
             self._tell(report)
 
@@ -128,6 +133,9 @@ class _Lines:
         left_s = self._pace.left_s if report.round < self._rounds else None
         left = "" if left_s is None else f"  left {duration(left_s)}"
         messages.say(f"round {report.round}/{self._rounds}  accuracy {accuracy}  simulated {simulated}{left}")
+        if self._told_at >= self._tiers_at + TIERS_EVERY_S:
+            self._tiers_at, self._without_tiers = self._told_at, None
+            messages.say(tiers_in_line(report))
 
 
 class _Screen:
@@ -194,6 +202,19 @@ def tier_table(lines: Sequence[TierLine]) -> list[str]:
             f"{_figure(line.accuracy, '.4f'):>8}  {_figure(line.client_s, ',.2f'):>9}"
         )
     return table
+
+
+def tiers_in_line(report: RoundReport) -> str:
+    """Return a round's tiers in one line, those with most clients."""
+    lines = tier_lines(report.clients, report.tiers, TIERS_IN_LINE)
+    more = len(report.tiers) - len(lines)
+    shown = [
+        f"{line.tier} {line.counted}/{line.asked} {_figure(line.pruning_ratio, '.1%')} "
+        f"{_figure(line.accuracy, '.4f')} {_figure(line.client_s, ',.2f')}"
+        for line in lines
+    ]
+    told = "; ".join([*shown, *([f"and {more} more"] if more else [])])
+    return f"  tiers (counted, pruned, accuracy, median s): {told}"
 
 
 def _figure(value: float, form: str) -> str:

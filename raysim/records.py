@@ -124,9 +124,9 @@ def _with_all(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return table.select(schema.names).cast(schema)
 
 
-def read(path: Given) -> Columns:
-    """Read a table written by this module; missing numbers are NaN, text has a fixed width."""
-    table = _read(places.at(path))
+def read(path: Given, names: Sequence[str] | None = None) -> Columns:
+    """Read a table written by this module, or columns of it; missing numbers are NaN, text has a fixed width."""
+    table = _table_in(places.at(path).read(), names)
     columns = {name: table[name].to_numpy() for name in table.column_names}
     return {name: column.astype(np.str_) if column.dtype == object else column for name, column in columns.items()}
 
@@ -180,8 +180,8 @@ def _read(place: Place) -> pa.Table:
     return _table_in(place.read())
 
 
-def _table_in(content: bytes) -> pa.Table:
-    return pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+def _table_in(content: bytes, names: Sequence[str] | None = None) -> pa.Table:
+    return pq.ParquetFile(pa.BufferReader(content)).read(names and list(names), use_threads=False)
 
 
 def _table(columns: Columns) -> pa.Table:

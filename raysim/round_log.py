@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from math import inf
 from threading import Condition, Thread
 from typing import Protocol
 
@@ -12,6 +13,8 @@ COLLECT_S = 2.0
 """Seconds between two calls, so that quick rounds share what each costs MLflow besides its metrics."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 """Pause after a first call that failed, doubled from call to call, and where that ends."""
+LOOK_S = 0.5
+"""Seconds between two looks at whether anything goes through, at the end of a run."""
 
 
 class Curves(Protocol):
@@ -23,8 +26,8 @@ class Curves(Protocol):
         ...
 
     @property
-    def patience_s(self) -> float:
-        """Seconds that all of it may take at the end beyond those of a few calls."""
+    def taken(self) -> int:
+        """How many calls MLflow has taken so far."""
         ...
 
     def tell(self, last: int, hurry: bool) -> None:
@@ -68,9 +71,8 @@ class RoundLog:
         return min(each.told for each in self._curves)
 
     @property
-    def patience_s(self) -> float:
-        """Seconds that the end may take beyond those of a few calls."""
-        return sum(each.patience_s for each in self._curves)
+    def _taken(self) -> int:
+        return sum(each.taken for each in self._curves)
 
     def cover(self, round: int) -> None:
         """Let the rounds up to this one be told."""
@@ -78,22 +80,27 @@ class RoundLog:
             self._covered = max(self._covered, round)
             self._changed.notify_all()
 
-    def close(self, patience_s: float, is_over: bool = False) -> None:
+    def close(self, patience_s: float, is_over: bool = False, at_most_s: float = inf) -> None:
         """Tell what is left and stop.
 
         Args:
-            patience_s: How long to wait for it at most.
+            patience_s: How long to wait while nothing goes through; as long as something does, it is waited for.
             is_over: Whether there are no more rounds to come, ever.
+            at_most_s: How long to wait in all.
 
         Raises:
             TrackingLostError: If MLflow did not take it in that time.
         """
-        until = time.monotonic() + patience_s
+        taken, now = self._taken, time.monotonic()
+        since, end = now, now + at_most_s
         with self._changed:
             self._closing, self._is_over, self._failures = True, is_over, 0
             self._changed.notify_all()
-            while self._is_behind and self._thread.is_alive() and time.monotonic() < until:
-                self._changed.wait(until - time.monotonic())
+            while self._is_behind and self._thread.is_alive() and now < min(since + patience_s, end):
+                self._changed.wait(min(LOOK_S, since + patience_s - now, end - now))
+                now = time.monotonic()
+                if self._taken > taken:
+                    taken, since = self._taken, now
             left = self._covered - self._told
             is_short = self._is_behind
             self._covered, self._is_over = self._told, False

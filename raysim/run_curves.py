@@ -33,16 +33,13 @@ class RunCurves:
         self._read, self._send = read, send
         self._told, self._second = told, second
         self._newest: list[Point] | None = None
+        self.taken = 0
+        """How many calls MLflow has taken so far."""
 
     @property
     def told(self) -> int:
         """The last round that MLflow knows."""
         return self._told
-
-    @property
-    def patience_s(self) -> float:
-        """Seconds that all of it may take beyond those of a few calls."""
-        return 0.0
 
     def tell(self, last: int, hurry: bool) -> None:
         """Tell MLflow of as many rounds as one call takes, one at least."""
@@ -54,18 +51,22 @@ class RunCurves:
             if points and len(points) + len(more) > POINTS_PER_CALL:
                 break
             points, newest, rounds = points + more, newest_then, rounds + 1
-        self._send(points)
+        self._tell(points)
         self._told, self._newest = self._told + rounds, newest
 
     def finish(self) -> None:
         """Tell of the last simulated second."""
         points = self._unknown(self._points_of_newest_second())
         if points:
-            self._send(points)
+            self._tell(points)
         self._newest = []
 
     def leave(self, status: str) -> None:
         """Leave the last second untold: when the run goes on, there may be more of it."""
+
+    def _tell(self, points: Sequence[Point]) -> None:
+        self._send(points)
+        self.taken += 1
 
     def _points_of_newest_second(self) -> list[Point]:
         """Return what is known of the second in which the last round ended that MLflow knows."""

@@ -5,7 +5,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from threading import Thread
+from typing import TypeVar
 
 import numpy as np
 from safetensors.torch import load_file
@@ -20,13 +22,16 @@ from raysim.round_log import RoundLog
 from raysim.tracking import MlflowTracker
 
 PATIENCE_S = 30.0
-"""How long a run that is over waits for MLflow."""
+"""How long a run that is over waits while MLflow takes nothing."""
 ARTIFACTS = ("rounds.parquet", "clients.parquet", "model.safetensors", "summary.json", "plan.json", "partition.png")
 WHERE_THERE = ("channels.parquet", "partition.parquet", "report.html")
 """Artifacts that a run may lack: it was started before there were any, or its report could not be made."""
 FAREWELL_S, HASTY_S = 30.0, 1.0
 """How long an unfinished run takes at most to tell MLflow, and one that has to leave at once; `ray job stop` gives
 three seconds in all."""
+
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,10 +61,9 @@ def tell(ending: Ending, log: RoundLog) -> None:
         OSError: If the folder cannot be read or written.
     """
     folder = ending.folder
-    until = time.monotonic() + PATIENCE_S + log.patience_s
     try:
-        log.close(PATIENCE_S + log.patience_s, is_over=True)
-        patiently(lambda: _upload(ending), until)
+        log.close(PATIENCE_S, is_over=True)
+        _upload(ending)
     except TrackingLostError as error:
         raise TrackingLostError(
             f"MLflow could not be told of all that happened ({error}); all files are in {folder}, "
@@ -86,35 +90,38 @@ def _upload(ending: Ending) -> None:
     tracker, folder, workload = ending.tracker, ending.folder, ending.workload
     for name in (*ARTIFACTS, *WHERE_THERE):
         if name in ARTIFACTS or (folder / name).is_file():
-            tracker.artifact(folder / name)
+            patiently(partial(tracker.artifact, folder / name), name)
     with (folder / "model.safetensors").fetched() as path:
         submodel.load_params(workload.model, load_file(path))
     example, _ = workload.data.test_rows(np.arange(2))
-    version = logged_model.keep(tracker, workload.model, example, ending.model_name)
+    version = patiently(
+        lambda: logged_model.keep(tracker, workload.model, example, ending.model_name), "the final model"
+    )
     model = None if version is None else f"models:/{ending.model_name}/{version}"
     summary = json.loads((folder / "summary.json").read_text())
-    tracker.note(run_note.TAG, run_note.after(ending.note, summary, model))
-    tracker.end("FINISHED")
+    patiently(lambda: tracker.note(run_note.TAG, run_note.after(ending.note, summary, model)), "the description")
+    patiently(lambda: tracker.end("FINISHED"), "the end of the run")
 
 
-def patiently(call: Callable[[], object], until: float) -> None:
+def patiently(call: Callable[[], Value], what: str, patience_s: float = PATIENCE_S) -> Value:
     """Repeat a call that MLflow does not take, with longer and longer pauses.
 
     Args:
         call: What may be done again.
-        until: `time.monotonic()` from which on it is not.
+        what: What it tells MLflow of.
+        patience_s: Seconds since it was first refused from which on it is not repeated.
 
     Raises:
         TrackingLostError: If it has not worked by then.
     """
-    pause_s = 0.5
+    pause_s, refused = 0.5, None
     while True:
         try:
-            call()
-            return
-        except TrackingLostError:
-            if time.monotonic() + pause_s > until:
-                raise
+            return call()
+        except TrackingLostError as error:
+            refused = refused or time.monotonic()
+            if time.monotonic() + pause_s > refused + patience_s:
+                raise TrackingLostError(f"{what} could not be logged: {error}") from error
         time.sleep(pause_s)
         pause_s *= 2
 
@@ -129,9 +136,10 @@ def leave(tracker: MlflowTracker, folder: Place, log: RoundLog | None, error: Ba
     status = "KILLED" if isinstance(error, KeyboardInterrupt | StoppedError) else "FAILED"
     is_hasty = isinstance(error, KeyboardInterrupt)
     patience_s = HASTY_S if is_hasty else FAREWELL_S
+    half_s = patience_s / 2
     state, failure = ("stopped", None) if status == "KILLED" else ("failed", str(error))
     steps: list[Callable[[], object]] = [lambda: note(folder, state=state, failure=failure)]
-    steps += [] if log is None else [lambda: log.close(patience_s / 2)]
+    steps += [] if log is None else [lambda: log.close(half_s, at_most_s=half_s)]
     steps += [] if failure is None else [lambda: tracker.note("failure", failure)]
     steps += [lambda: tracker.end(status), lambda: _tell_records(tracker, folder)]
     steps += [] if log is None else [lambda: log.leave(status)]

@@ -12,7 +12,7 @@ from raysim.fates import COUNTED
 from raysim.types import Columns
 
 MOST_TIERS = 8
-"""Tiers that get a line: those with most clients in the round."""
+"""Tiers that get a line on a screen: those with most clients in the round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +36,16 @@ class TierLine:
     client_s: float
 
 
-def tier_lines(clients: Columns, tiers: Sequence[str]) -> list[TierLine]:
+def tier_lines(clients: Columns, tiers: Sequence[str], most: int = MOST_TIERS) -> list[TierLine]:
     """Return the lines of a round's tiers, in the order of the tiers.
 
     Args:
         clients: A row per client that was asked, or whose work ended.
         tiers: Names of all tiers.
+        most: How many get a line: those with most clients.
     """
     members = {tier: np.flatnonzero(clients["tier"] == tier) for tier in tiers}
-    shown = sorted(tiers, key=lambda tier: -len(members[tier]))[:MOST_TIERS]
+    shown = sorted(tiers, key=lambda tier: -len(members[tier]))[:most]
     counts = clients["fate"] == COUNTED
     return [_line(tier, clients, members[tier], counts) for tier in tiers if tier in shown]
 

@@ -58,24 +58,25 @@ def curves_of(
 ) -> list[Curves]:  # fmt: skip
     """Return what grows by rounds: the run's curves, and those of its clients where they are asked for."""
     rounds, devices = folder / "rounds", scenario.workload.population.devices
-    without = metrics.left_out(metrics.tiers_of(devices), settings.diagnostics.every is not None)
+    without = metrics.left_out(devices, settings.diagnostics.every is not None)
     curves: list[Curves] = [
         RunCurves(lambda round: records.logged(rounds, round, without), tracker.log, known.round, known.second)
     ]
     if settings.tracking.client_runs:
-        curves.append(_of_clients(tracker, settings, scenario, folder))
+        curves.append(of_clients(tracker, settings, scenario, folder))
     return curves
 
 
-def _of_clients(
+def of_clients(
     tracker: MlflowTracker, settings: ExperimentSettings, scenario: Scenario, folder: Place
 ) -> ClientRuns:  # fmt: skip
+    """Return the runs of single clients, which are told of the rounds recorded in a folder."""
     clients, most = scenario.workload.population, client_runs.MOST
     if len(clients) > most:
         say(f"tracking.client_runs: the first {most} of {len(clients)} clients have runs of their own")
 
     def read(round: int) -> tuple[int, Columns]:
-        ended_ms = records.logged(folder / "rounds", round).timestamp_ms
-        return ended_ms, records.read(records.path_of(folder / "clients", round))
+        (ended_ms,) = records.read(records.path_of(folder / "rounds", round), ("timestamp_ms",))["timestamp_ms"]
+        return int(ended_ms), records.read(records.path_of(folder / "clients", round), client_runs.READ)
 
     return ClientRuns(tracker, read, client_runs.of_population(clients, tags_of(settings)))

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from raysim.run_curves import EVERY_SECOND, POINTS_PER_CALL, over_time
 from raysim.types import RoundReport
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+POSTGRESQL_DRIVERS = ("psycopg2", "psycopg")
 SERVERS = ("http", "https", "databricks")
 WITHOUT = (
     "a URI without; the credentials of a server in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, those of a "
@@ -49,9 +51,23 @@ def resolve_uri(uri: str | None) -> str:
     uri_secrets.check("tracking.uri", uri, WITHOUT)
     file = _sqlite_file(uri)
     if file is None:
-        return uri
+        return _with_driver(uri)
     check_stays("tracking.uri", uri, file, "an absolute file, or a server as MLFLOW_TRACKING_URI=http://HOST:5000")
     return f"sqlite:///{file.absolute()}"
+
+
+def _with_driver(uri: str) -> str:
+    """Have a PostgreSQL's URI name a driver that is there; SQLAlchemy's versions differ in which one they take."""
+    scheme, _, rest = uri.partition(":")
+    if scheme != "postgresql":
+        return uri
+    found = next((driver for driver in POSTGRESQL_DRIVERS if find_spec(driver)), None)
+    if found is None:
+        raise SettingError(
+            f"tracking.uri={uri!r} needs a driver of PostgreSQL's, and {' or '.join(POSTGRESQL_DRIVERS)} is not "
+            "installed; `pip install 'raysim[server]'`"
+        )
+    return f"{scheme}+{found}:{rest}"
 
 
 class Known(NamedTuple):
@@ -182,9 +198,13 @@ class MlflowTracker:
             if "failure" in self.client.get_run(run_id).data.tags:
                 self.client.delete_tag(run_id, "failure")
 
-    def track(self, *reports: RoundReport) -> None:
-        """Log all rounds of a run that is over, each stamped with the time at which it ended."""
-        without = metrics.left_out_of(reports)
+    def track(self, reports: Sequence[RoundReport], without: frozenset[str]) -> None:
+        """Log all rounds of a run that is over, each stamped with the time at which it ended.
+
+        Args:
+            reports: Of its rounds, in their order.
+            without: Metrics that MLflow is not told of.
+        """
         rounds = [
             Logged(each.round, each.timestamp_ms, each.wall_s, metrics.told(metrics.metrics_of(each), without))
             for each in reports

@@ -373,3 +373,23 @@ def test_the_job_takes_the_arguments_of_run():
     process = started("jobs/train.py", "jobs/configs/digits.yaml", "--set", "seed=3", "--print-config")
     assert process.returncode == 0
     assert yaml.safe_load(process.stdout) == config_file.load(DIGITS, ("seed=3",)).model_dump()
+
+
+KEPT = """
+from raysim.cli import command_line
+
+class Kept:
+    def __del__(self):
+        print("taken apart")
+
+kept = Kept()
+command_line(["run", "nowhere.yaml"])
+"""
+
+
+def test_a_process_ends_without_taking_apart_what_it_holds():
+    """That takes Python seconds once PyTorch, MLflow and Plotly are there."""
+    done = subprocess.run([sys.executable, "-c", KEPT], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("raysim: ")
+    assert done.stdout == ""

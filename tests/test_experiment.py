@@ -435,7 +435,7 @@ def test_only_what_mlflow_does_not_take_is_repeated() -> None:
 
     calls: list[str] = []
     with pytest.raises(FileNotFoundError):
-        telling.patiently(lost_file, time.monotonic() + 60)
+        telling.patiently(lost_file, "a file")
     with pytest.raises(TrackingLostError):
-        telling.patiently(away, time.monotonic() + 0.7)
+        telling.patiently(away, "a file", 0.7)
     assert calls == ["file", "store", "store"]

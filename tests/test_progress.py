@@ -9,7 +9,7 @@ import pytest
 from raysim import messages, progress
 from raysim.fates import COUNTED, LATE, UNREACHABLE
 from raysim.messages import Remark
-from raysim.progress import Pace, ProgressDisplay, tier_table
+from raysim.progress import TIERS_IN_LINE, Pace, ProgressDisplay, tier_table, tiers_in_line
 from raysim.tier_lines import MOST_TIERS, TierLine, tier_lines
 from raysim.types import CoverageSummary, RoundReport, Totals
 
@@ -47,7 +47,7 @@ def test_what_was_said_and_went_wrong_in_a_round_is_told_before_it(capsys):
         said = Remark("loss is odd", 1, (2, 5), is_warning=True)
         display.show(replace(report(1, 0.5), incidents=(long, "[red] client 4"), remarks=(said,)))
     told = capsys.readouterr()
-    remark, first, second, third = told.err.splitlines()
+    remark, first, second, third, _ = told.err.splitlines()
     assert remark == "round 1, clients 2, 5: loss is odd"
     assert (first, second, told.out) == (f"round 1: {long}", "round 1: [red] client 4", "")
     assert third.startswith("round 1/2  accuracy 0.5000")
@@ -60,9 +60,12 @@ def test_without_a_terminal_a_round_is_one_line_on_standard_error(capsys, monkey
         display.show(report(2, 0.5))
     captured = capsys.readouterr()
     assert captured.out == ""
-    first, second = captured.err.splitlines()
+    first, tiers, second, last = captured.err.splitlines()
     assert re.fullmatch(r"round 1/2  accuracy -  simulated 1 min 30 s  left \d+\.\d s", first)
     assert second == "round 2/2  accuracy 0.5000  simulated 3 min 0 s"
+    heading = r"  tiers \(counted, pruned, accuracy, median s\): "
+    assert re.fullmatch(heading + r"a \d/3 \d+\.\d% \S+ \d+\.\d\d", tiers)
+    assert last == tiers
 
 
 def test_quiet_shows_what_went_wrong_alone(capsys, quiet):
@@ -80,7 +83,11 @@ def test_of_many_quick_rounds_one_a_second_has_a_line_and_the_last_one(capsys, m
         for round in range(1, 10_000):
             now[0] += 0.02
             display.show(report(round, 0.5))
-    shown = [int(line.split()[1].split("/")[0]) for line in capsys.readouterr().err.splitlines()]
+    lines = capsys.readouterr().err.splitlines()
+    of_tiers = [line for line in lines if line.startswith("  tiers")]
+    assert len(of_tiers) == 21, "one in 10 s of 200 s, and the last"
+    assert of_tiers[-1] == lines[-1]
+    shown = [int(line.split()[1].split("/")[0]) for line in lines if line.startswith("round")]
     assert shown[:20] == [*range(1, 21)]
     assert 190 <= len(shown) <= 225
     assert shown[-1] == 9999
@@ -131,6 +138,9 @@ def test_of_many_tiers_those_with_most_clients_have_lines():
     clients = cohort(2000, tiers) | {"tier": np.array(tiers)[np.arange(2000) % 300 // 20 * 20]}
     found = tier_lines(clients, tiers)
     assert len(found) == MOST_TIERS
+    few = replace(report(1, 0.5), clients=clients, tiers=tiers)
+    assert tiers_in_line(few).count(";") == TIERS_IN_LINE
+    assert tiers_in_line(few).endswith("; and 296 more")
     fewest = min(line.asked for line in found)
     assert sum(np.unique(clients["tier"], return_counts=True)[1] > fewest) <= MOST_TIERS
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,10 +21,11 @@ SMALL = (
     "model.options={channels: [4, 8], hidden: 16}",
 )  # fmt: skip
 LOADER = """
-import os
+import os, warnings
 import numpy as np
 
 def load(root):
+    warnings.warn(f"loaded by {os.getpid()}")
     file = np.load(f"{root}/{os.environ.get('SITE', 'here')}.npz")
     return file["x"], file["y"], file["x"], file["y"]
 """
@@ -108,6 +110,8 @@ def test_a_busy_or_mixed_cluster_is_said_and_data_may_lie_on_its_machines(cluste
     loaded = run(tmp_path, "loaded", address, *own, "data.on_nodes=true")
     sent = run(tmp_path, "sent", *own, "executor.kind=in-process")
     assert loaded.returncode == 0, loaded.stderr
+    assert len(set(re.findall(r"UserWarning: loaded by (\d+) ", sent.stderr))) == 1
+    assert len(set(re.findall(r"UserWarning: loaded by (\d+) ", loaded.stderr))) == 4, "here, two clients, driver"
     assert digest_of(loaded.stdout) == digest_of(sent.stdout) != alone
 
     odd = tmp_path / "odd"

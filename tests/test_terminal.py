@@ -150,6 +150,32 @@ def test_ctrl_c_before_the_first_round_stops_at_once(kind: tuple[str, ...], tmp_
 
 
 @pytest.mark.slow
+def test_ctrl_c_and_sigterm_after_the_last_round_leave_a_run_that_resume_finishes(whole: str, tmp_path: Path) -> None:
+    """While the final model is logged: by then, all that is left is MLflow's."""
+    folder = at_work(tmp_path)
+    left = f"raysim: interrupted after the last round; all results are in {folder}/out, and `raysim resume"
+    first = on_terminal(folder, run_of(folder))
+    first.until("logging the final model to MLflow")
+    first.press(CTRL_C)
+    assert first.end() == 130, first.shown[-3000:]
+    assert left in " ".join(plain(first.shown).split())
+    assert status_of(folder) == "KILLED"
+
+    second = on_terminal(folder, ["resume", str(folder / "out")])
+    second.until("logging the final model to MLflow")
+    second.process.terminate()
+    assert second.end() == 143, second.shown[-3000:]
+    assert left in " ".join(plain(second.shown).split())
+
+    rest = piped(folder, ["resume", str(folder / "out"), "--json"])
+    assert rest.returncode == 0, rest.stderr
+    assert json.loads(rest.stdout)["params_sha256"] == whole
+    assert (folder / "out" / "report.html").is_file()
+    assert status_of(folder) == "FINISHED"
+    assert len(MlflowClient(f"sqlite:///{folder}/mlflow.db").search_model_versions("name = 'digits'")) == 1
+
+
+@pytest.mark.slow
 def test_ctrl_c_under_make_run_stops_after_the_round_too(tmp_path: Path) -> None:
     folder = at_work(tmp_path)
     bin = Path(sys.executable).parent

@@ -1,17 +1,20 @@
+import functools
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
-from clocked import played
+from clocked import played, with_figures
 from conftest import settings_of, tiny_settings
 from mlflow.tracking import MlflowClient
 
-from raysim import metrics, round_log, simulation
+from raysim import metrics, round_log, simulation, tracking
+from raysim.config_devices import ClockSettings
 from raysim.errors import SettingError, TrackingLostError
 from raysim.executors import InProcessExecutor
-from raysim.fates import COUNTED, FATES, LATE, SURPLUS, UNFINISHED
+from raysim.fates import COUNTED, FATE, FATES, LATE, SURPLUS, UNFINISHED
 from raysim.methods.table import METHODS
 from raysim.metrics import metrics_of
 from raysim.records import Logged, Point
@@ -26,9 +29,13 @@ TWELVE = ", ".join(TIER.format(k, 1 / 12, f"{(k + 3) % 12 + 1}e+6") for k in ran
 """As many tiers as are allowed; t9 is the slowest, t8 the fastest."""
 
 
+OWN = {LATE: "deadline", SURPLUS: "over-selection", UNFINISHED: "async"}
+"""Fates that belong to one clock mode; any other may be met in all of them."""
+
+
 def names_in_mlflow(scenario: Scenario, *reports: RoundReport) -> set[str]:
     """All metric names of a run, as its records tell them to MLflow."""
-    without = metrics.left_out(metrics.tiers_of(scenario.workload.population.devices), scenario.diagnose_every > 0)
+    without = metrics.left_out(scenario.workload.population.devices, scenario.diagnose_every > 0)
     rounds = [
         Logged(report.round, 1000 * report.round, 0.0, metrics.told(metrics_of(report), without))
         for report in reports
@@ -42,7 +49,8 @@ def test_metrics_are_floats_and_faults_are_told_only_where_there_are_any() -> No
         f"population.tiers=[{TWELVE}]", "population.clients=24", "selection.clients_per_round=24",
     )  # fmt: skip
     scenario = simulation.build(settings)
-    _, report = run_round(scenario, initial_state(scenario), InProcessExecutor(scenario.workload))
+    executor = InProcessExecutor(scenario.workload)
+    _, report = run_round(scenario, initial_state(scenario), executor)
     found = metrics_of(report)
     assert sum(key.startswith("pruning_ratio/tier/") for key in found) == 12
     assert all(isinstance(value, float) for value in found.values())
@@ -50,62 +58,80 @@ def test_metrics_are_floats_and_faults_are_told_only_where_there_are_any() -> No
     assert metrics_of(replace(report, incidents=("an actor was lost", "another"))) == found | {"faults/retries": 2}
     shown = {name for name in names_in_mlflow(scenario, report) if "/tier/" in name}
     assert shown == {f"{group}{tier}" for group in metrics.OF_TIER for tier in ("t9", "t8", "t0", "t1")}
-    assert metrics.left_out_of([report]) == metrics.left_out(
-        metrics.tiers_of(scenario.workload.population.devices), False
-    )
+    assert not any(name.startswith("energy/") for name in found), "these devices have no watts"
+    _, warm = run_round(with_figures(scenario, train_watts=2.0), initial_state(scenario), executor)
+    assert metrics_of(warm)["energy/total_j"] == metrics_of(warm)["energy/round_j"] == warm.totals.energy_j > 0
 
 
-@pytest.mark.parametrize(
-    ("method", "way"),
-    [("ca-hfp", LATE), ("ca-hfp", SURPLUS), ("autoflip", LATE), ("prunefl", LATE), ("ca-hfp", UNFINISHED),
-     ("autoflip", UNFINISHED)],
-)  # fmt: skip
-def test_a_run_has_at_most_sixty_names_with_twelve_tiers_all_diagnostics_and_whatever_can_become_of_clients(
-    method, way
-):
-    """Late, surplus and unfinished belong to one clock mode each; asynchronous rounds are not diagnosed."""
-    diagnosed = ("diagnostics.every=2",) if way != UNFINISHED else ()
-    estimator = ("method.estimator=variation", "method.warmup_rounds=0") if method == "ca-hfp" else ()
+def worst(report: RoundReport, mode: str) -> RoundReport:
+    """A round in which all that a clock mode can do to clients has happened, and actors were lost."""
+    others = [fate for fate in FATES if fate != COUNTED and OWN.get(fate, mode) == mode]
+    size, is_asynchronous = len(report.clients["fate"]), mode == "async"
+    fates = np.array([COUNTED] * size, dtype=FATE)
+    fates[: 2 * len(others) : 2] = others
+    columns = {"fate": fates, "accuracy": np.full(size, 0.5)}
+    if is_asynchronous:
+        columns["started_round"] = np.full(size, report.round - 1)
+    totals = replace(report.totals, fates=dict.fromkeys((COUNTED, *others), 1))
+    return replace(
+        report, clients=report.clients | columns, totals=totals, incidents=("an actor was lost",),
+        is_asynchronous=is_asynchronous, diagnostics={} if is_asynchronous else report.diagnostics,
+    )  # fmt: skip
+
+
+@functools.cache
+def of_frail(method: str) -> tuple[Scenario, RoundReport]:
+    """A method's second round on twelve tiers of devices with batteries, diagnosed."""
+    estimator = ("method.estimator=variation", "method.warmup_rounds=0")
+    given = estimator if "estimator" in METHODS[method].reads else ()
     scenario = simulation.build(settings_of(
-        method, *diagnosed, *estimator, f"population.tiers=[{TWELVE}]", "population.clients=36",
-        "selection.clients_per_round=36", "data.max_train_examples=400", "evaluation.max_examples=60",
+        method, *given, f"population.tiers=[{TWELVE}]", "population.clients=24", "selection.clients_per_round=24",
+        "data.max_train_examples=300", "evaluation.max_examples=40", "diagnostics.every=1",
+        "evaluation.targets=[0.01]",
     ))  # fmt: skip
-    report = state = None
-    for _ in range(2):
-        state, report = run_round(scenario, state or initial_state(scenario), InProcessExecutor(scenario.workload))
-    others = [fate for fate in FATES if fate == way or fate not in (COUNTED, LATE, SURPLUS, UNFINISHED)]
-    fates = np.array([COUNTED] * 36, dtype="<U11")
-    lost = np.flatnonzero(np.arange(36) % 3 == 0)[: len(others)]
-    fates[lost] = others
-    started = np.where(np.arange(36) % 2 == 0, 2, 1) if way == UNFINISHED else report.clients["started_round"]
-    clients = report.clients | {"fate": fates, "started_round": started}
-    totals = replace(report.totals, fates=dict.fromkeys((COUNTED, *others), 1), empty_rounds=1)
-    worst = replace(
-        report, clients=clients, totals=totals, is_asynchronous=way == UNFINISHED, incidents=("an actor was lost",)
-    )
-    found = metrics_of(worst)
-    shown = names_in_mlflow(scenario, report, worst)
-    assert 55 <= len(shown) <= metrics.MOST == 60
-    assert {name for name in found if name.startswith("diagnostics/")} <= shown
-    assert bool(report.diagnostics) == bool(diagnosed)
-    assert found["clients/away"] == 4
-    assert found["clients/infeasible"] == 1
-    assert found[f"clients/{way}"] == 1
-    assert found["clients/counted"] == 30
-    assert sum(value for key, value in found.items() if key.startswith("clients/") and "mean" not in key) == 36
-    assert ("clients/staleness_mean" in found) == (way == UNFINISHED)
+    scenario = with_figures(scenario, train_watts=2.0, battery_j=1e9)
+    return scenario, played(scenario, 2)[1][-1]
+
+
+def most_names(method: str) -> int:
+    """The most names that a run of a method can have in MLflow, in whichever clock mode, diagnosed or not."""
+    scenario, report = of_frail(method)
+    assert report.diagnostics
+    assert report.score is not None
+    undiagnosed = replace(scenario, diagnose_every=0), replace(report, diagnostics={})
+    counts = []
+    for mode in get_args(ClockSettings.model_fields["mode"].annotation):
+        for scene, played_round in ((scenario, report), undiagnosed)[mode == "async" :]:
+            ugly = worst(played_round, mode)
+            shown = names_in_mlflow(scene, played_round, ugly)
+            assert {f"diagnostics/{name}" for name in ugly.diagnostics} <= shown
+            assert {"accuracy/global", "fairness/worst_tier_accuracy", "time/accuracy/global", "client_s/p90",
+                    "energy/total_j", "faults/retries", "clients/away", "clients/infeasible"} <= shown  # fmt: skip
+            counts.append(len(shown))
+    return max(counts)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_no_method_has_more_than_sixty_names(method):
-    few = ("data.max_train_examples=150", "evaluation.max_examples=50", "diagnostics.every=1", "rounds=2")
-    scenario = simulation.build(settings_of(method, *few))
-    _, reports = played(scenario)
-    assert reports[-1].diagnostics
-    shown = names_in_mlflow(scenario, *reports)
-    assert len(shown | {"faults/retries"}) <= 60
-    assert {"accuracy/global", "fairness/worst_tier_accuracy", "time/accuracy/global", "client_s/p90"} <= shown
-    assert sum(name.startswith("client_s/tier/") for name in shown) <= metrics.TIERS_DIAGNOSED
+def test_no_run_of_any_method_in_any_clock_mode_has_more_than_sixty_names(method):
+    assert 50 <= most_names(method) <= metrics.MOST == 60
+
+
+@pytest.mark.parametrize(("setting", "more"), [("TIERS", 6), ("TIERS_DIAGNOSED", 3), ("OF_ONE_ROUND", ())])
+def test_more_curves_of_tiers_or_of_rounds_would_be_too_many(setting, more, monkeypatch):
+    """What is above can fail."""
+    monkeypatch.setattr(metrics, setting, more)
+    assert most_names("ca-hfp") > metrics.MOST
+
+
+def test_the_fates_of_a_round_are_counted_each_once_and_the_ways_to_be_away_together():
+    _, report = of_frail("ca-hfp")
+    for mode in get_args(ClockSettings.model_fields["mode"].annotation):
+        found = metrics_of(worst(report, mode))
+        assert found["clients/away"] == 4
+        counts = {name: count for name, count in found.items() if name.startswith("clients/") and "mean" not in name}
+        assert {count for name, count in counts.items() if name not in ("clients/away", "clients/counted")} == {1}
+        assert sum(counts.values()) == 24
+        assert (found.get("clients/staleness_mean") == 1) == (mode == "async")
 
 
 def test_percentiles_tiers_and_fairness_are_those_of_the_clients_counted_one_by_one():
@@ -114,16 +140,22 @@ def test_percentiles_tiers_and_fairness_are_those_of_the_clients_counted_one_by_
         "data.max_train_examples=400", "evaluation.client_share=0.7",
     ))  # fmt: skip
     _, report = run_round(scenario, initial_state(scenario), InProcessExecutor(scenario.workload))
+    drawn = np.where(np.isnan(report.clients["accuracy"]), np.nan, np.random.default_rng(0).uniform(size=40))
+    report = replace(report, clients=report.clients | {"accuracy": drawn})
     clients, devices = report.clients, scenario.workload.population.devices
     rows = [{name: column[place] for name, column in clients.items()} for place in range(40)]
     speeds = {client: devices.profile(client).flops_per_s for client in clients["client"].tolist()}
     scored = [row for row in rows if not np.isnan(row["accuracy"])]
     found = metrics_of(report)
     assert 20 < len(scored) < 35
-    last = sorted(speeds[row["client"]] for row in scored)[-(-len(scored) // 10) - 1]
-    slowest = [row["accuracy"] for row in scored if speeds[row["client"]] <= last]
-    assert 3 <= len(slowest) < 10
+    ranked = sorted(scored, key=lambda row: (speeds[row["client"]], -row["total_s"], row["client"]))
+    slowest = [row["accuracy"] for row in ranked[: -(-len(scored) // 10)]]
+    assert len(slowest) == 3
     assert found["fairness/slowest_decile_accuracy"] == pytest.approx(np.mean(slowest))
+    alike = metrics_of(replace(report, clients=clients | {"flops_per_s": np.ones(40)}))
+    longest = sorted(scored, key=lambda row: (-row["total_s"], row["client"]))[:3]
+    expected = np.mean([row["accuracy"] for row in longest])
+    assert alike["fairness/slowest_decile_accuracy"] == pytest.approx(expected) != np.mean(slowest)
     by_tier = {
         tier: np.mean([row["accuracy"] for row in scored if row["tier"] == tier])
         for tier in {row["tier"] for row in scored}
@@ -228,6 +260,26 @@ def test_the_end_of_the_curves_that_cannot_be_told_is_said(monkeypatch):
     assert [point.value for point in told if point.key == EVERY_SECOND] == [20.0]
 
 
+def test_the_end_is_waited_for_as_long_as_something_goes_through() -> None:
+    def slowly(points) -> None:
+        time.sleep(0.6)
+        told.extend(points)
+
+    told: list[Point] = []
+    rounds = rounds_of([float(round) for round in range(1, 501)], scored=set(range(1, 501)))
+    log = round_log.RoundLog([RunCurves(lambda round: rounds[round - 1], slowly)])
+    log.cover(500)
+    with pytest.raises(TrackingLostError, match=r"\d+ rounds could not be logged"):
+        log.close(1.5, at_most_s=0.7)
+    known = max(point.step for point in told if point.key == "clock/simulated_s")
+    curves = RunCurves(lambda round: rounds[round - 1], slowly, known, known)
+    log = round_log.RoundLog([curves])
+    log.cover(500)
+    log.close(1.5, is_over=True)
+    assert curves.taken >= 3, "calls of 0.6 s"
+    assert {point.step for point in told if point.key == "clock/simulated_s"} == set(range(1, 501))
+
+
 @pytest.mark.parametrize("uri", ["mlruns", "file:///somewhere", "ftp://host/x", "./runs"])
 def test_stores_that_mlflow_refuses_are_refused_first(uri: str) -> None:
     with pytest.raises(SettingError, match=r"tracking\.uri="):
@@ -250,9 +302,19 @@ def test_a_store_with_a_secret_is_refused_and_the_secret_not_shown(uri: str, by:
     assert "hu" not in str(refused.value)
 
 
-@pytest.mark.parametrize("uri", ["http://127.0.0.1:5000/a@b", "postgresql://me@host:5432/runs?sslkey=me.pem"])
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:5000/a@b", "postgresql+psycopg://me@host:5432/runs?sslkey=me.pem"])
 def test_a_store_without_a_secret_is_taken(uri: str) -> None:
     assert resolve_uri(uri) == uri
+
+
+def test_a_postgresql_without_a_driver_gets_one_that_is_installed(monkeypatch) -> None:
+    """That of `raysim[server]`; SQLAlchemy would look for psycopg2 up to 2.0, and for psycopg since."""
+    assert resolve_uri("postgresql://me@host:5432/runs") == "postgresql+psycopg2://me@host:5432/runs"
+    monkeypatch.setattr(tracking, "find_spec", {"psycopg": "found"}.get)
+    assert resolve_uri("postgresql://me@host:5432/runs") == "postgresql+psycopg://me@host:5432/runs"
+    monkeypatch.setattr(tracking, "find_spec", {}.get)
+    with pytest.raises(SettingError, match=r"needs a driver of PostgreSQL's.*pip install 'raysim\[server\]'"):
+        resolve_uri("postgresql://me@host:5432/runs")
 
 
 def test_the_default_store_is_sqlite_unless_the_environment_says_otherwise(monkeypatch, tmp_path: Path) -> None:

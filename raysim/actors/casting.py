@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import ray
 
+from raysim import messages
 from raysim.actors.cast import CastRules
 from raysim.actors.connection import num_workers
 from raysim.actors.readiness import wait_saying
@@ -58,7 +59,8 @@ def on_gpus(rules: CastRules, scenario: "ray.ObjectRef[Scenario]", wanted: int |
     measuring = replace(rules, num_gpus=1.0).start()
     up = measuring.presence.remote()
     wait_saying([up], lambda _: "a client actor of 1 GPU, which measures how many share one", of="GPU")
-    share = float(ray.get(measuring.gpu_share.remote([scenario])))
+    share, remarks = ray.get(measuring.gpu_share.remote([scenario]))
+    messages.pass_on(remarks)
     ray.kill(measuring)
     fits = min(floor(1 / share) * check_gpus(), num_workers(None))
     if wanted is not None and wanted > fits:

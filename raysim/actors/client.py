@@ -39,7 +39,7 @@ class ClientActor:
         """Return where this actor runs, and its versions."""
         return presence()
 
-    def prepare(self, scenario: "list[ray.ObjectRef[Scenario]]", started: Presence) -> None:
+    def prepare(self, scenario: "list[ray.ObjectRef[Scenario]]", started: Presence) -> Answer[None]:
         """Have the scenario at hand that all later calls belong to.
 
         Args:
@@ -50,12 +50,16 @@ class ClientActor:
             SettingError: If this machine has other versions, or its data is loaded here, and is not that of the run.
         """
         check_versions([presence()], started)
-        self._stage = Stage(ray.get(scenario[0]).workload.at_hand())
+        with caught() as remarks:
+            self._stage = Stage(ray.get(scenario[0]).workload.at_hand())
+        return None, remarks.taken()
 
-    def gpu_share(self, scenario: "list[ray.ObjectRef[Scenario]]") -> float:
+    def gpu_share(self, scenario: "list[ray.ObjectRef[Scenario]]") -> Answer[float]:
         """Return the share of a GPU that training the largest client needs; this actor has one for itself."""
-        self.prepare(scenario, presence())
-        return gpu_share.measured(self._prepared, ray.get(scenario[0]).pack_size)
+        _, prepared = self.prepare(scenario, presence())
+        with caught() as remarks:
+            share = gpu_share.measured(self._prepared, ray.get(scenario[0]).pack_size)
+        return share, (*prepared, *remarks.taken())
 
     def train(
         self, tasks: Tasks, params: Arrays, extra: Arrays, round: int, rules: LocalRules

@@ -82,14 +82,14 @@ class Dispatch:
                 raise failure_of(error, self._round) from None
             self._lost(member, error)
             return
+        value, remarks = answer
+        messages.pass_on(remarks)
         if member.prepared is not None:
             member.prepared = None
             return
         call = member.sent.popleft().call
         if member.sent:
             member.sent[0].since = time.monotonic()
-        value, remarks = answer
-        messages.pass_on(remarks)
         yield call.place, value
 
     def _lost(self, member: Member, error: ray.exceptions.RayError) -> None:

@@ -52,9 +52,9 @@ class DriverActor:
             SettingError: If this machine has other versions than those of `started`, where the run was started.
         """
         check_versions([presence()], started)
-        scenario = replace(scenario, workload=scenario.workload.at_hand())
-        executor = RayExecutor(actors, rules, reference[0])
         with caught() as remarks:
+            scenario = replace(scenario, workload=scenario.workload.at_hand())
+            executor = RayExecutor(actors, rules, reference[0])
             self._state = first_state(scenario, storage, start)
             for state, report in play(scenario, self._state, executor, storage, start.wall_s, self._last):
                 self._state = state

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raysim import continuation, places
+from raysim import continuation, messages, places
 from raysim.actors import casting
 from raysim.actors.cast import CastRules
 from raysim.actors.connection import RESTARTS, connect, let_modules_travel
@@ -18,7 +18,7 @@ from raysim.actors.faults import failure_of, loss_of
 from raysim.actors.readiness import presence, wait_for
 from raysim.arrays import as_tensors
 from raysim.errors import RunFailedError, SettingError, reason_of
-from raysim.messages import warn
+from raysim.messages import Remarks, warn
 from raysim.scenario import Scenario
 from raysim.types import FIRST, RoundReport, ServerState, Start, Storage
 
@@ -198,8 +198,12 @@ class RayRunner:
 
 def _load_everywhere(actors: Sequence[Any], reference: "ray.ObjectRef[Scenario]") -> None:
     try:
-        ray.get([actor.prepare.remote([reference], presence()) for actor in actors])
+        answers = ray.get([actor.prepare.remote([reference], presence()) for actor in actors])
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, SettingError):
             raise SettingError(str(error.cause)) from None
         raise failure_of(error, 0) from None
+    said = Remarks()
+    for remark in (remark for _, remarks in answers for remark in remarks):
+        said.add(remark)
+    messages.pass_on(said.taken())

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from raysim import arrays, population
+from raysim import arrays, metrics, population
 from raysim.errors import RunFailedError
 from raysim.methods import resolve as methods
 from raysim.scenario import Scenario
@@ -33,6 +33,7 @@ class Outcome:
         params_sha256: Hash of the final parameters.
         failure: Why it stopped before its last round, else empty.
         details: The traceback of an unexpected failure.
+        untold: Metrics of its rounds that MLflow is not told of.
     """
 
     digests: dict[str, str]
@@ -43,6 +44,7 @@ class Outcome:
     params_sha256: str = ""
     failure: str = ""
     details: str = ""
+    untold: frozenset[str] = frozenset()
 
     @property
     def accuracies(self) -> list[float]:
@@ -52,7 +54,10 @@ class Outcome:
 
 def play(scenario: Scenario) -> Outcome:
     """Play a scenario in this process; a failure is part of the outcome, not an exception."""
-    found: dict[str, Any] = {"started_ms": int(time.time() * 1000), "digests": digests_of(scenario)}
+    untold = metrics.left_out(scenario.workload.population.devices, scenario.diagnose_every > 0)
+    found: dict[str, Any] = {
+        "started_ms": int(time.time() * 1000), "digests": digests_of(scenario), "untold": untold,
+    }  # fmt: skip
     reports: list[RoundReport] = []
     started = time.monotonic()
     try:

@@ -103,7 +103,7 @@ class Record:
         tracker.start(
             name, config_file.flatten(settings), tags | environment(), outcome.digests, outcome.started_ms
         )  # fmt: skip
-        tracker.track(*outcome.reports)
+        tracker.track(outcome.reports, outcome.untold)
         for path in written:
             tracker.artifact(path)
         if outcome.failure:

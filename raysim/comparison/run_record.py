@@ -116,8 +116,9 @@ def of_artifacts(copied: Path, name: str, state: str, tags: Mapping[str, str]) -
     return RunRecord(name, name, settings, state, digests_in(tags, {}), rounds, tags.get("label"))
 
 
+JOULES = "energy/total_j"
 IN_MLFLOW = {
-    "clock/simulated_s": "simulated_s", "traffic/total_bytes": "bytes", "energy/total_j": "energy_j",
+    "clock/simulated_s": "simulated_s", "traffic/total_bytes": "bytes", JOULES: "energy_j",
     "accuracy/global": "accuracy", "pruning_ratio/mean": "pruning_ratio/mean", "clients/counted": "clients/counted",
 }  # fmt: skip
 """Metrics that tell what a comparison asks, where a run's table of rounds is not to be had, with their columns."""
@@ -130,5 +131,6 @@ def rounds_from(histories: Mapping[str, Mapping[int, float]]) -> Columns:
         return {}
     columns: Columns = {"round": np.array(steps)}
     for key, column in IN_MLFLOW.items():
-        columns[column] = np.array([histories[key].get(step, np.nan) for step in steps])
+        missing = 0.0 if key == JOULES else np.nan  # of joules nothing is told before any have been spent
+        columns[column] = np.array([histories[key].get(step, missing) for step in steps])
     return columns

@@ -81,7 +81,7 @@ class _Player:
         if not (folder / "config.yaml").is_file():
             (folder / "config.yaml").write_text(config_file.to_yaml(settings))
             workload, is_diagnosed = scenario.workload, settings.diagnostics.every is not None
-            untold = metrics.left_out(metrics.tiers_of(workload.population.devices), is_diagnosed)
+            untold = metrics.left_out(workload.population.devices, is_diagnosed)
             noted = {
                 "data_sha256": workload.data.digest, "partition_sha256": population.digest(workload.population),
                 "untold": sorted(untold), "environment": environment(),

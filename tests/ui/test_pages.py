@@ -1,9 +1,9 @@
 """What people look at, in a real browser: MLflow's pages on a run of 1,000 clients, and the run's report."""
 
 import io
-import itertools
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -18,15 +18,12 @@ import pytest
 from chromium import NARROW, WIDE, Visit, chromium, missing, visit
 from PIL import Image
 from rich.console import Console
-
-from raysim import config_file, simulation
-from raysim.progress import Pace, _Screen
-from raysim.simulation import InProcessRunner
-from raysim.types import Storage
+from rich.text import Text
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import CONFIGS, ROOT
 from servers import Server, free_port
+from terminals import Terminal
 
 REASON = missing()
 pytestmark = [
@@ -235,17 +232,25 @@ def test_the_report_opens_from_disk(report: Path, browser: Any, size: tuple[int,
     assert seen.asked == [home]
 
 
+ERASED = re.compile(r"(?:\r|\x1b\[1A)\x1b\[2K")
+"""What a live screen goes back with before it is drawn anew."""
+
+
 def test_the_screen_of_a_run_has_a_bar_and_its_tiers(browser: Any, tmp_path: Path) -> None:
-    settings = config_file.load(CONFIGS / "digits.yaml", ("executor.kind=in-process", "training.epochs=1"))
-    rounds = InProcessRunner().run(simulation.build(settings), Storage(tmp_path, 50, 1))
+    """As a run draws it on a terminal of 92 columns, between two times that it is drawn."""
+    given = ["--set", "executor.kind=in-process", "--set", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+    command = [sys.executable, "-m", "raysim", "run", str(CONFIGS / "digits.yaml"), *given]
+    terminal = Terminal([*command, "--output", str(tmp_path / "out")], ROOT, tmp_path / "stdout", columns=92)
+    try:
+        terminal.until(r"(?s)[89]/50.*fast-phone.*\x1b\[2K.*\d/50")
+    finally:
+        terminal.close()
+    drawn = next(each for each in ERASED.split(terminal.shown) if re.search(" [89]/50", each))
     console = Console(record=True, force_terminal=True, width=92, file=io.StringIO())
-    screen = _Screen(console, settings.rounds, Pace(settings.rounds))
-    for report in itertools.islice(rounds, 8):
-        screen.show(report)
-    console.print(screen._draw())
+    console.print(Text.from_ansi(drawn.replace("\r\n", "\n")))
     text = console.export_text(clear=False)
-    assert "8/50" in text
-    assert [name for name in report.tiers if f"\n{name} " not in text] == []
+    tiers = ("microcontroller", "single-board", "slow-phone", "fast-phone")
+    assert [name for name in tiers if f"\n{name} " not in text] == []
     with visit(browser, "about:") as seen:  # the drawing names fonts of the net, and does without
         seen.page.set_content(
             f"<body style='margin:0'>{console.export_svg(title='raysim run jobs/configs/digits.yaml')}"
