@@ -354,7 +354,7 @@ def _code_of(command: click.Command, arguments: list[str] | None, kept: str) -> 
         return FAILED
     except StoppedError as error:
         messages.warn(f"raysim: {error}")
-        return INTERRUPTED
+        return termination.code_of_interrupt()
     except (KeyboardInterrupt, click.Abort):
         messages.warn(f"raysim: interrupted; {kept}")
         return termination.code_of_interrupt()
