@@ -5,7 +5,6 @@ Both sides first prove that they did the same work; only then are they timed, in
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from bench_floor import Floor, FloorJob
 from bench_training import of_widths
-from benchmark import medians_in_turns, surroundings
+from benchmark import medians_in_turns, print_figures
 from numpy.typing import NDArray
 
 from raysim import config_file, simulation
@@ -231,23 +230,16 @@ WORKLOADS: dict[str, Callable[[int, bool], dict[str, Any]]] = {
 }  # fmt: skip
 
 
+def _figures_of(asked: argparse.Namespace) -> dict[str, Any]:
+    return WORKLOADS[asked.workload](asked.repeats, asked.quick)
+
+
 def main() -> None:
     """Run a workload and print its figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workload", choices=WORKLOADS, required=True)
-    parser.add_argument("--repeats", type=int, default=5, help="repeats of each side, 3 or more [5]")
     parser.add_argument("--quick", action="store_true", help="a small part of the work: to see that it runs")
-    parser.add_argument("--json", action="store_true", help="print one JSON line")
-    arguments = parser.parse_args()
-    if arguments.repeats < 3:
-        parser.error(f"--repeats={arguments.repeats} is not allowed; allowed: 3 or more")
-    figures = WORKLOADS[arguments.workload](arguments.repeats, arguments.quick)
-    result = {"workload": arguments.workload, **figures, "repeats": arguments.repeats, **surroundings()}
-    if arguments.json:
-        print(json.dumps(result))
-        return
-    for name, value in figures.items():
-        print(f"{name:32} {value:.4g}" if isinstance(value, float) else f"{name:32} {value}")
+    print_figures(parser, lambda asked: {"workload": asked.workload, **_figures_of(asked)})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ and to tell all of them of one round.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -17,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmark import medians_in_turns, surroundings
+from benchmark import medians_in_turns, print_figures
 
 from raysim import arrays, config_file, metrics, records, simulation, system_metrics, tracked
 from raysim.actors.runner import RayRunner
@@ -153,31 +152,24 @@ def measure(
     }
 
 
+def played(asked: argparse.Namespace) -> dict[str, Any]:
+    """Measure in this process, or on actors."""
+    settings = config_file.load(CONFIG, asked.overrides)
+    scenario = simulation.build(settings)
+    if not asked.actors:
+        return measure(settings, InProcessExecutor(scenario.workload), scenario, asked)
+    with RayRunner(asked.actors, None) as runner:
+        return measure(settings, runner.executor(scenario), scenario, asked)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5, help="repeats of each side, 3 or more [5]")
     parser.add_argument("--actors", type=int, default=0, help="play on so many actors of a local Ray [0: in-process]")
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="change a setting")
     parser.add_argument("--store", help="MLflow store [an SQLite file of its own]")
     parser.add_argument("--client-runs", action="store_true", help="time the runs of single clients")
-    parser.add_argument("--json", action="store_true", help="print one JSON line")
-    arguments = parser.parse_args()
-    if arguments.repeats < 3:
-        parser.error(f"--repeats={arguments.repeats} is not allowed; allowed: 3 or more")
-    settings = config_file.load(CONFIG, arguments.overrides)
-    scenario = simulation.build(settings)
-    if arguments.actors:
-        with RayRunner(arguments.actors, None) as runner:
-            figures = measure(settings, runner.executor(scenario), scenario, arguments)
-    else:
-        figures = measure(settings, InProcessExecutor(scenario.workload), scenario, arguments)
-    result = {**figures, "actors": arguments.actors, "repeats": arguments.repeats, **surroundings()}
-    if arguments.json:
-        print(json.dumps(result))
-        return
-    for name, value in figures.items():
-        print(f"{name:24} {value:.4g}" if isinstance(value, float) else f"{name:24} {value}")
+    print_figures(parser, lambda asked: {**played(asked), "actors": asked.actors})
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""What all benchmarks share: timing in turns, and what a figure was measured on."""
+"""What all benchmarks share: timing in turns, what they print, and what a figure was measured on."""
 
+import argparse
+import json
 import os
 import platform
 import statistics
@@ -8,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +26,21 @@ def medians_in_turns(sides: Mapping[str, Callable[[], object]], repeats: int) ->
             sides[name]()
             seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(taken) for name, taken in seconds.items()}
+
+
+def print_figures(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace], dict[str, Any]]) -> None:
+    """Read the command line, measure, and print the figures: a table, or with `--json` one line."""
+    parser.add_argument("--repeats", type=int, default=5, help="repeats of each side, 3 or more [5]")
+    parser.add_argument("--json", action="store_true", help="print one JSON line")
+    arguments = parser.parse_args()
+    if arguments.repeats < 3:
+        parser.error(f"--repeats={arguments.repeats} is not allowed; allowed: 3 or more")
+    figures = measure(arguments)
+    if arguments.json:
+        print(json.dumps({**figures, "repeats": arguments.repeats, **surroundings()}))
+        return
+    for name, value in figures.items():
+        print(f"{name:32} {value:.4g}" if isinstance(value, float) else f"{name:32} {value}")
 
 
 def surroundings() -> dict[str, object]:

@@ -1,15 +1,18 @@
 """Search settings on Ray Tune and give up the poor ones early: `python jobs/sweep.py CONFIG`."""
 
 import json
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from raysim import cli
+from raysim import cli, messages
 from raysim.comparison import command
 from raysim.console import quiet_option
+from raysim.errors import StoppedError
 from raysim.job_place import default_folder
 from raysim.sweep import plan
 
@@ -34,12 +37,26 @@ def sweep(
         raise click.UsageError("--output and --resume do not go together: a sweep goes on in its own folder")
     planned = plan.load(config, overrides)
 
+    folder = resume or output or default_folder() / f"{planned.base.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
+    try:
+        _run(planned, folder.absolute(), resume is not None, as_json)
+    except KeyboardInterrupt:
+        again = [part for each in overrides for part in ("--set", each)]
+        goes_on = shlex.join(["python", sys.argv[0], str(config), *again, "--resume", str(folder)])
+        has_begun = (folder / plan.FILE).is_file()
+        told = f"what the trials have done is kept, `{goes_on}` goes on" if has_begun else "no trial has begun"
+        raise StoppedError(f"interrupted; {told}") from None
+
+
+def _run(planned: plan.Sweep, folder: Path, goes_on: bool, as_json: bool) -> None:
+    messages.say(planned.title)
+
     from raysim.sweep import record, run  # Ray and MLflow take seconds to import, and bad input is refused before
 
-    folder = output or default_folder() / f"{planned.base.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
-    with record.opened(planned, (resume or folder).absolute(), goes_on=resume is not None) as kept:
+    digests = run.check(planned)
+    with record.opened(planned, folder, goes_on) as kept:
         try:
-            run.run(kept)
+            run.run(kept, digests)
         finally:
             if any(standing.value is not None for standing in kept.journal.standings):
                 show(kept, as_json)

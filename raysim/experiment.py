@@ -226,7 +226,6 @@ def begin(experiment: Experiment) -> RoundLog:
 def _write_down(experiment: Experiment) -> None:
     """Write what is about to run into the folder and MLflow; which run it is first, so that it is not made twice."""
     folder, tracker = experiment.folder, experiment.tracker
-    plan, devices = experiment.scenario.workload.plan, experiment.scenario.workload.population.devices
     digests = digests_of(experiment.scenario)
     if not (folder / "config.yaml").is_file():
         (folder / "config.yaml").write_text(config_file.to_yaml(experiment.settings))
@@ -239,15 +238,18 @@ def _write_down(experiment: Experiment) -> None:
     else:
         (folder / "run.json").write_text(json.dumps(description(experiment, digests), indent=2))
     tracked.describe(tracker, experiment.settings, experiment.scenario, digests)
-    written = [
-        folder / "config.yaml",
-        folder / "run.json",
+    for file in (folder / "config.yaml", folder / "run.json", *write_scenario(experiment.scenario, folder)):
+        tracker.artifact(file)
+
+
+def write_scenario(scenario: Scenario, folder: Place) -> list[Place]:
+    """Write down what reports and replays need of a scenario: channel groups, budgets and devices."""
+    plan, devices = scenario.workload.plan, scenario.workload.population.devices
+    return [
         (folder / "plan.json").write(plan.save),
-        write_budgets(experiment.scenario.budget, folder),
+        write_budgets(scenario.budget, folder),
         (folder / "devices.parquet").write(lambda partial: device_storage.save(devices, partial)),
     ]
-    for file in written:
-        tracker.artifact(file)
 
 
 def description(experiment: Experiment, digests: Mapping[str, str]) -> dict[str, Any]:

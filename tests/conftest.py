@@ -28,6 +28,16 @@ TINY = (
     "executor.kind=in-process",
 )
 
+INPUTS = {
+    "cnn": (1, 8, 8),
+    "cnn-dropout": (1, 14, 14),
+    "lenet": (1, 28, 28),
+    "mlp": (1, 8, 8),
+    "vgg16": (3, 32, 32),
+    "resnet32": (3, 32, 32),
+}
+"""A shape of inputs for each model of the zoo."""
+
 NEEDED_BY = {
     "dapperfl": ("training.epochs=2",),
     "feddst": ("method.options={readjust_rounds: 1}",),

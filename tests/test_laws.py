@@ -16,7 +16,7 @@ import pytest
 import torch
 from clocked import FRAIL, MODES, clocked, with_figures
 from clocked import played as clocked_rounds
-from conftest import NEEDED_BY, settings_of, tiny_settings
+from conftest import INPUTS, NEEDED_BY, settings_of, tiny_settings
 from oracles import (
     DEPTHWISE_TRAIN_FLOPS,
     BranchNet,
@@ -58,14 +58,6 @@ from raysim.training import batch_slices
 from raysim.types import DeviceProfile, RoundReport, ServerState, Storage
 
 DENSE_TIERS = tuple(f"population.tiers.{tier}.keep_ratio=1.0" for tier in range(4))
-INPUTS = {
-    "cnn": (1, 8, 8),
-    "cnn-dropout": (1, 14, 14),
-    "lenet": (1, 28, 28),
-    "mlp": (1, 8, 8),
-    "vgg16": (3, 32, 32),
-    "resnet32": (3, 32, 32),
-}
 
 
 def zoo_model(name: str) -> tuple[nn.Module, tuple[int, ...]]:

@@ -2,26 +2,18 @@ import sys
 
 import pytest
 import torch
-from conftest import tiny_settings
+from conftest import INPUTS, tiny_settings
 
 from raysim import simulation
 from raysim.errors import SettingError
 from raysim.models import zoo
 
-SHAPES = {
-    "cnn": (1, 8, 8),
-    "cnn-dropout": (3, 9, 9),
-    "lenet": (1, 28, 28),
-    "mlp": (3, 5, 5),
-    "vgg16": (3, 32, 32),
-    "resnet32": (1, 28, 28),
-}
-
 
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_models_map_images_to_class_scores(name: str) -> None:
-    model = zoo.build(name, {}, SHAPES[name], 7, seed=0)
-    assert model(torch.randn(3, *SHAPES[name])).shape == (3, 7)
+    for channels in (1, 3):
+        shape = (channels, *INPUTS[name][1:])
+        assert zoo.build(name, {}, shape, 7, seed=0)(torch.randn(3, *shape)).shape == (3, 7)
 
 
 def test_weights_come_from_the_seed_and_the_generator_is_put_back() -> None:

@@ -6,20 +6,23 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from conftest import CONFIGS, ROOT, TINY
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
-from raysim import arrays, config_file, simulation
+from raysim import arrays, cli, config_file, simulation
 from raysim.comparison import compare
 from raysim.comparison.play import play
 from raysim.errors import SettingError
-from raysim.sweep import plan
+from raysim.sweep import plan, scored, tuning
 from raysim.sweep.journal import Entry, Journal
 from raysim.sweep.search import Domain, configurations
 
@@ -145,6 +148,10 @@ def settings_with(**changes) -> plan.SweepSettings:
         ({"set": SWEEP["set"] | {"executor.kind": "ray"}}, "executor.num_actors=None is not allowed in a sweep"),
         ({"set": SWEEP["set"] | {"tracking.client_runs": True}}, "client_runs=True has no effect in a sweep"),
         ({"metrc": "x"}, "metrc='x' is not a setting; did you mean metric"),
+        (
+            {"set": SWEEP["set"] | {"executor.kind": "ray", "executor.num_actors": 1, "executor.device": "cuda"}},
+            "executor.device='cuda' is not allowed in a sweep with executor.kind='ray'",
+        ),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_before_anything_starts(changes, message):
@@ -153,6 +160,61 @@ def test_bad_input_is_refused_before_anything_starts(changes, message):
         kept_apart["set"].pop("training.epochs")
     with pytest.raises(SettingError, match=message):
         plan.plan(settings_with(**(kept_apart | changes)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({}, ("--output",), "--output={!r} holds a sweep already; give a folder without one, or --resume"),
+        (
+            {"search": {"training.learning_rate": {"grid": [0.3]}}}, ("--resume",),
+            "--resume={!r} cannot go on with other settings: search is not as it was; allowed to change: concurrent, "
+            "address",
+        ),
+        ({"metric": "acuracy/global"}, (), "metric='acuracy/global' is not one that every scored round has;"),
+        ({"set": SWEEP["set"] | {"data.root": "none", "data.name": "mnist"}}, (), "data.root='none'"),
+    ],
+    ids=["in use", "another space", "no such metric", "no such data"],
+)  # fmt: skip
+def test_bad_input_is_one_message_and_code_2_before_ray_starts(tmp_path, capsys, changes, options, message):
+    sys.path.insert(0, str(ROOT / "jobs"))
+    from sweep import sweep
+
+    folder = tmp_path / "out"
+    folder.mkdir()
+    if options:
+        (folder / "sweep.yaml").write_text(config_file.to_yaml(plan.load(configured(tmp_path)).settings))
+    where = [options[0], str(folder)] if options else ["--output", str(folder)]
+    with pytest.raises(SystemExit) as left:
+        cli.main([str(configured(tmp_path, **changes)), *where], sweep)
+    assert left.value.code == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told[-1].startswith("raysim: " + message.format(str(folder)))
+    assert "starting Ray" not in told
+    assert not (folder / "trials").exists()
+
+
+@pytest.mark.ray
+def test_a_trial_on_a_gpu_asks_ray_for_one_and_a_cluster_without_is_refused(local_ray, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    sweep = plan.plan(settings_with(set=SWEEP["set"] | {"executor.device": "cuda"}))
+    assert tuning.resources_of(sweep) == {"cpu": 1, "gpu": 1}
+    with pytest.raises(SettingError, match="the cluster has no GPU"):
+        tuning.at_once(sweep)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_sweep_that_is_terminated_while_ray_starts_says_so(tmp_path):
+    process = started(configured(tmp_path), "--output", str(tmp_path / "out"))
+    for line in process.stderr:
+        if line == "starting Ray\n":
+            break
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 143, err
+    assert err.splitlines()[-1] == "raysim: interrupted; no trial has begun"
 
 
 def test_a_journal_is_read_as_it_was_written_but_for_a_line_that_was_cut_off(tmp_path):
@@ -195,8 +257,14 @@ def test_asha_gives_up_what_is_worse_and_the_table_says_so(whole):
     assert states[1] == states[3] == ("stopped early", 2)
     assert content["best"]["trial"] in (0, 2)
     told = (whole / "stderr").read_text(encoding="utf-8").splitlines()
-    assert [line[:10] for line in told if "  trial " in line] == [f"{place}/4  trial" for place in range(1, 5)]
-    assert len(told) <= 6, told
+    assert told[:4] == [
+        "4 trials of training.learning_rate on digits with cnn, 4 rounds, seeds 0, 1", f"files in {whole / 'out'}",
+        "starting Ray", "trials at a time: 1",
+    ]  # fmt: skip
+    assert [line[:10] for line in told[4:8]] == [f"{place}/4  trial" for place in range(1, 5)]
+    best = content["best"]
+    rate = best["values"]["training.learning_rate"]
+    assert told[8:] == [f"the best is trial {best['trial']}: learning_rate {rate}; writing its reports and models"]
     compared = compare.compare([str(whole / "out")])
     by_rate = {row["settings"]["training.learning_rate"]: row for row in compared.table}
     assert by_rate["1e-06"]["states"] == ["stopped early"] * 2
@@ -205,6 +273,20 @@ def test_asha_gives_up_what_is_worse_and_the_table_says_so(whole):
     first = content["trials"][0]
     assert by_rate["0.2"]["accuracy"]["mean"] == pytest.approx(first["value"], rel=1e-12)
     assert not (whole / "out" / ".tune").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_trials_may_be_held_against_each_other_by_is_in_every_scored_round(whole):
+    folder = whole / "out" / "trials" / "000" / "seed-0"
+    names = {name for name in pq.read_schema(folder / "rounds.parquet").names if "/" in name}
+    settings = config_file.load(folder / "config.yaml")
+    unscored = settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update={"client_share": 0})})
+    tiers = {name.rpartition("/")[2] for name in names if "/tier/" in name}
+    found = scored.metrics_of(settings, tiers)
+    assert set(found) == names - {"pruning_ratio/min", "pruning_ratio/max"}
+    assert len(set(found)) == len(found)
+    assert set(scored.metrics_of(unscored, ())) == set(scored.ALWAYS)
 
 
 @pytest.mark.ray
@@ -235,6 +317,17 @@ def test_mlflow_has_a_parent_with_the_tables_and_a_child_for_each_run(whole):
     assert {*compare.FILES, "sweep.yaml", "trials.json"} <= {
         item.path for item in client.list_artifacts(content["run_id"])
     }
+    best = content["best"]["trial"]
+    for name in (f"trial {best} seed 0", f"trial {best} seed 1"):
+        ended = children[name]
+        kept = {item.path for item in client.list_artifacts(ended.info.run_id)}
+        assert {"report.html", "partition.png"} <= kept
+        assert "`mlflow.pytorch.load_model('models:/digits/" in ended.data.tags["mlflow.note.content"]
+        version = client.search_model_versions(f"run_id = '{ended.info.run_id}'")
+        assert [each.name for each in version] == ["digits"]
+        points = client.get_metric_history(ended.info.run_id, "accuracy/global")
+        assert [point.step for point in points] == [1, 2, 3, 4]
+    assert len(list((whole / "out").glob("trials/*/*/report.html"))) == 2
     for name, rounds, state in (("trial 0 seed 1", 4, None), ("trial 1 seed 0", 2, "stopped early")):
         child = children[name]
         assert (child.info.status, child.data.tags.get("state")) == ("FINISHED", state)
@@ -264,7 +357,9 @@ def test_a_sweep_that_is_interrupted_and_killed_goes_on_to_the_same_figures(whol
     _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert "interrupted; what the trials have done is kept" in err
+    assert "stopping: what the trials have done is kept; Ctrl-C again stops at once" in err
+    goes_on = f"python {ROOT}/jobs/sweep.py {config} --resume {out}"
+    assert err.endswith(f"raysim: interrupted; what the trials have done is kept, `{goes_on}` goes on\n")
     before = len(lines_of(out))
     assert before < len(lines_of(whole / "out"))
     process = started(config, "--resume", str(out))
@@ -287,29 +382,56 @@ def test_a_sweep_that_is_interrupted_and_killed_goes_on_to_the_same_figures(whol
         points = client.get_metric_history(run.info.run_id, "accuracy/global")
         steps = [point.step for point in points]
         assert steps == sorted(set(steps))
-    refused, _, err = done(configured(tmp_path, seeds=[0]), "--resume", str(out))
-    assert refused == 2
-    assert err.startswith(f"raysim: --resume={str(out)!r} cannot go on with other settings: seeds is not as it was;")
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[str]:
+    """The address of a cluster of two machines with one CPU each, neither of which sees the other's processes."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    yield cluster.address
+    cluster.shutdown()
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_trial_that_fails_is_told_the_others_go_on_and_actors_give_the_same(whole, tmp_path):
+def test_trials_in_their_own_process_spread_over_machines(whole, machines, tmp_path):
+    search = {"training.learning_rate": {"grid": [0.2, 0.1]}}
+    config = configured(tmp_path, search=search, asha=None, concurrent=None, address=machines)
+    code, out, err = done(config, "--output", str(tmp_path / "out"), "--json")
+    assert code == 0, err
+    assert err.splitlines()[2:4] == [f"joining Ray at {machines}", "trials at a time: 2"]
+    content = json.loads(out.splitlines()[-1])
+    assert [each["state"] for each in content["trials"]] == ["finished"] * 2
+    assert content["trials"][0] == content_of(whole)["trials"][0]
+    runs = MlflowClient(f"sqlite:///{tmp_path}/store/mlflow.db").search_runs([content["experiment_id"]])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 5
+    assert len(compare.compare([str(tmp_path / "out")]).table) == 2
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_trial_that_fails_is_told_the_others_go_on_and_actors_on_two_machines_give_the_same(
+    whole, machines, tmp_path
+):  # fmt: skip
     wild = SWEEP["set"] | {"training.clip_norm": None, "executor.kind": "ray", "executor.num_actors": 1}
     config = configured(
-        tmp_path, set=wild, search={"training.learning_rate": {"grid": [1.0e9, 0.2]}}, seeds=[0], asha=None,
-        concurrent=None,
+        tmp_path, set=wild, search={"training.learning_rate": {"grid": [1.0e9, 0.2]}}, asha=None, concurrent=None,
+        address=machines,
     )  # fmt: skip
     code, out, err = done(config, "--output", str(tmp_path / "out"), "--json")
     assert code == 1, err
+    assert err.splitlines()[3] == "trials at a time: 1"  # each takes a CPU of both machines
     content = json.loads(out.splitlines()[-1])
     assert [trial["state"] for trial in content["trials"]] == ["failed", "finished"]
     assert "raysim: the run failed: 1 of 2 trials failed (trial 0: learning_rate 1000000000.0: round 1, client" in err
     assert "Traceback" not in err
     client = MlflowClient(f"sqlite:///{tmp_path}/store/mlflow.db")
     statuses = {run.info.run_name: run.info.status for run in client.search_runs([content["experiment_id"]])}
-    assert statuses.pop("trial 0 seed 0") == "FAILED"
-    assert statuses.pop("trial 1 seed 0") == "FINISHED"
+    told = [statuses.pop(f"trial {trial} seed {seed}") for trial in (0, 1) for seed in (0, 1)]
+    assert told == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
     assert list(statuses.values()) == ["FAILED"]
     folder = tmp_path / "out" / "trials" / "001" / "seed-0"
     settings = config_file.load(folder / "config.yaml")

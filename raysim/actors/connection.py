@@ -29,6 +29,17 @@ def connect(num_cpus: int | None, address: str | None, dashboard_host: str | Non
         SettingError: If there is none at the address, or it has a dashboard already.
     """
     on_termination = signal.getsignal(signal.SIGTERM)
+    try:
+        _start(num_cpus, address, dashboard_host)
+    except SystemExit:  # what Ray makes of SIGTERM while it starts
+        signal.signal(signal.SIGTERM, on_termination)
+        signal.raise_signal(signal.SIGTERM)
+        raise
+    ray._private.worker._worker_logs_enabled = False  # or Ray tells of lost actors on standard output
+    signal.signal(signal.SIGTERM, on_termination)  # Ray installs one that aborts the process
+
+
+def _start(num_cpus: int | None, address: str | None, dashboard_host: str | None) -> None:
     if address and address != "local":
         if dashboard_host:
             raise SettingError(
@@ -44,8 +55,6 @@ def connect(num_cpus: int | None, address: str | None, dashboard_host: str | Non
         tokens.keep_private()
         if dashboard_host:
             say(f"dashboard: http://{context.dashboard_url}")
-    ray._private.worker._worker_logs_enabled = False  # or Ray tells of lost actors on standard output
-    signal.signal(signal.SIGTERM, on_termination)  # Ray installs one that aborts the process
 
 
 def _join(address: str) -> None:

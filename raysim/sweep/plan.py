@@ -15,6 +15,8 @@ from raysim.config_data import Count, Settings
 from raysim.errors import SettingError
 from raysim.sweep.search import Domain, configurations
 
+FILE = "sweep.yaml"
+"""What a sweep's folder has from the beginning: what was asked for."""
 OWN = {"seed": "seeds", "data.split_seed": "base", "rounds": "base, the same for all trials"}
 """Settings that may not be searched, and where the sweep has them."""
 NOT_SEARCHED = ("executor", "tracking", "checkpoint", "experiment")
@@ -90,7 +92,8 @@ class Trial:
     @property
     def title(self) -> str:
         """Its number and values."""
-        values = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in self.values.items())
+        short = {name: name.removesuffix(".name").rpartition(".")[2] for name in self.values}
+        values = ", ".join(f"{short[name]} {value}" for name, value in self.values.items())
         return f"trial {self.place}: {values}"
 
 
@@ -107,6 +110,15 @@ class Sweep:
     settings: SweepSettings
     base: ExperimentSettings
     trials: tuple[Trial, ...]
+
+    @property
+    def title(self) -> str:
+        """What is searched, in one line."""
+        base, seeds = self.base, self.settings.seeds
+        return (
+            f"{len(self.trials)} trials of {', '.join(self.settings.search)} on {base.data.name} with "
+            f"{base.model.name}, {base.rounds} rounds, seed{'s'[: len(seeds) - 1]} {', '.join(map(str, seeds))}"
+        )
 
     @property
     def num_cpus(self) -> int:

@@ -17,12 +17,15 @@ from raysim.messages import warn
 from raysim.run_curves import RunCurves
 from raysim.run_folder import held, make_folder
 from raysim.sweep.journal import FAILED, FINISHED, STOPPED, Entry, Journal
-from raysim.sweep.plan import Sweep, Trial
+from raysim.sweep.plan import FILE, Sweep, Trial
 from raysim.tracked import tags_of
 from raysim.tracking import NOTHING, MlflowTracker, resolve_uri
 
-PLAN, TRIALS, IN_MLFLOW = "sweep.yaml", "trials.json", "mlflow.json"
-LEFT = ("rounds.parquet", "clients.parquet", "summary.json", "model.safetensors")
+TRIALS, IN_MLFLOW = "trials.json", "mlflow.json"
+LEFT = (
+    "rounds.parquet", "clients.parquet", "channels.parquet", "plan.json", "devices.parquet", "summary.json",
+    "model.safetensors",
+)  # fmt: skip
 """What a run leaves at its end, as far as it got there."""
 
 
@@ -58,15 +61,6 @@ class SweepRecord:
         if noted:
             tracker.find(noted["run_id"])
 
-    @property
-    def title(self) -> str:
-        """What is searched, in one line."""
-        base, settings = self.sweep.base, self.sweep.settings
-        return (
-            f"{len(self.sweep.trials)} trials of {', '.join(settings.search)} on {base.data.name} with "
-            f"{base.model.name}, {base.rounds} rounds, seeds {', '.join(map(str, settings.seeds))}"
-        )
-
     def folder_of(self, trial: Trial, run: ExperimentSettings) -> Path:
         """Return the folder of one run of a trial."""
         return self.folder / "trials" / trial.name / f"seed-{run.seed}"
@@ -77,14 +71,14 @@ class SweepRecord:
             self.tracker.reopen()
         else:
             base = self.sweep.base
-            files.write_text(self.folder / PLAN, config_file.to_yaml(self.sweep.settings))
+            files.write_text(self.folder / FILE, config_file.to_yaml(self.sweep.settings))
             values = [{"trial": trial.place, "values": dict(trial.values)} for trial in self.sweep.trials]
             files.write_text(self.folder / TRIALS, json.dumps(values, indent=2))
             tags = {"kind": "sweep", "data": base.data.name, "model": base.model.name} | environment()
-            self.tracker.create(self.title, tags)
+            self.tracker.create(self.sweep.title, tags)
             self._note_ids()
         self.tracker.describe(self._params(), digests)
-        for name in (PLAN, TRIALS):
+        for name in (FILE, TRIALS):
             self.tracker.artifact(self.folder / name)
         for trial in self.sweep.trials:
             if self.journal.standings[trial.place].is_over:
@@ -133,6 +127,10 @@ class SweepRecord:
             last = max(there, default=curves.told)
             while curves.told < last:
                 curves.tell(last, hurry=False)
+
+    def tracker_of(self, trial: Trial, run: ExperimentSettings) -> MlflowTracker:
+        """Return what writes a run of a trial in MLflow."""
+        return self._child(trial, run).tracker
 
     def _child(self, trial: Trial, run: ExperimentSettings) -> _Child:
         """Return a run in MLflow: made where there is none, taken up where a sweep goes on."""
@@ -248,9 +246,9 @@ def opened(sweep: Sweep, folder: Path, goes_on: bool) -> Iterator[SweepRecord]:
         SettingError: If the folder or the MLflow store cannot be used, another process goes on with the sweep, or it
             is another one.
     """
-    there = (folder / PLAN).exists()
+    there = (folder / FILE).exists()
     if goes_on and not there:
-        raise SettingError(f"--resume={str(folder)!r} holds no sweep: {PLAN} is missing")
+        raise SettingError(f"--resume={str(folder)!r} holds no sweep: {FILE} is missing")
     if there and not goes_on:
         raise SettingError(f"--output={str(folder)!r} holds a sweep already; give a folder without one, or --resume")
     if not goes_on:
@@ -266,7 +264,7 @@ def _begun(sweep: Sweep, folder: Path) -> SweepRecord:
 
 
 def _taken_up(sweep: Sweep, folder: Path) -> SweepRecord:
-    before = config_file.read_yaml(folder / PLAN, "--resume")
+    before = config_file.read_yaml(folder / FILE, "--resume")
     now = config_file.parse_value(config_file.to_yaml(sweep.settings))
     free = ("concurrent", "address")
     changed = [name for name in now if name not in free and now[name] != before.get(name)]

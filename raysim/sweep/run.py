@@ -1,5 +1,6 @@
 """Runs a sweep: its trials on Ray Tune, what becomes of them, and the table at its end."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +9,15 @@ from typing import Any
 from raysim import simulation
 from raysim.comparison import compare
 from raysim.comparison.compare import Compared
-from raysim.errors import RunFailedError, SettingError
+from raysim.errors import RunFailedError, SettingError, nearest_first
 from raysim.experiment import digests_of
-from raysim.messages import warn
-from raysim.sweep import tuning
+from raysim.messages import say, warn
+from raysim.sweep import best, tuning
 from raysim.sweep.display import SweepDisplay
 from raysim.sweep.journal import FAILED, Entry, results_of
+from raysim.sweep.plan import Sweep
 from raysim.sweep.record import SweepRecord
+from raysim.sweep.scored import metrics_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,18 +41,23 @@ class _Listening:
         self.display.told(entry)
 
 
-def run(record: SweepRecord) -> None:
+def run(record: SweepRecord, digests: Mapping[str, str]) -> None:
     """Run the trials that are left; each is written down as it goes, whatever becomes of the others.
 
+    Args:
+        record: Of the sweep.
+        digests: Hashes of the split; see `check`.
+
     Raises:
-        SettingError: If the first trial does not fit the data or the model, or the cluster has no room for one;
-            nothing has been trained then.
+        SettingError: If the cluster has no room for a trial; nothing has been trained then.
         RunFailedError: If trials failed, once all others are over.
         KeyboardInterrupt: If the sweep was interrupted.
         TrackingLostError: If MLflow could not be told of all of it.
     """
     sweep, journal = record.sweep, record.journal
-    digests, left = check(record), journal.unfinished
+    left = journal.unfinished
+    over = len(sweep.trials) - len(left)
+    say(f"files in {record.folder}{f'; trials that are over: {over}' if over else ''}")
     with tuning.started_ray(sweep) if left else nullcontext():
         status = "KILLED"
         try:
@@ -62,6 +70,8 @@ def run(record: SweepRecord) -> None:
             is_over = all(standing.ended for standing in journal.standings)
             status = "KILLED" if not is_over else "FAILED" if failed else "FINISHED"
             record.catch_up()
+            if is_over:
+                best.complete(record)
         except Exception:
             status = "FAILED"
             raise
@@ -74,13 +84,19 @@ def run(record: SweepRecord) -> None:
         raise RunFailedError(0, -1, f"{len(failed)} of {len(sweep.trials)} trials failed ({told})")
 
 
-def check(record: SweepRecord) -> dict[str, str]:
+def check(sweep: Sweep) -> dict[str, str]:
     """Build the first run without training, and return the hashes of its split.
 
     Raises:
-        SettingError: If it does not fit the data or the model.
+        SettingError: If it does not fit the data or the model, or it will have no such metric.
     """
-    return digests_of(simulation.build(record.sweep.trials[0].runs[0]))
+    settings, run = sweep.settings, sweep.trials[0].runs[0]
+    scenario = simulation.build(run)
+    known = metrics_of(run, scenario.workload.population.devices.tiers)
+    if settings.metric not in known:
+        nearest = ", ".join(nearest_first(settings.metric, known)[:5])
+        raise SettingError(f"metric={settings.metric!r} is not one that every scored round has; nearest: {nearest}")
+    return digests_of(scenario)
 
 
 def _finish(record: SweepRecord, status: str) -> None:
@@ -106,7 +122,7 @@ def table_of(folder: Path) -> Compared | None:
 def content_of(record: SweepRecord) -> dict[str, Any]:
     """Return how a sweep stands, ready for JSON."""
     sweep, standings = record.sweep, record.journal.standings
-    best = record.journal.best(sweep.settings.mode)
+    place = record.journal.best(sweep.settings.mode)
     trials = [
         {
             "trial": trial.place, "values": dict(trial.values), "state": standing.ended or "unfinished",
@@ -116,8 +132,8 @@ def content_of(record: SweepRecord) -> dict[str, Any]:
         for trial, standing in zip(sweep.trials, standings, strict=True)
     ]  # fmt: skip
     return {
-        "title": record.title, "metric": sweep.settings.metric, "mode": sweep.settings.mode, "trials": trials,
-        "best": None if best is None else trials[best], "run_id": record.tracker.run_id,
+        "title": sweep.title, "metric": sweep.settings.metric, "mode": sweep.settings.mode, "trials": trials,
+        "best": None if place is None else trials[place], "run_id": record.tracker.run_id,
         "output_dir": str(record.folder), "tracking_uri": record.tracker.uri,
         "experiment_id": record.tracker.experiment_id,
     }  # fmt: skip

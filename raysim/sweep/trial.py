@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from raysim import checkpoint, config_file, continuation, metrics, population, records, simulation
 from raysim.config import ExperimentSettings
 from raysim.errors import RunFailedError, nearest_first
-from raysim.experiment import Runner, environment
+from raysim.experiment import Runner, environment, write_scenario
 from raysim.methods import resolve as methods
 from raysim.place import Place
 from raysim.types import Storage
@@ -79,6 +79,7 @@ class _Player:
         folder.make()
         self._folder, self._runner, self._scenario = folder, runner, scenario
         if not (folder / "config.yaml").is_file():
+            write_scenario(scenario, folder)
             (folder / "config.yaml").write_text(config_file.to_yaml(settings))
             workload, is_diagnosed = scenario.workload, settings.diagnostics.every is not None
             untold = metrics.left_out(workload.population.devices, is_diagnosed)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import ray
@@ -16,21 +17,25 @@ from ray.tune import Callback, PlacementGroupFactory
 from ray.tune.schedulers import ASHAScheduler
 
 from raysim import places
+from raysim.actors import casting
 from raysim.actors.connection import connect, let_modules_travel
 from raysim.actors.runner import RayRunner
 from raysim.config import ExperimentSettings
 from raysim.errors import RunFailedError, SettingError
 from raysim.experiment import Runner
+from raysim.messages import say, warn
 from raysim.simulation import InProcessRunner
 from raysim.sweep import trial as trials
 from raysim.sweep.journal import FAILED, FINISHED, STOPPED, Entry
 from raysim.sweep.plan import HalvingSettings, Sweep
+from raysim.termination import FirstInterrupt
 
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_PRINT_ALL_TRIAL_ERRORS": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "TUNE_WARN_THRESHOLD_S": "60", "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_WARN_THRESHOLD_S": "60", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }  # fmt: skip
-"""Keeps Tune from writing logs of its own, from printing, and from changing the working directory of trials."""
+"""Keeps Tune from writing logs of its own, from printing, from changing the working directory of trials, and from
+taking Ctrl-C to itself."""
 SCRATCH = ".tune"
 """Folder in the sweep's for what Tune writes down; it is deleted at the end, and nothing is read from it."""
 
@@ -65,31 +70,34 @@ def run(sweep: Sweep, folder: Path, before: Sequence[Entry], places_left: Sequen
         SettingError: If the cluster has no room for a trial.
     """
     let_modules_travel()
-    halving = None if sweep.settings.asha is None else _halving(sweep, before)
+    halving = None if sweep.settings.asha is None else Halving(sweep, sweep.settings.asha, before, places_left)
     known = {entry.trial: entry.round for entry in before}
     train = tune.with_parameters(_train, sweep=sweep, folder=str(folder), known=known)
     scratch = folder / SCRATCH
-    with _signals_kept():
-        tuner = tune.Tuner(
-            tune.with_resources(train, _resources(sweep)),
-            param_space={"place": tune.grid_search(list(places_left))},
-            tune_config=tune.TuneConfig(
-                scheduler=halving, max_concurrent_trials=sweep.settings.concurrent,
-                trial_dirname_creator=_folder_name, reuse_actors=sweep.base.executor.kind == "in-process",
-            ),
-            run_config=tune.RunConfig(
-                name="trials", storage_path=str(scratch), verbose=0, callbacks=[_Telling(sweep, listener)],
-                failure_config=tune.FailureConfig(max_failures=0),
-            ),
-        )  # fmt: skip
-        try:
+    tuner = tune.Tuner(
+        tune.with_resources(train, resources_of(sweep)),
+        param_space={"place": tune.grid_search(sorted(places_left, key=lambda place: place not in known))},
+        tune_config=tune.TuneConfig(
+            scheduler=halving, max_concurrent_trials=sweep.settings.concurrent,
+            reuse_actors=sweep.base.executor.kind == "in-process",
+        ),
+        run_config=tune.RunConfig(
+            name="trials", storage_path=str(scratch), verbose=0, callbacks=[_Telling(sweep, listener)],
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    )  # fmt: skip
+    try:
+        with FirstInterrupt(_stop):
             tuner.fit()
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _folder_name(tuned: Any) -> str:
-    return f"trial-{tuned.config['place']}"
+def _stop() -> None:
+    """Let Tune end in order, which it does at SIGUSR1; where it does not listen yet, end at once."""
+    warn("stopping: what the trials have done is kept; Ctrl-C again stops at once")
+    is_heard = callable(signal.getsignal(signal.SIGUSR1))
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1 if is_heard else signal.SIGINT)
 
 
 def _train(config: Mapping[str, Any], sweep: Sweep, folder: str, known: Mapping[int, int]) -> None:
@@ -112,7 +120,7 @@ def _runner(settings: ExperimentSettings) -> Runner:
     return InProcessRunner()
 
 
-def _resources(sweep: Sweep) -> Any:
+def resources_of(sweep: Sweep) -> Any:
     """Return what a trial takes: a CPU; or none, and one for each actor of its runs, all in one placement group."""
     executor = sweep.base.executor
     if executor.kind == "in-process":
@@ -123,58 +131,24 @@ def _resources(sweep: Sweep) -> Any:
 
 
 class Halving(ASHAScheduler):
-    """ASHA that knows trials by their place in the sweep, so that one that goes on is the one it was."""
+    """ASHA that goes on: it knows what trials have reached before, which Tune forgets with its process."""
+
+    def __init__(self, sweep: Sweep, asked: HalvingSettings, before: Sequence[Entry], left: Sequence[int]) -> None:
+        """Take up what came in before; of trials that are left it counts when Tune adds them."""
+        super().__init__(
+            time_attr="round", metric="value", mode=sweep.settings.mode, max_t=sweep.base.rounds + 1,
+            grace_period=asked.grace_rounds, reduction_factor=asked.reduction_factor,
+        )  # fmt: skip
+        self._before = before
+        for place in {entry.trial for entry in before} - set(left):
+            self.on_trial_add(None, SimpleNamespace(trial_id=f"earlier {place}", config={"place": place}))
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Take up a trial."""
-        super().on_trial_add(tune_controller, _named(trial))
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Return whether a trial goes on."""
-        return str(super().on_trial_result(tune_controller, _named(trial), result))
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Forget a trial that is over; what it reached on its way stays."""
-        super().on_trial_complete(tune_controller, _named(trial), result)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """Forget a trial that was given up before it started."""
-        super().on_trial_remove(tune_controller, _named(trial))
-
-
-class _Named:
-    """All that ASHA asks of a trial: its name."""
-
-    def __init__(self, place: int) -> None:
-        self.trial_id = f"trial {place}"
-
-
-def _named(trial: Any) -> Any:
-    return _Named(trial.config["place"])
-
-
-class _Earlier:
-    """A trial of an earlier run of the sweep."""
-
-    def __init__(self, place: int) -> None:
-        self.config = {"place": place}
-
-
-def _halving(sweep: Sweep, before: Sequence[Entry]) -> Halving:
-    """Return ASHA as it stood: it is told again what came in before."""
-    asked = sweep.settings.asha or HalvingSettings(grace_rounds=sweep.base.rounds)
-    halving = Halving(
-        time_attr="round", metric="value", mode=sweep.settings.mode, max_t=sweep.base.rounds + 1,
-        grace_period=asked.grace_rounds, reduction_factor=asked.reduction_factor,
-    )  # fmt: skip
-    seen: set[int] = set()
-    for entry in before:
-        trial = _Earlier(entry.trial)
-        if entry.trial not in seen:
-            halving.on_trial_add(None, trial)
-        seen.add(entry.trial)
-        halving.on_trial_result(None, trial, {"round": entry.round, "value": entry.value})
-    return halving
+        """Take up a trial, with what it has reached before."""
+        super().on_trial_add(tune_controller, trial)
+        for entry in self._before:
+            if entry.trial == trial.config["place"]:
+                self.on_trial_result(tune_controller, trial, {"round": entry.round, "value": entry.value})
 
 
 class _Telling(Callback):
@@ -225,19 +199,6 @@ def _failure_of(trial: Any) -> tuple[str, str]:
 
 
 @contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Give signals back to whom they belonged: Tune listens to them, and does not let go."""
-    names = (signal.SIGINT, signal.SIGUSR1)
-    is_main = threading.current_thread() is threading.main_thread()
-    before = {name: signal.getsignal(name) for name in names} if is_main else {}
-    try:
-        yield
-    finally:
-        for name, found in before.items():
-            signal.signal(name, found)
-
-
-@contextmanager
 def started_ray(sweep: Sweep) -> Iterator[None]:
     """Join the sweep's Ray, or start a local one that has room for a trial and stops with the context.
 
@@ -252,13 +213,9 @@ def started_ray(sweep: Sweep) -> Iterator[None]:
     owns_ray = not ray.is_initialized()
     try:
         if owns_ray:
+            say(f"joining Ray at {address}" if address else "starting Ray")
             connect(max(len(os.sched_getaffinity(0)), sweep.num_cpus), address)
-        cpus = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
-        if sweep.num_cpus > cpus:
-            raise SettingError(
-                f"executor.num_actors={sweep.base.executor.num_actors} and {len(sweep.settings.seeds)} seeds take "
-                f"{sweep.num_cpus} CPUs, more than the cluster's {cpus}; allowed: as many as it has"
-            )
+        say(f"trials at a time: {at_once(sweep)}")
         yield
     finally:
         if owns_ray and ray.is_initialized():
@@ -266,3 +223,22 @@ def started_ray(sweep: Sweep) -> Iterator[None]:
             session = own.get_session_dir_path()
             shutil.rmtree(Path(session) / "artifacts", ignore_errors=True)  # Tune's, beside Ray's own files
             ray.shutdown()
+
+
+def at_once(sweep: Sweep) -> int:
+    """Return how many trials the cluster has room for, as far as there are as many.
+
+    Raises:
+        SettingError: If it has no room for one.
+    """
+    executor, seeds = sweep.base.executor, len(sweep.settings.seeds)
+    cpus = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
+    if sweep.num_cpus > cpus:
+        raise SettingError(
+            f"executor.num_actors={executor.num_actors} and {seeds} seeds take {sweep.num_cpus} CPUs, more than the "
+            f"cluster's {cpus}; allowed: as many as it has"
+        )
+    room = cpus // sweep.num_cpus
+    if executor.device == "cuda":
+        room = min(room, casting.check_gpus())
+    return min(room, len(sweep.trials), sweep.settings.concurrent or room)

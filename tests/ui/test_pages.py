@@ -20,6 +20,10 @@ from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
+from raysim import config_file, experiment
+from raysim.comparison import compare
+from raysim.simulation import InProcessRunner
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import CONFIGS, ROOT
 from servers import Server, free_port
@@ -39,7 +43,14 @@ SETTINGS = (
     "data.partition={name: resample, examples_per_client: 20}", "model.options={channels: [4, 8], hidden: 16}",
     "executor.kind=in-process",
 )  # fmt: skip
+DENSE = ("method.name=fedavg", "tracking.register_model=null", "tracking.system_metrics=false")
 SECTIONS = ("headline", "accuracy", "pruning", "coverage", "timeline", "partition", "diagnostics", "config")
+DESCRIBED = (
+    "test accuracy", "of FedAvg", "10 rounds in", "ca-hfp trains cnn (", "100 of 1,000 clients a round",
+)  # fmt: skip
+"""What the run's description says, as MLflow shows it."""
+PAGES = {"report": (SECTIONS, 6, "body"), "comparison": (("table", "fronts", "curves"), 5, "#table")}
+"""Pages that open from disk: their sections, how many figures they have at least, and where their picture begins."""
 PICTURES = os.environ.get("RAYSIM_PICTURES", "")
 """Folder for pictures of the pages; none = none are taken."""
 MLFLOWS_OWN = (
@@ -62,6 +73,7 @@ class Shown:
     """A run, and the server that shows it."""
 
     url: str
+    store: str
     folder: Path
     run_id: str
     experiment_id: str
@@ -88,7 +100,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     )  # fmt: skip
     try:
         server.start()
-        yield Shown(url, folder / "out", noted["run_id"], noted["experiment_id"])
+        yield Shown(url, store, folder / "out", noted["run_id"], noted["experiment_id"])
     finally:
         server.stop()
 
@@ -99,11 +111,18 @@ def browser() -> Iterator[Any]:
         yield opened
 
 
-@pytest.fixture
-def report(shown: Shown) -> Path:
-    path = shown.folder / "report.html"
-    assert path.is_file()
-    return path
+@pytest.fixture(scope="module")
+def pages(shown: Shown) -> dict[str, Path]:
+    """The run's report, and its comparison with FedAvg on the same data."""
+    dense = shown.folder.parent / "dense"
+    settings = config_file.load(CONFIGS / "digits.yaml", (*SETTINGS, f"tracking.uri={shown.store}", *DENSE))
+    experiment.run(experiment.prepare(settings, dense), InProcessRunner(), time.monotonic())
+    compared = compare.compare([str(dense), str(shown.folder)])
+    compare.write(compared, shown.folder.parent / "compared")
+    return {
+        "report": shown.folder / "report.html",
+        "comparison": shown.folder.parent / "compared" / "compare.html",
+    }  # fmt: skip
 
 
 def complaints(seen: Visit) -> list[str]:
@@ -177,7 +196,7 @@ def test_the_experiment_and_the_runs_overview_tell_what_was_run(shown: Shown, br
         page.get_by_text(shown.run_id).first.wait_for(timeout=120_000)
         page.get_by_text("population.clients").first.wait_for(timeout=120_000)
         text = page.locator("body").inner_text()
-        for part in ("FINISHED", "accuracy/global", "data_sha256", "method.name"):
+        for part in ("FINISHED", "accuracy/global", "data_sha256", "method.name", *DESCRIBED):
             assert part.lower() in text.lower(), part
         without_assistant(page)
         picture(page, "mlflow_overview")
@@ -185,7 +204,22 @@ def test_the_experiment_and_the_runs_overview_tell_what_was_run(shown: Shown, br
     assert seen.refused == []
 
 
-def test_the_artifact_pane_shows_the_report_with_its_figures(shown: Shown, report: Path, browser: Any) -> None:
+def test_the_machines_metrics_draw_apart(shown: Shown, browser: Any) -> None:
+    with visit(browser, shown.url) as seen:
+        page = seen.page
+        page.goto(f"{shown.run}/system-metrics")
+        page.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
+        for name in ("cpu_utilization_percentage", "disk_usage_percentage", "network_receive_megabytes"):
+            page.get_by_text(name, exact=True).first.wait_for(timeout=120_000)
+        headers = page.get_by_test_id("experiment-view-compare-runs-section-header").all_inner_texts()
+        without_assistant(page)
+        picture(page, "mlflow_system")
+    assert [text.split("(")[0].strip() for text in headers] == ["System metrics"]
+    assert complaints(seen) == []
+    assert seen.refused == []
+
+
+def test_the_artifact_pane_shows_the_report_with_its_figures(shown: Shown, browser: Any) -> None:
     with visit(browser, shown.url) as seen:
         page = seen.page
         page.goto(f"{shown.run}/artifacts/report.html")
@@ -204,14 +238,17 @@ def test_the_artifact_pane_shows_the_report_with_its_figures(shown: Shown, repor
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
-def test_the_report_opens_from_disk(report: Path, browser: Any, size: tuple[int, int], dark: bool) -> None:
-    home = report.as_uri()
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_opens_from_disk(
+    pages: dict[str, Path], browser: Any, name: str, size: tuple[int, int], dark: bool
+) -> None:  # fmt: skip
+    home, (sections, figures, shown_first) = pages[name].as_uri(), PAGES[name]
     with visit(browser, home, size, dark) as seen:
         page = seen.page
         page.goto(home)
         page.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
         drawn = []
-        for section in SECTIONS:
+        for section in sections:
             page.locator(f"#{section}").scroll_into_view_if_needed()
             page.wait_for_timeout(150)
         for plot in page.locator(".js-plotly-plot").all():
@@ -220,10 +257,10 @@ def test_the_report_opens_from_disk(report: Path, browser: Any, size: tuple[int,
             drawn.append(plot.bounding_box())
         overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        page.evaluate("scrollTo(0, 0)")
+        page.evaluate(f"document.querySelector('{shown_first}').scrollIntoView()")
         page.wait_for_timeout(300)
-        picture(page, f"report_{'narrow' if size == NARROW else 'wide'}_{'dark' if dark else 'light'}")
-    assert len(drawn) >= 6
+        picture(page, f"{name}_{'narrow' if size == NARROW else 'wide'}_{'dark' if dark else 'light'}")
+    assert len(drawn) >= figures
     assert all(box["width"] <= size[0] and box["height"] > 50 for box in drawn)
     assert overflow <= 0
     brightness = sum(int(part) for part in background.strip("rgba()").split(",")[:3]) / 3
