@@ -349,7 +349,7 @@ def command_line(
     code = FAILED
 
     def leave() -> None:
-        with suppress(OSError):
+        with suppress(OSError, ValueError, AttributeError):  # streams that are closed, or that there are none of
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
@@ -358,7 +358,10 @@ def command_line(
     try:
         main(arguments, command, kept)
     except SystemExit as end:
-        code = int(end.code or 0)
+        code = end.code if isinstance(end.code, int) else FAILED if end.code else 0
+        raise
+    except KeyboardInterrupt:
+        code = termination.code_of_interrupt()
         raise
 
 
