@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -133,22 +133,13 @@ def leave(tracker: MlflowTracker, folder: Place, log: RoundLog | None, error: Ba
     """
     if not tracker.run_id or isinstance(error, TrackingLostError) or _is_finished(folder):
         return
-    status = "KILLED" if isinstance(error, KeyboardInterrupt | StoppedError) else "FAILED"
     is_hasty = isinstance(error, KeyboardInterrupt)
+    failure = None if is_hasty or isinstance(error, StoppedError) else reason_of(error)
     patience_s = HASTY_S if is_hasty else FAREWELL_S
-    half_s, until = patience_s / 2, time.monotonic() + patience_s
-    state, failure = ("stopped", None) if status == "KILLED" else ("failed", reason_of(error))
-    steps: list[Callable[[], object]] = []
-    if not (folder / "summary.json").is_file():
-        steps += [lambda: note(folder, state=state, failure=failure)]
-        steps += [] if is_hasty else [lambda: _report(folder)]
-    steps += [] if log is None else [lambda: log.close(half_s, at_most_s=half_s)]
-    steps += [] if failure is None else [lambda: tracker.note("failure", failure)]
-    steps += [lambda: tracker.end(status), lambda: _upload_so_far(tracker, folder)]
-    steps += [] if log is None else [lambda: log.leave(status)]
+    until = time.monotonic() + patience_s
 
     def farewell() -> None:
-        for step in steps:
+        for step in _farewell(tracker, folder, log, failure, patience_s):
             if time.monotonic() > until:
                 return
             with suppress(Exception):
@@ -157,6 +148,29 @@ def leave(tracker: MlflowTracker, folder: Place, log: RoundLog | None, error: Ba
     last = Thread(target=farewell, daemon=True)
     last.start()
     last.join(patience_s)
+
+
+def _farewell(
+    tracker: MlflowTracker, folder: Place, log: RoundLog | None, failure: str | None, patience_s: float
+) -> Iterator[Callable[[], object]]:
+    """Yield what there is to do when a run ends unfinished; what it failed of is none if it was stopped."""
+    state, status = ("stopped", "KILLED") if failure is None else ("failed", "FAILED")
+    page = None
+    if not (folder / "summary.json").is_file():
+        yield partial(note, folder, state=state, failure=failure)
+        if patience_s > HASTY_S:
+            page = Thread(target=_report, args=(folder,), daemon=True)  # MLflow may hang, a page may take long
+            yield page.start
+    if log is not None:
+        yield partial(log.close, patience_s / 2, at_most_s=patience_s / 2)
+    if failure is not None:
+        yield partial(tracker.note, "failure", failure)
+    yield partial(tracker.end, status)
+    if page is not None:
+        yield page.join
+    yield partial(_upload_so_far, tracker, folder)
+    if log is not None:
+        yield partial(log.leave, status)
 
 
 def _is_finished(folder: Place) -> bool:
@@ -170,7 +184,8 @@ def _report(folder: Place) -> None:
         return
     from raysim.report import write  # Plotly takes a while to import
 
-    say(f"report of the rounds so far: {write.of_ended(folder)}")
+    with suppress(Exception):
+        say(f"report of the rounds so far: {write.of_ended(folder)}")
 
 
 def _upload_so_far(tracker: MlflowTracker, folder: Place) -> None:
