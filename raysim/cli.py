@@ -38,14 +38,14 @@ cli.add_command(submit)
 cli.add_command(compare)
 
 
-@cli.command()
+@cli.command(short_help="Run the experiment in the file CONFIG.")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Change a setting, as in training.learning_rate=0.05.",
+    help="Change a setting, as in training.learning_rate=0.05; may be repeated.",
 )
 @click.option(
     "--output",
@@ -76,7 +76,7 @@ def run(
         _run(settings, output, as_json)
 
 
-@cli.command()
+@cli.command(short_help="Go on with RUN, which was stopped.")
 @click.argument("run")
 @click.option(
     "--set",
@@ -187,7 +187,7 @@ def _runner(settings: ExperimentSettings | None, folder: Place) -> Any:
     return InProcessRunner()
 
 
-@cli.command()
+@cli.command(short_help="Show simulated devices: a preset or a file.")
 @click.argument("source", metavar="[PRESET|FILE]", required=False)
 @click.option("--clients", type=click.IntRange(min=1), help="How many clients are dealt [10000; as a file says].")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of what is drawn [0].")
@@ -215,7 +215,7 @@ def devices(source: str | None, clients: int | None, seed: int, plot: Path | Non
     click.echo(f"picture: {plot}")
 
 
-@cli.command()
+@cli.command(short_help="Fit a device's constants to steps timed here.")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option(
     "--input-shape", metavar="C,H,W", help="Channels, height, width [3,32,32; 1,28,28 for lenet, cnn, mlp]."
@@ -241,7 +241,7 @@ def calibrate(output: Path | None, as_json: bool, **request: Any) -> None:
         click.echo(json.dumps(report.to_json(calibrations)))
 
 
-@cli.command()
+@cli.command(short_help="Time RUN anew: other devices, another deadline.")
 @click.argument("run")
 @click.option("--devices", type=click.Path(path_type=Path), help="YAML file: a population section, or an experiment.")
 @click.option("--deadline", type=float, metavar="SECONDS", help="End every round at this deadline.")
@@ -266,7 +266,7 @@ def replay(run: str, devices: Path | None, deadline: float | None, tracking_uri:
         console.print_tables(summary.tables(replayed), summary.unknown_lines(replayed))
 
 
-@cli.command()
+@cli.command(short_help="Write the report of RUN anew.")
 @click.argument("run")
 @click.option(
     "--output",
@@ -290,7 +290,7 @@ def report(run: str, output: str | None, tracking_uri: str | None, baseline: str
     click.echo(f"report: {write.of_named(run, output, tracking_uri, baseline)}")
 
 
-@cli.command()
+@cli.command(short_help="Recommend how many clients to train at once.")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Change a setting.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -313,7 +313,7 @@ def probe(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     click.echo(f"recommended here: training.pack={found['recommended']} (auto chooses {found['auto']})")
 
 
-@cli.command()
+@cli.command(short_help="Print the JSON Schema of experiment files.")
 def schema() -> None:
     """Print the JSON Schema of experiment files, for completion in editors."""
     click.echo(json.dumps(ExperimentSettings.model_json_schema(), indent=2))
@@ -349,7 +349,7 @@ def command_line(
     code = FAILED
 
     def leave() -> None:
-        with suppress(OSError):
+        with suppress(OSError, ValueError, AttributeError):  # streams that are closed, or that there are none of
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
@@ -358,7 +358,10 @@ def command_line(
     try:
         main(arguments, command, kept)
     except SystemExit as end:
-        code = int(end.code or 0)
+        code = end.code if isinstance(end.code, int) else FAILED if end.code else 0
+        raise
+    except KeyboardInterrupt:
+        code = termination.code_of_interrupt()
         raise
 
 
@@ -386,7 +389,7 @@ def _code_of(command: click.Command, arguments: list[str] | None, kept: str) -> 
         return termination.code_of_interrupt()
     except Exception as error:
         traceback.print_exc()
-        messages.warn(f"raysim: the run failed: {type(error).__name__}: {error}")
+        messages.warn(f"raysim: unexpected {type(error).__name__}: {error}")
         return FAILED
 
 

@@ -75,6 +75,7 @@ class ClientRuns:
         """How many calls MLflow has taken so far."""
         self._ids: dict[int, str] = {}
         self._steps: dict[int, int] = {}
+        self._has_left = False
 
     @property
     def told(self) -> int:
@@ -88,6 +89,8 @@ class ClientRuns:
         self._find_or_create()
         started, part = time.monotonic(), min(last, self._told + ROUNDS_PER_CALL)
         for client, points in self._points(part).items():
+            if self._has_left:
+                return
             self._tracker.log(points, self._ids[client])
             self._steps[client] = points[-1].step
             self.taken += 1
@@ -103,11 +106,12 @@ class ClientRuns:
 
     def leave(self, status: str) -> None:
         """Mark those that are there as failed or killed."""
+        self._has_left = True
         with suppress(TrackingLostError):
             self._end(status)
 
     def _end(self, status: str) -> None:
-        for run_id in self._ids.values():
+        for run_id in list(self._ids.values()):  # another thread may still be in the middle of making some
             self._tracker.end(status, run_id=run_id)
             self.taken += 1
 
@@ -118,6 +122,8 @@ class ClientRuns:
         for run in self._runs:
             if run.client in self._ids:
                 continue
+            if self._has_left:
+                return
             if run.client in there:
                 self._steps[run.client] = self._tracker.last_step(there[run.client], EVERY_ROUND)
                 self._ids[run.client] = there[run.client]

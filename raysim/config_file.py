@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -148,9 +149,27 @@ def _list_index(place: list[Any], key: str, name: str) -> int:
     return int(key)
 
 
+OF_NAMES = ("extra_forbidden", "missing", "value_error", "model_type")
+"""Kinds of problems that are of a setting's name, or that say themselves what is allowed."""
+
+
 def describe(error: ValidationError, kind: type[BaseModel] = ExperimentSettings) -> str:
     """Say of every wrong setting its name, its value, what is allowed and the nearest valid name."""
-    return "\n".join(_describe_one(dict(problem), kind) for problem in error.errors(include_url=False))
+    problems = [dict(problem) for problem in error.errors(include_url=False)]
+    return "\n".join(_describe_one(problem, kind) for problem in _once_each(problems, kind))
+
+
+def _once_each(problems: Sequence[dict[str, Any]], kind: type[BaseModel]) -> list[dict[str, Any]]:
+    """Join what is said of one value by each kind of value that its setting may have."""
+    found: dict[Any, dict[str, Any]] = {}
+    for place, problem in enumerate(problems):
+        is_of_value = problem["type"] not in OF_NAMES
+        key = tuple(_without_branches([str(part) for part in problem["loc"]], kind)) if is_of_value else place
+        before = found.get(key)
+        named = problem if before is None or problem["type"] == "literal_error" else before
+        allowed = [before["allowed"]] if before is not None else []
+        found[key] = named | {"allowed": " or ".join([*allowed, re.sub(r"^\w+ should (be )?", "", problem["msg"])])}
+    return list(found.values())
 
 
 def _describe_one(problem: dict[str, Any], kind: type[BaseModel]) -> str:
@@ -173,12 +192,12 @@ def _describe_one(problem: dict[str, Any], kind: type[BaseModel]) -> str:
     if problem["type"] == "model_type":
         known = fields_at(location, kind)
         return f"{name}={problem['input']!r} is not allowed; allowed: settings named {', '.join(known)}"
-    allowed = re.sub(r"^\w+ should (be )?", "", problem["msg"])
     nearest = ""
-    if problem["type"] == "literal_error":
+    if problem["type"] == "literal_error" and isinstance(problem["input"], str):
         names = [part.strip(" '") for part in problem["ctx"]["expected"].replace(" or ", ",").split(",")]
-        nearest = f"; nearest: {nearest_first(str(problem['input']), names)[0]!r}"
-    return f"{name}={problem['input']!r} is not allowed; allowed: {allowed}{nearest}{_meaning(location, kind)}"
+        nearest = f"; nearest: {nearest_first(problem['input'], names)[0]!r}"
+    allowed = f"{problem['allowed']}{nearest}{_meaning(location, kind)}"
+    return f"{name}={problem['input']!r} is not allowed; allowed: {allowed}"
 
 
 def _without_branches(location: list[str], kind: type[BaseModel]) -> list[str]:

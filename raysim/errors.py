@@ -34,7 +34,7 @@ class RunFailedError(RuntimeError):
 
 
 class StoppedError(RuntimeError):
-    """A run has stopped before its last round, as it was asked to; the message names the round."""
+    """A run has stopped, as it was asked to, before all of it was done; the message says how far it has come."""
 
 
 class TrackingLostError(RuntimeError):

@@ -11,10 +11,14 @@ from raysim import config_file, messages, termination, uri_secrets
 from raysim.console import quiet_option
 
 
-@click.command()
+@click.command(short_help="Run an experiment as a job on a Ray cluster.")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option(
-    "--address", envvar="RAY_API_SERVER_ADDRESS", required=True, help="The head's dashboard, http://HOST:8265."
+    "--address",
+    envvar="RAY_API_SERVER_ADDRESS",
+    show_envvar=True,
+    required=True,
+    help="The head's dashboard, http://HOST:8265.",
 )
 @click.option(
     "--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Change a setting, as `raysim run` does."

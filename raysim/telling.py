@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from raysim import logged_model, records, run_note
 from raysim.client_view import Workload
-from raysim.errors import StoppedError, TrackingLostError
+from raysim.errors import StoppedError, TrackingLostError, reason_of
 from raysim.messages import say
 from raysim.place import Place
 from raysim.pruning import submodel
@@ -77,8 +77,8 @@ def note(folder: Place, **stands: object) -> None:
 
     Args:
         folder: The run's files.
-        stands: `finished`, whether MLflow knows all of it; `state`, `failed` or `stopped` if it ended before its last
-            round; `failure`, why it failed. None takes away what is told.
+        stands: `finished`, whether MLflow knows all of it; `state`, `failed` or `stopped` if it ended without its
+            figures; `failure`, why it failed. None takes away what is told.
     """
     before = json.loads((folder / "run.json").read_text())
     after = {name: value for name, value in (before | stands).items() if value is not None}
@@ -131,22 +131,17 @@ def leave(tracker: MlflowTracker, folder: Place, log: RoundLog | None, error: Ba
 
     Its rounds so far have a report, where that is not to end at once.
     """
-    if not tracker.run_id or isinstance(error, TrackingLostError):
+    if not tracker.run_id or isinstance(error, TrackingLostError) or _is_finished(folder):
         return
-    status = "KILLED" if isinstance(error, KeyboardInterrupt | StoppedError) else "FAILED"
     is_hasty = isinstance(error, KeyboardInterrupt)
+    failure = None if is_hasty or isinstance(error, StoppedError) else reason_of(error)
     patience_s = HASTY_S if is_hasty else FAREWELL_S
-    half_s = patience_s / 2
-    state, failure = ("stopped", None) if status == "KILLED" else ("failed", str(error))
-    steps: list[Callable[[], object]] = [lambda: note(folder, state=state, failure=failure)]
-    steps += [] if log is None else [lambda: log.close(half_s, at_most_s=half_s)]
-    steps += [] if failure is None else [lambda: tracker.note("failure", failure)]
-    steps += [lambda: tracker.end(status), lambda: _tell_records(tracker, folder)]
-    steps += [] if log is None else [lambda: log.leave(status)]
-    steps += [] if is_hasty else [lambda: _report(tracker, folder)]
+    until = time.monotonic() + patience_s
 
     def farewell() -> None:
-        for step in steps:
+        for step in _farewell(tracker, folder, log, failure, patience_s):
+            if time.monotonic() > until:
+                return
             with suppress(Exception):
                 step()
 
@@ -155,19 +150,49 @@ def leave(tracker: MlflowTracker, folder: Place, log: RoundLog | None, error: Ba
     last.join(patience_s)
 
 
-def _tell_records(tracker: MlflowTracker, folder: Place) -> None:
-    tracker.artifact(folder / "run.json")
+def _farewell(
+    tracker: MlflowTracker, folder: Place, log: RoundLog | None, failure: str | None, patience_s: float
+) -> Iterator[Callable[[], object]]:
+    """Yield what there is to do when a run ends unfinished; what it failed of is none if it was stopped."""
+    state, status = ("stopped", "KILLED") if failure is None else ("failed", "FAILED")
+    page = None
+    if not (folder / "summary.json").is_file():
+        yield partial(note, folder, state=state, failure=failure)
+        if patience_s > HASTY_S:
+            page = Thread(target=_report, args=(folder,), daemon=True)  # MLflow may hang, a page may take long
+            yield page.start
+    if log is not None:
+        yield partial(log.close, patience_s / 2, at_most_s=patience_s / 2)
+    if failure is not None:
+        yield partial(tracker.note, "failure", failure)
+    yield partial(tracker.end, status)
+    if page is not None:
+        yield page.join
+    yield partial(_upload_so_far, tracker, folder)
+    if log is not None:
+        yield partial(log.leave, status)
+
+
+def _is_finished(folder: Place) -> bool:
+    with suppress(OSError, ValueError):
+        return bool(json.loads((folder / "run.json").read_text()).get("finished"))
+    return False
+
+
+def _report(folder: Place) -> None:
+    if not (folder / "rounds").children():
+        return
+    from raysim.report import write  # Plotly takes a while to import
+
+    with suppress(Exception):
+        say(f"report of the rounds so far: {write.of_ended(folder)}")
+
+
+def _upload_so_far(tracker: MlflowTracker, folder: Place) -> None:
+    for name in ("run.json", "report.html"):
+        if (folder / name).is_file():
+            tracker.artifact(folder / name)
     records.merge_all(folder)
     for table in records.TABLES:
         if (folder / table).children():
             tracker.artifact(folder / f"{table}.parquet")
-
-
-def _report(tracker: MlflowTracker, folder: Place) -> None:
-    if (folder / "summary.json").is_file() or not (folder / "rounds").children():
-        return
-    from raysim.report import write  # Plotly takes a while to import
-
-    page = write.of_ended(folder)
-    say(f"report of the rounds so far: {page}")
-    tracker.artifact(page)

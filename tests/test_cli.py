@@ -393,3 +393,28 @@ def test_a_process_ends_without_taking_apart_what_it_holds():
     assert done.returncode == 2
     assert done.stderr.startswith("raysim: ")
     assert done.stdout == ""
+
+
+ENDING = """
+import click
+from raysim.cli import command_line
+
+@click.command()
+def ending():
+    {0}
+
+command_line([], ending)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "said"),
+    [
+        ("raise SystemExit('told')", 1, "told"),
+        ("raise SystemExit(3)", 3, ""),
+        ("import sys; sys.stdout.close()", 0, ""),
+    ],
+)
+def test_a_process_ends_with_the_code_of_whatever_ended_it(ends, code, said):
+    done = started("-c", ENDING.format(ends))
+    assert (done.returncode, done.stderr.strip()) == (code, said)

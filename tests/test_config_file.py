@@ -120,16 +120,22 @@ def test_a_value_out_of_range_is_named_with_what_is_allowed(override, message):
 
 
 @pytest.mark.parametrize(
-    ("override", "allowed"), [("training.pack=foo", "'auto'"), ("executor.num_actors=0", "'clients'")]
+    ("override", "said"),
+    [
+        (
+            "training.pack=foo",
+            "training.pack='foo' is not allowed; allowed: 'auto' or a valid integer; nearest: 'auto' (",
+        ),
+        (
+            "executor.num_actors=0",
+            "executor.num_actors=0 is not allowed; allowed: greater than or equal to 1 or 'clients' (",
+        ),
+    ],
 )
-def test_a_setting_with_values_of_several_kinds_is_named_with_all_of_them(override, allowed):
-    name, _, value = override.partition("=")
-    lines = refusal(override).splitlines()
-    assert all(
-        line.startswith(f"{name}={value!r} is not allowed") or line.startswith(f"{override} ") for line in lines
-    )
-    assert any(f"allowed: {allowed}" in line for line in lines)
-    assert len(lines) == 2
+def test_a_setting_with_values_of_several_kinds_is_named_once_with_all_of_them(override, said):
+    found = refusal(override)
+    assert found.startswith(said)
+    assert "\n" not in found
 
 
 def test_every_wrong_setting_has_its_line():

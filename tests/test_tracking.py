@@ -1,5 +1,6 @@
 import functools
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -11,6 +12,7 @@ from conftest import settings_of, tiny_settings
 from mlflow.tracking import MlflowClient
 
 from raysim import metrics, round_log, simulation, tracking
+from raysim.client_runs import READ, ClientRun, ClientRuns
 from raysim.config_devices import ClockSettings
 from raysim.errors import SettingError, TrackingLostError
 from raysim.executors import InProcessExecutor
@@ -21,7 +23,7 @@ from raysim.records import Logged, Point
 from raysim.rounds import initial_state, run_round
 from raysim.run_curves import EVERY_SECOND, MAIN, RunCurves, over_time
 from raysim.scenario import Scenario
-from raysim.tracking import MlflowTracker, resolve_uri
+from raysim.tracking import CLIENT, MlflowTracker, resolve_uri
 from raysim.types import RoundReport
 
 TIER = "{{name: t{0}, share: {1}, keep_ratio: 0.5, flops_per_s: {2}, down_bytes_per_s: 1e+4, up_bytes_per_s: 1e+4}}"
@@ -342,3 +344,25 @@ def test_artifacts_of_a_database_without_files_lie_beside_the_output(tmp_path: P
         name = expected.rpartition("/")[2]
         tracker = MlflowTracker(uri, name, beside=beside)
         assert MlflowClient(uri).get_experiment(tracker.experiment_id).artifact_location == expected
+
+
+class _LeftMeanwhile(MlflowTracker):
+    """After its second run of a client, the run they belong to is given up."""
+
+    runs: ClientRuns
+
+    def child(self, name: str, tags: Mapping[str, str]) -> str:
+        made = super().child(name, tags)
+        if name == "client 1":
+            self.runs.leave("KILLED")
+        return made
+
+
+def test_a_run_that_is_given_up_makes_no_more_runs_of_clients(tmp_path: Path) -> None:
+    tracker = _LeftMeanwhile(f"sqlite:///{tmp_path}/mlflow.db", "left")
+    tracker.create("parent", {})
+    clients = [ClientRun(place, f"client {place}", {CLIENT: str(place)}) for place in range(5)]
+    tracker.runs = ClientRuns(tracker, lambda _: (0, {name: np.zeros(5) for name in READ}), clients)
+    tracker.runs.tell(1, hurry=True)
+    assert sorted(tracker.clients()) == [0, 1]
+    assert MlflowClient(tracker.uri).get_run(tracker.clients()[0]).info.status == "KILLED"

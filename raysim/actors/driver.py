@@ -14,6 +14,7 @@ from raysim.actors.executor import RayExecutor
 from raysim.actors.readiness import Presence, check_versions, presence
 from raysim.arrays import as_arrays
 from raysim.messages import caught
+from raysim.methods import resolve as methods
 from raysim.scenario import Scenario
 from raysim.simulation import first_state, play
 from raysim.termination import LastRound
@@ -69,5 +70,6 @@ class DriverActor:
         if self._state is None:
             raise RuntimeError("no round has been played")
         state = self._state
-        served = {key: value for key, value in state.memory.items() if key == "trained"}
-        return ServerState(state.round, {}, served, state.totals), as_arrays(state.params)
+        return ServerState(state.round, {}, methods.needed_to_serve(state.memory), state.totals), as_arrays(
+            state.params
+        )

@@ -76,7 +76,7 @@ def _errors(axes: "Axes", calibration: Calibration) -> None:
         axes.plot([width], [percent], **marker)
         if measured.held_out:
             axes.text(
-                width, 1.03, f"{percent:+.0f}", transform=axes.get_xaxis_transform(), fontsize=8, ha="center",
+                width, 1.03, f"{round(percent):+d}", transform=axes.get_xaxis_transform(), fontsize=8, ha="center",
                 va="bottom", color=HELD_OUT_COLOR,
             )  # fmt: skip
     axes.set_xlabel("keep ratio (share of channels)")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from raysim.comparison.compare import Compared
 
 
-@click.command()
+@click.command(short_help="Put runs side by side: a table and a report.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option(
     "--tracking-uri",
