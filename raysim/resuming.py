@@ -82,6 +82,7 @@ def find(run: str, tracking_uri: str | None = None, overrides: Sequence[str] = (
     uri = resolve_uri(tracking_uri)
     with runs.artifacts(run, uri, ("config.yaml", "run.json"), optional=("summary.json",)) as copied:
         noted = json.loads((copied / "run.json").read_text(encoding="utf-8"))
+        _check_alone(noted, run)
         kept = places.at(noted["output_dir"])
         if _holds(kept, run):
             return _in_folder(kept, uri, overrides)
@@ -121,9 +122,20 @@ def _in_folder(folder: Place, tracking_uri: str | None, overrides: Sequence[str]
         with (folder / "config.yaml").fetched() as path:
             settings = config_file.load(path, tuple(overrides))
         noted, summary = (_json_of(folder / name) for name in ("run.json", "summary.json"))
-    uri = resolve_uri(tracking_uri or (noted or {}).get("tracking_uri") or settings.tracking.uri)
     is_finished = summary is not None and bool((noted or {}).get("finished"))
+    if noted and not is_finished:
+        _check_alone(noted, str(folder), str(folder.parent.parent.parent))
+    uri = resolve_uri(tracking_uri or (noted or {}).get("tracking_uri") or settings.tracking.uri)
     return Stopped(settings, folder, uri, noted or {}, summary, is_finished)
+
+
+def _check_alone(noted: Mapping[str, Any], run: str, sweep: str = "FOLDER") -> None:
+    """Refuse a trial's run, whose rounds are played and written down by its sweep."""
+    if "run_id" not in noted:
+        raise SettingError(
+            f"RUN={run!r} belongs to a trial of a sweep, and goes on with it: `python jobs/sweep.py CONFIG --resume "
+            f"{sweep}`"
+        )
 
 
 def _json_of(place: Place) -> dict[str, Any] | None:
