@@ -12,6 +12,13 @@ from raysim import messages
 from raysim.fates import COUNTED
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+NOT_A_TERMINAL_WIDTH = 160
+
+
+def output(width: int | None = None) -> Console:
+    """Return standard output, wide where nobody watches; names with brackets or colons are printed as they are."""
+    at_most = None if sys.stdout.isatty() else NOT_A_TERMINAL_WIDTH
+    return Console(width=width or at_most, markup=False, emoji=False, highlight=False)
 
 
 def quiet_option(command: Command) -> Command:
@@ -136,16 +143,16 @@ def _seconds(value: float | None) -> str:
 
 def print_tables(tables: Sequence[Table], lines: Sequence[str]) -> None:
     """Print tables and the lines below them to standard output."""
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = output()
     for table in tables:
         console.print(table)
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def print_forecast(forecast: Mapping[str, Any]) -> None:
     """Print a dry run's forecast to standard output."""
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = output()
     console.print(forecast_table(forecast))
     console.print(
         f"{forecast['rounds']} rounds of {forecast['cohort_size']} from {forecast['clients']} clients: "
@@ -165,13 +172,13 @@ def print_forecast(forecast: Mapping[str, Any]) -> None:
             "costs are an estimate: what is pruned, who is asked, or when the run ends depends on what is learned"
         )
     for layer, reason in forecast["unprunable"].items():
-        console.print(f"not pruned: {layer} ({reason})", highlight=False, markup=False)
+        console.print(f"not pruned: {layer} ({reason})")
 
 
 def print_calibration(widths: Table, lines: Sequence[str], tier: str) -> None:
     """Print a calibration to standard output: its widths, its errors, and what to paste into a tier."""
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = output()
     console.print(widths)
     for line in lines:
-        console.print(line, highlight=False, markup=False)
-    console.print(f"\nfor a tier of an experiment:\n\n{tier}", highlight=False, markup=False)
+        console.print(line)
+    console.print(f"\nfor a tier of an experiment:\n\n{tier}")

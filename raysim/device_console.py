@@ -1,15 +1,14 @@
 """What a person reads about devices: the table of a preset or a file, the list of presets."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from math import inf
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raysim.console import output
 from raysim.device_presets import PRESETS, Preset
 from raysim.device_summary import SPREAD_OUT
 from raysim.types import DeviceProfile
@@ -18,35 +17,30 @@ Summary = Sequence[Mapping[str, Any]]
 Column = tuple[str, str, float]
 
 
-def console() -> Console:
-    """Return standard output, wide where nobody watches."""
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-
-
 def print_presets() -> None:
     """Print a line for each preset."""
     width = max(map(len, PRESETS))
     for name, preset in PRESETS.items():
-        console().print(f"{name:{width}}  {preset.summary}", markup=False)
+        output().print(f"{name:{width}}  {preset.summary}")
 
 
 def print_devices(title: str, summary: Summary, preset: Preset | None) -> None:
     """Print a table of the tiers, and where a preset's figures come from."""
-    console().print(devices_table(title, summary))
+    output().print(devices_table(title, summary))
     further = further_columns(summary)
     if further:
-        console().print(table_of("further figures", summary, further))
+        output().print(table_of("further figures", summary, further))
     spread = ", ".join(
         heading.partition("\n")[0] for heading, figure, _ in (*COLUMNS, *further) if figure in SPREAD_OUT
     )
-    console().print(
+    output().print(
         f"where they differ within a tier, {spread}: the median, and the p10 and p90 of its clients; else: the mean",
         style="dim",
     )
     if preset is not None:
         for source in preset.sources:
-            console().print(f"source: {source}", markup=False)
-        console().print(f"illustrative, without a source: {preset.illustrative}", markup=False)
+            output().print(f"source: {source}")
+        output().print(f"illustrative, without a source: {preset.illustrative}")
 
 
 COLUMNS = (

@@ -26,14 +26,15 @@ from raysim.errors import SettingError
 
 
 def record(
-    *overrides: str, accuracies=(0.5, 0.7, 0.8), state: str = "", data: str = "a", name: str = "", scale: float = 1.0
+    *overrides: str, accuracies=(0.5, 0.7, 0.8), state: str = "", data: str = "a", name: str = "", scale: float = 1.0,
+    joules: float = 5.0,
 ) -> RunRecord:  # fmt: skip
     """A run of the tiny experiment that had these accuracies; each round costs as much as the one before."""
     settings, count = tiny_settings(*overrides), len(accuracies)
     place = np.arange(1, count + 1)
     columns = {
         "round": place, "bytes": place * 2e6 * scale, "simulated_s": place * 3.0 * scale,
-        "energy_j": place * 5.0 * scale, "accuracy": np.array(accuracies, dtype=float), "train_flops": place * 1e9,
+        "energy_j": place * joules * scale, "accuracy": np.array(accuracies, dtype=float), "train_flops": place * 1e9,
         "pruning_ratio/mean": np.linspace(0.2, 0.4, count), "clients/counted": place.astype(float),
     }  # fmt: skip
     name = name or f"{settings.method.name} {overrides} {settings.seed}"
@@ -141,6 +142,45 @@ def test_per_cent_and_points_are_of_the_seeds_that_row_and_baseline_share():
     assert columns["points to baseline"] == ["+0.0", "+0.0*", "-"]
     below = [views.notes_below("fedavg", [], views.columns_of(part))[0] for part in (table, table[:1])]
     assert ["* Of those seeds alone" in note for note in below] == [True, False]
+    read = list(csv.DictReader(io.StringIO(views.to_csv(table))))
+    for name in ("megabytes_percent_seeds", "to_0.6_megabytes_percent_seeds", "points_seeds"):
+        assert [row[name] for row in read] == ["2", "1", "0"]
+
+
+def test_points_are_of_all_seeds_where_the_baseline_has_reached_nothing_with_one():
+    """Per cent of nothing there is not; points to it there are."""
+    dense = [record("method.name=fedavg", f"seed={seed}", accuracies=(seed / 2,)) for seed in (0, 1)]
+    table, _ = table_of(*dense, *(record("method.name=random", f"seed={seed}", accuracies=(0.5,)) for seed in (0, 1)))
+    columns = {column.heading: column.cells for column in views.columns_of(table)}
+    assert columns["points to baseline"] == ["+0.0", "+25.0"]
+    assert table[1]["accuracy_last10"]["percent_seeds"] == [1]
+
+
+def test_energy_that_was_not_counted_is_no_number():
+    """Of two rows with it there is a front, of one alone there is none."""
+    free = [record("method.name=random", joules=0.0), record("method.name=fedavg", joules=0.0)]
+    for counted, front in (((record(),), False), ((record(), record("method.name=magnitude")), True)):
+        table, _ = table_of(*free, *counted)
+        for row, line in zip(table[:2], csv.DictReader(io.StringIO(views.to_csv(table))), strict=False):
+            for told in (row["energy_j"], row["targets"][0]["energy_j"]):
+                assert (told["mean"], told["percent"]) == (None, None)
+            assert (line["energy_j_mean"], line["energy_j_percent"], line["to_0.6_energy_j_mean"]) == ("", "", "")
+        assert table[2]["energy_j"]["mean"] == 15
+        assert ["energy_j" in row["fronts"] for row in table] == [False, False, *[front for _ in counted]]
+        columns = {column.heading: column.cells for column in views.columns_of(table)}
+        assert columns["devices J"] == ["-", "-", *["15" for _ in counted]]
+    assert "devices J" not in {column.heading for column in views.columns_of(table_of(*free)[0])}
+
+
+def test_names_are_printed_as_they_are(capsys):
+    """Brackets are no markup, colons no pictures."""
+    names = ["ca-hfp [old]", "ca-hfp [new]", "x [/b]", "a:100:b"]
+    runs = [replace(record(f"training.epochs={place}"), label=name) for place, name in enumerate(names, start=1)]
+    table, _ = table_of(*runs)
+    views.show("on [/data]", views.columns_of(table), [False] * len(names), ["a note [/on] it"])
+    printed = capsys.readouterr().out
+    for name in ("on [/data]", *names, "a note [/on] it"):
+        assert name in printed
 
 
 def test_a_front_has_the_rows_that_no_other_one_beats():
@@ -304,6 +344,19 @@ def test_a_run_that_goes_on_elsewhere_is_read_from_its_metrics(made):
     assert running[2]["states"] == ["running"]
     for name in ("accuracy", "megabytes", "simulated_s", "energy_j"):
         assert running[2][name]["mean"] == whole[2][name]["mean"]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_interrupted_after_its_last_round_is_whole_by_its_id_too(made):
+    run_id = json.loads((made.alone / "run.json").read_text(encoding="utf-8"))["run_id"]
+    client = MlflowClient(made.uri)
+    whole = comparable(compare.compare([str(made.alone)], made.uri).content())
+    for status in ("KILLED", "FAILED"):
+        client.update_run(run_id, status=status)
+        try:
+            assert comparable(compare.compare([run_id], made.uri).content()) == whole
+        finally:
+            client.update_run(run_id, status="FINISHED")
 
 
 @pytest.mark.slow

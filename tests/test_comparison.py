@@ -18,7 +18,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from raysim import arrays, cli, config_file, simulation
-from raysim.comparison import plan, table, views
+from raysim.comparison import compare, plan, table, views
 from raysim.comparison.play import digests_of, play
 from raysim.errors import SettingError
 from raysim.methods.table import METHODS
@@ -180,6 +180,9 @@ def test_a_run_that_fails_leaves_the_others_and_exit_code_1(tmp_path, capsys):
     assert statuses.pop("random seed 0") == "FAILED"
     assert statuses.pop("fedavg seed 0") == statuses.pop("magnitude seed 0") == "FINISHED"
     assert list(statuses.values()) == ["FAILED"]
+    for name in (str(done.out), content["run_id"]):
+        rows = {row["label"]: row for row in compare.compare([name], done.uri).table}
+        assert [rows[label]["states"] for label in ("fedavg", "random", "magnitude")] == [[""], ["failed"], [""]]
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ RANKS: dict[str, float] = {
     "raysim.tier_lines": 0.5,
     "raysim.console": 4,
     "raysim.progress": 4.1,
-    "raysim.device_console": 4,
+    "raysim.device_console": 4.1,
     "raysim.executors": 4,
     "raysim.price": 4,
     "raysim.metrics": 3.9,

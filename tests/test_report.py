@@ -235,6 +235,26 @@ def test_a_run_that_has_not_finished_is_told_so_far(run, capsys, tmp_path):
     assert list(curve) == [1]
 
 
+@pytest.mark.parametrize(
+    ("file", "told", "how"),
+    [
+        ("summary.json", {"state": "stopped early", "failure": ""}, "was stopped early, for better trials: 3 of 3"),
+        ("summary.json", {"state": "failed", "failure": "diverged"}, "has failed (diverged): 3 of 3"),
+        ("summary.json", {"failure": "diverged"}, "has failed (diverged): 3 of 3"),
+        ("run.json", {"state": "stopped"}, ""),
+    ],
+)
+def test_a_summary_tells_whether_a_run_has_ended_as_it_should(run, capsys, tmp_path, file, told, how):
+    """Trials of a sweep and runs of a comparison have one however they end; run.json may tell of what came later."""
+    ended = tmp_path / "ended"
+    shutil.copytree(run.folder, ended, ignore=shutil.ignore_patterns("checkpoints", "*.html"))
+    before = json.loads((ended / file).read_text())
+    (ended / file).write_text(json.dumps(before | told))
+    words = Page(Path(reported(capsys, ended)).read_text()).words["headline"]
+    assert how in words
+    assert ("This run" in words) == bool(how)
+
+
 def test_what_is_no_run_or_has_no_round_is_refused(run, capsys, tmp_path):
     assert "RUN='" in refusal(capsys, tmp_path / "nothing")
     nobody = "0" * 32

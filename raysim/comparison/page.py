@@ -9,7 +9,6 @@ from markupsafe import Markup
 
 from raysim.comparison import reached, views
 from raysim.comparison.curves import COSTS, Curve
-from raysim.comparison.reached import SPENT
 from raysim.comparison.rows import Row
 from raysim.comparison.views import Column
 from raysim.report import fragments, page, style
@@ -67,13 +66,12 @@ def _table(columns: Sequence[Column], notes: Sequence[str]) -> Markup:
 
 
 def _fronts(table: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    costs = [name for name in SPENT if sum(bool(row[name]["mean"]) for row in table) > 1]
-    return [Panel(_front(table, name), f"Accuracy against {COSTS[name]}") for name in costs]
+    return [Panel(_front(table, name), f"Accuracy against {COSTS[name]}") for name in reached.weighed(table)]
 
 
 def _front(table: Sequence[Mapping[str, Any]], cost: str) -> go.Figure:
     figure = go.Figure()
-    known = [row for row in table if row[cost]["mean"] and row["accuracy_last10"]["mean"] is not None]
+    known = [row for row in table if reached.has_both(row, cost)]
     on_it = sorted((row for row in known if cost in row["fronts"]), key=lambda row: float(row[cost]["mean"]))
     figure.add_scatter(
         x=[row[cost]["mean"] for row in on_it], y=[row["accuracy_last10"]["mean"] for row in on_it], mode="lines",
@@ -84,7 +82,7 @@ def _front(table: Sequence[Mapping[str, Any]], cost: str) -> go.Figure:
             figure.add_trace(_point(row, cost, place))
     figure.update_xaxes(title=COSTS[cost])
     spent = [row[cost]["mean"] for row in known]
-    if spent and max(spent) > 5 * min(spent):
+    if max(spent) > 5 * min(spent) > 0:
         figure.update_xaxes(type="log", dtick="D2" if max(spent) < 100 * min(spent) else 1)
     figure.update_yaxes(title="test accuracy", tickformat=".0%")
     figure.update_layout(height=_height(len(table)), showlegend=len(known) > 1)

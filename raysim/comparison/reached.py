@@ -28,8 +28,10 @@ def figures_of(rounds: Columns) -> Figures:
     accuracies = curves.curve_of(rounds).accuracy.tolist()
     found = {
         "rounds": float(len(rounds["round"])), "megabytes": float(rounds["bytes"][-1]) / 1e6,
-        "simulated_s": float(rounds["simulated_s"][-1]), "energy_j": float(rounds["energy_j"][-1]),
+        "simulated_s": float(rounds["simulated_s"][-1]),
     }  # fmt: skip
+    if rounds["energy_j"][-1] > 0:  # devices without power use have spent none that was counted
+        found["energy_j"] = float(rounds["energy_j"][-1])
     if "train_flops" in rounds:
         found["gigaflops"] = float(rounds["train_flops"][-1]) / 1e9
     if "pruning_ratio/mean" in rounds:
@@ -60,10 +62,20 @@ def table_of(rows: Sequence[Row], baseline: Row, targets: Sequence[float]) -> li
     """Return all figures of each row, ready for JSON."""
     by_row = {id(row): _Measured(row, targets) for row in rows}
     table = [_figures(by_row[id(row)], by_row[id(baseline)], targets) for row in rows]
-    for name in SPENT:
+    for name in weighed(table):
         for place in front([_point(each, name) for each in table]):
             table[place]["fronts"].append(name)
     return table
+
+
+def weighed(table: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the costs that accuracy is weighed against: those of more than one row."""
+    return [name for name in SPENT if sum(has_both(row, name) for row in table) > 1]
+
+
+def has_both(row: Mapping[str, Any], cost: str) -> bool:
+    """Whether a row has an accuracy and a cost."""
+    return row[cost]["mean"] is not None and row["accuracy_last10"]["mean"] is not None
 
 
 class _Measured:
@@ -74,12 +86,11 @@ class _Measured:
         self.figures = {run.settings.seed: figures_of(run.rounds) for run in row.counted}
         self.costs = {target: self._costs(row.counted, target) for target in targets}
 
-    @staticmethod
-    def _costs(runs: Sequence[RunRecord], target: float) -> dict[int, dict[str, float]]:
-        """Return what the target cost each run that reached it."""
+    def _costs(self, runs: Sequence[RunRecord], target: float) -> dict[int, dict[str, float]]:
+        """Return what the target cost each run that reached it, of what was counted."""
         spent = {run.settings.seed: curves.curve_of(run.rounds).cost_of(target) for run in runs}
         return {
-            seed: {name: cost for name, cost in costs.items() if cost is not None}
+            seed: {name: cost for name, cost in costs.items() if cost is not None and name in self.figures[seed]}
             for seed, costs in spent.items()
             if costs["rounds"] is not None
         }
@@ -96,7 +107,7 @@ def _figures(own: _Measured, base: _Measured, targets: Sequence[float]) -> dict[
         "other_settings": dict(row.other_settings), "seeds": row.seeds, "counted": len(row.counted),
         "is_whole": row.is_whole, "runs": [run.name for run in row.runs], "states": [run.state for run in row.runs],
         **{name: against(own.of(name), base.of(name)) for name in AVERAGED},
-        "points": _points(own.of("accuracy_last10"), base.of("accuracy_last10")),
+        **_points(own.of("accuracy_last10"), base.of("accuracy_last10")),
         "targets": [_target(target, own, base) for target in targets],
         "fronts": [],
     }  # fmt: skip
@@ -107,8 +118,8 @@ def _target(target: float, own: _Measured, base: _Measured) -> dict[str, Any]:
     costs, others = own.costs[target], base.costs[target]
     found: dict[str, Any] = {"accuracy": target, "reached": len(costs), "of": len(own.row.counted)}
     for name in ("rounds", *SPENT):
-        mine = {seed: cost[name] for seed, cost in costs.items()}
-        theirs = {seed: cost[name] for seed, cost in others.items()}
+        mine = {seed: cost[name] for seed, cost in costs.items() if name in cost}
+        theirs = {seed: cost[name] for seed, cost in others.items() if name in cost}
         found[name] = against(mine, theirs)
     return found
 
@@ -138,16 +149,20 @@ def against(own: Mapping[int, float], base: Mapping[int, float]) -> dict[str, An
     }  # fmt: skip
 
 
-def _points(own: Mapping[int, float], base: Mapping[int, float]) -> float | None:
-    """Return how many points of accuracy lie between two rows, of the seeds that both have."""
+def _points(own: Mapping[int, float], base: Mapping[int, float]) -> dict[str, Any]:
+    """Return how many points of accuracy lie between two rows, of the seeds that both have, and which these are."""
     shared = sorted(own.keys() & base.keys())
-    return 100 * statistics.fmean(own[seed] - base[seed] for seed in shared) if shared else None
+    return {
+        "points": 100 * statistics.fmean(own[seed] - base[seed] for seed in shared) if shared else None,
+        "points_seeds": shared, "points_are_all": own.keys() <= base.keys(),
+    }  # fmt: skip
 
 
 def _point(figures: Mapping[str, Any], cost: str) -> tuple[float, float] | None:
-    """Return what a row spent and reached; None if its runs fell short, or nobody was charged."""
-    spent, reached = figures[cost]["mean"], figures["accuracy_last10"]["mean"]
-    return (spent, reached) if figures["is_whole"] and spent and reached is not None else None
+    """Return what a row spent and reached; None if that is not known, or its runs fell short."""
+    if not figures["is_whole"] or not has_both(figures, cost):
+        return None
+    return figures[cost]["mean"], figures["accuracy_last10"]["mean"]
 
 
 def front(points: Sequence[tuple[float, float] | None]) -> list[int]:

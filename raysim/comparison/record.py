@@ -89,13 +89,14 @@ class Record:
         if outcome.params is not None:
             served = {key: torch.from_numpy(np.array(value)) for key, value in outcome.params.items()}
             checkpoint.save_params(served, folder / "model.safetensors")
-        run_id = self._track(run, outcome, written)
-        summary = figures | {"run_id": run_id, "split": outcome.digests}
-        files.write_text(folder / "summary.json", json.dumps(summary, indent=2))
+        tracker = self._begun(run, outcome)
+        summary = figures | {"run_id": tracker.run_id, "split": outcome.digests}
+        written.append(files.write_text(folder / "summary.json", json.dumps(summary, indent=2)))
+        _track(tracker, outcome, written)
         self.figures.append(figures)
         return figures
 
-    def _track(self, run: Run, outcome: Outcome, written: Sequence[Given]) -> str:
+    def _begun(self, run: Run, outcome: Outcome) -> MlflowTracker:
         settings = run.settings
         tracker = MlflowTracker(self.tracker.uri, settings.experiment, parent=self.tracker.run_id)
         tags = tags_of(settings) | {"label": run.label}
@@ -103,14 +104,7 @@ class Record:
         tracker.start(
             name, config_file.flatten(settings), tags | environment(), outcome.digests, outcome.started_ms
         )  # fmt: skip
-        tracker.track(outcome.reports, outcome.untold)
-        for path in written:
-            tracker.artifact(path)
-        if outcome.failure:
-            tracker.note("failure", outcome.failure)
-        ended_ms = outcome.started_ms + int(1000 * outcome.wall_s)
-        tracker.end("FAILED" if outcome.failure else "FINISHED", ended_ms)
-        return tracker.run_id
+        return tracker
 
     @property
     def content(self) -> dict[str, Any]:
@@ -135,6 +129,16 @@ class Record:
             self.tracker.artifact(path)
         self.tracker.measure(means(self.rows))
         self.tracker.end(status)
+
+
+def _track(tracker: MlflowTracker, outcome: Outcome, written: Sequence[Given]) -> None:
+    tracker.track(outcome.reports, outcome.untold)
+    for path in written:
+        tracker.artifact(path)
+    if outcome.failure:
+        tracker.note("failure", outcome.failure)
+    ended_ms = outcome.started_ms + int(1000 * outcome.wall_s)
+    tracker.end("FAILED" if outcome.failure else "FINISHED", ended_ms)
 
 
 def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -106,13 +106,18 @@ def _json_of(place: Place) -> dict[str, Any]:
 
 
 def of_artifacts(copied: Path, name: str, state: str, tags: Mapping[str, str]) -> RunRecord:
-    """Read a run from copies of its artifacts in MLflow: `config.yaml`, and `rounds.parquet` if it is there."""
+    """Read a run from copies of its artifacts in MLflow: `config.yaml`, and those of its records that are there.
+
+    What its summary tells goes before the state: interrupted after its last round, a run has one and is whole.
+    """
     table = places.at(copied / "rounds.parquet")
     try:
+        summary = _json_of(places.at(copied / "summary.json"))
         rounds = records.read(table) if table.is_file() else {}
         settings = config_file.load(copied / "config.yaml")
     except (ValueError, OSError) as error:
         raise SettingError(f"RUN={name!r} cannot be read: {str(error).splitlines()[0]}") from None
+    state = _state_of(summary, {}) if summary else state
     return RunRecord(name, name, settings, state, digests_in(tags, {}), rounds, tags.get("label"))
 
 

@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,12 @@ FOLDERS_OF = {"comparison.yaml": ("runs/*",), "sweep.yaml": ("trials/*/seed-*",)
 """Files that tell what a folder holds, with where in it the runs are."""
 PARENTS = ("comparison", "sweep")
 """Kinds of MLflow runs that have children in their place."""
+LEFT = ("rounds.parquet",)
+"""What a run that is over leaves beyond its settings."""
+RECORDS: Mapping[str, tuple[str, ...]] = {
+    "running": (), "failed": (*LEFT, "summary.json"), "stopped": (*LEFT, "summary.json"),
+}  # fmt: skip
+"""What is read instead, by state: a run that was interrupted after its last round has a summary."""
 STATES = {"FINISHED": "", "RUNNING": "running", "FAILED": "failed", "KILLED": "stopped", "SCHEDULED": "unfinished"}
 
 
@@ -127,8 +133,7 @@ class Sources:
         """Return a run's record; None if it is not raysim's."""
         state = run.tags.get("state") or STATES.get(run.status, run.status.lower())
         with tempfile.TemporaryDirectory() as copied:
-            names = ("config.yaml", "run.json", *(["rounds.parquet"] if state != "running" else []))
-            there = self._store.fetch(run.id, names, Path(copied))
+            there = self._store.fetch(run.id, ("config.yaml", *RECORDS.get(state, LEFT)), Path(copied))
             if "config.yaml" not in there:
                 return None
             record = run_record.of_artifacts(Path(copied), run.id, state, run.tags)

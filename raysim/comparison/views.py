@@ -1,18 +1,17 @@
 """The table of compared runs as a person reads it: headings, cells, and Rich tables that fit a terminal."""
 
 import itertools
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from raysim.comparison import rows, text_tables
 from raysim.comparison.play import LAST
 from raysim.comparison.reached import ACCURACIES, SPENT
+from raysim.console import output
 
 UNITS = {"megabytes": "MB", "simulated_s": "s", "energy_j": "J"}
 """Of what accuracy is weighed against."""
@@ -20,7 +19,6 @@ NAMES = {"megabytes": "bytes moved", "simulated_s": "simulated time", "energy_j"
 """Above the units."""
 TEXT = ("row", "on front", "settings", "state")
 """Columns that hold text."""
-NOT_A_TERMINAL_WIDTH = 160
 STAR = "*"
 """Marks what is held against the baseline with some of a row's seeds alone."""
 
@@ -86,8 +84,8 @@ def columns_of(table: Sequence[Mapping[str, Any]]) -> list[Column]:
 
 
 def _charged(table: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the costs that some row has: devices without power use no energy."""
-    return [name for name in SPENT if any(row[name]["mean"] for row in table)]
+    """Return the costs that some row has."""
+    return [name for name in SPENT if any(row[name]["mean"] is not None for row in table)]
 
 
 def _seeds(row: Mapping[str, Any]) -> str:
@@ -104,25 +102,23 @@ def accuracy(value: Mapping[str, float | None]) -> str:
 
 
 def _points(row: Mapping[str, Any]) -> str:
-    return "-" if row["points"] is None else f"{row['points']:+.1f}{_star(row['accuracy_last10'])}"
+    return "-" if row["points"] is None else f"{row['points']:+.1f}{_star(row['points_are_all'])}"
 
 
-def _star(value: Mapping[str, Any]) -> str:
-    return "" if value["is_all"] else STAR
+def _star(is_all: bool) -> str:
+    return "" if is_all else STAR
 
 
 def _percent(value: Mapping[str, float | None]) -> str:
     return "-" if value["mean"] is None else f"{100 * value['mean']:.1f}"
 
 
-def _cost(value: Mapping[str, float | None], is_whole: bool) -> str:
-    """Write a cost, and its share of the baseline's; what fell short of its rounds has spent less for no merit.
-
-    Nothing costs nothing: where that is told, it was not counted.
-    """
-    if not value["mean"]:
+def _cost(value: Mapping[str, Any], is_whole: bool) -> str:
+    """Write a cost, and its share of the baseline's; what fell short of its rounds has spent less for no merit."""
+    if value["mean"] is None:
         return "-"
-    against = "" if value["percent"] is None or not is_whole else f" ({value['percent']:.0f} %{_star(value)})"
+    is_held = value["percent"] is not None and is_whole
+    against = f" ({value['percent']:.0f} %{_star(value['is_all'])})" if is_held else ""
     return f"{number(value['mean'])}{against}"
 
 
@@ -160,23 +156,25 @@ def notes_below(baseline: str, notes: Sequence[str], columns: Sequence[Column]) 
     """
     is_starred = any(STAR in cell for column in columns if not column.is_text for cell in column.cells)
     star = f" {STAR} Of those seeds alone that both rows have (and that reached the target)." * is_starred
+    front = " On front: no row is as accurate for fewer MB, simulated s or J." * any(
+        column.lower == "on front" for column in columns
+    )
     how = (
         f"Test accuracy: mean \u00b1 sample standard deviation over seeds, of the mean of the last {LAST} "
         f"evaluations, of the last and of the best one. In brackets: per cent of {baseline}, seed by seed.{star} "
-        "What a target cost is the mean of the runs that reached it. On front: no row is as accurate for fewer MB, "
-        "simulated s or J."
+        f"What a target cost is the mean of the runs that reached it.{front}"
     )
     return [how, *notes]
 
 
 def show(title: str, columns: Sequence[Column], dim: Sequence[bool], notes: Sequence[str]) -> None:
     """Print a table and its notes to the terminal; see `rich_tables`."""
-    console = Console(width=None if sys.stdout.isatty() else NOT_A_TERMINAL_WIDTH)
-    console.print(title, style="bold", highlight=False)
+    console = output()
+    console.print(title, style="bold")
     for table in rich_tables(columns, dim, console.width):
         console.print(table)
     for note in notes:
-        console.print(note, highlight=False, markup=False)
+        console.print(note)
 
 
 def rich_tables(columns: Sequence[Column], dim: Sequence[bool], width: int) -> list[Table]:
@@ -207,7 +205,7 @@ def _blocks(columns: Sequence[Column]) -> list[list[Column]]:
 
 
 def _needed(table: Table) -> int:
-    return Console(width=10_000).measure(table).maximum
+    return output(width=10_000).measure(table).maximum
 
 
 def _part(columns: Sequence[Column], dim: Sequence[bool]) -> Table:
@@ -269,22 +267,27 @@ def _cells(columns: Sequence[Column]) -> tuple[list[str], list[list[str]], list[
 
 
 def to_csv(table: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table as CSV: unrounded, with deviations and per cent of the baseline."""
+    """Return the table as CSV: unrounded, with deviations, and per cent of the baseline with its number of seeds."""
     lines = []
     for row in table:
         line: dict[str, Any] = {
             "row": row["label"], "method": row["method"], "seeds": len(row["seeds"]), "counted": row["counted"],
-            "whole": row["is_whole"], "points": row["points"],
+            "whole": row["is_whole"], "points": row["points"], "points_seeds": len(row["points_seeds"]),
         }  # fmt: skip
         for name, value in row.items():
             if isinstance(value, dict) and "mean" in value:
-                line |= {f"{name}_{part}": value[part] for part in ("mean", "std", "percent")}
+                line |= _csv_cells(name, value)
         for target in row["targets"]:
             before = f"to_{target['accuracy']:g}"
             line[f"{before}_reached"] = target["reached"]
             for name in ("rounds", *SPENT):
-                line |= {f"{before}_{name}_{part}": target[name][part] for part in ("mean", "std", "percent")}
+                line |= _csv_cells(f"{before}_{name}", target[name])
         line |= {f"on_front_{name}": name in row["fronts"] for name in SPENT}
         line["settings"] = rows.shortly(row["settings"], at_most=len(row["settings"]))
         lines.append(line)
     return text_tables.to_csv(lines)
+
+
+def _csv_cells(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    told = {f"{name}_{part}": value[part] for part in ("mean", "std", "percent")}
+    return told | {f"{name}_percent_seeds": len(value["percent_seeds"])}

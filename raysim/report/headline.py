@@ -46,6 +46,8 @@ SHOWN: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "energy_j": ("energy of the devices", partial(with_unit, unit="J")),
 }
 """What figures are called, and how they are written."""
+ENDED = {"failed": "has failed", "stopped": "was stopped", "stopped early": "was stopped early, for better trials"}
+"""How a run has ended, by its state."""
 
 
 def section(
@@ -63,8 +65,8 @@ def section(
         text += TIMED
     headings = ("", "this run", name, f"per cent of {name}")
     html = cards(_cards(recorded, own, other, name)) + table(headings, _rows(own, other))
-    if not recorded.summary:
-        html = paragraph(standing(recorded)) + html
+    if how := standing(recorded):
+        html = paragraph(how) + html
     html += paragraph(_lost(clients))
     targets = recorded.summary.get("targets", [])
     if targets:
@@ -74,10 +76,15 @@ def section(
 
 
 def standing(recorded: Recorded) -> str:
-    """Return how a run stands that has not finished, and how much of it is told."""
-    noted, rounds = recorded.noted, len(recorded.rounds["round"])
-    ended = {"failed": f"has failed ({noted.get('failure')})", "stopped": "was stopped"}
-    how = ended.get(noted.get("state", ""), "has not finished")
+    """Return how a run stands that has not ended as it should, and how much of it is told; empty if it has.
+
+    What its summary tells goes before run.json: interrupted after its last round, a run has one and is whole.
+    """
+    told, rounds = recorded.summary or recorded.noted, len(recorded.rounds["round"])
+    failure, state = told.get("failure"), told.get("state")
+    if recorded.summary and not failure and not state:
+        return ""
+    how = f"has failed ({failure})" if failure else ENDED.get(state or "", "has not finished")
     return f"This run {how}: {rounds:,} of {recorded.settings['rounds']:,} rounds are told here."
 
 

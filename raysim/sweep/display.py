@@ -64,7 +64,7 @@ class SweepDisplay:
         if self._bar is None:
             (warn if is_failure else say)(line)
         else:
-            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._bar.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def _update(self) -> None:
         if self._bar is None:
