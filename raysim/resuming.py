@@ -83,7 +83,7 @@ def find(run: str, tracking_uri: str | None = None, overrides: Sequence[str] = (
     with runs.artifacts(run, uri, ("config.yaml", "run.json"), optional=("summary.json",)) as copied:
         noted = json.loads((copied / "run.json").read_text(encoding="utf-8"))
         kept = places.at(noted["output_dir"])
-        if _holds(kept, run):
+        if runs.holds(kept, run):
             return _in_folder(kept, uri, overrides)
         settings = config_file.load(copied / "config.yaml", tuple(overrides))
         if (copied / "summary.json").is_file() and status_of(uri, run) == "FINISHED":
@@ -109,26 +109,14 @@ def check_overrides(overrides: Sequence[str]) -> None:
             )
 
 
-def _holds(folder: Place, run_id: str) -> bool:
-    try:
-        return bool(json.loads((folder / "run.json").read_text())["run_id"] == run_id)
-    except (OSError, ValueError, KeyError):
-        return False
-
-
 def _in_folder(folder: Place, tracking_uri: str | None, overrides: Sequence[str]) -> Stopped:
     with runs.reading(folder):
         with (folder / "config.yaml").fetched() as path:
-            settings = config_file.load(path, tuple(overrides))
-        noted, summary = (_json_of(folder / name) for name in ("run.json", "summary.json"))
-    uri = resolve_uri(tracking_uri or (noted or {}).get("tracking_uri") or settings.tracking.uri)
-    is_finished = summary is not None and bool((noted or {}).get("finished"))
-    return Stopped(settings, folder, uri, noted or {}, summary, is_finished)
-
-
-def _json_of(place: Place) -> dict[str, Any] | None:
-    content: dict[str, Any] | None = json.loads(place.read_text()) if place.is_file() else None
-    return content
+            settings = runs.settings_of(path, str(folder), overrides)
+        noted, summary = (runs.json_of(folder / name) for name in ("run.json", "summary.json"))
+    uri = resolve_uri(tracking_uri or noted.get("tracking_uri") or settings.tracking.uri)
+    is_finished = bool(summary and noted.get("finished"))
+    return Stopped(settings, folder, uri, noted, summary or None, is_finished)
 
 
 def prepare(stopped: Stopped) -> Experiment:
