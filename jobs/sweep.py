@@ -40,7 +40,7 @@ def sweep(
     folder = resume or output or default_folder() / f"{planned.base.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
         _run(planned, folder.absolute(), resume is not None, as_json)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StoppedError):
         again = [part for each in overrides for part in ("--set", each)]
         goes_on = shlex.join(["python", sys.argv[0], str(config), *again, "--resume", str(folder)])
         has_begun = (folder / plan.FILE).is_file()
@@ -58,7 +58,8 @@ def _run(planned: plan.Sweep, folder: Path, goes_on: bool, as_json: bool) -> Non
         try:
             run.run(kept, digests)
         finally:
-            if any(standing.value is not None for standing in kept.journal.standings):
+            is_hasty = isinstance(sys.exception(), KeyboardInterrupt)
+            if not is_hasty and any(standing.value is not None for standing in kept.journal.standings):
                 show(kept, as_json)
 
 

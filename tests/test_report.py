@@ -91,6 +91,7 @@ def test_the_headline_is_what_was_spent(run):
     assert f"{summary['bytes_percent_of_fedavg']:.1f} %" in words
     assert f"{summary['flops_percent_of_fedavg']:.1f} %" in words
     assert f"{100 * summary['accuracy']:.2f} %" in words
+    assert f"{100 * summary['pruning_ratio_mean']:.1f} %of the parameters" in words
     for fate, count in summary["fates"].items():
         assert re.search(rf"\b{count} {fate}\b" if fate != "counted" else rf"work of {count} counted", words)
     assert "never" in words

@@ -1,6 +1,7 @@
 """Sweeps: what is drawn, who is given up, what is left; and one that was interrupted goes on to the same figures."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -8,23 +9,28 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import CONFIGS, ROOT, TINY
+from conftest import CONFIGS, ROOT, TINY, tiny_settings
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
-from raysim import arrays, cli, config_file, simulation
+from raysim import arrays, cli, config_file, places, records, resuming, simulation
+from raysim.actors import connection
 from raysim.comparison import compare
 from raysim.comparison.play import play
-from raysim.errors import SettingError
-from raysim.sweep import plan, scored, tuning
+from raysim.errors import RunFailedError, SettingError
+from raysim.sweep import plan, scored, trial, tuning
 from raysim.sweep.journal import Entry, Journal
 from raysim.sweep.search import Domain, configurations
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 SWEEP = {
     "base": str(CONFIGS / "digits.yaml"),
@@ -35,6 +41,8 @@ SWEEP = {
     "concurrent": 1,
 }
 PATIENCE_S = 300
+MEASURED = ("wall_s", "costs")
+"""What two runs of the same may tell differently of themselves."""
 
 
 def configured(folder: Path, **changes) -> Path:
@@ -171,10 +179,18 @@ def test_bad_input_is_refused_before_anything_starts(changes, message):
             "--resume={!r} cannot go on with other settings: search is not as it was; allowed to change: concurrent, "
             "address",
         ),
-        ({"metric": "acuracy/global"}, (), "metric='acuracy/global' is not one that every scored round has;"),
+        ({"metric": "acuracy/global"}, (), "metric='acuracy/global' is not one that trial 0 will have; nearest: ac"),
+        (
+            {
+                "metric": "accuracy/submodel_mean", "asha": None, "samples": 9,
+                "search": {"evaluation.client_share": {"choice": [0, 0.5]}},
+            },
+            (), "metric='accuracy/submodel_mean' is not one that trial ",
+        ),
+        ({"metric": "energy/total_j"}, (), "metric='energy/total_j' is not one that trial 0 will have;"),
         ({"set": SWEEP["set"] | {"data.root": "none", "data.name": "mnist"}}, (), "data.root='none'"),
     ],
-    ids=["in use", "another space", "no such metric", "no such data"],
+    ids=["in use", "another space", "no such metric", "not all have it", "no watts", "no such data"],
 )  # fmt: skip
 def test_bad_input_is_one_message_and_code_2_before_ray_starts(tmp_path, capsys, changes, options, message):
     sys.path.insert(0, str(ROOT / "jobs"))
@@ -201,6 +217,13 @@ def test_a_trial_on_a_gpu_asks_ray_for_one_and_a_cluster_without_is_refused(loca
     assert tuning.resources_of(sweep) == {"cpu": 1, "gpu": 1}
     with pytest.raises(SettingError, match="the cluster has no GPU"):
         tuning.at_once(sweep)
+
+
+def test_a_cluster_that_cannot_be_reached_leaves_sigterm_as_it_was():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SettingError, match=r"executor.address='nonsense' cannot be reached"):
+        connection.connect(None, "nonsense")
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.ray
@@ -277,16 +300,48 @@ def test_asha_gives_up_what_is_worse_and_the_table_says_so(whole):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_what_trials_may_be_held_against_each_other_by_is_in_every_scored_round(whole):
+def test_what_trials_may_be_held_against_each_other_by_is_what_rounds_have(whole):
     folder = whole / "out" / "trials" / "000" / "seed-0"
-    names = {name for name in pq.read_schema(folder / "rounds.parquet").names if "/" in name}
+    table = pq.read_table(folder / "rounds.parquet").to_pandas()
+    rounds = table[[name for name in table if "/" in name]]
     settings = config_file.load(folder / "config.yaml")
-    unscored = settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update={"client_share": 0})})
-    tiers = {name.rpartition("/")[2] for name in names if "/tier/" in name}
-    found = scored.metrics_of(settings, tiers)
-    assert set(found) == names - {"pruning_ratio/min", "pruning_ratio/max"}
+    found = scored.metrics_of(settings)
+    assert set(found) == set(rounds) - {"pruning_ratio/min", "pruning_ratio/max"}
     assert len(set(found)) == len(found)
-    assert set(scored.metrics_of(unscored, ())) == set(scored.ALWAYS)
+    lacking = {name for name in found if rounds[name].isna().any()}
+    assert lacking
+    assert all("/tier/" in name for name in lacking)
+    unscored = settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update={"client_share": 0})})
+    of_submodels = {name for name in found if name in scored.OF_SUBMODELS or name.startswith("accuracy/tier/")}
+    assert set(found) - set(scored.metrics_of(unscored)) == of_submodels
+
+
+def tier_metric(folder: Path, seed: int) -> Iterator[tuple[int, float, float]]:
+    """What a trial reaches by `accuracy/tier/b`, and what the round itself has had of that, NaN if none."""
+    tier = "keep_ratio: 1.0, flops_per_s: 1e9, down_bytes_per_s: 1e6, up_bytes_per_s: 1e6}"
+    settings = tiny_settings(
+        f"population.tiers=[{{name: a, share: 0.7, {tier}, {{name: b, share: 0.3, {tier}]", "data.split_seed=0",
+        "selection.clients_per_round=1", "rounds=6", f"seed={seed}",
+    )  # fmt: skip
+    place = places.at(folder)
+    for result in trial.results([(settings, place, simulation.InProcessRunner())], "accuracy/tier/b"):
+        own = records.logged(place / "rounds", result.round).metrics.get("accuracy/tier/b", math.nan)
+        yield result.round, result.value, own
+
+
+def test_a_trial_stands_with_the_last_value_of_a_tier_that_few_rounds_have(tmp_path):
+    folder = tmp_path / "trials" / "000" / "seed-4"
+    reached = list(tier_metric(folder, seed=4))
+    assert [round for round, _, _ in reached] == [4, 5, 6]  # nobody of the tier took part before
+    assert math.isnan(reached[2][2])
+    assert [value for _, value, _ in reached] == [reached[0][2], reached[1][2], reached[1][2]]
+    with pytest.raises(SettingError, match=f"belongs to a trial of a sweep.* CONFIG --resume {tmp_path}`"):
+        resuming.find(str(folder))
+
+
+def test_a_trial_whose_tier_never_takes_part_fails_at_its_end(tmp_path):
+    with pytest.raises(RunFailedError, match=r"round 6: none of the rounds .* has had metric='accuracy/tier/b'"):
+        list(tier_metric(tmp_path, seed=5))
 
 
 @pytest.mark.ray
@@ -382,16 +437,45 @@ def test_a_sweep_that_is_interrupted_and_killed_goes_on_to_the_same_figures(whol
         points = client.get_metric_history(run.info.run_id, "accuracy/global")
         steps = [point.step for point in points]
         assert steps == sorted(set(steps))
+    check_interrupted_at_the_end(config, out, ours, client)
+
+
+def check_interrupted_at_the_end(config: Path, out: Path, content: dict, client: MlflowClient) -> None:
+    """Terminate a sweep whose trials are over while its best trial's first run is completed; then go on."""
+    best = out / "trials" / f"{content['best']['trial']:03d}" / "seed-0"
+    noted, summary = (json.loads((best / name).read_text(encoding="utf-8")) for name in ("run.json", "summary.json"))
+    assert summary["trial"] == content["best"]["trial"]
+    assert summary["values"] == content["best"]["values"]
+    assert {"params_sha256", "accuracy_last10", "state"} <= set(summary)
+    (best / "run.json").write_text(json.dumps(noted | {"finished": False}))
+    (best / "summary.json").write_text(json.dumps({"trial": 0}))
+    process, until = started(config, "--resume", str(out)), time.monotonic() + PATIENCE_S
+    while "params_sha256" not in (best / "summary.json").read_text(encoding="utf-8"):  # its last round is over
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGTERM)
+    printed, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, printed) == (143, ""), err
+    assert err.splitlines()[-1].endswith(f"jobs/sweep.py {config} --resume {out}` goes on")
+    assert client.get_run(content["run_id"]).info.status == "KILLED"
+    code, _, err = done(config, "--resume", str(out))
+    assert code == 0, err
+    again = json.loads((best / "summary.json").read_text(encoding="utf-8"))
+    assert {name: again[name] for name in again if name not in MEASURED} == {
+        name: summary[name] for name in summary if name not in MEASURED
+    }
+    assert client.get_run(content["run_id"]).info.status == "FINISHED"
 
 
 @pytest.fixture(scope="module")
-def machines() -> Iterator[str]:
-    """The address of a cluster of two machines with one CPU each, neither of which sees the other's processes."""
+def machines() -> Iterator["Cluster"]:
+    """A cluster of two machines with one CPU each, neither of which sees the other's processes."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=1)
-    yield cluster.address
+    yield cluster
     cluster.shutdown()
 
 
@@ -399,10 +483,13 @@ def machines() -> Iterator[str]:
 @pytest.mark.slow
 def test_trials_in_their_own_process_spread_over_machines(whole, machines, tmp_path):
     search = {"training.learning_rate": {"grid": [0.2, 0.1]}}
-    config = configured(tmp_path, search=search, asha=None, concurrent=None, address=machines)
+    of_others = Path(machines.head_node.get_session_dir_path()) / "artifacts" / "others"
+    of_others.mkdir(parents=True)
+    config = configured(tmp_path, search=search, asha=None, concurrent=None, address=machines.address)
     code, out, err = done(config, "--output", str(tmp_path / "out"), "--json")
     assert code == 0, err
-    assert err.splitlines()[2:4] == [f"joining Ray at {machines}", "trials at a time: 2"]
+    assert err.splitlines()[2:4] == [f"joining Ray at {machines.address}", "trials at a time: 2"]
+    assert of_others.is_dir()
     content = json.loads(out.splitlines()[-1])
     assert [each["state"] for each in content["trials"]] == ["finished"] * 2
     assert content["trials"][0] == content_of(whole)["trials"][0]
@@ -419,7 +506,7 @@ def test_a_trial_that_fails_is_told_the_others_go_on_and_actors_on_two_machines_
     wild = SWEEP["set"] | {"training.clip_norm": None, "executor.kind": "ray", "executor.num_actors": 1}
     config = configured(
         tmp_path, set=wild, search={"training.learning_rate": {"grid": [1.0e9, 0.2]}}, asha=None, concurrent=None,
-        address=machines,
+        address=machines.address,
     )  # fmt: skip
     code, out, err = done(config, "--output", str(tmp_path / "out"), "--json")
     assert code == 1, err

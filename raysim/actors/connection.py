@@ -30,13 +30,14 @@ def connect(num_cpus: int | None, address: str | None, dashboard_host: str | Non
     """
     on_termination = signal.getsignal(signal.SIGTERM)
     try:
-        _start(num_cpus, address, dashboard_host)
+        try:
+            _start(num_cpus, address, dashboard_host)
+        finally:
+            signal.signal(signal.SIGTERM, on_termination)  # Ray installs one that aborts the process
     except SystemExit:  # what Ray makes of SIGTERM while it starts
-        signal.signal(signal.SIGTERM, on_termination)
         signal.raise_signal(signal.SIGTERM)
         raise
     ray._private.worker._worker_logs_enabled = False  # or Ray tells of lost actors on standard output
-    signal.signal(signal.SIGTERM, on_termination)  # Ray installs one that aborts the process
 
 
 def _start(num_cpus: int | None, address: str | None, dashboard_host: str | None) -> None:

@@ -5,21 +5,24 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from raysim import config_file, continuation, experiment, messages, places, simulation
+from raysim import config_file, continuation, experiment, files, messages, places, simulation
 from raysim.config import ExperimentSettings
-from raysim.errors import SettingError, TrackingLostError
+from raysim.errors import SettingError, StoppedError, TrackingLostError
 from raysim.messages import say
 from raysim.simulation import InProcessRunner
 from raysim.sweep.journal import FINISHED
 from raysim.sweep.plan import Trial
 from raysim.sweep.record import SweepRecord
+from raysim.telling import patiently
 
 
 def complete(record: SweepRecord) -> None:
     """End each run of the best trial as if it had been the only one; one that has been is left as it is.
 
     Raises:
+        KeyboardInterrupt: If it is interrupted, in whichever words a single run tells that.
         RunFailedError: If what a run leaves cannot be written.
         TrackingLostError: If MLflow does not listen.
         ReportLostError: If a report cannot be made.
@@ -48,22 +51,34 @@ def _in_silence() -> Iterator[None]:
 
 
 def _is_complete(folder: Path) -> bool:
-    return bool(json.loads((folder / "run.json").read_text(encoding="utf-8")).get("finished"))
+    return "trial" in _json_of(folder / "summary.json") and bool(_json_of(folder / "run.json").get("finished"))
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
 def _complete(record: SweepRecord, trial: Trial, run: ExperimentSettings) -> None:
-    folder = places.at(record.folder_of(trial, run))
-    with (folder / "config.yaml").fetched() as path:
-        settings = config_file.load(path, ("tracking.system_metrics=false",))  # no round is played
+    path = record.folder_of(trial, run)
+    folder = places.at(path)
+    settings = config_file.load(path / "config.yaml", ("tracking.system_metrics=false",))  # no round is played
+    scenario = simulation.build(settings)
     try:
         tracker = record.tracker_of(trial, run)
-        played = experiment.Experiment(
-            settings, folder, simulation.build(settings), tracker, continuation.newest(folder),
-            tracker.find(tracker.run_id),
-        )  # fmt: skip
+        known = tracker.find(tracker.run_id)
+    except SettingError as error:
+        raise TrackingLostError(str(error)) from None
+    played = experiment.Experiment(settings, folder, scenario, tracker, continuation.newest(folder), known)
+    try:
         experiment.run(played, InProcessRunner(), time.monotonic())
-    except (TrackingLostError, SettingError) as error:
-        raise TrackingLostError(
-            f"MLflow could not be told of the best trial ({error.__context__ or error}); all files are in "
-            f"{record.folder}, and `--resume` with this folder tells it what is missing"
-        ) from None
+    except StoppedError:
+        raise KeyboardInterrupt from None
+    except (TrackingLostError, SettingError) as error:  # both name the single run's way to go on
+        if isinstance(error.__context__, TrackingLostError):
+            raise error.__context__ from None
+        raise
+    summary = path / "summary.json"
+    both = record.summary_of(trial, run) | _json_of(summary)
+    files.write_text(summary, json.dumps(both, indent=2))
+    patiently(lambda: tracker.artifact(summary), summary.name)

@@ -50,7 +50,7 @@ class SweepSettings(Settings):
     seeds: Annotated[list[int], Field(min_length=1)] = [0]  # noqa: RUF012 - pydantic copies it
     """Seeds that every trial is run with, round by round side by side; its metric is their mean."""
     metric: str = "accuracy/global"
-    """Metric by which trials are held against each other: one that every scored round has."""
+    """Metric by which trials are held against each other: one that all of them will have."""
     mode: Literal["max", "min"] = "max"
     """Whether much of it is good or little."""
     asha: HalvingSettings | None = None

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from raysim import config_file, files, places, records
@@ -18,6 +19,7 @@ from raysim.run_curves import RunCurves
 from raysim.run_folder import held, make_folder
 from raysim.sweep.journal import FAILED, FINISHED, STOPPED, Entry, Journal
 from raysim.sweep.plan import FILE, Sweep, Trial
+from raysim.telling import HASTY_S
 from raysim.tracked import tags_of
 from raysim.tracking import NOTHING, MlflowTracker, resolve_uri
 
@@ -177,24 +179,27 @@ class SweepRecord:
             self._log(trial, standing.round if standing.ended == STOPPED else run.rounds)
             child = self._child(trial, run)
             child.curves.finish()
-            table = folder / "rounds.parquet"
-            state = "" if standing.ended == FINISHED else standing.ended
-            summary = {
-                "run_id": child.tracker.run_id, "method": run.method.name, "seed": run.seed, "trial": trial.place,
-                "values": dict(trial.values), "state": state, "failure": standing.failure,
-                **(reached.figures_of(records.read(table)) if table.is_file() else {}),
-            }  # fmt: skip
-            files.write_text(folder / "summary.json", json.dumps(summary, indent=2))
+            files.write_text(folder / "summary.json", json.dumps(self.summary_of(trial, run), indent=2))
             for name in LEFT:
                 if (folder / name).is_file():
                     child.tracker.artifact(folder / name)
             if standing.ended == STOPPED:
-                child.tracker.note("state", state)
+                child.tracker.note("state", STOPPED)
             if standing.failure:
                 child.tracker.note("failure", standing.failure)
             child.tracker.end("FAILED" if standing.ended == FAILED else "FINISHED")
             self._closed[key] = standing.ended
             self._note_ids()
+
+    def summary_of(self, trial: Trial, run: ExperimentSettings) -> dict[str, Any]:
+        """Return what a run of a trial that is over has reached, and how the trial ended."""
+        standing, table = self.journal.standings[trial.place], self.folder_of(trial, run) / "rounds.parquet"
+        return {
+            "run_id": self.tracker_of(trial, run).run_id, "method": run.method.name, "seed": run.seed,
+            "trial": trial.place, "values": dict(trial.values),
+            "state": "" if standing.ended == FINISHED else standing.ended, "failure": standing.failure,
+            **(reached.figures_of(records.read(table)) if table.is_file() else {}),
+        }  # fmt: skip
 
     def _merge(self, trial: Trial) -> None:
         for run in trial.runs:
@@ -231,9 +236,24 @@ class SweepRecord:
         if best is not None:
             self.tracker.measure({f"best/{self.sweep.settings.metric}": standings[best].value or 0.0})
             self.tracker.note("best_trial", self.sweep.trials[best].title)
+        self._end(status)
+
+    def leave(self) -> None:
+        """Tell MLflow that the sweep was interrupted, if it takes that at once."""
+
+        def farewell() -> None:
+            with suppress(Exception):
+                self._end("KILLED")
+
+        if self.tracker.run_id:
+            last = Thread(target=farewell, daemon=True)
+            last.start()
+            last.join(HASTY_S)
+
+    def _end(self, status: str) -> None:
         for key, child in self._children.items():
             place = int(key.partition("/")[0])
-            if not standings[place].ended:
+            if not self.journal.standings[place].ended:
                 child.tracker.end("KILLED")
         self.tracker.end(status)
 

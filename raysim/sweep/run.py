@@ -1,6 +1,6 @@
 """Runs a sweep: its trials on Ray Tune, what becomes of them, and the table at its end."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +9,16 @@ from typing import Any
 from raysim import simulation
 from raysim.comparison import compare
 from raysim.comparison.compare import Compared
-from raysim.errors import RunFailedError, SettingError, nearest_first
-from raysim.experiment import digests_of
+from raysim.errors import RunFailedError, SettingError, StoppedError, TrackingLostError, nearest_first
+from raysim.experiment import ANSWER_S, digests_of
 from raysim.messages import say, warn
 from raysim.sweep import best, tuning
 from raysim.sweep.display import SweepDisplay
-from raysim.sweep.journal import FAILED, Entry, results_of
+from raysim.sweep.journal import FAILED, Entry, Journal, results_of
 from raysim.sweep.plan import Sweep
 from raysim.sweep.record import SweepRecord
 from raysim.sweep.scored import metrics_of
+from raysim.tracking import few_retries
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,52 +52,94 @@ def run(record: SweepRecord, digests: Mapping[str, str]) -> None:
     Raises:
         SettingError: If the cluster has no room for a trial; nothing has been trained then.
         RunFailedError: If trials failed, once all others are over.
-        KeyboardInterrupt: If the sweep was interrupted.
+        StoppedError: If Ctrl-C asked for an end, and what has come out is written down.
+        KeyboardInterrupt: If the sweep is to end at once.
         TrackingLostError: If MLflow could not be told of all of it.
     """
     sweep, journal = record.sweep, record.journal
     left = journal.unfinished
     over = len(sweep.trials) - len(left)
     say(f"files in {record.folder}{f'; trials that are over: {over}' if over else ''}")
-    with tuning.started_ray(sweep) if left else nullcontext():
-        status = "KILLED"
+    with few_retries(ANSWER_S), tuning.started_ray(sweep) if left else nullcontext():
         try:
-            record.begin(digests)
-            before = results_of(journal.entries)
-            with SweepDisplay(sweep, journal) as display:
-                if left:
-                    tuning.run(sweep, record.folder, before, left, _Listening(record, display))
-            failed = [place for place, standing in enumerate(journal.standings) if standing.ended == FAILED]
-            is_over = all(standing.ended for standing in journal.standings)
-            status = "KILLED" if not is_over else "FAILED" if failed else "FINISHED"
-            record.catch_up()
-            if is_over:
-                best.complete(record)
-        except Exception:
-            status = "FAILED"
+            _play(record, digests, left)
+        except KeyboardInterrupt:
+            record.leave()
             raise
-        finally:
-            _finish(record, status)
-    if not is_over:
-        raise KeyboardInterrupt
+    failed = _failed(journal)
     if failed:
         told = "; ".join(f"{sweep.trials[place].title}: {journal.standings[place].failure}" for place in failed)
         raise RunFailedError(0, -1, f"{len(failed)} of {len(sweep.trials)} trials failed ({told})")
+
+
+def _play(record: SweepRecord, digests: Mapping[str, str], left: Sequence[int]) -> None:
+    sweep, journal = record.sweep, record.journal
+    try:
+        record.begin(digests)
+        before = results_of(journal.entries)
+        with SweepDisplay(sweep, journal) as display:
+            if left:
+                tuning.run(sweep, record.folder, before, left, _Listening(record, display))
+        if not all(standing.ended for standing in journal.standings):
+            raise StoppedError("interrupted")
+        _complete(record)
+    except Exception as error:
+        _leave(record, error)
+        raise
+
+
+def _failed(journal: Journal) -> list[int]:
+    return [place for place, standing in enumerate(journal.standings) if standing.ended == FAILED]
+
+
+def _complete(record: SweepRecord) -> None:
+    """Write down and tell all there is to a sweep whose trials are over."""
+    try:
+        record.catch_up()
+        best.complete(record)
+        _finish(record, "FAILED" if _failed(record.journal) else "FINISHED")
+    except TrackingLostError as error:
+        raise TrackingLostError(
+            f"MLflow could not be told of all of the sweep ({error}); all files are in {record.folder}, and "
+            "`--resume` with this folder tells it what is missing"
+        ) from None
+
+
+def _leave(record: SweepRecord, error: Exception) -> None:
+    """Write down what has come out of a sweep that ends early, and tell MLflow as far as it listens."""
+    is_asked, lost = isinstance(error, StoppedError), None
+    steps = ([record.catch_up] if is_asked else []) + [lambda: _finish(record, "KILLED" if is_asked else "FAILED")]
+    for step in steps:
+        try:
+            step()
+        except (TrackingLostError, SettingError) as reason:
+            lost = reason
+    if lost is not None and not isinstance(error, TrackingLostError):
+        warn(f"MLflow could not be told of all of it, which is made up for when the sweep goes on: {lost}")
 
 
 def check(sweep: Sweep) -> dict[str, str]:
     """Build the first run without training, and return the hashes of its split.
 
     Raises:
-        SettingError: If it does not fit the data or the model, or it will have no such metric.
+        SettingError: If it does not fit the data or the model, or a trial will not have the metric.
     """
-    settings, run = sweep.settings, sweep.trials[0].runs[0]
-    scenario = simulation.build(run)
-    known = metrics_of(run, scenario.workload.population.devices.tiers)
-    if settings.metric not in known:
-        nearest = ", ".join(nearest_first(settings.metric, known)[:5])
-        raise SettingError(f"metric={settings.metric!r} is not one that every scored round has; nearest: {nearest}")
-    return digests_of(scenario)
+    _check_metric(sweep)
+    return digests_of(simulation.build(sweep.trials[0].runs[0]))
+
+
+def _check_metric(sweep: Sweep) -> None:
+    metric, checked = sweep.settings.metric, set()
+    for trial in sweep.trials:
+        run = trial.runs[0]
+        what_decides = (run.population.model_dump_json(), run.evaluation.client_share, run.data.heldout_share)
+        if what_decides in checked:
+            continue
+        checked.add(what_decides)
+        known = metrics_of(run)
+        if metric not in known:
+            nearest = ", ".join(nearest_first(metric, known)[:5])
+            raise SettingError(f"metric={metric!r} is not one that trial {trial.place} will have; nearest: {nearest}")
 
 
 def _finish(record: SweepRecord, status: str) -> None:

@@ -3,13 +3,13 @@
 import itertools
 import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
 from raysim import checkpoint, config_file, continuation, metrics, population, records, simulation
 from raysim.config import ExperimentSettings
-from raysim.errors import RunFailedError, nearest_first
+from raysim.errors import RunFailedError
 from raysim.experiment import Runner, environment, write_scenario
 from raysim.methods import resolve as methods
 from raysim.place import Place
@@ -39,8 +39,9 @@ def results(
 ) -> Iterator[Result]:  # fmt: skip
     """Play what is left of a trial and yield what it has reached after each scored round.
 
-    A run that ends early stands with its last scored round. What is kept of a run's end is on disk before its last
-    result is yielded, since whoever takes that may end this process.
+    A run stands with the last value it has had, in whichever round; nothing is yielded before all runs have had one.
+    What is kept of a run's end is on disk before its last result is yielded, since whoever takes that may end this
+    process.
 
     Args:
         runs: Settings of each run, its folder, and what plays it; entered here.
@@ -49,7 +50,7 @@ def results(
 
     Raises:
         SettingError: If a setting does not fit the data or the model.
-        RunFailedError: If a run fails, or no round has such a metric.
+        RunFailedError: If a run fails, or one has ended without such a metric.
     """
     with ExitStack() as stack:
         players = []
@@ -60,14 +61,22 @@ def results(
             for player in players:
                 player.go_to(round)
             if all(player.round < round for player in players):
+                _check_known(players, metric)
                 return
             if all(player.round == player.rounds for player in players):
                 for player in players:
                     player.go_to(round + 1)
-            if round > since and any(player.scored_round == round for player in players):
-                values = [player.value_of(metric) for player in players]
-                accuracies = [player.value_of(SCORED) for player in players]
+            is_scored = any(player.scored_round == round for player in players)
+            if round > since and is_scored and all({metric, SCORED} <= player.values.keys() for player in players):
+                values = [player.values[metric] for player in players]
+                accuracies = [player.values[SCORED] for player in players]
                 yield Result(round, statistics.fmean(values), statistics.fmean(accuracies))
+
+
+def _check_known(players: Sequence["_Player"], metric: str) -> None:
+    for player in players:
+        if metric not in player.values:
+            raise RunFailedError(player.round, -1, f"none of the rounds up to here has had metric={metric!r}")
 
 
 class _Player:
@@ -80,7 +89,6 @@ class _Player:
         self._folder, self._runner, self._scenario = folder, runner, scenario
         if not (folder / "config.yaml").is_file():
             write_scenario(scenario, folder)
-            (folder / "config.yaml").write_text(config_file.to_yaml(settings))
             workload, is_diagnosed = scenario.workload, settings.diagnostics.every is not None
             untold = metrics.left_out(workload.population.devices, is_diagnosed)
             noted = {
@@ -88,11 +96,13 @@ class _Player:
                 "untold": sorted(untold), "environment": environment(), "full_model": asdict(scenario.costs.dense),
             }  # fmt: skip
             (folder / "run.json").write_text(json.dumps(noted, indent=2))
+            (folder / "config.yaml").write_text(config_file.to_yaml(settings))
         start = continuation.newest(folder)
         storage = Storage(folder, settings.checkpoint.every, settings.checkpoint.keep)
         self._reports = runner.run(scenario, storage, start)
         self._known, self._is_over = start.round, False
-        self._scored: Mapping[str, float] = {}
+        self.values: dict[str, float] = {}
+        """The last value of each metric: a round in which no client of a tier took part has none of that tier."""
         self.rounds, self.round, self.scored_round = settings.rounds, 0, 0
 
     def go_to(self, round: int) -> None:
@@ -104,20 +114,10 @@ class _Player:
             self._keep()
             return
         metrics = records.logged(self._folder / "rounds", round).metrics
+        self.values |= metrics
         self.round = round
         if SCORED in metrics:
-            self._scored, self.scored_round = metrics, round
-
-    def value_of(self, metric: str) -> float:
-        """Return a metric of the last scored round.
-
-        Raises:
-            RunFailedError: If it has none of this name.
-        """
-        if metric not in self._scored:
-            known = ", ".join(nearest_first(metric, self._scored)[:5])
-            raise RunFailedError(self.round, -1, f"metric={metric!r} is unknown; nearest: {known}")
-        return self._scored[metric]
+            self.scored_round = round
 
     def _keep(self) -> None:
         """Write the final model."""

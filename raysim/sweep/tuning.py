@@ -86,10 +86,12 @@ def run(sweep: Sweep, folder: Path, before: Sequence[Entry], places_left: Sequen
             failure_config=tune.FailureConfig(max_failures=0),
         ),
     )  # fmt: skip
+    before_tune = signal.getsignal(signal.SIGUSR1)
     try:
         with FirstInterrupt(_stop):
             tuner.fit()
     finally:
+        signal.signal(signal.SIGUSR1, before_tune)  # Tune leaves its own
         shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -220,8 +222,8 @@ def started_ray(sweep: Sweep) -> Iterator[None]:
     finally:
         if owns_ray and ray.is_initialized():
             own: Any = ray._private.worker._global_node
-            session = own.get_session_dir_path()
-            shutil.rmtree(Path(session) / "artifacts", ignore_errors=True)  # Tune's, beside Ray's own files
+            if not address or address == "local":  # in another's Ray there are other people's, too
+                shutil.rmtree(Path(own.get_session_dir_path()) / "artifacts", ignore_errors=True)  # Tune's
             ray.shutdown()
 
 
