@@ -40,7 +40,7 @@ def folder_of(run: str) -> Place | None:
 
 
 def nearest(folder: Place, files: Sequence[str] = (SETTINGS,)) -> str:
-    """Return a hint at the folder that may be meant: the one that a file of a run is in, else one beside it.
+    """Return a hint at the folder that may be meant: one beside it, else the one that a file of a run is in.
 
     Args:
         folder: What is not there.
@@ -53,10 +53,10 @@ def nearest(folder: Place, files: Sequence[str] = (SETTINGS,)) -> str:
     def may_be_meant(other: Path) -> bool:
         return any(os.path.isfile(other / file) for file in files)  # some folders must not be looked into
 
-    if may_be_meant(path.parent):
-        return f"; nearest folder: {str(path.parent)!r}"
     beside = [each.name for each in path.parent.glob("*/") if may_be_meant(each)]
-    return f"; nearest folder: {str(path.parent / nearest_first(path.name, beside)[0])!r}" if beside else ""
+    found = [path.parent / name for name in nearest_first(path.name, beside)]
+    found += [path.parent] if may_be_meant(path.parent) else []
+    return f"; nearest folder: {str(found[0])!r}" if found else ""
 
 
 def holds(folder: Place, run_id: str) -> bool:

@@ -238,12 +238,12 @@ def test_a_run_that_has_not_finished_is_told_so_far(run, capsys, tmp_path):
             part = f"{table}/round_{round:06d}.parquet"
             shutil.copy(run.folder / part, going_on / part)
     shutil.copy(run.folder / "devices.parquet", going_on)
+    run_id = tracked(going_on, run.uri)
     told = Page(Path(reported(capsys, going_on)).read_text())
     assert "has not finished: 1 of 3 rounds" in told.words["headline"]
     assert "Its time and energy are those of the same devices" in told.words["headline"]
     (curve,) = [trace["x"] for name, trace in told.traces("accuracy-1").items() if name.startswith("global")]
     assert list(curve) == [1]
-    run_id = tracked(going_on, run.uri)
     by_id = Path(reported(capsys, run_id, "--tracking-uri", run.uri, "--output", tmp_path / "by-id.html"))
     assert by_id.read_text() == (going_on / "report.html").read_text()
     going_on.rename(tmp_path / "elsewhere")

@@ -95,9 +95,7 @@ def _check_scored(grouped: Sequence[Row], baseline: Row) -> None:
         return
     for run in unscored[0].runs:
         if not run.rounds and not run.state:
-            raise SettingError(
-                f"RUN={run.name!r} cannot be compared: rounds.parquet, where its rounds are, is missing"
-            )
+            raise SettingError(f"RUN={run.name!r} cannot be compared: rounds.parquet is missing")
     named = ", ".join(run.name for run in unscored[0].runs[:3])
     raise SettingError(f"there is no metric to compare: no round has been scored in {named}")
 
