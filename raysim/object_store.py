@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from raysim import files, uri_secrets
-from raysim.errors import SettingError
+from raysim.errors import SettingError, reason_of
 from raysim.place import Place
 
 AT_ONCE = ("s3", "gcs", "abfs")
@@ -44,9 +44,9 @@ class InStore(Place):
         try:
             _ = place._files
         except (pa.ArrowException, OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
             raise SettingError(
-                f"{uri!r} is not allowed: {reason}; allowed: a path, or a URI of pyarrow as s3://BUCKET/FOLDER"
+                f"{uri!r} is not allowed: {reason_of(error)}; allowed: a path, or a URI of pyarrow as "
+                "s3://BUCKET/FOLDER"
             ) from None
         return place
 

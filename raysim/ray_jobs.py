@@ -17,7 +17,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from raysim import dotted, job_package, provenance
 from raysim.actors import tokens
-from raysim.errors import RunFailedError, SettingError
+from raysim.errors import RunFailedError, SettingError, reason_of
 
 OVERRIDING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 """Variables that Ray puts above an address it is given."""
@@ -165,10 +165,9 @@ def connect(address: str) -> JobSubmissionClient:
     try:
         return JobSubmissionClient(address)
     except AuthenticationError as error:
-        reason = str(error).splitlines()[0]
-        raise SettingError(f"--address={address!r} refuses: {reason}; {tokens.WAY_IN}") from None
+        raise SettingError(f"--address={address!r} refuses: {reason_of(error)}; {tokens.WAY_IN}") from None
     except Exception as error:  # no server, another server, a server of another age
-        raise SettingError(f"--address={address!r} cannot be reached: {str(error).splitlines()[0]}") from None
+        raise SettingError(f"--address={address!r} cannot be reached: {reason_of(error)}") from None
     finally:
         os.environ.update(aside)
 

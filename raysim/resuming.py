@@ -1,6 +1,5 @@
 """Goes on with a run that was stopped: from its newest intact checkpoint, in the same MLflow run."""
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -81,14 +80,14 @@ def find(run: str, tracking_uri: str | None = None, overrides: Sequence[str] = (
         return _in_folder(folder, tracking_uri, overrides)
     uri = resolve_uri(tracking_uri)
     with runs.artifacts(run, uri, ("config.yaml", "run.json"), optional=("summary.json",)) as copied:
-        noted = json.loads((copied / "run.json").read_text(encoding="utf-8"))
+        with runs.reading(run):
+            noted, summary = (runs.json_of(places.at(copied / name)) for name in ("run.json", "summary.json"))
         _check_alone(noted, run)
         kept = places.at(noted["output_dir"])
-        if _holds(kept, run):
+        if runs.holds(kept, run):
             return _in_folder(kept, uri, overrides)
-        settings = config_file.load(copied / "config.yaml", tuple(overrides))
-        if (copied / "summary.json").is_file() and status_of(uri, run) == "FINISHED":
-            summary = json.loads((copied / "summary.json").read_text(encoding="utf-8"))
+        settings = runs.settings_of(copied / "config.yaml", run, overrides)
+        if summary and status_of(uri, run) == "FINISHED":
             return Stopped(settings, kept, uri, noted, summary, is_finished=True)
     folder = places.at(default_folder() / f"{settings.experiment}-{time.strftime('%Y%m%d-%H%M%S')}")
     warn(f"the files of run {run} in {kept} cannot be reached: starting at round 1, new files in {folder}")
@@ -110,23 +109,16 @@ def check_overrides(overrides: Sequence[str]) -> None:
             )
 
 
-def _holds(folder: Place, run_id: str) -> bool:
-    try:
-        return bool(json.loads((folder / "run.json").read_text())["run_id"] == run_id)
-    except (OSError, ValueError, KeyError):
-        return False
-
-
 def _in_folder(folder: Place, tracking_uri: str | None, overrides: Sequence[str]) -> Stopped:
     with runs.reading(folder):
         with (folder / "config.yaml").fetched() as path:
-            settings = config_file.load(path, tuple(overrides))
-        noted, summary = (_json_of(folder / name) for name in ("run.json", "summary.json"))
-    is_finished = summary is not None and bool((noted or {}).get("finished"))
+            settings = runs.settings_of(path, str(folder), overrides)
+        noted, summary = (runs.json_of(folder / name) for name in ("run.json", "summary.json"))
+    is_finished = bool(summary and noted.get("finished"))
     if noted and not is_finished:
         _check_alone(noted, str(folder), str(folder.parent.parent.parent))
-    uri = resolve_uri(tracking_uri or (noted or {}).get("tracking_uri") or settings.tracking.uri)
-    return Stopped(settings, folder, uri, noted or {}, summary, is_finished)
+    uri = resolve_uri(tracking_uri or noted.get("tracking_uri") or settings.tracking.uri)
+    return Stopped(settings, folder, uri, noted, summary or None, is_finished)
 
 
 def _check_alone(noted: Mapping[str, Any], run: str, sweep: str = "FOLDER") -> None:
@@ -136,11 +128,6 @@ def _check_alone(noted: Mapping[str, Any], run: str, sweep: str = "FOLDER") -> N
             f"RUN={run!r} belongs to a trial of a sweep, and goes on with it: `python jobs/sweep.py CONFIG --resume "
             f"{sweep}`"
         )
-
-
-def _json_of(place: Place) -> dict[str, Any] | None:
-    content: dict[str, Any] | None = json.loads(place.read_text()) if place.is_file() else None
-    return content
 
 
 def prepare(stopped: Stopped) -> Experiment:

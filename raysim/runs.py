@@ -1,14 +1,23 @@
-"""What a user calls a run: its output folder, or its id in MLflow."""
+"""What a user calls a run, its output folder or its id in MLflow; and what all who read its files share."""
 
+import json
+import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from raysim import places
-from raysim.errors import SettingError, nearest_first
+import pyarrow as pa
+
+from raysim import config_file, places
+from raysim.config import ExperimentSettings
+from raysim.errors import SettingError, nearest_first, reason_of
 from raysim.place import Place
+
+SETTINGS = "config.yaml"
+"""A file that every folder of a run holds."""
 
 
 def folder_of(run: str) -> Place | None:
@@ -20,23 +29,92 @@ def folder_of(run: str) -> Place | None:
     folder = places.at(run)
     with reading(folder):
         is_folder = folder.is_folder()
-        holds_a_run = is_folder and (folder / "config.yaml").is_file()
+        holds_a_run = is_folder and (folder / SETTINGS).is_file()
     if is_folder and not holds_a_run:
-        raise SettingError(f"RUN={run!r} holds no run: config.yaml is missing; allowed: the output folder of a run")
+        raise SettingError(f"RUN={run!r} holds no run: {SETTINGS} is missing; allowed: the output folder of a run")
     if is_folder:
         return folder
     if re.fullmatch(r"[0-9a-f]{32}", run):
         return None
-    hint = "" if folder.path is None else _nearest(folder.path)
-    raise SettingError(f"RUN={run!r} is neither a folder nor the id of a run in MLflow{hint}")
+    raise SettingError(f"RUN={run!r} is neither a folder nor the id of a run in MLflow{nearest(folder)}")
 
 
-def _nearest(path: Path) -> str:
-    """Return a hint at the folder that may be meant: the one that a file of a run is in, else one beside it."""
-    if (path.parent / "config.yaml").is_file():
-        return f"; nearest folder: {str(path.parent)!r}"
-    beside = [each.name for each in path.parent.glob("*/")] if path.parent.is_dir() else []
-    return f"; nearest folder: {str(path.parent / nearest_first(path.name, beside)[0])!r}" if beside else ""
+def nearest(folder: Place, files: Sequence[str] = (SETTINGS,)) -> str:
+    """Return a hint at the folder that may be meant: one beside it, else the one that a file of a run is in.
+
+    Args:
+        folder: What is not there.
+        files: A folder that may be meant holds one of them.
+    """
+    path = folder.path
+    if path is None:
+        return ""
+
+    def may_be_meant(other: Path) -> bool:
+        return any(os.path.isfile(other / file) for file in files)  # some folders must not be looked into
+
+    beside = [each.name for each in path.parent.glob("*/") if may_be_meant(each)]
+    found = [path.parent / name for name in nearest_first(path.name, beside)]
+    found += [path.parent] if may_be_meant(path.parent) else []
+    return f"; nearest folder: {str(found[0])!r}" if found else ""
+
+
+def holds(folder: Place, run_id: str) -> bool:
+    """Whether the files of a run in MLflow are in a folder that can be reached from here."""
+    try:
+        return bool(json_of(folder / "run.json").get("run_id") == run_id)
+    except (OSError, ValueError):
+        return False
+
+
+def settings_of(config: Path, run: str, overrides: Sequence[str] = ()) -> ExperimentSettings:
+    """Return the settings that were written down of a run.
+
+    Args:
+        config: The file.
+        run: What the user calls the run.
+        overrides: Settings that replace the file's.
+
+    Raises:
+        SettingError: If it cannot be read, or is of a version with other settings.
+    """
+    try:
+        return config_file.load(config, tuple(overrides))
+    except SettingError as error:
+        raise SettingError(f"RUN={run!r}: {error}") from None
+
+
+def json_of(place: Place) -> dict[str, Any]:
+    """Return what a run's file of JSON tells; nothing where there is no such file.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is damaged.
+    """
+    content = json.loads(place.read_text()) if place.is_file() else {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{place.name} is no JSON object")
+    return content
+
+
+def check_told(file: str, there: Container[str], needed: Iterable[str]) -> None:
+    """Raise ValueError if a file of a run lacks a column or an entry.
+
+    Args:
+        file: Its name.
+        there: What it tells.
+        needed: What it has to tell.
+    """
+    lacking = [each for each in needed if each not in there]
+    if lacking:
+        raise ValueError(f"{file} does not tell {lacking[0]!r}; a run of this version does")
+
+
+def digests_in(noted: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return the hashes of data and partition that a run's files tell, or the tags of its MLflow run."""
+    split = summary.get("split", {})
+    found = {what: noted.get(f"{what}_sha256", split.get(what)) for what in ("data", "partition")}
+    return {what: digest for what, digest in found.items() if digest is not None}
 
 
 @contextmanager
@@ -54,8 +132,8 @@ def artifacts(run_id: str, uri: str, names: Sequence[str], optional: Sequence[st
 
 
 @contextmanager
-def reading(folder: Place) -> Iterator[None]:
-    """Name the folder of a run in what goes wrong.
+def reading(run: Place | str) -> Iterator[None]:
+    """Name the run, or its folder, in what goes wrong.
 
     Raises:
         SettingError: If it cannot be read.
@@ -64,6 +142,6 @@ def reading(folder: Place) -> Iterator[None]:
         yield
     except SettingError:
         raise
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise SettingError(f"RUN={str(folder)!r} cannot be read: {reason}") from None
+    except (OSError, ValueError, pa.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or reason_of(error)
+        raise SettingError(f"RUN={str(run)!r} cannot be read: {reason}") from None

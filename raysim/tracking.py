@@ -111,14 +111,20 @@ class MlflowTracker:
             with few_retries():
                 self.client = MlflowClient(uri)
                 self.experiment_id = self._experiment(experiment, beside)
+        except SettingError:
+            raise
         except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise SettingError(f"tracking.uri={uri!r} cannot be opened: {reason}") from None
+            raise SettingError(f"tracking.uri={uri!r} cannot be opened: {reason_of(error)}") from None
         self.run_id, self._parent = "", parent
         self._begun: int | None = None
 
     def _experiment(self, name: str, beside: str) -> str:
         found = self.client.get_experiment_by_name(name)
+        if found is not None and found.lifecycle_stage == "deleted":
+            raise SettingError(
+                f"experiment={name!r} was deleted in MLflow; allowed: another name, or this one after `mlflow "
+                f"experiments restore --experiment-id {found.experiment_id}`"
+            )
         if found is not None:
             return str(found.experiment_id)
         location = f"{beside.partition('?')[0]}/artifacts/{name}" if beside and _is_database(self.uri) else None
@@ -184,8 +190,7 @@ class MlflowTracker:
                 rounds = self.client.get_metric_history(run_id, TIME_OF_RUN)
                 seconds = self.client.get_metric_history(run_id, EVERY_SECOND)
         except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise SettingError(f"tracking.uri={self.uri!r}: run {run_id} cannot go on: {reason}") from None
+            raise SettingError(f"tracking.uri={self.uri!r}: run {run_id} cannot go on: {reason_of(error)}") from None
         self.run_id, self.experiment_id = run_id, str(run.info.experiment_id)
         round, wall_s = max(((point.step, point.value) for point in rounds), default=(0, 0.0))
         return Known(round, wall_s, max((point.step for point in seconds), default=-1))
@@ -323,8 +328,7 @@ def download(uri: str, run_id: str, names: Sequence[str], folder: Path, optional
             for name in (*names, *(set(optional) & there)) if not missing else ():
                 client.download_artifacts(run_id, name, str(folder))
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise SettingError(f"RUN={run_id!r} cannot be read from tracking.uri={uri!r}: {reason}") from None
+        raise SettingError(f"RUN={run_id!r} cannot be read from tracking.uri={uri!r}: {reason_of(error)}") from None
     if missing:
         raise SettingError(f"RUN={run_id!r} has not finished, or is of another version: {missing[0]} is no artifact")
 

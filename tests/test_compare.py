@@ -1,6 +1,7 @@
 """`raysim compare`: rows are runs that differ in their seed alone, and say what the runs' own records say."""
 
 import csv
+import functools
 import io
 import json
 import re
@@ -19,10 +20,11 @@ from conftest import CONFIGS, ROOT, TINY, tiny_settings
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
-from raysim import cli
+from raysim import cli, places
 from raysim.comparison import compare, reached, rows, text_tables, views
 from raysim.comparison.run_record import RunRecord
 from raysim.errors import SettingError
+from raysim.report import write
 
 
 def record(
@@ -360,13 +362,34 @@ def test_a_run_that_was_interrupted_after_its_last_round_is_whole_by_its_id_too(
 
 
 @pytest.mark.slow
-def test_what_cannot_be_compared_is_one_clear_message(made, tmp_path, capsys):
+def test_a_comparison_is_read_at_a_uri_and_its_runs_have_a_report_with_fedavgs_time(made, tmp_path):
+    there = places.at("mock:///copied")
+    for path in made.out.rglob("*.*"):
+        if path.is_file():
+            place = functools.reduce(lambda place, part: place / part, path.relative_to(made.out).parts, there)
+            place.write_bytes(path.read_bytes())
+    ours, theirs = (comparable(compare.compare([str(each)]).content()) for each in (made.out, there))
+    assert ours == theirs
+    run = next(made.out.glob("runs/heterofl*"))
+    run_id = json.loads((run / "summary.json").read_text(encoding="utf-8"))["run_id"]
+    pages = [write.of_named(name, str(tmp_path / "page.html"), made.uri).read_text() for name in (str(run), run_id)]
+    assert all("Its time and energy are those of the same devices" in page for page in pages)
+    assert all("has not finished" not in page for page in pages)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_compared_is_one_clear_message(made, tmp_path, capsys, monkeypatch):
     client = MlflowClient(made.uri)
     foreign = client.create_run(client.create_experiment("someone's"), run_name="foreign").info.run_id
     client.log_metric(foreign, "val_loss", 0.5)
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "config.yaml").write_text((made.alone / "config.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    lost, strange = tmp_path / "lost", tmp_path / "strange"
+    shutil.copytree(made.alone, lost, ignore=shutil.ignore_patterns("rounds*"))
+    shutil.copytree(bare, strange)
+    with (strange / "config.yaml").open("a", encoding="utf-8") as config:
+        config.write("rouds: 3\n")
     for names, message in (
         (["f" * 32], "RUN='ffffffffffffffffffffffffffffffff' is no folder, and no run in sqlite:"),
         ([foreign], f"RUN='{foreign}' has no metric in common with runs of raysim"),
@@ -374,6 +397,10 @@ def test_what_cannot_be_compared_is_one_clear_message(made, tmp_path, capsys):
         (["experiment:someone's"], 'RUN="experiment:someone\'s" has no runs of raysim'),
         (["apartt"], "RUN='apartt' is neither a folder, nor the id of a run, nor an experiment in"),
         ([str(tmp_path / "none")], "is neither a folder nor the id of a run in MLflow, nor an experiment there"),
+        ([f"{made.alone}e"], f"nor an experiment there; nearest folder: {str(made.alone)!r}"),
+        ([str(made.out)[:-1]], f"nor an experiment there; nearest folder: {str(made.out)!r}"),
+        ([str(lost)], f"RUN={str(lost)!r} cannot be compared: rounds.parquet is missing"),
+        ([str(strange)], f"RUN={str(strange)!r}: rouds=3 is not a setting"),
         ([str(made.folder / "store")], "holds no run: config.yaml is missing"),
         ([str(bare)], f"there is no metric to compare: no round has been scored in {bare}"),
         ([str(made.out), "--baseline", "fedvag"], "--baseline='fedvag' is no row; rows, nearest first: 'fedavg'"),
@@ -386,7 +413,13 @@ def test_what_cannot_be_compared_is_one_clear_message(made, tmp_path, capsys):
         assert said.err.count("\n") == 1
         assert not said.out
         assert not (tmp_path / "out").exists()
-    assert left_with("compare", "f" * 32, "--tracking-uri", f"sqlite:///{tmp_path}/none.db") == cli.BAD_INPUT
+    monkeypatch.chdir(tmp_path)
+    assert left_with("compare", "lostt", "--tracking-uri", f"sqlite:///{tmp_path}/none.db") == cli.BAD_INPUT
+    said = capsys.readouterr().err
+    assert "RUN='lostt' is no folder, and tracking.uri=" in said
+    assert f"where runs are kept, is no file; nearest folder: {str(lost)!r}" in said
+    assert left_with("compare", str(made.alone), "--output", "/proc/1") == cli.BAD_INPUT
+    assert "--output='/proc/1' cannot be written: " in capsys.readouterr().err
     assert left_with("compare", "f" * 32, "--tracking-uri", "http://127.0.0.1:9") == cli.BAD_INPUT
     assert "tracking.uri='http://127.0.0.1:9' cannot be read" in capsys.readouterr().err
 

@@ -6,11 +6,12 @@ import shlex
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from clocked import FRAIL, MODES, QUICK
@@ -46,10 +47,10 @@ def run(tmp_path_factory) -> SimpleNamespace:
     return SimpleNamespace(folder=folder / "out", uri=uri, summary=summary, page=Page(html), **tables)
 
 
-def refusal(capsys, *parts: object) -> str:
+def refusal(capsys, *parts: object, command: str = "report") -> str:
     capsys.readouterr()
     with pytest.raises(SystemExit) as left:
-        cli.main(["report", *map(str, parts)])
+        cli.main([command, *map(str, parts)])
     captured = capsys.readouterr()
     assert left.value.code == cli.BAD_INPUT
     assert captured.out == ""
@@ -90,6 +91,7 @@ def test_the_headline_is_what_was_spent(run):
     assert f"{summary['bytes_percent_of_fedavg']:.1f} %" in words
     assert f"{summary['flops_percent_of_fedavg']:.1f} %" in words
     assert f"{100 * summary['accuracy']:.2f} %" in words
+    assert f"{100 * summary['pruning_ratio_mean']:.1f} %of the parameters" in words
     for fate, count in summary["fates"].items():
         assert re.search(rf"\b{count} {fate}\b" if fate != "counted" else rf"work of {count} counted", words)
     assert "never" in words
@@ -208,6 +210,12 @@ def test_the_pages_commands_run(run, capsys, tmp_path, monkeypatch):
     assert f"{100 * run.summary['energy_j'] / dense['energy_j']:.1f} %" in told.words["headline"]
     assert f"fedavg {100 * dense['accuracy']:.2f} %" in told.words["headline"]
     assert len(told.traces("accuracy-2")["fedavg, test set"]["x"]) == 2
+    dense_run = tmp_path / "runs" / "fedavg" / "run.json"
+    noted = json.loads(dense_run.read_text())
+    dense_run.write_text(json.dumps(noted | {"data_sha256": "other"}))
+    assert "has other data than" in refusal(capsys, *commands[3][2:])
+    dense_run.unlink()  # whether its data are the same is not known
+    reported(capsys, *commands[3][2:])
 
 
 def test_a_run_of_long_ago_lacks_parts_and_says_so(run, capsys, tmp_path):
@@ -229,10 +237,29 @@ def test_a_run_that_has_not_finished_is_told_so_far(run, capsys, tmp_path):
         for round in range(1, last + 1):
             part = f"{table}/round_{round:06d}.parquet"
             shutil.copy(run.folder / part, going_on / part)
+    shutil.copy(run.folder / "devices.parquet", going_on)
+    run_id = tracked(going_on, run.uri)
     told = Page(Path(reported(capsys, going_on)).read_text())
     assert "has not finished: 1 of 3 rounds" in told.words["headline"]
+    assert "Its time and energy are those of the same devices" in told.words["headline"]
     (curve,) = [trace["x"] for name, trace in told.traces("accuracy-1").items() if name.startswith("global")]
     assert list(curve) == [1]
+    by_id = Path(reported(capsys, run_id, "--tracking-uri", run.uri, "--output", tmp_path / "by-id.html"))
+    assert by_id.read_text() == (going_on / "report.html").read_text()
+    going_on.rename(tmp_path / "elsewhere")
+    refused = refusal(capsys, run_id, "--tracking-uri", run.uri)
+    assert f"RUN='{run_id}' has not finished, and {going_on}, where its rounds are, cannot be reached" in refused
+
+
+def tracked(folder: Path, uri: str) -> str:
+    """Tell MLflow of a run what it knows while that goes on; return its id."""
+    client = MlflowClient(uri)
+    run_id = client.create_run("0").info.run_id
+    noted = json.loads((folder / "run.json").read_text()) | {"run_id": run_id, "output_dir": str(folder)}
+    (folder / "run.json").write_text(json.dumps(noted))
+    for name in ("config.yaml", "run.json"):
+        client.log_artifact(run_id, str(folder / name))
+    return run_id
 
 
 @pytest.mark.parametrize(
@@ -263,11 +290,55 @@ def test_what_is_no_run_or_has_no_round_is_refused(run, capsys, tmp_path):
     empty.mkdir()
     shutil.copy(run.folder / "config.yaml", empty)
     assert "has no round yet" in refusal(capsys, empty)
-    damaged = tmp_path / "damaged"
-    shutil.copytree(run.folder, damaged)
-    (damaged / "rounds.parquet").write_bytes(b"PAR1 no more")
-    assert "cannot be read" in refusal(capsys, damaged)
     assert f"--output='{run.folder}'" in refusal(capsys, run.folder, "--output", run.folder)
+    assert "--baseline: RUN='nothere' is neither" in refusal(capsys, run.folder, "--baseline", "nothere")
+    (tmp_path / "a-sweep").mkdir()
+    (tmp_path / "a-sweep" / "sweep.yaml").touch()
+    assert f"nearest folder: '{empty}'" in refusal(capsys, tmp_path / "a-swep")
+
+
+def cut_off(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def overwritten(content: bytes) -> bytes:
+    return content[:100] + bytes(len(content) // 2) + content[100 + len(content) // 2 :]
+
+
+def without(column: str) -> Callable[[bytes], bytes]:
+    def dropped(content: bytes) -> bytes:
+        sink = pa.BufferOutputStream()
+        pq.write_table(pq.read_table(pa.BufferReader(content)).drop_columns([column]), sink)
+        return sink.getvalue().to_pybytes()
+
+    return dropped
+
+
+def test_damaged_records_are_one_clear_message_of_every_command(run, capsys, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(run.folder, damaged, ignore=shutil.ignore_patterns("checkpoints"))
+    for name, harm, message, commands in (
+        ("rounds.parquet", cut_off, "cannot be read: ", ("report", "compare", "replay")),
+        ("rounds.parquet", without("energy_j"), "rounds.parquet does not tell 'energy_j'", ("report", "compare")),
+        ("clients.parquet", cut_off, "cannot be read: ", ("report", "replay")),
+        ("clients.parquet", overwritten, "cannot be read: ", ("report", "replay")),
+        ("clients.parquet", without("fate"), "clients.parquet does not tell 'fate'", ("report", "replay")),
+        ("channels.parquet", cut_off, "cannot be read: ", ("report",)),
+        ("channels.parquet", without("unit"), "channels.parquet does not tell 'unit'", ("report",)),
+        ("partition.parquet", cut_off, "cannot be read: ", ("report",)),
+        ("devices.parquet", cut_off, "cannot be read: ", ("report", "replay")),
+        ("plan.json", lambda _: b'{"units": 3}', "plan.json does not tell 'groups'", ("report",)),
+        ("run.json", lambda _: b"[]", "run.json is no JSON object", ("report", "compare", "resume")),
+        ("summary.json", lambda _: b"[]", "summary.json is no JSON object", ("report", "compare", "replay")),
+        ("config.yaml", lambda whole: whole + b"rouds: 3\n", "is not a setting", ("report", "compare", "replay")),
+    ):
+        whole = (damaged / name).read_bytes()
+        (damaged / name).write_bytes(harm(whole))
+        for command in commands:
+            refused = refusal(capsys, damaged, command=command)
+            assert refused.startswith(f"raysim: RUN='{damaged}'")
+            assert message in refused
+        (damaged / name).write_bytes(whole)
 
 
 def test_a_report_that_fails_leaves_a_finished_run_and_is_said(tmp_path, monkeypatch, capsys):

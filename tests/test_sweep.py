@@ -25,6 +25,7 @@ from raysim.actors import connection
 from raysim.comparison import compare
 from raysim.comparison.play import play
 from raysim.errors import RunFailedError, SettingError
+from raysim.report import write
 from raysim.sweep import plan, scored, trial, tuning
 from raysim.sweep.journal import Entry, Journal
 from raysim.sweep.search import Domain, configurations
@@ -357,8 +358,9 @@ def test_each_run_of_a_trial_is_the_run_that_its_config_describes(whole):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_mlflow_has_a_parent_with_the_tables_and_a_child_for_each_run(whole):
-    content, client = content_of(whole), MlflowClient(f"sqlite:///{whole}/store/mlflow.db")
+def test_mlflow_has_a_parent_with_the_tables_and_a_child_for_each_run(whole, tmp_path):
+    content, uri = content_of(whole), f"sqlite:///{whole}/store/mlflow.db"
+    client = MlflowClient(uri)
     runs = client.search_runs([content["experiment_id"]])
     children = {
         run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == content["run_id"]
@@ -391,12 +393,15 @@ def test_mlflow_has_a_parent_with_the_tables_and_a_child_for_each_run(whole):
         kept = {item.path for item in client.list_artifacts(child.info.run_id)}
         assert {"config.yaml", "rounds.parquet", "clients.parquet", "summary.json"} <= kept
         assert ("model.safetensors" in kept) == (state is None)
+        page = write.of_named(child.info.run_id, str(tmp_path / "page.html"), uri).read_text()
+        assert "Its time and energy are those of the same devices" in page
+        assert "of the parameters, mean over clients" in page
     assert children["trial 2 seed 0"].data.params["training.learning_rate"] == "0.1"
     by_folder, by_parent = (
         [{key: value for key, value in row.items() if key != "runs"} for row in compared.table]
         for compared in (
             compare.compare([str(whole / "out")]),
-            compare.compare([content["run_id"]], f"sqlite:///{whole}/store/mlflow.db"),
+            compare.compare([content["run_id"]], uri),
         )
     )
     assert by_folder == by_parent

@@ -328,6 +328,14 @@ def test_the_default_store_is_sqlite_unless_the_environment_says_otherwise(monke
     assert resolve_uri("sqlite:///other.db") == f"sqlite:///{tmp_path}/other.db"
 
 
+def test_an_experiment_that_was_deleted_is_told_with_the_way_back(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracker = MlflowTracker(uri, "digits")
+    tracker.client.delete_experiment(tracker.experiment_id)
+    with pytest.raises(SettingError, match=f"^experiment='digits' was deleted .* {tracker.experiment_id}`$"):
+        MlflowTracker(uri, "digits")
+
+
 def test_a_store_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.db").write_text("this is no database, and long enough to be looked at as one" * 10)
     with pytest.raises(SettingError, match=r"broken.db.*cannot be opened"):

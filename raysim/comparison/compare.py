@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysim import files
+from raysim import files, places
 from raysim.comparison import reached, rows, views
 from raysim.comparison.rows import Row
 from raysim.comparison.sources import Sources
 from raysim.comparison.views import Column
 from raysim.errors import SettingError
-from raysim.run_folder import make_folder
+from raysim.run_folder import as_setting, make_folder
 
 FILES = ("compare.md", "compare.csv", "compare.tex", "compare.json", "compare.html")
 
@@ -93,6 +93,9 @@ def _check_scored(grouped: Sequence[Row], baseline: Row) -> None:
     unscored = [row for row in grouped if not any("accuracy" in reached.figures_of(run.rounds) for run in row.runs)]
     if not unscored or (baseline not in unscored and len(unscored) < len(grouped) - 1):
         return
+    for run in unscored[0].runs:
+        if not run.rounds and not run.state:
+            raise SettingError(f"RUN={run.name!r} cannot be compared: rounds.parquet is missing")
     named = ", ".join(run.name for run in unscored[0].runs[:3])
     raise SettingError(f"there is no metric to compare: no round has been scored in {named}")
 
@@ -107,7 +110,7 @@ def write(compared: Compared, folder: Path) -> None:
     """Write the table as Markdown, CSV, LaTeX and JSON, and the report.
 
     Raises:
-        SettingError: If the folder cannot be made.
+        SettingError: If the folder cannot be made or written.
     """
     from raysim.comparison import page  # Plotly takes a while to import
 
@@ -118,5 +121,6 @@ def write(compared: Compared, folder: Path) -> None:
         json.dumps(compared.content(), indent=2),
         page.render(title, compared.rows, compared.table, columns, notes, compared.targets),
     )  # fmt: skip
-    for name, text in zip(FILES, texts, strict=True):
-        files.write_text(folder / name, text)
+    with as_setting(places.at(folder), "cannot be written"):
+        for name, text in zip(FILES, texts, strict=True):
+            files.write_text(folder / name, text)

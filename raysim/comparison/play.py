@@ -3,7 +3,8 @@
 import tempfile
 import time
 import traceback
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from raysim.errors import RunFailedError
 from raysim.methods import resolve as methods
 from raysim.scenario import Scenario
 from raysim.simulation import InProcessRunner
-from raysim.types import Columns, RoundReport, Storage
+from raysim.types import Columns, Devices, RoundReport, Storage
 
 LAST = 10
 """Evaluations whose mean is the primary accuracy (specification, section 4)."""
@@ -34,6 +35,8 @@ class Outcome:
         failure: Why it stopped before its last round, else empty.
         details: The traceback of an unexpected failure.
         untold: Metrics of its rounds that MLflow is not told of.
+        full_model: What the full model costs, by name.
+        devices: Those of all clients; none = its process was lost.
     """
 
     digests: dict[str, str]
@@ -45,6 +48,8 @@ class Outcome:
     failure: str = ""
     details: str = ""
     untold: frozenset[str] = frozenset()
+    full_model: Mapping[str, Any] = field(default_factory=dict)
+    devices: Devices | None = None
 
     @property
     def accuracies(self) -> list[float]:
@@ -54,9 +59,10 @@ class Outcome:
 
 def play(scenario: Scenario) -> Outcome:
     """Play a scenario in this process; a failure is part of the outcome, not an exception."""
-    untold = metrics.left_out(scenario.workload.population.devices, scenario.diagnose_every > 0)
+    devices = scenario.workload.population.devices
     found: dict[str, Any] = {
-        "started_ms": int(time.time() * 1000), "digests": digests_of(scenario), "untold": untold,
+        "started_ms": int(time.time() * 1000), "digests": digests_of(scenario), "devices": devices,
+        "untold": metrics.left_out(devices, scenario.diagnose_every > 0), "full_model": asdict(scenario.costs.dense),
     }  # fmt: skip
     reports: list[RoundReport] = []
     started = time.monotonic()

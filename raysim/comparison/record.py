@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raysim import checkpoint, config_file, files, records
+from raysim import checkpoint, config_file, device_storage, files, records
 from raysim.comparison import table, views
 from raysim.comparison.plan import Comparison, Run
 from raysim.comparison.play import Outcome
@@ -86,11 +86,16 @@ class Record:
             written.append(records.write_all(columns, folder / "clients.parquet"))
             rounds = [records.round_columns(report) for report in outcome.reports]
             written.append(records.write_all(rounds, folder / "rounds.parquet"))
+        if outcome.devices is not None:
+            device_storage.save(outcome.devices, folder / "devices.parquet")
+            written.append(folder / "devices.parquet")
         if outcome.params is not None:
             served = {key: torch.from_numpy(np.array(value)) for key, value in outcome.params.items()}
             checkpoint.save_params(served, folder / "model.safetensors")
         tracker = self._begun(run, outcome)
-        summary = figures | {"run_id": tracker.run_id, "split": outcome.digests}
+        summary = figures | {
+            "run_id": tracker.run_id, "split": outcome.digests, "full_model": dict(outcome.full_model),
+        }  # fmt: skip
         written.append(files.write_text(folder / "summary.json", json.dumps(summary, indent=2)))
         _track(tracker, outcome, written)
         self.figures.append(figures)

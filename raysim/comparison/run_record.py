@@ -1,6 +1,5 @@
 """What is recorded of a run that is compared: its settings, its rounds, and how it ended."""
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from raysim import config_file, places, records, runs
+from raysim import places, records, runs
 from raysim.config import ExperimentSettings
-from raysim.errors import SettingError
 from raysim.place import Place
 from raysim.types import Columns
 
 STOPPED_EARLY = "stopped early"
 """How a trial of a sweep ended that was given up for better ones."""
+COLUMNS = ("round", "accuracy", "simulated_s", "bytes", "energy_j")
+"""What a table of rounds has to tell."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,13 +62,12 @@ def of_folder(folder: Place) -> RunRecord:
     name = str(folder)
     with runs.reading(folder):
         with (folder / "config.yaml").fetched() as path:
-            settings = config_file.load(path)
-        noted, summary = (_json_of(folder / file) for file in ("run.json", "summary.json"))
+            settings = runs.settings_of(path, name)
+        noted, summary = (runs.json_of(folder / file) for file in ("run.json", "summary.json"))
         rounds = _rounds_of(folder, is_over=bool(summary))
     run_id = str(summary.get("run_id") or noted.get("run_id") or "")
-    return RunRecord(
-        name, run_id, settings, _state_of(summary, noted), digests_in(noted, summary), rounds, summary.get("label")
-    )
+    state, digests = _state_of(summary, noted), runs.digests_in(noted, summary)
+    return RunRecord(name, run_id, settings, state, digests, rounds, summary.get("label"))
 
 
 def _state_of(summary: Mapping[str, Any], noted: Mapping[str, Any]) -> str:
@@ -77,32 +76,22 @@ def _state_of(summary: Mapping[str, Any], noted: Mapping[str, Any]) -> str:
     return "failed" if summary.get("failure") else str(summary.get("state", ""))
 
 
-def digests_in(noted: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, str]:
-    """Return the hashes of data and partition that a run's files tell, or the tags of its MLflow run."""
-    split = summary.get("split", {})
-    found = {what: noted.get(f"{what}_sha256", split.get(what)) for what in ("data", "partition")}
-    return {what: digest for what, digest in found.items() if digest is not None}
-
-
 def _rounds_of(folder: Place, is_over: bool) -> Columns:
     """Return the rounds of a run; where it is not over those of its parts, since the table may be of before."""
     table, parts = folder / "rounds.parquet", folder / "rounds"
     has_parts = any(part.name.endswith(".parquet") for part in parts.children())
     if table.is_file() and (is_over or not has_parts):
-        return records.read(table)
+        return _read(table)
     if not has_parts:
         return {}
     with tempfile.TemporaryDirectory() as merged:
-        return records.read(records.merge_parts(parts, Path(merged) / "rounds.parquet", together=True))
+        return _read(records.merge_parts(parts, Path(merged) / "rounds.parquet", together=True))
 
 
-def _json_of(place: Place) -> dict[str, Any]:
-    if not place.is_file():
-        return {}
-    content = json.loads(place.read_text())
-    if not isinstance(content, dict):
-        raise ValueError(f"{place.name} is no JSON object")
-    return content
+def _read(table: Place) -> Columns:
+    rounds = records.read(table)
+    runs.check_told(table.name, rounds, COLUMNS)
+    return rounds
 
 
 def of_artifacts(copied: Path, name: str, state: str, tags: Mapping[str, str]) -> RunRecord:
@@ -111,14 +100,12 @@ def of_artifacts(copied: Path, name: str, state: str, tags: Mapping[str, str]) -
     What its summary tells goes before the state: interrupted after its last round, a run has one and is whole.
     """
     table = places.at(copied / "rounds.parquet")
-    try:
-        summary = _json_of(places.at(copied / "summary.json"))
-        rounds = records.read(table) if table.is_file() else {}
-        settings = config_file.load(copied / "config.yaml")
-    except (ValueError, OSError) as error:
-        raise SettingError(f"RUN={name!r} cannot be read: {str(error).splitlines()[0]}") from None
+    with runs.reading(name):
+        summary = runs.json_of(places.at(copied / "summary.json"))
+        rounds = _read(table) if table.is_file() else {}
+        settings = runs.settings_of(copied / "config.yaml", name)
     state = _state_of(summary, {}) if summary else state
-    return RunRecord(name, name, settings, state, digests_in(tags, {}), rounds, tags.get("label"))
+    return RunRecord(name, name, settings, state, runs.digests_in(tags, {}), rounds, tags.get("label"))
 
 
 JOULES = "energy/total_j"

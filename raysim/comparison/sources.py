@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "experiment:"
 """Before the name of an MLflow experiment that a folder or a file is called like, too."""
-FOLDERS_OF = {"comparison.yaml": ("runs/*",), "sweep.yaml": ("trials/*/seed-*",)}
-"""Files that tell what a folder holds, with where in it the runs are."""
+FOLDERS_OF = {"comparison.yaml": ("runs", 1), "sweep.yaml": ("trials", 2)}
+"""Files that tell what a folder holds, with where in it the runs are, and how many levels below."""
 PARENTS = ("comparison", "sweep")
 """Kinds of MLflow runs that have children in their place."""
 LEFT = ("rounds.parquet",)
@@ -71,11 +71,16 @@ class Sources:
             is_folder = folder.is_folder()
         if is_folder:
             return self._folder(folder, name)
-        if re.fullmatch(r"[0-9a-f]{32}", name):
-            return self._tracked(name)
-        if "/" not in name:
-            return self._experiment(name, name)
-        raise SettingError(f"RUN={name!r} is neither a folder nor the id of a run in MLflow, nor an experiment there")
+        hint = runs.nearest(folder, (runs.SETTINGS, *FOLDERS_OF))
+        if "/" in name:
+            raise SettingError(
+                f"RUN={name!r} is neither a folder nor the id of a run in MLflow, nor an experiment there{hint}"
+            )
+        try:
+            _ = self._store
+        except SettingError as error:
+            raise SettingError(f"RUN={name!r} is no folder, and {error}{hint}") from None
+        return self._tracked(name) if re.fullmatch(r"[0-9a-f]{32}", name) else self._experiment(name, name, hint)
 
     def _folder(self, folder: Place, name: str) -> list[RunRecord]:
         with runs.reading(folder):
@@ -87,19 +92,20 @@ class Sources:
                 )
         if not kinds:
             return [run_record.of_folder(folder)]
-        path = folder.path or Path()  # comparisons and sweeps are on this machine
-        inside = [each for pattern in FOLDERS_OF[kinds[0]] for each in sorted(path.glob(pattern))]
-        found = [run_record.of_folder(places.at(each)) for each in inside if (each / "config.yaml").is_file()]
+        with runs.reading(folder):
+            inside, levels = FOLDERS_OF[kinds[0]]
+            below = [each for each in _below(folder / inside, levels) if (each / "config.yaml").is_file()]
+        found = [run_record.of_folder(each) for each in below]
         if not found:
             raise SettingError(f"RUN={name!r} holds no run yet")
-        return sorted(found, key=_place_in(path / "comparison.yaml")) if kinds[0] == "comparison.yaml" else found
+        return sorted(found, key=_place_in(folder / "comparison.yaml")) if kinds[0] == "comparison.yaml" else found
 
-    def _experiment(self, given: str, name: str) -> list[RunRecord]:
+    def _experiment(self, given: str, name: str, hint: str = "") -> list[RunRecord]:
         tracked = self._store.experiment(name)
         if tracked is None:
             known = nearest_first(name, self._store.experiments())[:5]
             what = "no experiment" if given != name else "neither a folder, nor the id of a run, nor an experiment"
-            raise SettingError(f"RUN={given!r} is {what} in {self._store.uri}; experiments: {', '.join(known)}")
+            raise SettingError(f"RUN={given!r} is {what} in {self._store.uri}; experiments: {', '.join(known)}{hint}")
         return self._all_of(tracked, given)
 
     def _tracked(self, run_id: str) -> list[RunRecord]:
@@ -143,9 +149,16 @@ class Sources:
         return replace(record, rounds=run_record.rounds_from(histories))
 
 
-def _place_in(file: Path) -> Callable[[RunRecord], int]:
+def _below(folder: Place, levels: int) -> list[Place]:
+    """Return what is in a folder, so many levels below it."""
+    inside = folder.children() if folder.is_folder() else []
+    return inside if levels == 1 else [each for child in inside for each in _below(child, levels - 1)]
+
+
+def _place_in(file: Place) -> Callable[[RunRecord], int]:
     """Return what gives a run's place among the rows of a comparison's file."""
-    methods = config_file.read_yaml(file).get("methods", [])
+    with runs.reading(file), file.fetched() as path:
+        methods = config_file.read_yaml(path, "RUN").get("methods", [])
     labels = [each.get("label") or each.get("name") if isinstance(each, dict) else each for each in methods]
     return lambda record: labels.index(record.label) if record.label in labels else len(labels)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysim import config_file, device_storage, records, runs
+from raysim import device_storage, places, records, runs
 from raysim.budget_solver import BudgetSolver
 from raysim.clock import CohortLoad
 from raysim.config import ExperimentSettings
@@ -90,21 +90,14 @@ def _of_folder(folder: Path, name: str) -> Recorded:
         raise SettingError(f"RUN={name!r} has not finished: {missing[0]} is missing; allowed: a finished run")
     if missing:
         raise SettingError(f"RUN={name!r}: {missing[0]} is missing; a run of this version writes it")
-    try:
-        summary, budgets = (
-            json.loads((folder / file).read_text(encoding="utf-8")) for file in ("summary.json", "budgets.json")
-        )
+    with runs.reading(name):
+        summary = runs.json_of(places.at(folder / "summary.json"))
+        budgets = json.loads((folder / "budgets.json").read_text(encoding="utf-8"))
         clients, rounds = (records.read(folder / f"{table}.parquet") for table in ("clients", "rounds"))
         devices = device_storage.load(folder / "devices.parquet")
-    except (ValueError, OSError) as error:
-        raise SettingError(f"RUN={name!r} cannot be read: {str(error).splitlines()[0]}") from None
-    for file, there, needed in (
-        ("summary.json", summary, SUMMARY_KEYS), ("clients.parquet", clients, CLIENT_COLUMNS),
-        ("rounds.parquet", rounds, ROUND_COLUMNS),
-    ):  # fmt: skip
-        lacking = [each for each in needed if each not in there]
-        if lacking:
-            raise SettingError(f"RUN={name!r}: {file} does not tell {lacking[0]!r}; a run of this version does")
+        runs.check_told("summary.json", summary, SUMMARY_KEYS)
+        runs.check_told("clients.parquet", clients, CLIENT_COLUMNS)
+        runs.check_told("rounds.parquet", rounds, ROUND_COLUMNS)
     solver = None if budgets is None else BudgetSolver.from_json(budgets)
-    settings = config_file.load(folder / "config.yaml")
+    settings = runs.settings_of(folder / "config.yaml", name)
     return Recorded(name, settings, summary, clients, rounds, solver, devices)

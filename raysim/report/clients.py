@@ -48,6 +48,13 @@ class ClientsOfRounds:
     tier_of: NDArray[np.str_]
     shown: dict[int, Columns]
 
+    @property
+    def pruning_ratio(self) -> float:
+        """Mean over the client rounds that counted; NaN where none did."""
+        known = self.counted > 0
+        total = int(self.counted.sum())
+        return float((self.mean_pruning * self.counted)[known].sum()) / total if total else np.nan
+
 
 def by_round(path: Path, names: Sequence[str] = COLUMNS) -> Iterator[Columns]:
     """Yield the rows of each round; a row group at a time is in memory, and holds whole rounds.

@@ -1,5 +1,6 @@
 """What FedAvg would have taken in a run's place: the same clients in the same rounds, training the full model."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,12 @@ from raysim.types import Columns, Devices
 NEEDED = ("examples", "planned_steps", "planned_epochs", "energy_j")
 
 
+def _full_model(recorded: Recorded) -> Mapping[str, Any]:
+    """Return what the full model costs; empty where that is not known."""
+    told: Mapping[str, Any] = recorded.summary.get("full_model") or recorded.noted.get("full_model") or {}
+    return told
+
+
 class FedAvg:
     """Sums up the seconds and joules of dense clients, round by round.
 
@@ -21,7 +28,7 @@ class FedAvg:
     """
 
     def __init__(self, recorded: Recorded, devices: Devices) -> None:
-        self._devices, self._model = devices, recorded.summary["full_model"]
+        self._devices, self._model = devices, _full_model(recorded)
         self._seed, self._epochs = int(recorded.settings["seed"]), int(recorded.settings["training"]["epochs"])
         self._server_s = float(recorded.settings["clock"].get("server_s") or 0.0)
         self._round_s = dict(zip(recorded.rounds["round"].tolist(), recorded.rounds["round_s"].tolist(), strict=True))
@@ -36,12 +43,7 @@ class FedAvg:
             rows: Some round's rows.
         """
         is_async = recorded.settings["clock"].get("mode") == "async"
-        if (
-            is_async
-            or recorded.devices is None
-            or "full_model" not in recorded.summary
-            or not set(NEEDED) <= set(rows)
-        ):
+        if is_async or recorded.devices is None or not _full_model(recorded) or not set(NEEDED) <= set(rows):
             return None
         return FedAvg(recorded, recorded.devices)
 
@@ -64,7 +66,7 @@ class FedAvg:
         ).sum())  # fmt: skip
 
     def _load(self, rows: Columns) -> CohortLoad:
-        model: dict[str, Any] = self._model
+        model = self._model
         seen = rows["examples"] * self._epochs
         travels = np.full(len(seen), int(model["model_bytes"]))
         return CohortLoad(

@@ -64,7 +64,7 @@ def section(
     elif baseline is None:
         text += TIMED
     headings = ("", "this run", name, f"per cent of {name}")
-    html = cards(_cards(recorded, own, other, name)) + table(headings, _rows(own, other))
+    html = cards(_cards(recorded, own, other, name, clients.pruning_ratio)) + table(headings, _rows(own, other))
     if how := standing(recorded):
         html = paragraph(how) + html
     html += paragraph(_lost(clients))
@@ -126,7 +126,7 @@ def _share(value: float, of: float) -> float:
     return 100 * value / of if of else nan
 
 
-def _cards(recorded: Recorded, own: Figures, other: Figures, name: str) -> list[Card]:
+def _cards(recorded: Recorded, own: Figures, other: Figures, name: str, pruning_ratio: float) -> list[Card]:
     best = recorded.rounds.get("accuracy/best")
     told = [] if best is None else [f"best {percent(100 * float(np.nanmax(best.astype(np.float64))), 2)}"]
     told += [f"{name} {percent(100 * other.accuracy, 2)}"] if isfinite(other.accuracy) else []
@@ -138,9 +138,8 @@ def _cards(recorded: Recorded, own: Figures, other: Figures, name: str) -> list[
         if value:
             more = f"of {name}'s; {text(value)}" if isfinite(share) else ""
             shown.append(Card(what, percent(share) if isfinite(share) else text(value), more))
-    ratio = recorded.summary.get("pruning_ratio_mean")
-    if ratio is not None:
-        shown.append(Card("pruning ratio", percent(100 * ratio), "of the parameters, mean over clients"))
+    if isfinite(pruning_ratio):
+        shown.append(Card("pruning ratio", percent(100 * pruning_ratio), "of the parameters, mean over clients"))
     return shown
 
 

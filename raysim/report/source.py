@@ -1,6 +1,5 @@
 """Where the records of a run lie: in its folder, whether it has finished or not, or among its artifacts in MLflow."""
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import pyarrow.parquet as pq
 
-from raysim import config_file, device_storage, records, runs
-from raysim.errors import SettingError, reason_of
+from raysim import device_storage, places, records, runs
+from raysim.errors import SettingError
 from raysim.place import Place
 from raysim.types import Columns, Devices
 
@@ -21,6 +20,16 @@ WHERE_THERE = (
     "partition.png",
 )  # fmt: skip
 """Files without which a report lacks a part, and says so."""
+COLUMNS = {
+    "rounds.parquet": ("round", "round_s", "simulated_s", "bytes", "energy_j", "accuracy"),
+    "clients.parquet": (
+        "round", "client", "tier", "fate", "start_s", "lasts_s", "pruning_ratio", "download_s", "compute_s",
+        "upload_s", "total_s",
+    ),
+    "channels.parquet": ("round", "unit", "clients", "examples"),
+    "partition.parquet": ("client", "label", "rows"),
+}  # fmt: skip
+"""What tables have to tell, where they are there."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,8 +39,8 @@ class Recorded:
     Attributes:
         name: Folder or run id.
         files: A folder on this machine with its records; tables of clients and channels are read from there.
-        settings: The experiment, as it was written down.
-        yaml: The same as text.
+        settings: The experiment, as nested names and values.
+        yaml: The same as it was written down.
         rounds: One row per round.
         summary: What it reached and spent; empty where it has not finished.
         noted: What run.json tells: which run it is, versions, digests.
@@ -77,8 +86,31 @@ def of_run(run: str, tracking_uri: str | None = None) -> Iterator[Recorded]:
         return
     from raysim import tracking  # MLflow takes seconds to import
 
-    with runs.artifacts(run, tracking.resolve_uri(tracking_uri), NEEDED, WHERE_THERE) as copied:
-        yield _read(copied, run)
+    uri = tracking.resolve_uri(tracking_uri)
+    with runs.artifacts(run, uri, NEEDED[:1], (*NEEDED[1:], *WHERE_THERE)) as copied:
+        kept = None if (copied / "summary.json").is_file() else _kept(copied, run)
+        if kept is None:
+            yield _read(copied, run)
+            return
+        with of_folder(kept, run) as recorded:
+            yield recorded
+
+
+def _kept(copied: Path, run_id: str) -> Place | None:
+    """Return the folder of a run that is not over, which knows more of it than MLflow; none = it tells no folder.
+
+    Raises:
+        SettingError: If the folder cannot be reached, and MLflow has no round.
+    """
+    with runs.reading(run_id):
+        folder = runs.json_of(places.at(copied / "run.json")).get("output_dir")
+    if folder is None:
+        return None
+    if runs.holds(places.at(folder), run_id):
+        return places.at(folder)
+    if not (copied / "rounds.parquet").is_file():
+        raise SettingError(f"RUN={run_id!r} has not finished, and {folder}, where its rounds are, cannot be reached")
+    return None
 
 
 @contextmanager
@@ -120,21 +152,20 @@ def _read(files: Path, name: str) -> Recorded:
     missing = [file for file in NEEDED if not (files / file).is_file()]
     if missing:
         raise SettingError(f"RUN={name!r} cannot be shown: {missing[0]} is missing; a run of this version writes it")
-    try:
+    settings = runs.settings_of(files / "config.yaml", name).model_dump()
+    with runs.reading(name):
+        for table, needed in COLUMNS.items():
+            if (files / table).is_file():
+                runs.check_told(table, pq.read_schema(files / table).names, needed)
         rounds = records.read(files / "rounds.parquet")
-        summary, noted, plan = (_json_of(files / file) for file in ("summary.json", "run.json", "plan.json"))
+        places_of = (places.at(files / file) for file in ("summary.json", "run.json", "plan.json"))
+        summary, noted, plan = map(runs.json_of, places_of)
+        if plan:
+            runs.check_told("plan.json", plan, ("groups",))
         devices = files / "devices.parquet"
         known = device_storage.load(devices) if devices.is_file() else None
-    except (ValueError, OSError, pa.ArrowException) as error:
-        raise SettingError(f"RUN={name!r} cannot be read: {reason_of(error)}") from None
     if not len(rounds["round"]):
         raise SettingError(f"RUN={name!r} has no round yet: nothing can be told of it")
     groups = {group["name"]: int(group["size"]) for group in plan["groups"]} if plan else None
     text = (files / "config.yaml").read_text(encoding="utf-8")
-    settings = config_file.read_yaml(files / "config.yaml", "RUN")
     return Recorded(name, files, settings, text, rounds, summary, noted, groups, known)
-
-
-def _json_of(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return content

@@ -1,6 +1,7 @@
 """From a run's records to its report."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 
@@ -47,16 +48,29 @@ def of_named(
     place = places.at(output or (f"report-{run}.html" if folder is None else folder / FILE))
     with ExitStack() as stack:
         recorded = stack.enter_context(of_run(run, tracking_uri))
-        other = None if baseline is None else stack.enter_context(of_run(baseline, tracking_uri))
-        _check_data(recorded, other)
-        text = render(recorded, other)
+        other = None if baseline is None else stack.enter_context(_baseline(baseline, tracking_uri))
+        if other is not None:
+            _check_data(recorded, other)
+        with runs.reading(run):
+            text = render(recorded, other)
     with as_setting(place, "cannot be written"):
         return place.write_text(text)
 
 
-def _check_data(recorded: Recorded, baseline: Recorded | None) -> None:
-    digests = {each.noted.get("data_sha256") for each in (recorded, baseline) if each is not None}
-    if len(digests) > 1 and baseline is not None:
+@contextmanager
+def _baseline(run: str, tracking_uri: str | None) -> Iterator[Recorded]:
+    with ExitStack() as stack:
+        try:
+            recorded = stack.enter_context(of_run(run, tracking_uri))
+        except SettingError as error:
+            raise SettingError(f"--baseline: {error}") from None
+        yield recorded
+
+
+def _check_data(recorded: Recorded, baseline: Recorded) -> None:
+    """Refuse a baseline of which it is known that it has other data."""
+    known = (runs.digests_in(each.noted, each.summary).get("data") for each in (recorded, baseline))
+    if len(set(known) - {None}) > 1:
         raise SettingError(
             f"--baseline={baseline.name!r} has other data than RUN={recorded.name!r}; allowed: the same"
         )

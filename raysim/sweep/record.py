@@ -26,7 +26,7 @@ from raysim.tracking import NOTHING, MlflowTracker, resolve_uri
 TRIALS, IN_MLFLOW = "trials.json", "mlflow.json"
 LEFT = (
     "rounds.parquet", "clients.parquet", "channels.parquet", "plan.json", "devices.parquet", "summary.json",
-    "model.safetensors",
+    "model.safetensors", "run.json",
 )  # fmt: skip
 """What a run leaves at its end, as far as it got there."""
 

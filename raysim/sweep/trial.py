@@ -5,7 +5,7 @@ import json
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from raysim import checkpoint, config_file, continuation, metrics, population, records, simulation
 from raysim.config import ExperimentSettings
@@ -93,7 +93,7 @@ class _Player:
             untold = metrics.left_out(workload.population.devices, is_diagnosed)
             noted = {
                 "data_sha256": workload.data.digest, "partition_sha256": population.digest(workload.population),
-                "untold": sorted(untold), "environment": environment(),
+                "untold": sorted(untold), "environment": environment(), "full_model": asdict(scenario.costs.dense),
             }  # fmt: skip
             (folder / "run.json").write_text(json.dumps(noted, indent=2))
             (folder / "config.yaml").write_text(config_file.to_yaml(settings))
