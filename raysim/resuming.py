@@ -115,6 +115,8 @@ def _in_folder(folder: Place, tracking_uri: str | None, overrides: Sequence[str]
             settings = runs.settings_of(path, str(folder), overrides)
         noted, summary = (runs.json_of(folder / name) for name in ("run.json", "summary.json"))
     is_finished = bool(summary and noted.get("finished"))
+    if summary and not noted:
+        raise SettingError(f"RUN={str(folder)!r} is of a comparison, which plays it whole; allowed: a run of its own")
     if noted and not is_finished:
         _check_alone(noted, str(folder), str(folder.parent.parent.parent))
     uri = resolve_uri(tracking_uri or noted.get("tracking_uri") or settings.tracking.uri)

@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from rich.console import Console
 from safetensors.torch import load_file
 
-from raysim import arrays, cli, config_file, simulation
+from raysim import arrays, cli, config_file, resuming, simulation
 from raysim.comparison import compare, plan, table, views
 from raysim.comparison.play import digests_of, play
 from raysim.errors import SettingError
@@ -141,6 +141,11 @@ def test_all_runs_share_one_split(finished):
     runs = client.search_runs([content["experiment_id"]])
     for what in ("data", "partition", "test_rows"):
         assert {run.data.tags[f"{what}_sha256"] for run in runs} == {content["split"][what]}
+
+
+def test_a_run_of_a_comparison_is_not_resumed(finished):
+    with pytest.raises(SettingError, match="is of a comparison, which plays it whole"):
+        resuming.find(str(next((finished.out / "runs").iterdir())))
 
 
 def test_the_split_has_a_seed_of_its_own():
