@@ -19,7 +19,7 @@ from raysim.report.source import Recorded
 
 DENSE = (
     "FedAvg stands for the same clients in the same rounds, each training the full model. Its bytes and FLOPs were "
-    "counted beside the run's own. Its accuracy takes a run of its own: `raysim report RUN --baseline RUN`."
+    "counted beside the run's own. Its accuracy takes a run of its own: `raysim report RUN --baseline OTHER`."
 )
 TIMED = (
     " Its time and energy are those of the same devices and links, the server waiting for the last client whose work "
