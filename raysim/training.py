@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.optim.adam import adam
 
+from raysim.memory_format import computing_on, laid_out
+from raysim.plain_descent import PlainDescent
 from raysim.types import Params
 
 BatchLoss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -224,7 +227,7 @@ def train(
     """
     hooks = hooks or LocalHooks()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    step = optimizer_step(parameters, learning_rate, local)
+    descent = descent_of(model, parameters, learning_rate, local, hooks)
     batches = batch_slices(len(labels), local.batch_size)
     inputs = laid_out(inputs, local.memory_format)
     model.train()
@@ -236,16 +239,10 @@ def train(
         for batch in batches:
             rows = shuffled[batch]
             batch_inputs = inputs[rows] if augment is None else augment(inputs[rows])
-            with computing_in(local.precision, batch_inputs):
-                loss = hooks.loss(model, batch_inputs, labels[rows])
-            gradients = list(torch.autograd.grad(loss, parameters, materialize_grads=True))
-            for observe in hooks.observe:
-                observe(gradients)
-            for correct in hooks.correct:
-                gradients = correct(gradients)
-            if local.clip_norm is not None:
-                gradients = clipped(gradients, local.clip_norm)
-            step(gradients)
+            with computing_on(model, local.memory_format), descent.watching():
+                with computing_in(local.precision, batch_inputs):
+                    loss = hooks.loss(model, batch_inputs, labels[rows])
+                descent.step(loss)
             for after_step in hooks.after_step:
                 after_step()
             total += loss.detach().double() * len(rows)
@@ -256,18 +253,59 @@ def train(
     return Trained(float(total) / (len(labels) * epochs), epochs)
 
 
+class Descent(Protocol):
+    """Changes parameters along the gradient of a loss."""
+
+    def watching(self) -> AbstractContextManager[None]:
+        """Return the context in which the loss is computed, and the step taken."""
+        ...
+
+    def step(self, loss: torch.Tensor) -> None:
+        """Change the parameters in place."""
+        ...
+
+
+class HookedDescent:
+    """Steps an optimizer along gradients that hooks see and may replace."""
+
+    def __init__(
+        self, parameters: list[nn.Parameter], learning_rate: float, local: LocalTraining, hooks: LocalHooks
+    ) -> None:
+        self._parameters, self._clip_norm, self._hooks = parameters, local.clip_norm, hooks
+        self._step = optimizer_step(parameters, learning_rate, local)
+
+    def watching(self) -> AbstractContextManager[None]:
+        """Return a context that does nothing."""
+        return nullcontext()
+
+    def step(self, loss: torch.Tensor) -> None:
+        """Change the parameters in place."""
+        gradients = list(torch.autograd.grad(loss, self._parameters, materialize_grads=True))
+        for observe in self._hooks.observe:
+            observe(gradients)
+        for correct in self._hooks.correct:
+            gradients = correct(gradients)
+        if self._clip_norm is not None:
+            gradients = clipped(gradients, self._clip_norm)
+        self._step(gradients)
+
+
+def descent_of(
+    model: nn.Module, parameters: list[nn.Parameter], learning_rate: float, local: LocalTraining, hooks: LocalHooks
+) -> Descent:
+    """Return how a client descends; gradients are written down only where something looks at them or keeps them."""
+    asks_more = local.momentum, local.weight_decay, local.clip_norm, hooks.observe, hooks.correct
+    on_cpu = all(parameter.is_cpu for parameter in parameters)
+    if local.optimizer == "sgd" and local.precision == "float32" and on_cpu and not any(asks_more):
+        return PlainDescent(model, parameters, learning_rate)
+    return HookedDescent(parameters, learning_rate, local, hooks)
+
+
 def computing_in(precision: str, inputs: torch.Tensor) -> AbstractContextManager[object]:
     """Return a context in which layers compute in a precision."""
     if precision == "float32":
         return nullcontext()
     return torch.autocast(inputs.device.type, torch.bfloat16)
-
-
-def laid_out(inputs: torch.Tensor, memory_format: str) -> torch.Tensor:
-    """Return images in a memory format; what is no image stays as it is."""
-    if memory_format == "contiguous" or inputs.dim() != 4:
-        return inputs
-    return inputs.contiguous(memory_format=torch.channels_last)
 
 
 def clipped(gradients: list[torch.Tensor], max_norm: float) -> list[torch.Tensor]:

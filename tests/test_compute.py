@@ -26,8 +26,9 @@ def changes(contribution: Contribution) -> torch.Tensor:
     return torch.cat([sums.value(key).flatten() for key in sums.totals])
 
 
-def test_channels_last_changes_no_more_than_the_last_bits() -> None:
-    colour = ("data.name=noise", "data.options={shape: [3, 8, 8], train_rows: 200, test_rows: 20}")
+@pytest.mark.parametrize("model", [(), ("model.name=cnn-dropout", "model.options={}")], ids=["cnn", "cnn-dropout"])
+def test_channels_last_changes_no_more_than_the_last_bits(model: tuple[str, ...]) -> None:
+    colour = ("data.name=noise", "data.options={shape: [3, 8, 8], train_rows: 200, test_rows: 20}", *model)
     plain, other = trained(*colour), trained(*colour, "training.memory_format=channels_last")
     assert arrays.digest(plain.sums["update"].totals) != arrays.digest(other.sums["update"].totals)
     assert float((changes(plain) - changes(other)).norm() / changes(plain).norm()) < 1e-4

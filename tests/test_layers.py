@@ -92,6 +92,8 @@ RANKS: dict[str, float] = {
     "raysim.budgets": 2,
     "raysim.evaluation": 2,
     "raysim.exact_sum": 2,
+    "raysim.memory_format": 1.9,
+    "raysim.plain_descent": 1.9,
     "raysim.training": 2,
     "raysim.ladder": 2.1,
     "raysim.budget_solver": 2.2,
