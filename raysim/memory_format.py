@@ -1,8 +1,9 @@
 """How images lie in memory while they are trained on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -27,12 +28,12 @@ def computing_on(model: nn.Module, memory_format: str) -> Iterator[None]:
     if memory_format == "contiguous":
         yield
         return
-    handles = []
+    lay_out, handles = partial(laid_out, memory_format=memory_format), []
     for module in model.modules():
         if isinstance(module, _ConvNd):
-            handles.append(module.register_forward_pre_hook(lambda _, inputs: laid_out(inputs[0], memory_format)))
+            handles.append(module.register_forward_pre_hook(_changing(lay_out)))
         elif isinstance(module, _DropoutNd):
-            handles.append(module.register_forward_pre_hook(lambda _, inputs: _Contiguous.apply(inputs[0])))
+            handles.append(module.register_forward_pre_hook(_changing(_contiguous)))
     try:
         yield
     finally:
@@ -40,16 +41,24 @@ def computing_on(model: nn.Module, memory_format: str) -> Iterator[None]:
             handle.remove()
 
 
+def _changing(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
+    """Return a hook that changes the first positional argument; one given by name stays as it is."""
+    return lambda _module, inputs: (change(inputs[0]), *inputs[1:]) if inputs else None
+
+
+def _contiguous(inputs: torch.Tensor) -> torch.Tensor:
+    is_laid_out = inputs.dim() == 4 and not inputs.is_contiguous()
+    return cast("torch.Tensor", _Contiguous.apply(inputs)) if is_laid_out else inputs
+
+
 class _Contiguous(torch.autograd.Function):
-    """Makes entries contiguous on the way forward, and gradients like the entries were on the way back."""
+    """Makes images contiguous on the way forward, and gradients channels_last again on the way back."""
 
     @staticmethod
     def forward(ctx: Any, inputs: torch.Tensor) -> torch.Tensor:
-        is_laid_out = inputs.dim() == 4 and not inputs.is_contiguous()
-        ctx.format = torch.channels_last if is_laid_out else torch.preserve_format
         return inputs.contiguous()
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         (gradient,) = gradients
-        return gradient.contiguous(memory_format=ctx.format)
+        return gradient.contiguous(memory_format=torch.channels_last)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import tiny_settings
 from planned import plan_round
+from torch import nn
 
 from raysim import arrays, simulation
 from raysim.client_step import Stage
@@ -11,6 +12,7 @@ from raysim.contribution import Contribution
 from raysim.data import datasets
 from raysim.errors import SettingError
 from raysim.gpu_share import needed_share
+from raysim.memory_format import computing_on, laid_out
 from raysim.models import zoo
 from raysim.probe import probe
 
@@ -32,6 +34,37 @@ def test_channels_last_changes_no_more_than_the_last_bits(model: tuple[str, ...]
     plain, other = trained(*colour), trained(*colour, "training.memory_format=channels_last")
     assert arrays.digest(plain.sums["update"].totals) != arrays.digest(other.sums["update"].totals)
     assert float((changes(plain) - changes(other)).norm() / changes(plain).norm()) < 1e-4
+
+
+@pytest.mark.parametrize("layers", ["in place", "by name", "transposed", "no image"])
+def test_layers_of_all_kinds_compute_on_channels_last(layers: str) -> None:
+    class Named(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.layer(input=inputs)
+
+    class Grown(Named):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.layer(inputs, [12, 12])
+
+    model = {
+        "in place": nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.5, inplace=True), nn.Conv2d(4, 4, 3)),
+        "by name": nn.Sequential(Named(nn.Conv2d(3, 4, 3)), Named(nn.Dropout(0.5))),
+        "transposed": nn.Sequential(Grown(nn.ConvTranspose2d(3, 4, 3, stride=2)), nn.Dropout2d()),
+        "no image": nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 4, 3), nn.Flatten(), nn.Dropout(inplace=True)),
+    }[layers]
+    images = torch.randn(2, 3, 5, 5)
+    outputs = []
+    for memory_format in ("contiguous", "channels_last"):
+        torch.manual_seed(0)
+        with computing_on(model, memory_format):
+            loss = model(laid_out(images, memory_format)).square().sum()
+            outputs.append([loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))])
+    if layers != "by name":  # what is dropped there follows memory
+        torch.testing.assert_close(*outputs)
 
 
 def test_bf16_rounds_what_layers_compute_and_keeps_weights_in_float32() -> None:
