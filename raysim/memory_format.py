@@ -22,8 +22,8 @@ def laid_out(inputs: torch.Tensor, memory_format: str) -> torch.Tensor:
 def computing_on(model: nn.Module, memory_format: str) -> Iterator[None]:
     """Let layers compute on images in a memory format, while the context lasts.
 
-    PyTorch draws in the order in which entries lie in memory. So the layers of `torch.nn` that drop entries see
-    contiguous ones and drop the same in every format; convolutions behind them find theirs laid out again.
+    PyTorch draws in the order in which entries lie in memory. So dropout layers of `torch.nn` see contiguous entries,
+    unless they work in place, and drop the same in every format; convolutions behind them find theirs laid out again.
     """
     if memory_format == "contiguous":
         yield
@@ -32,7 +32,7 @@ def computing_on(model: nn.Module, memory_format: str) -> Iterator[None]:
     for module in model.modules():
         if isinstance(module, _ConvNd):
             handles.append(module.register_forward_pre_hook(_changing(lay_out)))
-        elif isinstance(module, _DropoutNd):
+        elif isinstance(module, _DropoutNd) and not module.inplace:
             handles.append(module.register_forward_pre_hook(_changing(_contiguous)))
     try:
         yield

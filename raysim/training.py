@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.adam import adam
 
 from raysim.memory_format import computing_on, laid_out
-from raysim.plain_descent import PlainDescent
+from raysim.plain_descent import PlainDescent, is_chain
 from raysim.types import Params
 
 BatchLoss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -293,10 +293,11 @@ class HookedDescent:
 def descent_of(
     model: nn.Module, parameters: list[nn.Parameter], learning_rate: float, local: LocalTraining, hooks: LocalHooks
 ) -> Descent:
-    """Return how a client descends; gradients are written down only where something looks at them or keeps them."""
-    asks_more = local.momentum, local.weight_decay, local.clip_norm, hooks.observe, hooks.correct
-    on_cpu = all(parameter.is_cpu for parameter in parameters)
-    if local.optimizer == "sgd" and local.precision == "float32" and on_cpu and not any(asks_more):
+    """Return how a client descends: plainly where nothing but the step needs gradients, and no code but PyTorch's."""
+    is_plain = local.optimizer == "sgd" and not (local.momentum or local.weight_decay or local.clip_norm)
+    is_seen = hooks.observe or hooks.correct or hooks.loss is not cross_entropy
+    on_cpu = local.precision == "float32" and all(parameter.is_cpu for parameter in parameters)
+    if is_plain and not is_seen and on_cpu and is_chain(model):
         return PlainDescent(model, parameters, learning_rate)
     return HookedDescent(parameters, learning_rate, local, hooks)
 

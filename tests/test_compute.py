@@ -50,8 +50,16 @@ def test_layers_of_all_kinds_compute_on_channels_last(layers: str) -> None:
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
             return self.layer(inputs, [12, 12])
 
+    class InPlace(nn.Dropout):
+        def __init__(self) -> None:
+            super().__init__(1.0, inplace=True)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            super().forward(inputs)
+            return inputs
+
     model = {
-        "in place": nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.5, inplace=True), nn.Conv2d(4, 4, 3)),
+        "in place": nn.Sequential(nn.Conv2d(3, 4, 3), InPlace(), nn.Conv2d(4, 4, 3)),
         "by name": nn.Sequential(Named(nn.Conv2d(3, 4, 3)), Named(nn.Dropout(0.5))),
         "transposed": nn.Sequential(Grown(nn.ConvTranspose2d(3, 4, 3, stride=2)), nn.Dropout2d()),
         "no image": nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 4, 3), nn.Flatten(), nn.Dropout(inplace=True)),

@@ -1,14 +1,19 @@
-"""Plain SGD without written-down gradients takes the steps of PyTorch's."""
+"""Plain SGD without written-down gradients takes the steps of PyTorch's, and only where it surely does."""
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from conftest import tiny_settings
+from planned import plan_round
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-from raysim.plain_descent import LARGE, MOST_ROWS, PlainDescent
-from raysim.training import LocalHooks, LocalTraining, descent_of
+from raysim import arrays, plain_descent, simulation
+from raysim.client_step import Stage
+from raysim.contribution import Accumulator
+from raysim.plain_descent import LARGE, MOST_ROWS, PlainDescent, is_chain
+from raysim.training import LocalHooks, LocalTraining, cross_entropy, descent_of
 
 WIDTH = 600
 INPUTS = torch.randn(10, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -18,6 +23,10 @@ Network = Callable[[], nn.Module]
 
 def once() -> nn.Module:
     return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 3))
+
+
+def nested_in_place() -> nn.Module:
+    return nn.Sequential(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(inplace=True)), nn.Linear(WIDTH, 3))
 
 
 def without_bias() -> nn.Module:
@@ -30,75 +39,35 @@ def frozen_bias() -> nn.Module:
     return model
 
 
+def frozen() -> nn.Module:
+    model = once()
+    model[0].weight.requires_grad_(False)
+    return model
+
+
 def twice() -> nn.Module:
     layer = nn.Linear(WIDTH, WIDTH)
     return nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(WIDTH, 3))
 
 
-class Elsewhere(nn.Module):
-    """Uses the weights of a layer outside the layer, too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.last(torch.tanh(self.first(inputs)) @ self.first.weight)
+def tied() -> nn.Module:
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3))
+    model[2].weight = model[0].weight
+    return model
 
 
-class Sloped(nn.Module):
-    """Takes a gradient in its forward pass."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        inputs = inputs.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(torch.tanh(self.first(inputs)).sum(), inputs, create_graph=True)
-        return self.last(self.first(inputs) + slope)
-
-
-class Called(nn.Module):
-    """Computes with half of the weights, as a functional call."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        half = {"weight": self.first.weight[torch.arange(0, WIDTH, 2)], "bias": self.first.bias[::2]}
-        return self.last(torch.func.functional_call(self.first, half, inputs).repeat(1, 2))
-
-
-class Recomputed(nn.Module):
-    """Computes a layer once more on the way back, to save memory."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.last(checkpoint(lambda rows: torch.tanh(self.first(rows)), inputs, use_reentrant=False))
-
-
-class Tokens(nn.Module):
-    """Sees each row as many rows."""
-
-    def __init__(self, tokens: int) -> None:
-        super().__init__()
-        self.tokens, self.first, self.last = tokens, nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.last(torch.relu(self.first(inputs[:, None].repeat(1, self.tokens, 1))).mean(1))
+def of_tokens(count: int) -> nn.Module:
+    split = nn.Unflatten(1, (count, WIDTH // count))
+    wide = nn.Linear(WIDTH // count, LARGE * count // WIDTH + 1)
+    return nn.Sequential(split, wide, nn.Tanh(), nn.Flatten(), nn.Linear(wide.out_features * count, 3, bias=False))
 
 
 def few_tokens() -> nn.Module:
-    return Tokens(MOST_ROWS // 10)
+    return of_tokens(MOST_ROWS // 10)
 
 
 def many_tokens() -> nn.Module:
-    return Tokens(MOST_ROWS // 10 + 1)
+    return of_tokens(MOST_ROWS // 10 + 2)
 
 
 def built(network: Network) -> tuple[nn.Module, list[nn.Parameter]]:
@@ -108,27 +77,25 @@ def built(network: Network) -> tuple[nn.Module, list[nn.Parameter]]:
 
 
 @pytest.mark.parametrize(
-    ("network", "kept"),
-    [(once, 1), (without_bias, 1), (frozen_bias, 1), (twice, 2), (Elsewhere, 1), (Sloped, 2), (Called, 0),
-     (Recomputed, 1), (few_tokens, 1), (many_tokens, 0)],
+    ("network", "products"),
+    [(once, 1), (nested_in_place, 1), (without_bias, 1), (frozen_bias, 1), (frozen, 0), (twice, 2), (tied, 2),
+     (few_tokens, 1), (many_tokens, 0)],
 )  # fmt: skip
-def test_steps_are_those_of_pytorchs_sgd(network: Network, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert WIDTH**2 >= LARGE > WIDTH * 3
+def test_steps_are_those_of_pytorchs_sgd(network: Network, products: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, parameters = built(network)
     theirs, their_parameters = built(network)
+    assert is_chain(model)
     descent, optimizer = PlainDescent(model, parameters, 0.1), torch.optim.SGD(their_parameters, 0.1)
-    answers: list[bool] = []
-    keeps = PlainDescent.keeps
-    monkeypatch.setattr(
-        PlainDescent, "keeps", lambda self, *factors: answers.append(keeps(self, *factors)) or answers[-1]
-    )
+    added: list[torch.Tensor] = []
+    add = plain_descent._add_product
+    monkeypatch.setattr(plain_descent, "_add_product", lambda *args: added.append(args[0]) or add(*args))
     for _ in range(3):
         with descent.watching():
             descent.step(nn.functional.cross_entropy(model(INPUTS), LABELS))
         optimizer.zero_grad()
         nn.functional.cross_entropy(theirs(INPUTS), LABELS).backward()
         optimizer.step()
-    assert sum(answers) == 3 * kept
+    assert len(added) == 3 * products
     torch.testing.assert_close(model.state_dict(), theirs.state_dict())
 
 
@@ -140,6 +107,47 @@ def test_layers_are_as_before_afterwards() -> None:
     assert vars(model[0]) == before
 
 
+class Own(nn.Sequential):
+    """Could do anything."""
+
+
+def with_hook_of_layer() -> nn.Module:
+    model = once()
+    model[0].register_forward_hook(lambda *_: None)
+    return model
+
+
+def with_hook_of_weight() -> nn.Module:
+    model = once()
+    model[0].weight.register_hook(lambda gradient: gradient)
+    return model
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH)))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        lambda: Own(nn.Linear(WIDTH, WIDTH)),
+        lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), Own(nn.ReLU())),
+        lambda: nn.Sequential(nn.TransformerEncoderLayer(WIDTH, 2)),
+        lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH, dtype=torch.complex64)),
+        with_hook_of_layer,
+        with_hook_of_weight,
+        normed,
+    ],
+    ids=["own model", "own layer", "several layers", "complex", "hook of a layer", "hook of weights", "normed"],
+)
+def test_gradients_are_there_where_a_model_holds_more_than_pytorchs_layers(network: Network) -> None:
+    model, parameters = built(network)
+    assert not isinstance(descent_of(model, parameters, 0.1, PLAIN, LocalHooks()), PlainDescent)
+
+
+PLAIN = LocalTraining(momentum=0)
+
+
 @pytest.mark.parametrize(
     ("local", "hooks"),
     [
@@ -148,11 +156,30 @@ def test_layers_are_as_before_afterwards() -> None:
         (LocalTraining(momentum=0, clip_norm=1.0), LocalHooks()),
         (LocalTraining(momentum=0, precision="bf16"), LocalHooks()),
         (LocalTraining("adam", momentum=0), LocalHooks()),
-        (LocalTraining(momentum=0), LocalHooks(observe=(lambda gradients: None,))),
-        (LocalTraining(momentum=0), LocalHooks(correct=(lambda gradients: gradients,))),
+        (PLAIN, LocalHooks(observe=(lambda gradients: None,))),
+        (PLAIN, LocalHooks(correct=(lambda gradients: gradients,))),
+        (PLAIN, LocalHooks(loss=lambda model, inputs, labels: 2 * cross_entropy(model, inputs, labels))),
     ],
 )
 def test_gradients_are_there_for_all_who_need_them(local: LocalTraining, hooks: LocalHooks) -> None:
     model, parameters = built(once)
     assert not isinstance(descent_of(model, parameters, 0.1, local, hooks), PlainDescent)
-    assert isinstance(descent_of(model, parameters, 0.1, LocalTraining(momentum=0), LocalHooks()), PlainDescent)
+    assert isinstance(descent_of(model, parameters, 0.1, PLAIN, LocalHooks()), PlainDescent)
+
+
+def test_clients_of_a_wide_network_sum_to_the_same_bits_in_any_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    added: list[torch.Tensor] = []
+    add = plain_descent._add_product
+    monkeypatch.setattr(plain_descent, "_add_product", lambda *args: added.append(args[0]) or add(*args))
+    wide = ("model.name=mlp", f"model.options={{hidden: [{WIDTH}, {WIDTH}]}}", "method.name=fedavg")
+    scenario = simulation.build(
+        tiny_settings(*wide, "training.momentum=0", "training.clip_norm=null", "training.pack=1")
+    )
+    planned = plan_round(scenario)
+    whole = Stage(scenario.workload).train(planned.tasks, planned.broadcast)
+    parts = Accumulator()
+    for place in reversed(range(len(planned.tasks))):
+        parts.add(Stage(scenario.workload).train(planned.tasks.take(np.array([place])), planned.broadcast))
+    assert added
+    digests = [arrays.digest(found.sums["update"].totals) for found in (whole, parts.total())]
+    assert digests[0] == digests[1]
