@@ -23,13 +23,15 @@ from bench_training import of_widths
 from benchmark import medians_in_turns, print_figures
 from numpy.typing import NDArray
 
-from raysim import config_file, simulation
-from raysim.actors import freed_memory
-from raysim.actors.runner import RayRunner
-from raysim.rounds import initial_state, plan_round, run_round
-from raysim.scenario import Executor, Scenario
-from raysim.training import one_thread
-from raysim.types import Params, ServerState, Storage
+from raysim.config import loader
+from raysim.core.tensors import Params, one_thread
+from raysim.executors.ray.client_actor import keep_freed_memory
+from raysim.executors.ray.runner import RayRunner
+from raysim.simulation.build import build_scenario
+from raysim.simulation.loop import play
+from raysim.simulation.round import initial_state, plan_round, run_round
+from raysim.simulation.scenario import Executor, Scenario
+from raysim.simulation.state import ServerState, Storage
 
 CONFIGS = Path(__file__).parent / "configs"
 CORES = len(os.sched_getaffinity(0))
@@ -68,7 +70,7 @@ class Rounds:
 
 def build(name: str, *overrides: str) -> Scenario:
     """Return the scenario of a configuration."""
-    return simulation.build(config_file.load(CONFIGS / f"bench_{name}.yaml", overrides))
+    return build_scenario(loader.load(CONFIGS / f"bench_{name}.yaml", overrides))
 
 
 def floor_of(rounds: Rounds) -> Floor:
@@ -106,7 +108,7 @@ def against_floor(rounds: Rounds, repeats: int, with_one: bool) -> dict[str, flo
 
     This process does what a driver actor does.
     """
-    freed_memory.keep()
+    keep_freed_memory()
     with RayRunner(CORES, None) as runner, floor_of(rounds) as floor:
         executor = runner.executor(rounds.scenario)
         apart = prove_same_work(rounds, rounds.play(executor), floor)
@@ -191,7 +193,7 @@ def population(repeats: int, quick: bool) -> dict[str, Any]:
     scenario, beyond = build("population", *fewer), []
     with tempfile.TemporaryDirectory() as folder, RayRunner(CORES, None) as runner:
         executor = Timed(runner.executor(scenario))
-        rounds = simulation.play(scenario, initial_state(scenario), executor, Storage(Path(folder), 1, 2))
+        rounds = play(scenario, initial_state(scenario), executor, Storage(Path(folder), 1, 2))
         next(rounds)
         for _ in range(repeats):
             started, executor.seconds = time.perf_counter(), 0.0

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from raysim import seeding
-from raysim.training import batch_slices
+from raysim.core import seeding
+from raysim.data.batches import batch_slices
 
 Rows = Mapping[int, tuple[NDArray[np.float32], NDArray[np.int64]]]
 """Inputs and labels of each client, normalised and in memory."""

@@ -14,10 +14,11 @@ from benchmark import medians_in_turns, surroundings
 from torch import nn
 from torchvision import models as families
 
+from raysim.core.tensors import Params
 from raysim.models import zoo
 from raysim.pruning import submodel
+from raysim.pruning.masks import Mask
 from raysim.pruning.plan import ChannelPlan
-from raysim.types import Mask, Params
 
 SEED = 0
 KEEP_RATIO = 0.5

@@ -18,19 +18,24 @@ from typing import Any
 
 from benchmark import medians_in_turns, print_figures
 
-from raysim import arrays, config_file, metrics, records, simulation, system_metrics, tracked
-from raysim.actors.runner import RayRunner
-from raysim.config import ExperimentSettings
-from raysim.executors import InProcessExecutor
-from raysim.place import Place
-from raysim.places import at
-from raysim.records import Point
-from raysim.round_log import RoundLog
-from raysim.rounds import initial_state
-from raysim.run_curves import RunCurves
-from raysim.scenario import Executor, Scenario
-from raysim.tracking import MlflowTracker, resolve_uri
-from raysim.types import ServerState, Storage
+from raysim.config import loader
+from raysim.config.experiment import ExperimentSettings
+from raysim.core import tensors
+from raysim.core.storage.local import storage_path
+from raysim.core.storage.path import StoragePath
+from raysim.executors.in_process import InProcessExecutor
+from raysim.executors.ray.runner import RayRunner
+from raysim.simulation import metrics, records
+from raysim.simulation.build import build_scenario
+from raysim.simulation.loop import play
+from raysim.simulation.records import Point
+from raysim.simulation.round import initial_state
+from raysim.simulation.scenario import Executor, Scenario
+from raysim.simulation.state import ServerState, Storage
+from raysim.tracking import run_metadata, system_metrics
+from raysim.tracking.background import RoundLog
+from raysim.tracking.curves import RunCurves
+from raysim.tracking.mlflow_writer import MlflowTracker, resolve_uri
 
 CONFIG = Path(__file__).parent / "configs" / "bench_tracking.yaml"
 PATIENCE_S = 600.0
@@ -44,7 +49,7 @@ class Sides:
     ) -> None:  # fmt: skip
         self._settings, self._scenario, self._executor, self._folder = settings, scenario, executor, folder
         self._tracker = MlflowTracker(resolve_uri(store or f"sqlite:///{folder}/mlflow.db"), "bench")
-        self._params = config_file.flatten(settings)
+        self._params = loader.flatten(settings)
         self._runs: list[str] = []
         self._count = 0
         self.thread_s: list[float] = []
@@ -83,7 +88,7 @@ class Sides:
     def check(self) -> int:
         """Prove that both sides do the same work, and that MLflow has all of it; return how many curves a run has."""
         plain, logged = self.plain(), self.logged()
-        if arrays.digest(plain.params) != arrays.digest(logged.params):
+        if tensors.digest(plain.params) != tensors.digest(logged.params):
             raise SystemExit("the two sides did not do the same work")
         client, run_id = self._tracker.client, self._tracker.run_id
         names = [name for name in client.get_run(run_id).data.metrics if not name.startswith("system/")]
@@ -97,7 +102,7 @@ class Sides:
         place, told = self._place(), list[float]()
         self._tracker.run_id = self._runs.pop()
         self._play(place, None)
-        curves = tracked.of_clients(self._tracker, self._settings, self._scenario, place)
+        curves = run_metadata.of_clients(self._tracker, self._settings, self._scenario, place)
         started = time.perf_counter()
         for last in range(1, self._scenario.rounds + 1):
             curves.tell(last, hurry=True)
@@ -111,13 +116,13 @@ class Sides:
             "end_s": time.perf_counter() - started,
         }  # fmt: skip
 
-    def _place(self) -> Place:
+    def _place(self) -> StoragePath:
         self._count += 1
-        return at(self._folder / str(self._count))
+        return storage_path(self._folder / str(self._count))
 
-    def _play(self, place: Place, log: RoundLog | None) -> ServerState:
+    def _play(self, place: StoragePath, log: RoundLog | None) -> ServerState:
         state = initial_state(self._scenario)
-        for after, report in simulation.play(self._scenario, state, self._executor, Storage(place, 1, 2)):
+        for after, report in play(self._scenario, state, self._executor, Storage(place, 1, 2)):
             state, started = after, time.perf_counter()
             metrics.metrics_of(report)
             self.metrics_s.append(time.perf_counter() - started)
@@ -154,8 +159,8 @@ def measure(
 
 def played(asked: argparse.Namespace) -> dict[str, Any]:
     """Measure in this process, or on actors."""
-    settings = config_file.load(CONFIG, asked.overrides)
-    scenario = simulation.build(settings)
+    settings = loader.load(CONFIG, asked.overrides)
+    scenario = build_scenario(settings)
     if not asked.actors:
         return measure(settings, InProcessExecutor(scenario.workload), scenario, asked)
     with RayRunner(asked.actors, None) as runner:

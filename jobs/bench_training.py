@@ -12,21 +12,24 @@ import torch
 from benchmark import medians_in_turns, surroundings
 from torch import nn
 
-from raysim import devices, population, seeding
-from raysim.client_step import Stage
-from raysim.client_view import Workload
-from raysim.contribution import Contribution
+from raysim.client.assignments import Broadcast, ClientTask, LocalRules, Tasks
+from raysim.client.trainer import Stage
+from raysim.client.training import LocalTraining
+from raysim.client.view import Workload
+from raysim.core import seeding
+from raysim.core.tensors import Params
 from raysim.data import datasets
+from raysim.data.batches import batch_slices
 from raysim.data.partition import to_row_sets
-from raysim.exact_sum import ExactSum
 from raysim.models import zoo
+from raysim.population import population, sampling
+from raysim.population.profiles import DeviceProfile
 from raysim.pruning import masks
 from raysim.pruning.costs import CostTable
 from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.significance import first_channels
-from raysim.tasks import Tasks
-from raysim.training import LocalTraining, batch_slices
-from raysim.types import Broadcast, ClientTask, DeviceProfile, LocalRules, Params
+from raysim.server.fixed_point import ExactSum
+from raysim.server.updates import Contribution
 
 SEED, ROUND, CLIENT = 0, 1, 0
 SMALL_CNN = LocalTraining(learning_rate=0.2, momentum=0.9, epochs=3, batch_size=16)
@@ -41,7 +44,7 @@ WIDTHS = {1.0: 15.120, 0.5: 3.950, 0.25: 1.123}
 def workload_of(data: datasets.Dataset, model_name: str, rows: int, local: LocalTraining) -> Workload:
     """Return what is needed to train one client that owns the first rows, by plain FedAvg."""
     device = DeviceProfile("bench", flops_per_s=1.0, down_bytes_per_s=1.0, up_bytes_per_s=1.0)
-    clients = population.build(devices.listed([device]), to_row_sets([np.arange(rows)]), 0.0, SEED)
+    clients = population.build(sampling.listed([device]), to_row_sets([np.arange(rows)]), 0.0, SEED)
     model = zoo.build(model_name, {}, data.input_shape, data.num_classes, SEED)
     plan = ChannelPlan.trace(model, data.test_rows(np.arange(2))[0], zoo.MODELS[model_name].keep_whole)
     return Workload(SEED, data, clients, model, plan, local)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from raysim import cli
-from raysim.comparison import plan
-from raysim.console import quiet_option
-from raysim.job_place import default_folder
+from raysim.analysis.study import plan
+from raysim.cli import main as cli
+from raysim.core.storage.defaults import default_folder
+from raysim.terminal.console import quiet_option
 
 if TYPE_CHECKING:
-    from raysim.comparison.record import Record
+    from raysim.analysis.study.record import Record
 
 KEPT = "the runs that had finished are kept"
 
@@ -33,7 +33,10 @@ def compare(
     """Run the methods in the file CONFIG with every seed and print one table."""
     comparison = plan.load(config, overrides, methods, seeds)
 
-    from raysim.comparison import record, run  # MLflow takes seconds to import, and bad input is refused before
+    from raysim.analysis.study import (
+        record,  # MLflow takes seconds to import, and bad input is refused before
+        run,
+    )
 
     folder = output or default_folder() / f"{comparison.base.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
     kept = record.open_record(comparison, folder.absolute())
@@ -46,7 +49,8 @@ def compare(
 
 def show(kept: "Record", as_json: bool) -> None:
     """Print the table and where to find it."""
-    from raysim.comparison import table, views
+    from raysim.analysis.comparison import views
+    from raysim.analysis.study import table
 
     if as_json:
         click.echo(json.dumps(kept.content))

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from raysim import cli, messages
-from raysim.comparison import command
-from raysim.console import quiet_option
-from raysim.errors import StoppedError
-from raysim.job_place import default_folder
-from raysim.sweep import plan
+from raysim.analysis.sweep import plan
+from raysim.cli import compare
+from raysim.cli import main as cli
+from raysim.core.errors import StoppedError
+from raysim.core.log import say
+from raysim.core.storage.defaults import default_folder
+from raysim.terminal.console import quiet_option
 
 if TYPE_CHECKING:
-    from raysim.sweep.record import SweepRecord
+    from raysim.analysis.sweep.record import SweepRecord
 
 KEPT = "what the trials have done is kept, and `--resume` with the sweep's folder goes on from there"
 
@@ -49,9 +50,12 @@ def sweep(
 
 
 def _run(planned: plan.Sweep, folder: Path, goes_on: bool, as_json: bool) -> None:
-    messages.say(planned.title)
+    say(planned.title)
 
-    from raysim.sweep import record, run  # Ray and MLflow take seconds to import, and bad input is refused before
+    from raysim.analysis.sweep import (
+        record,  # Ray and MLflow take seconds to import, and bad input is refused before
+        run,
+    )
 
     digests = run.check(planned)
     with record.opened(planned, folder, goes_on) as kept:
@@ -65,7 +69,7 @@ def _run(planned: plan.Sweep, folder: Path, goes_on: bool, as_json: bool) -> Non
 
 def show(kept: "SweepRecord", as_json: bool) -> None:
     """Print the trials side by side, the best of them, and where to find it all."""
-    from raysim.sweep import run
+    from raysim.analysis.sweep import run
 
     content = run.content_of(kept)
     if as_json:
@@ -73,7 +77,7 @@ def show(kept: "SweepRecord", as_json: bool) -> None:
         return
     compared = run.table_of(kept.folder)
     if compared is not None:
-        command.show(compared)
+        compare.show(compared)
     best, (opens, page) = content["best"], cli.mlflow_page(content)
     values = ", ".join(f"{name}={value}" for name, value in best["values"].items())
     found = f"trial {best['trial']}: {values} ({content['metric']} {best['value']:.4f}, round {best['rounds']})"

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from raysim import cli, config_file, files
-from raysim.config_data import Settings, Share
-from raysim.console import quiet_option
-from raysim.errors import SettingError
-from raysim.job_place import default_folder
-from raysim.messages import say
+from raysim.cli import main as cli
+from raysim.config import loader
+from raysim.config.data import Settings, Share
+from raysim.core.errors import SettingError
+from raysim.core.log import say
+from raysim.core.storage import atomic
+from raysim.core.storage.defaults import default_folder
+from raysim.terminal.console import quiet_option
 
 if TYPE_CHECKING:
-    from raysim.comparison.curves import Curve
+    from raysim.analysis.comparison.curves import Curve
 
 KEPT = "the runs that had finished are kept"
 
@@ -43,7 +45,7 @@ class TimeToAccuracySettings(Settings):
 @quiet_option
 def time_to_accuracy(config: Path, overrides: tuple[str, ...], output: Path | None, draw_only: bool) -> None:
     """Run the comparison in the file CONFIG in each of its clock modes and draw what accuracy costs."""
-    settings = config_file.validated(config_file.read_yaml(config), TimeToAccuracySettings)
+    settings = loader.validated(loader.read_yaml(config), TimeToAccuracySettings)
     folder = (output or default_folder() / f"time-to-accuracy-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
     comparison = config.parent / settings.comparison
     curves = {
@@ -59,7 +61,8 @@ def _as_overrides(changes: dict[str, Any]) -> tuple[str, ...]:
 
 def curves_of(folder: Path, comparison: Path, overrides: tuple[str, ...], draw_only: bool) -> "dict[str, Curve]":
     """Run one mode unless it is there already, and return a curve per method."""
-    from raysim.comparison import curves, plan, record, run
+    from raysim.analysis.comparison import curves
+    from raysim.analysis.study import plan, record, run
 
     planned = plan.load(comparison, overrides)
     if not draw_only:
@@ -73,12 +76,12 @@ def curves_of(folder: Path, comparison: Path, overrides: tuple[str, ...], draw_o
 
 def write(folder: Path, by_mode: "dict[str, dict[str, Curve]]", settings: TimeToAccuracySettings) -> None:
     """Write figure and table."""
-    from raysim.comparison import curves
+    from raysim.analysis.comparison import curves
 
     target = settings.target
     rows = curves.target_rows(by_mode, target)
     figure = curves.draw(folder / "time_to_accuracy.png", by_mode, settings.title, target)
-    table = files.write_text(folder / "time_to_accuracy.md", curves.markdown(rows, target))
+    table = atomic.write_text(folder / "time_to_accuracy.md", curves.markdown(rows, target))
     click.echo(curves.markdown(rows, target), nl=False)
     say(f"figure in {figure}, table in {table}")
 

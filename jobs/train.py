@@ -2,7 +2,7 @@
 
 import sys
 
-from raysim.cli import command_line
+from raysim.cli.main import command_line
 
 if __name__ == "__main__":
     command_line(["run", *sys.argv[1:]])

@@ -13,33 +13,35 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 _MODULES = {
     "ChannelGroup": "pruning.groups",
     "ChannelPlan": "pruning.plan",
-    "CohortUpdate": "aggregation",
-    "DeviceProfile": "types",
-    "ExperimentSettings": "config",
-    "InProcessExecutor": "executors",
+    "CohortUpdate": "server.fill",
+    "DeviceProfile": "population.profiles",
+    "ExperimentSettings": "config.experiment",
+    "InProcessExecutor": "executors.in_process",
     "METHODS": "methods.table",
-    "Mask": "types",
+    "Mask": "pruning.masks",
     "Method": "methods.method",
     "MethodOptions": "methods.options",
-    "Option": "methods.options",
-    "RoundReport": "types",
+    "Option": "core.options",
+    "RoundReport": "simulation.state",
     "RoundView": "methods.method",
-    "RunFailedError": "errors",
-    "Scenario": "scenario",
-    "ServerState": "types",
-    "SettingError": "errors",
-    "Tier": "types",
-    "UntraceableError": "errors",
+    "RunFailedError": "core.errors",
+    "Scenario": "simulation.scenario",
+    "ServerState": "simulation.state",
+    "SettingError": "core.errors",
+    "Tier": "population.profiles",
+    "UntraceableError": "core.errors",
     "channel_sums": "pruning.significance",
-    "initial_state": "rounds",
+    "initial_state": "simulation.round",
     "num_kept": "pruning.masks",
-    "run_round": "rounds",
+    "run_round": "simulation.round",
 }
 
-__all__ = sorted(_MODULES)
+__all__ = sorted([*_MODULES, "seeding"])
 
 
 def __getattr__(name: str) -> Any:
+    if name == "seeding":  # users' files say `from raysim import seeding`
+        return import_module("raysim.core.seeding")
     if name not in _MODULES:
         raise AttributeError(f"module 'raysim' has no attribute {name!r}")
     return getattr(import_module(f"raysim.{_MODULES[name]}"), name)

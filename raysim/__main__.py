@@ -1,5 +1,5 @@
 """`python -m raysim` is `raysim`."""
 
-from raysim.cli import command_line
+from raysim.cli.main import command_line
 
 command_line()

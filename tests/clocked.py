@@ -4,19 +4,19 @@ import functools
 from dataclasses import replace
 
 import numpy as np
-from conftest import settings_of
 
-from raysim import simulation
-from raysim.clock import CohortLoad
-from raysim.cohort import Cohort
-from raysim.cohort_masks import CohortMasks
-from raysim.devices import listed
-from raysim.executors import InProcessExecutor
-from raysim.fates import COUNTED, FATE
-from raysim.rounds import initial_state, run_round
-from raysim.scenario import Scenario
-from raysim.types import CohortTiming, DeviceProfile, Devices, Mask, RoundReport, ServerState
-from raysim.work import Work
+from raysim.clock.outcomes import COUNTED, FATE
+from raysim.clock.timing import CohortLoad, CohortTiming
+from raysim.clock.work import Cohort, Work
+from raysim.executors.in_process import InProcessExecutor
+from raysim.population.profiles import DeviceProfile, Devices
+from raysim.population.sampling import listed
+from raysim.pruning.masks import CohortMasks, Mask
+from raysim.simulation.build import build_scenario
+from raysim.simulation.round import initial_state, run_round
+from raysim.simulation.scenario import Scenario
+from raysim.simulation.state import RoundReport, ServerState
+from tests.conftest import settings_of
 
 QUICK = (
     "data.max_train_examples=150",
@@ -49,7 +49,7 @@ ONE_VERSION = ("scaffold", "prunefl", "feddst")
 
 @functools.cache
 def clocked(method: str, mode: str, *overrides: str) -> Scenario:
-    return simulation.build(settings_of(method, *QUICK, *MODES[mode], *overrides))
+    return build_scenario(settings_of(method, *QUICK, *MODES[mode], *overrides))
 
 
 def with_figures(scenario: Scenario, **figures: float) -> Scenario:

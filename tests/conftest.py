@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from raysim import config_file, simulation
-from raysim.config import ExperimentSettings
-from raysim.rounds import Scenario
+from raysim.config import loader
+from raysim.config.experiment import ExperimentSettings
+from raysim.simulation.build import build_scenario
+from raysim.simulation.scenario import Scenario
 
 torch.set_num_threads(1)
 
@@ -48,7 +49,7 @@ NEEDED_BY = {
 
 def tiny_settings(*overrides: str) -> ExperimentSettings:
     """The digits experiment with six clients and a small network, changed by overrides."""
-    return config_file.load(CONFIGS / "digits.yaml", (*TINY, *overrides))
+    return loader.load(CONFIGS / "digits.yaml", (*TINY, *overrides))
 
 
 def settings_of(method: str, *overrides: str) -> ExperimentSettings:
@@ -58,7 +59,7 @@ def settings_of(method: str, *overrides: str) -> ExperimentSettings:
 
 @pytest.fixture(scope="session")
 def tiny_scenario() -> Scenario:
-    return simulation.build(tiny_settings())
+    return build_scenario(tiny_settings())
 
 
 def start_local_ray() -> None:

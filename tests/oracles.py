@@ -7,8 +7,9 @@ import torch
 import torchvision
 from torch import nn
 
+from raysim.core.tensors import Params
 from raysim.pruning.groups import ChannelGroups
-from raysim.types import Mask, Params
+from raysim.pruning.masks import Mask
 
 
 class DepthwiseNet(nn.Module):

@@ -5,19 +5,20 @@ from typing import Any
 
 import numpy as np
 
-from raysim import cohort as cohorts
-from raysim import planning
-from raysim.cohort_masks import CohortMasks
+from raysim.client.assignments import Broadcast, Tasks
+from raysim.clock.work import Cohort
 from raysim.methods.method import RoundView
-from raysim.rounds import initial_state, run_round
-from raysim.scenario import Scenario
-from raysim.tasks import Tasks
-from raysim.types import Broadcast, ServerState
+from raysim.pruning.masks import CohortMasks
+from raysim.simulation import cohort as cohorts
+from raysim.simulation import planning
+from raysim.simulation.round import initial_state, run_round
+from raysim.simulation.scenario import Scenario
+from raysim.simulation.state import ServerState
 
 
 @dataclass(frozen=True)
 class PlannedRound:
-    cohort: cohorts.Cohort
+    cohort: Cohort
     view: RoundView
     masks: CohortMasks
     load: Any
@@ -49,7 +50,7 @@ def view_for(scenario: Scenario, state: ServerState, round: int, clients: int = 
 
 
 def state_after(scenario: Scenario, count: int) -> ServerState:
-    from raysim.executors import InProcessExecutor
+    from raysim.executors.in_process import InProcessExecutor
 
     state, executor = initial_state(scenario), InProcessExecutor(scenario.workload)
     for _ in range(count):

@@ -11,13 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from clocked import MODES, QUICK, played
-from conftest import tiny_settings
 from mlflow.tracking import MlflowClient
 
-from raysim import arrays, device_sources, experiment, simulation, system_metrics
-from raysim.config import ExperimentSettings, TrackingSettings
-from raysim.config_devices import (
+from raysim.config.experiment import ExperimentSettings, TrackingSettings
+from raysim.config.population import (
     BudgetSettings,
     ClockSettings,
     CostSettings,
@@ -28,9 +25,18 @@ from raysim.config_devices import (
     StopSettings,
     TierSettings,
 )
-from raysim.errors import SettingError
-from raysim.forecast import forecast, summary_of, targets_of
-from raysim.price import Prices, costs_of
+from raysim.core import tensors
+from raysim.core.errors import SettingError
+from raysim.executors import in_process
+from raysim.experiment import run as experiment
+from raysim.experiment.cost import Prices, costs_of
+from raysim.population import sources
+from raysim.simulation.build import build_scenario
+from raysim.simulation.forecast import forecast
+from raysim.simulation.state import summary_of, targets_of
+from raysim.tracking import system_metrics
+from tests.clocked import MODES, QUICK, played
+from tests.conftest import tiny_settings
 
 SECTIONS = {
     "population": PopulationSettings,
@@ -48,15 +54,15 @@ MORE = ("evaluation.targets",)
 
 
 def predicted(settings: ExperimentSettings) -> Any:
-    return forecast(simulation.build(settings))
+    return forecast(build_scenario(settings))
 
 
 def trained(settings: ExperimentSettings) -> Any:
     """What a run comes to, where that is not known without training."""
-    scenario = simulation.build(settings)
+    scenario = build_scenario(settings)
     state, _ = played(scenario)
     totals = state.totals
-    return state.round, arrays.digest(state.params), summary_of(totals), targets_of(totals, scenario.targets)
+    return state.round, tensors.digest(state.params), summary_of(totals), targets_of(totals, scenario.targets)
 
 
 def priced(settings: ExperimentSettings) -> Any:
@@ -67,7 +73,7 @@ def tracked(settings: ExperimentSettings) -> Any:
     """What MLflow has of a run: where, registered models, runs of clients, and whether its machine was watched."""
     with tempfile.TemporaryDirectory() as folder:
         prepared = experiment.prepare(settings, Path(folder) / "out")
-        summary = experiment.run(prepared, simulation.InProcessRunner(), time.monotonic())
+        summary = experiment.run(prepared, in_process.InProcessRunner(), time.monotonic())
     client = MlflowClient(summary["tracking_uri"])
     names = [version.name for version in client.search_model_versions(f"run_id = '{summary['run_id']}'")]
     is_watched = any(key.startswith("system/") for key in client.get_run(summary["run_id"]).data.metrics)
@@ -221,11 +227,11 @@ def test_every_setting_is_in_the_table():
 
 def test_a_profile_of_a_list_has_all_that_a_tier_has():
     shares = {name: 0.01 * place for place, name in enumerate(ProfileSettings.model_fields, 1) if name != "name"}
-    listed = device_sources.profile_of(ProfileSettings(name="a", **shares))
+    listed = sources.profile_of(ProfileSettings(name="a", **shares))
     assert {name: getattr(listed, name) for name in shares if name != "keep_ratio"} == {
         name: share for name, share in shares.items() if name != "keep_ratio"
     }
-    assert device_sources.given(DeviceSettings(profiles=[ProfileSettings(name="a", **shares)])).keep_ratio == [0.02]
+    assert sources.given(DeviceSettings(profiles=[ProfileSettings(name="a", **shares)])).keep_ratio == [0.02]
 
 
 REFUSED = {
@@ -260,12 +266,12 @@ REFUSED = {
 @pytest.mark.parametrize("settings", REFUSED, ids=" ".join)
 def test_a_setting_without_effect_is_refused(settings):
     with pytest.raises(SettingError) as refused:
-        simulation.build(tiny_settings(*settings))
+        build_scenario(tiny_settings(*settings))
     assert REFUSED[settings] in str(refused.value)
 
 
 @pytest.mark.parametrize(("method", "aside"), [("fedavg", True), ("heterofl", False)])
 def test_budgets_that_are_left_aside_are_said(capsys, method, aside):
-    simulation.build(tiny_settings(f"method.name={method}", "budget.rule=solved", "budget.deadline_s=100.0"))
+    build_scenario(tiny_settings(f"method.name={method}", "budget.rule=solved", "budget.deadline_s=100.0"))
     told = "budgets are left aside: method.name='fedavg' trains the full model\n"
     assert capsys.readouterr().err == (told if aside else "")

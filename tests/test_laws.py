@@ -14,10 +14,44 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from clocked import FRAIL, MODES, clocked, with_figures
-from clocked import played as clocked_rounds
-from conftest import INPUTS, NEEDED_BY, settings_of, tiny_settings
-from oracles import (
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import models as families
+
+from raysim.client.assignments import Tasks
+from raysim.client.trainer import Stage
+from raysim.clock import serialization
+from raysim.clock.outcomes import COUNTED
+from raysim.clock.timing import ClockRules
+from raysim.core import tensors
+from raysim.data.batches import batch_slices
+from raysim.data.partition import PARTITIONS, partition
+from raysim.data.rules import PartitionOptions
+from raysim.executors import in_process
+from raysim.executors.in_process import InProcessExecutor
+from raysim.methods.table import METHODS
+from raysim.models import cost, zoo
+from raysim.population import population
+from raysim.population.profiles import DeviceProfile
+from raysim.population.sampling import listed
+from raysim.pruning import coverage, masks, submodel
+from raysim.pruning.plan import ChannelPlan
+from raysim.pruning.proof import randomise
+from raysim.pruning.significance import first_channels
+from raysim.server.fill import FILLS
+from raysim.server.updates import merge
+from raysim.simulation import checkpoint, planning, preparation, records
+from raysim.simulation import round as rounds
+from raysim.simulation.build import build_scenario
+from raysim.simulation.cohort import choose_masks, cohort_of, load_of, schedule_cohort, view_of
+from raysim.simulation.loop import play
+from raysim.simulation.round import initial_state, run_round
+from raysim.simulation.scenario import Scenario
+from raysim.simulation.state import RoundReport, ServerState, Storage
+from tests.clocked import FRAIL, MODES, clocked, with_figures
+from tests.clocked import played as clocked_rounds
+from tests.conftest import INPUTS, NEEDED_BY, settings_of, tiny_settings
+from tests.oracles import (
     DEPTHWISE_TRAIN_FLOPS,
     BranchNet,
     DepthwiseNet,
@@ -29,33 +63,7 @@ from oracles import (
     norms_over_kept_channels,
     random_mask,
 )  # fmt: skip
-from planned import plan_round, view_for
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-from torchvision import models as families
-
-from raysim import arrays, checkpoint, planning, population, preparation, records, rounds, simulation, work_storage
-from raysim.aggregation import FILLS
-from raysim.client_step import Stage
-from raysim.clock import ClockRules
-from raysim.cohort import choose_masks, cohort_of, load_of, schedule_cohort, view_of
-from raysim.contribution import merge
-from raysim.data.partition import PARTITIONS, partition
-from raysim.data.rules import PartitionOptions
-from raysim.devices import listed
-from raysim.executors import InProcessExecutor
-from raysim.fates import COUNTED
-from raysim.methods.table import METHODS
-from raysim.models import cost, zoo
-from raysim.pruning import coverage, masks, submodel
-from raysim.pruning.plan import ChannelPlan
-from raysim.pruning.proof import randomise
-from raysim.pruning.significance import first_channels
-from raysim.rounds import initial_state, run_round
-from raysim.scenario import Scenario
-from raysim.tasks import Tasks
-from raysim.training import batch_slices
-from raysim.types import DeviceProfile, RoundReport, ServerState, Storage
+from tests.planned import plan_round, view_for
 
 DENSE_TIERS = tuple(f"population.tiers.{tier}.keep_ratio=1.0" for tier in range(4))
 
@@ -130,7 +138,7 @@ def prepared(scenario: Scenario) -> ServerState:
 
 
 def fresh_digest_of(method: str, *overrides: str) -> str:
-    return arrays.digest(played(simulation.build(settings_of(method, *overrides))).params)
+    return tensors.digest(played(build_scenario(settings_of(method, *overrides))).params)
 
 
 digest_of = functools.cache(fresh_digest_of)
@@ -139,7 +147,7 @@ digest_of = functools.cache(fresh_digest_of)
 @functools.cache
 def digest_in(mode: str, method: str, *overrides: str) -> str:
     """Digest of a run on frail devices in a clock mode."""
-    return arrays.digest(clocked_rounds(clocked(method, mode, *FRAIL, *overrides))[0].params)
+    return tensors.digest(clocked_rounds(clocked(method, mode, *FRAIL, *overrides))[0].params)
 
 
 def test_law_1_extract_then_reconstruct(network: tuple[nn.Module, ChannelPlan, tuple[int, ...]]) -> None:
@@ -235,7 +243,7 @@ def test_law_4_holds_in_every_clock_mode(mode: str) -> None:
 
 @pytest.mark.parametrize("fill", FILLS)
 def test_law_4_what_nobody_covers_keeps_its_value(fill: str) -> None:
-    scenario = simulation.build(tiny_settings("method.name=magnitude", f"method.fill={fill}", *NARROW))
+    scenario = build_scenario(tiny_settings("method.name=magnitude", f"method.fill={fill}", *NARROW))
     state = initial_state(scenario)
     after, report = run_round(scenario, state, InProcessExecutor(scenario.workload))
     mask = plan_round(scenario, state).masks[0]
@@ -258,7 +266,7 @@ def test_law_5_a_unit_stays_in_every_group(keep_ratio: float, tiny_scenario: Sce
 @pytest.mark.parametrize("name", METHODS)
 def test_law_5_masks_nest(name: str) -> None:
     now = ("method.warmup_rounds=0",) if "warmup_rounds" in METHODS[name].reads else ()
-    scenario = simulation.build(settings_of(name, *now))
+    scenario = build_scenario(settings_of(name, *now))
     view = view_for(scenario, played(scenario, 1), round=2, clients=6)
     ratios = np.array([0.2, 0.2, 0.5, 0.5, 0.8, 0.8])
     chosen, _ = choose_masks(scenario, replace(view, keep_ratios=ratios))
@@ -271,7 +279,7 @@ def test_law_5_masks_nest(name: str) -> None:
     "method", [*((name,) for name in METHODS), ("ca-hfp", "method.estimator=variation")], ids="-".join
 )
 def test_law_6_order_and_grouping_change_nothing(method: tuple[str, ...]) -> None:
-    scenario = simulation.build(settings_of(*method, "selection.clients_per_round=5"))
+    scenario = build_scenario(settings_of(*method, "selection.clients_per_round=5"))
     planned = plan_round(scenario, prepared(scenario))
     tasks, broadcast = planned.tasks, planned.broadcast
     together = merge([Stage(scenario.workload).train(tasks, broadcast)])
@@ -285,7 +293,7 @@ def test_law_6_order_and_grouping_change_nothing(method: tuple[str, ...]) -> Non
     np.testing.assert_array_equal(together.channel_sums, apart.channel_sums)
     np.testing.assert_array_equal(together.kept, apart.kept)
     for client, memory in together.memories.items():
-        assert arrays.digest(memory) == arrays.digest(apart.memories[client])
+        assert tensors.digest(memory) == tensors.digest(apart.memories[client])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -299,8 +307,8 @@ def test_law_6_holds_in_every_clock_mode(mode: str, name: str) -> None:
         state, report = run_round(scenario, state, executor)
         other, same = run_round(scenario, other, backwards)
         assert_same_report(report, same)
-    assert arrays.digest(other.params) == arrays.digest(state.params)
-    assert arrays.digest(other.memory) == arrays.digest(state.memory)
+    assert tensors.digest(other.params) == tensors.digest(state.params)
+    assert tensors.digest(other.memory) == tensors.digest(state.memory)
 
 
 class Backwards(InProcessExecutor):
@@ -369,7 +377,7 @@ def solved_scenario(name: str) -> Scenario:
         "link_spread: 0.8}]"
     )
     solved = ("population.clients=10", tier, "budget.rule=solved", "budget.deadline_s=1e9")
-    return simulation.build(settings_of(name, *solved))
+    return build_scenario(settings_of(name, *solved))
 
 
 def limited_scenario(name: str, limit: str) -> Scenario:
@@ -481,22 +489,22 @@ def test_law_10_holds_in_every_clock_mode(mode: str) -> None:
     first, second = clocked_rounds(scenario), clocked_rounds(clocked.__wrapped__("ca-hfp", mode, *FRAIL))
     for ours, theirs in zip(first[1], second[1], strict=True):
         assert_same_report(ours, theirs)
-    assert arrays.digest(first[0].params) == arrays.digest(second[0].params)
-    assert digest_in(mode, "ca-hfp", "seed=1") != arrays.digest(first[0].params)
+    assert tensors.digest(first[0].params) == tensors.digest(second[0].params)
+    assert digest_in(mode, "ca-hfp", "seed=1") != tensors.digest(first[0].params)
 
 
 def test_law_10_layers_that_draw_are_seeded_and_the_generator_is_put_back() -> None:
-    scenario = simulation.build(tiny_settings())
+    scenario = build_scenario(tiny_settings())
     with_dropout = nn.Sequential(*list(scenario.workload.model)[:-1], nn.Dropout(0.5), scenario.workload.model[-1])
     plan = ChannelPlan.trace(with_dropout, torch.randn(2, 1, 8, 8))
     workload = replace(scenario.workload, model=with_dropout, plan=plan)
     scenario = replace(scenario, workload=workload)
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = arrays.digest(played(scenario).params)
+    first = tensors.digest(played(scenario).params)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    assert arrays.digest(played(scenario).params) == first
+    assert tensors.digest(played(scenario).params) == first
 
 
 RESUMED = [
@@ -513,14 +521,14 @@ def test_law_11_stop_anywhere_and_resume(name: str, mode: str, tmp_path: Path) -
     """From the checkpoint of any round on: parameters, clock, batteries, work in flight and tables are the same."""
     scenario = clocked(name, mode, *FRAIL, "server.optimizer=momentum")
     executor = InProcessExecutor(scenario.workload)
-    whole = list(simulation.play(scenario, initial_state(scenario), executor, Storage(tmp_path / "whole", 1, 9)))
+    whole = list(play(scenario, initial_state(scenario), executor, Storage(tmp_path / "whole", 1, 9)))
     assert len(whole) == 4
     assert mode != "async" or any(state.in_flight for state, _ in whole)
     for round in (1, 2, 3):
         folder = tmp_path / f"stopped after {round}"
         shutil.copytree(tmp_path / "whole" / "checkpoints", folder / "checkpoints")
         loaded = checkpoint.load(checkpoint.path_of(folder / "checkpoints", round))
-        rest = list(simulation.play(scenario, loaded, executor, Storage(folder, 1, 9)))
+        rest = list(play(scenario, loaded, executor, Storage(folder, 1, 9)))
         for (ours, report), (theirs, same) in zip(rest, whole[round:], strict=True):
             assert_same_report(report, same)
             assert states_digest(ours) == states_digest(theirs)
@@ -538,13 +546,13 @@ def states_digest(state: ServerState) -> dict[str, object]:
     """All that is remembered between rounds, as hashes."""
     clock = {f"history/{name}": torch.from_numpy(column) for name, column in state.history.items()}
     return {
-        "params": arrays.digest(state.params),
-        "memory": arrays.digest(state.memory),
-        "clock": arrays.digest(clock),
-        "work": arrays.digest(work_storage.tensors_of(state.in_flight)),
-        "reasons": work_storage.reasons_of(state.in_flight),
-        "versions": {round: arrays.digest(params) for round, params in state.versions.items()},
-        "clients": {client: arrays.digest(state.clients[client]) for client in state.clients},
+        "params": tensors.digest(state.params),
+        "memory": tensors.digest(state.memory),
+        "clock": tensors.digest(clock),
+        "work": tensors.digest(serialization.tensors_of(state.in_flight)),
+        "reasons": serialization.reasons_of(state.in_flight),
+        "versions": {round: tensors.digest(params) for round, params in state.versions.items()},
+        "clients": {client: tensors.digest(state.clients[client]) for client in state.clients},
         "totals": state.totals,
     }
 
@@ -578,7 +586,7 @@ def test_asynchronous_clients_of_equal_speed_are_a_synchronous_round() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "ask", lambda *_: cohort)
         theirs, _ = run_round(scenario, initial_state(scenario), InProcessExecutor(scenario.workload))
-    assert arrays.digest(ours.params) == arrays.digest(theirs.params)
+    assert tensors.digest(ours.params) == tensors.digest(theirs.params)
     assert ours.totals.simulated_s == theirs.totals.simulated_s == 2.0
 
 
@@ -597,10 +605,10 @@ def law_12_runs(tmp_path_factory) -> dict[str, tuple[Scenario, str, list[RoundRe
     }
     runs = {}
     for kind, overrides in kinds.items():
-        scenario = simulation.build(settings_of(*overrides, "rounds=3", "selection.clients_per_round=5"))
-        runner = simulation.InProcessRunner()
+        scenario = build_scenario(settings_of(*overrides, "rounds=3", "selection.clients_per_round=5"))
+        runner = in_process.InProcessRunner()
         reports = list(runner.run(scenario, Storage(tmp_path_factory.mktemp("in_process"), 1, 1)))
-        runs[kind] = scenario, arrays.digest(runner.final_state().params), reports
+        runs[kind] = scenario, tensors.digest(runner.final_state().params), reports
     return runs
 
 
@@ -608,12 +616,12 @@ def law_12_runs(tmp_path_factory) -> dict[str, tuple[Scenario, str, list[RoundRe
 @pytest.mark.slow
 @pytest.mark.parametrize("num_actors", [1, 2, 3])
 def test_law_12_ray_is_in_process(num_actors: int, local_ray: None, tmp_path, law_12_runs) -> None:
-    from raysim.actors.runner import RayRunner
+    from raysim.executors.ray.runner import RayRunner
 
     with RayRunner(num_actors, None) as runner:
         for kind, (scenario, expected, same) in law_12_runs.items():
             reports = list(runner.run(scenario, Storage(tmp_path / kind, 1, 1)))
-            assert arrays.digest(runner.final_state().params) == expected, kind
+            assert tensors.digest(runner.final_state().params) == expected, kind
             for ours, theirs in zip(reports, same, strict=True):
                 assert (ours.score, ours.submodel, ours.totals) == (theirs.score, theirs.submodel, theirs.totals)
                 for column, values in ours.clients.items():
@@ -624,7 +632,7 @@ def test_law_12_ray_is_in_process(num_actors: int, local_ray: None, tmp_path, la
 @pytest.mark.slow
 @pytest.mark.parametrize("num_actors", [1, 3])
 def test_law_12_holds_in_every_clock_mode(num_actors: int, local_ray: None, tmp_path: Path) -> None:
-    from raysim.actors.runner import RayRunner
+    from raysim.executors.ray.runner import RayRunner
 
     with RayRunner(num_actors, None) as runner:
         for mode in MODES:
@@ -632,7 +640,7 @@ def test_law_12_holds_in_every_clock_mode(num_actors: int, local_ray: None, tmp_
                 scenario = clocked(name, mode, *FRAIL)
                 expected, reports = clocked_rounds(scenario)
                 found = list(runner.run(scenario, Storage(tmp_path / f"{name} {mode}", 1, 1)))
-                assert arrays.digest(runner.final_state().params) == arrays.digest(expected.params), (name, mode)
+                assert tensors.digest(runner.final_state().params) == tensors.digest(expected.params), (name, mode)
                 for ours, theirs in zip(found, reports, strict=True):
                     assert_same_report(ours, theirs)
 
@@ -642,14 +650,14 @@ def test_law_12_holds_in_every_clock_mode(num_actors: int, local_ray: None, tmp_
 def test_law_12_a_killed_actor_changes_nothing(local_ray: None, tmp_path, law_12_runs) -> None:
     import ray
 
-    from raysim.actors.runner import RayRunner
+    from raysim.executors.ray.runner import RayRunner
 
     scenario, expected, _ = law_12_runs["ca-hfp fisher"]
     with RayRunner(2, None) as runner:
         runner.make_ready(scenario)
         os.kill(ray.get(runner.client_actors[0].process_id.remote()), signal.SIGKILL)
         first, *_ = runner.run(scenario, Storage(tmp_path, 1, 1))
-        assert arrays.digest(runner.final_state().params) == expected
+        assert tensors.digest(runner.final_state().params) == expected
     assert len(first.incidents) == 1
     assert first.incidents[0].startswith("a client actor was lost (its process ended)")
 
@@ -663,7 +671,7 @@ def test_running_variances_stay_positive_whatever_version_clients_start_from(siz
         "data.transform={grey_to_rgb: true}", f"clock.buffer_size={size[0]}", f"clock.concurrency={size[1]}",
         "evaluation.max_examples=40",
     )  # fmt: skip
-    scenario = simulation.build(settings)
+    scenario = build_scenario(settings)
     state, executor = initial_state(scenario), InProcessExecutor(scenario.workload)
     for _ in range(6):
         state, report = run_round(scenario, state, executor)

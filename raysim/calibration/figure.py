@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysim import files
 from raysim.calibration.fit import Calibration
+from raysim.core.storage import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ def draw(path: Path, calibrations: Sequence[Calibration]) -> Path:
     panels[1][0].set_ylabel("prediction off by (%)")
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4 if count > 1 else 2, frameon=False)
-    return files.write_atomically(path, lambda partial: figure.savefig(partial, format="png"))
+    return atomic.write_atomically(path, lambda partial: figure.savefig(partial, format="png"))
 
 
 def _worst(calibration: Calibration) -> float:

@@ -9,16 +9,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from raysim import seeding
 from raysim.calibration.fit import Calibration, Measurement, StepLoad, fit
-from raysim.errors import SettingError
+from raysim.client.training import LocalTraining, train
+from raysim.core import seeding
+from raysim.core.errors import SettingError
+from raysim.core.tensors import one_thread
 from raysim.models import zoo
 from raysim.pruning import masks, submodel
 from raysim.pruning.costs import CostTable
+from raysim.pruning.masks import Mask
 from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.significance import first_channels
-from raysim.training import LocalTraining, one_thread, train
-from raysim.types import Mask
 
 SEED = 0
 FITTED = (1.0, 0.8, 0.6, 0.5, 0.4, 0.25, 0.2, 0.125)

@@ -9,12 +9,13 @@ from typing import Any
 
 import yaml
 
-from raysim import config_file, files
 from raysim.calibration import figure, report
 from raysim.calibration.fit import Calibration
 from raysim.calibration.measure import Subject, calibrate, check_counts, different_widths, subject_of
-from raysim.errors import SettingError
-from raysim.messages import say
+from raysim.config import loader
+from raysim.core.errors import SettingError
+from raysim.core.log import say
+from raysim.core.storage import atomic
 
 RESULT = "calibration.json"
 
@@ -93,7 +94,7 @@ def parse_options(text: str | None) -> dict[str, Any]:
     {'hidden': 64}
     """
     try:
-        options = {} if text is None else config_file.parse_value(text)
+        options = {} if text is None else loader.parse_value(text)
     except yaml.YAMLError:
         options = None
     if not isinstance(options, dict):
@@ -122,5 +123,5 @@ def _keep(calibrations: Sequence[Calibration], folder: Path) -> None:
         figure.draw(folder / file_name([each]), [each])
     if len(calibrations) > 1:
         figure.draw(folder / file_name(calibrations), calibrations)
-    files.write_text(folder / "calibration.md", report.markdown(calibrations))
-    files.write_text(folder / RESULT, json.dumps(report.to_json(calibrations), indent=2))
+    atomic.write_text(folder / "calibration.md", report.markdown(calibrations))
+    atomic.write_text(folder / RESULT, json.dumps(report.to_json(calibrations), indent=2))

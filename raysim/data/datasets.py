@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raysim import dotted, seeding
-from raysim.data import imagefolder, noise, torchvision_sets
+from raysim.core import plugins, seeding
+from raysim.core.errors import SettingError, nearest_first, unknown_name
+from raysim.data import imagefolder, synthetic, torchvision_sets
 from raysim.data import transform as transforms
 from raysim.data.raw import Images, Labels, RawImages, Source, from_arrays, refuse_unread
 from raysim.data.transform import Augmentation, Transform
-from raysim.errors import SettingError, nearest_first, unknown_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ def load(
     transform = Transform() if transform is None else transform
     source, options = Source(name, root, download, transform.resize), dict(options or {})
     check_name(name, options)
-    raw = _from_path(source, options) if dotted.is_dotted(name) else DATASETS[name](source, **options)
+    raw = _from_path(source, options) if plugins.is_dotted(name) else DATASETS[name](source, **options)
     data = _dressed(name, transforms.apply(raw, transform), transform)
     if max_train_examples is not None:
         data = stratified_subset(data, max_train_examples, seed)
@@ -163,8 +163,8 @@ def load(
 
 def check_name(name: str, options: Mapping[str, Any] | None = None) -> None:
     """Raise SettingError if there is no data set of this name, or it does not take an option."""
-    if dotted.is_dotted(name):
-        dotted.load("data.name", name)
+    if plugins.is_dotted(name):
+        plugins.load("data.name", name)
         return
     if name not in DATASETS:
         raise unknown_name("data.name", name, DATASETS)
@@ -190,7 +190,7 @@ def digits(source: Source) -> RawImages:
 
 def _from_path(source: Source, options: dict[str, Any]) -> RawImages:
     """Call a user's function; `root` and `download` are passed where its signature takes them."""
-    function = dotted.load("data.name", source.name)
+    function = plugins.load("data.name", source.name)
     known = inspect.signature(function).parameters
     given: dict[str, Any] = {"root": source.root} if "root" in known else {}
     given |= {"download": source.download} if "download" in known else {}
@@ -280,6 +280,6 @@ DATASETS: dict[str, Callable[..., RawImages]] = {
     "cifar100": torchvision_sets.cifar100,
     "svhn": torchvision_sets.svhn,
     "imagefolder": imagefolder.load,
-    "noise": noise.noise,
+    "noise": synthetic.noise,
 }
 """Loaders `(source, **options)`; a user's own is a dotted path in the settings."""

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim import files
+from raysim.core.storage import atomic
 from raysim.data.resample import DrawnRows
-from raysim.types import ClientRows, RowSets
+from raysim.data.row_sets import ClientRows, RowSets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,7 +73,7 @@ def draw(
     else:
         above, below = figure.subplots(2, 1, height_ratios=(3, 1))
         _shares(figure, above, below, counts)
-    return files.write_atomically(path, lambda partial: figure.savefig(partial, format="png"))
+    return atomic.write_atomically(path, lambda partial: figure.savefig(partial, format="png"))
 
 
 def _bars(axes: "Axes", clients: NDArray[np.int64], counts: NDArray[np.int64]) -> None:

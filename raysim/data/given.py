@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from raysim.core.errors import SettingError
 from raysim.data.rules import Deal, Rows
-from raysim.errors import SettingError
 
 
 def natural(deal: Deal) -> list[Rows]:

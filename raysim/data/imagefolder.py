@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raysim import files
+from raysim.core.errors import SettingError
+from raysim.core.storage import atomic
 from raysim.data.raw import RawImages, Source, refuse_unread
 from raysim.data.transform import resized
-from raysim.errors import SettingError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff")
 THREADS = 8
@@ -113,7 +113,7 @@ def _keep(root: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
         own = place.with_name(f"{place.stem}.{os.getpid()}-{threading.get_ident()}.npz")  # others may do the same
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            files.write_atomically(own, write).replace(place)
+            atomic.write_atomically(own, write).replace(place)
             return
         except OSError as error:
             reason = error.strerror

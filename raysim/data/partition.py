@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from raysim import seeding
+from raysim.core import seeding
+from raysim.core.errors import SettingError, nearest_first, unknown_name
 from raysim.data import given, rules
 from raysim.data.resample import DrawnRows
+from raysim.data.row_sets import RowSets
 from raysim.data.rules import Deal, PartitionOptions, Rows
-from raysim.errors import SettingError, nearest_first, unknown_name
-from raysim.types import RowSets
 
 
 @dataclass(frozen=True, slots=True)

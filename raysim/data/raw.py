@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.errors import SettingError
+from raysim.core.errors import SettingError
 
 Images = NDArray[Any]
 """`(rows, channels, height, width)`: unsigned bytes, or float32 where 1.0 stands for the brightest value."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim import seeding
+from raysim.core import seeding
 
 
 @dataclass(frozen=True, slots=True, eq=False)

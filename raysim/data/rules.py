@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.errors import SettingError
+from raysim.core.errors import SettingError
 
 Rows = NDArray[np.int64]
 DEFAULT_ALPHA = 0.5

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from raysim.core.errors import SettingError, nearest_first
 from raysim.data.raw import RawImages, Source
-from raysim.errors import SettingError, nearest_first
 
 EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from raysim import seeding
+from raysim.core import seeding
+from raysim.core.errors import SettingError, nearest_first
 from raysim.data.raw import Images, RawImages
-from raysim.errors import SettingError, nearest_first
 
 ROWS_AT_A_TIME = 1000
 ROWS_IN_CACHE = 100

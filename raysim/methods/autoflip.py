@@ -7,14 +7,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raysim.client_view import ClientView
+from raysim.client.training import LocalHooks, Report
+from raysim.client.view import ClientView
+from raysim.core.tensors import Params
 from raysim.methods.method import RoundView, Trainer
 from raysim.methods.options import MethodOptions
 from raysim.pruning import elements, masks
+from raysim.pruning.masks import Mask
 from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.significance import Scores, channel_sums
-from raysim.training import LocalHooks, Report
-from raysim.types import Mask, Params
 
 PREFIX = "displacement/"
 

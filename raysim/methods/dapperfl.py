@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from raysim.client_view import ClientView
-from raysim.clock import CohortLoad
-from raysim.cohort_masks import CohortMasks
+from raysim.client.training import LocalHooks, compose, train
+from raysim.client.view import ClientView
+from raysim.clock.timing import CohortLoad
+from raysim.core.tensors import Params
 from raysim.methods.method import RoundView
 from raysim.methods.options import MethodOptions
 from raysim.pruning import masks
+from raysim.pruning.masks import CohortMasks, Mask
 from raysim.pruning.significance import l1_norms
-from raysim.training import LocalHooks, compose, train
-from raysim.types import Mask, Params
 
 
 def fuse_and_prune(view: ClientView, order: np.random.Generator) -> tuple[ClientView, int]:

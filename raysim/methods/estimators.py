@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from raysim.aggregation import divide
-from raysim.client_view import ClientView
-from raysim.clock import CohortLoad
-from raysim.cohort_masks import CohortMasks
+from raysim.client.training import GradientMoments, LocalHooks, Report, effective_steps
+from raysim.client.view import ClientView
+from raysim.clock.timing import CohortLoad
+from raysim.core.tensors import Params
 from raysim.methods.method import CohortReport, LocalHook, RoundView
 from raysim.methods.options import MethodOptions
+from raysim.pruning.masks import CohortMasks
 from raysim.pruning.significance import Scores, form_of, gradient_and_curvature_sums, running_mean
-from raysim.training import GradientMoments, LocalHooks, Report, effective_steps
-from raysim.types import Params
+from raysim.server.fill import divide
 
 HUTCHINSON_ROWS = 256
 """Most rows a client computes Hessian-vector products on."""

@@ -6,16 +6,16 @@ from math import cos, pi, prod
 import numpy as np
 import torch
 
-from raysim import seeding
-from raysim.client_view import ClientView
-from raysim.clock import CohortLoad
-from raysim.cohort_masks import CohortMasks
-from raysim.methods import shared_elements
+from raysim.client.training import LocalHooks
+from raysim.client.view import ClientView
+from raysim.clock.timing import CohortLoad
+from raysim.core import seeding
+from raysim.core.tensors import Params
+from raysim.methods import mask_rules
 from raysim.methods.method import CohortReport, RoundView, Trainer
 from raysim.methods.options import MethodOptions
 from raysim.pruning import elements
-from raysim.training import LocalHooks
-from raysim.types import Params
+from raysim.pruning.masks import CohortMasks
 
 
 def start_sparse(view: RoundView, train: Trainer) -> tuple[Params, Params]:
@@ -27,7 +27,7 @@ def start_sparse(view: RoundView, train: Trainer) -> tuple[Params, Params]:
     for key, value in weights.items():
         scores = torch.from_numpy(rng.random(tuple(value.shape)))
         kept |= elements.keep_largest({key: scores}, counts[key])
-    return elements.apply(kept, view.params), shared_elements.remember(view.memory, kept)
+    return elements.apply(kept, view.params), mask_rules.remember(view.memory, kept)
 
 
 def layer_counts(weights: Params, sparsity: float) -> dict[str, int]:
@@ -104,13 +104,13 @@ def unite_and_prune(params: Params, memory: Params, report: CohortReport) -> tup
     view = report.view
     if not is_readjusting(view.round, view.options):
         return params, memory
-    held = {key: report.coverage[key] > 0 for key in shared_elements.remembered(memory)}
+    held = {key: report.coverage[key] > 0 for key in mask_rules.remembered(memory)}
     counts = layer_counts({key: params[key] for key in held}, view.options["sparsity"])
     kept: Params = {}
     for key, union in held.items():
         magnitude = torch.where(union, params[key].abs().double(), -torch.inf)
         kept |= elements.keep_largest({key: magnitude}, counts[key])
-    return elements.apply(kept, params), shared_elements.remember(memory, kept)
+    return elements.apply(kept, params), mask_rules.remember(memory, kept)
 
 
 def add_mask_bytes(view: RoundView, chosen: CohortMasks, load: CohortLoad) -> CohortLoad:

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from raysim.core.tensors import Params
 from raysim.methods.method import CohortReport, RoundView
 from raysim.methods.scores import draw
-from raysim.types import Params
 
 HIGHEST_RATIO = 0.9
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim import seeding
+from raysim.core import seeding
 from raysim.methods.method import RoundView
 from raysim.methods.scores import draw
 

@@ -8,18 +8,18 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.func import functional_call
 
-from raysim import seeding
-from raysim.budgets import widest_of
-from raysim.client_view import ClientView
-from raysim.clock import CohortLoad
-from raysim.cohort_masks import CohortMasks
+from raysim.budgets.rules import widest_of
+from raysim.client.training import LocalHooks
+from raysim.client.view import ClientView
+from raysim.clock.timing import CohortLoad
+from raysim.core import seeding
+from raysim.data.batches import batch_slices
 from raysim.methods.method import RoundView
 from raysim.methods.options import MethodOptions
 from raysim.pruning import masks, submodel
+from raysim.pruning.masks import CohortMasks, Mask
 from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.significance import first_channels
-from raysim.training import LocalHooks, batch_slices
-from raysim.types import Mask
 
 WIDTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 

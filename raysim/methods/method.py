@@ -7,18 +7,20 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.aggregation import FillRule, fill_global
-from raysim.budgets import BudgetRule, all_affordable
-from raysim.clock import CohortLoad
-from raysim.cohort_masks import CohortMasks
-from raysim.contribution import Contribution
-from raysim.methods.options import MethodOptions, Option
+from raysim.budgets.rules import BudgetRule, all_affordable
+from raysim.client.assignments import LocalRules
+from raysim.client.training import LocalHooks, LocalTraining
+from raysim.clock.timing import CohortLoad
+from raysim.core.options import Option
+from raysim.core.tensors import Params
+from raysim.methods.options import MethodOptions
+from raysim.population.profiles import Devices
 from raysim.pruning.costs import CostTable
 from raysim.pruning.coverage import Coverage
-from raysim.pruning.masks import Scores
+from raysim.pruning.masks import CohortMasks, Mask, Scores
 from raysim.pruning.plan import ChannelPlan
-from raysim.training import LocalHooks, LocalTraining
-from raysim.types import Devices, LocalRules, Mask, Params
+from raysim.server.fill import FillRule, fill_global
+from raysim.server.updates import Contribution
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import torch
 
-from raysim.client_view import ClientView
-from raysim.clock import CohortLoad
-from raysim.cohort_masks import CohortMasks
+from raysim.client.training import LocalHooks, Report, effective_steps
+from raysim.client.view import ClientView
+from raysim.clock.timing import CohortLoad
+from raysim.core.tensors import Params
 from raysim.methods.method import CohortReport, Objective, RoundView
 from raysim.methods.options import MethodOptions
 from raysim.pruning import elements, submodel
-from raysim.training import LocalHooks, Report, effective_steps
-from raysim.types import Params
+from raysim.pruning.masks import CohortMasks
 
 
 def proximal(view: ClientView, options: MethodOptions) -> LocalHooks:

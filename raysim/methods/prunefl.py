@@ -6,17 +6,17 @@ from functools import partial
 import numpy as np
 import torch
 
-from raysim import seeding
-from raysim.client_view import ClientView
-from raysim.clock import CohortLoad
-from raysim.cohort_masks import CohortMasks
-from raysim.contribution import Contribution
-from raysim.methods import shared_elements
+from raysim.client.training import GradientMoments, LocalHooks, Report
+from raysim.client.view import ClientView
+from raysim.clock.timing import CohortLoad
+from raysim.core import seeding
+from raysim.core.tensors import Params
+from raysim.methods import mask_rules
 from raysim.methods.method import CohortReport, RoundView, Trainer
 from raysim.methods.options import MethodOptions
 from raysim.pruning import elements
-from raysim.training import GradientMoments, LocalHooks, Report
-from raysim.types import Mask, Params
+from raysim.pruning.masks import CohortMasks, Mask
+from raysim.server.updates import Contribution
 
 CANDIDATE_SHARE, HALVING_ROUNDS = 0.3, 10_000
 STABLE_CHANGE, STABLE_TIMES = 0.1, 5
@@ -36,7 +36,7 @@ def initial_pruning(view: RoundView, train: Trainer) -> tuple[Params, Params]:
         stable = stable + 1 if is_small else 0
         if stable >= STABLE_TIMES:
             break
-    return params, shared_elements.remember(view.memory, kept)
+    return params, mask_rules.remember(view.memory, kept)
 
 
 def report_squared_gradients(view: ClientView, options: MethodOptions) -> LocalHooks:
@@ -60,9 +60,9 @@ def reconfigure(params: Params, memory: Params, report: CohortReport) -> tuple[P
     }
     if view.round % view.options["reconfigure_rounds"]:
         return params, {**memory, **{f"squares/{key}": value for key, value in squares.items()}}
-    kept = reconfigured(view, params, shared_elements.current(view.plan, memory), squares)
+    kept = reconfigured(view, params, mask_rules.current(view.plan, memory), squares)
     memory = {**memory, **{f"squares/{key}": torch.zeros_like(value) for key, value in squares.items()}}
-    return elements.apply(kept, params), shared_elements.remember(memory, kept)
+    return elements.apply(kept, params), mask_rules.remember(memory, kept)
 
 
 def reconfigured(view: RoundView, params: Params, kept: Params, squares: Params) -> Params:

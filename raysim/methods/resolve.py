@@ -8,22 +8,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from raysim import dotted
-from raysim.aggregation import FILLS
-from raysim.clock import CohortLoad
-from raysim.cohort_masks import CohortMasks
-from raysim.errors import SettingError, nearest_first, unknown_name
+from raysim.client.training import LocalTraining
+from raysim.clock.timing import CohortLoad
+from raysim.core import plugins
+from raysim.core.errors import SettingError, nearest_first, unknown_name
+from raysim.core.options import own_options
+from raysim.core.tensors import Params
 from raysim.methods.estimators import ESTIMATORS
 from raysim.methods.mask_rules import MASKS
 from raysim.methods.method import CohortReport, Method, RoundView
 from raysim.methods.objectives import OBJECTIVES
-from raysim.methods.options import MethodOptions, own_options
+from raysim.methods.options import MethodOptions
 from raysim.methods.scores import random_score, with_bonus
 from raysim.methods.table import METHODS
+from raysim.pruning.masks import CohortMasks, Mask
 from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.significance import FORMS, Scores, form_of
-from raysim.training import LocalTraining
-from raysim.types import Mask, Params
+from raysim.server.fill import FILLS
 
 NORMALIZATIONS = ("batch", "static", "group")
 
@@ -63,10 +64,10 @@ def resolve(name: str, given: Mapping[str, Any], local: LocalTraining) -> Method
 
 
 def _row(name: str) -> Method:
-    if not dotted.is_dotted(name):
+    if not plugins.is_dotted(name):
         check_name(name)
         return METHODS[name]
-    row = dotted.load("method.name", name)
+    row = plugins.load("method.name", name)
     if not isinstance(row, Method):
         raise SettingError(f"method.name={name!r} is {type(row).__name__}; allowed: a raysim.Method")
     return row
@@ -74,14 +75,14 @@ def _row(name: str) -> Method:
 
 def check_name(name: str) -> None:
     """Raise SettingError if there is no method of this name."""
-    if not dotted.is_dotted(name) and name not in METHODS:
+    if not plugins.is_dotted(name) and name not in METHODS:
         raise unknown_name("method.name", name, METHODS)
 
 
 def _named(option: str, name: str, table: Mapping[str, Any]) -> Any:
     """Return a member of a table, or the user's own by its dotted path."""
-    if dotted.is_dotted(name):
-        member = dotted.load(f"method.{option}", name)
+    if plugins.is_dotted(name):
+        member = plugins.load(f"method.{option}", name)
         if not callable(member):
             raise SettingError(f"method.{option}={name!r} is {type(member).__name__}; allowed: a function")
         return member
@@ -97,7 +98,7 @@ def _known(option: str, name: str, table: Mapping[str, Any]) -> Any:
 
 def _score(row: Method, options: MethodOptions) -> Callable[[RoundView], Scores]:
     """Return the row's score, or the user's own in its place."""
-    if dotted.is_dotted(options.score):
+    if plugins.is_dotted(options.score):
         own: Callable[[RoundView], Scores] = _named("score", options.score, {})
         return own
     return row.score
@@ -110,7 +111,7 @@ def uses_estimator(method: Method) -> bool:
 
 def _check(row: Method, given: Mapping[str, Any], local: LocalTraining) -> None:
     options = row.options
-    if not dotted.is_dotted(options.score):
+    if not plugins.is_dotted(options.score):
         if "score" in given and not uses_estimator(row):
             raise SettingError(
                 f"method.score={options.score!r} is not allowed with method.name={row.name!r}, which estimates no "
@@ -127,7 +128,7 @@ def _check(row: Method, given: Mapping[str, Any], local: LocalTraining) -> None:
         ("proximal_mu", "objective", "proximal"),
     ):
         value = getattr(options, needed)
-        if option in given and value != wanted and not (needed == "fill" and dotted.is_dotted(value)):
+        if option in given and value != wanted and not (needed == "fill" and plugins.is_dotted(value)):
             raise SettingError(
                 f"method.{option}={given[option]!r} has no effect with "
                 f"method.{needed}={value!r}; it belongs to {wanted!r}"
@@ -138,7 +139,7 @@ def _check(row: Method, given: Mapping[str, Any], local: LocalTraining) -> None:
             f"allowed: {', '.join(name for name in MASKS if name != 'coverage')}"
         )
     if row.mask is MASKS["coverage"]:
-        for option in ("refresh_rounds", "hysteresis", *(("score",) if dotted.is_dotted(options.score) else ())):
+        for option in ("refresh_rounds", "hysteresis", *(("score",) if plugins.is_dotted(options.score) else ())):
             if option in given:
                 raise SettingError(
                     f"method.{option}={given[option]!r} has no effect with method.mask='coverage', which reads the "

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from raysim import seeding
+from raysim.core import seeding
 from raysim.methods.estimators import ESTIMATORS, is_ready
 from raysim.methods.method import RoundView
 from raysim.pruning import masks, significance

@@ -1,13 +1,14 @@
 """The table of named methods, one row each."""
 
-from raysim import budgets
+from raysim.budgets.rules import halving_level, whole_model
+from raysim.client.assignments import LocalRules
+from raysim.core.options import Option
 from raysim.methods import autoflip, dapperfl, feddst, fedmp, fjord, prunefl
 from raysim.methods.fedprox import variable_work
+from raysim.methods.mask_rules import shared_mask
 from raysim.methods.method import Method
-from raysim.methods.options import MethodOptions, Option
+from raysim.methods.options import MethodOptions
 from raysim.methods.scores import curvature_score, index_score, l1_score, random_score, rolling_score
-from raysim.methods.shared_elements import shared_mask
-from raysim.types import LocalRules
 
 EVERY_METHOD = frozenset({"objective", "proximal_mu"})
 FILL = EVERY_METHOD | {"fill", "fill_gamma", "normalization"}
@@ -24,12 +25,12 @@ METHODS: dict[str, Method] = {
     for method in (
         Method(
             "fedavg", "McMahan et al., arXiv 1602.05629",
-            score=index_score, budget=budgets.whole_model, reads=EVERY_METHOD | {"normalization"},
+            score=index_score, budget=whole_model, reads=EVERY_METHOD | {"normalization"},
             claims=frozenset({EQUALS_FEDAVG, NESTED}),
         ),
         Method(
             "fedprox", "Li et al., arXiv 1812.06127, eq 2 and section 5.2",
-            score=index_score, budget=budgets.whole_model, options=MethodOptions(objective="proximal"),
+            score=index_score, budget=whole_model, options=MethodOptions(objective="proximal"),
             reads=EVERY_METHOD | {"normalization"}, work=variable_work,
             own={"straggler_share": Option(0.5, "share of a cohort that trains fewer epochs", high=1.0)},
             claims=frozenset({NESTED}),
@@ -49,12 +50,12 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "heterofl", "Diao et al., arXiv 2010.01264",
-            score=index_score, budget=budgets.halving_level, options=MethodOptions(fill="holders"),
+            score=index_score, budget=halving_level, options=MethodOptions(fill="holders"),
             reads=FILL - {"normalization"}, rules=HETEROFL_RULES, claims=frozenset({NESTED}),
         ),
         Method(
             "fedrolex", "Alam et al., arXiv 2212.01548, section 3",
-            score=rolling_score, budget=budgets.halving_level, options=MethodOptions(fill="holders"),
+            score=rolling_score, budget=halving_level, options=MethodOptions(fill="holders"),
             reads=FILL - {"normalization"}, rules=HETEROFL_RULES, claims=frozenset({NESTED}),
         ),
         Method(
@@ -67,7 +68,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "fedmp", "Jiang et al., arXiv 2112.01070, eq 8 and algorithm 1",
-            score=l1_score, budget=budgets.whole_model, reads=FILL | {"mask"},
+            score=l1_score, budget=whole_model, reads=FILL | {"mask"},
             widths=fedmp.chosen_widths, after_round=fedmp.remember_rewards, learns_widths=True, chooses_widths=True,
             claims=frozenset({NESTED}),
             own={
@@ -93,7 +94,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "prunefl", "Jiang et al., arXiv 1909.12326, theorem 1 and algorithms 1 and 2",
-            score=index_score, budget=budgets.whole_model, options=MethodOptions(fill="zero"),
+            score=index_score, budget=whole_model, options=MethodOptions(fill="zero"),
             reads=EVERY_METHOD | {"normalization"}, mask=shared_mask, local=(prunefl.report_squared_gradients,),
             prepare=prunefl.initial_pruning, after_round=prunefl.reconfigure, learns_widths=True, one_version=True,
             load=prunefl.add_reconfiguration_bytes,
@@ -104,7 +105,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "feddst", "Bibikar et al., arXiv 2112.09824, section 3 and algorithm 1",
-            score=index_score, budget=budgets.whole_model, options=MethodOptions(fill="holders"),
+            score=index_score, budget=whole_model, options=MethodOptions(fill="holders"),
             reads=EVERY_METHOD | {"normalization"}, mask=shared_mask, local=(feddst.readjust,),
             prepare=feddst.start_sparse, after_round=feddst.unite_and_prune, learns_widths=True, one_version=True,
             load=feddst.add_mask_bytes,
@@ -117,7 +118,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "autoflip", "arXiv 2405.10271; steps 1 to 6 of the specification",
-            score=index_score, budget=budgets.whole_model, options=MethodOptions(fill="zero"),
+            score=index_score, budget=whole_model, options=MethodOptions(fill="zero"),
             reads=EVERY_METHOD | {"normalization"}, mask=autoflip.guided_masks, prepare=autoflip.explore_losses,
             learns_widths=True,
             own={

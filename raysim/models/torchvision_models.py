@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from raysim.errors import SettingError, nearest_first
+from raysim.core.errors import SettingError, nearest_first
 
 PREFIX = "torchvision/"
 LARGE_PIXELS = 64

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from raysim.errors import SettingError, nearest_first
+from raysim.core.errors import SettingError, nearest_first
 from raysim.models import torchvision_models
 
 SUFFIXES = (".pt", ".pth", ".safetensors")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from raysim import dotted, seeding
-from raysim.errors import SettingError, nearest_first
+from raysim.core import plugins, seeding
+from raysim.core.errors import SettingError, nearest_first
 from raysim.models import torchvision_models
 from raysim.models.resnet import resnet32
 from raysim.models.vgg import vgg16
@@ -78,8 +78,8 @@ def mlp(input_shape: tuple[int, ...], num_classes: int, hidden: Sequence[int] = 
 
 def check_name(name: str) -> None:
     """Raise SettingError if there is no model of this name."""
-    if dotted.is_dotted(name):
-        dotted.load("model.name", name)
+    if plugins.is_dotted(name):
+        plugins.load("model.name", name)
     elif name.startswith(torchvision_models.PREFIX):
         torchvision_models.check_name(name)
     elif name not in MODELS:
@@ -111,7 +111,7 @@ def build(name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_
     """
     check_name(name)
     with seeding.torch_seeded(seed, "model"):
-        if dotted.is_dotted(name):
+        if plugins.is_dotted(name):
             return _from_path(name, options, input_shape, num_classes)
         if name.startswith(torchvision_models.PREFIX):
             return torchvision_models.build(name, options, input_shape, num_classes)
@@ -119,7 +119,7 @@ def build(name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_
 
 
 def _from_path(name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    builder = dotted.load("model.name", name)
+    builder = plugins.load("model.name", name)
     if not callable(builder):
         raise SettingError(f"model.name={name!r} is a {type(builder).__name__}; allowed: a function or class")
     named = inspect.signature(builder).parameters

@@ -10,7 +10,7 @@ from torch import nn
 from raysim.models.cost import ModelCost, count, weight_flops
 from raysim.pruning import elements, submodel
 from raysim.pruning.groups import ChannelGroups
-from raysim.types import Mask
+from raysim.pruning.masks import Mask
 
 
 class CostTable:

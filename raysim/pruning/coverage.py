@@ -1,15 +1,31 @@
 """How many examples stand behind every entry of the model, counted per pair of channel groups."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raysim.cohort_masks import CohortMasks
+from raysim.core.tensors import Columns, Params
 from raysim.pruning.groups import ChannelGroups
-from raysim.types import Columns, CoverageSummary, Mask, Params
+from raysim.pruning.masks import CohortMasks, Mask
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class CoverageSummary:
+    """How much of the model a cohort trained: shares of the cohort's examples per parameter entry."""
+
+    mean: float
+    min: float
+    untrained_share: float
+    untrained_channel_share: float
+
 
 Coverage = dict[str, torch.Tensor]
 """Examples behind each entry by state-dict key, float64, broadcastable to the entry's tensor."""

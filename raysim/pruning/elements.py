@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from raysim.core.tensors import Params
+from raysim.pruning.masks import Mask
 from raysim.pruning.submodel import Cut, kept_elements, take
-from raysim.types import Mask, Params
 
 Bits = dict[str, NDArray[np.uint8]]
 """Kept entries by state-dict key, eight to a byte."""

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raysim.cohort_masks import CohortMasks, identity
+from raysim.core.tensors import Params
 from raysim.pruning import elements, submodel
 from raysim.pruning.coverage import count_coverage
 from raysim.pruning.groups import ChannelGroups
-from raysim.types import Mask, Params
+from raysim.pruning.masks import CohortMasks, Mask, identity
 
 
 def masked(plan: ChannelGroups, mask: Mask, params: Params) -> Params:

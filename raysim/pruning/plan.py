@@ -11,11 +11,13 @@ import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
-from raysim import files, seeding
-from raysim.errors import SettingError, nearest_first, unknown_name
+from raysim.core import seeding
+from raysim.core.errors import SettingError, nearest_first, unknown_name
+from raysim.core.storage import atomic
+from raysim.core.tensors import Params
 from raysim.pruning import masks, outputs, submodel
 from raysim.pruning.groups import ChannelGroup, ChannelGroups, from_json, to_json
-from raysim.types import Mask, Params
+from raysim.pruning.masks import Mask
 
 if TYPE_CHECKING:
     from raysim.pruning.proof import Forward
@@ -165,7 +167,7 @@ class ChannelPlan(ChannelGroups):
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""
-        files.write_text(Path(path), json.dumps(to_json(self)))
+        atomic.write_text(Path(path), json.dumps(to_json(self)))
 
     @staticmethod
     def load(path: str | Path) -> "ChannelPlan":

@@ -12,7 +12,7 @@ from torch.utils import _pytree
 
 from raysim.pruning import submodel
 from raysim.pruning.groups import ChannelGroup, ChannelGroups
-from raysim.types import Mask
+from raysim.pruning.masks import Mask
 
 TOLERANCE = 1e-8
 """Largest relative error of a proof in double precision."""

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from raysim.core.tensors import Params
 from raysim.pruning.groups import ChannelGroups
 from raysim.pruning.submodel import Cut
-from raysim.types import Params
 
 Scores = NDArray[np.float64]
 

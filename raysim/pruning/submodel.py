@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from raysim.core.tensors import Params
 from raysim.pruning import layers
 from raysim.pruning.groups import ChannelGroups
-from raysim.types import Mask, Params
+from raysim.pruning.masks import Mask
 
 Cut = dict[str, dict[int, torch.Tensor]]
 """For every state-dict key that is cut: the kept indices along each cut dimension, ascending."""

@@ -15,13 +15,13 @@ import torch_pruning
 from torch import nn
 from torch.utils import _pytree
 
-from raysim.errors import SettingError, UntraceableError, nearest_first
-from raysim.pruning import layers, proof, submodel, time_limit
+from raysim.core.errors import SettingError, UntraceableError, nearest_first
+from raysim.pruning import layers, proof, submodel, timeout
 from raysim.pruning.groups import ChannelGroup, ChannelGroups
 from raysim.pruning.layers import UnsupportedLayerError
+from raysim.pruning.masks import Mask
 from raysim.pruning.proof import Forward
 from raysim.pruning.units import UnitTable
-from raysim.types import Mask
 
 ROOTS = (layers.Convolution, nn.Linear, nn.Embedding)
 """Layers whose output channels start a group."""
@@ -62,7 +62,7 @@ def trace(
     twin = _twin(model)
     work = partial(_trace, twin, example_input, keep_whole, keep_residual, forward or proof.call)
     try:
-        return time_limit.within(time_limit_s, work)
+        return timeout.within(time_limit_s, work)
     except TimeoutError as error:
         place = _place(error.__cause__ or error, twin)
         raise UntraceableError(f"the model cannot be traced within time_limit_s={time_limit_s:g}{place}") from None

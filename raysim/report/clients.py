@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raysim.fates import COUNTED
-from raysim.types import Columns
+from raysim.clock.outcomes import COUNTED
+from raysim.core.tensors import Columns
 
 PERCENTILES = (0, 10, 50, 90, 100)
 COLUMNS = (

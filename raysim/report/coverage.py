@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from plotly.colors import sequential
 
+from raysim.core.formatting import percent
 from raysim.report import style
 from raysim.report.fragments import scale, table
-from raysim.report.numbers import percent
 from raysim.report.page import Choice, Panel, Section
 from raysim.report.source import Recorded
 

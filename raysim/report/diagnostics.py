@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
+from raysim.core.formatting import rounded
 from raysim.report import style
 from raysim.report.fragments import table
-from raysim.report.numbers import rounded
 from raysim.report.page import Panel, Section
 from raysim.report.source import Recorded
 

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from raysim.clock import CohortLoad, schedule
-from raysim.fates import COUNTED
+from raysim.clock.outcomes import COUNTED
+from raysim.clock.timing import CohortLoad, schedule
+from raysim.core.tensors import Columns
+from raysim.population.profiles import Devices
 from raysim.report.clients import where
 from raysim.report.source import Recorded
-from raysim.types import Columns, Devices
 
 NEEDED = ("examples", "planned_steps", "planned_epochs", "energy_j")
 

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from raysim.console import duration
-from raysim.fates import COUNTED
+from raysim.clock.outcomes import COUNTED
+from raysim.core.formatting import duration, percent, with_unit
 from raysim.report.clients import ClientsOfRounds
 from raysim.report.fedavg import FedAvg
 from raysim.report.fragments import Card, cards, paragraph, table
-from raysim.report.numbers import percent, with_unit
 from raysim.report.page import Section
 from raysim.report.source import Recorded
 

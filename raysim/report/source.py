@@ -9,10 +9,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from raysim import device_storage, places, records, runs
-from raysim.errors import SettingError
-from raysim.place import Place
-from raysim.types import Columns, Devices
+from raysim.core.errors import SettingError
+from raysim.core.storage.local import storage_path
+from raysim.core.storage.path import StoragePath
+from raysim.core.tensors import Columns
+from raysim.population import serialization
+from raysim.population.profiles import Devices
+from raysim.simulation import records
+from raysim.tracking import run_reader
 
 NEEDED = ("config.yaml", "rounds.parquet", "clients.parquet")
 WHERE_THERE = (
@@ -79,15 +83,15 @@ def of_run(run: str, tracking_uri: str | None = None) -> Iterator[Recorded]:
     Raises:
         SettingError: If there is no such run, it has no round, or its records cannot be read.
     """
-    folder = runs.folder_of(run)
+    folder = run_reader.folder_of(run)
     if folder is not None:
         with of_folder(folder, run) as recorded:
             yield recorded
         return
-    from raysim import tracking  # MLflow takes seconds to import
+    from raysim.tracking import mlflow_writer  # MLflow takes seconds to import
 
-    uri = tracking.resolve_uri(tracking_uri)
-    with runs.artifacts(run, uri, NEEDED[:1], (*NEEDED[1:], *WHERE_THERE)) as copied:
+    uri = mlflow_writer.resolve_uri(tracking_uri)
+    with run_reader.artifacts(run, uri, NEEDED[:1], (*NEEDED[1:], *WHERE_THERE)) as copied:
         kept = None if (copied / "summary.json").is_file() else _kept(copied, run)
         if kept is None:
             yield _read(copied, run)
@@ -96,25 +100,25 @@ def of_run(run: str, tracking_uri: str | None = None) -> Iterator[Recorded]:
             yield recorded
 
 
-def _kept(copied: Path, run_id: str) -> Place | None:
+def _kept(copied: Path, run_id: str) -> StoragePath | None:
     """Return the folder of a run that is not over, which knows more of it than MLflow; none = it tells no folder.
 
     Raises:
         SettingError: If the folder cannot be reached, and MLflow has no round.
     """
-    with runs.reading(run_id):
-        folder = runs.json_of(places.at(copied / "run.json")).get("output_dir")
+    with run_reader.reading(run_id):
+        folder = run_reader.json_of(storage_path(copied / "run.json")).get("output_dir")
     if folder is None:
         return None
-    if runs.holds(places.at(folder), run_id):
-        return places.at(folder)
+    if run_reader.holds(storage_path(folder), run_id):
+        return storage_path(folder)
     if not (copied / "rounds.parquet").is_file():
         raise SettingError(f"RUN={run_id!r} has not finished, and {folder}, where its rounds are, cannot be reached")
     return None
 
 
 @contextmanager
-def of_folder(folder: Place, name: str) -> Iterator[Recorded]:
+def of_folder(folder: StoragePath, name: str) -> Iterator[Recorded]:
     """Give what is known of the run in a folder; of one that has not finished, the rounds that are written down.
 
     Raises:
@@ -122,7 +126,7 @@ def of_folder(folder: Place, name: str) -> Iterator[Recorded]:
     """
     with tempfile.TemporaryDirectory() as copied:
         files = Path(copied)
-        with runs.reading(folder):
+        with run_reader.reading(folder):
             is_over = (folder / "summary.json").is_file()
             if not is_over:
                 _merge(folder, files, name)
@@ -132,7 +136,7 @@ def of_folder(folder: Place, name: str) -> Iterator[Recorded]:
         yield _read(files, name)
 
 
-def _merge(folder: Place, files: Path, name: str) -> None:
+def _merge(folder: StoragePath, files: Path, name: str) -> None:
     """Merge the rounds so far; those that only some tables tell of are left out when they are read."""
     for table in records.TABLES:
         if (folder / table).children():
@@ -141,7 +145,7 @@ def _merge(folder: Place, files: Path, name: str) -> None:
             raise SettingError(f"RUN={name!r} has no round yet: nothing can be told of it")
 
 
-def _bring(place: Place, path: Path) -> None:
+def _bring(place: StoragePath, path: Path) -> None:
     if place.path is not None:
         path.symlink_to(place.path)
     else:
@@ -152,18 +156,18 @@ def _read(files: Path, name: str) -> Recorded:
     missing = [file for file in NEEDED if not (files / file).is_file()]
     if missing:
         raise SettingError(f"RUN={name!r} cannot be shown: {missing[0]} is missing; a run of this version writes it")
-    settings = runs.settings_of(files / "config.yaml", name).model_dump()
-    with runs.reading(name):
+    settings = run_reader.settings_of(files / "config.yaml", name).model_dump()
+    with run_reader.reading(name):
         for table, needed in COLUMNS.items():
             if (files / table).is_file():
-                runs.check_told(table, pq.read_schema(files / table).names, needed)
+                run_reader.check_told(table, pq.read_schema(files / table).names, needed)
         rounds = records.read(files / "rounds.parquet")
-        places_of = (places.at(files / file) for file in ("summary.json", "run.json", "plan.json"))
-        summary, noted, plan = map(runs.json_of, places_of)
+        places_of = (storage_path(files / file) for file in ("summary.json", "run.json", "plan.json"))
+        summary, noted, plan = map(run_reader.json_of, places_of)
         if plan:
-            runs.check_told("plan.json", plan, ("groups",))
+            run_reader.check_told("plan.json", plan, ("groups",))
         devices = files / "devices.parquet"
-        known = device_storage.load(devices) if devices.is_file() else None
+        known = serialization.load(devices) if devices.is_file() else None
     if not len(rounds["round"]):
         raise SettingError(f"RUN={name!r} has no round yet: nothing can be told of it")
     groups = {group["name"]: int(group["size"]) for group in plan["groups"]} if plan else None

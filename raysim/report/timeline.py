@@ -8,12 +8,12 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from raysim.fates import ABSENT, COUNTED
+from raysim.clock.outcomes import ABSENT, COUNTED
+from raysim.core.tensors import Columns
 from raysim.report import style
 from raysim.report.clients import ClientsOfRounds, texts, where
 from raysim.report.page import Choice, Panel, Section
 from raysim.report.source import Recorded
-from raysim.types import Columns
 
 CLIENTS = 40
 """Most clients of a round that are shown."""

@@ -5,21 +5,22 @@ from contextlib import ExitStack, contextmanager
 
 import numpy as np
 
-from raysim import places, runs
-from raysim.console import who_trains
-from raysim.errors import SettingError
-from raysim.fates import COUNTED
-from raysim.place import Place
-from raysim.report import accuracy, coverage, diagnostics, headline, page, partition, pruning, setup, timeline
+from raysim.clock.outcomes import COUNTED
+from raysim.core.errors import SettingError
+from raysim.core.formatting import who_trains
+from raysim.core.storage.local import storage_path
+from raysim.core.storage.path import StoragePath
+from raysim.report import accuracy, coverage, diagnostics, fragments, headline, page, partition, pruning, timeline
 from raysim.report.clients import ClientsOfRounds, Summing, by_round
 from raysim.report.fedavg import FedAvg
 from raysim.report.source import Recorded, of_folder, of_run
-from raysim.run_folder import as_setting
+from raysim.tracking import run_reader
+from raysim.tracking.run_folder import as_setting
 
 FILE = "report.html"
 
 
-def of_ended(folder: Place) -> Place:
+def of_ended(folder: StoragePath) -> StoragePath:
     """Write the report of the run in a folder beside its records.
 
     Raises:
@@ -31,7 +32,7 @@ def of_ended(folder: Place) -> Place:
 
 def of_named(
     run: str, output: str | None = None, tracking_uri: str | None = None, baseline: str | None = None
-) -> Place:  # fmt: skip
+) -> StoragePath:  # fmt: skip
     """Write a run's report and return where it is.
 
     Args:
@@ -44,14 +45,14 @@ def of_named(
         SettingError: If there is no such run, it has no round, its records cannot be read, the baseline has other
             data, or the page cannot be written.
     """
-    folder = runs.folder_of(run)
-    place = places.at(output or (f"report-{run}.html" if folder is None else folder / FILE))
+    folder = run_reader.folder_of(run)
+    place = storage_path(output or (f"report-{run}.html" if folder is None else folder / FILE))
     with ExitStack() as stack:
         recorded = stack.enter_context(of_run(run, tracking_uri))
         other = None if baseline is None else stack.enter_context(_baseline(baseline, tracking_uri))
         if other is not None:
             _check_data(recorded, other)
-        with runs.reading(run):
+        with run_reader.reading(run):
             text = render(recorded, other)
     with as_setting(place, "cannot be written"):
         return place.write_text(text)
@@ -69,7 +70,7 @@ def _baseline(run: str, tracking_uri: str | None) -> Iterator[Recorded]:
 
 def _check_data(recorded: Recorded, baseline: Recorded) -> None:
     """Refuse a baseline of which it is known that it has other data."""
-    known = (runs.digests_in(each.noted, each.summary).get("data") for each in (recorded, baseline))
+    known = (run_reader.digests_in(each.noted, each.summary).get("data") for each in (recorded, baseline))
     if len(set(known) - {None}) > 1:
         raise SettingError(
             f"--baseline={baseline.name!r} has other data than RUN={recorded.name!r}; allowed: the same"
@@ -88,7 +89,7 @@ def render(recorded: Recorded, baseline: Recorded | None = None) -> str:
         timeline.section(recorded, clients),
         partition.section(recorded),
         diagnostics.section(recorded),
-        setup.section(recorded),
+        fragments.section(recorded),
     ]
     return page.render(_title(recorded), sections, _subtitle(recorded))
 

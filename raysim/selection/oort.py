@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.methods.options import Option
+from raysim.core.options import Option
 from raysim.selection.view import SelectionView, first
 
 OPTIONS = {

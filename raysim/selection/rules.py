@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim import seeding
+from raysim.core import seeding
 from raysim.selection.view import SelectionView, first
 
 

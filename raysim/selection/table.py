@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim import dotted
-from raysim.errors import SettingError, unknown_name
-from raysim.methods.options import Option, own_options
+from raysim.core import plugins
+from raysim.core.errors import SettingError, unknown_name
+from raysim.core.options import Option, own_options
 from raysim.selection import oort, rules
 from raysim.selection.view import COLUMNS, SelectionView
 
@@ -50,8 +50,8 @@ def resolve(name: str, given: Mapping[str, Any], clients_per_round: int) -> Sele
     Raises:
         SettingError: If the rule or an option is unknown, or an option's value is not allowed.
     """
-    if dotted.is_dotted(name):
-        pick = dotted.load("selection.rule", name)
+    if plugins.is_dotted(name):
+        pick = plugins.load("selection.rule", name)
         if not callable(pick):
             raise SettingError(f"selection.rule={name!r} is {type(pick).__name__}; allowed: a function")
         return SelectionRule(name, "your own", pick, tuple(COLUMNS), options=dict(given))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim import seeding
+from raysim.core import seeding
 
 COLUMNS: dict[str, float] = {"asked_round": 0.0, "last_loss": np.nan, "last_s": np.nan}
 """What can be remembered of clients, and what stands for nothing: the last round in which one was asked, its last

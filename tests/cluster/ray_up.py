@@ -1,6 +1,6 @@
 """`ray up` of cluster.yaml on a head and a worker, a job across both, `ray down`; prints what was seen as JSON.
 
-Usage: python ray_up.py FOLDER, in namespaces of its own (see hosts.in_namespaces); FOLDER is empty and its own.
+Usage: python -m tests.cluster.ray_up FOLDER, in namespaces of its own (see `hosts.in_namespaces`). FOLDER is empty.
 """
 
 import json
@@ -12,8 +12,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import hosts
 import yaml
+
+from tests.cluster import hosts
 
 ROOT = Path(__file__).parents[2]
 VENV = Path(sys.prefix)

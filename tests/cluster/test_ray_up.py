@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hosts
 import pytest
-from conftest import CONFIGS, ROOT
-from ray_up import SETTINGS
+
+from tests.cluster import hosts
+from tests.cluster.ray_up import SETTINGS
+from tests.conftest import CONFIGS, ROOT
 
 REASON = hosts.missing() or (
     "`pip install --editable` without a network needs hatchling and editables here"
@@ -24,9 +25,8 @@ REASON = hosts.missing() or (
 @pytest.mark.slow
 @pytest.mark.skipif(bool(REASON), reason=REASON or "-")
 def test_the_cluster_file_brings_up_a_cluster_with_a_token_that_runs_jobs_everywhere(tmp_path: Path) -> None:
-    script = str(ROOT / "tests" / "cluster" / "ray_up.py")
-    command = hosts.in_namespaces(sys.executable, script, str(tmp_path))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
+    command = hosts.in_namespaces(sys.executable, "-m", "tests.cluster.ray_up", str(tmp_path))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-6000:]
     seen = json.loads(done.stdout.splitlines()[-1])
     assert seen["while_up"] == [2, 1]

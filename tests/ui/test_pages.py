@@ -15,19 +15,18 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from chromium import NARROW, WIDE, Visit, chromium, missing, visit
 from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
-from raysim import config_file, experiment
-from raysim.comparison import compare
-from raysim.simulation import InProcessRunner
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from conftest import CONFIGS, ROOT
-from servers import Server, free_port
-from terminals import Terminal
+from raysim.analysis.comparison import compare
+from raysim.config import loader
+from raysim.executors.in_process import InProcessRunner
+from raysim.experiment import run as experiment
+from tests.conftest import CONFIGS, ROOT
+from tests.servers import Server, free_port
+from tests.terminals import Terminal
+from tests.ui.chromium import NARROW, WIDE, Visit, chromium, missing, visit
 
 REASON = missing()
 pytestmark = [
@@ -115,7 +114,7 @@ def browser() -> Iterator[Any]:
 def pages(shown: Shown) -> dict[str, Path]:
     """The run's report, and its comparison with FedAvg on the same data."""
     dense = shown.folder.parent / "dense"
-    settings = config_file.load(CONFIGS / "digits.yaml", (*SETTINGS, f"tracking.uri={shown.store}", *DENSE))
+    settings = loader.load(CONFIGS / "digits.yaml", (*SETTINGS, f"tracking.uri={shown.store}", *DENSE))
     experiment.run(experiment.prepare(settings, dense), InProcessRunner(), time.monotonic())
     compared = compare.compare([str(dense), str(shown.folder)])
     compare.write(compared, shown.folder.parent / "compared")

@@ -1,0 +1,1 @@
+"""Studies, comparisons, sweeps and replays of runs."""

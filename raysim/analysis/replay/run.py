@@ -1,0 +1,132 @@
+"""From a run's name to its replay on other devices or with another deadline."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim.analysis.replay import changes
+from raysim.analysis.replay.changes import Unknown
+from raysim.analysis.replay.play import Replayed, play
+from raysim.analysis.replay.source import Recorded
+from raysim.analysis.replay.starts import Conditions
+from raysim.analysis.replay.unknown import not_reproduced, of_rounds
+from raysim.clock.timing import ClockRules
+from raysim.config import loader
+from raysim.config.population import PopulationSettings
+from raysim.core.errors import SettingError
+from raysim.population import sources
+from raysim.population.profiles import Devices
+from raysim.simulation.build import clock_rules, method_of
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replay:
+    """A run timed anew.
+
+    Attributes:
+        recorded: The run.
+        rounds: Its rounds, timed anew.
+        changed: Which recorded rows' clients would have trained another submodel, `(rows,)`.
+        unknown: What a replay cannot tell.
+    """
+
+    recorded: Recorded
+    rounds: Sequence[Replayed]
+    changed: NDArray[np.bool_]
+    unknown: Sequence[Unknown]
+
+    @property
+    def flagged_rounds(self) -> list[int]:
+        """Rounds in which other work counts than in the recorded ones, or others would have been asked."""
+        return [each.round for each in self.rounds if each.other_work or each.answers or each.asks_others]
+
+
+def replay(recorded: Recorded, others: Devices | None = None, deadline_s: float | None = None) -> Replay:
+    """Time a finished run anew, without training.
+
+    Args:
+        recorded: The run.
+        others: Other devices of all its clients; none = its own.
+        deadline_s: Another deadline of each round; none = as the run had it.
+
+    Raises:
+        SettingError: If a deadline has no effect.
+    """
+    settings = recorded.settings
+    rules = with_deadline(clock_rules(settings), deadline_s)
+    method = method_of(settings)
+    devices = recorded.devices if others is None else others
+    moved = not changes.are_same(recorded.devices, devices)
+    changed = np.zeros(len(recorded.clients["client"]), dtype=np.bool_)
+    if moved:
+        under = changes.keep_ratios_under(recorded, method, devices)
+        changed = under != recorded.clients["keep_ratio"]
+    refit = rules.accept_partial and (moved or deadline_s is not None) and method.work is None
+    conditions = Conditions(
+        devices, rules, settings.seed, settings.selection.clients_per_round,
+        settings.training.epochs if refit else None, method.min_epochs,
+    )  # fmt: skip
+    asks_others = moved and changes.asks_by_device(settings.selection.rule, recorded.devices, devices)
+    knows_accuracy = not (moved and method.learns_widths)
+    rounds = list(play(recorded, conditions, changed, knows_accuracy, asks_others))
+    if not moved and deadline_s is None:
+        return Replay(recorded, rounds, changed, not_reproduced(recorded, rounds))
+    unknown = not_reproduced(recorded, as_it_was(recorded, conditions))
+    unknown += changes.of_devices(recorded, method, devices) if moved else []
+    return Replay(recorded, rounds, changed, unknown + of_rounds(recorded, method, rounds, changed))
+
+
+def as_it_was(recorded: Recorded, conditions: Conditions) -> list[Replayed]:
+    """Return a run's rounds, timed again on its own devices with its own deadline."""
+    rules = clock_rules(recorded.settings)
+    own = replace(conditions, devices=recorded.devices, rules=rules, epochs=None)
+    return list(play(recorded, own, np.zeros(len(recorded.clients["client"]), dtype=np.bool_)))
+
+
+def with_deadline(rules: ClockRules, deadline_s: float | None) -> ClockRules:
+    """Return the rules of a round with another deadline.
+
+    Raises:
+        SettingError: If it is not above 0, or rounds do not end at a deadline.
+    """
+    if deadline_s is None:
+        return rules
+    if not 0 < deadline_s < np.inf:
+        raise SettingError(f"--deadline={deadline_s:g} is not allowed; allowed: seconds above 0")
+    if rules.mode not in ("sync", "deadline"):
+        raise SettingError(
+            f"--deadline={deadline_s:g} has no effect on a run with clock.mode={rules.mode!r}; "
+            "allowed: runs with 'sync' or 'deadline'"
+        )
+    return replace(rules, mode="deadline", deadline_s=deadline_s)
+
+
+def read_devices(path: Path, recorded: Recorded) -> Devices:
+    """Deal other devices to a run's clients: as an experiment's `population` in a file tells, or a whole experiment.
+
+    Raises:
+        SettingError: If the file cannot be read, a setting is not allowed, or it is for another number of clients.
+    """
+    section = loader.population_section(path, "--devices")
+    clients = recorded.settings.population.clients
+    with errors_of(path):
+        population = loader.validated({"clients": clients} | section, PopulationSettings)
+    if population.clients != clients:
+        raise SettingError(
+            f"--devices={str(path)!r}: clients={population.clients} is not allowed; allowed: the run's {clients}"
+        )
+    with errors_of(path):
+        return sources.of_settings(population, recorded.settings.split_seed)
+
+
+@contextmanager
+def errors_of(path: Path) -> Iterator[None]:
+    """Name the file of other devices in what is not allowed."""
+    try:
+        yield
+    except SettingError as error:
+        raise SettingError(f"--devices={str(path)!r}: {error}") from None

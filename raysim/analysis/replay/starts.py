@@ -1,0 +1,71 @@
+"""From a recorded row back to work: what a client would do now with the submodel it trained then."""
+
+from dataclasses import dataclass, fields
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim.clock.modes import fit_epochs
+from raysim.clock.outcomes import COUNTED, FATE
+from raysim.clock.timing import ClockRules, CohortLoad, CohortTiming, schedule
+from raysim.clock.work import Cohort, Work
+from raysim.core.tensors import Columns
+from raysim.population.profiles import Devices
+from raysim.pruning.masks import CohortMasks, Mask
+
+NO_MASK = Mask(np.empty(0, dtype=np.bool_))
+"""The clock does not look at masks, and records do not hold them."""
+PER_EPOCH = ("train_flops", "activation_bytes", "steps")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Conditions:
+    """Under what a run is timed.
+
+    Attributes:
+        devices: Devices of all clients.
+        rules: When a round ends, and whose work counts.
+        seed: Seed of the experiment.
+        cohort_size: Clients whose updates a round is made of.
+        epochs: Epochs from which those of late clients are fitted; none = what each has trained.
+        min_epochs: Fewest epochs that the method makes sense with.
+    """
+
+    devices: Devices
+    rules: ClockRules
+    seed: int
+    cohort_size: int
+    epochs: int | None = None
+    min_epochs: int = 1
+
+
+def work_of(conditions: Conditions, rows: Columns, round: int, now_s: float) -> Work:
+    """Return what the clients of some rows would do if they started now and nothing stopped them."""
+    size = len(rows["client"])
+    epochs = rows["planned_epochs"] if conditions.epochs is None else np.full(size, conditions.epochs)
+    ratios = rows["keep_ratio"]
+    cohort = Cohort(round, rows["client"], ratios, ratios, rows["limited_by"], rows["examples"], epochs)
+    timing_of = partial(_timing_of, conditions)
+    cohort, load, timing = fit_epochs(
+        cohort, partial(_load_at, rows), timing_of, conditions.rules, conditions.min_epochs
+    )
+    fates = np.full(size, COUNTED, dtype=FATE)
+    return Work(cohort, CohortMasks.of([NO_MASK] * size), load, timing, np.full(size, now_s), timing.total_s, fates)
+
+
+def _timing_of(conditions: Conditions, cohort: Cohort, load: CohortLoad) -> CohortTiming:
+    devices = conditions.devices.of(cohort.clients)
+    return schedule(load, devices, cohort.clients, cohort.round, conditions.seed)
+
+
+def _load_at(rows: Columns, cohort: Cohort) -> CohortLoad:
+    """Return what was transferred and computed, of the latter a share for another number of epochs."""
+    load = {field.name: rows[f"planned_{field.name}"] for field in fields(CohortLoad)}
+    trained = np.maximum(rows["planned_epochs"], 1)
+    return CohortLoad(**load | {name: load[name] * cohort.epochs // trained for name in PER_EPOCH})
+
+
+def some(table: Columns, places: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Columns:
+    """Return some rows of a table."""
+    return {name: column[places] for name, column in table.items()}

@@ -1,0 +1,1 @@
+"""Several methods over one split and several seeds, side by side."""

@@ -1,0 +1,99 @@
+"""One run of a comparison, from scenario to outcome: a pure function that any process may call."""
+
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raysim.core import tensors
+from raysim.core.errors import RunFailedError
+from raysim.core.tensors import Columns
+from raysim.executors.in_process import InProcessRunner
+from raysim.methods import resolve as methods
+from raysim.population import population
+from raysim.population.profiles import Devices
+from raysim.simulation import metrics
+from raysim.simulation.scenario import Scenario
+from raysim.simulation.state import RoundReport, Storage
+
+LAST = 10
+"""Evaluations whose mean is the primary accuracy (specification, section 4)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What came out of a run, or out of the rounds before it failed.
+
+    Attributes:
+        digests: Hashes of the data, of who owns which rows and devices, and of the test rows.
+        started_ms: When it began, in milliseconds since 1970.
+        wall_s: Measured seconds.
+        reports: One per round.
+        params: The final model as it is handed out, empty where the run failed.
+        params_sha256: Hash of the final parameters.
+        failure: Why it stopped before its last round, else empty.
+        details: The traceback of an unexpected failure.
+        untold: Metrics of its rounds that MLflow is not told of.
+        full_model: What the full model costs, by name.
+        devices: Those of all clients; none = its process was lost.
+    """
+
+    digests: dict[str, str]
+    started_ms: int
+    wall_s: float = 0.0
+    reports: tuple[RoundReport, ...] = ()
+    params: Columns | None = None
+    params_sha256: str = ""
+    failure: str = ""
+    details: str = ""
+    untold: frozenset[str] = frozenset()
+    full_model: Mapping[str, Any] = field(default_factory=dict)
+    devices: Devices | None = None
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Test accuracy at each evaluation of the global model."""
+        return [report.score.accuracy for report in self.reports if report.score is not None]
+
+
+def play(scenario: Scenario) -> Outcome:
+    """Play a scenario in this process; a failure is part of the outcome, not an exception."""
+    devices = scenario.workload.population.devices
+    found: dict[str, Any] = {
+        "started_ms": int(time.time() * 1000), "digests": digests_of(scenario), "devices": devices,
+        "untold": metrics.left_out(devices, scenario.diagnose_every > 0), "full_model": asdict(scenario.costs.dense),
+    }  # fmt: skip
+    reports: list[RoundReport] = []
+    started = time.monotonic()
+    try:
+        found |= _play(scenario, reports)
+    except RunFailedError as error:
+        found |= {"failure": str(error), "details": error.details}
+    except Exception as error:
+        found |= {"failure": f"{type(error).__name__}: {error}", "details": traceback.format_exc()}
+    return Outcome(wall_s=time.monotonic() - started, reports=tuple(reports), **found)
+
+
+def _play(scenario: Scenario, reports: list[RoundReport]) -> dict[str, Any]:
+    runner = InProcessRunner()
+    with tempfile.TemporaryDirectory() as folder:  # a run of a comparison is not resumed: nothing is kept on disk
+        for report in runner.run(scenario, Storage(Path(folder), every=scenario.rounds, keep=1)):
+            reports.append(report)
+        state = runner.final_state()
+    served = methods.served(scenario.method, scenario.workload.plan, state.params, state.memory)
+    return {"params": tensors.as_arrays(served), "params_sha256": tensors.digest(state.params)}
+
+
+def digests_of(scenario: Scenario) -> dict[str, str]:
+    """Return the hashes of what all runs of a comparison share."""
+    workload = scenario.workload
+    return {
+        "data": workload.data.digest,
+        "partition": population.digest(workload.population),
+        "test_rows": tensors.digest(tensors.as_tensors({"rows": np.ascontiguousarray(scenario.test_rows)})),
+    }

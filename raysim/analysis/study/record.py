@@ -1,0 +1,173 @@
+"""What a comparison leaves: a folder, a parent run in MLflow with the table, and a child run for each run."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from raysim.analysis.comparison import views
+from raysim.analysis.study import table
+from raysim.analysis.study.plan import Comparison, Run
+from raysim.analysis.study.play import Outcome
+from raysim.config import loader
+from raysim.core.errors import SettingError
+from raysim.core.storage import atomic
+from raysim.core.storage.local import AnyPath
+from raysim.experiment.run import environment
+from raysim.population import serialization
+from raysim.simulation import checkpoint, records
+from raysim.tracking.mlflow_writer import MlflowTracker, resolve_uri
+from raysim.tracking.run_folder import make_folder
+from raysim.tracking.run_metadata import tags_of
+
+ON_PARENT = ("accuracy_last10", "accuracy", "best_accuracy", "bytes_percent_of_fedavg", "flops_percent_of_fedavg",
+             "simulated_s", "simulated_percent_of_fedavg")  # fmt: skip
+"""Means that the parent run has as metrics, one per row."""
+
+
+@dataclass(eq=False)
+class Record:
+    """Writes down a comparison; the only writer of its folder and its MLflow runs."""
+
+    comparison: Comparison
+    folder: Path
+    tracker: MlflowTracker
+    figures: list[table.Figures] = field(default_factory=list)
+    digests: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """What is compared, in one line."""
+        settings, base = self.comparison.settings, self.comparison.base
+        seeds = ", ".join(str(seed) for seed in settings.seeds)
+        return (
+            f"{len(settings.methods)} methods on {base.data.name} with {base.model.name}, {base.rounds} rounds, "
+            f"seeds {seeds}, split seed {base.split_seed}"
+        )
+
+    @property
+    def rows(self) -> list[table.Row]:
+        """The table so far."""
+        return table.rows_of(self.comparison.settings.methods, self.figures)
+
+    def begin(self, digests: dict[str, str]) -> None:
+        """Create the parent run and write down what is about to run."""
+        base, self.digests = self.comparison.base, digests
+        shared = {
+            name: value
+            for name, value in loader.flatten(base).items()
+            if name != "seed" and not name.startswith("method.")
+        }
+        asked = {
+            "comparison.methods": ", ".join(entry.title for entry in self.comparison.settings.methods),
+            "comparison.seeds": ", ".join(str(seed) for seed in self.comparison.settings.seeds),
+            "comparison.split_seed": str(base.split_seed),
+        }
+        tags = {"kind": "comparison", "data": base.data.name, "model": base.model.name} | environment()
+        self.tracker.start(self.title, shared | asked, tags, digests)
+        path = atomic.write_text(self.folder / "comparison.yaml", loader.to_yaml(self.comparison.settings))
+        self.tracker.artifact(path)
+
+    def keep(self, run: Run, outcome: Outcome) -> table.Figures:
+        """Write one run's files and its child run in MLflow.
+
+        Raises:
+            RuntimeError: If it did not share its split with the others.
+        """
+        if outcome.digests != self.digests:
+            raise RuntimeError(f"{run.label}, seed {run.seed}: its split is {outcome.digests}, not {self.digests}")
+        figures = table.figures_of(run, outcome)
+        folder = self.folder / "runs" / run.folder_name
+        make_folder(folder)
+        written: list[AnyPath] = [atomic.write_text(folder / "config.yaml", loader.to_yaml(run.settings))]
+        if outcome.reports:
+            columns = [report.clients for report in outcome.reports]
+            written.append(records.write_all(columns, folder / "clients.parquet"))
+            rounds = [records.round_columns(report) for report in outcome.reports]
+            written.append(records.write_all(rounds, folder / "rounds.parquet"))
+        if outcome.devices is not None:
+            serialization.save(outcome.devices, folder / "devices.parquet")
+            written.append(folder / "devices.parquet")
+        if outcome.params is not None:
+            served = {key: torch.from_numpy(np.array(value)) for key, value in outcome.params.items()}
+            checkpoint.save_params(served, folder / "model.safetensors")
+        tracker = self._begun(run, outcome)
+        summary = figures | {
+            "run_id": tracker.run_id, "split": outcome.digests, "full_model": dict(outcome.full_model),
+        }  # fmt: skip
+        written.append(atomic.write_text(folder / "summary.json", json.dumps(summary, indent=2)))
+        _track(tracker, outcome, written)
+        self.figures.append(figures)
+        return figures
+
+    def _begun(self, run: Run, outcome: Outcome) -> MlflowTracker:
+        settings = run.settings
+        tracker = MlflowTracker(self.tracker.uri, settings.experiment, parent=self.tracker.run_id)
+        tags = tags_of(settings) | {"label": run.label}
+        name = f"{run.label} seed {run.seed}"
+        tracker.start(
+            name, loader.flatten(settings), tags | environment(), outcome.digests, outcome.started_ms
+        )  # fmt: skip
+        return tracker
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """All there is to say, ready for JSON."""
+        return {
+            "title": self.title, "notes": table.NOTES, "rows": self.rows, "runs": self.figures, "split": self.digests,
+            "environment": environment(), "run_id": self.tracker.run_id, "output_dir": str(self.folder),
+            "tracking_uri": self.tracker.uri, "experiment_id": self.tracker.experiment_id,
+        }  # fmt: skip
+
+    def end(self, status: str) -> None:
+        """Write the table, and give it and the means to the parent run."""
+        texts = {
+            "comparison.md": views.to_markdown(table.columns_of(self.rows), self.title, table.notes_of(self.rows)),
+            "comparison.csv": table.to_csv(self.rows),
+            "comparison.json": json.dumps(self.content, indent=2),
+        }
+        written = [atomic.write_text(self.folder / name, text) for name, text in texts.items()]
+        if not self.tracker.run_id:
+            return
+        for path in written:
+            self.tracker.artifact(path)
+        self.tracker.measure(means(self.rows))
+        self.tracker.end(status)
+
+
+def _track(tracker: MlflowTracker, outcome: Outcome, written: Sequence[AnyPath]) -> None:
+    tracker.track(outcome.reports, outcome.untold)
+    for path in written:
+        tracker.artifact(path)
+    if outcome.failure:
+        tracker.note("failure", outcome.failure)
+    ended_ms = outcome.started_ms + int(1000 * outcome.wall_s)
+    tracker.end("FAILED" if outcome.failure else "FINISHED", ended_ms)
+
+
+def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the rows' means under names that MLflow allows, as `accuracy_last10/ca-hfp-plus`."""
+    return {
+        f"{name}/{re.sub(r'[^A-Za-z0-9._-]', '_', row['label'].replace('+', '-plus'))}": row[name]["mean"]
+        for row in rows
+        for name in ON_PARENT
+        if row[name]["mean"] is not None
+    }
+
+
+def open_record(comparison: Comparison, folder: Path) -> Record:
+    """Make the comparison's folder and open the MLflow store.
+
+    Raises:
+        SettingError: If one of them cannot be used.
+    """
+    uri = resolve_uri(comparison.base.tracking.uri)
+    if (folder / "comparison.yaml").exists():
+        raise SettingError(f"--output={str(folder)!r} holds a comparison already; give a folder without one")
+    make_folder(folder)
+    return Record(comparison, folder, MlflowTracker(uri, comparison.base.experiment, beside=str(folder.parent)))

@@ -1,0 +1,232 @@
+"""From a sweep's file to its trials: each a configuration that is run with every seed, over one split."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from raysim.analysis.study.plan import check_tracking
+from raysim.analysis.sweep.search import Domain, configurations
+from raysim.config import loader
+from raysim.config.data import Count, Settings
+from raysim.config.experiment import ExperimentSettings
+from raysim.core.errors import SettingError
+from raysim.simulation.build import check_names
+
+FILE = "sweep.yaml"
+"""What a sweep's folder has from the beginning: what was asked for."""
+OWN = {"seed": "seeds", "data.split_seed": "base", "rounds": "base, the same for all trials"}
+"""Settings that may not be searched, and where the sweep has them."""
+NOT_SEARCHED = ("executor", "tracking", "checkpoint", "experiment")
+"""Groups of settings that decide where a run is played and kept, never what comes out."""
+
+
+class HalvingSettings(Settings):
+    """When trials are given up: asynchronous successive halving, ASHA (arXiv 1810.05934)."""
+
+    grace_rounds: Count
+    """Rounds that every trial plays, at least 1."""
+    reduction_factor: Annotated[float, Field(gt=1)] = 3.0
+    """At grace_rounds, then every so many times as many rounds, a trial goes on if it is among the best 1 / so many
+    of those that have been there; above 1."""
+
+
+class SweepSettings(Settings):
+    """One sweep."""
+
+    base: dict[str, Any]
+    """An experiment's settings, or the path of an experiment file, relative to this one."""
+    set: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
+    """Settings that replace the base's in all trials, by dotted name: `{rounds: 40}`."""
+    search: dict[str, dict[str, Any]]
+    """Where the values of a setting come from, by its dotted name: `{training.epochs: {randint: [1, 3]}}`; all ways
+    are in `raysim.analysis.sweep.search.Domain`."""
+    samples: Count = 1
+    """How often what is drawn is drawn, for each point of the grids; at least 1."""
+    search_seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the draws."""
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]  # noqa: RUF012 - pydantic copies it
+    """Seeds that every trial is run with, round by round side by side; its metric is their mean."""
+    metric: str = "accuracy/global"
+    """Metric by which trials are held against each other: one that all of them will have."""
+    mode: Literal["max", "min"] = "max"
+    """Whether much of it is good or little."""
+    asha: HalvingSettings | None = None
+    """When trials are given up; null = never."""
+    concurrent: Count | None = None
+    """Trials at a time, at most; null = as many as the cluster has room for."""
+    address: str | None = None
+    """Address of a running Ray cluster; null = RAY_ADDRESS if set, else a local Ray of our own."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.search:
+            raise ValueError("search={} is not allowed; allowed: at least one setting")
+        twice = [seed for seed in self.seeds if self.seeds.count(seed) > 1]
+        if twice or min(self.seeds) < 0:
+            raise ValueError(f"seeds={self.seeds} is not allowed; allowed: whole numbers, at least 0, all different")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One configuration.
+
+    Attributes:
+        place: Its number, from 0.
+        values: What it has of the search space, by dotted name.
+        runs: Its experiment with each seed.
+    """
+
+    place: int
+    values: Mapping[str, Any]
+    runs: tuple[ExperimentSettings, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return f"{self.place:03d}"
+
+    @property
+    def title(self) -> str:
+        """Its number and values."""
+        short = {name: name.removesuffix(".name").rpartition(".")[2] for name in self.values}
+        values = ", ".join(f"{short[name]} {value}" for name, value in self.values.items())
+        return f"trial {self.place}: {values}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """A sweep that is ready to run.
+
+    Attributes:
+        settings: What was asked for.
+        base: What all trials share, but for what is searched.
+        trials: In the order in which they are started.
+    """
+
+    settings: SweepSettings
+    base: ExperimentSettings
+    trials: tuple[Trial, ...]
+
+    @property
+    def title(self) -> str:
+        """What is searched, in one line."""
+        base, seeds = self.base, self.settings.seeds
+        return (
+            f"{len(self.trials)} trials of {', '.join(self.settings.search)} on {base.data.name} with "
+            f"{base.model.name}, {base.rounds} rounds, seed{'s'[: len(seeds) - 1]} {', '.join(map(str, seeds))}"
+        )
+
+    @property
+    def num_cpus(self) -> int:
+        """CPUs that a trial takes: one, or that of each actor of each of its runs."""
+        actors = self.base.executor.num_actors
+        return len(self.settings.seeds) * actors if isinstance(actors, int) else 1
+
+    @property
+    def num_drawn(self) -> int:
+        """Configurations that were asked for, repeated ones included."""
+        grids = [len(each["grid"]) for each in self.settings.search.values() if each.get("grid")]
+        total = self.settings.samples
+        for size in grids:
+            total *= size
+        return total
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
+    """Read a sweep from a YAML file.
+
+    Args:
+        path: The file.
+        overrides: Experiment settings that replace those of all trials, as `rounds=10`.
+
+    Raises:
+        SettingError: If the file cannot be read or a setting is not allowed.
+    """
+    content = dict(loader.read_yaml(path))
+    if isinstance(content.get("base"), str):
+        content["base"] = loader.read_yaml(path.parent / content["base"])
+    settings = loader.validated(content, SweepSettings)
+    given = dict(loader.parse_override(override) for override in overrides)
+    return plan(settings.model_copy(update={"set": settings.set | given}))
+
+
+def plan(settings: SweepSettings) -> Sweep:
+    """Return a sweep's trials.
+
+    Raises:
+        SettingError: If a setting is not allowed; the message names the trial.
+    """
+    search = {name: _domain(name, each, settings) for name, each in settings.search.items()}
+    if settings.samples > 1 and all(domain.grid is not None for domain in search.values()):
+        raise SettingError(
+            f"samples={settings.samples} has no effect where every setting has a grid; allowed: 1, or what is drawn"
+        )
+    shared = copy.deepcopy(settings.base)
+    for name, value in settings.set.items():
+        loader.set_value(shared, name, value)
+    base = loader.validated(shared, ExperimentSettings)
+    _check_base(base, settings)
+    trials = []
+    for place, values in enumerate(configurations(search, settings.samples, settings.search_seed)):
+        trials.append(_trial(place, values, shared, base, settings.seeds))
+    return Sweep(settings, base, tuple(trials))
+
+
+def _domain(name: str, given: dict[str, Any], settings: SweepSettings) -> Domain:
+    if name in OWN or name.partition(".")[0] in NOT_SEARCHED:
+        where = f"it is set by {OWN[name]}" if name in OWN else "it decides where a run is played, not what comes out"
+        raise SettingError(f"search: {name!r} is not allowed: {where}")
+    if name in settings.set:
+        raise SettingError(f"search: {name!r} is not allowed: set has it already")
+    try:
+        return loader.validated(given, Domain)
+    except SettingError as error:
+        raise SettingError(f"search: {name}: {error}") from None
+
+
+def _check_base(base: ExperimentSettings, settings: SweepSettings) -> None:
+    executor = base.executor
+    check_tracking(base.tracking, "sweep")
+    if executor.kind == "ray" and not isinstance(executor.num_actors, int):
+        raise SettingError(
+            f"executor.num_actors={executor.num_actors!r} is not allowed in a sweep; allowed: a number of actors for "
+            "each run, or executor.kind='in-process'"
+        )
+    if executor.kind == "ray" and executor.device == "cuda":
+        raise SettingError(
+            "executor.device='cuda' is not allowed in a sweep with executor.kind='ray'; allowed: 'in-process'"
+        )
+    for name in ("address", "dashboard_host"):
+        if getattr(executor, name) is not None:
+            raise SettingError(
+                f"executor.{name}={getattr(executor, name)!r} is not allowed in a sweep; allowed: null, and the "
+                "address of the sweep itself"
+            )
+    if settings.asha is not None and settings.asha.grace_rounds > base.rounds:
+        raise SettingError(
+            f"asha.grace_rounds={settings.asha.grace_rounds} is more than rounds={base.rounds}; allowed: 1 to "
+            f"{base.rounds}"
+        )
+
+
+def _trial(
+    place: int, values: dict[str, Any], shared: dict[str, Any], base: ExperimentSettings, seeds: Sequence[int]
+) -> Trial:
+    """Return a trial: its values on top of what all share, one split, its own folder and run for each seed."""
+    own = copy.deepcopy(shared)
+    try:
+        for name, value in values.items():
+            loader.set_value(own, name, value)
+        checked = loader.validated(own, ExperimentSettings)
+        data = checked.data.model_copy(update={"split_seed": base.split_seed})
+        checked = checked.model_copy(update={"data": data})
+        check_names(checked)
+    except SettingError as error:
+        told = ", ".join(f"{name}={value!r}" for name, value in values.items())
+        raise SettingError(f"search: trial {place} ({told}): {error}") from None
+    return Trial(place, values, tuple(checked.model_copy(update={"seed": seed}) for seed in seeds))

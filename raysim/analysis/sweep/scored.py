@@ -1,0 +1,46 @@
+"""The metrics that trials can be held against each other by: those that every run has, sooner or later."""
+
+from raysim.config.experiment import ExperimentSettings
+from raysim.population import sources
+from raysim.simulation.metrics import PERCENTS
+
+ALWAYS = (
+    "accuracy/global", "accuracy/best", "loss/global",
+    "traffic/total_bytes", "traffic/percent_of_fedavg", "traffic/down_bytes", "traffic/up_bytes",
+    "compute/total_train_flops", "compute/percent_of_fedavg", "compute/train_flops",
+    "clock/simulated_s", "clock/round_s", "clock/wall_s",
+    "coverage/mean", "coverage/min", "coverage/untrained_share", "coverage/untrained_channel_share",
+    "clients/counted",
+)  # fmt: skip
+"""In every scored round."""
+OF_COHORT = (
+    "loss/train", "pruning_ratio/mean",
+    *(f"{group}/p{percent}" for group in ("pruning_ratio", "client_s") for percent in PERCENTS),
+)  # fmt: skip
+"""In rounds in which somebody took part."""
+OF_ENERGY = ("energy/total_j", "energy/round_j")
+"""Once joules have been spent."""
+OF_SUBMODELS = (
+    "accuracy/submodel_mean", *(f"accuracy/submodel_p{percent}" for percent in PERCENTS), "loss/submodel_mean",
+    "fairness/slowest_decile_accuracy", "fairness/worst_tier_accuracy",
+)  # fmt: skip
+"""In rounds in which clients scored their submodels on rows of their own."""
+DRAWING = ("train_watts", "idle_watts", "radio_j_per_byte")
+"""What makes a device spend joules."""
+
+
+def metrics_of(settings: ExperimentSettings) -> list[str]:
+    """Return the names of the metrics that trials can be held against each other by.
+
+    Raises:
+        SettingError: If the devices cannot be had.
+    """
+    devices = sources.of_settings(settings.population, settings.split_seed)
+    groups, found = ["pruning_ratio", "client_s"], [*ALWAYS, *OF_COHORT]
+    if any(devices.column(name).any() for name in DRAWING):
+        found += OF_ENERGY
+    if settings.evaluation.client_share and settings.data.heldout_share:
+        groups.append("accuracy")
+        found += OF_SUBMODELS
+    tiers = [devices.tiers[tier] for tier in sorted(set(devices.tier_of.tolist()))]
+    return found + [f"{group}/tier/{tier}" for group in groups for tier in tiers]

@@ -1,0 +1,1 @@
+"""Budgets: how much of the model each client can afford."""

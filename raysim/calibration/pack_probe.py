@@ -1,0 +1,49 @@
+"""Times packs of several sizes on this machine and recommends one; `training.pack: auto` looks at no clock."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from raysim.client.assignments import ALONE, Broadcast, Tasks
+from raysim.client.packing import obstacle
+from raysim.client.trainer import Stage
+from raysim.core.errors import SettingError
+from raysim.simulation.build import why_alone
+from raysim.simulation.round import group_of, initial_state, plan_round
+from raysim.simulation.scenario import Scenario
+
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+REPEATS = 3
+
+
+def probe(scenario: Scenario) -> dict[str, Any]:
+    """Train the cohort of round 1 in packs of several sizes, in turns, and return what is fastest here.
+
+    Returns:
+        `auto`: what the rule chooses; `recommended`: the fastest size; `sizes`: one entry per size with
+        `clients_per_s`, and the share of `packed` clients.
+
+    Raises:
+        SettingError: If the model or the method cannot be trained in packs.
+    """
+    reason = why_alone(scenario.method, scenario.workload) or obstacle(scenario.workload.model)
+    if reason is not None:
+        raise SettingError(f"training.pack has nothing to choose from: {reason}; allowed: auto, 1")
+    state = initial_state(scenario)
+    work = plan_round(scenario, state).ended[0].counted
+    packs = {size: group_of(scenario, replace(state, pack_size=size), work) for size in SIZES if size <= len(work)}
+    stage, seconds = Stage(scenario.workload), dict.fromkeys(packs, float("inf"))
+    for _ in range(REPEATS):
+        for size, (tasks, broadcast) in packs.items():
+            seconds[size] = min(seconds[size], _seconds(stage, tasks, broadcast))
+    sizes = [
+        {"pack": size, "clients_per_s": len(work) / seconds[size], "packed": float((tasks.packs != ALONE).mean())}
+        for size, (tasks, _) in packs.items()
+    ]
+    return {"auto": scenario.pack_size, "recommended": min(seconds, key=lambda size: seconds[size]), "sizes": sizes}
+
+
+def _seconds(stage: Stage, tasks: Tasks, broadcast: Broadcast) -> float:
+    started = time.perf_counter()
+    stage.train(tasks, broadcast)
+    return time.perf_counter() - started

@@ -1,0 +1,60 @@
+"""The command `raysim compare`."""
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from raysim.core.storage import defaults
+from raysim.terminal.console import quiet_option
+
+if TYPE_CHECKING:
+    from raysim.analysis.comparison.compare import Compared
+
+
+@click.command(short_help="Put runs side by side: a table and a report.")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option(
+    "--tracking-uri",
+    metavar="URI",
+    help="MLflow store of ids and experiments [MLFLOW_TRACKING_URI, or runs/mlflow.db].",
+)
+@click.option("--baseline", metavar="ROW", help="Row that others are held against [fedavg, or the first].")
+@click.option(
+    "--target", "targets", multiple=True, type=float, metavar="ACCURACY",
+    help="Accuracy whose cost is told, as 0.8; repeatable [evaluation.targets, or 95 % of the baseline's].",
+)  # fmt: skip
+@click.option("--output", type=click.Path(path_type=Path), help="Folder for all files [runs/compare-<time>].")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@quiet_option
+def compare(
+    runs: tuple[str, ...], tracking_uri: str | None, baseline: str | None, targets: tuple[float, ...],
+    output: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Put RUNs side by side: one table, and a report with Pareto fronts and curves.
+
+    RUN is the output folder of a run, a comparison or a sweep; the id of a run in MLflow, or of the parent run of a
+    comparison or a sweep; or an MLflow experiment, as experiment:NAME. Runs that differ only in their seed are a row.
+    """
+    from raysim.analysis.comparison import compare as comparing  # what it imports takes seconds
+
+    compared = comparing.compare(runs, tracking_uri, baseline, targets)
+    folder = (output or defaults.default_folder() / f"compare-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    comparing.write(compared, folder)
+    if as_json:
+        click.echo(json.dumps(compared.content() | {"output_dir": str(folder)}))
+        return
+    show(compared)
+    click.echo(f"report          {folder / 'compare.html'}")
+    click.echo("table           compare.md, compare.csv, compare.tex and compare.json beside it")
+
+
+def show(compared: "Compared") -> None:
+    """Print the table, in parts where the terminal is too narrow, and its notes."""
+    from raysim.analysis.comparison import views
+
+    views.show(
+        compared.title, compared.columns, [not row["is_whole"] for row in compared.table], compared.notes_below
+    )

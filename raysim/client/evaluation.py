@@ -1,0 +1,50 @@
+"""Accuracy and loss of a model on labelled rows, and BatchNorm statistics re-estimated for it."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from raysim.core.tensors import Params
+
+BATCH = 500
+"""Rows per forward pass: fixed, since the last bits of a result depend on it."""
+
+
+def count_correct(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> tuple[int, float]:
+    """Return how many rows are classified correctly and the sum of their losses, in eval mode."""
+    model.eval()
+    correct, loss = 0, 0.0
+    with torch.no_grad():
+        for start in range(0, len(labels), BATCH):
+            logits = model(inputs[start : start + BATCH])
+            expected = labels[start : start + BATCH]
+            correct += int((logits.argmax(dim=1) == expected).sum())
+            loss += float(nn.functional.cross_entropy(logits.double(), expected, reduction="sum"))
+    return correct, loss
+
+
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """Return the model's BatchNorm layers that keep running statistics."""
+    kind = nn.modules.batchnorm._BatchNorm
+    return [layer for layer in model.modules() if isinstance(layer, kind) and layer.track_running_stats]
+
+
+def estimate_statistics(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    """Set the running statistics to their plain mean over batches (HeteroFL's static BatchNorm)."""
+    layers = batch_norms(model)
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None
+    model.train()
+    with torch.no_grad():
+        for batch in batches:
+            model(batch)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+
+
+def statistics_of(model: nn.Module) -> Params:
+    """Return the model's buffers by state-dict key."""
+    return {key: buffer.clone() for key, buffer in model.named_buffers()}

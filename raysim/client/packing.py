@@ -1,0 +1,108 @@
+"""Which clients are trained together as one batch of models, by a rule that looks at no clock."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from raysim.client.assignments import ALONE, Tasks
+from raysim.core.errors import SettingError
+from raysim.data.batches import num_batches
+
+LAYERS: tuple[type[nn.Module], ...] = (
+    nn.Linear, nn.Bilinear, nn.Embedding, nn.LayerNorm, nn.Identity, nn.Flatten, nn.Unflatten, nn.ReLU, nn.ReLU6,
+    nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softmax, nn.LogSoftmax,
+    nn.Hardtanh, nn.Hardswish, nn.Mish, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
+)  # fmt: skip
+"""Layers that give one model's results in a batch of models: they draw nothing and remember nothing."""
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+FEWEST_PACKS = 4
+"""Packs that a cohort is cut into at least, so that as many actors have something to do."""
+MOST_CLIENTS = 128
+"""Clients of a pack at most; larger ones gain little."""
+MOST_ENTRIES = 2**22
+"""Parameters of all models of a pack together, and numbers of all its rows, at most: 16 MB each."""
+
+
+def obstacle(model: nn.Module, convolutions: bool = True) -> str | None:
+    """Return why models like this one cannot be trained together, or None.
+
+    Args:
+        model: The full model.
+        convolutions: Whether convolutions may be; together they are slower on a CPU.
+    """
+    if len(list(model.parameters())) < len(list(model.named_parameters(remove_duplicate=False))):
+        return "layers share parameters"
+    if any(True for _ in model.buffers()):
+        return "it has buffers, such as BatchNorm's running statistics"
+    for layer in model.modules():
+        if isinstance(layer, CONVOLUTIONS):
+            if not convolutions:
+                return f"it has a {type(layer).__name__}, slower together than one by one on a CPU"
+        elif not (type(layer) in LAYERS or type(layer) is nn.Sequential):
+            return f"a {type(layer).__name__} may draw random numbers or remember something"
+    return None
+
+
+def pack_size(
+    wanted: str | int, model: nn.Module, cohort_size: int, row_entries: int = 0, on_gpu: bool = False
+) -> int:  # fmt: skip
+    """Return how many clients of equal width and steps are trained together at most; 1 = each by itself.
+
+    Args:
+        wanted: `auto` or a number.
+        model: The full model.
+        cohort_size: Clients per round.
+        row_entries: Numbers in all training rows of the largest client.
+        on_gpu: Whether clients are trained on a GPU, where convolutions gain, too.
+
+    Raises:
+        SettingError: If a number is wanted, and the model cannot be trained in packs.
+    """
+    if isinstance(wanted, int):
+        reason = obstacle(model) if wanted > 1 else None
+        if reason is not None:
+            raise SettingError(
+                f"training.pack={wanted} is not allowed: models cannot be trained together, since {reason}; "
+                "allowed: auto, 1"
+            )
+        return wanted
+    if obstacle(model, convolutions=on_gpu) is not None:
+        return 1
+    entries = max(row_entries, sum(parameter.numel() for parameter in model.parameters()))
+    packs = max(FEWEST_PACKS, -(-cohort_size // MOST_CLIENTS), -(-cohort_size * entries // MOST_ENTRIES))
+    return max(1, -(-cohort_size // packs))
+
+
+def packed(tasks: Tasks, examples: NDArray[np.int64], batch_size: int, size: int) -> Tasks:
+    """Return tasks with clients of equal masks, epochs and numbers of steps in packs, in the order of their ids.
+
+    Args:
+        tasks: Of a cohort.
+        examples: Training rows of each client, `(clients,)`.
+        batch_size: Rows of a step.
+        size: Most clients of a pack.
+    """
+    if size == 1 or not len(tasks):
+        return tasks
+    kinds = np.stack([tasks.masks.mask_of, tasks.epochs, num_batches(examples, batch_size)])
+    hybrid = np.array([bool(mask.elements) for mask in tasks.masks.distinct])[tasks.masks.mask_of]
+    _, kind_of = np.unique(kinds, axis=1, return_inverse=True)
+    packs = np.full(len(tasks), ALONE)
+    used = 0
+    for kind in np.unique(kind_of[~hybrid]):
+        members = np.flatnonzero((kind_of == kind) & ~hybrid)
+        members = members[np.argsort(tasks.clients[members])]
+        if len(members) > 1:
+            number = -(-len(members) // size)
+            packs[members] = used + np.arange(len(members)) * number // len(members)
+            used += number
+    return replace(tasks, packs=packs)
+
+
+def places_of(packs: NDArray[np.int64]) -> tuple[NDArray[np.int64], Sequence[NDArray[np.int64]]]:
+    """Return the places of clients that are trained by themselves, and those of each pack."""
+    together = np.unique(packs[packs != ALONE])
+    return np.flatnonzero(packs == ALONE), [np.flatnonzero(packs == pack) for pack in together]

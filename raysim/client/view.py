@@ -1,0 +1,104 @@
+"""What a client is while it trains: the run's workload, and the view that local rules get."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from raysim.client.assignments import Broadcast, ClientTask
+from raysim.client.training import LocalTraining
+from raysim.core.tensors import Params
+from raysim.data.datasets import Dataset
+from raysim.population.population import Population
+from raysim.pruning import submodel
+from raysim.pruning.masks import Mask
+from raysim.pruning.plan import ChannelPlan
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Workload:
+    """All a stage holds for a whole run; it travels to every actor once. `device` is where clients are trained."""
+
+    seed: int
+    data: Dataset
+    population: Population
+    model: nn.Module
+    plan: ChannelPlan
+    local: LocalTraining
+    device: str = "cpu"
+
+    def at_hand(self) -> "Workload":
+        """Return the workload with its data loaded, where they lie on this machine.
+
+        Raises:
+            SettingError: If they differ from what the run was started with.
+        """
+        return replace(self, data=self.data.at_hand())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClientView:
+    """What a local rule may look at; tensors are in the submodel's coordinates.
+
+    Attributes:
+        workload: The run's data, model, plan and training settings.
+        broadcast: What all clients received.
+        task: What this client is to do.
+        submodels: Skeletons by width.
+        model: The submodel about to be trained.
+        mask: What it keeps.
+        cut: Which indices of which tensors that is.
+        elements: For masks of single entries: which of the submodel's entries are kept, by key; a rule that
+            moves the mask while training changes this dictionary.
+        start: The global values the training starts from.
+        inputs: The client's training inputs, `(rows, ...)`.
+        labels: Their classes, `(rows,)`.
+    """
+
+    workload: Workload
+    broadcast: Broadcast
+    task: ClientTask
+    submodels: submodel.SubmodelCache
+    model: nn.Module
+    mask: Mask
+    cut: submodel.Cut
+    elements: Params
+    start: Params
+    inputs: torch.Tensor
+    labels: torch.Tensor
+
+    @property
+    def trainable(self) -> list[str]:
+        """Keys of the parameters with a gradient, in the order in which gradients come."""
+        return [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
+    @property
+    def learning_rate(self) -> float:
+        """Step size of this round."""
+        return self.workload.local.learning_rate_in(self.broadcast.round)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps the client takes."""
+        return replace(self.workload.local, epochs=self.task.epochs).num_steps(len(self.labels))
+
+    def extra(self, name: str) -> Params:
+        """Return what the method sent along under a name, cut to the submodel."""
+        return self._named(name, self.broadcast.extra)
+
+    def memory(self, name: str) -> Params:
+        """Return what the method remembers of this client under a name, cut to the submodel."""
+        return self._named(name, self.task.memory)
+
+    def _named(self, name: str, tensors: Params) -> Params:
+        prefix = f"{name}/"
+        found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        return submodel.extract_params(found, self.cut)
+
+    def narrowed(self, mask: Mask, weights: Params) -> "ClientView":
+        """Return the view of a client that goes on with a narrower submodel of `weights`, in full coordinates."""
+        cut = submodel.cut_for(self.workload.plan, mask)
+        model = self.submodels.module_for(mask, cut)
+        submodel.load_params(model, submodel.extract_params(weights, cut))
+        start = submodel.extract_params(self.broadcast.params, cut)
+        return replace(self, model=model, mask=mask, cut=cut, start=start)

@@ -1,0 +1,126 @@
+"""Trains clients of equal submodels together, as one batch of models (`torch.func.vmap`)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.func import functional_call, vmap
+
+from raysim.client.training import LocalTraining, computing_in, optimizer_step
+from raysim.core import seeding
+from raysim.core.tensors import Params
+from raysim.data.batches import batch_slices
+from raysim.data.datasets import Dataset
+from raysim.data.row_sets import ClientRows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pack:
+    """Clients that train submodels of one mask, in as many steps each.
+
+    Attributes:
+        clients: Their ids, `(clients,)`.
+        inputs: `(clients, rows, ...)`; clients with fewer rows repeat one of their own.
+        labels: `(clients, rows)`.
+        counts: Rows that each really has, `(clients,)`.
+    """
+
+    clients: NDArray[np.int64]
+    inputs: torch.Tensor
+    labels: torch.Tensor
+    counts: NDArray[np.int64]
+
+
+def pack_of(data: Dataset, clients: NDArray[np.int64], owned: ClientRows, device: str = "cpu") -> Pack:
+    """Return clients with their rows of the training data, on a device."""
+    rows, counts = owned.several(clients)
+    places = np.minimum(np.arange(counts.max()), counts[:, None] - 1)
+    chosen = rows[(np.cumsum(counts) - counts)[:, None] + places]
+    inputs, labels = (tensor.to(device) for tensor in data.train_rows(chosen.ravel()))
+    return Pack(clients, inputs.view(*chosen.shape, *inputs.shape[1:]), labels.view(chosen.shape), counts)
+
+
+def train_pack(
+    model: nn.Module, start: Params, pack: Pack, local: LocalTraining, learning_rate: float, seed: int, round: int
+) -> tuple[Params, NDArray[np.float64]]:
+    """Train a pack.
+
+    Args:
+        model: A skeleton of the submodel; it is left unchanged.
+        start: Parameters all start from.
+        pack: Who trains on what.
+        local: Optimizer, epochs and batch size.
+        learning_rate: Step size of this round.
+        seed: Seed of the experiment.
+        round: Counted from 1.
+
+    Returns:
+        Trained parameters, `(clients, ...)` by key, and each client's mean loss per row, `(clients,)`.
+    """
+    model.train()
+    size = len(pack.clients)
+    weights = {key: tensor.expand(size, *tensor.shape).clone() for key, tensor in start.items()}
+    parameters = [nn.Parameter(weights[name], value.requires_grad) for name, value in model.named_parameters()]
+    named: Params = dict(zip((name for name, _ in model.named_parameters()), parameters, strict=True))
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    step = optimizer_step(trainable, learning_rate, local)
+    slices = {count: batch_slices(count, local.batch_size) for count in set(pack.counts.tolist())}
+    batches = [slices[count] for count in pack.counts.tolist()]
+    orders = [seeding.generator(seed, "batches", round, int(client)) for client in pack.clients]
+    device = pack.inputs.device
+    members = torch.arange(size, device=device)[:, None]
+    totals = torch.zeros(size, dtype=torch.float64, device=device)
+
+    def loss_of(own: Params, inputs: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        losses = nn.functional.cross_entropy(functional_call(model, own, (inputs,)), labels, reduction="none")
+        return (losses * shares).sum()
+
+    losses_of = vmap(loss_of)
+    for _ in range(local.epochs):
+        shuffled = [order.permutation(int(count)) for order, count in zip(orders, pack.counts, strict=True)]
+        for place in range(len(batches[0])):
+            rows, lengths = (tensor.to(device) for tensor in _rows_of_step(shuffled, batches, place))
+            shares = ((torch.arange(rows.shape[1], device=device) < lengths[:, None]) / lengths[:, None]).float()
+            with computing_in(local.precision, pack.inputs):
+                losses = losses_of(named, pack.inputs[members, rows], pack.labels[members, rows], shares)
+            gradients = list(torch.autograd.grad(losses.sum(), trainable, materialize_grads=True))
+            if local.clip_norm is not None:
+                gradients = clipped_each(gradients, local.clip_norm)
+            step(gradients)
+            totals += losses.detach().double() * lengths
+    return weights, totals.cpu().numpy() / (pack.counts * local.epochs)
+
+
+def _rows_of_step(
+    shuffled: Sequence[NDArray[np.int64]], batches: Sequence[Sequence[slice]], place: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the rows of one step `(clients, most)`, short ones filled with a first row, and how many there are."""
+    rows = [order[cut[place]] for order, cut in zip(shuffled, batches, strict=True)]
+    lengths = np.array([len(each) for each in rows])
+    if lengths.min() < lengths.max():
+        rows = [np.pad(each, (0, lengths.max() - len(each)), constant_values=each[0]) for each in rows]
+    return torch.from_numpy(np.stack(rows)), torch.from_numpy(lengths)
+
+
+def clipped_each(gradients: list[torch.Tensor], max_norm: float) -> list[torch.Tensor]:
+    """Return gradients `(clients, ...)`, each client's scaled so that their common norm is at most `max_norm`."""
+    squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients])
+    scale = torch.clamp(max_norm / (squares.sum(0).sqrt() + 1e-6), max=1.0)
+    return [gradient * scale.view(-1, *[1] * (gradient.dim() - 1)) for gradient in gradients]
+
+
+def count_correct_each(
+    model: nn.Module, weights: Params, pack: Pack
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return correct answers and summed loss of each client's own model on its rows, `(clients,)` each."""
+    model.eval()
+    present = (torch.arange(pack.labels.shape[1]) < torch.from_numpy(pack.counts)[:, None]).to(pack.labels.device)
+    with torch.no_grad():
+        outputs = vmap(lambda own, inputs: functional_call(model, own, (inputs,)))(weights, pack.inputs)
+        losses = nn.functional.cross_entropy(outputs.flatten(0, 1).double(), pack.labels.flatten(), reduction="none")
+        losses = torch.where(present, losses.view(pack.labels.shape), 0.0)
+        correct = (outputs.argmax(-1) == pack.labels) & present
+    return correct.sum(1).cpu().numpy(), losses.sum(1).cpu().numpy()

@@ -1,0 +1,1 @@
+"""Simulated time: seconds and joules of each client, and when a round ends."""

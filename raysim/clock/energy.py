@@ -1,0 +1,125 @@
+"""What devices spend in joules, and what that leaves in their batteries."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim.clock.outcomes import ABSENT, BATTERY, COUNTED
+from raysim.clock.timing import CohortTiming
+from raysim.clock.work import Work
+from raysim.core.tensors import Columns
+from raysim.population.profiles import Devices
+
+LEVEL, SINCE = "battery_j", "battery_at_s"
+"""What is remembered of every client: what was left in its battery, and the simulated time it was so."""
+
+
+def spent_j(
+    devices: Devices, work: Work, waits_s: NDArray[np.float64], level_j: float | NDArray[np.float64] = np.inf
+) -> NDArray[np.float64]:
+    """Return the joules of each client, `(clients,)`: training, radio and waiting for the round to end.
+
+    Nobody spends more than its battery holds; whose battery runs empty has spent all of it.
+
+    Args:
+        devices: Devices of the clients.
+        work: What they did.
+        waits_s: How long each waited afterwards.
+        level_j: What was left in the batteries when they started.
+    """
+    compute_s = work.shares_done.compute_s * work.timing.compute_s
+    spent = work.spent
+    radio_bytes = spent.down_bytes + spent.up_bytes
+    drawn_j = (
+        devices.column("train_watts") * compute_s
+        + devices.column("radio_j_per_byte") * radio_bytes
+        + devices.column("idle_watts") * waits_s
+    )
+    return np.where(work.fates == BATTERY, level_j, np.minimum(drawn_j, level_j))
+
+
+def have_batteries(devices: Devices) -> bool:
+    """Whether any device is not on mains."""
+    return bool(np.isfinite(devices.figures["battery_j"]).any())
+
+
+def levels_j(
+    devices: Devices,
+    history: Mapping[str, NDArray[np.float64]],
+    clients: NDArray[np.int64],
+    now_s: float | NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return what is left in each client's battery, `(clients,)`; infinite on mains, full before its first work."""
+    capacity = devices.column("battery_j")
+    if LEVEL not in history:
+        return capacity
+    rested_s = np.maximum(now_s - history[SINCE][clients], 0)
+    return np.minimum(capacity, history[LEVEL][clients] + devices.column("charge_watts") * rested_s)
+
+
+def drained(
+    devices: Devices, history: Mapping[str, NDArray[np.float64]], clients: NDArray[np.int64],
+    left_j: NDArray[np.float64], at_s: NDArray[np.float64],
+) -> dict[str, NDArray[np.float64]]:  # fmt: skip
+    """Return the history with new levels of some clients.
+
+    Args:
+        devices: Devices of all clients.
+        history: What is remembered of every client.
+        clients: Ids of those that worked.
+        left_j: What is left in their batteries.
+        at_s: Simulated time at which it is.
+    """
+    if not have_batteries(devices):
+        return dict(history)
+    levels = history.get(LEVEL, devices.column("battery_j")).copy()
+    since = history.get(SINCE, np.zeros(len(devices))).copy()
+    levels[clients], since[clients] = np.maximum(left_j, 0), at_s
+    return {**history, LEVEL: levels, SINCE: since}
+
+
+def remembered(
+    devices: Devices, history: Mapping[str, NDArray[np.float64]], rows: Columns, ends_s: float | None
+) -> dict[str, NDArray[np.float64]]:  # fmt: skip
+    """Return the history after a round: what it has left in the batteries of those that worked.
+
+    Args:
+        devices: Devices of all clients.
+        history: What is remembered of every client.
+        rows: The round's table.
+        ends_s: Simulated time until which those that were done waited; none = each left when it was done.
+    """
+    worked = {name: column[np.isin(rows["fate"], ABSENT, invert=True)] for name, column in rows.items()}
+    ids, start_s = worked["client"], worked["start_s"]
+    left_j = levels_j(devices.of(ids), history, ids, start_s) - worked["energy_j"]
+    waited = (worked["fate"] == COUNTED) & (ends_s is not None)
+    at_s = np.where(waited, ends_s or 0.0, start_s + worked["lasts_s"])
+    return drained(devices, history, ids, left_j, at_s)
+
+
+def seconds_until_empty(
+    devices: Devices, phases: CohortTiming, radio_bytes: tuple[NDArray[np.int64], NDArray[np.int64]],
+    level_j: NDArray[np.float64],
+) -> NDArray[np.float64]:  # fmt: skip
+    """Return the seconds of work after which each battery is empty, infinite where it lasts, `(clients,)`.
+
+    A phase draws its energy evenly.
+
+    Args:
+        devices: Devices of the clients.
+        phases: Seconds of download, training and upload.
+        radio_bytes: Bytes down and up.
+        level_j: What is left in the batteries.
+    """
+    per_byte = devices.column("radio_j_per_byte")
+    needs = (
+        per_byte * radio_bytes[0], devices.column("train_watts") * phases.compute_s, per_byte * radio_bytes[1],
+    )  # fmt: skip
+    elapsed, left = np.zeros(len(devices)), level_j.astype(np.float64)
+    empty_s = np.full(len(devices), np.inf)
+    for need, lasts in zip(needs, (phases.download_s, phases.compute_s, phases.upload_s), strict=True):
+        here = np.isinf(empty_s) & (need > left)
+        empty_s = np.where(here, elapsed + lasts * left / np.where(need > 0, need, 1.0), empty_s)
+        elapsed, left = elapsed + lasts, left - need
+    return empty_s

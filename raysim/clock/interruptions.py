@@ -1,0 +1,55 @@
+"""Clients that stop in the middle of their work: they drop out, go offline, or run out of battery."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim.clock import energy
+from raysim.clock.outcomes import BATTERY, DROPPED, OFFLINE
+from raysim.clock.work import Work, stopped
+from raysim.core import seeding
+from raysim.population import availability
+from raysim.population.profiles import Devices
+
+
+def can_answer(
+    devices: Devices, history: Mapping[str, NDArray[np.float64]], clients: NDArray[np.int64], now_s: float, seed: int
+) -> NDArray[np.bool_]:  # fmt: skip
+    """Return which clients are online and have some battery left, `(clients,)`; `devices` are theirs."""
+    online = availability.is_online(devices, clients, now_s, seed)
+    return online & (energy.levels_j(devices, history, clients, now_s) > 0)
+
+
+def reach_varies(devices: Devices) -> bool:
+    """Whether it depends on the time if a client can be reached and goes on with its work."""
+    sometimes = (devices.figures["availability"] < 1) | (devices.figures["availability_swing"] > 0)
+    return devices.online is not None or bool(sometimes.any()) or energy.have_batteries(devices)
+
+
+def interrupted(work: Work, devices: Devices, history: Mapping[str, NDArray[np.float64]], seed: int) -> Work:
+    """Return the work with what stops each client of itself, whichever comes first.
+
+    A client drops out with its profile's `failure_rate`, at a point of its work drawn uniformly.
+
+    Args:
+        work: What the clients would do.
+        devices: Devices of all clients.
+        history: What is remembered of every client.
+        seed: Seed of the experiment.
+    """
+    clients = work.cohort.clients
+    own = devices.of(clients)
+    work = stopped(work, drops_out_s(own, clients, work, seed), DROPPED)
+    work = stopped(work, availability.online_for_s(own, clients, work.start_s, seed), OFFLINE)
+    if not energy.have_batteries(devices):
+        return work
+    level = energy.levels_j(own, history, clients, work.start_s)
+    radio_bytes = (work.load.down_bytes, work.load.up_bytes)
+    return stopped(work, energy.seconds_until_empty(own, work.timing, radio_bytes, level), BATTERY)
+
+
+def drops_out_s(devices: Devices, clients: NDArray[np.int64], work: Work, seed: int) -> NDArray[np.float64]:
+    """Return the seconds after which each client drops out, infinite where it does not, `(clients,)`."""
+    chance, point = seeding.uniform(seed, "dropout", work.cohort.round, clients, 2)
+    return np.where(chance < devices.column("failure_rate"), point * work.timing.total_s, np.inf)

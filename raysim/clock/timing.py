@@ -1,0 +1,116 @@
+"""The simulated clock: seconds each client of a cohort takes, known before anybody trains."""
+
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim.core import seeding
+from raysim.population.profiles import Devices
+from raysim.population.sampling import link_drift, lognormal_factors
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CohortTiming:
+    """Simulated seconds of each cohort member, arrays `(cohort,)`."""
+
+    download_s: NDArray[np.float64]
+    compute_s: NDArray[np.float64]
+    upload_s: NDArray[np.float64]
+
+    @property
+    def total_s(self) -> NDArray[np.float64]:
+        """Seconds from the start of the round to the arrival of the update."""
+        return self.download_s + self.compute_s + self.upload_s
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CohortLoad:
+    """What each cohort member transfers and computes in a round, arrays `(cohort,)`."""
+
+    down_bytes: NDArray[np.int64]
+    up_bytes: NDArray[np.int64]
+    train_flops: NDArray[np.int64]
+    activation_bytes: NDArray[np.int64]
+    steps: NDArray[np.int64]
+
+    def take(self, places: NDArray[np.int64]) -> "CohortLoad":
+        """Return the load of some members."""
+        return CohortLoad(*(getattr(self, name)[places] for name in CohortLoad.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class ClockRules:
+    """When a round ends in simulated time, and whose work counts.
+
+    Attributes:
+        mode: `sync`, `deadline`, `over-selection` or `async`.
+        deadline_s: Seconds after which a round ends (`deadline`).
+        accept_partial: Whether late clients send the epochs they have done by then (`deadline`).
+        over_selection: Clients asked over clients taken (`over-selection`).
+        buffer_size: Updates of one aggregation (`async`).
+        concurrency: Clients at work at a time (`async`).
+        staleness_exponent: a in the weight (1 + s)^-a of an update that is s versions old (`async`).
+        server_s: Seconds the server takes for a round.
+        empty_round_s: Seconds that pass where nobody takes part.
+    """
+
+    mode: str = "sync"
+    deadline_s: float = inf
+    accept_partial: bool = False
+    over_selection: float = 1.3
+    buffer_size: int = 10
+    concurrency: int = 10
+    staleness_exponent: float = 0.5
+    server_s: float = 0.0
+    empty_round_s: float = 60.0
+
+    @property
+    def nobody_s(self) -> float:
+        """Seconds that the server waits in a round that nobody takes part in."""
+        return self.deadline_s if self.mode == "deadline" else self.empty_round_s
+
+
+def schedule(load: CohortLoad, devices: Devices, clients: NDArray[np.int64], round: int, seed: int) -> CohortTiming:
+    """Compute how long each client takes for its own submodel.
+
+    Seconds of a transfer are latency + bytes / bandwidth; seconds of training are steps x overhead +
+    FLOPs / speed + activation bytes / memory bandwidth, all of it divided by a lognormal factor drawn for
+    (seed, client, round). So is each bandwidth of the link, which drifts slowly, too.
+    """
+    return seconds(load, devices, _speed_factors(devices, clients, round, seed))
+
+
+def seconds(load: CohortLoad, devices: Devices, factors: NDArray[np.float64]) -> CohortTiming:
+    """Compute how long some loads take.
+
+    Args:
+        load: Arrays `(clients,)`, or `(loads, clients)` for several of each client.
+        devices: Devices of the clients.
+        factors: On speed, download and upload bandwidth, `(3, clients)`.
+    """
+    compute, down, up = factors
+    latency = devices.column("latency_s")
+    return CohortTiming(
+        download_s=latency + load.down_bytes / (devices.column("down_bytes_per_s") * down),
+        compute_s=(
+            load.steps * devices.column("step_overhead_s")
+            + load.train_flops / devices.column("flops_per_s")
+            + load.activation_bytes / devices.column("memory_bytes_per_s")
+        )
+        / compute,
+        upload_s=latency + load.up_bytes / (devices.column("up_bytes_per_s") * up),
+    )
+
+
+def _speed_factors(devices: Devices, clients: NDArray[np.int64], round: int, seed: int) -> NDArray[np.float64]:
+    normal = seeding.normal(seed, "speed", round, clients, 3)
+    links = devices.column("link_variation")
+    factors = lognormal_factors(np.stack([devices.column("compute_variation"), links, links]), normal)
+    factors[1:] *= link_drift(devices, clients, round, seed)
+    return factors

@@ -1,0 +1,191 @@
+"""Clients at work: on which submodels, from when until when, and what becomes of what they do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim.clock.outcomes import COUNTED, FATE, UNFINISHED
+from raysim.clock.timing import CohortLoad, CohortTiming
+from raysim.core.tensors import Params
+from raysim.pruning.masks import CohortMasks
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cohort:
+    """Who takes part in a round, with how much of the model and how many epochs, arrays `(cohort,)`."""
+
+    round: int
+    clients: NDArray[np.int64]
+    budgets: NDArray[np.float64]
+    keep_ratios: NDArray[np.float64]
+    limited_by: NDArray[np.str_]
+    examples: NDArray[np.int64]
+    epochs: NDArray[np.int64]
+
+    def take(self, places: NDArray[np.generic]) -> "Cohort":
+        """Return some members, by their places or by a boolean for each."""
+        columns = {each.name: getattr(self, each.name)[places] for each in fields(self) if each.name != "round"}
+        return replace(self, **columns)
+
+
+def joined_cohorts(cohorts: Sequence[Cohort], round: int) -> Cohort:
+    """Return the members of several cohorts as one, in ascending order of ids."""
+    names = [each.name for each in fields(Cohort) if each.name != "round"]
+    columns = {name: np.concatenate([getattr(cohort, name) for cohort in cohorts]) for name in names}
+    return Cohort(round, **columns).take(np.argsort(columns["clients"]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Absent:
+    """Clients that were asked and do not start: ids `(absent,)`, when each was asked, and why it does not."""
+
+    clients: NDArray[np.int64]
+    asked_s: NDArray[np.float64]
+    fates: NDArray[np.str_]
+    limited_by: NDArray[np.str_]
+
+    @staticmethod
+    def nobody() -> "Absent":
+        """Return a record of nobody."""
+        return Absent(np.empty(0, np.int64), np.empty(0), np.empty(0, FATE), np.empty(0, np.str_))
+
+
+def all_absent(absent: Sequence[Absent]) -> Absent:
+    """Return all who are absent as one, in ascending order of ids."""
+    columns = [np.concatenate([getattr(each, name) for each in absent]) for name in Absent.__slots__]
+    order = np.argsort(columns[0])
+    return Absent(*(column[order] for column in columns))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """What clients do that started from one version of the global model; arrays `(clients,)`.
+
+    Attributes:
+        cohort: Who they are; its round is the one they started in.
+        masks: What each downloads.
+        load: What each would transfer and compute.
+        timing: How long that would take.
+        start_s: Simulated time at which each starts.
+        lasts_s: Seconds until each is done or stops.
+        fates: What becomes of its work, one of `FATES`.
+    """
+
+    cohort: Cohort
+    masks: CohortMasks
+    load: CohortLoad
+    timing: CohortTiming
+    start_s: NDArray[np.float64]
+    lasts_s: NDArray[np.float64]
+    fates: NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.start_s)
+
+    def take(self, places: NDArray[np.int64]) -> "Work":
+        """Return the work of some of the clients."""
+        return Work(
+            self.cohort.take(places),
+            self.masks.take(places),
+            self.load.take(places),
+            CohortTiming(*(getattr(self.timing, name)[places] for name in CohortTiming.__slots__)),
+            self.start_s[places],
+            self.lasts_s[places],
+            self.fates[places],
+        )
+
+    @property
+    def counted(self) -> "Work":
+        """The work that the server takes."""
+        return self.take(np.flatnonzero(self.fates == COUNTED))
+
+    @property
+    def end_s(self) -> NDArray[np.float64]:
+        """Simulated time at which each is done or stops, `(clients,)`."""
+        return self.start_s + self.lasts_s
+
+    @property
+    def shares_done(self) -> CohortTiming:
+        """Shares of download, training and upload that each has done when it stops, in [0, 1]."""
+        timing, done = self.timing, self.lasts_s >= self.timing.total_s
+        left, shares = self.lasts_s, []
+        for phase_s in (timing.download_s, timing.compute_s, timing.upload_s):
+            share = np.where(phase_s > 0, np.clip(left / np.where(phase_s > 0, phase_s, 1.0), 0, 1), left >= 0)
+            shares.append(np.where(done, 1.0, share))
+            left = left - phase_s
+        return CohortTiming(*shares)
+
+    @property
+    def spent(self) -> CohortLoad:
+        """What each has transferred and computed when it stops."""
+        shares, load = self.shares_done, self.load
+        return CohortLoad(
+            down_bytes=part_of(load.down_bytes, shares.download_s),
+            up_bytes=part_of(load.up_bytes, shares.upload_s),
+            train_flops=part_of(load.train_flops, shares.compute_s),
+            activation_bytes=part_of(load.activation_bytes, shares.compute_s),
+            steps=part_of(load.steps, shares.compute_s),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """A round, all but its training.
+
+    Attributes:
+        ended: Work that ends in it, one for each version of the model that clients started from, oldest first.
+        absent: Who was asked and did not start.
+        in_flight: Work that goes on after it (asynchronous rounds).
+        round_s: Its simulated seconds.
+        memory: What the method remembers, its ranking renewed.
+    """
+
+    ended: tuple[Work, ...]
+    absent: Absent
+    in_flight: tuple[Work, ...]
+    round_s: float
+    memory: Params
+
+
+def part_of(whole: NDArray[np.int64], share: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return a share of a count, rounded down; all of it is exact."""
+    return np.where(share == 1, whole, np.floor(whole * share).astype(np.int64))
+
+
+def stopped(work: Work, after_s: NDArray[np.float64], fate: str) -> Work:
+    """Return work that stops after some seconds where it would have lasted longer, its fate changed there."""
+    earlier = after_s < work.lasts_s
+    return replace(work, lasts_s=np.where(earlier, after_s, work.lasts_s), fates=np.where(earlier, fate, work.fates))
+
+
+def unfinished(work: Work, now_s: float) -> Work:
+    """Return work that is given up at a simulated time; who has stopped of itself by then keeps its fate."""
+    elapsed_s = np.maximum(now_s - work.start_s, 0)
+    has_stopped = (work.lasts_s <= elapsed_s) & (work.fates != COUNTED)
+    fates = np.where(has_stopped, work.fates, UNFINISHED)
+    return replace(work, lasts_s=np.minimum(work.lasts_s, elapsed_s), fates=fates)
+
+
+def joined_work(works: Sequence[Work]) -> Work:
+    """Return work of one version as one, in ascending order of ids."""
+    order = np.argsort(np.concatenate([work.cohort.clients for work in works]))
+    return Work(
+        joined_cohorts([work.cohort for work in works], works[0].cohort.round),
+        CohortMasks.joined([work.masks for work in works]).take(order),
+        CohortLoad(*_columns([work.load for work in works], CohortLoad.__slots__, order)),
+        CohortTiming(*_columns([work.timing for work in works], CohortTiming.__slots__, order)),
+        *_columns(works, ("start_s", "lasts_s", "fates"), order),
+    )
+
+
+def by_version(works: Sequence[Work]) -> tuple[Work, ...]:
+    """Return work joined where it started from one version, oldest first."""
+    rounds = sorted({work.cohort.round for work in works})
+    return tuple(joined_work([work for work in works if work.cohort.round == round]) for round in rounds)
+
+
+def _columns(records: Sequence[object], names: Sequence[str], order: NDArray[np.int64]) -> list[NDArray[Any]]:
+    return [np.concatenate([getattr(record, name) for record in records])[order] for name in names]

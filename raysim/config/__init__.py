@@ -1,0 +1,1 @@
+"""The experiment file: typed settings, checks, overrides."""

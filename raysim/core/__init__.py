@@ -1,0 +1,1 @@
+"""Errors, seeds, logging, storage: what every other package builds on."""

@@ -1,0 +1,1 @@
+"""Paths and files, on this machine or in an object store."""

@@ -1,0 +1,1 @@
+"""Executors train clients: in this process, or on Ray actors."""

@@ -1,0 +1,94 @@
+"""Run tasks in this process."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim.client.assignments import Broadcast, Tasks
+from raysim.client.trainer import Stage
+from raysim.client.view import Workload
+from raysim.core.signals import LastRound
+from raysim.core.tensors import Params
+from raysim.server.updates import Contribution, merge
+from raysim.simulation.loop import first_state, play
+from raysim.simulation.scenario import Scenario
+from raysim.simulation.state import FIRST, RoundReport, Score, ServerState, Start, Storage
+
+ROWS_PER_CALL = 2000
+"""Test rows one call scores: fixed, since the grouping of a float sum decides its last bits."""
+
+
+class InProcessExecutor:
+    """Runs everything in this process, one client after another."""
+
+    def __init__(self, workload: Workload) -> None:
+        self._stage = Stage(workload)
+
+    def train(self, tasks: Tasks, broadcast: Broadcast) -> Contribution:
+        """Train some clients that start from one version of the model."""
+        return merge([self._stage.train(tasks, broadcast)])
+
+    def train_versions(self, groups: Sequence[tuple[Tasks, Broadcast]]) -> list[Contribution]:
+        """Train groups of clients, each from a version of its own."""
+        return [self.train(tasks, broadcast) for tasks, broadcast in groups]
+
+    def score(self, params: Params, rows: NDArray[np.int64]) -> Score:
+        """Score the global model on test rows."""
+        return total_score([self._stage.score(params, piece) for piece in pieces(rows)], len(rows))
+
+    def estimate_statistics(self, params: Params, rows: NDArray[np.int64]) -> Params:
+        """Re-estimate the global model's running statistics on training rows."""
+        return self._stage.estimate_statistics(params, rows)
+
+    def incidents(self) -> tuple[str, ...]:
+        """Return nothing: what goes wrong in this process ends the run."""
+        return ()
+
+
+def pieces(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Cut rows into pieces of a fixed length."""
+    return [rows[start : start + ROWS_PER_CALL] for start in range(0, len(rows), ROWS_PER_CALL)]
+
+
+def total_score(counts: Sequence[tuple[int, float]], num_rows: int) -> Score:
+    """Add up correct answers and losses, in the order given."""
+    return Score(
+        accuracy=sum(correct for correct, _ in counts) / num_rows,
+        loss=sum(loss for _, loss in counts) / num_rows,
+    )
+
+
+class InProcessRunner:
+    """Plays a scenario in this process."""
+
+    def __init__(self) -> None:
+        self._state: ServerState | None = None
+        self._last = LastRound()
+
+    def __enter__(self) -> "InProcessRunner":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def make_ready(self, scenario: Scenario) -> None:
+        """Do nothing: this process is ready."""
+
+    def run(self, scenario: Scenario, storage: Storage, start: Start = FIRST) -> Iterator[RoundReport]:
+        """Yield the report of each round that is left."""
+        executor = InProcessExecutor(scenario.workload)
+        self._state = first_state(scenario, storage, start)
+        for state, report in play(scenario, self._state, executor, storage, start.wall_s, self._last):
+            self._state = state
+            yield report
+
+    def stop(self) -> int:
+        """Let the round in progress be the last, and return which one that is."""
+        return self._last.ask()
+
+    def final_state(self) -> ServerState:
+        """Return the state after the last round."""
+        if self._state is None:
+            raise RuntimeError("no round has been played")
+        return self._state

@@ -1,0 +1,74 @@
+"""The actor that runs the rounds and keeps the server state."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import ray
+
+from raysim.core.log import caught
+from raysim.core.signals import LastRound
+from raysim.core.tensors import as_arrays
+from raysim.executors.ray.client_actor import Arrays, keep_freed_memory
+from raysim.executors.ray.executor import RayExecutor
+from raysim.executors.ray.pool import CastRules
+from raysim.executors.ray.readiness import Presence, check_versions, presence
+from raysim.methods import resolve as methods
+from raysim.simulation.loop import first_state, play
+from raysim.simulation.scenario import Scenario
+from raysim.simulation.state import RoundReport, ServerState, Start, Storage
+
+
+class DriverActor:
+    """Runs the rounds and the reconstruction; keeps the server state."""
+
+    def __init__(self) -> None:
+        keep_freed_memory()
+        self._state: ServerState | None = None
+        self._last = LastRound()
+
+    def process_id(self) -> int:
+        """Return the id of the process this actor runs in."""
+        return os.getpid()
+
+    def presence(self) -> Presence:
+        """Return where this actor runs, and its versions."""
+        return presence()
+
+    def run(
+        self,
+        scenario: Scenario,
+        reference: "list[ray.ObjectRef[Scenario]]",
+        actors: Sequence[Any],
+        rules: CastRules,
+        storage: Storage,
+        start: Start,
+        started: Presence,
+    ) -> Iterator[RoundReport]:
+        """Yield the report of each round that is left, once it is on disk.
+
+        Raises:
+            SettingError: If this machine has other versions than those of `started`, where the run was started.
+        """
+        check_versions([presence()], started)
+        with caught() as remarks:
+            scenario = replace(scenario, workload=scenario.workload.at_hand())
+            executor = RayExecutor(actors, rules, reference[0])
+            self._state = first_state(scenario, storage, start)
+            for state, report in play(scenario, self._state, executor, storage, start.wall_s, self._last):
+                self._state = state
+                yield replace(report, remarks=remarks.taken())
+
+    def stop(self) -> int:
+        """Let the round in progress be the last, and return which one that is."""
+        return self._last.ask()
+
+    def final_state(self) -> tuple[ServerState, Arrays]:
+        """Return the last state, its parameters as arrays."""
+        if self._state is None:
+            raise RuntimeError("no round has been played")
+        state = self._state
+        return ServerState(state.round, {}, methods.needed_to_serve(state.memory), state.totals), as_arrays(
+            state.params
+        )

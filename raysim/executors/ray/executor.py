@@ -1,0 +1,122 @@
+"""Spreads a round's work over client actors."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from raysim.client.assignments import Broadcast, Tasks
+from raysim.core.errors import RunFailedError
+from raysim.core.tensors import Params, as_arrays, as_tensors
+from raysim.executors.in_process import pieces, total_score
+from raysim.executors.ray.calls import Call
+from raysim.executors.ray.client_actor import Arrays
+from raysim.executors.ray.dispatch import Dispatch
+from raysim.executors.ray.failures import failure_of
+from raysim.executors.ray.pool import Cast, CastRules
+from raysim.server.updates import Accumulator, Contribution
+from raysim.simulation.scenario import Scenario
+from raysim.simulation.state import Score
+
+SHARES = (0.6, 0.2, 0.2)
+"""Shares of an actor's part of a round: the first chunk, and those that even out what the others leave."""
+
+SMALL_BYTES = 32 * 1024
+"""Arrays up to this size travel inside each call: putting them into the object store takes longer."""
+
+
+class RayExecutor:
+    """Spreads a round's work over client actors; results do not depend on who did what."""
+
+    def __init__(self, actors: Sequence[Any], rules: CastRules, scenario: "ray.ObjectRef[Scenario]") -> None:
+        """Prepare actors for a scenario.
+
+        Args:
+            actors: Handles of the client actors there are.
+            rules: How others are started, where some are lost or machines join.
+            scenario: What is played; each actor fetches it once.
+        """
+        self._cast = Cast(rules, actors, scenario)
+        self._round = 0
+        self._incidents: list[str] = []
+        self._last: tuple[Params, Any] = ({}, {})
+
+    def train(self, tasks: Tasks, broadcast: Broadcast) -> Contribution:
+        """Train some clients that start from one version of the model, costly chunks first."""
+        return self.train_versions([(tasks, broadcast)])[0]
+
+    def train_versions(self, groups: Sequence[tuple[Tasks, Broadcast]]) -> list[Contribution]:
+        """Train groups of clients, each from a version of its own, all at once."""
+        self._cast.fit()
+        calls: list[Call] = []
+        for place, (tasks, broadcast) in enumerate(groups):
+            self._round = broadcast.round
+            sent = self._shared(broadcast.params), _travelling(as_arrays(broadcast.extra), self._round)
+            others = (*sent, broadcast.round, broadcast.rules)
+            calls += [Call(place, "train", chunk, others) for chunk in self._chunks(tasks)]
+        calls.sort(key=lambda call: -call.work.costs.sum())
+        sums = [Accumulator() for _ in groups]
+        for place, contribution in self._answers(calls):
+            sums[place].add(contribution)
+        return [each.total() for each in sums]
+
+    def score(self, params: Params, rows: NDArray[np.int64]) -> Score:
+        """Score the global model on test rows."""
+        shared = self._shared(params)
+        calls = [Call(place, "score", piece, (shared,)) for place, piece in enumerate(pieces(rows))]
+        counts = dict(self._answers(calls))
+        return total_score([counts[place] for place in range(len(calls))], len(rows))
+
+    def estimate_statistics(self, params: Params, rows: NDArray[np.int64]) -> Params:
+        """Re-estimate the global model's running statistics on training rows, in one actor."""
+        call = Call(0, "estimate_statistics", rows, (self._shared(params),))
+        buffers: Arrays = dict(self._answers([call]))[0]
+        return {key: buffer.clone() for key, buffer in as_tensors(buffers).items()}
+
+    def incidents(self) -> tuple[str, ...]:
+        """Return what went wrong and was made good since this was last asked."""
+        told, self._incidents = tuple(self._incidents), []
+        return told
+
+    def _answers(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
+        dispatch = Dispatch(self._cast, calls, self._round)
+        try:
+            yield from dispatch
+        except RunFailedError as error:
+            round, client, cause, *details = error.args
+            told = "".join(f"{incident}\n" for incident in (*self._incidents, *dispatch.incidents))
+            raise RunFailedError(round, client, cause, f"{told}{''.join(details)}") from None
+        self._incidents += dispatch.incidents
+
+    def _chunks(self, tasks: Tasks) -> list[Tasks]:
+        if self._cast.rules.own_clients:
+            return tasks.apart()
+        return tasks.chunks(chunk_shares(len(self._cast.members)))
+
+    def _shared(self, params: Params) -> Any:
+        """Return the global parameters as an argument of calls; put once while they stay the same tensors."""
+        known, argument = self._last
+        if known.keys() != params.keys() or any(known[key] is not tensor for key, tensor in params.items()):
+            argument = _travelling(as_arrays(params), self._round)
+            self._last = params, argument
+        return argument
+
+
+def chunk_shares(num_actors: int) -> list[float]:
+    """Return the shares of a round's predicted cost that its chunks have, so that actors end together.
+
+    The first chunks are large, since each chunk sends back sums of the whole model's size; the last are small.
+    """
+    return [share / num_actors for share in SHARES for _ in range(num_actors)]
+
+
+def _travelling(arrays: Mapping[str, NDArray[np.generic]], round: int) -> Any:
+    """Return arrays as they are, or a reference to them where they are large."""
+    if sum(array.nbytes for array in arrays.values()) <= SMALL_BYTES:
+        return arrays
+    try:
+        return ray.put(arrays)
+    except ray.exceptions.RayError as error:
+        raise failure_of(error, round) from None

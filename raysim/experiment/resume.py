@@ -1,0 +1,207 @@
+"""Goes on with a run that was stopped: from its newest intact checkpoint, in the same MLflow run."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from raysim.config import loader
+from raysim.config.experiment import ExperimentSettings
+from raysim.core.errors import SettingError
+from raysim.core.log import say, warn
+from raysim.core.storage import atomic
+from raysim.core.storage.defaults import default_folder
+from raysim.core.storage.local import storage_path
+from raysim.core.storage.path import StoragePath
+from raysim.experiment.run import Experiment, digests_of, environment
+from raysim.simulation import checkpoint
+from raysim.simulation.build import build_scenario
+from raysim.simulation.state import Start
+from raysim.tracking import run_reader
+from raysim.tracking.mlflow_writer import NOTHING, MlflowTracker, resolve_uri, status_of
+from raysim.tracking.run_folder import held, make_folder
+
+BITS_DEPEND_ON = ("version.raysim", "version.torch", "version.numpy", "cpu")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stopped:
+    """A run that is to go on.
+
+    Attributes:
+        settings: The experiment; where it runs may have been changed.
+        folder: Where its files are, or where they go if they are lost.
+        tracking_uri: The MLflow store.
+        noted: What run.json tells; empty where the run stopped before that.
+        summary: What it has reached, if all its rounds have been played.
+        is_finished: Whether there is nothing left to do.
+        is_held: Whether its folder is held, so that what was read of it stays true.
+    """
+
+    settings: ExperimentSettings
+    folder: StoragePath
+    tracking_uri: str
+    noted: Mapping[str, Any]
+    summary: dict[str, Any] | None
+    is_finished: bool
+    is_held: bool = False
+
+
+@contextmanager
+def taken_up(run: str, tracking_uri: str | None = None, overrides: Sequence[str] = ()) -> Iterator[Stopped]:
+    """Find a run as `find` does, and hold its folder for as long as the context lasts; a finished one needs no hold.
+
+    Raises:
+        SettingError: If there is no such run, another process goes on with it, or a setting may not be changed.
+    """
+    found = find(run, tracking_uri, overrides)
+    if found.is_finished:
+        yield found
+        return
+    make_folder(found.folder)
+    with held(found.folder):
+        if (found.folder / "config.yaml").is_file():  # it may have gone on, or ended, until it was held
+            found = _in_folder(found.folder, found.tracking_uri, overrides)
+        if found.folder.path is not None:
+            atomic.remove_partials(found.folder.path)
+        yield replace(found, is_held=True)
+
+
+def find(run: str, tracking_uri: str | None = None, overrides: Sequence[str] = ()) -> Stopped:
+    """Find a run that is to go on.
+
+    Args:
+        run: Its output folder, or its id in MLflow.
+        tracking_uri: The MLflow store; none = where the run was, or for an id MLFLOW_TRACKING_URI or the default one.
+        overrides: Settings of `executor`, as `executor.num_actors=1`.
+
+    Raises:
+        SettingError: If there is no such run, or a setting may not be changed.
+    """
+    check_overrides(overrides)
+    folder = run_reader.folder_of(run)
+    if folder is not None:
+        return _in_folder(folder, tracking_uri, overrides)
+    uri = resolve_uri(tracking_uri)
+    with run_reader.artifacts(run, uri, ("config.yaml", "run.json"), optional=("summary.json",)) as copied:
+        with run_reader.reading(run):
+            noted, summary = (
+                run_reader.json_of(storage_path(copied / name)) for name in ("run.json", "summary.json")
+            )
+        _check_alone(noted, run)
+        kept = storage_path(noted["output_dir"])
+        if run_reader.holds(kept, run):
+            return _in_folder(kept, uri, overrides)
+        settings = run_reader.settings_of(copied / "config.yaml", run, overrides)
+        if summary and status_of(uri, run) == "FINISHED":
+            return Stopped(settings, kept, uri, noted, summary, is_finished=True)
+    folder = storage_path(default_folder() / f"{settings.experiment}-{time.strftime('%Y%m%d-%H%M%S')}")
+    warn(f"the files of run {run} in {kept} cannot be reached: starting at round 1, new files in {folder}")
+    return Stopped(settings, folder, uri, noted, None, is_finished=False)
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse to change what comes out of a run.
+
+    Raises:
+        SettingError: If a setting is not one of `executor`.
+    """
+    for override in overrides:
+        name, _ = loader.parse_override(override)
+        if not name.startswith("executor."):
+            raise SettingError(
+                f"--set {override!r} is not allowed for a run that goes on, since it would be another run; allowed: "
+                "executor.*, which tells where it runs"
+            )
+
+
+def _in_folder(folder: StoragePath, tracking_uri: str | None, overrides: Sequence[str]) -> Stopped:
+    with run_reader.reading(folder):
+        with (folder / "config.yaml").fetched() as path:
+            settings = run_reader.settings_of(path, str(folder), overrides)
+        noted, summary = (run_reader.json_of(folder / name) for name in ("run.json", "summary.json"))
+    is_finished = bool(summary and noted.get("finished"))
+    if summary and not noted:
+        raise SettingError(f"RUN={str(folder)!r} is of a comparison, which plays it whole; allowed: a run of its own")
+    if noted and not is_finished:
+        _check_alone(noted, str(folder), str(folder.parent.parent.parent))
+    uri = resolve_uri(tracking_uri or noted.get("tracking_uri") or settings.tracking.uri)
+    return Stopped(settings, folder, uri, noted, summary or None, is_finished)
+
+
+def _check_alone(noted: Mapping[str, Any], run: str, sweep: str = "FOLDER") -> None:
+    """Refuse a trial's run, whose rounds are played and written down by its sweep."""
+    if "run_id" not in noted:
+        raise SettingError(
+            f"RUN={run!r} belongs to a trial of a sweep, and goes on with it: `python jobs/sweep.py CONFIG --resume "
+            f"{sweep}`"
+        )
+
+
+def prepare(stopped: Stopped) -> Experiment:
+    """Build the scenario, open the MLflow store, and find where to begin; nothing is written.
+
+    Raises:
+        SettingError: If the data have changed, its files cannot be read, or the store has no such run.
+    """
+    settings, folder = stopped.settings, stopped.folder
+    scenario = build_scenario(settings)
+    make_folder(folder)
+    tracker = MlflowTracker(stopped.tracking_uri, settings.experiment, beside=str(folder.parent))
+    warn_of_changes(stopped)
+    known = NOTHING
+    if stopped.noted:
+        for what, digest in digests_of(scenario).items():
+            if digest != stopped.noted[f"{what}_sha256"]:
+                raise SettingError(f"RUN={str(folder)!r} cannot go on: its {what} has changed since it began")
+        known = tracker.find(stopped.noted["run_id"])
+        _warn_of_others(stopped)
+    start = _start_of(stopped)
+    start = Start(start.round, max(start.wall_s, known.wall_s))  # rounds that are played again take their time, too
+    _say_where(start, settings.rounds, stopped.summary is not None)
+    return Experiment(settings, folder, scenario, tracker, start, known, stopped.summary, stopped.is_held)
+
+
+def _start_of(stopped: Stopped) -> Start:
+    """Return where it goes on; a run that is over needs no checkpoint for that."""
+    if stopped.summary is not None:
+        return Start(stopped.summary["rounds"], stopped.summary["wall_s"])
+    with run_reader.reading(stopped.folder):
+        return checkpoint.resume_point(stopped.folder)
+
+
+def _say_where(start: Start, rounds: int, is_over: bool) -> None:
+    if is_over:
+        say("all rounds have been played: telling MLflow what it has missed")
+    elif start.round == 0:
+        say("there is no checkpoint: starting at round 1")
+    else:
+        say(f"going on after round {start.round} of {rounds}")
+
+
+def _warn_of_others(stopped: Stopped) -> None:
+    """Say so where only MLflow could tell that the run is going on: one that was killed looks the same there."""
+    folder, noted = stopped.folder, stopped.noted
+    if folder.path is not None and str(folder) == noted["output_dir"]:
+        return  # that nobody else holds it is known
+    if status_of(stopped.tracking_uri, noted["run_id"]) == "RUNNING":
+        warn(
+            f"warning: MLflow has run {noted['run_id']} as RUNNING, and {noted['output_dir']} cannot be held against "
+            "others: go on only if no other process does, else rounds are logged twice"
+        )
+
+
+def warn_of_changes(stopped: Stopped) -> None:
+    """Say what the bits depend on and is not as it was when the run began."""
+    noted = stopped.noted
+    before, now = noted.get("environment", {}), environment()
+    changed = [
+        f"{name} was {before[name]}, is {now[name]}"
+        for name in BITS_DEPEND_ON
+        if before.get(name, now[name]) != now[name]
+    ]
+    if noted and noted.get("config_sha256") != loader.digest(stopped.settings):
+        changed.append("config.yaml has been edited")
+    if changed:
+        warn(f"warning: the result may differ from that of an uninterrupted run: {'; '.join(changed)}")

@@ -1,0 +1,271 @@
+"""Devices from FedScale's two public trace formats: what devices can do, and when they can be reached."""
+
+import json
+import pickle
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from io import BytesIO
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim.core.errors import SettingError
+from raysim.population import sampling
+from raysim.population.profiles import Devices, OnlineIntervals
+
+INFERENCE_FLOPS = 6e8
+"""FLOPs of an inference of MobileNet v2 (300 million multiply-accumulates, Sandler et al., arXiv 1801.04381).
+
+FedScale's README does not say which network its milliseconds are of; a mobile one is assumed.
+"""
+CAPACITY, AVAILABILITY = "population.devices.fedscale", "population.devices.availability"
+
+
+def read_capacity(path: str, inference_flops: float | None = None) -> Devices:
+    """Read FedScale's device capacities, `{id: {"computation": ms, "communication": kbit/s}}`.
+
+    FedScale takes a training step for three inferences, and so do counted FLOPs: the speed is that of inference.
+    Both directions have the same bandwidth, as in FedScale.
+
+    Args:
+        path: Pickle or JSON.
+        inference_flops: FLOPs of the inference that the milliseconds are of; none = `INFERENCE_FLOPS`.
+
+    Returns:
+        One client on each device, in the file's order, in thirds by speed.
+
+    Raises:
+        SettingError: If the file holds anything else.
+    """
+    records = _records(path, CAPACITY, ("computation", "communication"))
+    ms = _positive(records, "computation", path, CAPACITY)
+    bytes_per_s = _positive(records, "communication", path, CAPACITY) * (1000 / 8)
+    flops_per_s = (inference_flops or INFERENCE_FLOPS) / (ms / 1000)
+    return sampling.of_columns(
+        {"flops_per_s": flops_per_s, "down_bytes_per_s": bytes_per_s, "up_bytes_per_s": bytes_per_s}
+    )
+
+
+def with_availability(owned: Devices, path: str, seed: int) -> Devices:
+    """Give every client a trace of when it can be reached: in order to as many, else drawn from the seed.
+
+    Raises:
+        SettingError: If the file holds no such traces, or the devices have an availability of their own.
+    """
+    for name, always in (("availability", 1.0), ("availability_swing", 0.0)):
+        others = owned.figures[name] != always
+        if others.any():
+            value = owned.figures[name][np.argmax(others)]
+            raise SettingError(f"{name}={value:g} has no effect with {AVAILABILITY}={path!r}; allowed: {always:g}")
+    online = read_availability(path)
+    trace_of = sampling.drawn_places(len(online.periods), len(owned), seed, "availability traces")
+    return replace(owned, online=online, trace_of=trace_of)
+
+
+def read_availability(path: str) -> OnlineIntervals:
+    """Read FedScale's availability, `{id: {"active": [s], "inactive": [s], "finish_time": s}}`.
+
+    A device can be reached from each `active` to the `inactive` in the same place, and all over again after
+    `finish_time`; what a trace tells of later seconds is never reached, as in FedScale.
+
+    Raises:
+        SettingError: If the file holds anything else.
+    """
+    records = _records(path, AVAILABILITY, ("active", "inactive", "finish_time"))
+    periods = _positive(records, "finish_time", path, AVAILABILITY)
+    starts, counts = _flat(records, "active", path)
+    ends, end_counts = _flat(records, "inactive", path)
+    unequal = counts != end_counts
+    if unequal.any():
+        place = int(np.argmax(unequal))
+        raise _wrong(
+            records, place, path, AVAILABILITY,
+            f"has {counts[place]} active and {end_counts[place]} inactive seconds; allowed: equally many",
+        )  # fmt: skip
+    trace = np.repeat(np.arange(len(counts)), counts)
+    _check_order(records, trace, starts, ends, path)
+    intervals = _merged(trace, starts, np.minimum(ends, periods[trace]), periods)
+    if not len(intervals.starts):
+        raise SettingError(f"{AVAILABILITY}={path!r} tells of no device that can ever be reached")
+    return intervals
+
+
+Records = tuple[Sequence[Any], Sequence[Any]]
+"""Ids and records of a trace file, in its order."""
+
+
+def _records(path: str, setting: str, keys: tuple[str, ...]) -> Records:
+    content = read(path, setting)
+    if not isinstance(content, dict) or not content:
+        raise SettingError(
+            f"{setting}={path!r} holds {'nothing' if content == {} else type(content).__name__}; "
+            f"allowed: a dict of records with {', '.join(keys)} by id"
+        )
+    records = list(content), list(content.values())
+    for place, record in enumerate(records[1]):
+        if not isinstance(record, dict) or not all(key in record for key in keys):
+            found = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
+            raise _wrong(records, place, path, setting, f"holds {found or 'nothing'}; needed: {', '.join(keys)}")
+    return records
+
+
+def _positive(records: Records, key: str, path: str, setting: str) -> NDArray[np.float64]:
+    values = _numbers([record[key] for record in records[1]])
+    wrong = ~((values > 0) & (values < np.inf))
+    if wrong.any():
+        place = int(np.argmax(wrong))
+        value = records[1][place][key]
+        raise _wrong(records, place, path, setting, f"has {key}={value!r}; allowed: a number above 0 and finite")
+    return values
+
+
+def _flat(records: Records, key: str, path: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the seconds of all records one after another, and how many each has."""
+    lists = [record[key] for record in records[1]]
+    for place, seconds in enumerate(lists):
+        if not isinstance(seconds, list | tuple):
+            raise _wrong(records, place, path, AVAILABILITY, f"has {key}={seconds!r}; allowed: a list of seconds")
+    counts = np.array([len(seconds) for seconds in lists])
+    every = list(chain.from_iterable(lists))
+    values = _numbers(every)
+    wrong = ~((values >= 0) & (values < np.inf))
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        place = int(np.searchsorted(np.cumsum(counts), first, side="right"))
+        raise _wrong(
+            records, place, path, AVAILABILITY, f"has {every[first]!r} in {key}; allowed: seconds, at least 0"
+        )
+    return values, counts
+
+
+def _check_order(
+    records: Records, trace: NDArray[np.int64], starts: NDArray[np.float64], ends: NDArray[np.float64], path: str
+) -> None:
+    wrong = ends < starts
+    wrong[1:] |= (trace[1:] == trace[:-1]) & (starts[1:] < ends[:-1])
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise _wrong(
+            records, int(trace[at]), path, AVAILABILITY,
+            f"has active={starts[at]:g} with inactive={ends[at]:g} out of order; allowed: active up to inactive, one "
+            "interval after another",
+        )  # fmt: skip
+
+
+def _merged(
+    trace: NDArray[np.int64], starts: NDArray[np.float64], ends: NDArray[np.float64], periods: NDArray[np.float64]
+) -> OnlineIntervals:
+    """Drop empty intervals and join those that touch."""
+    some = starts < ends
+    trace, starts, ends = trace[some], starts[some], ends[some]
+    goes_on = (trace[1:] == trace[:-1]) & (starts[1:] == ends[:-1])
+    is_first, is_last = np.ones(len(trace), np.bool_), np.ones(len(trace), np.bool_)
+    is_first[1:], is_last[:-1] = ~goes_on, ~goes_on
+    counts = np.bincount(trace[is_first], minlength=len(periods))
+    return OnlineIntervals(np.concatenate([[0], np.cumsum(counts)]), starts[is_first], ends[is_last], periods)
+
+
+def _numbers(values: list[Any]) -> NDArray[np.float64]:
+    """Return a list as numbers; what is none becomes NaN, which no bound allows."""
+    if set(map(type, values)) <= {int, float}:
+        try:
+            return np.array(values, np.float64)
+        except OverflowError:
+            pass
+    return np.array([_number(value) for value in values], np.float64)
+
+
+def _number(value: object) -> float:
+    try:
+        return float(value) if type(value) in (int, float) else np.nan  # type: ignore[arg-type]
+    except OverflowError:
+        return np.nan
+
+
+def _wrong(records: Records, place: int, path: str, setting: str, what: str) -> SettingError:
+    return SettingError(f"{setting}={path!r}: device {records[0][place]!r} {what}")
+
+
+NUMBER_FORMATS = {
+    "f4": "f", "f8": "d", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q",
+}  # fmt: skip
+"""How `struct` reads what NumPy's types are called."""
+
+
+def read(path: str, setting: str) -> Any:
+    """Return what a pickle or a JSON file holds; no code of the pickle runs.
+
+    Args:
+        path: The file.
+        setting: Its setting, for errors.
+
+    Raises:
+        SettingError: If it cannot be read, or asks for anything but containers, numbers and text.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise SettingError(f"{setting}={path!r} cannot be read: {error.strerror}") from None
+    try:
+        return json.loads(content) if content[:64].lstrip()[:1] == b"{" else _PlainUnpickler(content).load()
+    except _ForbiddenGlobal as error:
+        raise SettingError(
+            f"{setting}={path!r} asks for {error}, which could run code; allowed: a pickle or JSON of dicts, lists, "
+            "numbers and text"
+        ) from None
+    except Exception as error:  # a broken pickle may raise anything
+        cause = f"{type(error).__name__}: {error}"
+        raise SettingError(
+            f"{setting}={path!r} is no pickle or JSON of dicts, lists, numbers and text ({cause})"
+        ) from None
+
+
+class _ForbiddenGlobal(Exception):  # noqa: N818 - a global, not an error
+    pass
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Finds no globals but stand-ins for NumPy's single numbers, which traces hold here and there.
+
+    The stand-ins are made for each file: nothing that a pickle does to them outlives it.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(BytesIO(content), encoding="latin1")
+        self._stand_ins = _number_stand_ins()
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return a stand-in, or refuse."""
+        try:
+            return self._stand_ins[module.replace("numpy._core", "numpy.core"), name]
+        except KeyError:
+            raise _ForbiddenGlobal(f"{module}.{name}") from None
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Refuse: plain content refers to nothing outside."""
+        raise _ForbiddenGlobal(f"the outside object {pid!r}")
+
+
+def _number_stand_ins() -> dict[tuple[str, str], Callable[..., Any]]:
+    class NumberType:
+        def __init__(self, kind: str, *_: object) -> None:
+            self.format, self.order = NUMBER_FORMATS[kind], "<"
+
+        def __setstate__(self, state: tuple[Any, ...]) -> None:
+            self.order = {"<": "<", ">": ">", "|": "<"}[state[1]]
+
+    def number(kind: NumberType, content: str | bytes) -> float:
+        raw = content.encode("latin1") if isinstance(content, str) else content
+        value: float = struct.unpack(kind.order + kind.format, raw)[0]
+        return value
+
+    def encoded(text: str, _codec: str) -> bytes:
+        return text.encode("latin1")  # how bytes were written before protocol 3
+
+    return {
+        ("numpy", "dtype"): NumberType, ("numpy.core.multiarray", "scalar"): number, ("_codecs", "encode"): encoded,
+    }  # fmt: skip

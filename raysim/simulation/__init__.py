@@ -1,0 +1,1 @@
+"""A run without its surroundings: scenario, state, rounds, records, checkpoints."""

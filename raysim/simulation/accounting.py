@@ -1,0 +1,286 @@
+"""What a round has cost: the clients' table and the run's totals."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim.clock import energy
+from raysim.clock.outcomes import COUNTED
+from raysim.clock.timing import ClockRules, CohortLoad, CohortTiming
+from raysim.clock.work import Absent, Plan, Work, part_of
+from raysim.core.tensors import Columns
+from raysim.models.cost import ModelCost
+from raysim.population.profiles import Devices
+from raysim.pruning.masks import CohortMasks, Mask
+from raysim.server.updates import Contribution
+from raysim.simulation.scenario import Scenario
+from raysim.simulation.state import Reached, Score, ServerState, Totals
+
+REPORTED = {"train_loss": np.nan, "epochs": 0, "accuracy": np.nan, "heldout_loss": np.nan}
+"""What clients report, and what is written down of those whose work does not count."""
+
+
+def client_columns(
+    scenario: Scenario, state: ServerState, plan: Plan, contribution: Contribution | None = None,
+    sent: CohortMasks | None = None,
+) -> Columns:  # fmt: skip
+    """Return the round's table: one row per client that was asked or whose work ended, in the order of ids.
+
+    Bytes, FLOPs and steps are those really spent; the `planned_` ones those of the whole work.
+
+    Args:
+        scenario: The run.
+        state: The state the round started from.
+        plan: The round.
+        contribution: What clients sent whose work counts, if there are any.
+        sent: What each of them sent back.
+    """
+    round, population = state.round + 1, scenario.workload.population
+    waits_s = waiting_s(scenario.clock, plan, state.totals.simulated_s)
+    tables = [work_columns(scenario, state, *each) for each in zip(plan.ended, waits_s, strict=True)]
+    examples = population.train.counts_of(plan.absent.clients)
+    absent = absent_columns(population.devices, plan.absent, examples, round)
+    none = np.zeros(len(examples), dtype=np.int64)
+    maskless = {"pruning_ratio": none + np.nan, "theoretical_train_flops": none}
+    table = in_order([*tables, absent | maskless], round)
+    table["flops_per_s"] = population.devices.of(table["client"]).column("flops_per_s")
+    if sent is not None:
+        table["pruning_ratio"][table["fate"] == COUNTED] = sent.each(scenario.costs.pruning_ratio, np.float64)
+    return table | _reported(table, contribution)
+
+
+def in_order(tables: Sequence[Columns], round: int) -> Columns:
+    """Return a round's tables of equal columns as one, in the order of ids."""
+    table = {name: np.concatenate([columns[name] for columns in tables]) for name in tables[0]}
+    order = np.argsort(table["client"], kind="stable")
+    return {"round": np.full(len(order), round), **{name: column[order] for name, column in table.items()}}
+
+
+def waiting_s(rules: ClockRules, plan: Plan, now_s: float) -> list[NDArray[np.float64]]:
+    """Return for each work how long its clients wait for the round to end: nobody who has stopped or is asynchronous.
+
+    Args:
+        rules: When a round ends.
+        plan: The round.
+        now_s: Simulated time at which it began.
+    """
+    ends_s, waited = now_s + plan.round_s - rules.server_s, rules.mode != "async"
+    return [
+        np.where((work.fates == COUNTED) & waited, np.maximum(ends_s - work.end_s, 0), 0.0) for work in plan.ended
+    ]
+
+
+def work_columns(scenario: Scenario, state: ServerState, work: Work, waits_s: NDArray[np.float64]) -> Columns:
+    """Return what some clients do, and what they have spent when they are done or stop."""
+    owned = scenario.workload.population.devices
+    return {
+        **clock_columns(owned, state.history, work, waits_s),
+        "pruning_ratio": work.masks.each(scenario.costs.pruning_ratio, np.float64),
+        "theoretical_train_flops": theoretical_flops(scenario, work),
+    }
+
+
+def clock_columns(
+    owned: Devices, history: Mapping[str, NDArray[np.float64]], work: Work, waits_s: NDArray[np.float64]
+) -> Columns:  # fmt: skip
+    """Return what does not depend on which channels are trained: sizes, seconds and energy.
+
+    Args:
+        owned: Devices of all clients.
+        history: What was remembered of all of them when the round began.
+        work: What some of them do.
+        waits_s: How long each of those waits afterwards.
+    """
+    cohort, spent, timing = work.cohort, work.spent, work.timing
+    devices = owned.of(cohort.clients)
+    level_j = energy.levels_j(devices, history, cohort.clients, work.start_s)
+    return {
+        "client": cohort.clients,
+        "tier": np.array(devices.tiers)[devices.tier_of],
+        "fate": work.fates,
+        "started_round": np.full(len(work), cohort.round),
+        "start_s": work.start_s,
+        "lasts_s": work.lasts_s,
+        "keep_ratio": cohort.keep_ratios,
+        "limited_by": cohort.limited_by,
+        "examples": cohort.examples,
+        "steps": spent.steps,
+        "down_bytes": spent.down_bytes,
+        "up_bytes": spent.up_bytes,
+        "train_flops": spent.train_flops,
+        "download_s": timing.download_s,
+        "compute_s": timing.compute_s,
+        "upload_s": timing.upload_s,
+        "total_s": timing.total_s,
+        "energy_j": energy.spent_j(devices, work, waits_s, level_j),
+        "planned_down_bytes": work.load.down_bytes,
+        "planned_up_bytes": work.load.up_bytes,
+        "planned_train_flops": work.load.train_flops,
+        "planned_activation_bytes": work.load.activation_bytes,
+        "planned_steps": work.load.steps,
+        "planned_epochs": cohort.epochs,
+    }
+
+
+def absent_columns(
+    owned: Devices, absent: Absent, examples: NDArray[np.int64], round: int
+) -> Columns:  # fmt: skip
+    """Return the rows of clients that were asked and did not start: they spend nothing.
+
+    Args:
+        owned: Devices of all clients.
+        absent: Who was asked.
+        examples: Their training rows, `(absent,)`.
+        round: Counted from 1.
+    """
+    devices = owned.of(absent.clients)
+    zeros, none = np.zeros(len(absent.clients)), np.zeros(len(absent.clients), dtype=np.int64)
+    return {
+        "client": absent.clients,
+        "tier": np.array(devices.tiers)[devices.tier_of],
+        "fate": absent.fates,
+        "started_round": np.full(len(none), round),
+        "start_s": absent.asked_s,
+        "lasts_s": zeros,
+        "keep_ratio": zeros,
+        "limited_by": absent.limited_by,
+        "examples": examples,
+        "steps": none,
+        **dict.fromkeys(("down_bytes", "up_bytes", "train_flops"), none),
+        **dict.fromkeys(("download_s", "compute_s", "upload_s", "total_s", "energy_j"), zeros),
+        **dict.fromkeys((f"planned_{name}" for name in (*CohortLoad.__slots__, "epochs")), none),
+    }
+
+
+def _reported(table: Columns, contribution: Contribution | None) -> Columns:
+    """Return what clients report as columns of the round's table."""
+    size, columns = len(table["client"]), {}
+    for name, missing in REPORTED.items():
+        columns[name] = np.full(size, missing)
+    if contribution is not None:
+        counted = table["fate"] == COUNTED
+        for name, column in contribution.clients.items():
+            if name != "client":
+                columns.setdefault(name, np.full(size, np.nan))[counted] = column
+    return columns
+
+
+def counted_rows(clients: Columns) -> Columns:
+    """Return the rows of the clients whose work counts."""
+    counted = clients["fate"] == COUNTED
+    return {name: column[counted] for name, column in clients.items()}
+
+
+def submodel_score(clients: Columns) -> Score | None:
+    """Return the mean accuracy and loss of the scored submodels, every client counting once."""
+    accuracy = clients["accuracy"].astype(np.float64)
+    scored = ~np.isnan(accuracy)
+    if not scored.any():
+        return None
+    return Score(float(accuracy[scored].mean()), float(clients["heldout_loss"][scored].astype(np.float64).mean()))
+
+
+def mean_loss(clients: Columns) -> float:
+    """Return the mean training loss of the clients whose work counts, weighted with their rows; NaN of nobody."""
+    counted = counted_rows(clients)
+    if not len(counted["client"]):
+        return float("nan")
+    return float(np.average(counted["train_loss"].astype(np.float64), weights=counted["examples"]))
+
+
+def spend(scenario: Scenario, totals: Totals, plan: Plan, clients: Columns) -> Totals:
+    """Add a round to what the run has spent, and to what dense clients would have spent on the same work."""
+    return add_round(totals, plan, clients, scenario.costs.dense, scenario.workload.local.epochs)
+
+
+def add_round(totals: Totals, plan: Plan, clients: Columns, dense: ModelCost, epochs: int) -> Totals:
+    """Add a round to what the run has spent, and to what dense clients would have spent on the same work.
+
+    Args:
+        totals: What had been spent before.
+        plan: The round.
+        clients: Its table.
+        dense: Costs of the full model.
+        epochs: Passes of dense clients over their rows.
+    """
+    counted = counted_rows(clients)
+    fates = dict(totals.fates)
+    for fate, number in zip(*np.unique(clients["fate"], return_counts=True), strict=True):
+        fates[str(fate)] = fates.get(str(fate), 0) + int(number)
+    totals = _with_dense(totals, plan.ended, dense, epochs)
+    return replace(
+        totals,
+        down_bytes=totals.down_bytes + int(clients["down_bytes"].sum()),
+        up_bytes=totals.up_bytes + int(clients["up_bytes"].sum()),
+        train_flops=totals.train_flops + int(clients["train_flops"].sum()),
+        client_rounds=totals.client_rounds + len(counted["client"]),
+        pruning_ratio_sum=totals.pruning_ratio_sum + float(counted["pruning_ratio"].sum()),
+        simulated_s=totals.simulated_s + plan.round_s,
+        energy_j=totals.energy_j + float(clients["energy_j"].sum()),
+        empty_rounds=totals.empty_rounds + int(not len(counted["client"])),
+        fates=fates,
+    )
+
+
+def _with_dense(totals: Totals, ended: Sequence[Work], dense: ModelCost, epochs: int) -> Totals:
+    """Add to the `fedavg_` totals: the full model, for the share of its work that each client has done."""
+    for work in ended:
+        done, rows = work.shares_done, work.cohort.examples * epochs
+        whole = np.full(len(work), dense.model_bytes)
+        totals = replace(
+            totals,
+            fedavg_down_bytes=totals.fedavg_down_bytes + int(part_of(whole, done.download_s).sum()),
+            fedavg_up_bytes=totals.fedavg_up_bytes + int(part_of(whole, done.upload_s).sum()),
+            fedavg_train_flops=totals.fedavg_train_flops
+            + int(part_of(dense.train_flops * rows, done.compute_s).sum()),
+        )
+    return totals
+
+
+def scored(totals: Totals, score: Score | None) -> Totals:
+    """Take down what accuracy has been reached."""
+    if score is None:
+        return totals
+    best = score.accuracy if totals.best_accuracy is None else max(totals.best_accuracy, score.accuracy)
+    return replace(totals, accuracy=score.accuracy, best_accuracy=best)
+
+
+def reach(totals: Totals, score: Score | None, targets: Sequence[float], round: int) -> Totals:
+    """Take down which targets have been reached for the first time, and what had been spent by then."""
+    known = {reached.accuracy for reached in totals.reached}
+    spent = (totals.simulated_s, totals.down_bytes + totals.up_bytes, totals.train_flops, totals.energy_j)
+    reached = [
+        Reached(target, round, *spent)
+        for target in targets
+        if score is not None and target not in known and score.accuracy >= target
+    ]
+    return replace(totals, reached=(*totals.reached, *reached))
+
+
+def theoretical_flops(scenario: Scenario, work: Work) -> NDArray[np.int64]:
+    """Return each client's FLOPs if hardware skipped every single pruned weight, `(clients,)`; none does today."""
+
+    def saved(mask: Mask) -> int:
+        pruned = scenario.costs.pruned_elements(mask)
+        return sum(count * scenario.costs.weight_flops.get(key, 0) for key, count in pruned.items())
+
+    whole = work.masks.each(saved) * work.cohort.examples * work.cohort.epochs
+    return work.spent.train_flops - part_of(whole, work.shares_done.compute_s)
+
+
+def account_preparation(totals: Totals, load: CohortLoad, timing: CohortTiming, energy_j: float) -> Totals:
+    """Add what was spent before the first round; dense clients would not have spent it."""
+    return replace(
+        totals,
+        down_bytes=totals.down_bytes + int(load.down_bytes.sum()),
+        up_bytes=totals.up_bytes + int(load.up_bytes.sum()),
+        train_flops=totals.train_flops + int(load.train_flops.sum()),
+        simulated_s=totals.simulated_s + float(timing.total_s.max()),
+        energy_j=totals.energy_j + energy_j,
+        preparation_s=totals.preparation_s + float(timing.total_s.max()),
+        preparation_bytes=totals.preparation_bytes + int(load.down_bytes.sum() + load.up_bytes.sum()),
+        preparation_flops=totals.preparation_flops + int(load.train_flops.sum()),
+        preparation_j=totals.preparation_j + energy_j,
+    )

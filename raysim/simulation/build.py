@@ -1,0 +1,328 @@
+"""From settings to a scenario, and the loop over its rounds."""
+
+import copy
+import fnmatch
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from raysim.client import evaluation
+from raysim.client.packing import pack_size
+from raysim.client.training import LocalTraining
+from raysim.client.view import Workload
+from raysim.clock.timing import ClockRules
+from raysim.config.experiment import ExperimentSettings
+from raysim.core import seeding
+from raysim.core.errors import SettingError, UntraceableError, nearest_first
+from raysim.core.log import say, warn
+from raysim.core.tensors import one_thread
+from raysim.data import datasets
+from raysim.data.batches import batch_slices
+from raysim.data.partition import check_partition, partition
+from raysim.data.row_sets import RowSets
+from raysim.data.rules import PartitionOptions
+from raysim.data.transform import Transform
+from raysim.methods import resolve as methods
+from raysim.methods.method import Method
+from raysim.models import weights, zoo
+from raysim.models.normalization import group_normalized
+from raysim.population import population, sources
+from raysim.population.population import Population
+from raysim.population.profiles import Devices
+from raysim.pruning import masks
+from raysim.pruning.costs import CostTable
+from raysim.pruning.plan import ChannelPlan
+from raysim.pruning.significance import first_channels
+from raysim.selection import table as selection
+from raysim.selection.table import SelectionRule
+from raysim.server.optimizers import ServerOptimizer
+from raysim.simulation.feasibility import check_deadline, with_solved_budgets
+from raysim.simulation.scenario import Scenario, StopRules
+
+COUNTED_AHEAD = 64
+"""Widths whose costs are counted before the first round; a file of devices may have one for each."""
+
+
+def check_names(settings: ExperimentSettings) -> None:
+    """Resolve names without loading anything.
+
+    Raises:
+        SettingError: If a method, model, data set, partition, selection rule or one of their options is unknown.
+    """
+    _check_asynchronous(settings, method_of(settings))
+    _check_device(settings)
+    _selection_rule(settings)
+    zoo.check_name(settings.model.name)
+    weights.check_path(settings.model.weights)
+    datasets.check_name(settings.data.name, settings.data.options)
+    check_partition(settings.data.partition.name, _partition_options(settings))
+    sources.check(settings.population)
+
+
+def _check_device(settings: ExperimentSettings) -> None:
+    if (
+        settings.executor.device == "cuda"
+        and settings.executor.kind == "in-process"
+        and not torch.cuda.is_available()
+    ):
+        raise SettingError("executor.device='cuda' is not allowed: PyTorch finds no GPU here; allowed: cpu")
+
+
+def _check_asynchronous(settings: ExperimentSettings, method: Method) -> None:
+    """Refuse what cannot be had of clients that start from different versions of the model."""
+    if settings.clock.mode != "async":
+        return
+    allowed = "allowed: clock.mode='sync', 'deadline' or 'over-selection'"
+    if method.one_version:
+        raise SettingError(
+            f"method.name={method.name!r} is not allowed with clock.mode='async': it changes one mask for all, which "
+            f"clients that started before do not have; {allowed}"
+        )
+    if method.objective.sends_memory:
+        raise SettingError(
+            f"method.objective={method.options.objective!r} is not allowed with clock.mode='async': its corrections "
+            f"hold for one version of the model; {allowed}"
+        )
+    if methods.uses_estimator(method) and method.options.estimator == "secant":
+        raise SettingError(
+            "method.estimator='secant' is not allowed with clock.mode='async': it compares gradients of two versions "
+            f"of the model; {allowed}"
+        )
+    if settings.diagnostics.every is not None:
+        raise SettingError(
+            f"diagnostics.every={settings.diagnostics.every} is not allowed with clock.mode='async': what is "
+            f"diagnosed starts from one version of the model; {allowed}"
+        )
+
+
+def build_scenario(settings: ExperimentSettings) -> Scenario:
+    """Load the data, deal it to clients, build and trace the model: everything but training.
+
+    Raises:
+        SettingError: If a setting does not fit the data, the model or another setting.
+    """
+    with one_thread():  # on two threads small tensors wait for each other, the more so while Ray starts
+        return _build(settings)
+
+
+def _build(settings: ExperimentSettings) -> Scenario:
+    seed, split, local = settings.seed, settings.split_seed, _local_training(settings)
+    method = method_of(settings)
+    _check_asynchronous(settings, method)
+    data = _load_data(settings)
+    rows = partition(
+        data.train_labels, settings.population.clients, settings.data.partition.name, _partition_options(settings),
+        split, data.train_users,
+    )  # fmt: skip
+    owned = sources.of_settings(settings.population, split)
+    clients = population.build(owned, rows, settings.data.heldout_share, split)
+
+    model = _build_model(settings, data)
+    model = _normalized(model, method.options.normalization)
+    plan = _plan_of(settings, model, method, owned, data.test_rows(np.arange(2))[0])
+    workload = Workload(seed, data, clients, model, plan, local, settings.executor.device)
+    check_batches(workload)
+    costs = CostTable(model, plan, data.input_shape)
+    _ = costs.dense
+    # counted here, so that the driver actor need not import PyTorch's counter
+    for ratio in np.unique(method.budget(owned.keep_ratios))[:COUNTED_AHEAD]:
+        costs.of(masks.keep_top(plan, first_channels(plan), float(ratio)))
+    limit = settings.evaluation.max_examples
+    scenario = Scenario(
+        workload=workload,
+        method=method,
+        server=ServerOptimizer(**settings.server.model_dump(exclude_none=True)),
+        costs=costs,
+        cohort_size=settings.selection.clients_per_round,
+        rounds=settings.rounds,
+        score_every=settings.evaluation.every,
+        test_rows=_some_rows(len(data.test_labels), limit, split, "test rows"),
+        statistics_rows=_statistics_rows(settings, clients, data),
+        scored_share=settings.evaluation.client_share,
+        diagnose_every=settings.diagnostics.every or 0,
+        clock=clock_rules(settings),
+        stop=StopRules(**settings.stop.model_dump(exclude_none=True)),
+        targets=tuple(settings.evaluation.targets),
+        selection=_selection_rule(settings),
+        pack_size=_pack_size(settings, method, workload),
+    )
+    if settings.budget.rule == "solved":
+        if method.leaves_budgets_aside:
+            warn(f"budgets are left aside: method.name={settings.method.name!r} trains the full model")
+        deadline_s = settings.budget.deadline_s or settings.clock.deadline_s
+        scenario = with_solved_budgets(scenario, deadline_s, settings.budget.steps)
+    check_deadline(scenario)
+    return scenario
+
+
+def _pack_size(settings: ExperimentSettings, method: Method, workload: Workload) -> int:
+    """Return how many clients are trained together at most.
+
+    Raises:
+        SettingError: If a number is given, and they cannot be.
+    """
+    wanted, cohort = settings.training.pack, settings.selection.clients_per_round
+    reason = why_alone(method, workload)
+    if reason is None:
+        largest = int(workload.population.train.counts.max()) * math.prod(workload.data.input_shape)
+        return pack_size(wanted, workload.model, cohort, largest, on_gpu=workload.device == "cuda")
+    if wanted not in ("auto", 1):
+        raise SettingError(
+            f"training.pack={wanted} is not allowed: clients are trained one by one, since {reason}; allowed: auto, 1"
+        )
+    return 1
+
+
+def why_alone(method: Method, workload: Workload) -> str | None:
+    """Return why clients cannot be trained together, whatever the model; None if they can."""
+    if workload.data.augmentation is not None:
+        return "data.transform.augment draws for each"
+    if workload.local.memory_format != "contiguous":
+        return f"training.memory_format={workload.local.memory_format!r} is that of single models"
+    if not method.is_plain:
+        return f"method.name={method.name!r} asks more of clients than plain training"
+    return None
+
+
+def resolved(settings: ExperimentSettings, scenario: Scenario) -> ExperimentSettings:
+    """Return settings with what was left to a rule and decides bits filled in: clients of a pack."""
+    training = settings.training.model_copy(update={"pack": scenario.pack_size})
+    return settings.model_copy(update={"training": training})
+
+
+def clock_rules(settings: ExperimentSettings) -> ClockRules:
+    """Return when rounds end and whose work counts, sizes that were left open filled in."""
+    cohort = settings.selection.clients_per_round
+    rules = {"buffer_size": cohort, "concurrency": cohort} | settings.clock.model_dump(exclude_none=True)
+    return ClockRules(**rules)
+
+
+def _selection_rule(settings: ExperimentSettings) -> SelectionRule:
+    chosen = settings.selection
+    return selection.resolve(chosen.rule, chosen.options, chosen.clients_per_round)
+
+
+def _normalized(model: nn.Module, normalization: str) -> nn.Module:
+    if normalization != "batch" and not evaluation.batch_norms(model):
+        raise SettingError(
+            f"method.normalization={normalization!r} has no effect on a model without BatchNorm; allowed: null"
+        )
+    return group_normalized(model) if normalization == "group" else model
+
+
+def _plan_of(
+    settings: ExperimentSettings, model: nn.Module, method: Method, owned: Devices, example: torch.Tensor
+) -> ChannelPlan:
+    """Trace the model; one that cannot be traced is left whole where nobody would cut it.
+
+    Raises:
+        SettingError: If it cannot be traced and the method would cut it.
+    """
+    try:
+        return ChannelPlan.trace(model, example, _layers_kept_whole(settings, model), settings.model.keep_residual)
+    except UntraceableError as error:
+        if method.cuts_channels(owned.keep_ratios):
+            raise SettingError(
+                f"model.name={settings.model.name!r} cannot be cut, as method.name={settings.method.name!r} asks: "
+                f"{error}; allowed: a method that trains the full model, as 'fedavg' does, or keep_ratio=1 everywhere"
+            ) from None
+        warn(f"model.name={settings.model.name!r} is trained whole: {error}")
+        return ChannelPlan.dense(model, str(error), example)
+
+
+def _layers_kept_whole(settings: ExperimentSettings, model: nn.Module) -> list[str]:
+    patterns = settings.model.keep_whole
+    if patterns is None:
+        return zoo.kept_whole(settings.model.name)
+    layers = [name for name, layer in model.named_modules() if list(layer.parameters(recurse=False))]
+    for pattern in patterns:
+        if not fnmatch.filter(layers, pattern):
+            known = ", ".join(nearest_first(pattern, layers))
+            raise SettingError(f"model.keep_whole={pattern!r} matches no layer; layers: {known}")
+    return patterns
+
+
+def method_of(settings: ExperimentSettings) -> Method:
+    """Resolve the settings' method and its options.
+
+    Raises:
+        SettingError: If one of them is unknown, or does not go with another.
+    """
+    given = settings.method.model_dump(exclude={"name"}, exclude_none=True)
+    return methods.resolve(settings.method.name, given, _local_training(settings))
+
+
+def _local_training(settings: ExperimentSettings) -> LocalTraining:
+    return LocalTraining(**settings.training.model_dump(exclude={"pack"}))
+
+
+def _load_data(settings: ExperimentSettings) -> datasets.Dataset:
+    data, transform = settings.data, Transform(**settings.data.transform.model_dump())
+    root = str(Path(data.root).absolute()) if data.on_nodes and data.root is not None else data.root
+    loaded = datasets.load(
+        data.name, root, data.download, data.max_train_examples, settings.split_seed, data.options, transform
+    )
+    if not data.on_nodes:
+        return loaded
+    origin = datasets.Origin(data.name, root, data.max_train_examples, settings.split_seed, data.options, transform)
+    return replace(loaded, on_nodes=origin)
+
+
+def _partition_options(settings: ExperimentSettings) -> PartitionOptions:
+    return PartitionOptions(**settings.data.partition.model_dump(exclude={"name"}))
+
+
+def _build_model(settings: ExperimentSettings, data: datasets.Dataset) -> nn.Module:
+    chosen = settings.model
+    model = zoo.build(chosen.name, chosen.options, data.input_shape, data.num_classes, settings.seed)
+    if chosen.weights is not None:
+        fresh = weights.load_into(model, chosen.weights, chosen.name, data.num_classes)
+        if fresh:
+            say(f"model.weights={chosen.weights!r}: fresh values for {', '.join(fresh)}")
+    return model
+
+
+def _statistics_rows(
+    settings: ExperimentSettings, clients: Population, data: datasets.Dataset
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Return clients' training rows; all of the data's where clients draw theirs when asked."""
+    train = clients.train
+    owned = train.rows if isinstance(train, RowSets) else np.arange(len(data.train_labels))
+    return owned[_some_rows(len(owned), settings.evaluation.max_examples, settings.split_seed, "statistics rows")]
+
+
+def _some_rows(
+    num_rows: int, limit: int | None, seed: int, purpose: str
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    if limit is None or limit >= num_rows:
+        return np.arange(num_rows)
+    return np.sort(seeding.generator(seed, purpose).choice(num_rows, limit, replace=False))
+
+
+def check_batches(workload: Workload) -> None:
+    """Refuse settings under which a BatchNorm layer would have to train on a single value per channel.
+
+    Raises:
+        SettingError: If a client's smallest batch has one row and the model cannot train on it.
+    """
+    counts = workload.population.train.counts
+    poorest = int(np.argmin(counts))
+    batches = batch_slices(int(counts[poorest]), workload.local.batch_size)
+    if min(batch.stop - batch.start for batch in batches) > 1:
+        return
+    inputs, _ = workload.data.train_rows(workload.population.train[poorest][:1])
+    try:
+        with torch.no_grad():
+            copy.deepcopy(workload.model).train()(inputs)
+    except ValueError as error:
+        setting, wanted = ("training.batch_size=1", "2 or more")
+        if workload.local.batch_size > 1:
+            setting = f"client {poorest} has 1 training row, so data.partition.min_examples"
+            wanted = "3 or more, so that 2 rows are left to train on"
+        raise SettingError(
+            f"{setting} is not allowed: the model's BatchNorm cannot train on one row ({error}); allowed: {wanted}"
+        ) from None

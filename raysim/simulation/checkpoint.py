@@ -1,0 +1,234 @@
+"""Server state to one file and back: safetensors for tensors, JSON in its header for the rest, never pickle."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors import torch as safetensors
+
+from raysim.clock import serialization
+from raysim.core import tensors as arrays
+from raysim.core.errors import SettingError, reason_of
+from raysim.core.log import warn
+from raysim.core.storage.local import AnyPath, storage_path
+from raysim.core.storage.path import StoragePath
+from raysim.core.tensors import Params
+from raysim.simulation import client_state, records
+from raysim.simulation.client_state import ClientMemory, Stored
+from raysim.simulation.state import FIRST, Reached, ServerState, Start, Totals
+
+FORMAT = 4
+HEADER = "raysim"
+"""Name in the safetensors header under which the rest is kept."""
+CLIENTS = "clients"
+"""Folder beside the checkpoints that holds what is remembered of single clients."""
+
+
+class TornCheckpointError(RuntimeError):
+    """A checkpoint is incomplete or its content does not have the recorded digest."""
+
+
+def path_of(folder: AnyPath, round: int) -> StoragePath:
+    """Return where the checkpoint of a round lies."""
+    return storage_path(folder) / f"round_{round:06d}.safetensors"
+
+
+def save(state: ServerState, folder: AnyPath, keep: int) -> StoragePath:
+    """Write a state under its round's name, then delete all but the newest `keep` up to it.
+
+    A checkpoint is one file: it appears at once, after everything has reached the disk. Those of later rounds were
+    passed over when the run went on from before them, and are deleted, too.
+    """
+    tensors = _tensors_of(state)
+    content = {
+        "format": FORMAT,
+        "round": state.round,
+        "totals": asdict(state.totals),
+        "pack_size": state.pack_size,
+        "clients": _references(state),
+        "limited_by": serialization.reasons_of(state.in_flight),
+        "tensors_sha256": arrays.digest(tensors),
+    }
+    header = {HEADER: json.dumps({**content, "sha256": _digest(content)})}
+    target = path_of(folder, state.round).write_bytes(safetensors.save(_contiguous(tensors), header))
+    saved = saved_in(folder)
+    kept = [file for file in saved if round_of(file) <= state.round][-keep:]
+    for file in saved:
+        if file not in kept:
+            file.remove()
+    _forget_old_clients(storage_path(folder), state.clients.keys())
+    return target
+
+
+def _tensors_of(state: ServerState) -> Params:
+    """Return all tensors of a state, keyed by what they are: `params/<key>`, `memory/<key>` and so on."""
+    history = {name: torch.from_numpy(column) for name, column in state.history.items()}
+    versions = {
+        f"{round}/{key}": tensor for round, params in state.versions.items() for key, tensor in params.items()
+    }
+    kinds = {
+        "params": state.params,
+        "memory": state.memory,
+        "history": history,
+        "work": serialization.tensors_of(state.in_flight),
+        "version": versions,
+    }
+    return {f"{kind}/{key}": tensor for kind, tensors in kinds.items() for key, tensor in tensors.items()}
+
+
+def _under(prefix: str, tensors: Params) -> Params:
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def with_clients_on_disk(state: ServerState, folder: AnyPath) -> ServerState:
+    """Write what is remembered of single clients into the folder, so that a checkpoint only has to refer to it."""
+    if not state.clients:
+        return state
+    memory = client_state.updated(state.clients, {})
+    return replace(state, clients=memory.stored(storage_path(folder) / CLIENTS, state.round))
+
+
+def _references(state: ServerState) -> dict[str, dict[str, str]]:
+    memory = client_state.updated(state.clients, {})
+    stored = {client: entry for client, entry in memory.entries.items() if isinstance(entry, Stored)}
+    if len(stored) < len(memory):
+        raise ValueError("what is remembered of clients has to be on disk before it is referred to")
+    return {str(client): {"file": entry.place.name, "sha256": entry.sha256} for client, entry in stored.items()}
+
+
+def _forget_old_clients(folder: StoragePath, clients: Collection[int]) -> None:
+    """Delete the clients' files that no checkpoint refers to.
+
+    A checkpoint refers to the newest file of a client up to its round, the newest one only to those of `clients`.
+    """
+    *before, last = (round_of(saved) for saved in saved_in(folder))
+    versions: dict[int, dict[int, StoragePath]] = {}
+    for file in (folder / CLIENTS).children():
+        client, round = client_state.version_of(file)
+        versions.setdefault(client, {})[round] = file
+    for client, files_of_one in versions.items():
+        rounds = [*before, last] if client in clients else before
+        needed = {max((version for version in files_of_one if version <= round), default=-1) for round in rounds}
+        for version, file in files_of_one.items():
+            if version not in needed:
+                file.remove()
+
+
+def saved_in(folder: AnyPath) -> list[StoragePath]:
+    """Return the complete checkpoints in a folder, oldest first."""
+    named = [file for file in storage_path(folder).children() if re.fullmatch(r"round_\d+\.safetensors", file.name)]
+    return sorted(named, key=round_of)
+
+
+def round_of(checkpoint: StoragePath) -> int:
+    """Return the round after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("round_").removesuffix(".safetensors"))
+
+
+def newest(folder: AnyPath, say: Callable[[str], None]) -> ServerState | None:
+    """Return the first of `intact`; none = no such."""
+    return next(intact(folder, say), None)
+
+
+def intact(folder: AnyPath, say: Callable[[str], None]) -> Iterator[ServerState]:
+    """Yield the states that are whole, newest first, what is remembered of single clients verified, too.
+
+    Args:
+        folder: Where the checkpoints are.
+        say: Is told of each that had to be passed over, and why.
+
+    Raises:
+        OSError: If a file that is there cannot be read: it may be whole.
+    """
+    for saved in reversed(saved_in(folder)):
+        try:
+            state = load(saved)
+            for client in state.clients:
+                _ = state.clients[client]
+        except (TornCheckpointError, client_state.DamagedMemoryError) as error:
+            say(f"passing over the checkpoint of round {round_of(saved)}: {error}")
+        else:
+            yield state
+
+
+def load(given: AnyPath) -> ServerState:
+    """Read a checkpoint.
+
+    Raises:
+        TornCheckpointError: If the file is missing or damaged.
+        SettingError: If it is whole, and another version of raysim wrote it in a format of its own.
+        OSError: If it is there and cannot be read.
+    """
+    place = storage_path(given)
+    try:
+        with place.fetched() as path, safe_open(path, framework="pt") as file:
+            content = json.loads((file.metadata() or {})[HEADER])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no mapping)
+        recorded, tensors_recorded = content.pop("sha256"), content["tensors_sha256"]
+        format = content["format"]
+    except (FileNotFoundError, SafetensorError, ValueError, LookupError, TypeError) as error:
+        raise TornCheckpointError(f"{place} cannot be read: {type(error).__name__}: {error}") from error
+    if recorded != _digest(content) or tensors_recorded != arrays.digest(tensors):
+        raise TornCheckpointError(f"{place} is damaged: its content does not have the digest recorded in its header")
+    if format != FORMAT:
+        raise SettingError(
+            f"{str(place)!r} has checkpoint format {format}, this version of raysim reads {FORMAT}; allowed: the "
+            "version that wrote it, named in run.json"
+        )
+    return _state_of(content, tensors, place.parent / CLIENTS)
+
+
+def _state_of(content: Mapping[str, Any], tensors: Params, clients: StoragePath) -> ServerState:
+    works = serialization.works_from(_under("work/", tensors), content["limited_by"])
+    references = content["clients"].items()
+    return ServerState(
+        content["round"],
+        _under("params/", tensors),
+        _under("memory/", tensors),
+        _totals(content["totals"]),
+        ClientMemory({int(client): Stored(clients / entry["file"], entry["sha256"]) for client, entry in references}),
+        history={name: column.numpy() for name, column in _under("history/", tensors).items()},
+        in_flight=works,
+        versions={work.cohort.round: _under(f"version/{work.cohort.round}/", tensors) for work in works},
+        pack_size=content["pack_size"],
+    )
+
+
+def _totals(content: dict[str, Any]) -> Totals:
+    reached = tuple(Reached(**entry) for entry in content["reached"])
+    return Totals(**{**content, "reached": reached})
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def save_params(params: Params, given: AnyPath) -> StoragePath:
+    """Write parameters and buffers as one safetensors file."""
+    return storage_path(given).write_bytes(safetensors.save(_contiguous(params)))
+
+
+def _contiguous(params: Params) -> Params:
+    return {key: tensor.contiguous().clone() for key, tensor in params.items()}
+
+
+def resume_point(folder: StoragePath) -> Start:
+    """Return where a run goes on; each checkpoint that has to be passed over is told.
+
+    Args:
+        folder: Where the run's files are.
+
+    Raises:
+        OSError: If a file that is there cannot be read: it may be whole.
+    """
+    for state in intact(folder / "checkpoints", warn):
+        try:
+            return Start(state.round, records.logged(folder / "rounds", state.round).wall_s)
+        except (FileNotFoundError, records.TornRecordError) as error:
+            warn(f"passing over the checkpoint of round {state.round}, whose record is lost: {reason_of(error)}")
+    return FIRST

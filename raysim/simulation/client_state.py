@@ -1,0 +1,87 @@
+"""What a method remembers of single clients: in memory until it is saved, then on disk until it is asked for."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from safetensors.torch import load, save
+
+from raysim.core.storage.path import StoragePath
+from raysim.core.tensors import Params
+
+
+class DamagedMemoryError(RuntimeError):
+    """A client's file is missing or does not have the recorded digest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A client's tensors in a file of their own."""
+
+    place: StoragePath
+    sha256: str
+
+    def load(self) -> Params:
+        """Read the tensors.
+
+        Raises:
+            DamagedMemoryError: If the file is missing or damaged.
+            OSError: If it is there and cannot be read.
+        """
+        try:
+            content = self.place.read()
+        except FileNotFoundError as error:
+            raise DamagedMemoryError(f"{self.place} cannot be read: {error.strerror or error}") from None
+        if hashlib.sha256(content).hexdigest() != self.sha256:
+            raise DamagedMemoryError(f"{self.place} is damaged: it does not have the digest that was recorded")
+        loaded: Params = load(content)
+        return loaded
+
+
+class ClientMemory(Mapping[int, Params]):
+    """Tensors by client id; those that are on disk are read each time they are asked for."""
+
+    def __init__(self, entries: Mapping[int, Params | Stored]) -> None:
+        self.entries = dict(entries)
+
+    def __getitem__(self, client: int) -> Params:
+        entry = self.entries[client]
+        return entry.load() if isinstance(entry, Stored) else entry
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def stored(self, folder: StoragePath, round: int) -> "ClientMemory":
+        """Write what is not on disk yet, one safetensors file per client and version, and let go of it."""
+        fresh = {client: entry for client, entry in self.entries.items() if not isinstance(entry, Stored)}
+        if not fresh:
+            return self
+        contents = {client: save(_contiguous(tensors)) for client, tensors in fresh.items()}
+        names = {client: f"{client:07d}_{round:06d}.safetensors" for client in fresh}
+        folder.write_all({names[client]: content for client, content in contents.items()})
+        stored = {
+            client: Stored(folder / names[client], hashlib.sha256(content).hexdigest())
+            for client, content in contents.items()
+        }
+        return ClientMemory({**self.entries, **stored})
+
+
+def version_of(file: StoragePath) -> tuple[int, int]:
+    """Return whose tensors a file holds, and since which round."""
+    client, _, round = file.name.removesuffix(".safetensors").partition("_")
+    return int(client), int(round)
+
+
+def updated(old: Mapping[int, Params], new: Mapping[int, Params]) -> ClientMemory:
+    """Return a memory in which the new tensors of a client replace its old ones of the same names."""
+    entries: dict[int, Params | Stored] = dict(old.entries if isinstance(old, ClientMemory) else old)
+    for client, tensors in new.items():
+        entries[client] = {**(old[client] if client in entries else {}), **tensors}
+    return ClientMemory(entries)
+
+
+def _contiguous(tensors: Params) -> Params:
+    return {key: tensor.contiguous().clone() for key, tensor in tensors.items()}

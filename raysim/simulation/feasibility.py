@@ -1,0 +1,189 @@
+"""From a scenario to solved budgets: what each rung of the ladder costs, and whether anybody can afford one."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import ceil, floor, inf, log10
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim.budgets.ladder import UNLIMITED_ROWS, Ladder
+from raysim.budgets.solver import LIMITS, BudgetSolver
+from raysim.clock.timing import CohortLoad, seconds
+from raysim.clock.work import Cohort
+from raysim.core.errors import SettingError
+from raysim.models.cost import training_bytes
+from raysim.pruning import masks
+from raysim.pruning.masks import CohortMasks, Mask
+from raysim.pruning.significance import first_channels
+from raysim.simulation.cohort import cohort_of, load_of, view_of
+from raysim.simulation.scenario import Scenario
+from raysim.simulation.state import ServerState
+
+STEPS = 32
+"""Steps of the ladder where the settings give none."""
+MANY_ROWS = 1024
+"""Rows for which a method's costs are looked at, to find out whether some come for a limited number only."""
+
+
+def with_solved_budgets(scenario: Scenario, deadline_s: float | None, steps: int | None) -> Scenario:
+    """Return a scenario whose budgets are solved; unchanged where the method trains the full model anyway.
+
+    Args:
+        scenario: What is run.
+        deadline_s: Seconds of a round; none = any.
+        steps: The ladder has the keep ratios 1/steps to 1, or those of the method's widths that they afford.
+
+    Raises:
+        SettingError: If nothing limits any client, or not one client can afford the lowest rung.
+    """
+    devices, local = scenario.workload.population.devices, scenario.workload.local
+    limited = [np.isfinite(devices.figures[name]).any() for name in ("memory_bytes", "data_cap_bytes")]
+    if deadline_s is None and not any(limited):
+        raise SettingError(
+            "budget.rule='solved' has no effect without budget.deadline_s and without a device that has "
+            "memory_bytes or data_cap_bytes; allowed: one of these, or budget.rule='tier'"
+        )
+    if scenario.method.leaves_budgets_aside:
+        return scenario
+    rungs = np.arange(1, (steps or STEPS) + 1) / (steps or STEPS)
+    ladder = ladder_of_ratios(scenario, np.unique(scenario.method.budget(rungs)))
+    solver = BudgetSolver(ladder, inf if deadline_s is None else deadline_s, local.epochs, local.batch_size)
+    scenario = replace(scenario, budget=solver)
+    check_anybody_can_take_part(scenario, solver)
+    return scenario
+
+
+def ladder_of_ratios(scenario: Scenario, keep_ratios: NDArray[np.float64]) -> Ladder:
+    """Count what the method's submodels cost at some keep ratios, ascending: what the clock charges, and memory.
+
+    A method's `load` may add FLOPs per example and epoch, and FLOPs per example once a round for up to a number
+    of examples.
+    """
+    workload, method = scenario.workload, scenario.method
+    method = replace(method, load=method.most_load or method.load)
+    scenario = replace(scenario, method=method)
+    chosen = masks.keep_top_for_cohort(workload.plan, first_channels(workload.plan), keep_ratios)
+    once, twice, many = (_load(scenario, keep_ratios, chosen, *sizes) for sizes in ((1, 1), (1, 2), (MANY_ROWS, 1)))
+    flops = twice.train_flops - once.train_flops
+    activations = twice.activation_bytes - once.activation_bytes
+    extra = once.train_flops - flops
+    trains_dense_first = method.rules.choose_locally is not None
+    held = [scenario.costs.dense if trains_dense_first else scenario.costs.of(mask) for mask in chosen]
+    buffers = workload.local.optimizer_buffers
+    return Ladder(
+        keep_ratios,
+        down_bytes=once.down_bytes,
+        up_bytes=once.up_bytes,
+        train_flops=flops,
+        activation_bytes=activations,
+        extra_flops=extra,
+        extra_activation_bytes=once.activation_bytes - activations,
+        state_bytes=np.array([training_bytes(cost, buffers, rows=0) for cost in held], dtype=np.int64),
+        row_bytes=once.activation_bytes,
+        extra_rows=_extra_rows(many.train_flops - MANY_ROWS * flops, extra),
+    )
+
+
+def _load(
+    scenario: Scenario, keep_ratios: NDArray[np.float64], chosen: Sequence[Mask], rows: int, epochs: int
+) -> CohortLoad:
+    """Return what clients of equal rows and epochs would transfer and compute, one on each rung."""
+    ones = np.ones(len(keep_ratios), dtype=np.int64)
+    cohort = Cohort(
+        1, 0 * ones, budgets=keep_ratios, keep_ratios=keep_ratios, limited_by=np.full(len(ones), "nothing"),
+        examples=rows * ones, epochs=epochs * ones,
+    )  # fmt: skip
+    state = ServerState(0, dict(scenario.workload.model.state_dict()))
+    return load_of(scenario, view_of(scenario, state, cohort), CohortMasks.of(chosen))
+
+
+def _extra_rows(of_many: NDArray[np.int64], of_one: NDArray[np.int64]) -> int:
+    """Return how many rows' extra FLOPs come in a round of many rows."""
+    rows = int((of_many // np.maximum(of_one, 1)).max())
+    return rows if 0 < rows < MANY_ROWS else UNLIMITED_ROWS
+
+
+def check_anybody_can_take_part(scenario: Scenario, solver: BudgetSolver) -> None:
+    """Raise SettingError, with the least that any client would need, if no client can afford a submodel."""
+    population = scenario.workload.population
+    everybody = cohort_of(scenario, np.arange(len(population)), round=1)
+    if (everybody.keep_ratios > 0).any():
+        return
+    problems = [
+        _problem(scenario, solver, limit, everybody.clients[everybody.limited_by == limit])
+        for limit in LIMITS
+        if (everybody.limited_by == limit).any()
+    ]
+    raise SettingError("budget.rule='solved' leaves nobody to take part: " + "; ".join(problems))
+
+
+def _problem(scenario: Scenario, solver: BudgetSolver, limit: str, clients: NDArray[np.int64]) -> str:
+    population = scenario.workload.population
+    seconds, memory, transfer = solver.least(
+        population.devices.of(clients), clients, population.train.counts[clients], 1, scenario.workload.seed
+    )
+    lowest, enough_s = f"keep_ratio={solver.ladder.keep_ratios[0]:g}", f"{_rounded_up(seconds):g}"
+    if limit == "deadline":
+        met = f"budget.deadline_s={solver.deadline_s:g} is met by none of {len(clients)} clients"
+        return f"{met}: the fastest needs {enough_s} s at {lowest}; allowed: {enough_s} or more"
+    if limit == "memory":
+        return f"memory_bytes is too small on {len(clients)} devices; allowed: {memory} or more, to train at {lowest}"
+    if limit == "data cap":
+        return f"data_cap_bytes is too small on {len(clients)} devices; allowed: {transfer} or more, as of {lowest}"
+    return f"keep_ratio is too small on {len(clients)} devices; allowed: {lowest} or more with this method"
+
+
+def _rounded_up(value: float) -> float:
+    """Round up to four digits, so that what is printed is enough.
+
+    >>> _rounded_up(0.12341), _rounded_up(2.0)
+    (0.1235, 2.0)
+    """
+    scale = 10.0 ** (3 - floor(log10(value)))
+    return ceil(value * scale) / scale
+
+
+LUCK = 4.0
+"""Standard deviations by which speeds may exceed their means in a lucky round."""
+
+
+def check_deadline(scenario: Scenario) -> None:
+    """Raise SettingError if a round's deadline is over before any client could be done, however lucky it is.
+
+    Of methods that choose widths or epochs themselves, or prune single weights, nothing is said: late rounds are
+    counted.
+    """
+    method = scenario.method
+    chooses = method.widths is not None or method.work is not None or method.prepare is not None
+    if scenario.clock.mode != "deadline" or chooses:
+        return
+    population = scenario.workload.population
+    everybody = cohort_of(scenario, np.arange(len(population)), round=1)
+    able = everybody.take(everybody.keep_ratios > 0)
+    least_s = float(least_seconds(scenario, able).min())
+    if least_s > scenario.clock.deadline_s:
+        raise SettingError(
+            f"clock.deadline_s={scenario.clock.deadline_s:g} is met by none of {len(population)} clients: "
+            f"the fastest needs {least_s:.4g} s; allowed: more than that, or narrower submodels"
+        )
+
+
+def least_seconds(scenario: Scenario, cohort: Cohort) -> NDArray[np.float64]:
+    """Return the seconds each client would take at least: all bandwidths and speeds well above their means.
+
+    Where partial work is accepted, they are those of the fewest epochs.
+    """
+    local, population = scenario.workload.local, scenario.workload.population
+    epochs = scenario.method.min_epochs if scenario.clock.accept_partial else local.epochs
+    ladder = ladder_of_ratios(scenario, np.unique(cohort.keep_ratios))
+    rungs = np.searchsorted(ladder.keep_ratios, cohort.keep_ratios)
+    found = np.empty(len(rungs))
+    for rung in range(len(ladder)):
+        members = np.flatnonzero(rungs == rung)
+        devices = population.devices.of(cohort.clients[members])
+        load = ladder.load(cohort.examples[members], epochs, local.batch_size)
+        links = devices.column("link_variation") + devices.column("link_drift")
+        spread = np.stack([devices.column("compute_variation"), links, links])
+        found[members] = seconds(load, devices, np.exp(LUCK * spread)).total_s[rung]
+    return found

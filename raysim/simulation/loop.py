@@ -1,0 +1,100 @@
+"""The loop over the rounds of a run; each is on disk before it is reported."""
+
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import replace
+
+import psutil
+
+from raysim.core.errors import RunFailedError, reason_of
+from raysim.core.log import about
+from raysim.core.signals import LastRound
+from raysim.core.tensors import one_thread
+from raysim.simulation import checkpoint, records
+from raysim.simulation.round import initial_state, run_round
+from raysim.simulation.scenario import Executor, Scenario
+from raysim.simulation.state import RoundReport, ServerState, Start, Storage
+
+
+def play(
+    scenario: Scenario, state: ServerState, executor: Executor, storage: Storage, wall_s: float = 0.0,
+    last: LastRound | None = None,
+) -> Iterator[tuple[ServerState, RoundReport]]:  # fmt: skip
+    """Play the rounds that are left; each is on disk before it is reported.
+
+    The last one has a checkpoint, also where the run is asked to stop before its end.
+
+    Args:
+        scenario: What is played.
+        state: What the rounds before have left.
+        executor: Who runs the work of a round.
+        storage: Where records and checkpoints go.
+        wall_s: Measured seconds that the rounds before have taken.
+        last: Asks for an end before the last round; none = nobody does.
+
+    Raises:
+        RunFailedError: If a client fails, or a file cannot be written; everything up to the round before is kept.
+    """
+    started = time.monotonic() - wall_s
+    last = last or LastRound()
+    last.begin(state.round)
+    while not scenario.is_over(state):
+        failed = state.round + 1
+        try:
+            with about(failed):
+                with one_thread():
+                    state, report = run_round(scenario, state, executor)
+                stops = last.is_reached(state.round)
+                is_saved = stops or is_due(scenario, state, storage)
+                report = stamped(report, time.monotonic() - started, is_saved)
+                state = keep(state, report, storage)
+        except RunFailedError as error:  # a stale client names the round it started in
+            raise RunFailedError(failed, *error.args[1:]) from None
+        except Exception as error:
+            cause = f"{type(error).__name__}: {error}"
+            raise RunFailedError(failed, -1, cause, traceback.format_exc()) from error
+        yield state, report
+        if stops:
+            return
+
+
+def stamped(report: RoundReport, wall_s: float, is_saved: bool) -> RoundReport:
+    """Return a report that tells when its round ended; from here on nothing of it changes."""
+    driver_bytes = psutil.Process().memory_info().rss
+    return replace(
+        report, wall_s=wall_s, timestamp_ms=int(time.time() * 1000), is_saved=is_saved, driver_bytes=driver_bytes
+    )
+
+
+def is_due(scenario: Scenario, state: ServerState, storage: Storage) -> bool:
+    """Whether a checkpoint is to be written after a round."""
+    return state.round % storage.every == 0 or scenario.is_over(state)
+
+
+def keep(state: ServerState, report: RoundReport, storage: Storage) -> ServerState:
+    """Write the round's records, then, where it is due, the checkpoint that covers them.
+
+    Returns:
+        The state, what a checkpoint holds of single clients read from disk from now on.
+    """
+    records.write_parts(report, storage)
+    if report.is_saved:
+        folder = storage.part("checkpoints")
+        state = checkpoint.with_clients_on_disk(state, folder)
+        checkpoint.save(state, folder, storage.keep)
+    return state
+
+
+def first_state(scenario: Scenario, storage: Storage, start: Start) -> ServerState:
+    """Return what a run begins with: the model as it was built, or what a checkpoint holds.
+
+    Raises:
+        RunFailedError: If the checkpoint cannot be read.
+    """
+    if start.round == 0:
+        return initial_state(scenario)
+    try:
+        return checkpoint.load(checkpoint.path_of(storage.part("checkpoints"), start.round))
+    except (OSError, checkpoint.TornCheckpointError) as error:
+        raise RunFailedError(start.round + 1, -1, f"where it goes on cannot be read: {reason_of(error)}") from error

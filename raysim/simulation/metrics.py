@@ -1,0 +1,209 @@
+"""What the records and MLflow are told of a round: numbers by name."""
+
+from collections.abc import Mapping, Sequence
+from math import ceil, isfinite
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim.clock.outcomes import ABSENT, BATTERY, COUNTED, DROPPED, OFFLINE, UNREACHABLE
+from raysim.core.tensors import Columns
+from raysim.population.profiles import Devices
+from raysim.simulation.state import RoundReport
+
+WAYS = dict.fromkeys((DROPPED, OFFLINE, BATTERY, UNREACHABLE), "away")
+"""Fates that share a curve; the clients' table and the summary tell them apart."""
+PERCENTS = (10, 50, 90)
+"""Percentiles that have a curve."""
+SLOWEST = 10
+"""One in how many clients belongs to the slowest, whose data fairness looks at."""
+
+MOST = 60
+"""Most metric names of a run in MLflow, those of `system/` apart; more would make its pages slow."""
+RECORDED = (
+    "pruning_ratio/min", "pruning_ratio/max", "clock/preparation_s", "traffic/preparation_bytes",
+    "compute/preparation_flops",
+)  # fmt: skip
+"""In the records alone: extremes that the tiers decide, and what is the same in every round."""
+OF_ONE_ROUND = (
+    "traffic/down_bytes", "traffic/up_bytes", "compute/train_flops", "energy/round_j", "coverage/min",
+    "coverage/untrained_channel_share", "loss/submodel_mean",
+)  # fmt: skip
+"""Make room for the diagnostics of a run that has any: amounts whose totals stay, and details; still recorded."""
+TIERS, TIERS_DIAGNOSED = 4, 1
+"""How many tiers have curves of their own: of any run, and of one with diagnostics."""
+OF_TIER = ("pruning_ratio/tier/", "accuracy/tier/", "client_s/tier/")
+
+
+def metrics_of(report: RoundReport) -> dict[str, float]:
+    """Return a round's metrics: all that is recorded, of which MLflow is told what `left_out` leaves."""
+    totals, clients = report.totals, report.clients
+    down, up = int(clients["down_bytes"].sum()), int(clients["up_bytes"].sum())
+    metrics = {
+        "traffic/down_bytes": down,
+        "traffic/up_bytes": up,
+        "traffic/total_bytes": totals.down_bytes + totals.up_bytes,
+        "traffic/percent_of_fedavg": totals.bytes_percent_of_fedavg,
+        "compute/train_flops": int(clients["train_flops"].sum()),
+        "compute/total_train_flops": totals.train_flops,
+        "compute/percent_of_fedavg": totals.flops_percent_of_fedavg,
+        "clock/simulated_s": totals.simulated_s,
+        "clock/round_s": report.round_s,
+        "clock/wall_s": report.wall_s,
+        **_energy(report),
+        **_fates(report),
+        "coverage/mean": report.coverage.mean,
+        "coverage/min": report.coverage.min,
+        "coverage/untrained_share": report.coverage.untrained_share,
+        "coverage/untrained_channel_share": report.coverage.untrained_channel_share,
+        **_pruning_ratios(report),
+        **_submodels(report),
+        **_seconds(report),
+        **_fairness(report),
+        **{f"diagnostics/{name}": value for name, value in report.diagnostics.items()},
+    }
+    if report.incidents:
+        metrics["faults/retries"] = len(report.incidents)
+    if isfinite(report.train_loss):
+        metrics["loss/train"] = report.train_loss
+    if totals.preparation_s:
+        metrics["clock/preparation_s"] = totals.preparation_s
+        metrics["traffic/preparation_bytes"] = totals.preparation_bytes
+        metrics["compute/preparation_flops"] = totals.preparation_flops
+    if report.score is not None:
+        metrics["accuracy/global"] = report.score.accuracy
+        metrics["loss/global"] = report.score.loss
+    if totals.best_accuracy is not None:
+        metrics["accuracy/best"] = totals.best_accuracy
+    return {key: float(value) for key, value in metrics.items()}
+
+
+def left_out(devices: Devices, is_diagnosed: bool) -> frozenset[str]:
+    """Return the metrics that MLflow is not told of, so that a run has at most 60 names, the same in every round.
+
+    Args:
+        devices: Those of the whole population.
+        is_diagnosed: Whether the run has diagnostics.
+    """
+    without = by_interest(devices)[TIERS_DIAGNOSED if is_diagnosed else TIERS :]
+    names = (*RECORDED, *(OF_ONE_ROUND if is_diagnosed else ()))
+    return frozenset((*names, *(f"{group}{tier}" for group in OF_TIER for tier in without)))
+
+
+def by_interest(devices: Devices) -> tuple[str, ...]:
+    """Return the tiers of a population: the slowest, the fastest, then by number of clients; empty ones last."""
+    tier_of, tiers = devices.tier_of, devices.tiers
+    counts = np.bincount(tier_of, minlength=len(tiers))
+    flops_per_s = np.bincount(tier_of, devices.column("flops_per_s"), minlength=len(tiers)) / np.maximum(counts, 1)
+    order = sorted(np.flatnonzero(counts).tolist(), key=lambda tier: float(flops_per_s[tier]))
+    ends = list(dict.fromkeys([*order[:1], *order[-1:]]))
+    others = sorted((tier for tier in range(len(tiers)) if tier not in ends), key=lambda tier: -int(counts[tier]))
+    return tuple(tiers[tier] for tier in (*ends, *others))
+
+
+def _energy(report: RoundReport) -> dict[str, float]:
+    """Return the joules of the devices; nothing before any have been spent, so never where devices have no watts."""
+    if not report.totals.energy_j:
+        return {}
+    return {"energy/round_j": float(report.clients["energy_j"].sum()), "energy/total_j": report.totals.energy_j}
+
+
+def _pruning_ratios(report: RoundReport) -> dict[str, float]:
+    """Return the pruning ratios of the clients whose work counts."""
+    counted = report.clients["fate"] == COUNTED
+    if not counted.any():
+        return {}
+    ratios = report.clients["pruning_ratio"][counted].astype(np.float64)
+    metrics = {"mean": float(ratios.mean()), "min": float(ratios.min()), "max": float(ratios.max())}
+    metrics |= _percentiles(ratios) | _by_tier(report, counted, "pruning_ratio")
+    return {f"pruning_ratio/{name}": value for name, value in metrics.items()}
+
+
+def _submodels(report: RoundReport) -> dict[str, float]:
+    """Return how submodels do on the held-out rows of their own clients; nothing where none was scored."""
+    accuracy = report.clients["accuracy"].astype(np.float64)
+    scored = ~np.isnan(accuracy)
+    if report.submodel is None or not scored.any():
+        return {}
+    shares = {f"submodel_{name}": value for name, value in _percentiles(accuracy[scored]).items()}
+    shares |= {"submodel_mean": report.submodel.accuracy} | _by_tier(report, scored, "accuracy")
+    return {
+        "loss/submodel_mean": report.submodel.loss,
+        **{f"accuracy/{name}": value for name, value in shares.items()},
+    }
+
+
+def _seconds(report: RoundReport) -> dict[str, float]:
+    """Return the simulated seconds that clients were at work, those included whose work was lost."""
+    started = np.isin(report.clients["fate"], ABSENT, invert=True)
+    if not started.any():
+        return {}
+    seconds = report.clients["lasts_s"][started].astype(np.float64)
+    return {
+        f"client_s/{name}": value
+        for name, value in (_percentiles(seconds) | _by_tier(report, started, "lasts_s")).items()
+    }
+
+
+def _percentiles(values: NDArray[np.float64]) -> dict[str, float]:
+    found = np.percentile(values, PERCENTS)
+    return {f"p{percent}": float(value) for percent, value in zip(PERCENTS, found, strict=True)}
+
+
+def _by_tier(report: RoundReport, chosen: NDArray[np.bool_], column: str) -> dict[str, float]:
+    """Return the mean of a column over some clients, by tier; tiers without any are left out."""
+    return {f"tier/{tier}": mean for tier, mean in _tier_means(report.clients, report.tiers, chosen, column).items()}
+
+
+def _tier_means(
+    clients: Columns, tiers: Sequence[str], chosen: NDArray[np.bool_], column: str
+) -> dict[str, float]:  # fmt: skip
+    values, names = clients[column][chosen].astype(np.float64), clients["tier"][chosen]
+    members = {tier: names == tier for tier in tiers}
+    return {tier: float(values[which].mean()) for tier, which in members.items() if which.any()}
+
+
+def _fairness(report: RoundReport) -> dict[str, float]:
+    """Return how those do who have the least, by the scores of submodels on their clients' own held-out rows.
+
+    `slowest_decile_accuracy`: mean accuracy over the slowest tenth of the clients scored in the round, rounded up;
+    slow is whose device has few FLOP/s, among equals whose work takes longest, then by id. `worst_tier_accuracy`:
+    the lowest of the tiers' mean accuracies. Every client counts once. Nothing where none was scored.
+    """
+    clients = report.clients
+    scored = ~np.isnan(clients["accuracy"].astype(np.float64))
+    if not scored.any():
+        return {}
+    accuracy, flops_per_s, total_s = (
+        clients[name][scored].astype(np.float64) for name in ("accuracy", "flops_per_s", "total_s")
+    )
+    return {
+        "fairness/slowest_decile_accuracy": float(accuracy[_slowest(flops_per_s, total_s)].mean()),
+        "fairness/worst_tier_accuracy": min(_tier_means(clients, report.tiers, scored, "accuracy").values()),
+    }
+
+
+def _slowest(flops_per_s: NDArray[np.float64], total_s: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the places of the slowest tenth.
+
+    >>> _slowest(np.array([1.0, 2.0, 1.0] * 4), np.array([5.0, 9.0, 7.0] * 4)).tolist()
+    [2, 5]
+    """
+    return np.lexsort((-total_s, flops_per_s))[: ceil(len(total_s) / SLOWEST)]
+
+
+def _fates(report: RoundReport) -> dict[str, float]:
+    """Return how many clients of the round counted, and how many were lost in each way that has occurred."""
+    fates = report.clients["fate"]
+    metrics = dict.fromkeys((f"clients/{WAYS.get(fate, fate)}" for fate in (COUNTED, *report.totals.fates)), 0.0)
+    for fate, number in zip(*np.unique(fates, return_counts=True), strict=True):
+        metrics[f"clients/{WAYS.get(str(fate), fate)}"] += int(number)
+    staleness = report.round - report.clients["started_round"][fates == COUNTED]
+    if report.is_asynchronous and len(staleness):
+        metrics["clients/staleness_mean"] = float(staleness.mean())
+    return metrics
+
+
+def told(metrics: Mapping[str, float], without: frozenset[str]) -> dict[str, float]:
+    """Return the metrics that MLflow is told of."""
+    return {name: value for name, value in metrics.items() if name not in without}

@@ -1,0 +1,86 @@
+"""What a method does before the first round: trained, timed and paid for, everybody being there and on mains."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim.client.assignments import Broadcast, LocalRules
+from raysim.client.training import LocalHooks
+from raysim.clock import energy
+from raysim.clock.outcomes import COUNTED, FATE
+from raysim.clock.timing import CohortLoad, CohortTiming
+from raysim.clock.work import Cohort, Work
+from raysim.core.tensors import Params
+from raysim.methods.method import Objective
+from raysim.pruning.coverage import count_coverage
+from raysim.pruning.masks import CohortMasks, Mask
+from raysim.server.fill import apply_updates, fill_holders
+from raysim.server.updates import Contribution
+from raysim.simulation import client_state
+from raysim.simulation.accounting import account_preparation
+from raysim.simulation.cohort import cohort_of, load_of, schedule_cohort, tasks_for, view_of
+from raysim.simulation.scenario import Executor, Scenario
+from raysim.simulation.state import ServerState
+
+
+def prepare(scenario: Scenario, state: ServerState, executor: Executor) -> ServerState:
+    """Return the state to begin with, all that was spent on it included; batteries are full when round 1 begins."""
+    if scenario.method.prepare is None:
+        return state
+    everybody = np.arange(len(scenario.workload.population))
+    view = view_of(scenario, state, cohort_of(scenario, everybody, round=0))
+    trainer = _Trainer(scenario, state, executor)
+    params, memory = scenario.method.prepare(view, trainer)
+    return replace(trainer.state, params=params, memory=memory)
+
+
+class _Trainer:
+    """Trains some clients and keeps account; see `raysim.methods.method.Trainer`."""
+
+    def __init__(self, scenario: Scenario, state: ServerState, executor: Executor) -> None:
+        self.state, self._scenario, self._executor = state, scenario, executor
+        self._round = 1
+
+    def __call__(
+        self, clients: NDArray[np.int64], mask: Mask, epochs: int, hooks: tuple[Callable[..., LocalHooks], ...],
+        params: Params, travels: bool = True,
+    ) -> tuple[Contribution, Params]:  # fmt: skip
+        scenario, state = self._scenario, self.state
+        self._round -= 1  # 0, -1, ...: draws of its own for every call
+        cohort = replace(
+            cohort_of(scenario, clients, self._round), epochs=np.full(len(clients), epochs),
+            keep_ratios=np.ones(len(clients)),
+        )  # fmt: skip
+        method = replace(scenario.method, load=None, objective=Objective())
+        unscored = replace(scenario, scored_share=0.0, method=method)
+        masks = CohortMasks.of([mask] * len(clients))
+        view = view_of(unscored, state, cohort)
+        tasks = tasks_for(unscored, cohort, masks, load_of(unscored, view, masks), {})
+        contribution = self._executor.train(tasks, Broadcast(self._round, params, LocalRules(hooks), {}))
+        trained = replace(view, epochs=contribution.clients["epochs"].astype(np.int64))
+        load = load_of(unscored, trained, masks)  # exploration may have ended early
+        timing = schedule_cohort(unscored, cohort, load)
+        if not travels:
+            load = replace(load, down_bytes=load.down_bytes * 0, up_bytes=load.up_bytes * 0)
+            timing = replace(timing, download_s=timing.download_s * 0, upload_s=timing.upload_s * 0)
+        self.state = replace(
+            state,
+            clients=client_state.updated(state.clients, contribution.memories),
+            totals=account_preparation(state.totals, load, timing, self._energy_j(cohort, masks, load, timing)),
+        )
+        coverage = count_coverage(scenario.workload.plan, masks, cohort.examples)
+        aggregated = apply_updates(
+            params, scenario.buffers, contribution.sums["update"].value, coverage, int(cohort.examples.sum()),
+            fill_holders, 1.0, average_buffers=True,
+        )  # fmt: skip
+        return contribution, aggregated
+
+    def _energy_j(self, cohort: Cohort, masks: CohortMasks, load: CohortLoad, timing: CohortTiming) -> float:
+        """Return the joules of a training, those of clients that wait for the slowest included."""
+        size = len(cohort.clients)
+        work = Work(cohort, masks, load, timing, np.zeros(size), timing.total_s, np.full(size, COUNTED, dtype=FATE))
+        devices = self._scenario.workload.population.devices.of(cohort.clients)
+        waits_s = timing.total_s.max() - timing.total_s
+        return float(energy.spent_j(devices, work, waits_s).sum())

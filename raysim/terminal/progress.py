@@ -1,0 +1,231 @@
+"""The progress of a run: a live screen on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from math import inf, isnan
+from typing import Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
+from rich.text import Text
+
+from raysim.core.formatting import duration
+from raysim.core.log import Remark, is_quiet, say, tell
+from raysim.simulation.state import RoundReport
+from raysim.terminal.tier_lines import TierLine, tier_lines
+
+REFRESHES_PER_S = 2.0
+ALL_SHOWN, LINE_EVERY_S = 20, 1.0
+"""Rounds that have a line each where there is no terminal, and the seconds between lines after those."""
+TIERS_EVERY_S, TIERS_IN_LINE = 10.0, 4
+"""Seconds between lines of tiers where there is no terminal, and the tiers such a line tells of."""
+RECENT = 50
+"""Rounds whose pace tells how long the rest will take."""
+
+
+class ProgressDisplay:
+    """Shows the rounds on standard error, and what was said in them; with quiet only what has to be read."""
+
+    def __init__(self, rounds: int, done: int = 0) -> None:
+        """Choose how to show them.
+
+        Args:
+            rounds: The last round, if nothing ends the run before.
+            done: Rounds that were played before.
+        """
+        console = Console(stderr=True)
+        self._view: _View | None = None
+        if not is_quiet():
+            pace = Pace(rounds, done)
+            self._view = _Screen(console, rounds, pace) if is_live(console) else _Lines(rounds, pace)
+
+    def __enter__(self) -> "ProgressDisplay":
+        if self._view is not None:
+            self._view.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._view is not None:
+            self._view.stop()
+
+    def show(self, report: RoundReport) -> None:
+        """Show one round, and above it what was said or went wrong in it."""
+        for remark in report.remarks:
+            tell(remark)
+        for incident in report.incidents:
+            tell(Remark(incident, report.round, is_warning=True))
+        if self._view is not None:
+            self._view.show(report)
+
+
+def is_live(console: Console) -> bool:
+    """Whether lines can be drawn over; FORCE_COLOR asks for colours and makes no terminal of a pipe."""
+    return sys.stderr.isatty() and console.is_terminal and not console.is_dumb_terminal
+
+
+class _View(Protocol):
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def show(self, report: RoundReport) -> None: ...
+
+
+class Pace:
+    """How long a run has taken in this process, and how long it has to go at the pace of its latest rounds."""
+
+    def __init__(self, rounds: int, done: int = 0, now: Callable[[], float] = time.monotonic) -> None:
+        self._rounds, self.done, self._now = rounds, done, now
+        self._started = now()
+        self._ends: deque[tuple[int, float]] = deque([(done, self._started)], maxlen=RECENT + 1)
+
+    def note(self, round: int) -> None:
+        """Take down that a round has ended."""
+        self._ends.append((round, self._now()))
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the start."""
+        return self._now() - self._started
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds to go, less those since the last round ended; none = no round has ended yet."""
+        (first, since), (last, until) = self._ends[0], self._ends[-1]
+        if last <= first:
+            return None
+        expected = (self._rounds - last) * (until - since) / (last - first)
+        return max(0.0, expected - (self._now() - until))
+
+
+class _Lines:
+    """A line per round, of many quick ones one a second, and the last; below some of them, and it, the tiers."""
+
+    def __init__(self, rounds: int, pace: Pace) -> None:
+        self._rounds, self._pace = rounds, pace
+        self._told = 0
+        self._told_at, self._tiers_at = 0.0, -inf
+        self._left_out: RoundReport | None = None
+        self._without_tiers: RoundReport | None = None
+
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        if self._left_out is not None:
+            self._tell(self._left_out)
+        if self._without_tiers is not None:
+            say(tiers_in_line(self._without_tiers))
+
+    def show(self, report: RoundReport) -> None:
+        self._pace.note(report.round)
+        self._left_out = self._without_tiers = report
+        if self._told < ALL_SHOWN or time.monotonic() >= self._told_at + LINE_EVERY_S:
+            self._tell(report)
+
+    def _tell(self, report: RoundReport) -> None:
+        self._told, self._told_at, self._left_out = self._told + 1, time.monotonic(), None
+        accuracy, simulated = _reached(report)
+        left_s = self._pace.left_s if report.round < self._rounds else None
+        left = "" if left_s is None else f"  left {duration(left_s)}"
+        say(f"round {report.round}/{self._rounds}  accuracy {accuracy}  simulated {simulated}{left}")
+        if self._told_at >= self._tiers_at + TIERS_EVERY_S:
+            self._tiers_at, self._without_tiers = self._told_at, None
+            say(tiers_in_line(report))
+
+
+class _Screen:
+    """A bar with what has been reached, and a line per tier; drawn a few times a second, however quick rounds are."""
+
+    def __init__(self, console: Console, rounds: int, pace: Pace) -> None:
+        self._pace = pace
+        self._report: RoundReport | None = None
+        self._drawn: tuple[RoundReport | None, Text] = None, Text("")
+        self._bar = Progress(
+            TextColumn("[bold]round"), MofNCompleteColumn(), BarColumn(None), TaskProgressColumn(),
+            TextColumn("{task.fields[time]}"), console=console, expand=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=rounds, completed=pace.done, time="")
+        self._live = Live(
+            get_renderable=self._draw, console=console, refresh_per_second=REFRESHES_PER_S, transient=False
+        )
+
+    def start(self) -> None:
+        self._live.start()
+
+    def stop(self) -> None:
+        self._live.stop()
+
+    def show(self, report: RoundReport) -> None:
+        self._pace.note(report.round)
+        self._report = report
+
+    def _draw(self) -> Group:
+        report, left_s = self._report, self._pace.left_s
+        spent = f"elapsed {clock_face(self._pace.elapsed_s)}  left {'-' if left_s is None else clock_face(left_s)}"
+        self._bar.update(self._task, completed=report.round if report else None, time=spent)
+        if report is not self._drawn[0] and report is not None:
+            self._drawn = report, Text(_below(report), no_wrap=True, overflow="ellipsis")
+        return Group(self._bar, self._drawn[1])
+
+
+def _reached(report: RoundReport) -> tuple[str, str]:
+    accuracy = "-" if report.totals.accuracy is None else f"{report.totals.accuracy:.4f}"
+    return accuracy, duration(report.totals.simulated_s)
+
+
+def _below(report: RoundReport) -> str:
+    """Return the lines under the bar."""
+    accuracy, simulated = _reached(report)
+    lines = tier_lines(report.clients, report.tiers)
+    more = len(report.tiers) - len(lines)
+    return "\n".join(
+        [
+            f"accuracy {accuracy}  simulated {simulated}",
+            *tier_table(lines),
+            *([f"and {more} more tiers"] if more else []),
+        ]
+    )
+
+
+def tier_table(lines: Sequence[TierLine]) -> list[str]:
+    """Return lines of figures below their headings."""
+    width = max([len("tier"), *(len(line.tier) for line in lines)])
+    table = [f"{'tier':<{width}}  {'counted':>11}  {'pruned':>7}  {'accuracy':>8}  {'median s':>9}"]
+    for line in lines:
+        table.append(
+            f"{line.tier:<{width}}  {f'{line.counted}/{line.asked}':>11}  {_figure(line.pruning_ratio, '.1%'):>7}  "
+            f"{_figure(line.accuracy, '.4f'):>8}  {_figure(line.client_s, ',.2f'):>9}"
+        )
+    return table
+
+
+def tiers_in_line(report: RoundReport) -> str:
+    """Return a round's tiers in one line, those with most clients."""
+    lines = tier_lines(report.clients, report.tiers, TIERS_IN_LINE)
+    more = len(report.tiers) - len(lines)
+    shown = [
+        f"{line.tier} {line.counted}/{line.asked} {_figure(line.pruning_ratio, '.1%')} "
+        f"{_figure(line.accuracy, '.4f')} {_figure(line.client_s, ',.2f')}"
+        for line in lines
+    ]
+    told = "; ".join([*shown, *([f"and {more} more"] if more else [])])
+    return f"  tiers (counted, pruned, accuracy, median s): {told}"
+
+
+def _figure(value: float, form: str) -> str:
+    return "-" if isnan(value) else f"{value:{form}}"
+
+
+def clock_face(seconds: float) -> str:
+    """Write seconds as a clock shows them.
+
+    >>> clock_face(75.2), clock_face(90061)
+    ('1:15', '25:01:01')
+    """
+    minutes, left = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"

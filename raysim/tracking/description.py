@@ -1,0 +1,78 @@
+"""The description of a run in MLflow, in Markdown: what ran, on what, and what came out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from raysim.clock.outcomes import COUNTED
+from raysim.config.experiment import ExperimentSettings
+from raysim.core.formatting import duration, joules, who_trains
+from raysim.simulation.scenario import Scenario
+
+TAG = "mlflow.note.content"
+"""Where MLflow shows a run's description."""
+DEVICES = ("preset", "path", "fedscale", "profiles")
+"""Where devices come from, where they are not tiers."""
+
+
+def devices_of(settings: ExperimentSettings) -> str:
+    """Return the name of what the clients' devices are: a preset, a file, or how they are listed."""
+    source = settings.population.devices
+    if source is None:
+        return "tiers"
+    found = next((kind, getattr(source, kind)) for kind in DEVICES if getattr(source, kind) is not None)
+    return str(found[1]) if isinstance(found[1], str) else found[0]
+
+
+def before(settings: ExperimentSettings, scenario: Scenario, folder: str) -> str:
+    """Return what is known when a run begins."""
+    data, population = scenario.workload.data, scenario.workload.population
+    clock, cohort = scenario.clock, scenario.cohort_size
+    who = who_trains(clock.mode, cohort, len(population), clock.buffer_size, clock.concurrency)
+    tiers, size = ", ".join(population.devices.tiers), scenario.costs.dense.parameters
+    return "\n".join((
+        f"**{settings.method.name}** trains {settings.model.name} ({size:,} parameters) on "
+        f"{settings.data.name}, seed {settings.seed}.",
+        "",
+        f"- **Rounds**: {settings.rounds}, `{settings.clock.mode}`, {who}, chosen by "
+        f"`{settings.selection.rule}`",
+        f"- **Data**: {len(data.train_labels):,} training and {len(data.test_labels):,} test rows, dealt by "
+        f"`{settings.data.partition.name}`",
+        f"- **Devices**: {devices_of(settings)} ({tiers}), budgets by `{settings.budget.rule}`",
+        f"- **Files**: `{folder}`; `raysim resume {folder}` goes on with a run that was stopped",
+    ))  # fmt: skip
+
+
+def after(begun: str, summary: Mapping[str, Any], model: str | None) -> str:
+    """Return what is known when it is over: what came out comes first.
+
+    Args:
+        begun: What was known before.
+        summary: What the run reached and spent.
+        model: URI of the final model in MLflow's registry, where it is registered.
+    """
+    rows = [
+        ("test accuracy", f"{summary['accuracy']:.4f}, best {summary['best_accuracy']:.4f}", ""),
+        ("bytes", f"{summary['down_bytes'] + summary['up_bytes']:,}", f"{summary['bytes_percent_of_fedavg']:.1f} %"),
+        ("training FLOPs", f"{summary['train_flops']:.4g}", f"{summary['flops_percent_of_fedavg']:.1f} %"),
+        ("pruned parameters", f"{100 * summary['pruning_ratio_mean']:.1f} % on average", "0 % there"),
+        ("simulated time", f"{summary['simulated_s']:,.1f} s ({duration(summary['simulated_s'])})", ""),
+    ]
+    rows += [("energy of the devices", joules(summary["energy_j"]), "")] if summary["energy_j"] else []
+    lost = {fate: count for fate, count in summary["fates"].items() if fate != COUNTED}
+    reasons = ", ".join(f"{count} {fate}" for fate, count in lost.items())
+    rows += [("client rounds that did not count", reasons, "")] if lost else []
+    if summary["preparation_s"]:
+        spent = f"{summary['preparation_s']:,.1f} s, {summary['preparation_bytes']:,} bytes"
+        rows.append(("of that before round 1", spent, ""))
+    rows += [_target(target) for target in summary["targets"]]
+    table = ["| | this run | of FedAvg |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    ended = f"{summary['rounds']} rounds in {duration(summary['wall_s'])} of wall time."
+    served = [f"`mlflow.pytorch.load_model('{model}')` gives the final model.", ""] if model else []
+    return "\n".join((*table, "", ended, "", *served, begun))
+
+
+def _target(target: Mapping[str, Any]) -> tuple[str, str, str]:
+    name = f"accuracy {target['accuracy']:g}"
+    if target["round"] is None:
+        return name, "not reached", ""
+    return name, f"round {target['round']}, {target['simulated_s']:,.1f} simulated s, {target['bytes']:,} bytes", ""

@@ -1,0 +1,128 @@
+"""What an MLflow store holds of runs: by id, by parent, by experiment; it only reads."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from raysim.core.errors import SettingError, reason_of
+from raysim.tracking.mlflow_writer import few_retries
+
+from mlflow.entities import Run  # isort: skip - raysim.tracking tells MLflow first not to send telemetry
+from mlflow.exceptions import MlflowException  # isort: skip
+from mlflow.tracking import MlflowClient  # isort: skip
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID  # isort: skip
+
+PAGE = 500
+MISSING = "RESOURCE_DOES_NOT_EXIST"
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedRun:
+    """A run in MLflow.
+
+    Attributes:
+        id: Its id.
+        experiment_id: Id of the experiment it belongs to.
+        name: As MLflow's pages show it.
+        status: RUNNING, FINISHED, FAILED or KILLED.
+        tags: By name.
+        params: By name.
+    """
+
+    id: str
+    experiment_id: str
+    name: str
+    status: str
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+
+    @property
+    def parent(self) -> str | None:
+        """Id of the run it belongs to."""
+        return self.tags.get(MLFLOW_PARENT_RUN_ID)
+
+
+class Store:
+    """An MLflow store that is read."""
+
+    def __init__(self, uri: str) -> None:
+        """Open the store.
+
+        Raises:
+            SettingError: If it is an SQLite file that is not there, or cannot be opened.
+        """
+        self.uri = uri
+        logging.getLogger("alembic").setLevel(logging.ERROR)
+        if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+            raise SettingError(f"tracking.uri={uri!r}, where runs are kept, is no file")
+        with self._reading():
+            self._client = MlflowClient(uri)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            with few_retries():
+                yield
+        except Exception as error:
+            raise SettingError(f"tracking.uri={self.uri!r} cannot be read: {reason_of(error)}") from None
+
+    def run(self, run_id: str) -> TrackedRun | None:
+        """Return a run; None if there is none of this id."""
+        with self._reading():
+            try:
+                return _of(self._client.get_run(run_id))
+            except MlflowException as error:
+                if error.error_code == MISSING:
+                    return None
+                raise
+
+    def children(self, parent: TrackedRun) -> list[TrackedRun]:
+        """Return the runs that belong to a run, in the order in which they began."""
+        return self._search([parent.experiment_id], f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.id}'")
+
+    def experiment(self, name: str) -> list[TrackedRun] | None:
+        """Return all runs of an experiment, in the order in which they began; None if there is no such experiment."""
+        with self._reading():
+            found = self._client.get_experiment_by_name(name)
+        return None if found is None else self._search([found.experiment_id], "")
+
+    def experiments(self) -> list[str]:
+        """Return the names of all experiments."""
+        with self._reading():
+            return [each.name for each in self._client.search_experiments()]
+
+    def _search(self, experiments: Sequence[str], condition: str) -> list[TrackedRun]:
+        found: list[TrackedRun] = []
+        token: str | None = None
+        with self._reading():
+            while True:
+                page = self._client.search_runs(
+                    list(experiments), condition, max_results=PAGE, order_by=["attributes.start_time ASC"],
+                    page_token=token,
+                )  # fmt: skip
+                found += [_of(run) for run in page]
+                token = page.token
+                if not token:
+                    return found
+
+    def fetch(self, run_id: str, names: Sequence[str], folder: Path) -> set[str]:
+        """Copy those of a run's artifacts that are there into a folder; return their names."""
+        with self._reading():
+            there = {item.path for item in self._client.list_artifacts(run_id)} & set(names)
+            for name in sorted(there):
+                self._client.download_artifacts(run_id, name, str(folder))
+        return there
+
+    def history(self, run_id: str, key: str) -> dict[int, float]:
+        """Return a metric by step."""
+        with self._reading():
+            return {point.step: float(point.value) for point in self._client.get_metric_history(run_id, key)}
+
+
+def _of(run: Run) -> TrackedRun:
+    info = run.info
+    return TrackedRun(
+        info.run_id, str(info.experiment_id), info.run_name, str(info.status), run.data.tags, run.data.params
+    )

@@ -1,0 +1,361 @@
+"""Reports to MLflow: one run per experiment, written by the driver alone."""
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
+from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from raysim.core.errors import SettingError, TrackingLostError, reason_of
+from raysim.core.storage import uris
+from raysim.core.storage.defaults import check_stays, default_folder
+from raysim.core.storage.local import AnyPath, storage_path
+from raysim.simulation import metrics
+from raysim.simulation.records import Logged, Point
+from raysim.simulation.state import RoundReport
+from raysim.tracking.curves import EVERY_SECOND, POINTS_PER_CALL, over_time
+
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+POSTGRESQL_DRIVERS = ("psycopg2", "psycopg")
+SERVERS = ("http", "https", "databricks")
+WITHOUT = (
+    "a URI without; the credentials of a server in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, those of a "
+    "database in a file that its driver reads, as ~/.pgpass"
+)
+PARAMS_PER_CALL = 100
+CLIENT = "client"
+"""Tag of a client's own run, with the client's id."""
+TIME_OF_RUN = "clock/wall_s"
+"""A metric that every round has: its last step is the last round that was logged."""
+
+
+def resolve_uri(uri: str | None) -> str:
+    """Return the tracking URI to use, with an absolute path where it is an SQLite file.
+
+    Raises:
+        SettingError: If MLflow could not keep a run there, or the URI holds a secret.
+    """
+    given = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = given or f"sqlite:///{default_folder() / 'mlflow.db'}"
+    scheme = uri.partition(":")[0].partition("+")[0]
+    if scheme not in DATABASES + SERVERS:
+        allowed = ", ".join(f"{name}://..." for name in ("sqlite:///FILE", "postgresql", "http", "https"))
+        shown = uris.masked(uri)
+        raise SettingError(f"tracking.uri={shown!r} is not allowed; allowed: {allowed.replace('FILE://...', 'FILE')}")
+    uris.check("tracking.uri", uri, WITHOUT)
+    file = _sqlite_file(uri)
+    if file is None:
+        return _with_driver(uri)
+    check_stays("tracking.uri", uri, file, "an absolute file, or a server as MLFLOW_TRACKING_URI=http://HOST:5000")
+    return f"sqlite:///{file.absolute()}"
+
+
+def _with_driver(uri: str) -> str:
+    """Have a PostgreSQL's URI name a driver that is there; SQLAlchemy's versions differ in which one they take."""
+    scheme, _, rest = uri.partition(":")
+    if scheme != "postgresql":
+        return uri
+    found = next((driver for driver in POSTGRESQL_DRIVERS if find_spec(driver)), None)
+    if found is None:
+        raise SettingError(
+            f"tracking.uri={uri!r} needs a driver of PostgreSQL's, and {' or '.join(POSTGRESQL_DRIVERS)} is not "
+            "installed; `pip install 'raysim[server]'`"
+        )
+    return f"{scheme}+{found}:{rest}"
+
+
+class Known(NamedTuple):
+    """What MLflow knows of a run: the last round, its wall time, and the last second of simulated time."""
+
+    round: int = 0
+    wall_s: float = 0.0
+    second: int = -1
+
+
+NOTHING = Known()
+"""MLflow knows nothing yet."""
+
+
+class MlflowTracker:
+    """Writes one run; holds the run's id and talks to the store by it.
+
+    What the store does not take raises TrackingLostError; a file of ours that cannot be read raises OSError.
+    """
+
+    def __init__(self, uri: str, experiment: str, parent: str = "", beside: str = "") -> None:
+        """Open the store, creating an SQLite file where there is none.
+
+        Args:
+            uri: Where MLflow keeps its runs.
+            experiment: Name of the MLflow experiment.
+            parent: Id of the run this one belongs to, where there is one.
+            beside: Folder in which a new experiment of a database without files keeps its artifacts; an SQLite file
+                has them beside it, a server knows where.
+
+        Raises:
+            SettingError: If the store cannot be opened.
+        """
+        for noisy in ("mlflow", "alembic"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+        self.uri = uri
+        self._file = _sqlite_file(uri)
+        try:
+            if self._file is not None:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+            with few_retries():
+                self.client = MlflowClient(uri)
+                self.experiment_id = self._experiment(experiment, beside)
+        except SettingError:
+            raise
+        except Exception as error:
+            raise SettingError(f"tracking.uri={uri!r} cannot be opened: {reason_of(error)}") from None
+        self.run_id, self._parent = "", parent
+        self._begun: int | None = None
+
+    def _experiment(self, name: str, beside: str) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is not None and found.lifecycle_stage == "deleted":
+            raise SettingError(
+                f"experiment={name!r} was deleted in MLflow; allowed: another name, or this one after `mlflow "
+                f"experiments restore --experiment-id {found.experiment_id}`"
+            )
+        if found is not None:
+            return str(found.experiment_id)
+        location = f"{beside.partition('?')[0]}/artifacts/{name}" if beside and _is_database(self.uri) else None
+        if self._file is not None:
+            location = str(self._file.parent / "artifacts" / name)
+        return str(self.client.create_experiment(name, artifact_location=location))
+
+    def start(
+        self, name: str, params: Mapping[str, str], tags: Mapping[str, str], digests: Mapping[str, str],
+        start_time: int | None = None,
+    ) -> str:  # fmt: skip
+        """Create the run and describe it; return its id.
+
+        Args:
+            name: Name shown in the UI.
+            params: The flattened settings.
+            tags: Method, data set and the like.
+            digests: `data` and `partition`.
+            start_time: When it began, in milliseconds; none = now.
+        """
+        self.create(name, tags, start_time)
+        self.describe(params, digests)
+        return self.run_id
+
+    def create(self, name: str, tags: Mapping[str, str], start_time: int | None = None) -> None:
+        """Create the run; from then on it has its id."""
+        parent = {MLFLOW_PARENT_RUN_ID: self._parent} if self._parent else {}
+        with telling():
+            run = self.client.create_run(self.experiment_id, start_time, parent | dict(tags), run_name=name)
+        self.run_id = run.info.run_id
+
+    def describe(
+        self, params: Mapping[str, str], digests: Mapping[str, str], inputs: Sequence[DatasetInput] = ()
+    ) -> None:
+        """Log settings and data; what the run has of it already is left as it is.
+
+        Args:
+            params: The flattened settings.
+            digests: `data` and `partition`.
+            inputs: The data sets; none = one that has the name of the tag `data` and nothing else.
+        """
+        with telling():
+            run = self.client.get_run(self.run_id)
+            entries = [Param(key, value) for key, value in params.items() if key not in run.data.params]
+            for start in range(0, len(entries), PARAMS_PER_CALL):
+                self.client.log_batch(self.run_id, params=entries[start : start + PARAMS_PER_CALL])
+            if run.inputs is None or not run.inputs.dataset_inputs:
+                partition = f'{{"partition": "{digests["partition"]}"}}'
+                alone = DatasetInput(Dataset(run.data.tags["data"], digests["data"][:36], "raysim", partition))
+                self.client.log_inputs(self.run_id, list(inputs) or [alone])
+            tags = {f"{what}_sha256": digest for what, digest in digests.items()}
+            self.tag({name: digest for name, digest in tags.items() if name not in run.data.tags})
+
+    def find(self, run_id: str) -> Known:
+        """Take up a run that is there; return what MLflow knows of it.
+
+        Raises:
+            SettingError: If the store has no such run.
+        """
+        try:
+            with few_retries():
+                run = self.client.get_run(run_id)
+                rounds = self.client.get_metric_history(run_id, TIME_OF_RUN)
+                seconds = self.client.get_metric_history(run_id, EVERY_SECOND)
+        except Exception as error:
+            raise SettingError(f"tracking.uri={self.uri!r}: run {run_id} cannot go on: {reason_of(error)}") from None
+        self.run_id, self.experiment_id = run_id, str(run.info.experiment_id)
+        round, wall_s = max(((point.step, point.value) for point in rounds), default=(0, 0.0))
+        return Known(round, wall_s, max((point.step for point in seconds), default=-1))
+
+    def reopen(self, run_id: str = "") -> None:
+        """Go on with this run, or one that belongs to it: it runs again, and has not failed."""
+        run_id = run_id or self.run_id
+        with telling():
+            self.client.update_run(run_id, status="RUNNING")
+            if "failure" in self.client.get_run(run_id).data.tags:
+                self.client.delete_tag(run_id, "failure")
+
+    def track(self, reports: Sequence[RoundReport], without: frozenset[str]) -> None:
+        """Log all rounds of a run that is over, each stamped with the time at which it ended.
+
+        Args:
+            reports: Of its rounds, in their order.
+            without: Metrics that MLflow is not told of.
+        """
+        rounds = [
+            Logged(each.round, each.timestamp_ms, each.wall_s, metrics.told(metrics.metrics_of(each), without))
+            for each in reports
+        ]
+        over, newest = over_time([], rounds)
+        points = [point for each in rounds for point in each.points] + over + newest
+        self._log_all(points)
+
+    def measure(self, numbers: Mapping[str, float]) -> None:
+        """Log numbers that belong to the whole run and to no round."""
+        now = int(time.time() * 1000)
+        self._log_all([Point(key, value, now, 0) for key, value in numbers.items()])
+
+    def _log_all(self, points: Sequence[Point]) -> None:
+        for start in range(0, len(points), POINTS_PER_CALL):
+            self.log(points[start : start + POINTS_PER_CALL])
+
+    def log(self, points: Sequence[Point], run_id: str = "") -> None:
+        """Log up to 1,000 points by one call, all or none of them.
+
+        Args:
+            points: What is logged; a point that the run has already is dropped.
+            run_id: The run; none = this one, else one of its clients'.
+        """
+        with telling():
+            self.client.log_batch(run_id or self.run_id, [Metric(*point) for point in points])
+
+    def child(self, name: str, tags: Mapping[str, str]) -> str:
+        """Create a run that belongs to this one and began with it; return its id."""
+        with telling():
+            if self._begun is None:
+                self._begun = self.client.get_run(self.run_id).info.start_time
+            tags = {MLFLOW_PARENT_RUN_ID: self.run_id, **tags}
+            run = self.client.create_run(self.experiment_id, self._begun, tags, run_name=name)
+        return str(run.info.run_id)
+
+    def clients(self) -> dict[int, str]:
+        """Return the ids of the runs of single clients that belong to this one, by client."""
+        wanted = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.run_id}'"
+        with telling():
+            found = self.client.search_runs([self.experiment_id], wanted, max_results=1000)
+        return {int(run.data.tags[CLIENT]): run.info.run_id for run in found if CLIENT in run.data.tags}
+
+    def last_step(self, run_id: str, key: str) -> int:
+        """Return the last step of a curve, 0 where it has no points."""
+        with telling():
+            points = self.client.get_metric_history(run_id, key)
+        return max((point.step for point in points), default=0)
+
+    def artifact(self, given: AnyPath) -> None:
+        """Upload a file into the run's artifacts."""
+        with storage_path(given).fetched() as path:
+            path.stat()  # one that is missing here is not MLflow's fault
+            with telling():
+                self.client.log_artifact(self.run_id, str(path))
+
+    def note(self, key: str, text: str) -> None:
+        """Set a tag."""
+        self.tag({key: text[:5000]})
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        if tags:
+            with telling():
+                self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def end(self, status: str, end_time: int | None = None, run_id: str = "") -> None:
+        """Mark a run FINISHED, FAILED or KILLED.
+
+        Args:
+            status: Which of them.
+            end_time: When it ended, in milliseconds; none = now.
+            run_id: The run; none = this one, else one of its clients'.
+        """
+        with telling():
+            self.client.set_terminated(run_id or self.run_id, status, end_time or int(time.time() * 1000))
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """Raise whatever a store does not take as one error: MLflow's stores raise those of many libraries."""
+    try:
+        yield
+    except Exception as error:
+        raise TrackingLostError(reason_of(error)) from error
+
+
+def status_of(uri: str, run_id: str) -> str:
+    """Return what MLflow holds a run to be: RUNNING, FINISHED, FAILED or KILLED.
+
+    Raises:
+        SettingError: If the store cannot be read, or has no such run.
+    """
+    try:
+        with few_retries():
+            return str(MlflowClient(uri).get_run(run_id).info.status)
+    except Exception as error:
+        raise SettingError(f"RUN={run_id!r} cannot be read from tracking.uri={uri!r}: {reason_of(error)}") from None
+
+
+def download(uri: str, run_id: str, names: Sequence[str], folder: Path, optional: Sequence[str] = ()) -> None:
+    """Copy artifacts of a run into a folder.
+
+    Raises:
+        SettingError: If the store cannot be read, or has no such run or artifact.
+    """
+    file = _sqlite_file(uri)
+    if file is not None and not file.is_file():
+        raise SettingError(f"RUN={run_id!r} is no folder, and tracking.uri={uri!r}, where runs are kept, is no file")
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    try:
+        with few_retries():
+            client = MlflowClient(uri)
+            there = {item.path for item in client.list_artifacts(run_id)}
+            missing = [name for name in names if name not in there]
+            for name in (*names, *(set(optional) & there)) if not missing else ():
+                client.download_artifacts(run_id, name, str(folder))
+    except Exception as error:
+        raise SettingError(f"RUN={run_id!r} cannot be read from tracking.uri={uri!r}: {reason_of(error)}") from None
+    if missing:
+        raise SettingError(f"RUN={run_id!r} has not finished, or is of another version: {missing[0]} is no artifact")
+
+
+@contextmanager
+def few_retries(timeout_s: int = 10) -> Iterator[None]:
+    """Let a server that is not there be noticed in seconds instead of MLflow's four minutes.
+
+    Args:
+        timeout_s: How long it may take to answer.
+    """
+    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s)}
+    added = {name: value for name, value in limits.items() if name not in os.environ}
+    os.environ.update(added)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # what a retry meets is told once, at the end
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+def _is_database(uri: str) -> bool:
+    return uri.partition(":")[0].partition("+")[0] in DATABASES
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    """Return the file of an SQLite store, None for any other."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None

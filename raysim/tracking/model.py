@@ -1,0 +1,125 @@
+"""The final model in MLflow: logged with its signature, and a version in the registry."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import torch
+from mlflow.entities import LoggedModelStatus
+from mlflow.exceptions import MlflowException
+from torch import nn
+
+from raysim.core import plugins
+from raysim.core.errors import reason_of
+from raysim.core.log import say
+from raysim.tracking.mlflow_writer import MlflowTracker, telling
+
+
+def keep(tracker: MlflowTracker, model: nn.Module, example: torch.Tensor, name: str | None) -> str | None:
+    """Log a model in eval mode so that `mlflow.pytorch.load_model` gives it back, and register it; each once.
+
+    Args:
+        tracker: Writes the run that it came out of.
+        model: The final global model.
+        example: At least two inputs: as many rows as one likes can be given to what is loaded.
+        name: Under which it gets a version in the registry; none = it does not.
+
+    Returns:
+        The version in the registry, where it is registered.
+    """
+    with _as_default(tracker.uri):
+        model_id = logged(tracker)
+        if model_id is None:
+            say("logging the final model to MLflow")
+            model_id = _log(tracker, model, example)
+        if name is None:
+            return None
+        return registered(tracker, name) or _register(tracker, model_id, name)
+
+
+def logged(tracker: MlflowTracker) -> str | None:
+    """Return the id of the run's model, if there is one that is whole."""
+    with telling():
+        outputs = tracker.client.get_run(tracker.run_id).outputs
+        for output in [] if outputs is None else outputs.model_outputs:
+            if tracker.client.get_logged_model(output.model_id).status == LoggedModelStatus.READY:
+                return str(output.model_id)
+    return None
+
+
+def registered(tracker: MlflowTracker, name: str) -> str | None:
+    """Return the version under which the run's model is registered, if it is."""
+    with telling():
+        found = tracker.client.search_model_versions(f"name = '{name}' and run_id = '{tracker.run_id}'")
+    return str(found[0].version) if found else None
+
+
+def _register(tracker: MlflowTracker, model_id: str, name: str) -> str:
+    with telling():
+        try:
+            tracker.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        source = f"models:/{model_id}"
+        return str(tracker.client.create_model_version(name, source, tracker.run_id, model_id=model_id).version)
+
+
+def _log(tracker: MlflowTracker, model: nn.Module, example: torch.Tensor) -> str:
+    """Log a model as a graph, which needs no code of its user's; where it has none, with that code."""
+    inputs = example.numpy().astype(np.float32)
+    with torch.no_grad():
+        outputs = model.eval()(example).numpy()
+    known: dict[str, Any] = {
+        "name": "model",
+        "input_example": inputs,
+        "signature": mlflow.models.infer_signature(inputs, outputs),
+        "pip_requirements": [f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"],
+    }
+    with telling(), mlflow.start_run(run_id=tracker.run_id, nested=True, log_system_metrics=False):
+        if _has_graph(model, example):
+            info = mlflow.pytorch.log_model(model, serialization_format="pt2", **known)
+        else:
+            known["pip_requirements"].append("raysim")
+            code = [str(path) for path in _users_code()]
+            info = mlflow.pytorch.log_model(model, serialization_format="pickle", code_paths=code, **known)
+    tracker.reopen()  # MLflow takes a run for finished when its model is logged; more is to come
+    return str(info.model_id)
+
+
+def _has_graph(model: nn.Module, example: torch.Tensor) -> bool:
+    """Whether PyTorch can export the model; says why it is pickled if not."""
+    unread = io.StringIO()  # PyTorch prints the graph that it could not finish
+    try:
+        with redirect_stdout(unread), redirect_stderr(unread):
+            torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    except Exception as error:
+        say(f"the final model is pickled, since PyTorch cannot export it: {reason_of(error)}")
+        return False
+    return True
+
+
+def _users_code() -> list[Path]:
+    """Return the user's modules that are not installed: a pickled model needs them where it is loaded."""
+    tops = {module.__name__.partition(".")[0] for module in plugins.users_modules()}
+    found = []
+    for module in plugins.users_modules():
+        if module.__name__ in tops and module.__file__ is not None:
+            path = Path(module.__file__)
+            found.append(path.parent if path.name == "__init__.py" else path)
+    return found
+
+
+@contextmanager
+def _as_default(uri: str) -> Iterator[None]:
+    """Let MLflow's functions that know one store only talk to ours."""
+    previous = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else ""  # type: ignore[no-untyped-call]
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(previous)

@@ -1,0 +1,302 @@
+"""A comparison's table says what single runs say; one split, one parent run, and failures that stay alone."""
+
+import csv
+import importlib.util
+import io
+import json
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from mlflow.tracking import MlflowClient
+from rich.console import Console
+from safetensors.torch import load_file
+
+from raysim.analysis.comparison import compare, views
+from raysim.analysis.study import plan, table
+from raysim.analysis.study.play import digests_of, play
+from raysim.cli import main as cli
+from raysim.config import loader
+from raysim.core import signals, tensors
+from raysim.core.errors import SettingError
+from raysim.experiment.resume import find
+from raysim.methods.table import METHODS
+from raysim.simulation.build import build_scenario
+from tests.conftest import CONFIGS, ROOT, TINY
+
+SPECIFICATION = importlib.util.spec_from_file_location("compare_methods", ROOT / "jobs" / "compare_methods.py")
+JOB = importlib.util.module_from_spec(SPECIFICATION)
+SPECIFICATION.loader.exec_module(JOB)
+
+COMPARISON = {
+    "base": str(CONFIGS / "digits.yaml"),
+    "set": dict(loader.parse_override(override) for override in TINY) | {"rounds": 3},
+    "methods": [
+        "fedavg",
+        {"name": "heterofl", "set": {"training.learning_rate": 0.1}},
+        {"name": "autoflip", "label": "autoflip+", "set": {"method.options": {"exploration_epochs": 2}}},
+    ],
+    "seeds": [0, 1],
+}
+
+
+def compared(folder: Path, *options: str, **changes) -> SimpleNamespace:
+    """Run the job as its user does, but for a process of its own."""
+    folder.mkdir(exist_ok=True)
+    config = folder / "comparison.yaml"
+    config.write_text(yaml.safe_dump(COMPARISON | changes), encoding="utf-8")
+    uri, handler = f"sqlite:///{folder}/store/mlflow.db", signal.getsignal(signal.SIGTERM)
+    given = [str(config), "--set", f"tracking.uri={uri}", "--output", str(folder / "out"), *options]
+    with pytest.raises(SystemExit) as left:
+        cli.main(given, JOB.compare, JOB.KEPT)
+    signal.signal(signal.SIGTERM, handler)
+    return SimpleNamespace(code=left.value.code, out=folder / "out", uri=uri)
+
+
+def content_of(done: SimpleNamespace) -> dict:
+    return json.loads((done.out / "comparison.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    done = compared(tmp_path_factory.mktemp("compared"))
+    assert done.code == 0
+    return done
+
+
+@pytest.mark.slow
+def test_each_run_is_the_run_that_its_config_describes(finished):
+    for figures in content_of(finished)["runs"]:
+        folder = finished.out / "runs" / f"{figures['label']}-seed{figures['seed']}"
+        settings = loader.load(folder / "config.yaml")
+        assert (settings.method.name, settings.seed) == (figures["method"], figures["seed"])
+        alone = play(build_scenario(settings))
+        assert alone.params_sha256 == figures["params_sha256"]
+        totals = alone.reports[-1].totals
+        assert figures["total_bytes"] == totals.down_bytes + totals.up_bytes
+        for name in ("train_flops", "simulated_s", "accuracy", "best_accuracy", "preparation_s"):
+            assert figures[name] == getattr(totals, name)
+        assert figures["accuracy_last10"] == pytest.approx(np.mean(alone.accuracies), rel=1e-12)
+        assert pq.read_table(folder / "clients.parquet")["round"].to_pylist() == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+        if figures["label"] != "autoflip+":
+            assert tensors.digest(load_file(folder / "model.safetensors")) == figures["params_sha256"]
+
+
+@pytest.mark.slow
+def test_the_table_has_means_and_sample_deviations(finished):
+    content = content_of(finished)
+    assert [row["label"] for row in content["rows"]] == ["fedavg", "heterofl", "autoflip+"]
+    dense = [figures["simulated_s"] for figures in content["runs"] if figures["label"] == "fedavg"]
+    for row in content["rows"]:
+        own = [figures for figures in content["runs"] if figures["label"] == row["label"]]
+        for name in ("accuracy_last10", "accuracy", "best_accuracy", "bytes_percent_of_fedavg", "simulated_s"):
+            values = [figures[name] for figures in own]
+            assert row[name]["mean"] == pytest.approx(np.mean(values))
+            assert row[name]["std"] == pytest.approx(np.std(values, ddof=1))
+        percent = [100 * figures["simulated_s"] / seconds for figures, seconds in zip(own, dense, strict=True)]
+        assert row["simulated_percent_of_fedavg"]["mean"] == pytest.approx(np.mean(percent))
+    fedavg, heterofl, autoflip = content["rows"]
+    for name in ("bytes_percent_of_fedavg", "flops_percent_of_fedavg", "simulated_percent_of_fedavg"):
+        assert fedavg[name]["mean"] == 100
+        assert heterofl[name]["mean"] < 65
+    assert autoflip["preparation_s"]["mean"] > 0
+    assert autoflip["flops_percent_of_fedavg"]["mean"] > 100
+
+
+@pytest.mark.slow
+def test_the_table_is_kept_as_markdown_and_csv(finished):
+    rows = content_of(finished)["rows"]
+    lines = (finished.out / "comparison.md").read_text(encoding="utf-8").splitlines()
+    assert any(line.startswith("| heterofl | ") and line.endswith("| learning_rate 0.1 |") for line in lines)
+    with (finished.out / "comparison.csv").open(encoding="utf-8", newline="") as file:
+        read = list(csv.DictReader(file))
+    assert [float(row["accuracy_mean"]) for row in read] == [row["accuracy"]["mean"] for row in rows]
+
+
+@pytest.mark.slow
+def test_mlflow_has_a_parent_with_the_table_and_a_child_for_each_run(finished):
+    content, client = content_of(finished), MlflowClient(finished.uri)
+    runs = client.search_runs([content["experiment_id"]])
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == content["run_id"]]
+    assert len(runs) == 7
+    assert len(children) == 6
+    parent = client.get_run(content["run_id"])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert {"comparison.md", "comparison.csv", "comparison.json"} <= {
+        item.path for item in client.list_artifacts(content["run_id"])
+    }
+    rows = {row["label"]: row for row in content["rows"]}
+    assert parent.data.metrics["accuracy_last10/heterofl"] == rows["heterofl"]["accuracy_last10"]["mean"]
+    assert "accuracy/autoflip-plus" in parent.data.metrics
+    assert parent.data.params["comparison.split_seed"] == "0"
+    figures = {(run["label"], run["seed"]): run for run in content["runs"]}
+    child = next(run for run in children if run.info.run_name == "heterofl seed 1")
+    history = client.get_metric_history(child.info.run_id, "accuracy/global")
+    assert [point.step for point in history] == [1, 2, 3]
+    assert history[-1].value == figures["heterofl", 1]["accuracy"]
+
+
+@pytest.mark.slow
+def test_all_runs_share_one_split(finished):
+    client, content = MlflowClient(finished.uri), content_of(finished)
+    runs = client.search_runs([content["experiment_id"]])
+    for what in ("data", "partition", "test_rows"):
+        assert {run.data.tags[f"{what}_sha256"] for run in runs} == {content["split"][what]}
+
+
+def test_a_run_of_a_comparison_is_not_resumed(finished):
+    with pytest.raises(SettingError, match="is of a comparison, which plays it whole"):
+        find(str(next((finished.out / "runs").iterdir())))
+
+
+def test_the_split_has_a_seed_of_its_own():
+    shared = ("data.max_train_examples=500", "evaluation.max_examples=50")
+    runs = plan.plan(settings_with(*shared)).runs[:2]
+    first, second = (build_scenario(run.settings) for run in runs)
+    assert digests_of(first) == digests_of(second)
+    assert (first.workload.seed, second.workload.seed) == (0, 1)
+    assert tensors.digest(first.workload.model.state_dict()) != tensors.digest(second.workload.model.state_dict())
+    data = runs[1].settings.data.model_copy(update={"split_seed": None})
+    other = digests_of(build_scenario(runs[1].settings.model_copy(update={"data": data})))
+    assert all(other[what] != digests_of(second)[what] for what in ("data", "partition", "test_rows"))
+
+
+def settings_with(*overrides: str) -> plan.ComparisonSettings:
+    changed = dict(loader.parse_override(override) for override in overrides)
+    base = loader.read_yaml(CONFIGS / "digits.yaml")
+    entries = [{"name": entry} if isinstance(entry, str) else entry for entry in COMPARISON["methods"]]
+    content = COMPARISON | {"base": base, "set": COMPARISON["set"] | changed, "methods": entries}
+    return plan.ComparisonSettings.model_validate(content)
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_leaves_the_others_and_exit_code_1(tmp_path, capsys):
+    wild = {"name": "random", "set": {"training.learning_rate": 1e6, "training.clip_norm": None}}
+    done = compared(tmp_path, methods=["fedavg", wild, "magnitude"], seeds=[0])
+    captured = capsys.readouterr()
+    assert done.code == signals.FAILED
+    assert "raysim: the run failed: 1 of 3 runs failed (random seed 0: round 1, client " in captured.err
+    assert "Traceback" not in captured.err
+    assert all(name in captured.out for name in ("fedavg", "magnitude", "0 of 1", "open in MLflow"))
+    content = content_of(done)
+    assert [len(row["seeds"]) for row in content["rows"]] == [1, 0, 1]
+    assert "training diverged" in content["rows"][1]["failed"]["0"]
+    client = MlflowClient(done.uri)
+    statuses = {run.info.run_name: run.info.status for run in client.search_runs([content["experiment_id"]])}
+    assert statuses.pop("random seed 0") == "FAILED"
+    assert statuses.pop("fedavg seed 0") == statuses.pop("magnitude seed 0") == "FINISHED"
+    assert list(statuses.values()) == ["FAILED"]
+    for name in (str(done.out), content["run_id"]):
+        rows = {row["label"]: row for row in compare.compare([name], done.uri).table}
+        assert [rows[label]["states"] for label in ("fedavg", "random", "magnitude")] == [[""], ["failed"], [""]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({}, ["--methods", "fedavg,hetrofl"], "--methods='fedavg,hetrofl': 'hetrofl' is not in the file; it has: he"),
+        ({}, ["--seeds", "0,x"], "--seeds='0,x' is not allowed; allowed: whole numbers, as in 0,1,2"),
+        ({}, ["--seeds", "1,1"], "seeds: 1 is given twice"),
+        ({}, ["--seeds", "-1"], "seeds=[-1] is not allowed"),
+        ({}, ["--set", "seed=3"], "--set 'seed' is not allowed in a comparison; it has --seeds"),
+        ({}, ["--set", "training.epochs=0"], "training.epochs=0 is not allowed"),
+        (
+            {}, ["--set", "executor.kind=ray", "--set", "executor.num_actors=clients"],
+            "executor.num_actors='clients' is not allowed in a comparison; allowed: how many runs to play at a time",
+        ),
+        (
+            {}, ["--set", "executor.kind=ray", "--set", "executor.client_timeout_s=9"],
+            "executor.client_timeout_s=9 has no effect in a comparison; allowed: null",
+        ),
+        (
+            {}, ["--set", "tracking.client_runs=true"],
+            "tracking.client_runs=True has no effect in a comparison; allowed: false",
+        ),
+        ({"methods": []}, [], "methods=[] is not allowed"),
+        ({"methods": ["fedavg", "fedavg"]}, [], "methods: 'fedavg' is given twice"),
+        ({"methods": ["fedvag"]}, [], "methods: 'fedvag': method.name='fedvag' is unknown; known: fedavg"),
+        ({"methods": [{"nme": "fedavg"}]}, [], "methods.0.name is missing"),
+        ({"methods": ["dapperfl"]}, [], "methods: 'dapperfl': training.epochs=1 is not allowed"),
+        (
+            {"methods": [{"name": "fedavg", "set": {"data.heldout_share": 0.5}}]}, [],
+            "methods: 'fedavg': set: 'data.heldout_share' is not allowed, since rows must be comparable",
+        ),
+        ({"metods": ["fedavg"]}, [], "metods=['fedavg'] is not a setting; did you mean methods?"),
+        ({"base": "none.yaml"}, [], "CONFIG="),
+        ({"base": 3}, [], "base=3 is not allowed"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_before_anything_is_written(tmp_path, capsys, changes, options, message):
+    done = compared(tmp_path, *options, **changes)
+    captured = capsys.readouterr()
+    assert done.code == signals.BAD_INPUT
+    assert captured.err.startswith(f"raysim: {message}")
+    assert captured.out == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["comparison.yaml"]
+
+
+@pytest.mark.slow
+def test_a_folder_that_holds_a_comparison_is_refused(finished, capsys):
+    before = (finished.out / "comparison.json").read_bytes()
+    assert compared(finished.out.parent).code == signals.BAD_INPUT
+    assert "holds a comparison already" in capsys.readouterr().err
+    assert (finished.out / "comparison.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_what_is_written_down_repeats_the_comparison(finished):
+    again = plan.load(finished.out / "comparison.yaml")
+    assert again.settings.set["tracking.uri"] == finished.uri
+    assert [run.settings.training.learning_rate for run in again.runs] == [0.2, 0.2, 0.1, 0.1, 0.2, 0.2]
+
+
+def test_a_setting_given_on_the_command_line_replaces_that_of_every_row(tmp_path):
+    path = tmp_path / "comparison.yaml"
+    path.write_text(yaml.safe_dump(COMPARISON), encoding="utf-8")
+    runs = plan.load(path, ("training.learning_rate=0.3",)).runs
+    assert {run.settings.training.learning_rate for run in runs} == {0.3}
+
+
+def test_a_row_may_not_be_built_with_settings_that_do_not_fit():
+    with pytest.raises(SettingError, match=r"methods: 'heterofl': method\.normalization='group' has no effect"):
+        plan.plan(settings_with("method.normalization=group"))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_spread_over_ray_the_runs_are_the_same(finished, tmp_path, local_ray):
+    on_ray = ("--set", "executor.kind=ray", "--set", "executor.num_actors=2", "--methods", "fedavg,heterofl")
+    done = compared(tmp_path, *on_ray)
+    assert done.code == 0
+
+    def digests(done: SimpleNamespace) -> dict:
+        return {(run["label"], run["seed"]): run["params_sha256"] for run in content_of(done)["runs"]}
+
+    assert digests(done).items() <= digests(finished).items()
+    assert len(digests(done)) == 4
+
+
+def test_the_table_fits_into_120_columns():
+    value = {"mean": 0.987654, "std": 0.012345}
+    cost = {"mean": 1234.56, "std": None}
+    row = {"label": "feddropout", "method": "feddropout", "seeds": [0, 1], "failed": {2: "diverged"}}
+    row |= {"set": {"training.learning_rate": 0.05}}
+    row |= {name: value if "accuracy" in name else cost for name in table.AVERAGED}
+    console = Console(width=120, record=True, file=io.StringIO())
+    (whole,) = views.rich_tables(table.columns_of([row]), [False], console.width)
+    console.print(whole)
+    printed = console.export_text()
+    for part in ("feddropout", "98.8 ± 1.2", "1234.6", "2 of 3", "learning_rate 0.05"):
+        assert part in printed
+    assert "\u2026" not in printed
+
+
+def test_the_committed_comparison_has_every_method():
+    comparison = plan.load(CONFIGS / "compare_digits.yaml")
+    assert [entry.name for entry in comparison.settings.methods] == list(METHODS)
+    assert comparison.settings.seeds == [0, 1, 2]
+    assert comparison.base.executor.kind == "in-process"

@@ -1,0 +1,42 @@
+"""The page on the clock: its file runs with its commands, and says what the page says."""
+
+import json
+import re
+import shlex
+
+import pytest
+
+from raysim.cli import main as cli
+from raysim.clock.outcomes import FATES
+from raysim.config.population import ClockSettings
+from tests.conftest import ROOT
+
+PAGE = (ROOT / "docs" / "clock.md").read_text(encoding="utf-8")
+FILE = re.search(r"```yaml my_clock.yaml\n(.*?)```", PAGE, re.DOTALL)[1]
+COMMANDS = re.search(r"```sh\n(.*?)```", PAGE, re.DOTALL)[1].splitlines()
+
+
+def test_every_mode_and_every_fate_is_explained():
+    for mode in ClockSettings.model_fields["mode"].annotation.__args__:
+        assert f"| `{mode}` |" in PAGE
+    rows = "\n".join(line for line in PAGE.splitlines() if line.startswith("| `"))
+    assert all(f"`{fate}`" in rows for fate in FATES)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_run_and_tell_time_energy_and_targets(command, tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_clock.yaml").write_text(FILE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        cli.main([*shlex.split(command)[1:], "--json"])
+    assert left.value.code == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["simulated_s"] > 0 < summary["energy_j"]
+    assert summary["costs"]["device_co2_g"] == pytest.approx(380 * summary["energy_j"] / 3.6e6)
+    low, high = summary["targets"]
+    assert 1 <= low["round"] <= summary["rounds"]
+    assert high["round"] is None
+    if "async" in command:
+        assert summary["fates"]["unfinished"] == 11
+    else:
+        assert set(summary["fates"]) == {"counted", "late"}

@@ -1,0 +1,113 @@
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import nn
+
+from raysim.client.assignments import ALONE, ClientTask, Tasks
+from raysim.core import tensors
+from raysim.core.errors import RunFailedError, SettingError
+from raysim.executors import in_process
+from raysim.executors.ray.executor import chunk_shares
+from raysim.executors.ray.runner import RayRunner
+from raysim.pruning.masks import Mask
+from raysim.pruning.plan import ChannelPlan
+from raysim.simulation.build import build_scenario
+from raysim.simulation.state import Storage
+from tests.conftest import tiny_settings
+
+MASK = Mask(np.ones(1, dtype=np.bool_))
+
+
+def tasks_of(costs: list[float], packs: list[int] | None = None) -> Tasks:
+    tasks = Tasks.of_rows([ClientTask(client, MASK, 1.0, 1.0, 1, False, cost) for client, cost in enumerate(costs)])
+    return tasks if packs is None else replace(tasks, packs=np.array(packs))
+
+
+def test_chunks_hold_every_task_once_with_about_their_shares_of_the_cost_costliest_first() -> None:
+    costs = np.random.default_rng(0).integers(1, 100, 370)
+    shares = chunk_shares(4)
+    assert sum(shares) == pytest.approx(1)
+    chunks = tasks_of(costs.tolist()).chunks(shares)
+    assert sorted(client for chunk in chunks for client in chunk.clients.tolist()) == list(range(370))
+    found = [chunk.costs.sum() / costs.sum() for chunk in chunks]
+    assert found == pytest.approx(shares, abs=100 / costs.sum())
+    assert [chunk.costs.max() for chunk in chunks] == sorted((chunk.costs.max() for chunk in chunks), reverse=True)
+
+
+def test_no_chunk_is_empty() -> None:
+    chunks = tasks_of([1.0, 1.0, 1.0]).chunks(chunk_shares(3))
+    assert [len(chunk) for chunk in chunks] == [1, 1, 1]
+
+
+def test_a_pack_is_in_one_chunk() -> None:
+    packs = [ALONE, 0, 1, 0, ALONE, 1, 0, 2]
+    chunks = tasks_of([5.0, 1.0, 9.0, 1.0, 2.0, 1.0, 3.0, 4.0], packs).chunks([0.25] * 4)
+    assert len(chunks) > 2
+    homes = {}
+    for place, chunk in enumerate(chunks):
+        for pack in set(chunk.packs.tolist()) - {ALONE}:
+            assert homes.setdefault(pack, place) == place
+    assert sorted(client for chunk in chunks for client in chunk.clients.tolist()) == list(range(8))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_failing_client_is_named_with_its_traceback(local_ray: None, tmp_path: Path) -> None:
+    class Stumbling(nn.Module):
+        """A user's layer that raises on batches of a certain length; local, so that Ray ships it by value."""
+
+        def forward(self, inputs):
+            if self.training and len(inputs) == 13:
+                raise ValueError("thirteen rows are too many for me")
+            return inputs
+
+    scenario = build_scenario(tiny_settings("training.batch_size=13", "selection.clients_per_round=6"))
+    model = nn.Sequential(Stumbling(), *scenario.workload.model)
+    example, _ = scenario.workload.data.test_rows(np.arange(2))
+    workload = replace(scenario.workload, model=model, plan=ChannelPlan.trace(model, example))
+    scenario = replace(scenario, workload=workload)
+    with RayRunner(2, None) as runner, pytest.raises(RunFailedError) as error:
+        list(runner.run(scenario, Storage(tmp_path, 1, 1)))
+    assert error.value.round == 1
+    assert error.value.client in range(6)
+    assert "thirteen rows" in error.value.cause
+    assert "Stumbling" in error.value.details or "forward" in error.value.details
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_more_actors_than_cpus_are_refused_on_a_running_cluster(local_ray: None) -> None:
+    with pytest.raises(SettingError, match=r"executor.num_actors=50.*allowed: 1 to 3"), RayRunner(50, None):
+        pass
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_every_client_may_have_an_actor_of_its_own(local_ray: None, tmp_path: Path) -> None:
+    """Twelve actors on three CPUs; each leaves a file with its process when it trains."""
+    import ray
+
+    class Signing(nn.Module):
+        def forward(self, inputs):
+            if self.training:
+                (tmp_path / f"pid-{os.getpid()}").touch()
+            return inputs
+
+    scenario = build_scenario(tiny_settings("population.clients=12", "selection.clients_per_round=5", "rounds=1"))
+    model = nn.Sequential(Signing(), *scenario.workload.model)
+    example, _ = scenario.workload.data.test_rows(np.arange(2))
+    workload = replace(scenario.workload, model=model, plan=ChannelPlan.trace(model, example))
+    scenario = replace(scenario, workload=workload)
+    here = in_process.InProcessRunner()
+    list(here.run(scenario, Storage(tmp_path / "here", 1, 1)))
+    for path in tmp_path.glob("pid-*"):
+        path.unlink()
+    with RayRunner("clients", None, num_clients=12) as runner:
+        [report] = runner.run(scenario, Storage(tmp_path / "ray", 1, 1))
+        assert tensors.digest(runner.final_state().params) == tensors.digest(here.final_state().params)
+        pids = ray.get([actor.process_id.remote() for actor in runner.client_actors])
+    assert len(set(pids)) == 12
+    assert {f"pid-{pids[client]}" for client in report.clients["client"]} == {p.name for p in tmp_path.glob("pid-*")}

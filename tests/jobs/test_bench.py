@@ -1,0 +1,78 @@
+"""The benchmark proves its sides equal, runs small, and prints one JSON line with what it was measured on."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+@pytest.mark.slow
+def test_bench_training_prints_one_line():
+    command = [sys.executable, str(ROOT / "jobs" / "bench_training.py"), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    result = json.loads(line)
+    assert result["ratio_to_floor"] > 0
+    assert 0 < result["seconds_ratio_keep_0.25"] < result["seconds_ratio_keep_0.5"] < 1
+    assert result["repeats"] == {"digits": 5, "vgg16": 3}
+    assert set(result["machine"]) >= {"cpus", "capability"}
+    assert set(result["versions"]) >= {"python", "torch", "raysim"}
+    assert "commit" in result
+
+
+@pytest.mark.slow
+def test_bench_submodel_prints_one_line():
+    command = [sys.executable, str(ROOT / "jobs" / "bench_submodel.py"), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    result = json.loads(line)
+    assert set(result["models"]) == {"vgg16", "resnet18", "mobilenet_v3_large"}
+    for measured in result["models"].values():
+        assert measured["extract_ratio_to_copy"] > 0
+        assert measured["reconstruct_ratio_to_copy"] > 0
+        assert measured["kept_parameters"] < measured["parameters"] / 2
+    assert result["repeats"] == 5
+    assert {"machine", "versions", "commit"} <= set(result)
+
+
+@pytest.mark.slow
+def test_bench_tracking_proves_its_sides_equal_and_prints_one_line():
+    few = ("population.clients=400", "selection.clients_per_round=200", "rounds=3")
+    command = [sys.executable, str(ROOT / "jobs" / "bench_tracking.py"), "--repeats", "3", "--json"]
+    settings = [part for setting in few for part in ("--set", setting)]
+    done = subprocess.run([*command, *settings], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    result = json.loads(line)
+    assert (result["clients_per_round"], result["rounds"]) == (200, 3)
+    assert min(result[name] for name in ("logging_cpu_percent", "metrics_percent", "round_s", "logged_round_s")) > 0
+    assert {"machine", "versions", "commit", "cost_percent", "metric_names"} <= set(result)
+
+
+@pytest.mark.slow
+def test_too_few_repeats_are_refused():
+    command = [sys.executable, str(ROOT / "jobs" / "bench_training.py"), "--repeats", "4"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--repeats=4" in done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("workload", ["W1", "W2"])
+def test_bench_engine_proves_its_sides_equal_and_prints_one_line(workload):
+    command = [sys.executable, str(ROOT / "jobs" / "bench_engine.py"), "--workload", workload, "--quick", "--json"]
+    done = subprocess.run([*command, "--repeats", "3"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    result = json.loads(line)
+    assert result["ratio_to_floor"] > 0
+    assert 0 < result["difference"] < 1e-3
+    names = {"W1": ("scaling", "samples_per_s"), "W2": ("clients_per_s", "clients_per_s_with_everything")}
+    assert all(result[name] > 0 for name in names[workload])
+    assert "commit" in result

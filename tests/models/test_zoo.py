@@ -1,0 +1,110 @@
+import sys
+
+import pytest
+import torch
+
+from raysim.core.errors import SettingError
+from raysim.models import zoo
+from raysim.simulation.build import build_scenario
+from tests.conftest import INPUTS, tiny_settings
+
+
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_models_map_images_to_class_scores(name: str) -> None:
+    for channels in (1, 3):
+        shape = (channels, *INPUTS[name][1:])
+        assert zoo.build(name, {}, shape, 7, seed=0)(torch.randn(3, *shape)).shape == (3, 7)
+
+
+def test_weights_come_from_the_seed_and_the_generator_is_put_back() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    one, same, other = (zoo.build("mlp", {}, (1, 4, 4), 3, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(one[1].weight, same[1].weight)
+    assert not torch.equal(one[1].weight, other[1].weight)
+
+
+def test_a_linear_model_is_an_mlp_without_hidden_layers() -> None:
+    assert len(list(zoo.build("mlp", {"hidden": []}, (1, 4, 4), 3, seed=0).parameters())) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shape", "parts"),
+    [
+        ("cnm", {}, (1, 8, 8), ["model.name='cnm'", "known: cnn", "torchvision/resnet18", "my_pkg.net:build"]),
+        ("cnn", {"hiden": 3}, (1, 8, 8), ["model.options.hiden=3", "takes: hidden"]),
+        ("cnn", {"channels": [3]}, (1, 8, 8), ["model.options={'channels': [3]}"]),
+        ("lenet", {"hidden": 3}, (1, 28, 28), ["model.options.hidden=3", "none"]),
+        ("vgg16", {}, (1, 8, 8), ["model.name='vgg16'", "32 x 32", "8 x 8"]),
+    ],
+)
+def test_what_cannot_be_built_is_refused(name: str, options: dict, shape: tuple, parts: list[str]) -> None:
+    with pytest.raises(SettingError) as error:
+        zoo.build(name, options, shape, 10, seed=0)
+    assert all(part in str(error.value) for part in parts), str(error.value)
+
+
+USERS_CODE = """
+from torch import nn
+
+def build(input_shape, num_classes, width=4, **others):
+    inputs = input_shape[1] * input_shape[2]
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, width), nn.Linear(width, num_classes))
+
+class Fixed(nn.Sequential):
+    def __init__(self, classes):
+        super().__init__(nn.Flatten(), nn.Linear(64, classes))
+
+def no_module():
+    return "net"
+
+def breaks(num_classes):
+    raise RuntimeError("no such thing")
+
+constant = 3
+"""
+
+
+@pytest.fixture
+def users_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "my_net_xyz.py").write_text(USERS_CODE, encoding="utf-8")
+    yield tmp_path
+    sys.modules.pop("my_net_xyz", None)
+
+
+def test_a_users_own_model_is_given_what_its_signature_names(users_folder) -> None:
+    model = zoo.build("my_net_xyz:build", {"width": 6}, (1, 8, 8), 10, seed=0)
+    assert [layer.weight.shape for layer in model[1:]] == [(6, 64), (10, 6)]
+    same, other = (zoo.build("my_net_xyz:build", {"width": 6}, (1, 8, 8), 10, seed=seed) for seed in (0, 1))
+    assert torch.equal(model[1].weight, same[1].weight)
+    assert not torch.equal(model[1].weight, other[1].weight)
+    assert zoo.build("my_net_xyz:Fixed", {"classes": 10}, (1, 8, 8), 10, seed=0)[1].out_features == 10
+    assert zoo.kept_whole("my_net_xyz:build") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("Fixed", {}, r"model\.options=\{\} is not allowed for .* missing 1 required positional argument: 'classes'"),
+        ("Fixed", {"classes": 7}, r"two images give \(2, 7\) instead of \(2, 10\)"),
+        ("no_module", {}, r"gives a str; allowed: a torch\.nn\.Module"),
+        ("breaks", {}, r"is not allowed for .*: RuntimeError: no such thing"),
+        ("constant", {}, "is a int; allowed: a function or class"),
+        ("biuld", {}, "has no 'biuld'; nearest: build"),
+    ],
+)
+def test_a_users_model_that_does_not_fit_is_refused(users_folder, name, options, said) -> None:
+    with pytest.raises(SettingError, match=said):
+        zoo.build(f"my_net_xyz:{name}", options, (1, 8, 8), 10, seed=0)
+
+
+def test_layers_of_a_users_model_are_kept_whole_by_name(users_folder) -> None:
+    settings = ("model.name=my_net_xyz:build", "model.options={}")
+    assert len(build_scenario(tiny_settings(*settings)).workload.plan.groups) == 1
+    kept = build_scenario(tiny_settings(*settings, "model.keep_whole=['1']")).workload.plan
+    assert len(kept.groups) == 0
+    with pytest.raises(SettingError, match=r"model\.keep_whole='9' matches no layer"):
+        build_scenario(tiny_settings(*settings, "model.keep_whole=['9']"))

@@ -1,0 +1,144 @@
+"""What is served of the global model: silent dormant channels, statistics re-estimated, other normalizations."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from raysim.core import seeding
+from raysim.core.tensors import Params
+from raysim.executors.in_process import InProcessExecutor
+from raysim.methods import resolve as methods
+from raysim.simulation.build import build_scenario
+from raysim.simulation.round import initial_state, run_round
+from raysim.simulation.state import RoundReport, ServerState
+from tests.conftest import settings_of
+from tests.methods.slow_rounds import close, members, rate, small_scenario
+from tests.planned import plan_round
+
+NARROW = tuple(f"population.tiers.{tier}.keep_ratio=0.3" for tier in range(4))
+
+
+def play(scenario, rounds: int) -> tuple[list[ServerState], list[RoundReport]]:
+    state, executor, states, reports = initial_state(scenario), InProcessExecutor(scenario.workload), [], []
+    for _ in range(rounds):
+        state, report = run_round(scenario, state, executor)
+        states.append(state)
+        reports.append(report)
+    return states, reports
+
+
+def test_dormant_channels_are_silent_until_somebody_has_trained_them() -> None:
+    """The served model computes what the full one does when every channel nobody has trained yet says zero."""
+    given = ("method.silent_dormant=true", "method.warmup_rounds=2", "training.epochs=1", *NARROW)
+    scenario = small_scenario("ca-hfp", *given)
+    plan, model = scenario.workload.plan, scenario.workload.model
+    inputs, labels = scenario.workload.data.test_rows(scenario.test_rows)
+    states, reports = play(scenario, 3)
+    ever, sizes = np.zeros(plan.num_units, dtype=bool), []
+    before = initial_state(scenario)
+    for state, report in zip(states, reports, strict=True):
+        for mask in plan_round(scenario, before).masks:
+            ever |= mask.kept
+        sizes.append(int(ever.sum()))
+        served = methods.served(scenario.method, plan, state.params, state.memory)
+        hidden = inputs
+        with torch.no_grad():
+            for layer in model:
+                name = next(name for name, module in model.named_modules() if module is layer)
+                own = {k.split(".")[1]: v for k, v in state.params.items() if k.startswith(f"{name}.")}
+                hidden = torch.func.functional_call(layer, own, (hidden,))
+                if name in plan.units:
+                    says = torch.from_numpy(ever[plan.units[name]]).float()
+                    hidden = hidden * says.view(1, -1, *[1] * (hidden.dim() - 2))
+            whole = torch.func.functional_call(model, served, (inputs,))
+        torch.testing.assert_close(whole, hidden, rtol=1e-5, atol=1e-6)
+        assert report.score.accuracy == float((hidden.argmax(1) == labels).double().mean())
+        before = state
+    assert sizes[0] < plan.num_units
+    assert sizes[-1] > sizes[0]
+
+
+def test_nothing_is_silent_where_it_is_not_asked_for_and_training_is_the_same() -> None:
+    loud, silent = (
+        play(small_scenario("ca-hfp", *NARROW, f"method.silent_dormant={asked}"), 2) for asked in ("false", "true")
+    )
+    close(loud[0][-1].params, silent[0][-1].params, rtol=0, atol=0)
+    assert loud[1][0].score != silent[1][0].score
+    assert loud[0][-1].totals.down_bytes == silent[0][-1].totals.down_bytes
+
+
+class Normalized(nn.Module):
+    """A convolution with BatchNorm and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.classifier = nn.Linear(4, 10)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.norm(self.first(inputs)).relu().mean((2, 3)))
+
+
+def normalized(method: str, *overrides: str):
+    from raysim.pruning.costs import CostTable
+    from raysim.pruning.trace import trace
+
+    scenario = small_scenario(method, "training.epochs=1", *overrides)
+    with seeding.torch_seeded(0, "model"):
+        model = Normalized()
+    plan = trace(model, torch.randn(2, 1, 8, 8))
+    workload = replace(scenario.workload, model=model, plan=plan)
+    return replace(scenario, workload=workload, costs=CostTable(model, plan, (1, 8, 8)))
+
+
+@pytest.mark.parametrize("method", ["fedavg", "magnitude", "ca-hfp"])
+def test_static_normalization_keeps_no_statistics_in_training_and_estimates_them_for_scoring(method: str) -> None:
+    scenario = normalized(method, "rounds=1")
+    static = methods.resolve(method, {"normalization": "static"}, scenario.workload.local)
+    scenario = replace(scenario, method=static)
+    (state,), _ = play(scenario, 1)
+    inputs, _ = scenario.workload.data.train_rows(scenario.statistics_rows)
+    hidden = nn.functional.conv2d(inputs, state.params["first.weight"], state.params["first.bias"])
+    torch.testing.assert_close(state.params["norm.running_mean"], hidden.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(state.params["norm.running_var"], hidden.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
+
+
+def test_batch_normalization_averages_running_statistics_over_clients() -> None:
+    scenario = normalized("fedavg")
+    (state,), _ = play(scenario, 1)
+    start = {key: value.clone() for key, value in scenario.workload.model.state_dict().items()}
+    expected: Params = {key: torch.zeros_like(value, dtype=torch.float64) for key, value in start.items()}
+    cohort = members(scenario, 1)
+    for client in cohort:
+        model = Normalized()
+        model.load_state_dict(start)
+        inputs, labels = scenario.workload.data.train_rows(scenario.workload.population.train[client.id])
+        optimizer = torch.optim.SGD(model.parameters(), rate(scenario, 1), scenario.workload.local.momentum)
+        order = seeding.generator(0, "batches", 1, client.id).permutation(len(labels))
+        batches = [order[start : start + 5] for start in range(0, len(order), 5)]
+        if len(batches) > 1 and len(batches[-1]) == 1:
+            batches[-2:] = [np.concatenate(batches[-2:])]
+        for rows in batches:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs[rows]), labels[rows]).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), scenario.workload.local.clip_norm)
+            optimizer.step()
+        for key, value in model.state_dict().items():
+            expected[key] += value.double() * client.n / sum(other.n for other in cohort)
+    for key in ("first.weight", "norm.weight", "norm.running_mean", "norm.running_var"):
+        torch.testing.assert_close(state.params[key].double(), expected[key], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["fedavg", "magnitude"])
+def test_group_normalization_leaves_no_running_statistics(method: str) -> None:
+    given = ("model.name=resnet32", "model.options={}", "method.normalization=group", "population.clients=2")
+    more = ("selection.clients_per_round=1", "data.max_train_examples=20")
+    scenario = build_scenario(settings_of(method, *given, *more))
+    layers = [type(layer).__name__ for layer in scenario.workload.model.modules()]
+    assert "BatchNorm2d" not in layers
+    assert layers.count("GroupNorm") == 1 + 30 + 2
+    assert not scenario.buffers
