@@ -28,7 +28,7 @@ from raysim.core.tensors import Params, one_thread
 from raysim.executors.ray.client_actor import keep_freed_memory
 from raysim.executors.ray.runner import RayRunner
 from raysim.simulation.build import build_scenario
-from raysim.simulation.loop import play
+from raysim.simulation.loop import run_rounds
 from raysim.simulation.round import initial_state, plan_round, run_round
 from raysim.simulation.scenario import Executor, Scenario
 from raysim.simulation.state import ServerState, Storage
@@ -193,7 +193,7 @@ def population(repeats: int, quick: bool) -> dict[str, Any]:
     scenario, beyond = build("population", *fewer), []
     with tempfile.TemporaryDirectory() as folder, RayRunner(CORES, None) as runner:
         executor = Timed(runner.executor(scenario))
-        rounds = play(scenario, initial_state(scenario), executor, Storage(Path(folder), 1, 2))
+        rounds = run_rounds(scenario, initial_state(scenario), executor, Storage(Path(folder), 1, 2))
         next(rounds)
         for _ in range(repeats):
             started, executor.seconds = time.perf_counter(), 0.0

@@ -27,13 +27,13 @@ from raysim.executors.in_process import InProcessExecutor
 from raysim.executors.ray.runner import RayRunner
 from raysim.simulation import metrics, records
 from raysim.simulation.build import build_scenario
-from raysim.simulation.loop import play
+from raysim.simulation.loop import run_rounds
 from raysim.simulation.records import Point
 from raysim.simulation.round import initial_state
 from raysim.simulation.scenario import Executor, Scenario
 from raysim.simulation.state import ServerState, Storage
 from raysim.tracking import run_metadata, system_metrics
-from raysim.tracking.background import RoundLog
+from raysim.tracking.background import BackgroundLogger
 from raysim.tracking.curves import RunCurves
 from raysim.tracking.mlflow_writer import MlflowTracker, resolve_uri
 
@@ -78,7 +78,7 @@ class Sides:
             spent[0] = time.thread_time()
 
         curves = RunCurves(lambda round: records.logged(place / "rounds", round, without), send)
-        log = RoundLog([curves])
+        log = BackgroundLogger([curves])
         with system_metrics.watched(tracker.uri, tracker.run_id):
             state = self._play(place, log)
         log.close(PATIENCE_S, is_over=True)
@@ -120,9 +120,9 @@ class Sides:
         self._count += 1
         return storage_path(self._folder / str(self._count))
 
-    def _play(self, place: StoragePath, log: RoundLog | None) -> ServerState:
+    def _play(self, place: StoragePath, log: BackgroundLogger | None) -> ServerState:
         state = initial_state(self._scenario)
-        for after, report in play(self._scenario, state, self._executor, Storage(place, 1, 2)):
+        for after, report in run_rounds(self._scenario, state, self._executor, Storage(place, 1, 2)):
             state, started = after, time.perf_counter()
             metrics.metrics_of(report)
             self.metrics_s.append(time.perf_counter() - started)

@@ -12,8 +12,8 @@ import torch
 from benchmark import medians_in_turns, surroundings
 from torch import nn
 
-from raysim.client.assignments import Broadcast, ClientTask, LocalRules, Tasks
-from raysim.client.trainer import Stage
+from raysim.client.assignments import Assignment, Assignments, Broadcast, LocalRules
+from raysim.client.trainer import ClientTrainer
 from raysim.client.training import LocalTraining
 from raysim.client.view import Workload
 from raysim.core import seeding
@@ -29,7 +29,7 @@ from raysim.pruning.costs import CostTable
 from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.significance import first_channels
 from raysim.server.fixed_point import ExactSum
-from raysim.server.updates import Contribution
+from raysim.server.updates import ClientUpdates
 
 SEED, ROUND, CLIENT = 0, 1, 0
 SMALL_CNN = LocalTraining(learning_rate=0.2, momentum=0.9, epochs=3, batch_size=16)
@@ -50,17 +50,17 @@ def workload_of(data: datasets.Dataset, model_name: str, rows: int, local: Local
     return Workload(SEED, data, clients, model, plan, local)
 
 
-def task_of(workload: Workload, keep_ratio: float) -> ClientTask:
+def task_of(workload: Workload, keep_ratio: float) -> Assignment:
     """Return the client's task: train the first channels, score nothing."""
     mask = masks.keep_top(workload.plan, first_channels(workload.plan), keep_ratio)
-    return ClientTask(CLIENT, mask, keep_ratio, keep_ratio, workload.local.epochs, score_heldout=False, cost=0.0)
+    return Assignment(CLIENT, mask, keep_ratio, keep_ratio, workload.local.epochs, score_heldout=False, cost=0.0)
 
 
-def play(stage: Stage, workload: Workload, keep_ratio: float = 1.0) -> Callable[[], Contribution]:
+def play(stage: ClientTrainer, workload: Workload, keep_ratio: float = 1.0) -> Callable[[], ClientUpdates]:
     """Return raysim's side: one client through the stage."""
     task = task_of(workload, keep_ratio)
     broadcast = Broadcast(ROUND, dict(workload.model.state_dict()), LocalRules())
-    return lambda: stage.train(Tasks.of_rows([task]), broadcast)
+    return lambda: stage.train(Assignments.of_rows([task]), broadcast)
 
 
 def plain_loop(workload: Workload) -> Callable[[], Params]:
@@ -89,7 +89,7 @@ def plain_loop(workload: Workload) -> Callable[[], Params]:
     return train
 
 
-def prove_same_update(workload: Workload, contribution: Contribution, trained: Params) -> None:
+def prove_same_update(workload: Workload, contribution: ClientUpdates, trained: Params) -> None:
     """Check that both sides changed every parameter alike, to the bit of the exact sum the client sends."""
     before = workload.model.state_dict()
     expected = ExactSum.zeros_like(before)
@@ -114,7 +114,7 @@ def prove_widths(workload: Workload) -> None:
 def against_floor(rows: int, repeats: int) -> dict[str, float]:
     """Time one client of the digits experiment through raysim and through the plain loop."""
     workload = workload_of(datasets.load("digits", None, False, None, SEED), "cnn", rows, SMALL_CNN)
-    raysim, floor = play(Stage(workload), workload), plain_loop(workload)
+    raysim, floor = play(ClientTrainer(workload), workload), plain_loop(workload)
     prove_same_update(workload, raysim(), floor())
     seconds = medians_in_turns({"raysim": raysim, "floor": floor}, repeats)
     samples = rows * SMALL_CNN.epochs
@@ -131,7 +131,7 @@ def of_widths(batches: int, repeats: int) -> dict[str, float]:
     rows = batches * VGG16.batch_size
     workload = workload_of(noise_images(rows), "vgg16", rows, VGG16)
     prove_widths(workload)
-    stage = Stage(workload)
+    stage = ClientTrainer(workload)
     sides = {f"{keep_ratio:g}": play(stage, workload, keep_ratio) for keep_ratio in WIDTHS}
     for side in sides.values():
         side()

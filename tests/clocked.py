@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from raysim.clock.outcomes import COUNTED, FATE
+from raysim.clock.outcomes import COUNTED, OUTCOME_DTYPE
 from raysim.clock.timing import CohortLoad, CohortTiming
 from raysim.clock.work import Cohort, Work
 from raysim.executors.in_process import InProcessExecutor
@@ -76,7 +76,7 @@ def played(scenario: Scenario, rounds: int | None = None) -> tuple[ServerState, 
 
 def work_of(
     phases: list[tuple[float, float, float]], clients: list[int] | None = None, start_s: float = 0.0, round: int = 1,
-    fates: list[str] | None = None,
+    outcomes: list[str] | None = None,
 ) -> Work:  # fmt: skip
     """Clients with seconds of download, training and upload; 1,000 bytes down, 500 up, 10,000 FLOPs, 10 steps."""
     size = len(phases)
@@ -85,7 +85,9 @@ def work_of(
     ones, whole = np.ones(size), np.full(size, 1, np.int64)
     cohort = Cohort(round, ids, ones, ones, np.full(size, "nothing"), 7 * whole, 2 * whole)
     load = CohortLoad(1000 * whole, 500 * whole, 10_000 * whole, 100 * whole, 10 * whole)
-    chosen = np.full(size, COUNTED, dtype=FATE) if fates is None else np.array(fates, dtype=FATE)
+    chosen = (
+        np.full(size, COUNTED, dtype=OUTCOME_DTYPE) if outcomes is None else np.array(outcomes, dtype=OUTCOME_DTYPE)
+    )
     masks = CohortMasks.of([Mask(np.ones(4, dtype=np.bool_))] * size)
     return Work(cohort, masks, load, timing, np.full(size, start_s), timing.total_s, chosen)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from raysim.client.assignments import Broadcast, Tasks
+from raysim.client.assignments import Assignments, Broadcast
 from raysim.clock.work import Cohort
 from raysim.methods.method import RoundView
 from raysim.pruning.masks import CohortMasks
@@ -22,7 +22,7 @@ class PlannedRound:
     view: RoundView
     masks: CohortMasks
     load: Any
-    tasks: Tasks
+    tasks: Assignments
     broadcast: Broadcast
 
 

@@ -18,8 +18,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models as families
 
-from raysim.client.assignments import Tasks
-from raysim.client.trainer import Stage
+from raysim.client.assignments import Assignments
+from raysim.client.trainer import ClientTrainer
 from raysim.clock import serialization
 from raysim.clock.outcomes import COUNTED
 from raysim.clock.timing import ClockRules
@@ -44,7 +44,7 @@ from raysim.simulation import checkpoint, planning, preparation, records
 from raysim.simulation import round as rounds
 from raysim.simulation.build import build_scenario
 from raysim.simulation.cohort import choose_masks, cohort_of, load_of, schedule_cohort, view_of
-from raysim.simulation.loop import play
+from raysim.simulation.loop import run_rounds
 from raysim.simulation.round import initial_state, run_round
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import RoundReport, ServerState, Storage
@@ -235,7 +235,7 @@ def test_law_4_holds_in_every_clock_mode(mode: str) -> None:
     after, reports = clocked_rounds(scenario)
     plan = scenario.workload.plan
     held = held_entries(plan, masks.keep_top(plan, first_channels(plan), 0.5), before)
-    assert {fate for report in reports for fate in report.clients["fate"]} > {COUNTED}
+    assert {outcome for report in reports for outcome in report.clients["fate"]} > {COUNTED}
     for key, value in before.items():
         assert torch.equal(after.params[key][~held[key]], value[~held[key]])
     assert sum(not torch.equal(after.params[key][held[key]], value[held[key]]) for key, value in before.items()) >= 6
@@ -282,8 +282,8 @@ def test_law_6_order_and_grouping_change_nothing(method: tuple[str, ...]) -> Non
     scenario = build_scenario(settings_of(*method, "selection.clients_per_round=5"))
     planned = plan_round(scenario, prepared(scenario))
     tasks, broadcast = planned.tasks, planned.broadcast
-    together = merge([Stage(scenario.workload).train(tasks, broadcast)])
-    fresh = Stage(scenario.workload)
+    together = merge([ClientTrainer(scenario.workload).train(tasks, broadcast)])
+    fresh = ClientTrainer(scenario.workload)
     apart = merge([fresh.train(tasks.take(np.array(chunk)), broadcast) for chunk in ([4], [2, 0], [1, 3])])
     for quantity, total in together.sums.items():
         for key, fixed in total.totals.items():
@@ -316,7 +316,7 @@ class Backwards(InProcessExecutor):
 
     def train_versions(self, groups):
         trained = [
-            merge([self._stage.train(Tasks.of_rows([task]), broadcast) for task in reversed(list(tasks))])
+            merge([self._stage.train(Assignments.of_rows([task]), broadcast) for task in reversed(list(tasks))])
             for tasks, broadcast in reversed(groups)
         ]
         return trained[::-1]
@@ -521,14 +521,14 @@ def test_law_11_stop_anywhere_and_resume(name: str, mode: str, tmp_path: Path) -
     """From the checkpoint of any round on: parameters, clock, batteries, work in flight and tables are the same."""
     scenario = clocked(name, mode, *FRAIL, "server.optimizer=momentum")
     executor = InProcessExecutor(scenario.workload)
-    whole = list(play(scenario, initial_state(scenario), executor, Storage(tmp_path / "whole", 1, 9)))
+    whole = list(run_rounds(scenario, initial_state(scenario), executor, Storage(tmp_path / "whole", 1, 9)))
     assert len(whole) == 4
     assert mode != "async" or any(state.in_flight for state, _ in whole)
     for round in (1, 2, 3):
         folder = tmp_path / f"stopped after {round}"
         shutil.copytree(tmp_path / "whole" / "checkpoints", folder / "checkpoints")
         loaded = checkpoint.load(checkpoint.path_of(folder / "checkpoints", round))
-        rest = list(play(scenario, loaded, executor, Storage(folder, 1, 9)))
+        rest = list(run_rounds(scenario, loaded, executor, Storage(folder, 1, 9)))
         for (ours, report), (theirs, same) in zip(rest, whole[round:], strict=True):
             assert_same_report(report, same)
             assert states_digest(ours) == states_digest(theirs)

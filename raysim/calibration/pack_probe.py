@@ -4,9 +4,9 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from raysim.client.assignments import ALONE, Broadcast, Tasks
+from raysim.client.assignments import ALONE, Assignments, Broadcast
 from raysim.client.packing import obstacle
-from raysim.client.trainer import Stage
+from raysim.client.trainer import ClientTrainer
 from raysim.core.errors import SettingError
 from raysim.simulation.build import why_alone
 from raysim.simulation.round import group_of, initial_state, plan_round
@@ -32,7 +32,7 @@ def probe(scenario: Scenario) -> dict[str, Any]:
     state = initial_state(scenario)
     work = plan_round(scenario, state).ended[0].counted
     packs = {size: group_of(scenario, replace(state, pack_size=size), work) for size in SIZES if size <= len(work)}
-    stage, seconds = Stage(scenario.workload), dict.fromkeys(packs, float("inf"))
+    stage, seconds = ClientTrainer(scenario.workload), dict.fromkeys(packs, float("inf"))
     for _ in range(REPEATS):
         for size, (tasks, broadcast) in packs.items():
             seconds[size] = min(seconds[size], _seconds(stage, tasks, broadcast))
@@ -43,7 +43,7 @@ def probe(scenario: Scenario) -> dict[str, Any]:
     return {"auto": scenario.pack_size, "recommended": min(seconds, key=lambda size: seconds[size]), "sizes": sizes}
 
 
-def _seconds(stage: Stage, tasks: Tasks, broadcast: Broadcast) -> float:
+def _seconds(stage: ClientTrainer, tasks: Assignments, broadcast: Broadcast) -> float:
     started = time.perf_counter()
     stage.train(tasks, broadcast)
     return time.perf_counter() - started

@@ -104,7 +104,7 @@ def resume(run: str, overrides: tuple[str, ...], tracking_uri: str | None, as_js
     from raysim.experiment import resume as resuming
 
     started = time.monotonic()
-    with resuming.taken_up(run, tracking_uri, overrides) as stopped:
+    with resuming.locked_run(run, tracking_uri, overrides) as stopped:
         if stopped.is_finished:
             summary = stopped.summary or {}
         else:

@@ -35,7 +35,7 @@ class LocalRules:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ClientTask:
+class Assignment:
     """What one client does in a round: train the submodel that `mask` leaves, then maybe score it.
 
     Attributes:
@@ -81,8 +81,8 @@ ALONE = -1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Tasks:
-    """What clients do in a round, arrays `(clients,)`; a sequence of `ClientTask`.
+class Assignments:
+    """What clients do in a round, arrays `(clients,)`; a sequence of `Assignment`.
 
     Attributes:
         clients: Their ids.
@@ -107,9 +107,9 @@ class Tasks:
     memories: Mapping[int, Params] = field(default_factory=dict)
 
     @staticmethod
-    def of_rows(rows: Sequence[ClientTask]) -> "Tasks":
+    def of_rows(rows: Sequence[Assignment]) -> "Assignments":
         """Return single tasks as columns; each is trained by itself."""
-        return Tasks(
+        return Assignments(
             np.array([row.client for row in rows], dtype=np.int64),
             CohortMasks.of([row.mask for row in rows]),
             np.array([row.budget for row in rows]),
@@ -124,29 +124,29 @@ class Tasks:
     def __len__(self) -> int:
         return len(self.clients)
 
-    def __getitem__(self, place: int) -> ClientTask:
+    def __getitem__(self, place: int) -> Assignment:
         client = int(self.clients[place])
-        return ClientTask(
+        return Assignment(
             client, self.masks[place], float(self.budgets[place]), float(self.keep_ratios[place]),
             int(self.epochs[place]), bool(self.scored[place]), float(self.costs[place]),
             self.memories.get(client, {}),
         )  # fmt: skip
 
-    def __iter__(self) -> Iterator[ClientTask]:
+    def __iter__(self) -> Iterator[Assignment]:
         return (self[place] for place in range(len(self)))
 
-    def take(self, places: NDArray[np.int64]) -> "Tasks":
+    def take(self, places: NDArray[np.int64]) -> "Assignments":
         """Return the tasks of some clients."""
         clients = self.clients[places]
         memories = self.memories
         if memories:
             memories = {client: memories[client] for client in clients.tolist() if client in memories}
-        return Tasks(
+        return Assignments(
             clients, self.masks.take(places), self.budgets[places], self.keep_ratios[places], self.epochs[places],
             self.scored[places], self.costs[places], self.packs[places], memories,
         )  # fmt: skip
 
-    def chunks(self, shares: Sequence[float]) -> "list[Tasks]":
+    def chunks(self, shares: Sequence[float]) -> "list[Assignments]":
         """Cut tasks into chunks of about these shares of the predicted cost, the costliest clients first.
 
         Packs stay whole. A chunk for which no client is left is not there.
@@ -162,14 +162,14 @@ class Tasks:
         chunk_of = chunk_of[first]
         return [self.take(order[chunk_of == chunk]) for chunk in np.unique(chunk_of)]
 
-    def apart(self) -> "list[Tasks]":
+    def apart(self) -> "list[Assignments]":
         """Cut tasks into single clients, and into packs."""
         packed = np.unique(self.packs[self.packs != ALONE])
         places = [*np.flatnonzero(self.packs == ALONE)[:, None], *(np.flatnonzero(self.packs == p) for p in packed)]
         return [self.take(each) for each in places]
 
 
-def _cost_of_pack(tasks: Tasks) -> NDArray[np.float64]:
+def _cost_of_pack(tasks: Assignments) -> NDArray[np.float64]:
     """Return the cost that decides when each client comes: its own, or all of its pack's, `(clients,)`."""
     packed = tasks.packs != ALONE
     if not packed.any():

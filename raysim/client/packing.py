@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from raysim.client.assignments import ALONE, Tasks
+from raysim.client.assignments import ALONE, Assignments
 from raysim.core.errors import SettingError
 from raysim.data.batches import num_batches
 
@@ -76,7 +76,7 @@ def pack_size(
     return max(1, -(-cohort_size // packs))
 
 
-def packed(tasks: Tasks, examples: NDArray[np.int64], batch_size: int, size: int) -> Tasks:
+def packed(tasks: Assignments, examples: NDArray[np.int64], batch_size: int, size: int) -> Assignments:
     """Return tasks with clients of equal masks, epochs and numbers of steps in packs, in the order of their ids.
 
     Args:

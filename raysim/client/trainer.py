@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from raysim.client import evaluation, vmap
-from raysim.client.assignments import Broadcast, ClientTask, Tasks
+from raysim.client.assignments import Assignment, Assignments, Broadcast
 from raysim.client.packing import places_of
 from raysim.client.training import LocalHooks, Report, compose, train
 from raysim.client.view import ClientView, Workload
@@ -26,10 +26,10 @@ from raysim.pruning import elements as element_masks
 from raysim.pruning import submodel
 from raysim.pruning.plan import ChannelPlan
 from raysim.server.fixed_point import ExactSum
-from raysim.server.updates import Contribution
+from raysim.server.updates import ClientUpdates
 
 
-class Stage:
+class ClientTrainer:
     """Plays clients, one after another or packed together; keeps the submodel skeletons it has built."""
 
     def __init__(self, workload: Workload) -> None:
@@ -42,7 +42,7 @@ class Stage:
         """What is held for the whole run."""
         return self._workload
 
-    def train(self, tasks: Tasks, broadcast: Broadcast) -> Contribution:
+    def train(self, tasks: Assignments, broadcast: Broadcast) -> ClientUpdates:
         """Train a chunk of clients.
 
         Raises:
@@ -62,7 +62,7 @@ class Stage:
             name: np.concatenate([result.columns[name] for _, result in trained])[order] for name in REPORTED
         }
         memories = {client: memory for _, result in trained for client, memory in result.memories.items()}
-        return Contribution(
+        return ClientUpdates(
             {name: total.on_cpu() for name, total in sums.items()},
             {"client": tasks.clients, **columns},
             kept=np.concatenate([result.kept for _, result in trained])[order],
@@ -70,16 +70,16 @@ class Stage:
             memories=memories,
         )
 
-    def _train_one(self, task: ClientTask, broadcast: Broadcast, sums: dict[str, ExactSum]) -> "_Trained":
+    def _train_one(self, task: Assignment, broadcast: Broadcast, sums: dict[str, ExactSum]) -> "_Trained":
         with (
             about(broadcast.round, [task.client]),
             _named(broadcast.round, task.client),
             seeding.torch_seeded(self._workload.seed, "layers", broadcast.round, task.client, self._workload.device),
         ):
-            return _play(self._workload, self._submodels, task, broadcast, sums)
+            return train_client(self._workload, self._submodels, task, broadcast, sums)
 
-    def _train_pack(self, tasks: Tasks, broadcast: Broadcast, sums: dict[str, ExactSum]) -> "_Trained":
-        """Train clients together: as `_play` does without rules of the method, on one mask for all."""
+    def _train_pack(self, tasks: Assignments, broadcast: Broadcast, sums: dict[str, ExactSum]) -> "_Trained":
+        """Train clients together: as `train_client` does without rules of the method, on one mask for all."""
         workload, mask = self._workload, tasks.masks.distinct[0]
         local = replace(workload.local, epochs=int(tasks.epochs[0]))
         cut = submodel.cut_for(workload.plan, mask)
@@ -101,7 +101,7 @@ class Stage:
         )  # fmt: skip
 
     @contextmanager
-    def _blaming_one(self, tasks: Tasks, broadcast: Broadcast) -> Iterator[None]:
+    def _blaming_one(self, tasks: Assignments, broadcast: Broadcast) -> Iterator[None]:
         """Name the client of a pack that fails by itself, too."""
         try:
             with about(broadcast.round, tasks.clients.tolist()), _named(broadcast.round, -1):
@@ -112,7 +112,7 @@ class Stage:
             raise
 
     def _score_pack(
-        self, model: nn.Module, weights: Params, tasks: Tasks
+        self, model: nn.Module, weights: Params, tasks: Assignments
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return accuracy and mean loss on held-out rows, NaN for clients that have none or are not scored."""
         accuracy, loss = np.full((2, len(tasks)), np.nan)
@@ -152,7 +152,7 @@ REPORTED = ("train_loss", "epochs", "accuracy", "heldout_loss")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Trained:
-    """What one client or a pack sends back, arrays `(clients, ...)`; see `Contribution`."""
+    """What one client or a pack sends back, arrays `(clients, ...)`; see `ClientUpdates`."""
 
     columns: Columns
     kept: NDArray[np.bool_]
@@ -180,8 +180,8 @@ def _check_loss(round: int, client: int, loss: float) -> None:
         raise RunFailedError(round, client, cause)
 
 
-def _play(
-    workload: Workload, submodels: submodel.SubmodelCache, task: ClientTask, broadcast: Broadcast,
+def train_client(
+    workload: Workload, submodels: submodel.SubmodelCache, task: Assignment, broadcast: Broadcast,
     sums: dict[str, ExactSum],
 ) -> _Trained:  # fmt: skip
     """Play one client: cut its submodel, train it, add its update to the sums, score it."""
@@ -231,7 +231,7 @@ def _on_device(broadcast: Broadcast, device: str) -> Broadcast:
 
 
 def _view_of(
-    workload: Workload, submodels: submodel.SubmodelCache, task: ClientTask, broadcast: Broadcast
+    workload: Workload, submodels: submodel.SubmodelCache, task: Assignment, broadcast: Broadcast
 ) -> ClientView:
     """Cut the client's submodel and load the global values into it."""
     cut = submodel.cut_for(workload.plan, task.mask)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from raysim.client.assignments import Broadcast, ClientTask
+from raysim.client.assignments import Assignment, Broadcast
 from raysim.client.training import LocalTraining
 from raysim.core.tensors import Params
 from raysim.data.datasets import Dataset
@@ -57,7 +57,7 @@ class ClientView:
 
     workload: Workload
     broadcast: Broadcast
-    task: ClientTask
+    task: Assignment
     submodels: submodel.SubmodelCache
     model: nn.Module
     mask: Mask

@@ -28,7 +28,7 @@ def spent_j(
         waits_s: How long each waited afterwards.
         level_j: What was left in the batteries when they started.
     """
-    compute_s = work.shares_done.compute_s * work.timing.compute_s
+    compute_s = work.completed_shares.compute_s * work.timing.compute_s
     spent = work.spent
     radio_bytes = spent.down_bytes + spent.up_bytes
     drawn_j = (
@@ -36,7 +36,7 @@ def spent_j(
         + devices.column("radio_j_per_byte") * radio_bytes
         + devices.column("idle_watts") * waits_s
     )
-    return np.where(work.fates == BATTERY, level_j, np.minimum(drawn_j, level_j))
+    return np.where(work.outcomes == BATTERY, level_j, np.minimum(drawn_j, level_j))
 
 
 def have_batteries(devices: Devices) -> bool:

@@ -35,7 +35,7 @@ def fit_epochs(
 
 def wait_for_all(work: Work, rules: ClockRules, wanted: int) -> tuple[Work, float]:
     """End the round when everybody is done or has stopped."""
-    return work, float(work.lasts_s.max())
+    return work, float(work.duration_s.max())
 
 
 def wait_until_deadline(work: Work, rules: ClockRules, wanted: int) -> tuple[Work, float]:
@@ -46,15 +46,15 @@ def wait_until_deadline(work: Work, rules: ClockRules, wanted: int) -> tuple[Wor
 
 def wait_for_first(work: Work, rules: ClockRules, wanted: int) -> tuple[Work, float]:
     """End the round when as many are done as are wanted; equal times count in the order of ids."""
-    done = np.flatnonzero(work.fates == COUNTED)
-    order = done[np.lexsort((work.cohort.clients[done], work.lasts_s[done]))]
+    done = np.flatnonzero(work.outcomes == COUNTED)
+    order = done[np.lexsort((work.cohort.clients[done], work.duration_s[done]))]
     if len(order) < wanted:
         return wait_for_all(work, rules, wanted)
-    round_s = float(work.lasts_s[order[wanted - 1]])
+    round_s = float(work.duration_s[order[wanted - 1]])
     others = stopped(work, np.full(len(work), round_s), SURPLUS)
-    fates = others.fates.copy()
-    fates[order[wanted:]] = SURPLUS  # those that end in the same moment, too
-    return replace(others, fates=fates), round_s
+    outcomes = others.outcomes.copy()
+    outcomes[order[wanted:]] = SURPLUS  # those that end in the same moment, too
+    return replace(others, outcomes=outcomes), round_s
 
 
 ROUND_ENDS: dict[str, Callable[[Work, ClockRules, int], tuple[Work, float]]] = {
@@ -109,7 +109,7 @@ def fill_buffer(
         end_s, work = queue.pop()
         now_s = max(now_s, end_s)  # who ends while the server is busy is heard when it is done
         ended.append(work)
-        filled += int(work.fates[0] == COUNTED)
+        filled += int(work.outcomes[0] == COUNTED)
         if filled < rules.buffer_size:  # else the next one starts from the new version
             fill(queue, now_s)
     if filled < rules.buffer_size:

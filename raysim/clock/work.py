@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.clock.outcomes import COUNTED, FATE, UNFINISHED
+from raysim.clock.outcomes import COUNTED, OUTCOME_DTYPE, UNFINISHED
 from raysim.clock.timing import CohortLoad, CohortTiming
 from raysim.core.tensors import Params
 from raysim.pruning.masks import CohortMasks
@@ -44,13 +44,13 @@ class Absent:
 
     clients: NDArray[np.int64]
     asked_s: NDArray[np.float64]
-    fates: NDArray[np.str_]
+    outcomes: NDArray[np.str_]
     limited_by: NDArray[np.str_]
 
     @staticmethod
     def nobody() -> "Absent":
         """Return a record of nobody."""
-        return Absent(np.empty(0, np.int64), np.empty(0), np.empty(0, FATE), np.empty(0, np.str_))
+        return Absent(np.empty(0, np.int64), np.empty(0), np.empty(0, OUTCOME_DTYPE), np.empty(0, np.str_))
 
 
 def all_absent(absent: Sequence[Absent]) -> Absent:
@@ -71,7 +71,7 @@ class Work:
         timing: How long that would take.
         start_s: Simulated time at which each starts.
         lasts_s: Seconds until each is done or stops.
-        fates: What becomes of its work, one of `FATES`.
+        fates: What becomes of its work, one of `OUTCOMES`.
     """
 
     cohort: Cohort
@@ -79,8 +79,8 @@ class Work:
     load: CohortLoad
     timing: CohortTiming
     start_s: NDArray[np.float64]
-    lasts_s: NDArray[np.float64]
-    fates: NDArray[np.str_]
+    duration_s: NDArray[np.float64]
+    outcomes: NDArray[np.str_]
 
     def __len__(self) -> int:
         return len(self.start_s)
@@ -93,25 +93,25 @@ class Work:
             self.load.take(places),
             CohortTiming(*(getattr(self.timing, name)[places] for name in CohortTiming.__slots__)),
             self.start_s[places],
-            self.lasts_s[places],
-            self.fates[places],
+            self.duration_s[places],
+            self.outcomes[places],
         )
 
     @property
     def counted(self) -> "Work":
         """The work that the server takes."""
-        return self.take(np.flatnonzero(self.fates == COUNTED))
+        return self.take(np.flatnonzero(self.outcomes == COUNTED))
 
     @property
     def end_s(self) -> NDArray[np.float64]:
         """Simulated time at which each is done or stops, `(clients,)`."""
-        return self.start_s + self.lasts_s
+        return self.start_s + self.duration_s
 
     @property
-    def shares_done(self) -> CohortTiming:
+    def completed_shares(self) -> CohortTiming:
         """Shares of download, training and upload that each has done when it stops, in [0, 1]."""
-        timing, done = self.timing, self.lasts_s >= self.timing.total_s
-        left, shares = self.lasts_s, []
+        timing, done = self.timing, self.duration_s >= self.timing.total_s
+        left, shares = self.duration_s, []
         for phase_s in (timing.download_s, timing.compute_s, timing.upload_s):
             share = np.where(phase_s > 0, np.clip(left / np.where(phase_s > 0, phase_s, 1.0), 0, 1), left >= 0)
             shares.append(np.where(done, 1.0, share))
@@ -121,13 +121,13 @@ class Work:
     @property
     def spent(self) -> CohortLoad:
         """What each has transferred and computed when it stops."""
-        shares, load = self.shares_done, self.load
+        shares, load = self.completed_shares, self.load
         return CohortLoad(
-            down_bytes=part_of(load.down_bytes, shares.download_s),
-            up_bytes=part_of(load.up_bytes, shares.upload_s),
-            train_flops=part_of(load.train_flops, shares.compute_s),
-            activation_bytes=part_of(load.activation_bytes, shares.compute_s),
-            steps=part_of(load.steps, shares.compute_s),
+            down_bytes=completed_share(load.down_bytes, shares.download_s),
+            up_bytes=completed_share(load.up_bytes, shares.upload_s),
+            train_flops=completed_share(load.train_flops, shares.compute_s),
+            activation_bytes=completed_share(load.activation_bytes, shares.compute_s),
+            steps=completed_share(load.steps, shares.compute_s),
         )
 
 
@@ -150,23 +150,27 @@ class Plan:
     memory: Params
 
 
-def part_of(whole: NDArray[np.int64], share: NDArray[np.float64]) -> NDArray[np.int64]:
+def completed_share(whole: NDArray[np.int64], share: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return a share of a count, rounded down; all of it is exact."""
     return np.where(share == 1, whole, np.floor(whole * share).astype(np.int64))
 
 
-def stopped(work: Work, after_s: NDArray[np.float64], fate: str) -> Work:
+def stopped(work: Work, after_s: NDArray[np.float64], outcome: str) -> Work:
     """Return work that stops after some seconds where it would have lasted longer, its fate changed there."""
-    earlier = after_s < work.lasts_s
-    return replace(work, lasts_s=np.where(earlier, after_s, work.lasts_s), fates=np.where(earlier, fate, work.fates))
+    earlier = after_s < work.duration_s
+    return replace(
+        work,
+        duration_s=np.where(earlier, after_s, work.duration_s),
+        outcomes=np.where(earlier, outcome, work.outcomes),
+    )
 
 
 def unfinished(work: Work, now_s: float) -> Work:
     """Return work that is given up at a simulated time; who has stopped of itself by then keeps its fate."""
     elapsed_s = np.maximum(now_s - work.start_s, 0)
-    has_stopped = (work.lasts_s <= elapsed_s) & (work.fates != COUNTED)
-    fates = np.where(has_stopped, work.fates, UNFINISHED)
-    return replace(work, lasts_s=np.minimum(work.lasts_s, elapsed_s), fates=fates)
+    has_stopped = (work.duration_s <= elapsed_s) & (work.outcomes != COUNTED)
+    outcomes = np.where(has_stopped, work.outcomes, UNFINISHED)
+    return replace(work, duration_s=np.minimum(work.duration_s, elapsed_s), outcomes=outcomes)
 
 
 def joined_work(works: Sequence[Work]) -> Work:
@@ -177,7 +181,7 @@ def joined_work(works: Sequence[Work]) -> Work:
         CohortMasks.joined([work.masks for work in works]).take(order),
         CohortLoad(*_columns([work.load for work in works], CohortLoad.__slots__, order)),
         CohortTiming(*_columns([work.timing for work in works], CohortTiming.__slots__, order)),
-        *_columns(works, ("start_s", "lasts_s", "fates"), order),
+        *_columns(works, ("start_s", "duration_s", "outcomes"), order),
     )
 
 

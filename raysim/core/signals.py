@@ -31,7 +31,7 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-class LastRound:
+class StopRequest:
     """Which round is the last of a run that is asked to stop early; asked in one thread, looked at in another."""
 
     def __init__(self) -> None:

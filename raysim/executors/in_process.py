@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.client.assignments import Broadcast, Tasks
-from raysim.client.trainer import Stage
+from raysim.client.assignments import Assignments, Broadcast
+from raysim.client.trainer import ClientTrainer
 from raysim.client.view import Workload
-from raysim.core.signals import LastRound
+from raysim.core.signals import StopRequest
 from raysim.core.tensors import Params
-from raysim.server.updates import Contribution, merge
-from raysim.simulation.loop import first_state, play
+from raysim.server.updates import ClientUpdates, merge
+from raysim.simulation.loop import first_state, run_rounds
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import FIRST, RoundReport, Score, ServerState, Start, Storage
 
@@ -23,13 +23,13 @@ class InProcessExecutor:
     """Runs everything in this process, one client after another."""
 
     def __init__(self, workload: Workload) -> None:
-        self._stage = Stage(workload)
+        self._stage = ClientTrainer(workload)
 
-    def train(self, tasks: Tasks, broadcast: Broadcast) -> Contribution:
+    def train(self, tasks: Assignments, broadcast: Broadcast) -> ClientUpdates:
         """Train some clients that start from one version of the model."""
         return merge([self._stage.train(tasks, broadcast)])
 
-    def train_versions(self, groups: Sequence[tuple[Tasks, Broadcast]]) -> list[Contribution]:
+    def train_versions(self, groups: Sequence[tuple[Assignments, Broadcast]]) -> list[ClientUpdates]:
         """Train groups of clients, each from a version of its own."""
         return [self.train(tasks, broadcast) for tasks, broadcast in groups]
 
@@ -64,7 +64,7 @@ class InProcessRunner:
 
     def __init__(self) -> None:
         self._state: ServerState | None = None
-        self._last = LastRound()
+        self._last = StopRequest()
 
     def __enter__(self) -> "InProcessRunner":
         return self
@@ -79,7 +79,7 @@ class InProcessRunner:
         """Yield the report of each round that is left."""
         executor = InProcessExecutor(scenario.workload)
         self._state = first_state(scenario, storage, start)
-        for state, report in play(scenario, self._state, executor, storage, start.wall_s, self._last):
+        for state, report in run_rounds(scenario, self._state, executor, storage, start.wall_s, self._last):
             self._state = state
             yield report
 

@@ -20,7 +20,7 @@ from raysim.pruning import submodel
 from raysim.simulation import records
 from raysim.tracking import description
 from raysim.tracking import model as logged_model
-from raysim.tracking.background import RoundLog
+from raysim.tracking.background import BackgroundLogger
 from raysim.tracking.mlflow_writer import MlflowTracker
 
 PATIENCE_S = 30.0
@@ -55,7 +55,7 @@ class Ending:
     model_name: str | None
 
 
-def tell(ending: Ending, log: RoundLog) -> None:
+def log_results(ending: Ending, log: BackgroundLogger) -> None:
     """Tell MLflow of what the folder holds; the run is finished when that is done.
 
     Raises:
@@ -71,10 +71,10 @@ def tell(ending: Ending, log: RoundLog) -> None:
             f"MLflow could not be told of all that happened ({error}); all files are in {folder}, "
             f"`raysim resume {folder}` tells it what is missing"
         ) from None
-    note(folder, finished=True)
+    update_run_json(folder, finished=True)
 
 
-def note(folder: StoragePath, **stands: object) -> None:
+def update_run_json(folder: StoragePath, **stands: object) -> None:
     """Write down in run.json how a run stands.
 
     Args:
@@ -92,22 +92,18 @@ def _upload(ending: Ending) -> None:
     tracker, folder, workload = ending.tracker, ending.folder, ending.workload
     for name in (*ARTIFACTS, *WHERE_THERE):
         if name in ARTIFACTS or (folder / name).is_file():
-            patiently(partial(tracker.artifact, folder / name), name)
+            retry(partial(tracker.artifact, folder / name), name)
     with (folder / "model.safetensors").fetched() as path:
         submodel.load_params(workload.model, load_file(path))
     example, _ = workload.data.test_rows(np.arange(2))
-    version = patiently(
-        lambda: logged_model.keep(tracker, workload.model, example, ending.model_name), "the final model"
-    )
+    version = retry(lambda: logged_model.keep(tracker, workload.model, example, ending.model_name), "the final model")
     model = None if version is None else f"models:/{ending.model_name}/{version}"
     summary = json.loads((folder / "summary.json").read_text())
-    patiently(
-        lambda: tracker.note(description.TAG, description.after(ending.note, summary, model)), "the description"
-    )
-    patiently(lambda: tracker.end("FINISHED"), "the end of the run")
+    retry(lambda: tracker.note(description.TAG, description.after(ending.note, summary, model)), "the description")
+    retry(lambda: tracker.end("FINISHED"), "the end of the run")
 
 
-def patiently(call: Callable[[], Value], what: str, patience_s: float = PATIENCE_S) -> Value:
+def retry(call: Callable[[], Value], what: str, patience_s: float = PATIENCE_S) -> Value:
     """Repeat a call that MLflow does not take, with longer and longer pauses.
 
     Args:
@@ -130,7 +126,9 @@ def patiently(call: Callable[[], Value], what: str, patience_s: float = PATIENCE
         pause_s *= 2
 
 
-def leave(tracker: MlflowTracker, folder: StoragePath, log: RoundLog | None, error: BaseException) -> None:
+def record_abort(
+    tracker: MlflowTracker, folder: StoragePath, log: BackgroundLogger | None, error: BaseException
+) -> None:
     """Tell how an unfinished run ended, its folder first, then MLflow, as far as that listens and time allows.
 
     Its rounds so far have a report, where that is not to end at once.
@@ -155,13 +153,13 @@ def leave(tracker: MlflowTracker, folder: StoragePath, log: RoundLog | None, err
 
 
 def _farewell(
-    tracker: MlflowTracker, folder: StoragePath, log: RoundLog | None, failure: str | None, patience_s: float
+    tracker: MlflowTracker, folder: StoragePath, log: BackgroundLogger | None, failure: str | None, patience_s: float
 ) -> Iterator[Callable[[], object]]:
     """Yield what there is to do when a run ends unfinished; what it failed of is none if it was stopped."""
     state, status = ("stopped", "KILLED") if failure is None else ("failed", "FAILED")
     page = None
     if not (folder / "summary.json").is_file():
-        yield partial(note, folder, state=state, failure=failure)
+        yield partial(update_run_json, folder, state=state, failure=failure)
         if patience_s > HASTY_S:
             page = Thread(target=_report, args=(folder,), daemon=True)  # MLflow may hang, a page may take long
             yield page.start

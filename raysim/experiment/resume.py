@@ -49,7 +49,7 @@ class Stopped:
 
 
 @contextmanager
-def taken_up(run: str, tracking_uri: str | None = None, overrides: Sequence[str] = ()) -> Iterator[Stopped]:
+def locked_run(run: str, tracking_uri: str | None = None, overrides: Sequence[str] = ()) -> Iterator[Stopped]:
     """Find a run as `find` does, and hold its folder for as long as the context lasts; a finished one needs no hold.
 
     Raises:

@@ -33,7 +33,7 @@ from raysim.simulation.state import FIRST, RoundReport, ServerState, Start, Stor
 from raysim.terminal.progress import ProgressDisplay
 from raysim.tracking import description as run_note
 from raysim.tracking import run_metadata, system_metrics
-from raysim.tracking.background import RoundLog
+from raysim.tracking.background import BackgroundLogger
 from raysim.tracking.mlflow_writer import NOTHING, Known, MlflowTracker, few_retries, resolve_uri
 from raysim.tracking.run_folder import as_setting, check_folder, held, make_folder
 
@@ -99,7 +99,7 @@ def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any
         TrackingLostError: If MLflow cannot be told of all of it; the files are complete.
         ReportLostError: If the report cannot be made; the results are complete, and MLflow has them.
     """
-    log: RoundLog | None = None
+    log: BackgroundLogger | None = None
     if experiment.summary is None:
         runner.make_ready(experiment.scenario)  # before anything is written down
     with few_retries(ANSWER_S), nullcontext() if experiment.is_held else held(experiment.folder):
@@ -108,9 +108,9 @@ def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any
             summary = experiment.summary or _play(experiment, runner, log, started)
             lost = report_lost(experiment)
             with _as_failure(summary["rounds"], "the end of the run cannot be written down"):
-                telling.tell(_ending(experiment), log)
+                telling.log_results(_ending(experiment), log)
         except BaseException as error:
-            telling.leave(experiment.tracker, experiment.folder, log, error)
+            telling.record_abort(experiment.tracker, experiment.folder, log, error)
             if isinstance(error, KeyboardInterrupt) and (experiment.folder / "summary.json").is_file():
                 raise StoppedError(
                     f"interrupted after the last round; all results are in {experiment.folder}, and "
@@ -131,7 +131,7 @@ def _ending(experiment: Experiment) -> telling.Ending:
     return telling.Ending(experiment.tracker, folder, scenario.workload, note, settings.model_name)
 
 
-def _play(experiment: Experiment, runner: Runner, log: RoundLog, started: float) -> dict[str, Any]:
+def _play(experiment: Experiment, runner: Runner, log: BackgroundLogger, started: float) -> dict[str, Any]:
     settings = experiment.settings
     storage = Storage(experiment.folder, settings.checkpoint.every, settings.checkpoint.keep)
     tracker, is_watched = experiment.tracker, settings.tracking.system_metrics
@@ -175,7 +175,7 @@ def _as_failure(round: int, what: str) -> Iterator[None]:
         raise RunFailedError(round, -1, f"{what}: {type(error).__name__}: {error}", traceback.format_exc()) from error
 
 
-def begin(experiment: Experiment) -> RoundLog:
+def begin(experiment: Experiment) -> BackgroundLogger:
     """Write down what is about to run, and create its MLflow run or go on with it; return what logs its rounds."""
     folder, tracker = experiment.folder, experiment.tracker
     try:
@@ -187,7 +187,7 @@ def begin(experiment: Experiment) -> RoundLog:
             f"`raysim resume {folder}` goes on"
         ) from None
     settings, scenario = experiment.settings, experiment.scenario
-    log = RoundLog(run_metadata.curves_of(tracker, settings, scenario, folder, experiment.known))
+    log = BackgroundLogger(run_metadata.curves_of(tracker, settings, scenario, folder, experiment.known))
     log.cover(experiment.start.round)
     return log
 
@@ -203,7 +203,7 @@ def _write_down(experiment: Experiment) -> None:
     else:
         run_metadata.create(tracker, experiment.settings, experiment.scenario, folder, environment())
     if (folder / "run.json").is_file():
-        telling.note(folder, state=None, failure=None)
+        telling.update_run_json(folder, state=None, failure=None)
     else:
         (folder / "run.json").write_text(json.dumps(description(experiment, digests), indent=2))
     run_metadata.describe(tracker, experiment.settings, experiment.scenario, digests)
@@ -261,7 +261,7 @@ def environment() -> dict[str, str]:
     }
 
 
-def follow(reports: Iterator[RoundReport], log: RoundLog, rounds: int, start: Start = FIRST) -> int:
+def follow(reports: Iterator[RoundReport], log: BackgroundLogger, rounds: int, start: Start = FIRST) -> int:
     """Show each round as it arrives; let those be logged that a checkpoint covers; return the last one."""
     last = start.round
     with ProgressDisplay(rounds, last) as display:

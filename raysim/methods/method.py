@@ -20,7 +20,7 @@ from raysim.pruning.coverage import Coverage
 from raysim.pruning.masks import CohortMasks, Mask, Scores
 from raysim.pruning.plan import ChannelPlan
 from raysim.server.fill import FillRule, fill_global
-from raysim.server.updates import Contribution
+from raysim.server.updates import ClientUpdates
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +79,7 @@ class CohortReport:
     """
 
     view: RoundView
-    contribution: Contribution
+    contribution: ClientUpdates
     masks: CohortMasks
     coverage: Coverage
     total_s: NDArray[np.float64]
@@ -91,7 +91,7 @@ class Trainer(Protocol):
     def __call__(
         self, clients: NDArray[np.int64], mask: Mask, epochs: int, hooks: tuple[Callable[..., LocalHooks], ...],
         params: Params, travels: bool = True,
-    ) -> tuple[Contribution, Params]:  # fmt: skip
+    ) -> tuple[ClientUpdates, Params]:  # fmt: skip
         """Train some clients on equal masks; return what they send and their weighted mean.
 
         Nothing is transferred where one client goes on with what it has: `travels` is false.

@@ -16,7 +16,7 @@ from raysim.methods.method import CohortReport, RoundView, Trainer
 from raysim.methods.options import MethodOptions
 from raysim.pruning import elements
 from raysim.pruning.masks import CohortMasks, Mask
-from raysim.server.updates import Contribution
+from raysim.server.updates import ClientUpdates
 
 CANDIDATE_SHARE, HALVING_ROUNDS = 0.3, 10_000
 STABLE_CHANGE, STABLE_TIMES = 0.1, 5
@@ -129,7 +129,7 @@ def _weights(view: RoundView) -> Params:
     return {key: view.params[key] for key in view.costs.weight_flops}
 
 
-def _squares(contribution: Contribution) -> Params:
+def _squares(contribution: ClientUpdates) -> Params:
     total = contribution.sums["squares"]
     return {key: total.value(key) for key in total.totals}
 

@@ -39,7 +39,7 @@ class ClientsOfRounds:
     """
 
     round: NDArray[np.int64]
-    fates: dict[str, NDArray[np.int64]]
+    outcomes: dict[str, NDArray[np.int64]]
     pruning: NDArray[np.float64]
     tier_pruning: dict[str, NDArray[np.float64]]
     seconds: NDArray[np.float64]
@@ -143,12 +143,12 @@ class Summing:
     def total(self) -> ClientsOfRounds:
         """Return what has been added, in the order of rounds."""
         rounds = sorted(self._rounds, key=lambda each: int(each["round"]))
-        fates = list(dict.fromkeys(fate for each in rounds for fate in each["fates"]))
+        outcomes = list(dict.fromkeys(outcome for each in rounds for outcome in each["fates"]))
         with np.errstate(invalid="ignore"):
             mean = self._pruned / self._counted
         return ClientsOfRounds(
             round=np.array([each["round"] for each in rounds]),
-            fates={fate: np.array([each["fates"].get(fate, 0) for each in rounds]) for fate in fates},
+            outcomes={outcome: np.array([each["fates"].get(outcome, 0) for each in rounds]) for outcome in outcomes},
             pruning=np.array([each["pruning"] for each in rounds]),
             tier_pruning={
                 tier: np.array([each["tiers"].get(tier, np.nan) for each in rounds])

@@ -154,9 +154,9 @@ def _rows(own: Figures, other: Figures) -> list[tuple[str, ...]]:
 
 
 def _lost(clients: ClientsOfRounds) -> str:
-    sums = {fate: int(counts.sum()) for fate, counts in clients.fates.items()}
+    sums = {outcome: int(counts.sum()) for outcome, counts in clients.outcomes.items()}
     total, counted = sum(sums.values()), sums.pop(COUNTED, 0)
-    lost = [f"{count:,} {fate}" for fate, count in sorted(sums.items(), key=lambda each: -each[1]) if count]
+    lost = [f"{count:,} {outcome}" for outcome, count in sorted(sums.items(), key=lambda each: -each[1]) if count]
     if not lost:
         return f"The work of all {total:,} clients that were asked in {len(clients.round):,} rounds counted."
     return f"Of {total:,} clients that were asked, the work of {counted:,} counted; lost were {', '.join(lost)}."

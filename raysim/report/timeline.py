@@ -80,8 +80,8 @@ def section(recorded: Recorded, clients: ClientsOfRounds) -> Section:
         )
     figures = [Panel(gantt(shown), "Clients at work", wide=True, is_switched=True)] if shown else []
     figures.append(Panel(_seconds(clients), "Seconds of the clients that counted"))
-    if any(fate != COUNTED for fate in clients.fates):
-        figures.append(Panel(_fates(clients), "What became of the clients that were asked"))
+    if any(outcome != COUNTED for outcome in clients.outcomes):
+        figures.append(Panel(_outcomes(clients), "What became of the clients that were asked"))
     return Section("timeline", "Timeline", text, figures, choices=choices_of(shown) if len(shown) > 1 else ())
 
 
@@ -92,13 +92,13 @@ def _span(recorded: Recorded, round: int) -> tuple[float, float]:
     return float(recorded.rounds["simulated_s"][place]) - round_s, round_s
 
 
-def bars_of(rows: Columns, began_s: float, lasts_s: float) -> Bars:
+def bars_of(rows: Columns, began_s: float, duration_s: float) -> Bars:
     """Return the bars of a round; of many clients some, evenly spread over the order in which they end.
 
     Args:
         rows: The round's rows, text as codes.
         began_s: Simulated time at which it began.
-        lasts_s: Its seconds.
+        duration_s: Its seconds.
     """
     started = np.flatnonzero(~where(rows, "fate", ABSENT))
     end_s = rows["start_s"][started] + rows["lasts_s"][started]
@@ -112,7 +112,7 @@ def bars_of(rows: Columns, began_s: float, lasts_s: float) -> Bars:
     median_s = np.median(rows["total_s"][counted]) if counted.any() else np.inf
     mine = signs == COUNTED
     signs[mine] = np.where(taken["total_s"][mine] > STRAGGLER * median_s, STRAGGLING, "")
-    return Bars(int(rows["round"][0]), taken, begin_s, _spent(taken), signs, len(started), lasts_s)
+    return Bars(int(rows["round"][0]), taken, begin_s, _spent(taken), signs, len(started), duration_s)
 
 
 def _spent(rows: Columns) -> NDArray[np.float64]:
@@ -163,9 +163,9 @@ def _layout(bars: Bars) -> dict[str, Any]:
 def _traces(bars: Bars) -> list[go.Bar | go.Scatter]:
     place, lost = np.arange(len(bars.begin_s)), ~np.isin(bars.signs, ("", STRAGGLING))
     tier, traces, base = texts(bars.rows, "tier"), [], bars.begin_s
-    for (name, color, pattern), lasts_s in zip(PHASES, bars.phases, strict=True):
+    for (name, color, pattern), duration_s in zip(PHASES, bars.phases, strict=True):
         traces.append(go.Bar(
-            x=lasts_s, base=base, y=place, orientation="h", name=name,
+            x=duration_s, base=base, y=place, orientation="h", name=name,
             customdata=np.stack([bars.rows["client"].astype(np.str_), tier], axis=1),
             marker={
                 "color": color, "opacity": np.where(lost, 0.45, 1.0), "line": {"width": 0},
@@ -173,7 +173,7 @@ def _traces(bars: Bars) -> list[go.Bar | go.Scatter]:
             },
             hovertemplate="client %{customdata[0]}, %{customdata[1]}: %{x:.3g} s<extra>" + name + "</extra>",
         ))  # fmt: skip
-        base = base + lasts_s
+        base = base + duration_s
     for sign in [each for each in SIGNS if (bars.signs == each).any()]:
         here, (symbol, color) = bars.signs == sign, SIGNS[sign]
         traces.append(go.Scatter(
@@ -200,13 +200,13 @@ def _seconds(clients: ClientsOfRounds) -> go.Figure:
     return figure
 
 
-def _fates(clients: ClientsOfRounds) -> go.Figure:
+def _outcomes(clients: ClientsOfRounds) -> go.Figure:
     figure = go.Figure()
-    others = [fate for fate in clients.fates if fate != COUNTED]
-    for place, fate in enumerate([COUNTED, *others]):
-        if fate in clients.fates:
+    others = [outcome for outcome in clients.outcomes if outcome != COUNTED]
+    for place, outcome in enumerate([COUNTED, *others]):
+        if outcome in clients.outcomes:
             figure.add_bar(
-                x=clients.round, y=clients.fates[fate], name=fate, hovertemplate="%{y:,}",
+                x=clients.round, y=clients.outcomes[outcome], name=outcome, hovertemplate="%{y:,}",
                 marker={"color": style.color(place), "line": {"width": 0},
                         "pattern": {"shape": ("", "/", "x", "\\", "-", "|", "+", ".")[place % 8], "size": 5}},
             )  # fmt: skip

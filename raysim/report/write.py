@@ -80,7 +80,7 @@ def _check_data(recorded: Recorded, baseline: Recorded) -> None:
 def render(recorded: Recorded, baseline: Recorded | None = None) -> str:
     """Return a run's report as one HTML page, compared with a baseline, or with what FedAvg would have taken."""
     clients, fedavg = summed_up(recorded)
-    counted = clients.fates.get(COUNTED, np.zeros(len(clients.round), dtype=np.int64))
+    counted = clients.outcomes.get(COUNTED, np.zeros(len(clients.round), dtype=np.int64))
     sections = [
         headline.section(recorded, clients, fedavg, baseline),
         accuracy.section(recorded, baseline),

@@ -11,7 +11,7 @@ from raysim.server.fixed_point import ExactSum
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Contribution:
+class ClientUpdates:
     """What a chunk of clients sends back.
 
     Attributes:
@@ -42,9 +42,9 @@ class Accumulator:
     def __init__(self) -> None:
         self._sums: dict[str, ExactSum] = {}
         self._owned: set[str] = set()
-        self._rows: list[Contribution] = []
+        self._rows: list[ClientUpdates] = []
 
-    def add(self, contribution: Contribution) -> None:
+    def add(self, contribution: ClientUpdates) -> None:
         """Add a contribution.
 
         Raises:
@@ -59,7 +59,7 @@ class Accumulator:
                 self._owned.add(name)
             self._sums[name].merge(total)
         self._rows.append(
-            Contribution(
+            ClientUpdates(
                 {},
                 {name: column.copy() for name, column in contribution.clients.items()},
                 contribution.kept.copy(),
@@ -71,11 +71,11 @@ class Accumulator:
             )
         )
 
-    def total(self) -> Contribution:
+    def total(self) -> ClientUpdates:
         """Return the sum of what was added, its clients in the order of their ids; nothing may be added later."""
         rows = self._rows
         by_id = np.argsort(np.concatenate([row.clients["client"] for row in rows]))
-        return Contribution(
+        return ClientUpdates(
             sums={name: self._sums[name] for name in sorted(self._sums)},
             clients={name: np.concatenate([row.clients[name] for row in rows])[by_id] for name in rows[0].clients},
             kept=np.concatenate([row.kept for row in rows])[by_id],
@@ -84,7 +84,7 @@ class Accumulator:
         )
 
 
-def merge(contributions: Iterable[Contribution]) -> Contribution:
+def merge(contributions: Iterable[ClientUpdates]) -> ClientUpdates:
     """Add up contributions; the sums of a single one are taken over, not copied."""
     accumulator = Accumulator()
     for contribution in contributions:

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from raysim.clock import energy
 from raysim.clock.outcomes import COUNTED
 from raysim.clock.timing import ClockRules, CohortLoad, CohortTiming
-from raysim.clock.work import Absent, Plan, Work, part_of
+from raysim.clock.work import Absent, Plan, Work, completed_share
 from raysim.core.tensors import Columns
 from raysim.models.cost import ModelCost
 from raysim.population.profiles import Devices
 from raysim.pruning.masks import CohortMasks, Mask
-from raysim.server.updates import Contribution
+from raysim.server.updates import ClientUpdates
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import Reached, Score, ServerState, Totals
 
@@ -23,7 +23,7 @@ REPORTED = {"train_loss": np.nan, "epochs": 0, "accuracy": np.nan, "heldout_loss
 
 
 def client_columns(
-    scenario: Scenario, state: ServerState, plan: Plan, contribution: Contribution | None = None,
+    scenario: Scenario, state: ServerState, plan: Plan, contribution: ClientUpdates | None = None,
     sent: CohortMasks | None = None,
 ) -> Columns:  # fmt: skip
     """Return the round's table: one row per client that was asked or whose work ended, in the order of ids.
@@ -68,7 +68,7 @@ def waiting_s(rules: ClockRules, plan: Plan, now_s: float) -> list[NDArray[np.fl
     """
     ends_s, waited = now_s + plan.round_s - rules.server_s, rules.mode != "async"
     return [
-        np.where((work.fates == COUNTED) & waited, np.maximum(ends_s - work.end_s, 0), 0.0) for work in plan.ended
+        np.where((work.outcomes == COUNTED) & waited, np.maximum(ends_s - work.end_s, 0), 0.0) for work in plan.ended
     ]
 
 
@@ -99,10 +99,10 @@ def clock_columns(
     return {
         "client": cohort.clients,
         "tier": np.array(devices.tiers)[devices.tier_of],
-        "fate": work.fates,
+        "fate": work.outcomes,
         "started_round": np.full(len(work), cohort.round),
         "start_s": work.start_s,
-        "lasts_s": work.lasts_s,
+        "lasts_s": work.duration_s,
         "keep_ratio": cohort.keep_ratios,
         "limited_by": cohort.limited_by,
         "examples": cohort.examples,
@@ -140,7 +140,7 @@ def absent_columns(
     return {
         "client": absent.clients,
         "tier": np.array(devices.tiers)[devices.tier_of],
-        "fate": absent.fates,
+        "fate": absent.outcomes,
         "started_round": np.full(len(none), round),
         "start_s": absent.asked_s,
         "lasts_s": zeros,
@@ -154,7 +154,7 @@ def absent_columns(
     }
 
 
-def _reported(table: Columns, contribution: Contribution | None) -> Columns:
+def _reported(table: Columns, contribution: ClientUpdates | None) -> Columns:
     """Return what clients report as columns of the round's table."""
     size, columns = len(table["client"]), {}
     for name, missing in REPORTED.items():
@@ -206,9 +206,9 @@ def add_round(totals: Totals, plan: Plan, clients: Columns, dense: ModelCost, ep
         epochs: Passes of dense clients over their rows.
     """
     counted = counted_rows(clients)
-    fates = dict(totals.fates)
-    for fate, number in zip(*np.unique(clients["fate"], return_counts=True), strict=True):
-        fates[str(fate)] = fates.get(str(fate), 0) + int(number)
+    outcomes = dict(totals.outcomes)
+    for outcome, number in zip(*np.unique(clients["fate"], return_counts=True), strict=True):
+        outcomes[str(outcome)] = outcomes.get(str(outcome), 0) + int(number)
     totals = _with_dense(totals, plan.ended, dense, epochs)
     return replace(
         totals,
@@ -220,21 +220,21 @@ def add_round(totals: Totals, plan: Plan, clients: Columns, dense: ModelCost, ep
         simulated_s=totals.simulated_s + plan.round_s,
         energy_j=totals.energy_j + float(clients["energy_j"].sum()),
         empty_rounds=totals.empty_rounds + int(not len(counted["client"])),
-        fates=fates,
+        outcomes=outcomes,
     )
 
 
 def _with_dense(totals: Totals, ended: Sequence[Work], dense: ModelCost, epochs: int) -> Totals:
     """Add to the `fedavg_` totals: the full model, for the share of its work that each client has done."""
     for work in ended:
-        done, rows = work.shares_done, work.cohort.examples * epochs
+        done, rows = work.completed_shares, work.cohort.examples * epochs
         whole = np.full(len(work), dense.model_bytes)
         totals = replace(
             totals,
-            fedavg_down_bytes=totals.fedavg_down_bytes + int(part_of(whole, done.download_s).sum()),
-            fedavg_up_bytes=totals.fedavg_up_bytes + int(part_of(whole, done.upload_s).sum()),
+            fedavg_down_bytes=totals.fedavg_down_bytes + int(completed_share(whole, done.download_s).sum()),
+            fedavg_up_bytes=totals.fedavg_up_bytes + int(completed_share(whole, done.upload_s).sum()),
             fedavg_train_flops=totals.fedavg_train_flops
-            + int(part_of(dense.train_flops * rows, done.compute_s).sum()),
+            + int(completed_share(dense.train_flops * rows, done.compute_s).sum()),
         )
     return totals
 
@@ -267,7 +267,7 @@ def theoretical_flops(scenario: Scenario, work: Work) -> NDArray[np.int64]:
         return sum(count * scenario.costs.weight_flops.get(key, 0) for key, count in pruned.items())
 
     whole = work.masks.each(saved) * work.cohort.examples * work.cohort.epochs
-    return work.spent.train_flops - part_of(whole, work.shares_done.compute_s)
+    return work.spent.train_flops - completed_share(whole, work.completed_shares.compute_s)
 
 
 def account_preparation(totals: Totals, load: CohortLoad, timing: CohortTiming, energy_j: float) -> Totals:

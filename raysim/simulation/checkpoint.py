@@ -22,7 +22,7 @@ from raysim.simulation import client_state, records
 from raysim.simulation.client_state import ClientMemory, Stored
 from raysim.simulation.state import FIRST, Reached, ServerState, Start, Totals
 
-FORMAT = 4
+FORMAT = 5
 HEADER = "raysim"
 """Name in the safetensors header under which the rest is kept."""
 CLIENTS = "clients"

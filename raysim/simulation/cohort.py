@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from raysim.budgets.rules import Budgets, budgets_of_tiers
 from raysim.budgets.solver import TOLERANCE
-from raysim.client.assignments import ALONE, Tasks
+from raysim.client.assignments import ALONE, Assignments
 from raysim.clock.timing import CohortLoad, CohortTiming, schedule
 from raysim.clock.work import Cohort
 from raysim.core import seeding
@@ -133,11 +133,11 @@ def schedule_cohort(scenario: Scenario, cohort: Cohort, load: CohortLoad) -> Coh
 
 def tasks_for(
     scenario: Scenario, cohort: Cohort, masks: CohortMasks, load: CohortLoad, memory: Mapping[int, Params]
-) -> Tasks:
+) -> Assignments:
     """Return the clients' tasks; a share of them, drawn from the seed, is scored on held-out rows."""
     method = scenario.method
     memory = memory if method.sends_memory or method.objective.sends_memory else {}
-    return Tasks(
+    return Assignments(
         cohort.clients, masks, cohort.budgets, cohort.keep_ratios, cohort.epochs, scored_clients(scenario, cohort),
         load.train_flops.astype(np.float64), np.full(len(cohort.clients), ALONE), memories_of(memory, cohort.clients),
     )  # fmt: skip

@@ -9,7 +9,7 @@ import psutil
 
 from raysim.core.errors import RunFailedError, reason_of
 from raysim.core.log import about
-from raysim.core.signals import LastRound
+from raysim.core.signals import StopRequest
 from raysim.core.tensors import one_thread
 from raysim.simulation import checkpoint, records
 from raysim.simulation.round import initial_state, run_round
@@ -17,9 +17,9 @@ from raysim.simulation.scenario import Executor, Scenario
 from raysim.simulation.state import RoundReport, ServerState, Start, Storage
 
 
-def play(
+def run_rounds(
     scenario: Scenario, state: ServerState, executor: Executor, storage: Storage, wall_s: float = 0.0,
-    last: LastRound | None = None,
+    last: StopRequest | None = None,
 ) -> Iterator[tuple[ServerState, RoundReport]]:  # fmt: skip
     """Play the rounds that are left; each is on disk before it is reported.
 
@@ -37,7 +37,7 @@ def play(
         RunFailedError: If a client fails, or a file cannot be written; everything up to the round before is kept.
     """
     started = time.monotonic() - wall_s
-    last = last or LastRound()
+    last = last or StopRequest()
     last.begin(state.round)
     while not scenario.is_over(state):
         failed = state.round + 1
@@ -48,7 +48,7 @@ def play(
                 stops = last.is_reached(state.round)
                 is_saved = stops or is_due(scenario, state, storage)
                 report = stamped(report, time.monotonic() - started, is_saved)
-                state = keep(state, report, storage)
+                state = save_round(state, report, storage)
         except RunFailedError as error:  # a stale client names the round it started in
             raise RunFailedError(failed, *error.args[1:]) from None
         except Exception as error:
@@ -72,7 +72,7 @@ def is_due(scenario: Scenario, state: ServerState, storage: Storage) -> bool:
     return state.round % storage.every == 0 or scenario.is_over(state)
 
 
-def keep(state: ServerState, report: RoundReport, storage: Storage) -> ServerState:
+def save_round(state: ServerState, report: RoundReport, storage: Storage) -> ServerState:
     """Write the round's records, then, where it is due, the checkpoint that covers them.
 
     Returns:

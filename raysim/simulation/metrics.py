@@ -51,7 +51,7 @@ def metrics_of(report: RoundReport) -> dict[str, float]:
         "clock/round_s": report.round_s,
         "clock/wall_s": report.wall_s,
         **_energy(report),
-        **_fates(report),
+        **_outcomes(report),
         "coverage/mean": report.coverage.mean,
         "coverage/min": report.coverage.min,
         "coverage/untrained_share": report.coverage.untrained_share,
@@ -192,13 +192,15 @@ def _slowest(flops_per_s: NDArray[np.float64], total_s: NDArray[np.float64]) -> 
     return np.lexsort((-total_s, flops_per_s))[: ceil(len(total_s) / SLOWEST)]
 
 
-def _fates(report: RoundReport) -> dict[str, float]:
+def _outcomes(report: RoundReport) -> dict[str, float]:
     """Return how many clients of the round counted, and how many were lost in each way that has occurred."""
-    fates = report.clients["fate"]
-    metrics = dict.fromkeys((f"clients/{WAYS.get(fate, fate)}" for fate in (COUNTED, *report.totals.fates)), 0.0)
-    for fate, number in zip(*np.unique(fates, return_counts=True), strict=True):
-        metrics[f"clients/{WAYS.get(str(fate), fate)}"] += int(number)
-    staleness = report.round - report.clients["started_round"][fates == COUNTED]
+    outcomes = report.clients["fate"]
+    metrics = dict.fromkeys(
+        (f"clients/{WAYS.get(outcome, outcome)}" for outcome in (COUNTED, *report.totals.outcomes)), 0.0
+    )
+    for outcome, number in zip(*np.unique(outcomes, return_counts=True), strict=True):
+        metrics[f"clients/{WAYS.get(str(outcome), outcome)}"] += int(number)
+    staleness = report.round - report.clients["started_round"][outcomes == COUNTED]
     if report.is_asynchronous and len(staleness):
         metrics["clients/staleness_mean"] = float(staleness.mean())
     return metrics

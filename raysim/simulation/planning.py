@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from raysim.clock.interruptions import can_answer, interrupted
 from raysim.clock.modes import ROUND_ENDS, fit_epochs
-from raysim.clock.outcomes import COUNTED, FATE, INFEASIBLE, UNREACHABLE
+from raysim.clock.outcomes import COUNTED, INFEASIBLE, OUTCOME_DTYPE, UNREACHABLE
 from raysim.clock.timing import CohortLoad, CohortTiming
 from raysim.clock.work import Absent, Cohort, Plan, Work
 from raysim.core.tensors import Params
@@ -35,8 +35,8 @@ def plan_together(scenario: Scenario, state: ServerState, choose: ChooseMasks = 
     if not len(cohort.clients):
         return Plan((), absent, (), rules.nobody_s + rules.server_s, state.memory)
     work, memory = prepared(scenario, state, cohort, choose)
-    work, lasts_s = ROUND_ENDS[rules.mode](begun(scenario, state, work), rules, scenario.cohort_size)
-    return Plan((work,), absent, (), lasts_s + rules.server_s, memory)
+    work, duration_s = ROUND_ENDS[rules.mode](begun(scenario, state, work), rules, scenario.cohort_size)
+    return Plan((work,), absent, (), duration_s + rules.server_s, memory)
 
 
 def ask(
@@ -69,7 +69,7 @@ def answering(scenario: Scenario, state: ServerState, asked: NDArray[np.int64]) 
     absent = Absent(
         clients=np.concatenate([away, unable.clients]),
         asked_s=np.full(len(away) + len(unable.clients), state.totals.simulated_s),
-        fates=np.repeat([UNREACHABLE, INFEASIBLE], [len(away), len(unable.clients)]),
+        outcomes=np.repeat([UNREACHABLE, INFEASIBLE], [len(away), len(unable.clients)]),
         limited_by=np.concatenate([np.full(len(away), "nothing"), unable.limited_by]),
     )
     return with_method(scenario, state, able), absent
@@ -92,8 +92,8 @@ def prepared(
     masks, memory = choose(scenario, view_of(scenario, state, cohort))
     cohort, load, timing = fitted(scenario, state, cohort, masks)
     size = len(cohort.clients)
-    start_s, fates = np.full(size, state.totals.simulated_s), np.full(size, COUNTED, dtype=FATE)
-    return Work(cohort, masks, load, timing, start_s, timing.total_s, fates), memory
+    start_s, outcomes = np.full(size, state.totals.simulated_s), np.full(size, COUNTED, dtype=OUTCOME_DTYPE)
+    return Work(cohort, masks, load, timing, start_s, timing.total_s, outcomes), memory
 
 
 def begun(scenario: Scenario, state: ServerState, work: Work) -> Work:

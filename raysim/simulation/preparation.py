@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from raysim.client.assignments import Broadcast, LocalRules
 from raysim.client.training import LocalHooks
 from raysim.clock import energy
-from raysim.clock.outcomes import COUNTED, FATE
+from raysim.clock.outcomes import COUNTED, OUTCOME_DTYPE
 from raysim.clock.timing import CohortLoad, CohortTiming
 from raysim.clock.work import Cohort, Work
 from raysim.core.tensors import Params
@@ -17,7 +17,7 @@ from raysim.methods.method import Objective
 from raysim.pruning.coverage import count_coverage
 from raysim.pruning.masks import CohortMasks, Mask
 from raysim.server.fill import apply_updates, fill_holders
-from raysim.server.updates import Contribution
+from raysim.server.updates import ClientUpdates
 from raysim.simulation import client_state
 from raysim.simulation.accounting import account_preparation
 from raysim.simulation.cohort import cohort_of, load_of, schedule_cohort, tasks_for, view_of
@@ -46,7 +46,7 @@ class _Trainer:
     def __call__(
         self, clients: NDArray[np.int64], mask: Mask, epochs: int, hooks: tuple[Callable[..., LocalHooks], ...],
         params: Params, travels: bool = True,
-    ) -> tuple[Contribution, Params]:  # fmt: skip
+    ) -> tuple[ClientUpdates, Params]:  # fmt: skip
         scenario, state = self._scenario, self.state
         self._round -= 1  # 0, -1, ...: draws of its own for every call
         cohort = replace(
@@ -80,7 +80,9 @@ class _Trainer:
     def _energy_j(self, cohort: Cohort, masks: CohortMasks, load: CohortLoad, timing: CohortTiming) -> float:
         """Return the joules of a training, those of clients that wait for the slowest included."""
         size = len(cohort.clients)
-        work = Work(cohort, masks, load, timing, np.zeros(size), timing.total_s, np.full(size, COUNTED, dtype=FATE))
+        work = Work(
+            cohort, masks, load, timing, np.zeros(size), timing.total_s, np.full(size, COUNTED, dtype=OUTCOME_DTYPE)
+        )
         devices = self._scenario.workload.population.devices.of(cohort.clients)
         waits_s = timing.total_s.max() - timing.total_s
         return float(energy.spent_j(devices, work, waits_s).sum())

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from raysim.client import evaluation
-from raysim.client.assignments import Broadcast, Tasks
+from raysim.client.assignments import Assignments, Broadcast
 from raysim.client.packing import packed
 from raysim.clock import energy
 from raysim.clock.outcomes import COUNTED
@@ -22,7 +22,7 @@ from raysim.pruning.masks import CohortMasks, Mask
 from raysim.selection import table as selection
 from raysim.server import optimizers
 from raysim.server.fill import apply_updates
-from raysim.server.updates import Contribution, merge
+from raysim.server.updates import ClientUpdates, merge
 from raysim.simulation import async_planning, client_state, diagnostics, preparation
 from raysim.simulation.accounting import client_columns, in_order, mean_loss, reach, scored, spend, submodel_score
 from raysim.simulation.cohort import choose_masks, classes_owned, tasks_for, view_of
@@ -68,7 +68,7 @@ def plan_round(scenario: Scenario, state: ServerState, choose: ChooseMasks = cho
     return plan(scenario, state, choose)
 
 
-def group_of(scenario: Scenario, state: ServerState, work: Work) -> tuple[Tasks, Broadcast]:
+def group_of(scenario: Scenario, state: ServerState, work: Work) -> tuple[Assignments, Broadcast]:
     """Return the tasks of clients that started from one version, and what they received."""
     view = view_of(scenario, state, work.cohort)
     extra = methods.extra(scenario.method, view)
@@ -97,14 +97,14 @@ class Received:
     """
 
     work: Work
-    contribution: Contribution
+    contribution: ClientUpdates
     masks: CohortMasks
     coverage: Coverage
     summed: Callable[[str], torch.Tensor]
 
 
 def receive(
-    scenario: Scenario, state: ServerState, counted: Sequence[Work], contributions: Sequence[Contribution]
+    scenario: Scenario, state: ServerState, counted: Sequence[Work], contributions: Sequence[ClientUpdates]
 ) -> Received:
     """Join what clients of all versions sent."""
     work = joined_work(counted)
@@ -128,7 +128,7 @@ def receive(
 
 
 def buffers_moved(
-    scenario: Scenario, state: ServerState, work: Work, contribution: Contribution
+    scenario: Scenario, state: ServerState, work: Work, contribution: ClientUpdates
 ) -> Params:  # fmt: skip
     """Return how far each buffer has moved since the version that clients started from, times their examples."""
     if work.cohort.round == state.round + 1:
@@ -227,14 +227,14 @@ def report_of(
     )
 
 
-def sent_back(scenario: Scenario, masks: CohortMasks, contribution: Contribution) -> CohortMasks:
+def sent_back(scenario: Scenario, masks: CohortMasks, contribution: ClientUpdates) -> CohortMasks:
     """Return what each client sends back, where clients cut their submodels themselves."""
     if scenario.method.rules.choose_locally is None:
         return masks
     return CohortMasks.of([Mask(kept, mask.elements) for mask, kept in zip(masks, contribution.kept, strict=True)])
 
 
-def coverage_of(scenario: Scenario, cohort: Cohort, masks: CohortMasks, contribution: Contribution) -> Coverage:
+def coverage_of(scenario: Scenario, cohort: Cohort, masks: CohortMasks, contribution: ClientUpdates) -> Coverage:
     """Return the examples behind each entry: per pair of groups, and per entry where single ones are masked."""
     owned, plan = classes_owned(scenario, cohort), scenario.workload.plan
     coverage = count_coverage(plan, masks, cohort.examples, owned)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim.budgets.solver import BudgetSolver
-from raysim.client.assignments import Broadcast, Tasks
+from raysim.client.assignments import Assignments, Broadcast
 from raysim.client.view import Workload
 from raysim.clock.timing import ClockRules
 from raysim.core.tensors import Params
@@ -18,7 +18,7 @@ from raysim.methods.method import Method
 from raysim.pruning.costs import CostTable
 from raysim.selection.table import SELECTIONS, SelectionRule
 from raysim.server.optimizers import ServerOptimizer
-from raysim.server.updates import Contribution
+from raysim.server.updates import ClientUpdates
 from raysim.simulation.state import (
     FIRST,
     RoundReport,
@@ -33,11 +33,11 @@ from raysim.simulation.state import (
 class Executor(Protocol):
     """Runs what a round asks for; what comes out does not depend on where."""
 
-    def train(self, tasks: Tasks, broadcast: Broadcast) -> Contribution:
+    def train(self, tasks: Assignments, broadcast: Broadcast) -> ClientUpdates:
         """Train some clients that start from one version of the model."""
         ...
 
-    def train_versions(self, groups: Sequence[tuple[Tasks, Broadcast]]) -> list[Contribution]:
+    def train_versions(self, groups: Sequence[tuple[Assignments, Broadcast]]) -> list[ClientUpdates]:
         """Train groups of clients, each from a version of its own, all at once; one contribution per group."""
         ...
 

@@ -42,7 +42,7 @@ class Totals:
     """What a run has spent and reached so far.
 
     The `fedavg_` fields are what dense clients would have spent on the same work; the `preparation_` fields are
-    part of the others: what was spent before round 1. `fates` counts what became of the clients that were asked,
+    part of the others: what was spent before round 1. `outcomes` counts what became of the clients that were asked,
     `empty_rounds` the rounds in which nobody's work counted.
     """
 
@@ -61,7 +61,7 @@ class Totals:
     preparation_j: float = 0.0
     energy_j: float = 0.0
     empty_rounds: int = 0
-    fates: Mapping[str, int] = field(default_factory=dict)
+    outcomes: Mapping[str, int] = field(default_factory=dict)
     accuracy: float | None = None
     best_accuracy: float | None = None
     reached: tuple[Reached, ...] = ()
@@ -180,7 +180,7 @@ def summary_of(totals: Totals) -> dict[str, Any]:
         **prepared,
         "bytes_percent_of_fedavg": totals.bytes_percent_of_fedavg,
         "flops_percent_of_fedavg": totals.flops_percent_of_fedavg,
-        "fates": dict(totals.fates),
+        "fates": dict(totals.outcomes),
     }
 
 

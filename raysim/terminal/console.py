@@ -54,11 +54,11 @@ def _energy_lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _lost_lines(summary: Mapping[str, Any]) -> list[str]:
-    lost = {fate: count for fate, count in summary["fates"].items() if fate != COUNTED}
+    lost = {outcome: count for outcome, count in summary["fates"].items() if outcome != COUNTED}
     if not lost:
         return []
     total = sum(summary["fates"].values())
-    reasons = ", ".join(f"{count} {fate}" for fate, count in sorted(lost.items(), key=lambda item: -item[1]))
+    reasons = ", ".join(f"{count} {outcome}" for outcome, count in sorted(lost.items(), key=lambda item: -item[1]))
     return [f"work that did not count {sum(lost.values())} of {total} client rounds: {reasons}"]
 
 

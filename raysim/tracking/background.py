@@ -17,7 +17,7 @@ LOOK_S = 0.5
 """Seconds between two looks at whether anything goes through, at the end of a run."""
 
 
-class Curves(Protocol):
+class MetricStream(Protocol):
     """Curves in MLflow that grow by rounds."""
 
     @property
@@ -48,13 +48,13 @@ class Curves(Protocol):
         ...
 
 
-class RoundLog:
+class BackgroundLogger:
     """Has rounds told by a thread of its own; a server that is not there for a while holds nothing up.
 
     What waits to be told are the records themselves: nothing piles up in memory.
     """
 
-    def __init__(self, curves: Sequence[Curves]) -> None:
+    def __init__(self, curves: Sequence[MetricStream]) -> None:
         """Start the thread."""
         self._curves = curves
         self._covered = self._told

@@ -58,8 +58,8 @@ def after(begun: str, summary: Mapping[str, Any], model: str | None) -> str:
         ("simulated time", f"{summary['simulated_s']:,.1f} s ({duration(summary['simulated_s'])})", ""),
     ]
     rows += [("energy of the devices", joules(summary["energy_j"]), "")] if summary["energy_j"] else []
-    lost = {fate: count for fate, count in summary["fates"].items() if fate != COUNTED}
-    reasons = ", ".join(f"{count} {fate}" for fate, count in lost.items())
+    lost = {outcome: count for outcome, count in summary["fates"].items() if outcome != COUNTED}
+    reasons = ", ".join(f"{count} {outcome}" for outcome, count in lost.items())
     rows += [("client rounds that did not count", reasons, "")] if lost else []
     if summary["preparation_s"]:
         spent = f"{summary['preparation_s']:,.1f} s, {summary['preparation_bytes']:,} bytes"

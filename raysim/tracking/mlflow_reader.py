@@ -44,7 +44,7 @@ class TrackedRun:
         return self.tags.get(MLFLOW_PARENT_RUN_ID)
 
 
-class Store:
+class MlflowReader:
     """An MLflow store that is read."""
 
     def __init__(self, uri: str) -> None:

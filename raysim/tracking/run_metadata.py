@@ -10,7 +10,7 @@ from raysim.population import population
 from raysim.simulation import metrics, records
 from raysim.simulation.scenario import Scenario
 from raysim.tracking import client_runs, datasets, description
-from raysim.tracking.background import Curves
+from raysim.tracking.background import MetricStream
 from raysim.tracking.client_runs import ClientRuns
 from raysim.tracking.curves import RunCurves
 from raysim.tracking.mlflow_writer import Known, MlflowTracker
@@ -63,11 +63,11 @@ def describe(
 
 def curves_of(
     tracker: MlflowTracker, settings: ExperimentSettings, scenario: Scenario, folder: StoragePath, known: Known
-) -> list[Curves]:  # fmt: skip
+) -> list[MetricStream]:  # fmt: skip
     """Return what grows by rounds: the run's curves, and those of its clients where they are asked for."""
     rounds, devices = folder / "rounds", scenario.workload.population.devices
     without = metrics.left_out(devices, settings.diagnostics.every is not None)
-    curves: list[Curves] = [
+    curves: list[MetricStream] = [
         RunCurves(lambda round: records.logged(rounds, round, without), tracker.log, known.round, known.second)
     ]
     if settings.tracking.client_runs:

@@ -6,25 +6,25 @@ from torch import nn
 
 from raysim.calibration.pack_probe import probe
 from raysim.client.memory_format import computing_on, laid_out
-from raysim.client.trainer import Stage
+from raysim.client.trainer import ClientTrainer
 from raysim.core import tensors
 from raysim.core.errors import SettingError
 from raysim.data import datasets
 from raysim.executors.ray.client_actor import needed_share
 from raysim.models import zoo
-from raysim.server.updates import Contribution
+from raysim.server.updates import ClientUpdates
 from raysim.simulation.build import build_scenario, check_names
 from tests.conftest import tiny_settings
 from tests.planned import plan_round
 
 
-def trained(*overrides: str) -> Contribution:
+def trained(*overrides: str) -> ClientUpdates:
     scenario = build_scenario(tiny_settings(*overrides))
     planned = plan_round(scenario)
-    return Stage(scenario.workload).train(planned.tasks, planned.broadcast)
+    return ClientTrainer(scenario.workload).train(planned.tasks, planned.broadcast)
 
 
-def changes(contribution: Contribution) -> torch.Tensor:
+def changes(contribution: ClientUpdates) -> torch.Tensor:
     sums = contribution.sums["update"]
     return torch.cat([sums.value(key).flatten() for key in sums.totals])
 

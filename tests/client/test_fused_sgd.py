@@ -9,7 +9,7 @@ from torch import nn
 
 from raysim.client import fused_sgd
 from raysim.client.fused_sgd import LARGE, MOST_ROWS, PlainDescent, is_chain
-from raysim.client.trainer import Stage
+from raysim.client.trainer import ClientTrainer
 from raysim.client.training import LocalHooks, LocalTraining, cross_entropy, descent_of
 from raysim.core import tensors
 from raysim.server.updates import Accumulator
@@ -178,10 +178,10 @@ def test_clients_of_a_wide_network_sum_to_the_same_bits_in_any_chunks(monkeypatc
         tiny_settings(*wide, "training.momentum=0", "training.clip_norm=null", "training.pack=1")
     )
     planned = plan_round(scenario)
-    whole = Stage(scenario.workload).train(planned.tasks, planned.broadcast)
+    whole = ClientTrainer(scenario.workload).train(planned.tasks, planned.broadcast)
     parts = Accumulator()
     for place in reversed(range(len(planned.tasks))):
-        parts.add(Stage(scenario.workload).train(planned.tasks.take(np.array([place])), planned.broadcast))
+        parts.add(ClientTrainer(scenario.workload).train(planned.tasks.take(np.array([place])), planned.broadcast))
     assert added
     digests = [tensors.digest(found.sums["update"].totals) for found in (whole, parts.total())]
     assert digests[0] == digests[1]

@@ -7,7 +7,7 @@ from torch import nn
 
 from raysim.client.assignments import ALONE
 from raysim.client.packing import MOST_CLIENTS, MOST_ENTRIES, obstacle, pack_size, packed
-from raysim.client.trainer import Stage
+from raysim.client.trainer import ClientTrainer
 from raysim.core import tensors
 from raysim.core.errors import RunFailedError, SettingError
 from raysim.server.updates import merge
@@ -43,8 +43,8 @@ def group(*overrides: str):
 def test_clients_trained_together_end_where_they_would_by_themselves(overrides: tuple[str, ...]) -> None:
     scenario, tasks, broadcast = group(*overrides, "training.pack=8")
     assert (tasks.packs != ALONE).sum() >= 5
-    together = Stage(scenario.workload).train(tasks, broadcast)
-    alone = Stage(scenario.workload).train(replace(tasks, packs=np.full(len(tasks), ALONE)), broadcast)
+    together = ClientTrainer(scenario.workload).train(tasks, broadcast)
+    alone = ClientTrainer(scenario.workload).train(replace(tasks, packs=np.full(len(tasks), ALONE)), broadcast)
     for key, total in alone.sums["update"].totals.items():
         assert total.any()
         torch.testing.assert_close(
@@ -58,9 +58,9 @@ def test_clients_trained_together_end_where_they_would_by_themselves(overrides: 
 def test_who_trains_with_whom_does_not_depend_on_chunks() -> None:
     scenario, tasks, broadcast = group()
     assert scenario.pack_size == 3
-    whole = Stage(scenario.workload).train(tasks, broadcast)
+    whole = ClientTrainer(scenario.workload).train(tasks, broadcast)
     for shares in ([0.5, 0.5], [0.2] * 5):
-        pieces = merge([Stage(scenario.workload).train(chunk, broadcast) for chunk in tasks.chunks(shares)])
+        pieces = merge([ClientTrainer(scenario.workload).train(chunk, broadcast) for chunk in tasks.chunks(shares)])
         assert tensors.digest(pieces.sums["update"].totals) == tensors.digest(whole.sums["update"].totals)
         assert np.array_equal(pieces.clients["train_loss"], whole.clients["train_loss"])
 
@@ -80,7 +80,7 @@ def test_packs_are_of_one_mask_and_one_number_of_steps_and_no_larger_than_allowe
 def test_a_client_that_diverges_in_a_pack_is_named() -> None:
     scenario, tasks, broadcast = group("training.learning_rate=1e30")
     with pytest.raises(RunFailedError, match="diverged") as error:
-        Stage(scenario.workload).train(tasks, broadcast)
+        ClientTrainer(scenario.workload).train(tasks, broadcast)
     assert error.value.client in tasks.clients.tolist()
 
 
@@ -92,7 +92,7 @@ def test_a_client_that_raises_in_a_pack_is_named() -> None:
     labels[scenario.workload.population.train[bad][0]] = 99
     data = replace(scenario.workload.data, train_labels=labels)
     with pytest.raises(RunFailedError, match="IndexError") as error:
-        Stage(replace(scenario.workload, data=data)).train(tasks, broadcast)
+        ClientTrainer(replace(scenario.workload, data=data)).train(tasks, broadcast)
     assert error.value.client == bad
 
 

@@ -36,9 +36,9 @@ def test_clients_drop_out_as_often_as_their_profile_says_at_any_point_of_their_w
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 def test_nobody_or_everybody_drops_out(rate):
     work = interrupted(crowd(count=200), devices_of(200, failure_rate=rate), {}, 0)
-    assert set(work.fates) == {DROPPED if rate else COUNTED}
-    assert (work.lasts_s < 10).all() if rate else (work.lasts_s == 10).all()
-    assert (work.lasts_s > 0).all()
+    assert set(work.outcomes) == {DROPPED if rate else COUNTED}
+    assert (work.duration_s < 10).all() if rate else (work.duration_s == 10).all()
+    assert (work.duration_s > 0).all()
 
 
 def test_who_drops_out_depends_on_seed_round_and_client_alone():
@@ -59,17 +59,17 @@ def test_the_first_of_several_reasons_counts(monkeypatch):
     devices = devices_of(4, battery_j=9.0, train_watts=3.0)  # empty after 2 + 9 / 3 = 5 s
     history = {energy.LEVEL: np.array([9.0, 9.0, 3.0, 9.0]), energy.SINCE: np.zeros(4)}
     work = interrupted(work_of([(2.0, 5.0, 3.0)] * 4), devices, history, 0)
-    assert work.fates.tolist() == [BATTERY, OFFLINE, BATTERY, BATTERY]
-    assert work.lasts_s.tolist() == [5.0, 4.0, 3.0, 5.0]
+    assert work.outcomes.tolist() == [BATTERY, OFFLINE, BATTERY, BATTERY]
+    assert work.duration_s.tolist() == [5.0, 4.0, 3.0, 5.0]
 
 
 def test_a_battery_is_as_full_as_it_has_been_charged_by_the_start():
     devices = devices_of(1, battery_j=100.0, train_watts=3.0, charge_watts=1.0)
     history = {energy.LEVEL: np.array([0.0]), energy.SINCE: np.array([10.0])}
     work = interrupted(work_of([(2.0, 5.0, 3.0)], start_s=16.0), devices, history, 0)  # 6 J for 2 s of training
-    assert (work.fates[0], work.lasts_s[0]) == (BATTERY, 4.0)
+    assert (work.outcomes[0], work.duration_s[0]) == (BATTERY, 4.0)
     work = interrupted(work_of([(2.0, 5.0, 3.0)], start_s=25.0), devices, history, 0)
-    assert work.fates[0] == COUNTED
+    assert work.outcomes[0] == COUNTED
 
 
 def test_batteries_drain_by_training_radio_and_waiting_then_charge_until_the_next_round():
@@ -94,11 +94,11 @@ def test_an_empty_battery_cannot_be_reached_until_it_is_charged():
     watts = {"battery_j": 0.5, "train_watts": 2.0, "radio_j_per_byte": 1e-7, "idle_watts": 1.0}
     whole = "selection.clients_per_round=6"
     state, reports = played(with_figures(clocked("magnitude", "sync", whole), **watts), 2)
-    spent, fates = reports[0].clients["energy_j"], reports[0].clients["fate"]
-    assert (fates == BATTERY).any()
-    assert (spent[fates == BATTERY] == 0.5).all()
+    spent, outcomes = reports[0].clients["energy_j"], reports[0].clients["fate"]
+    assert (outcomes == BATTERY).any()
+    assert (spent[outcomes == BATTERY] == 0.5).all()
     assert (spent <= 0.5).all()
-    died = reports[0].clients["client"][fates == BATTERY]
+    died = reports[0].clients["client"][outcomes == BATTERY]
     assert (state.history[energy.LEVEL][died] == 0).all()
     again = reports[1].clients
     assert set(again["fate"][np.isin(again["client"], died)]) == {UNREACHABLE}
@@ -136,7 +136,7 @@ def test_devices_that_come_and_go_by_a_trace(mode):
         scenario, replace(devices, online=online, trace_of=np.arange(count)),
     )  # fmt: skip
     state, reports = played(traced)
-    assert state.totals.fates.keys() >= {OFFLINE, UNREACHABLE}
+    assert state.totals.outcomes.keys() >= {OFFLINE, UNREACHABLE}
     for report in reports:
         rows = report.clients
         begin, second = begins[rows["client"]], np.mod(rows["start_s"], 1.0)

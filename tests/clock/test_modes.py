@@ -22,7 +22,7 @@ from raysim.simulation import checkpoint, planning, records
 from raysim.simulation.build import build_scenario
 from raysim.simulation.cohort import load_of, schedule_cohort, view_of
 from raysim.simulation.forecast import forecast
-from raysim.simulation.loop import keep, stamped
+from raysim.simulation.loop import save_round, stamped
 from raysim.simulation.metrics import metrics_of
 from raysim.simulation.planning import plan_together
 from raysim.simulation.round import initial_state, run_round
@@ -39,12 +39,12 @@ def lasting(*seconds: float, clients: list[int] | None = None) -> Work:
 
 def deadline(work: Work, deadline_s: float) -> tuple[list[str], list[float], float]:
     ended, round_s = wait_until_deadline(work, ClockRules("deadline", deadline_s), 3)
-    return ended.fates.tolist(), ended.lasts_s.tolist(), round_s
+    return ended.outcomes.tolist(), ended.duration_s.tolist(), round_s
 
 
 def first(work: Work, wanted: int) -> tuple[list[str], list[float], float]:
     ended, round_s = wait_for_first(work, ClockRules("over-selection"), wanted)
-    return ended.fates.tolist(), ended.lasts_s.tolist(), round_s
+    return ended.outcomes.tolist(), ended.duration_s.tolist(), round_s
 
 
 def dropping(work: Work, *seconds: float) -> Work:
@@ -53,7 +53,7 @@ def dropping(work: Work, *seconds: float) -> Work:
 
 def test_a_synchronous_round_lasts_until_the_slowest_is_done_or_has_stopped():
     work, round_s = wait_for_all(dropping(lasting(3, 9, 20), 1e9, 1e9, 12), ClockRules(), 3)
-    assert (work.fates.tolist(), round_s) == ([COUNTED, COUNTED, DROPPED], 12.0)
+    assert (work.outcomes.tolist(), round_s) == ([COUNTED, COUNTED, DROPPED], 12.0)
 
 
 def test_a_deadline_cuts_what_comes_later_and_equal_time_counts():
@@ -112,7 +112,7 @@ def test_the_servers_seconds_are_added_to_every_round(mode):
     slow = replace(scenario, clock=replace(scenario.clock, server_s=2.5))
     plans = [plan_together(each, initial_state(each)) for each in (quick, slow)]
     assert plans[1].round_s == pytest.approx(plans[0].round_s + 2.5, rel=1e-12)
-    np.testing.assert_array_equal(plans[0].ended[0].fates, plans[1].ended[0].fates)
+    np.testing.assert_array_equal(plans[0].ended[0].outcomes, plans[1].ended[0].outcomes)
 
 
 EPOCHS = ("training.epochs=5", "selection.clients_per_round=6")
@@ -136,13 +136,13 @@ def test_late_clients_send_the_epochs_that_fit(method, deadline_s):
         epochs, seconds = few.cohort.epochs[place], few.timing.total_s[place]
         assert epochs >= fewest
         assert seconds <= deadline_s or epochs == fewest
-        assert (few.fates[place] == LATE) == (seconds > deadline_s)
+        assert (few.outcomes[place] == LATE) == (seconds > deadline_s)
         if fewer[place]:
             cohort = replace(few.cohort, epochs=few.cohort.epochs + (np.arange(len(few)) == place))
             view = view_of(scenario, initial_state(scenario), cohort)
             load = load_of(scenario, view, few.masks)
             assert schedule_cohort(scenario, cohort, load).total_s[place] > deadline_s, "one more is late"
-    assert (all_of_them.fates == LATE).sum() > (few.fates == LATE).sum()
+    assert (all_of_them.outcomes == LATE).sum() > (few.outcomes == LATE).sum()
     assert few.load.steps.sum() < all_of_them.load.steps.sum()
 
 
@@ -183,22 +183,22 @@ def test_an_empty_round_passes_time_and_is_counted_and_changes_nothing_else(mode
     assert tensors.digest(state.params) == tensors.digest(before.params)
     assert state.memory == before.memory == {}
     assert (state.round, state.totals.empty_rounds) == (1, 1)
-    assert state.totals.fates == {UNREACHABLE: len(report.clients["client"])}
+    assert state.totals.outcomes == {UNREACHABLE: len(report.clients["client"])}
     assert state.totals.down_bytes == state.totals.train_flops == state.totals.energy_j == 0
     assert report.score is not None
     assert (report.coverage.mean, report.coverage.untrained_share) == (0.0, 1.0)
     assert all(isfinite(value) for value in metrics_of(report).values())
     assert "loss/train" not in metrics_of(report)
-    keep(state, stamped(report, 0.0, is_saved=True), Storage(tmp_path, 1, 1))
+    save_round(state, stamped(report, 0.0, is_saved=True), Storage(tmp_path, 1, 1))
     assert checkpoint.load(checkpoint.path_of(tmp_path / "checkpoints", 1)).totals == state.totals
 
     later = state
     for _ in range(2):
         later, report = run_round(scenario, later, InProcessExecutor(scenario.workload))
-        keep(later, stamped(report, 0.0, is_saved=True), Storage(tmp_path, 1, 1))
+        save_round(later, stamped(report, 0.0, is_saved=True), Storage(tmp_path, 1, 1))
     assert later.totals.empty_rounds == (2 if mode in ("deadline", "partial") else 1)
     assert tensors.digest(later.params) != tensors.digest(state.params)
-    for name, rows in (("rounds", 3), ("clients", sum(later.totals.fates.values()))):
+    for name, rows in (("rounds", 3), ("clients", sum(later.totals.outcomes.values()))):
         merged = records.merge_parts(tmp_path / name, tmp_path / f"{name}.parquet")
         assert records.pq.read_table(merged).num_rows == rows
 
@@ -219,7 +219,7 @@ def test_a_run_in_which_everybody_drops_out_ends_with_the_model_it_began_with(mo
     state, reports = played(scenario)
     assert tensors.digest(state.params) == tensors.digest(initial_state(scenario).params)
     assert state.totals.empty_rounds == len(reports) == 4
-    assert state.totals.fates[DROPPED] > 4
+    assert state.totals.outcomes[DROPPED] > 4
     assert all(report.round_s > 0 for report in reports)
     assert state.totals.down_bytes > 0, "what has been moved in vain is paid for"
     assert state.totals.client_rounds == 0
@@ -236,9 +236,9 @@ def test_books_balance(mode):
     state, reports = played(clocked("magnitude", mode, *FRAIL, "rounds=6"))
     rows = {name: np.concatenate([report.clients[name] for report in reports]) for name in reports[0].clients}
     totals = state.totals
-    assert dict(zip(*np.unique(rows["fate"], return_counts=True), strict=True)) == totals.fates
-    assert len(totals.fates) >= 3, "a law about fates needs some"
-    assert totals.client_rounds == totals.fates[COUNTED]
+    assert dict(zip(*np.unique(rows["fate"], return_counts=True), strict=True)) == totals.outcomes
+    assert len(totals.outcomes) >= 3, "a law about fates needs some"
+    assert totals.client_rounds == totals.outcomes[COUNTED]
     assert totals.simulated_s == pytest.approx(sum(report.round_s for report in reports), rel=1e-12)
     assert totals.energy_j == pytest.approx(rows["energy_j"].sum(), rel=1e-12)
     for name in ("down_bytes", "up_bytes", "train_flops"):

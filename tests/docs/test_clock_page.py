@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from raysim.cli import main as cli
-from raysim.clock.outcomes import FATES
+from raysim.clock.outcomes import OUTCOMES
 from raysim.config.population import ClockSettings
 from tests.conftest import ROOT
 
@@ -20,7 +20,7 @@ def test_every_mode_and_every_fate_is_explained():
     for mode in ClockSettings.model_fields["mode"].annotation.__args__:
         assert f"| `{mode}` |" in PAGE
     rows = "\n".join(line for line in PAGE.splitlines() if line.startswith("| `"))
-    assert all(f"`{fate}`" in rows for fate in FATES)
+    assert all(f"`{outcome}`" in rows for outcome in OUTCOMES)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -15,7 +15,7 @@ from raysim.core.errors import RunFailedError, SettingError, TrackingLostError
 from raysim.executors import in_process
 from raysim.experiment import finish as telling
 from raysim.experiment import run as experiment
-from raysim.experiment.resume import find, prepare, taken_up, warn_of_changes
+from raysim.experiment.resume import find, locked_run, prepare, warn_of_changes
 from raysim.simulation import checkpoint, records
 from tests.cli.test_main import left_with, termination_handler  # noqa: F401
 from tests.clocked import FRAIL, MODES, QUICK
@@ -45,7 +45,7 @@ def played(folder: Path, settings, runner=None) -> dict[str, Any]:
 
 
 def resumed(folder: Path | str, *overrides: str, runner=None, uri: str | None = None) -> dict[str, Any]:
-    with taken_up(str(folder), uri, overrides) as stopped:
+    with locked_run(str(folder), uri, overrides) as stopped:
         assert not stopped.is_finished
         return experiment.run(prepare(stopped), runner or in_process.InProcessRunner(), time.monotonic())
 
@@ -303,11 +303,11 @@ def test_a_run_on_other_data_is_refused(stopped: Path) -> None:
 
 def test_a_run_that_is_going_on_is_not_resumed(stopped: Path, whole, capsys) -> None:
     """Not even read: what was read of it would not be true any more when it is played."""
-    with taken_up(str(stopped)) as first:
+    with locked_run(str(stopped)) as first:
         assert left_with("resume", str(stopped)) == 2
         assert "is in use: its run is going on in another process" in capsys.readouterr().err
         experiment.run(prepare(first), in_process.InProcessRunner(), time.monotonic())
-    with taken_up(str(stopped)) as second:
+    with locked_run(str(stopped)) as second:
         assert second.is_finished
     assert_same_run(first_summary := find(str(stopped)).summary, whole)
     assert first_summary["rounds"] == 4
@@ -316,7 +316,7 @@ def test_a_run_that_is_going_on_is_not_resumed(stopped: Path, whole, capsys) -> 
 def test_what_killed_writers_have_left_is_gone_when_a_run_goes_on(stopped: Path) -> None:
     left = stopped / "checkpoints" / ".round_000003.safetensors.0123456789ab.partial"
     left.write_bytes(b"half")
-    with taken_up(str(stopped)):
+    with locked_run(str(stopped)):
         assert not left.exists()
 
 

@@ -24,8 +24,8 @@ from raysim.core.errors import RunFailedError, SettingError, TrackingLostError
 from raysim.core.storage.local import storage_path
 from raysim.executors import in_process
 from raysim.experiment import run as experiment
-from raysim.experiment.finish import patiently
-from raysim.experiment.resume import prepare, taken_up
+from raysim.experiment.finish import retry
+from raysim.experiment.resume import locked_run, prepare
 from raysim.report import write
 from raysim.simulation import checkpoint, records
 from raysim.tracking import datasets, mlflow_writer
@@ -325,7 +325,7 @@ def test_an_unfinished_run_keeps_what_was_earned(error: BaseException, status: s
     if is_reported:
         assert "This run has failed (round 3, client 5: burnt): 2 of 4 rounds are told here." in page.read_text()
         assert f"report of the rounds so far: {page}" in capsys.readouterr().err
-    with taken_up(str(tmp_path / "out")) as stopped:
+    with locked_run(str(tmp_path / "out")) as stopped:
         going_on = experiment.begin(prepare(stopped))
     assert run_record.of_folder(storage_path(tmp_path / "out")).standing == "unfinished after round 2 of 4"
     going_on.close(30.0)
@@ -362,7 +362,7 @@ def test_results_that_cannot_be_kept_are_a_failed_run_that_goes_on(tmp_path: Pat
         experiment.run(prepared, in_process.InProcessRunner(), time.monotonic())
     (in_the_way / "x").rmdir()
     in_the_way.rmdir()
-    with taken_up(str(tmp_path / "out")) as stopped:
+    with locked_run(str(tmp_path / "out")) as stopped:
         summary = experiment.run(prepare(stopped), in_process.InProcessRunner(), time.monotonic())
     assert summary["rounds"] == 2
     assert MlflowClient(prepared.tracker.uri).get_run(summary["run_id"]).info.status == "FINISHED"
@@ -396,7 +396,7 @@ def test_a_store_that_is_gone_when_the_run_begins_is_a_setting_and_leaves_a_way_
     bring_back()
     noted = json.loads((folder / "run.json").read_text())
     assert MlflowClient(noted["tracking_uri"]).get_run(noted["run_id"]).data.params == {}
-    with taken_up(str(folder), None, ["executor.num_actors=3", "executor.kind=ray"]) as stopped:
+    with locked_run(str(folder), None, ["executor.num_actors=3", "executor.kind=ray"]) as stopped:
         summary = experiment.run(prepare(stopped), in_process.InProcessRunner(), time.monotonic())
     assert summary["run_id"] == noted["run_id"]
     client = MlflowClient(noted["tracking_uri"])
@@ -430,7 +430,7 @@ def test_only_what_mlflow_does_not_take_is_repeated() -> None:
 
     calls: list[str] = []
     with pytest.raises(FileNotFoundError):
-        patiently(lost_file, "a file")
+        retry(lost_file, "a file")
     with pytest.raises(TrackingLostError):
-        patiently(away, "a file", 0.7)
+        retry(away, "a file", 0.7)
     assert calls == ["file", "store", "store"]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from raysim.client.assignments import Tasks
-from raysim.client.trainer import Stage
+from raysim.client.assignments import Assignments
+from raysim.client.trainer import ClientTrainer
 from raysim.core import seeding
 from raysim.executors.in_process import InProcessExecutor
 from raysim.pruning import elements
@@ -244,9 +244,11 @@ def test_clipping_and_momentum_see_kept_entries_only() -> None:
     held = held_entries(plan, task.mask, params)
     dense = Mask(np.ones(plan.num_units, dtype=np.bool_), elements.pack(held))
     assert sum(sizes(plan).values()) > task.mask.kept.sum()
-    cut = Stage(scenario.workload).train(Tasks.of_rows([task]), planned.broadcast).sums["update"]
+    cut = ClientTrainer(scenario.workload).train(Assignments.of_rows([task]), planned.broadcast).sums["update"]
     masked = (
-        Stage(scenario.workload).train(Tasks.of_rows([replace(task, mask=dense)]), planned.broadcast).sums["update"]
+        ClientTrainer(scenario.workload)
+        .train(Assignments.of_rows([replace(task, mask=dense)]), planned.broadcast)
+        .sums["update"]
     )
     for key in params:
         torch.testing.assert_close(masked.value(key), cut.value(key), rtol=1e-4, atol=1e-5)

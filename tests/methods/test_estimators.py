@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from raysim.client.assignments import Tasks
-from raysim.client.trainer import Stage
+from raysim.client.assignments import Assignments
+from raysim.client.trainer import ClientTrainer
 from raysim.client.training import effective_steps
 from raysim.executors.in_process import InProcessExecutor
 from raysim.methods.estimators import ESTIMATORS
@@ -28,8 +28,8 @@ def one_round(estimator: str):
     workload, state = scenario.workload, rounds.initial_state(scenario)
     planned = plan_round(scenario, state)
     cohort, masks = planned.cohort, planned.masks
-    contribution = Stage(workload).train(planned.tasks, planned.broadcast)
-    alone = [Stage(workload).train(Tasks.of_rows([task]), planned.broadcast) for task in planned.tasks]
+    contribution = ClientTrainer(workload).train(planned.tasks, planned.broadcast)
+    alone = [ClientTrainer(workload).train(Assignments.of_rows([task]), planned.broadcast) for task in planned.tasks]
     coverage = count_coverage(workload.plan, masks, cohort.examples)
     report = CohortReport(planned.view, contribution, masks, coverage, np.ones(len(masks)))
     return scenario, state, cohort, masks, alone, report

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from raysim.client.assignments import Tasks
-from raysim.client.trainer import Stage, scaled_outputs
+from raysim.client.assignments import Assignments
+from raysim.client.trainer import ClientTrainer, scaled_outputs
 from raysim.client.training import LocalTraining
 from raysim.core import tensors
 from raysim.core.errors import SettingError
@@ -125,7 +125,7 @@ def test_heterofl_changes_only_the_classifier_rows_of_owned_classes() -> None:
     owned = cohort.classes_owned(scenario, planned.cohort)
     assert not owned.all()
     for task, classes in zip(planned.tasks, owned, strict=True):
-        update = Stage(scenario.workload).train(Tasks.of_rows([task]), planned.broadcast).sums["update"]
+        update = ClientTrainer(scenario.workload).train(Assignments.of_rows([task]), planned.broadcast).sums["update"]
         changed = update.value("8.weight").abs().sum(1) > 0
         assert changed.tolist() == classes.tolist()
 

@@ -11,7 +11,7 @@ from raysim.pruning.coverage import channel_columns
 from raysim.pruning.masks import Mask
 from raysim.simulation import records
 from raysim.simulation.build import build_scenario
-from raysim.simulation.loop import play
+from raysim.simulation.loop import run_rounds
 from raysim.simulation.round import initial_state
 from raysim.simulation.state import Storage
 from tests.clocked import QUICK, clocked, played
@@ -82,7 +82,7 @@ def test_a_round_that_nobody_ends_is_written_as_zeros_and_merged_with_the_others
     settings = settings_of("random", *QUICK, "rounds=2", *drop_out)
     scenario = build_scenario(settings)
     storage = Storage(tmp_path, 1, 2)
-    list(play(scenario, initial_state(scenario), InProcessExecutor(scenario.workload), storage))
+    list(run_rounds(scenario, initial_state(scenario), InProcessExecutor(scenario.workload), storage))
     records.merge_all(tmp_path)
     table = records.read(tmp_path / "channels.parquet")
     assert table["round"].tolist() == [1] * scenario.workload.plan.num_units + [2] * scenario.workload.plan.num_units

@@ -19,7 +19,7 @@ from raysim.population.sources import of_settings
 from raysim.report import coverage
 from raysim.simulation import records
 from raysim.simulation.build import build_scenario
-from raysim.simulation.loop import play
+from raysim.simulation.loop import run_rounds
 from raysim.simulation.round import initial_state
 from raysim.simulation.state import Storage
 from tests.conftest import tiny_settings
@@ -50,7 +50,7 @@ def folder(tmp_path_factory) -> Path:
         "rounds=1", "diagnostics.every=1", "model.name=mlp", "model.options={hidden: [6]}", *tiers
     )
     scenario = build_scenario(settings)
-    list(play(scenario, initial_state(scenario), InProcessExecutor(scenario.workload), Storage(small, 1, 1)))
+    list(run_rounds(scenario, initial_state(scenario), InProcessExecutor(scenario.workload), Storage(small, 1, 1)))
     many = (f"population.clients={CLIENTS}", f"selection.clients_per_round={CLIENTS}", f"rounds={ROUNDS}")
     large = tiny_settings(*many, "data.partition.name=iid", *tiers)
     (folder / "config.yaml").write_text(loader.to_yaml(large))

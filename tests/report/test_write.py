@@ -96,8 +96,8 @@ def test_the_headline_is_what_was_spent(run):
     assert f"{summary['flops_percent_of_fedavg']:.1f} %" in words
     assert f"{100 * summary['accuracy']:.2f} %" in words
     assert f"{100 * summary['pruning_ratio_mean']:.1f} %of the parameters" in words
-    for fate, count in summary["fates"].items():
-        assert re.search(rf"\b{count} {fate}\b" if fate != "counted" else rf"work of {count} counted", words)
+    for outcome, count in summary["fates"].items():
+        assert re.search(rf"\b{count} {outcome}\b" if outcome != "counted" else rf"work of {count} counted", words)
     assert "never" in words
 
 
@@ -127,7 +127,7 @@ def test_pruning_by_client_is_the_mean_over_its_rounds(run):
 def test_the_coverage_map_is_the_sum_of_the_channels(run):
     plan = json.loads((run.folder / "plan.json").read_text())
     channels = {name: np.array(column) for name, column in run.channels.items()}
-    total, first = sum(fate == "counted" for fate in run.clients["fate"]), 0
+    total, first = sum(outcome == "counted" for outcome in run.clients["fate"]), 0
     for place, group in enumerate(plan["groups"], start=1):
         traces = run.page.traces(f"coverage-{place}")
         for unit in range(group["size"]):

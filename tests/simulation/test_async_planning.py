@@ -42,8 +42,8 @@ def of_case(case: str, failure_rate: float = 0.0):
 
 
 def as_rows(ended: list[AtWork], unfinished: bool = False) -> list[tuple]:
-    fate = {True: DROPPED, False: UNFINISHED if unfinished else COUNTED}
-    return sorted((one.client, one.version, fate[one.drops_out and not unfinished]) for one in ended)
+    outcome = {True: DROPPED, False: UNFINISHED if unfinished else COUNTED}
+    return sorted((one.client, one.version, outcome[one.drops_out and not unfinished]) for one in ended)
 
 
 @pytest.mark.parametrize("failure_rate", [0.0, 0.4])
@@ -206,8 +206,8 @@ def test_a_standby_that_has_left_since_does_not_start(monkeypatch) -> None:
         availability, "is_online", lambda devices, clients, now_s, seed: np.full(len(clients), now_s == 0)
     )
     plan = plan_round(scenario, initial_state(scenario))
-    assert [work.fates.tolist() for work in plan.ended] == [[COUNTED, COUNTED]]
-    assert plan.absent.fates.tolist() == [UNREACHABLE] * 10
+    assert [work.outcomes.tolist() for work in plan.ended] == [[COUNTED, COUNTED]]
+    assert plan.absent.outcomes.tolist() == [UNREACHABLE] * 10
     assert plan.in_flight == ()
 
 

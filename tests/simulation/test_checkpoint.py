@@ -149,12 +149,12 @@ def test_a_whole_checkpoint_of_another_format_is_not_passed_over(tmp_path, monke
     with monkeypatch.context() as older:
         older.setattr(checkpoint, "FORMAT", 3)
         saved = checkpoint.save(state(), tmp_path, keep=2)
-    with pytest.raises(SettingError, match="format 3, this version of raysim reads 4"):
+    with pytest.raises(SettingError, match="format 3, this version of raysim reads 5"):
         checkpoint.newest(tmp_path, pytest.fail)
     assert saved.is_file()
 
 
-@pytest.mark.parametrize("header", [{}, {"raysim": "{}"}, {"raysim": "[]"}, {"raysim": '{"round": 4, "format": 4}'}])
+@pytest.mark.parametrize("header", [{}, {"raysim": "{}"}, {"raysim": "[]"}, {"raysim": '{"round": 4, "format": 5}'}])
 def test_a_state_without_its_fields_is_noticed(tmp_path, header):
     path = checkpoint.path_of(tmp_path, 4)
     save_file({"params/a": torch.zeros(2)}, path.path, header)

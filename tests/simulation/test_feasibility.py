@@ -176,7 +176,7 @@ def test_those_who_can_afford_nothing_take_no_part():
     slow = scenario.workload.population.devices.tier_of == 0
     assert chosen.clients.tolist() == np.flatnonzero(~slow).tolist()
     assert absent.clients.tolist() == np.flatnonzero(slow).tolist()
-    assert set(absent.fates) == {"infeasible"}
+    assert set(absent.outcomes) == {"infeasible"}
     assert set(absent.limited_by) == {"deadline"}
 
 

@@ -8,7 +8,7 @@ from raysim.executors.in_process import InProcessExecutor
 from raysim.methods.table import METHODS
 from raysim.simulation.build import build_scenario
 from raysim.simulation.forecast import forecast
-from raysim.simulation.loop import play
+from raysim.simulation.loop import run_rounds
 from raysim.simulation.round import initial_state
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import RoundReport, Storage, Totals, summary_of
@@ -19,7 +19,7 @@ MORE = "selection.clients_per_round=5"
 
 def played(scenario: Scenario, folder: Path) -> list[RoundReport]:
     executor = InProcessExecutor(scenario.workload)
-    rounds = play(scenario, initial_state(scenario), executor, Storage(folder, 1, 1))
+    rounds = run_rounds(scenario, initial_state(scenario), executor, Storage(folder, 1, 1))
     return [report for _, report in rounds]
 
 

@@ -43,7 +43,7 @@ def test_a_run_ends_with_the_round_in_which_enough_is_spent(quantity: str, mode:
         assert SPENT[quantity](state.totals) >= limit
         assert state.in_flight == ()
         if mode == "async":
-            assert UNFINISHED in state.totals.fates
+            assert UNFINISHED in state.totals.outcomes
             assert UNFINISHED in reports[-1].clients["fate"]
         predicted = forecast(stopping)
         assert predicted["exact"]

@@ -24,14 +24,14 @@ def report(round: int, accuracy: float | None) -> RoundReport:
 def cohort(size: int, tiers: tuple[str, ...], seed: int = 0) -> dict[str, np.ndarray]:
     """A table of clients, drawn; a third of them are not scored."""
     rng = np.random.default_rng(seed)
-    fates = rng.choice(np.array([COUNTED, LATE, UNREACHABLE]), size, p=[0.8, 0.1, 0.1])
+    outcomes = rng.choice(np.array([COUNTED, LATE, UNREACHABLE]), size, p=[0.8, 0.1, 0.1])
     return {
         "client": np.arange(size),
         "tier": np.array(tiers)[rng.integers(len(tiers), size=size)],
-        "fate": fates,
-        "pruning_ratio": np.where(fates == UNREACHABLE, np.nan, rng.uniform(size=size)),
-        "accuracy": np.where((fates == COUNTED) & (rng.uniform(size=size) < 0.66), rng.uniform(size=size), np.nan),
-        "total_s": np.where(fates == UNREACHABLE, 0.0, rng.exponential(size=size)),
+        "fate": outcomes,
+        "pruning_ratio": np.where(outcomes == UNREACHABLE, np.nan, rng.uniform(size=size)),
+        "accuracy": np.where((outcomes == COUNTED) & (rng.uniform(size=size) < 0.66), rng.uniform(size=size), np.nan),
+        "total_s": np.where(outcomes == UNREACHABLE, 0.0, rng.exponential(size=size)),
     }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
-from raysim.clock.outcomes import COUNTED, FATE, FATES, LATE, SURPLUS, UNFINISHED
+from raysim.clock.outcomes import COUNTED, LATE, OUTCOME_DTYPE, OUTCOMES, SURPLUS, UNFINISHED
 from raysim.config.population import ClockSettings
 from raysim.core.errors import SettingError, TrackingLostError
 from raysim.executors.in_process import InProcessExecutor
@@ -69,14 +69,14 @@ def test_metrics_are_floats_and_faults_are_told_only_where_there_are_any() -> No
 
 def worst(report: RoundReport, mode: str) -> RoundReport:
     """A round in which all that a clock mode can do to clients has happened, and actors were lost."""
-    others = [fate for fate in FATES if fate != COUNTED and OWN.get(fate, mode) == mode]
+    others = [outcome for outcome in OUTCOMES if outcome != COUNTED and OWN.get(outcome, mode) == mode]
     size, is_asynchronous = len(report.clients["fate"]), mode == "async"
-    fates = np.array([COUNTED] * size, dtype=FATE)
-    fates[: 2 * len(others) : 2] = others
-    columns = {"fate": fates, "accuracy": np.full(size, 0.5)}
+    outcomes = np.array([COUNTED] * size, dtype=OUTCOME_DTYPE)
+    outcomes[: 2 * len(others) : 2] = others
+    columns = {"fate": outcomes, "accuracy": np.full(size, 0.5)}
     if is_asynchronous:
         columns["started_round"] = np.full(size, report.round - 1)
-    totals = replace(report.totals, fates=dict.fromkeys((COUNTED, *others), 1))
+    totals = replace(report.totals, outcomes=dict.fromkeys((COUNTED, *others), 1))
     return replace(
         report, clients=report.clients | columns, totals=totals, incidents=("an actor was lost",),
         is_asynchronous=is_asynchronous, diagnostics={} if is_asynchronous else report.diagnostics,
@@ -230,7 +230,7 @@ def test_a_call_has_whole_rounds_and_at_most_a_thousand_points():
 def test_rounds_that_a_checkpoint_covers_are_told_without_waiting_for_the_end(monkeypatch):
     monkeypatch.setattr(background, "COLLECT_S", 0.01)
     rounds, told = rounds_of([1.0, 2.0, 3.0], scored=set()), []
-    log = background.RoundLog([RunCurves(lambda round: rounds[round - 1], told.extend)])
+    log = background.BackgroundLogger([RunCurves(lambda round: rounds[round - 1], told.extend)])
     log.cover(2)
     until = time.monotonic() + 60
     while not any(point.step == 2 for point in told):
@@ -251,15 +251,15 @@ def test_the_end_of_the_curves_that_cannot_be_told_is_said(monkeypatch):
 
     told: list[Point] = []
     rounds, is_away = rounds_of([1.0, 1.5], scored=set()), False
-    log = background.RoundLog([RunCurves(lambda round: rounds[round - 1], send)])
+    log = background.BackgroundLogger([RunCurves(lambda round: rounds[round - 1], send)])
     log.cover(2)
     log.close(60)
     is_away = True
-    log = background.RoundLog([RunCurves(lambda round: rounds[round - 1], send, 2)])
+    log = background.BackgroundLogger([RunCurves(lambda round: rounds[round - 1], send, 2)])
     with pytest.raises(TrackingLostError, match="the end of the curves could not be logged: gone"):
         log.close(0.5, is_over=True)
     is_away = False
-    log = background.RoundLog([RunCurves(lambda round: rounds[round - 1], send, 2)])
+    log = background.BackgroundLogger([RunCurves(lambda round: rounds[round - 1], send, 2)])
     log.close(60, is_over=True)
     assert [point.value for point in told if point.key == EVERY_SECOND] == [20.0]
 
@@ -271,13 +271,13 @@ def test_the_end_is_waited_for_as_long_as_something_goes_through() -> None:
 
     told: list[Point] = []
     rounds = rounds_of([float(round) for round in range(1, 501)], scored=set(range(1, 501)))
-    log = background.RoundLog([RunCurves(lambda round: rounds[round - 1], slowly)])
+    log = background.BackgroundLogger([RunCurves(lambda round: rounds[round - 1], slowly)])
     log.cover(500)
     with pytest.raises(TrackingLostError, match=r"\d+ rounds could not be logged"):
         log.close(1.5, at_most_s=0.7)
     known = max(point.step for point in told if point.key == "clock/simulated_s")
     curves = RunCurves(lambda round: rounds[round - 1], slowly, known, known)
-    log = background.RoundLog([curves])
+    log = background.BackgroundLogger([curves])
     log.cover(500)
     log.close(1.5, is_over=True)
     assert curves.taken >= 3, "calls of 0.6 s"

@@ -10,7 +10,7 @@ from raysim.analysis.comparison import curves
 from raysim.analysis.comparison.curves import Curve
 from raysim.analysis.comparison.rows import Row
 from raysim.analysis.comparison.run_record import RunRecord
-from raysim.analysis.study.play import LAST
+from raysim.analysis.study.one_run import LAST
 from raysim.core.tensors import Columns
 
 Figures = dict[str, float]

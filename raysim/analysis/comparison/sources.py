@@ -16,7 +16,7 @@ from raysim.core.storage.path import StoragePath
 from raysim.tracking import run_reader
 
 if TYPE_CHECKING:
-    from raysim.tracking.mlflow_reader import Store, TrackedRun
+    from raysim.tracking.mlflow_reader import MlflowReader, TrackedRun
 
 EXPERIMENT = "experiment:"
 """Before the name of an MLflow experiment that a folder or a file is called like, too."""
@@ -38,16 +38,16 @@ class Sources:
 
     def __init__(self, tracking_uri: str | None) -> None:
         self._tracking_uri = tracking_uri
-        self._opened: Store | None = None
+        self._opened: MlflowReader | None = None
         self.notes: list[str] = []
 
     @property
-    def _store(self) -> "Store":
+    def _store(self) -> "MlflowReader":
         if self._opened is None:
-            from raysim.tracking.mlflow_reader import Store
+            from raysim.tracking.mlflow_reader import MlflowReader
             from raysim.tracking.mlflow_writer import resolve_uri
 
-            self._opened = Store(resolve_uri(self._tracking_uri))
+            self._opened = MlflowReader(resolve_uri(self._tracking_uri))
         return self._opened
 
     def find(self, names: Sequence[str]) -> list[RunRecord]:

@@ -11,7 +11,7 @@ from rich.table import Table
 from raysim.analysis.comparison import rows
 from raysim.analysis.comparison.reached import ACCURACIES, SPENT
 from raysim.analysis.study import text_tables
-from raysim.analysis.study.play import LAST
+from raysim.analysis.study.one_run import LAST
 from raysim.core.formatting import output
 
 UNITS = {"megabytes": "MB", "simulated_s": "s", "energy_j": "J"}

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from raysim.analysis.replay import changes
 from raysim.analysis.replay.changes import Unknown
-from raysim.analysis.replay.play import Replayed, play
+from raysim.analysis.replay.rounds import Replayed, replay_rounds
 from raysim.analysis.replay.source import Recorded
 from raysim.analysis.replay.starts import Conditions
 from raysim.analysis.replay.unknown import not_reproduced, of_rounds
@@ -72,7 +72,7 @@ def replay(recorded: Recorded, others: Devices | None = None, deadline_s: float 
     )  # fmt: skip
     asks_others = moved and changes.asks_by_device(settings.selection.rule, recorded.devices, devices)
     knows_accuracy = not (moved and method.learns_widths)
-    rounds = list(play(recorded, conditions, changed, knows_accuracy, asks_others))
+    rounds = list(replay_rounds(recorded, conditions, changed, knows_accuracy, asks_others))
     if not moved and deadline_s is None:
         return Replay(recorded, rounds, changed, not_reproduced(recorded, rounds))
     unknown = not_reproduced(recorded, as_it_was(recorded, conditions))
@@ -84,7 +84,7 @@ def as_it_was(recorded: Recorded, conditions: Conditions) -> list[Replayed]:
     """Return a run's rounds, timed again on its own devices with its own deadline."""
     rules = clock_rules(recorded.settings)
     own = replace(conditions, devices=recorded.devices, rules=rules, epochs=None)
-    return list(play(recorded, own, np.zeros(len(recorded.clients["client"]), dtype=np.bool_)))
+    return list(replay_rounds(recorded, own, np.zeros(len(recorded.clients["client"]), dtype=np.bool_)))
 
 
 def with_deadline(rules: ClockRules, deadline_s: float | None) -> ClockRules:

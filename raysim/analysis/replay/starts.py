@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim.clock.modes import fit_epochs
-from raysim.clock.outcomes import COUNTED, FATE
+from raysim.clock.outcomes import COUNTED, OUTCOME_DTYPE
 from raysim.clock.timing import ClockRules, CohortLoad, CohortTiming, schedule
 from raysim.clock.work import Cohort, Work
 from raysim.core.tensors import Columns
@@ -50,8 +50,10 @@ def work_of(conditions: Conditions, rows: Columns, round: int, now_s: float) -> 
     cohort, load, timing = fit_epochs(
         cohort, partial(_load_at, rows), timing_of, conditions.rules, conditions.min_epochs
     )
-    fates = np.full(size, COUNTED, dtype=FATE)
-    return Work(cohort, CohortMasks.of([NO_MASK] * size), load, timing, np.full(size, now_s), timing.total_s, fates)
+    outcomes = np.full(size, COUNTED, dtype=OUTCOME_DTYPE)
+    return Work(
+        cohort, CohortMasks.of([NO_MASK] * size), load, timing, np.full(size, now_s), timing.total_s, outcomes
+    )
 
 
 def _timing_of(conditions: Conditions, cohort: Cohort, load: CohortLoad) -> CohortTiming:

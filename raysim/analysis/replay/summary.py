@@ -112,8 +112,8 @@ def in_unit(number: float, unit: str) -> str:
     return f"{number / 1000**power:,.1f} {' kMGTP'[power]}{unit}"
 
 
-def _counted(fates: Mapping[str, int]) -> str:
-    return f"{fates.get(COUNTED, 0)} of {sum(fates.values())}"
+def _counted(outcomes: Mapping[str, int]) -> str:
+    return f"{outcomes.get(COUNTED, 0)} of {sum(outcomes.values())}"
 
 
 def _target(target: Mapping[str, Any]) -> str:

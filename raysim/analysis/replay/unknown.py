@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim.analysis.replay.changes import Unknown
-from raysim.analysis.replay.play import Replayed
+from raysim.analysis.replay.rounds import Replayed
 from raysim.analysis.replay.source import Recorded
 from raysim.clock.outcomes import UNREACHABLE
 from raysim.methods.method import Method

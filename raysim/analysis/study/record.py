@@ -12,8 +12,8 @@ import torch
 
 from raysim.analysis.comparison import views
 from raysim.analysis.study import table
+from raysim.analysis.study.one_run import Outcome
 from raysim.analysis.study.plan import Comparison, Run
-from raysim.analysis.study.play import Outcome
 from raysim.config import loader
 from raysim.core.errors import SettingError
 from raysim.core.storage import atomic

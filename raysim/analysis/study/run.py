@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
+from raysim.analysis.study.one_run import Outcome, digests_of, run_one
 from raysim.analysis.study.plan import Comparison
-from raysim.analysis.study.play import Outcome, digests_of, play
 from raysim.analysis.study.record import Record
 from raysim.analysis.study.table import Figures
 from raysim.core.errors import RunFailedError, SettingError
@@ -59,12 +59,12 @@ def outcomes(comparison: Comparison, digests: dict[str, str]) -> Iterator[tuple[
     scenarios, executor = built(comparison), comparison.base.executor
     if executor.kind == "in-process":
         for place, scenario in enumerate(scenarios):
-            yield place, play(scenario)
+            yield place, run_one(scenario)
         return
     from raysim.executors.ray.map_tasks import run_tasks  # takes seconds to import, and is needed only here
 
     at_once = executor.num_actors if isinstance(executor.num_actors, int) else None
-    for place, outcome in run_tasks(play, scenarios, at_once, executor.address):
+    for place, outcome in run_tasks(run_one, scenarios, at_once, executor.address):
         yield place, Outcome(digests, 0, failure=str(outcome)) if isinstance(outcome, RunFailedError) else outcome
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from raysim.analysis.comparison.reached import spread
 from raysim.analysis.comparison.views import Column, accuracy
 from raysim.analysis.study import text_tables
+from raysim.analysis.study.one_run import LAST, Outcome
 from raysim.analysis.study.plan import MethodEntry, Run
-from raysim.analysis.study.play import LAST, Outcome
 from raysim.simulation.state import summary_of
 
 Figures = dict[str, Any]

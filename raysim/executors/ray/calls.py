@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raysim.client.assignments import Tasks
+from raysim.client.assignments import Assignments
 
 NAMED = 8
 """Clients that a message names one by one."""
@@ -37,7 +37,7 @@ class Call:
     @property
     def clients(self) -> list[int]:
         """The clients that it trains."""
-        return self.work.clients.tolist() if isinstance(self.work, Tasks) else []
+        return self.work.clients.tolist() if isinstance(self.work, Assignments) else []
 
     @property
     def client(self) -> int:
@@ -46,7 +46,7 @@ class Call:
 
     def apart(self) -> "list[Call]":
         """Return a call for each of its clients, or each of its packs."""
-        if not isinstance(self.work, Tasks):
+        if not isinstance(self.work, Assignments):
             return [self]
         return [replace(self, work=tasks) for tasks in self.work.apart()]
 

@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from raysim.client import evaluation
-from raysim.client.assignments import Broadcast, ClientTask, LocalRules, Tasks
+from raysim.client.assignments import Assignment, Assignments, Broadcast, LocalRules
 from raysim.client.packing import packed
-from raysim.client.trainer import Stage
+from raysim.client.trainer import ClientTrainer
 from raysim.core.log import Remark, caught
 from raysim.core.tensors import as_arrays, as_tensors
 from raysim.executors.ray.readiness import Presence, check_versions, presence
 from raysim.pruning.masks import Mask
-from raysim.server.updates import Contribution
+from raysim.server.updates import ClientUpdates
 from raysim.simulation.scenario import Scenario
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -33,7 +33,7 @@ class ClientActor:
 
     def __init__(self) -> None:
         keep_freed_memory()
-        self._stage: Stage | None = None
+        self._stage: ClientTrainer | None = None
 
     def process_id(self) -> int:
         """Return the id of the process this actor runs in."""
@@ -55,7 +55,7 @@ class ClientActor:
         """
         check_versions([presence()], started)
         with caught() as remarks:
-            self._stage = Stage(ray.get(scenario[0]).workload.at_hand())
+            self._stage = ClientTrainer(ray.get(scenario[0]).workload.at_hand())
         return None, remarks.taken()
 
     def gpu_share(self, scenario: "list[ray.ObjectRef[Scenario]]") -> Answer[float]:
@@ -66,8 +66,8 @@ class ClientActor:
         return share, (*prepared, *remarks.taken())
 
     def train(
-        self, tasks: Tasks, params: Arrays, extra: Arrays, round: int, rules: LocalRules
-    ) -> Answer[Contribution]:  # fmt: skip
+        self, tasks: Assignments, params: Arrays, extra: Arrays, round: int, rules: LocalRules
+    ) -> Answer[ClientUpdates]:  # fmt: skip
         """Train a chunk of clients; extra is what the method sends beside the global parameters."""
         with caught() as remarks:
             value = self._prepared.train(tasks, Broadcast(round, as_tensors(params), rules, as_tensors(extra)))
@@ -86,7 +86,7 @@ class ClientActor:
         return value, remarks.taken()
 
     @property
-    def _prepared(self) -> Stage:
+    def _prepared(self) -> ClientTrainer:
         if self._stage is None:
             raise RuntimeError("no scenario has been prepared")
         return self._stage
@@ -121,7 +121,7 @@ def needed_share(used_bytes: int, total_bytes: int) -> float:
     return min(1.0, ceil(100 * MARGIN * used_bytes / total_bytes) / 100)
 
 
-def measured(stage: Stage, pack_size: int) -> float:
+def measured(stage: ClientTrainer, pack_size: int) -> float:
     """Train those clients with the most rows on the full model, on a GPU of their own; return the share needed.
 
     What counts is all that is taken of the GPU afterwards: PyTorch keeps what it has had, and its context is part
@@ -131,7 +131,9 @@ def measured(stage: Stage, pack_size: int) -> float:
     counts = workload.population.train.counts
     mask = Mask(np.ones(workload.plan.num_units, dtype=np.bool_))
     largest = np.argpartition(-counts, min(pack_size, len(counts)) - 1)[:pack_size]
-    tasks = Tasks.of_rows([ClientTask(int(client), mask, 1.0, 1.0, 1, True, 1.0) for client in np.sort(largest)])
+    tasks = Assignments.of_rows(
+        [Assignment(int(client), mask, 1.0, 1.0, 1, True, 1.0) for client in np.sort(largest)]
+    )
     tasks = packed(tasks, counts[tasks.clients], workload.local.batch_size, pack_size)
     params = dict(workload.model.state_dict())
     stage.train(tasks, Broadcast(1, params, LocalRules()))

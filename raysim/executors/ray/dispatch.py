@@ -13,7 +13,7 @@ from raysim.core.log import pass_on
 from raysim.executors.ray.calls import Call, named
 from raysim.executors.ray.cluster import RESTARTS
 from raysim.executors.ray.failures import failure_of, is_loss, loss_of
-from raysim.executors.ray.pool import Cast, Member, Sent
+from raysim.executors.ray.pool import ActorPool, PendingCall, PooledActor
 
 AHEAD = 2
 """Calls an actor has at most, one of them waiting, so that it never waits for the driver."""
@@ -29,7 +29,7 @@ START_S = 600.0
 class Dispatch:
     """One batch of calls on its way; iterate over it for place and answer of each."""
 
-    def __init__(self, cast: Cast, calls: Sequence[Call], round: int) -> None:
+    def __init__(self, cast: ActorPool, calls: Sequence[Call], round: int) -> None:
         self._cast, self._round = cast, round
         self._queue = deque(calls)
         self._lost_at: float | None = None
@@ -61,9 +61,9 @@ class Dispatch:
         for depth in range(1, AHEAD + 1 if len(ready) == len(self._cast.members) else 2):
             for member in sorted(ready, key=_load):
                 if len(member.sent) < depth and (call := self._next_for(member)) is not None:
-                    member.sent.append(Sent(call, call.send(member.handle), time.monotonic()))
+                    member.sent.append(PendingCall(call, call.send(member.handle), time.monotonic()))
 
-    def _next_for(self, member: Member) -> Call | None:
+    def _next_for(self, member: PooledActor) -> Call | None:
         rules = self._cast.rules
         if rules.at_once is not None and sum(len(each.sent) for each in self._cast.members) >= rules.at_once:
             return None
@@ -73,7 +73,7 @@ class Dispatch:
                 return call
         return None
 
-    def _settle(self, member: Member) -> Iterator[tuple[int, Any]]:
+    def _settle(self, member: PooledActor) -> Iterator[tuple[int, Any]]:
         """Take what an actor has answered; whatever kept it from answering is repeated elsewhere, or raised."""
         try:
             answer = ray.get(member.awaited)
@@ -92,7 +92,7 @@ class Dispatch:
             member.sent[0].since = time.monotonic()
         yield call.place, value
 
-    def _lost(self, member: Member, error: ray.exceptions.RayError) -> None:
+    def _lost(self, member: PooledActor, error: ray.exceptions.RayError) -> None:
         reason, found = loss_of(error), self._taken_from(member)
         if found is None:
             self._never_played += 1
@@ -127,7 +127,7 @@ class Dispatch:
             cause = f"no client actor could be started within {START_S:g} s after the last one was lost"
             raise RunFailedError(self._round, -1, cause)
 
-    def _taken_from(self, member: Member) -> Call | None:
+    def _taken_from(self, member: PooledActor) -> Call | None:
         """Replace an actor; what was waiting there goes back into the queue, and what it did is returned."""
         calls = [sent.call for sent in member.sent]
         self._cast.replace(member)
@@ -141,7 +141,7 @@ class Dispatch:
     def _note(self, incident: str) -> None:
         self.incidents.append(incident)
 
-    def _deadline(self, member: Member) -> float | None:
+    def _deadline(self, member: PooledActor) -> float | None:
         """Return when the call an actor works on must have been answered."""
         limit = self._cast.rules.client_timeout_s
         if limit is None or not member.sent or not member.sent[0].call.clients:
@@ -156,6 +156,6 @@ class Dispatch:
         return max(0.0, min(deadlines) - time.monotonic()) + 0.01 if deadlines else None
 
 
-def _load(member: Member) -> float:
+def _load(member: PooledActor) -> float:
     """Return the predicted cost of what an actor has not answered."""
     return sum(float(sent.call.work.costs.sum()) for sent in member.sent if sent.call.clients)

@@ -8,14 +8,14 @@ from typing import Any
 import ray
 
 from raysim.core.log import caught
-from raysim.core.signals import LastRound
+from raysim.core.signals import StopRequest
 from raysim.core.tensors import as_arrays
 from raysim.executors.ray.client_actor import Arrays, keep_freed_memory
 from raysim.executors.ray.executor import RayExecutor
-from raysim.executors.ray.pool import CastRules
+from raysim.executors.ray.pool import PoolConfig
 from raysim.executors.ray.readiness import Presence, check_versions, presence
 from raysim.methods import resolve as methods
-from raysim.simulation.loop import first_state, play
+from raysim.simulation.loop import first_state, run_rounds
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import RoundReport, ServerState, Start, Storage
 
@@ -26,7 +26,7 @@ class DriverActor:
     def __init__(self) -> None:
         keep_freed_memory()
         self._state: ServerState | None = None
-        self._last = LastRound()
+        self._last = StopRequest()
 
     def process_id(self) -> int:
         """Return the id of the process this actor runs in."""
@@ -41,7 +41,7 @@ class DriverActor:
         scenario: Scenario,
         reference: "list[ray.ObjectRef[Scenario]]",
         actors: Sequence[Any],
-        rules: CastRules,
+        rules: PoolConfig,
         storage: Storage,
         start: Start,
         started: Presence,
@@ -56,7 +56,7 @@ class DriverActor:
             scenario = replace(scenario, workload=scenario.workload.at_hand())
             executor = RayExecutor(actors, rules, reference[0])
             self._state = first_state(scenario, storage, start)
-            for state, report in play(scenario, self._state, executor, storage, start.wall_s, self._last):
+            for state, report in run_rounds(scenario, self._state, executor, storage, start.wall_s, self._last):
                 self._state = state
                 yield replace(report, remarks=remarks.taken())
 

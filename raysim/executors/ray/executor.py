@@ -7,7 +7,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from raysim.client.assignments import Broadcast, Tasks
+from raysim.client.assignments import Assignments, Broadcast
 from raysim.core.errors import RunFailedError
 from raysim.core.tensors import Params, as_arrays, as_tensors
 from raysim.executors.in_process import pieces, total_score
@@ -15,8 +15,8 @@ from raysim.executors.ray.calls import Call
 from raysim.executors.ray.client_actor import Arrays
 from raysim.executors.ray.dispatch import Dispatch
 from raysim.executors.ray.failures import failure_of
-from raysim.executors.ray.pool import Cast, CastRules
-from raysim.server.updates import Accumulator, Contribution
+from raysim.executors.ray.pool import ActorPool, PoolConfig
+from raysim.server.updates import Accumulator, ClientUpdates
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import Score
 
@@ -30,7 +30,7 @@ SMALL_BYTES = 32 * 1024
 class RayExecutor:
     """Spreads a round's work over client actors; results do not depend on who did what."""
 
-    def __init__(self, actors: Sequence[Any], rules: CastRules, scenario: "ray.ObjectRef[Scenario]") -> None:
+    def __init__(self, actors: Sequence[Any], rules: PoolConfig, scenario: "ray.ObjectRef[Scenario]") -> None:
         """Prepare actors for a scenario.
 
         Args:
@@ -38,16 +38,16 @@ class RayExecutor:
             rules: How others are started, where some are lost or machines join.
             scenario: What is played; each actor fetches it once.
         """
-        self._cast = Cast(rules, actors, scenario)
+        self._cast = ActorPool(rules, actors, scenario)
         self._round = 0
         self._incidents: list[str] = []
         self._last: tuple[Params, Any] = ({}, {})
 
-    def train(self, tasks: Tasks, broadcast: Broadcast) -> Contribution:
+    def train(self, tasks: Assignments, broadcast: Broadcast) -> ClientUpdates:
         """Train some clients that start from one version of the model, costly chunks first."""
         return self.train_versions([(tasks, broadcast)])[0]
 
-    def train_versions(self, groups: Sequence[tuple[Tasks, Broadcast]]) -> list[Contribution]:
+    def train_versions(self, groups: Sequence[tuple[Assignments, Broadcast]]) -> list[ClientUpdates]:
         """Train groups of clients, each from a version of its own, all at once."""
         self._cast.fit()
         calls: list[Call] = []
@@ -90,7 +90,7 @@ class RayExecutor:
             raise RunFailedError(round, client, cause, f"{told}{''.join(details)}") from None
         self._incidents += dispatch.incidents
 
-    def _chunks(self, tasks: Tasks) -> list[Tasks]:
+    def _chunks(self, tasks: Assignments) -> list[Assignments]:
         if self._cast.rules.own_clients:
             return tasks.apart()
         return tasks.chunks(chunk_shares(len(self._cast.members)))

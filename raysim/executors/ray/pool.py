@@ -19,7 +19,7 @@ from raysim.simulation.scenario import Scenario
 
 
 @dataclass(frozen=True, slots=True)
-class CastRules:
+class PoolConfig:
     """How many client actors there are, and what each takes.
 
     Attributes:
@@ -52,7 +52,7 @@ class CastRules:
 
 
 @dataclass(slots=True, eq=False)
-class Sent:
+class PendingCall:
     """A call an actor was sent, what it will answer, and since when it has been the actor's turn."""
 
     call: Call
@@ -61,7 +61,7 @@ class Sent:
 
 
 @dataclass(slots=True, eq=False)
-class Member:
+class PooledActor:
     """A client actor.
 
     Attributes:
@@ -74,7 +74,7 @@ class Member:
     place: int
     handle: Any
     prepared: Any
-    sent: deque[Sent] = field(default_factory=deque)
+    sent: deque[PendingCall] = field(default_factory=deque)
 
     @property
     def awaited(self) -> Any:
@@ -84,11 +84,11 @@ class Member:
         return self.sent[0].answer if self.sent else None
 
 
-class Cast:
+class ActorPool:
     """The client actors of a run, each prepared for its scenario."""
 
-    def __init__(self, rules: CastRules, handles: Sequence[Any], scenario: "ray.ObjectRef[Scenario]") -> None:
-        self.rules = rules
+    def __init__(self, config: PoolConfig, handles: Sequence[Any], scenario: "ray.ObjectRef[Scenario]") -> None:
+        self.rules = config
         self._scenario = [scenario]
         self.members = [self._member(place, handle) for place, handle in enumerate(handles)]
 
@@ -102,7 +102,7 @@ class Cast:
         while len(self.members) < wanted:
             self.members.append(self._member(len(self.members), self.rules.start()))
 
-    def replace(self, member: Member) -> None:
+    def replace(self, member: PooledActor) -> None:
         """End an actor that is lost or hangs, and start another in its place, if there is still a CPU for it."""
         ray.kill(member.handle)
         if len(self.members) > self._wanted():
@@ -110,8 +110,8 @@ class Cast:
             return
         self.members[self.members.index(member)] = self._member(member.place, self.rules.start())
 
-    def _member(self, place: int, handle: Any) -> Member:
-        return Member(place, handle, handle.prepare.remote(self._scenario, presence()))
+    def _member(self, place: int, handle: Any) -> PooledActor:
+        return PooledActor(place, handle, handle.prepare.remote(self._scenario, presence()))
 
     def _wanted(self) -> int:
         return self.rules.num_actors or max(1, int(ray.cluster_resources().get("CPU", 0)))  # type: ignore[no-untyped-call]
@@ -122,19 +122,19 @@ ACTOR_BYTES = 600_000_000
 one machine share."""
 
 
-def rules(
+def pool_config(
     num_actors: int | Literal["clients"] | None, num_clients: int, client_timeout_s: float | None
-) -> tuple[CastRules, int]:
+) -> tuple[PoolConfig, int]:
     """Return how client actors are started, and how many.
 
     Raises:
         SettingError: If the cluster has no room for them.
     """
     if num_actors != "clients":
-        return CastRules(num_actors, client_timeout_s=client_timeout_s), num_workers(num_actors)
+        return PoolConfig(num_actors, client_timeout_s=client_timeout_s), num_workers(num_actors)
     per_cpu, cpus = actors_per_cpu(num_clients)
     share = floor(10_000 / per_cpu) / 10_000  # Ray counts in ten-thousandths
-    found = CastRules(
+    found = PoolConfig(
         num_clients, own_clients=True, num_cpus=share, memory_bytes=ACTOR_BYTES, at_once=cpus,
         client_timeout_s=client_timeout_s,
     )  # fmt: skip
@@ -153,13 +153,15 @@ def check_gpus() -> int:
     return gpus
 
 
-def on_gpus(rules: CastRules, scenario: "ray.ObjectRef[Scenario]", wanted: int | None) -> tuple[CastRules, int]:
+def pool_config_on_gpus(
+    config: PoolConfig, scenario: "ray.ObjectRef[Scenario]", wanted: int | None
+) -> tuple[PoolConfig, int]:
     """Return how actors that share GPUs are started, and how many: as many as fit, or as are wanted.
 
     Raises:
         SettingError: If more are wanted than fit.
     """
-    measuring = replace(rules, num_gpus=1.0).start()
+    measuring = replace(config, num_gpus=1.0).start()
     up = measuring.presence.remote()
     wait_saying([up], lambda _: "a client actor of 1 GPU, which measures how many share one", of="GPU")
     share, remarks = ray.get(measuring.gpu_share.remote([scenario]))
@@ -171,16 +173,16 @@ def on_gpus(rules: CastRules, scenario: "ray.ObjectRef[Scenario]", wanted: int |
             f"executor.num_actors={wanted} is more than fit: the largest client needs {share:.0%} of a GPU; "
             f"allowed: 1 to {fits}"
         )
-    return replace(rules, num_actors=wanted or fits, num_gpus=share), wanted or fits
+    return replace(config, num_actors=wanted or fits, num_gpus=share), wanted or fits
 
 
-def start(rules: CastRules, count: int, actors: list[Any]) -> None:
+def start_actors(config: PoolConfig, count: int, actors: list[Any]) -> None:
     """Start client actors and add them to a list; those that share CPUs not all at once."""
     starting: list[Any] = []
     for started in range(count):
-        if rules.at_once is not None and len(starting) >= rules.at_once:
-            starting = wait_saying(starting, partial(_yet_to_start, started, count, rules.num_cpus), enough=1)
-        actors.append(rules.start())
+        if config.at_once is not None and len(starting) >= config.at_once:
+            starting = wait_saying(starting, partial(_yet_to_start, started, count, config.num_cpus), enough=1)
+        actors.append(config.start())
         starting.append(actors[-1].process_id.remote())
 
 

@@ -17,7 +17,7 @@ from raysim.executors.ray.cluster import RESTARTS, connect, let_modules_travel
 from raysim.executors.ray.driver_actor import DriverActor
 from raysim.executors.ray.executor import RayExecutor
 from raysim.executors.ray.failures import failure_of, loss_of
-from raysim.executors.ray.pool import CastRules
+from raysim.executors.ray.pool import PoolConfig
 from raysim.executors.ray.readiness import presence, wait_for
 from raysim.simulation import checkpoint
 from raysim.simulation.scenario import Scenario
@@ -56,7 +56,7 @@ class RayRunner:
         self._owns_ray = False
         self._driver: Any = None
         self._actors: list[Any] = []
-        self._rules = CastRules()
+        self._rules = PoolConfig()
         self._reference: ray.ObjectRef[Scenario] | None = None
         self._are_up = False
         self._is_stopping = False
@@ -83,11 +83,11 @@ class RayRunner:
             num_cpus = self._num_actors if isinstance(self._num_actors, int) else None
             connect(num_cpus, self._address, self._dashboard_host)
         self._driver = self._new_driver()
-        self._rules, count = pool.rules(self._num_actors, self._num_clients, self._client_timeout_s)
+        self._rules, count = pool.pool_config(self._num_actors, self._num_clients, self._client_timeout_s)
         if self._on_gpus:
             pool.check_gpus()
         else:
-            pool.start(self._rules, count, self._actors)
+            pool.start_actors(self._rules, count, self._actors)
 
     def _new_driver(self) -> Any:
         remote: Any = ray.remote
@@ -116,8 +116,8 @@ class RayRunner:
             raise failure_of(error, 1) from None
         if self._on_gpus and not self._actors:
             wanted = self._num_actors if isinstance(self._num_actors, int) else None
-            self._rules, count = pool.on_gpus(self._rules, self._reference, wanted)
-            pool.start(self._rules, count, self._actors)
+            self._rules, count = pool.pool_config_on_gpus(self._rules, self._reference, wanted)
+            pool.start_actors(self._rules, count, self._actors)
         if not self._are_up:  # what is lost later is the executor's to replace
             wait_for(self._actors, self._driver, self._rules.num_cpus, self._address)
             self._are_up = True

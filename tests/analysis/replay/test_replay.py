@@ -140,15 +140,15 @@ def test_rounds_of_nobody_are_reproduced(ran, mode):
 
 
 def test_the_runs_above_have_lost_work_of_every_kind(ran):
-    def fates(*overrides: str, tiers=TIERS) -> set[str]:
+    def outcomes(*overrides: str, tiers=TIERS) -> set[str]:
         return set(source.read(str(ran(*overrides, tiers=tiers))).clients["fate"])
 
-    assert "late" in fates(*DEADLINE, *BUSY)
-    assert "surplus" in fates(*OVER, *BUSY)
-    assert "unfinished" in fates(*ASYNC, *BUSY)
-    assert "dropped" in fates(*BUSY, tiers=FAILING)
-    assert "battery" in fates(*BUSY, tiers=ON_BATTERIES)
-    assert "unreachable" in fates(*BUSY, tiers=ONLINE_AT_TIMES)
+    assert "late" in outcomes(*DEADLINE, *BUSY)
+    assert "surplus" in outcomes(*OVER, *BUSY)
+    assert "unfinished" in outcomes(*ASYNC, *BUSY)
+    assert "dropped" in outcomes(*BUSY, tiers=FAILING)
+    assert "battery" in outcomes(*BUSY, tiers=ON_BATTERIES)
+    assert "unreachable" in outcomes(*BUSY, tiers=ONLINE_AT_TIMES)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -412,9 +412,9 @@ def test_who_can_be_reached_at_any_time_is_asked_on_other_devices_too(ran, rule)
 @pytest.mark.parametrize(("rule", "tiers"), [("available", ONLINE_AT_TIMES), ("oort", TIERS)])
 def test_with_another_deadline_others_are_asked_once_a_round_begins_at_another_time(ran, rule, tiers):
     folder = ran(f"selection.rule={rule}", *BUSY, tiers=tiers)
-    lasts_s = [each - 0.7 for each in source.read(str(folder)).rounds["round_s"]]
-    replay = replayed(folder, deadline_s=(sorted(lasts_s)[-1] + sorted(lasts_s)[-2]) / 2)
-    (cut,) = np.flatnonzero(np.array(lasts_s) == max(lasts_s)) + 1
+    duration_s = [each - 0.7 for each in source.read(str(folder)).rounds["round_s"]]
+    replay = replayed(folder, deadline_s=(sorted(duration_s)[-1] + sorted(duration_s)[-2]) / 2)
+    (cut,) = np.flatnonzero(np.array(duration_s) == max(duration_s)) + 1
     assert asked_others(replay) == list(range(cut + 1, 5))
     assert replay.flagged_rounds == list(range(cut, 5))
     assert [each.knows_accuracy for each in replay.rounds] == [round < cut for round in range(1, 5)]

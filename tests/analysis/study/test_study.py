@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from raysim.analysis.comparison import compare, views
 from raysim.analysis.study import plan, table
-from raysim.analysis.study.play import digests_of, play
+from raysim.analysis.study.one_run import digests_of, run_one
 from raysim.cli import main as cli
 from raysim.config import loader
 from raysim.core import signals, tensors
@@ -74,7 +74,7 @@ def test_each_run_is_the_run_that_its_config_describes(finished):
         folder = finished.out / "runs" / f"{figures['label']}-seed{figures['seed']}"
         settings = loader.load(folder / "config.yaml")
         assert (settings.method.name, settings.seed) == (figures["method"], figures["seed"])
-        alone = play(build_scenario(settings))
+        alone = run_one(build_scenario(settings))
         assert alone.params_sha256 == figures["params_sha256"]
         totals = alone.reports[-1].totals
         assert figures["total_bytes"] == totals.down_bytes + totals.up_bytes

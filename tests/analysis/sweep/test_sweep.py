@@ -20,7 +20,7 @@ from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
 from raysim.analysis.comparison import compare
-from raysim.analysis.study.play import play
+from raysim.analysis.study.one_run import run_one
 from raysim.analysis.sweep import plan, scored, trial, tuning
 from raysim.analysis.sweep.journal import Entry, Journal
 from raysim.analysis.sweep.search import Domain, configurations
@@ -357,7 +357,7 @@ def test_a_trial_whose_tier_never_takes_part_fails_at_its_end(tmp_path):
 def test_each_run_of_a_trial_is_the_run_that_its_config_describes(whole):
     for seed in (0, 1):
         folder = whole / "out" / "trials" / "000" / f"seed-{seed}"
-        alone = play(build_scenario(loader.load(folder / "config.yaml")))
+        alone = run_one(build_scenario(loader.load(folder / "config.yaml")))
         assert tensors.digest(load_file(folder / "model.safetensors")) == alone.params_sha256
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         assert summary["accuracy"] == alone.accuracies[-1]
@@ -535,7 +535,7 @@ def test_a_trial_that_fails_is_told_the_others_go_on_and_actors_on_two_machines_
     folder = tmp_path / "out" / "trials" / "001" / "seed-0"
     settings = loader.load(folder / "config.yaml")
     executor = settings.executor.model_copy(update={"kind": "in-process", "num_actors": None})
-    alone = play(build_scenario(settings.model_copy(update={"executor": executor})))
+    alone = run_one(build_scenario(settings.model_copy(update={"executor": executor})))
     assert tensors.digest(load_file(folder / "model.safetensors")) == alone.params_sha256
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from raysim.client.assignments import ALONE, ClientTask, Tasks
+from raysim.client.assignments import ALONE, Assignment, Assignments
 from raysim.core import tensors
 from raysim.core.errors import RunFailedError, SettingError
 from raysim.executors import in_process
@@ -21,8 +21,10 @@ from tests.conftest import tiny_settings
 MASK = Mask(np.ones(1, dtype=np.bool_))
 
 
-def tasks_of(costs: list[float], packs: list[int] | None = None) -> Tasks:
-    tasks = Tasks.of_rows([ClientTask(client, MASK, 1.0, 1.0, 1, False, cost) for client, cost in enumerate(costs)])
+def tasks_of(costs: list[float], packs: list[int] | None = None) -> Assignments:
+    tasks = Assignments.of_rows(
+        [Assignment(client, MASK, 1.0, 1.0, 1, False, cost) for client, cost in enumerate(costs)]
+    )
     return tasks if packs is None else replace(tasks, packs=np.array(packs))
 
 

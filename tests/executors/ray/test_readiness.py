@@ -173,7 +173,7 @@ def test_it_is_said_what_the_start_of_many_actors_waits_for(local_ray, monkeypat
     import ray
 
     from raysim.executors.ray import pool, readiness
-    from raysim.executors.ray.pool import CastRules
+    from raysim.executors.ray.pool import PoolConfig
 
     class Busy:
         def ping(self) -> str:
@@ -194,7 +194,7 @@ def test_it_is_said_what_the_start_of_many_actors_waits_for(local_ray, monkeypat
     monkeypatch.setattr(readiness, "SAID_AFTER_S", 0.2)
     monkeypatch.setattr(readiness, "warn", say)
     actors: list = []
-    pool.start(CastRules(cpus, at_once=2), cpus, actors)
+    pool.start_actors(PoolConfig(cpus, at_once=2), cpus, actors)
     assert len(ray.get([actor.process_id.remote() for actor in actors])) == cpus
     assert said == [f"waiting for {cpus} of {cpus} client actors of 1 CPU each: the cluster has {cpus} CPUs, 0 free"]
     for actor in actors:
@@ -224,13 +224,13 @@ def test_a_driver_actor_with_other_versions_is_refused(local_ray) -> None:
 
 def test_a_driver_actor_of_a_machine_that_joins_later_drives_only_with_the_same_versions() -> None:
     from raysim.executors.ray.driver_actor import DriverActor
-    from raysim.executors.ray.pool import CastRules
+    from raysim.executors.ray.pool import PoolConfig
     from raysim.executors.ray.readiness import Presence
     from raysim.simulation.state import FIRST, Storage
 
     scenario = build_scenario(tiny_settings())
     rounds = DriverActor().run(
-        scenario, [], [], CastRules(), Storage(Path("x"), 1, 1), FIRST, Presence("there", {"torch": "1.0"})
+        scenario, [], [], PoolConfig(), Storage(Path("x"), 1, 1), FIRST, Presence("there", {"torch": "1.0"})
     )
     with pytest.raises(SettingError, match=r"torch \S+ on \S+, torch 1.0 on there, where the run was started"):
         next(rounds)

@@ -58,7 +58,7 @@ class _State:
     in_flight: tuple[Work, ...] = ()
 
 
-def play(
+def replay_rounds(
     recorded: Recorded, conditions: Conditions, changed: NDArray[np.bool_], knows_accuracy: bool = True,
     asks_others: bool = False,
 ) -> Iterator[Replayed]:  # fmt: skip
@@ -95,7 +95,7 @@ def play(
 
 
 class _Replay:
-    """One way of timing a run; see `play`."""
+    """One way of timing a run; see `replay_rounds`."""
 
     def __init__(self, recorded: Recorded, conditions: Conditions, changed: NDArray[np.bool_]) -> None:
         self._recorded, self._conditions, self._changed = recorded, conditions, changed
@@ -209,18 +209,18 @@ def plan_together(
     """
     rules = conditions.rules
     starts = online & ~np.isin(rows["fate"], ABSENT)
-    fates = np.where(online & (rows["fate"] == INFEASIBLE), INFEASIBLE, UNREACHABLE)[~starts]
-    absent = _absent(some(rows, ~starts), np.full(len(fates), now_s), fates)
+    outcomes = np.where(online & (rows["fate"] == INFEASIBLE), INFEASIBLE, UNREACHABLE)[~starts]
+    absent = _absent(some(rows, ~starts), np.full(len(outcomes), now_s), outcomes)
     if not starts.any():
         return Plan((), absent, (), rules.nobody_s + rules.server_s, {})
     work = work_of(conditions, some(rows, starts), round, now_s)
     work = interrupted(work, conditions.devices, history, conditions.seed)
-    work, lasts_s = ROUND_ENDS[rules.mode](work, rules, conditions.cohort_size)
-    return Plan((work,), absent, (), lasts_s + rules.server_s, {})
+    work, duration_s = ROUND_ENDS[rules.mode](work, rules, conditions.cohort_size)
+    return Plan((work,), absent, (), duration_s + rules.server_s, {})
 
 
-def _absent(rows: Columns, asked_s: NDArray[np.float64], fates: NDArray[np.str_]) -> Absent:
-    return Absent(rows["client"], asked_s, fates, rows["limited_by"])
+def _absent(rows: Columns, asked_s: NDArray[np.float64], outcomes: NDArray[np.str_]) -> Absent:
+    return Absent(rows["client"], asked_s, outcomes, rows["limited_by"])
 
 
 def other_work(table: Columns, rows: Columns) -> bool:

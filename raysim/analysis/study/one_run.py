@@ -61,7 +61,7 @@ class Outcome:
         return [report.score.accuracy for report in self.reports if report.score is not None]
 
 
-def play(scenario: Scenario) -> Outcome:
+def run_one(scenario: Scenario) -> Outcome:
     """Play a scenario in this process; a failure is part of the outcome, not an exception."""
     devices = scenario.workload.population.devices
     found: dict[str, Any] = {
