@@ -1,0 +1,197 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from tests.conftest import tiny_settings
+
+from raysim.config import loader
+from raysim.core import seeding
+from raysim.simulation.build import build_scenario
+from raysim.data import datasets
+from raysim.data import raw
+from raysim.data import transform
+from raysim.data.datasets import Dataset
+from raysim.data.transform import Transform
+from raysim.core.errors import SettingError
+
+FLIP = {"name": "RandomHorizontalFlip", "p": 1.0}
+CROP = {"name": "RandomCrop", "size": 8, "padding": 2}
+
+
+def digits(**settings: object) -> Dataset:
+    return datasets.load("digits", None, False, None, 0, transform=Transform(**settings))
+
+
+PLAIN = digits()
+
+
+def test_padding_puts_zeros_around_and_changes_the_digest():
+    padded = digits(pad_to=13)
+    assert padded.input_shape == (1, 13, 13)
+    np.testing.assert_array_equal(padded.test_images[:, :, 2:10, 2:10], PLAIN.test_images)
+    assert int(padded.train_images.astype(int).sum()) == int(PLAIN.train_images.astype(int).sum())
+    assert padded.digest != PLAIN.digest
+
+
+def test_padding_below_the_images_size_is_refused():
+    with pytest.raises(SettingError, match=r"data\.transform\.pad_to=7 .* 8 or more"):
+        digits(pad_to=7)
+
+
+def test_grey_becomes_three_equal_channels_with_one_normalization():
+    data = digits(grey_to_rgb=True)
+    assert data.input_shape == (3, 8, 8)
+    assert data.mean == PLAIN.mean * 3
+    assert all(np.array_equal(data.train_images[:, channel], PLAIN.train_images[:, 0]) for channel in range(3))
+    with pytest.raises(SettingError, match=r"grey_to_rgb=true is not allowed with images of 3 channels"):
+        transform.apply(raw.RawImages(*[data.train_images, data.train_labels] * 2), Transform(grey_to_rgb=True))
+
+
+@pytest.mark.parametrize("pixels", [5, 8, 24])
+def test_resized_images_are_torchvisions_up_to_rounding(pixels):
+    from torchvision.transforms.v2 import functional
+
+    data = digits(resize=pixels)
+    expected = functional.resize(torch.from_numpy(PLAIN.test_images) / 16, [pixels, pixels], antialias=True)
+    assert (data.max_value, data.test_images.dtype, data.input_shape) == (255, np.uint8, (1, pixels, pixels))
+    assert np.abs(data.test_images / 255 - expected.numpy()).max() <= 0.5 / 255 + 1e-6
+
+
+def test_the_order_is_grey_to_rgb_then_resize_then_pad():
+    data = digits(grey_to_rgb=True, resize=16, pad_to=24)
+    assert data.input_shape == (3, 24, 24)
+    assert data.train_images[:, :, :4].max() == 0
+    assert np.array_equal(data.train_images[:, :1, 4:20, 4:20], digits(resize=16).train_images)
+
+
+def test_without_normalization_inputs_are_in_0_to_1():
+    inputs, _ = digits(normalize=False).train_rows(np.arange(1437))
+    assert (inputs.min().item(), inputs.max().item()) == (0, 1)
+
+
+def test_a_given_mean_and_deviation_are_used_and_change_the_digest():
+    data = digits(mean=[0.5], std=[0.25])
+    inputs, _ = data.train_rows(np.arange(3))
+    assert np.allclose(inputs.numpy(), (PLAIN.train_images[:3] / 16 - 0.5) / 0.25)
+    assert data.digest != PLAIN.digest
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"mean": [0.5]}, "std=None is not allowed; allowed: mean and std with 1 values each"),
+        ({"std": [0.5]}, r"std=\[0.5\] is not allowed; allowed: mean and std"),
+        (
+            {"mean": [0.5] * 3, "std": [1.0] * 3},
+            r"mean=\[0.5, 0.5, 0.5\] is not allowed; allowed: mean and std with 1",
+        ),
+        ({"mean": [0.5], "std": [1.0], "normalize": False}, r"mean=\[0.5\] has no effect with normalize=false"),
+    ],
+)
+def test_a_normalization_that_does_not_fit_is_refused(settings, said):
+    with pytest.raises(SettingError, match=f"data.transform.{said}"):
+        digits(**settings)
+
+
+def test_moments_are_numpys_and_a_constant_channel_is_left_alone():
+    images = np.random.default_rng(0).integers(0, 256, (333, 2, 5, 4), dtype=np.uint8)
+    images[:, 1] = 51
+    mean, std = transform.moments(images, 255)
+    np.testing.assert_allclose(mean, images.mean((0, 2, 3)) / 255, rtol=1e-12)
+    np.testing.assert_allclose(std, [images[:, 0].std() / 255, 1.0], rtol=1e-9)
+
+
+def test_without_augmentation_a_batch_is_itself():
+    inputs, _ = PLAIN.train_rows(np.arange(5))
+    assert PLAIN.augmented(inputs) is inputs
+
+
+def test_augmentation_sees_images_in_0_to_1_and_gives_normalised_ones():
+    data = digits(augment=[FLIP])
+    inputs, _ = data.train_rows(np.arange(50))
+    before = inputs.clone()
+    torch.testing.assert_close(data.augmented(inputs), inputs.flip(-1), rtol=0, atol=1e-6)
+    assert torch.equal(inputs, before)
+    brighter = digits(augment=[{"name": "ColorJitter", "brightness": [2.0, 2.0]}])
+    expected = (before * data.std[0] + data.mean[0]).mul(2).clamp(0, 1).sub(data.mean[0]).div(data.std[0])
+    torch.testing.assert_close(brighter.augmented(inputs), expected, rtol=0, atol=1e-5)
+
+
+def test_the_border_of_a_crop_is_black():
+    data = digits(augment=[CROP])
+    black = -data.mean[0] / data.std[0]
+    inputs = torch.ones(4, 1, 8, 8)
+    with seeding.torch_seeded(0, "layers", 1, 3):
+        seen = torch.stack([data.augmented(inputs) for _ in range(20)])
+    assert sorted(set(seen.double().round(decimals=4).flatten().tolist())) == pytest.approx([black, 1], abs=1e-3)
+
+
+def test_a_whole_batch_is_drawn_once_and_the_draws_come_from_the_seeded_generator():
+    data = digits(augment=[CROP, {**FLIP, "p": 0.5}])
+    inputs, _ = data.train_rows(np.arange(20))
+
+    def drawn(round: int, client: int) -> list[torch.Tensor]:
+        with seeding.torch_seeded(0, "layers", round, client):
+            return [data.augmented(inputs) for _ in range(6)]
+
+    first, again = drawn(1, 2), drawn(1, 2)
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    assert not torch.equal(torch.stack(first), torch.stack(drawn(2, 2)))
+    assert not torch.equal(torch.stack(first), torch.stack(drawn(1, 3)))
+    assert len({batch.numpy().tobytes() for batch in first}) > 3
+    pixels = torch.arange(64.0).reshape(1, 1, 8, 8).repeat(5, 1, 1, 1)
+    for _ in range(5):
+        moved = data.augmented(pixels)
+        assert all(torch.equal(moved[0], image) for image in moved)
+
+
+def test_augmented_data_travels_and_has_its_own_digest():
+    data = digits(augment=[FLIP])
+    copy = pickle.loads(pickle.dumps(data))
+    inputs, _ = data.train_rows(np.arange(5))
+    assert torch.equal(copy.augmented(inputs), data.augmented(inputs))
+    assert len({PLAIN.digest, data.digest, digits(augment=[{**FLIP, "p": 0.5}]).digest}) == 3
+
+
+def test_building_leaves_torchs_generator_alone():
+    before = torch.get_rng_state()
+    digits(augment=[CROP])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"name": "RandomHorizontalFlp"}, r"\.0\.name='RandomHorizontalFlp' is unknown; .*: RandomHorizontalFlip, "),
+        ({"p": 0.5}, r"\.0\.name=None is unknown"),
+        ({"name": "functional"}, r"\.0\.name='functional' is unknown"),
+        ({"name": "RandomCrop", "sise": 8}, r"\.0=\{.*\} is not allowed: .*unexpected keyword argument 'sise'"),
+        ({"name": "RandomHorizontalFlip", "p": 3}, r"\.0=\{.*\} is not allowed: "),
+        ({"name": "RandomCrop", "size": 9}, "is not allowed on a batch of float images: "),
+        ({"name": "RandomCrop", "size": 5}, r"it turns float images \(2, 1, 8, 8\) into .* \(2, 1, 5, 5\)"),
+        ({"name": "MixUp", "num_classes": 10}, "is not allowed on a batch of float images: "),
+        ({"name": "RandomResizedCrop", "size": 8, "interpolation": "bilinaer"}, r"\.0=\{.*\} is not allowed: "),
+    ],
+)  # fmt: skip
+def test_augmentation_that_cannot_be_is_refused(spec, said):
+    with pytest.raises(SettingError, match=said) as refused:
+        digits(augment=[spec])
+    assert str(refused.value).startswith("data.transform.augment.0")
+
+
+def test_interpolation_is_given_by_name():
+    data = digits(augment=[{"name": "RandomResizedCrop", "size": 8, "interpolation": "nearest"}])
+    assert data.augmented(torch.zeros(2, 1, 8, 8)).shape == (2, 1, 8, 8)
+
+
+def test_the_settings_reach_the_data():
+    overrides = ("data.transform={pad_to: 10, augment: [{name: RandomCrop, size: 10, padding: 1}]}",)
+    scenario = build_scenario(tiny_settings(*overrides, "data.transform.augment.0.padding=2"))
+    data = scenario.workload.data
+    assert data.input_shape == (1, 10, 10)
+    assert data.augmentation.specs == ({"name": "RandomCrop", "size": 10, "padding": 2},)
+    flat = loader.flatten(tiny_settings(*overrides))
+    assert flat["data.transform.augment.0.name"] == "RandomCrop"
+    with pytest.raises(SettingError, match=r"data\.transform\.std\.0=0.0 is not allowed; allowed: greater than 0"):
+        tiny_settings("data.transform={mean: [0.0], std: [0.0]}")
