@@ -29,9 +29,11 @@ from raysim.executors.ray.client_actor import keep_freed_memory
 from raysim.executors.ray.runner import RayRunner
 from raysim.simulation.build import build_scenario
 from raysim.simulation.loop import run_rounds
-from raysim.simulation.round import initial_state, plan_round, run_round
+from raysim.simulation.planning import plan_round
+from raysim.simulation.round import run_round
 from raysim.simulation.scenario import Executor, Scenario
 from raysim.simulation.state import ServerState, Storage
+from raysim.simulation.transition import initial_state
 
 CONFIGS = Path(__file__).parent / "configs"
 CORES = len(os.sched_getaffinity(0))

@@ -29,9 +29,9 @@ from raysim.simulation import metrics, records
 from raysim.simulation.build import build_scenario
 from raysim.simulation.loop import run_rounds
 from raysim.simulation.records import Point
-from raysim.simulation.round import initial_state
 from raysim.simulation.scenario import Executor, Scenario
 from raysim.simulation.state import ServerState, Storage
+from raysim.simulation.transition import initial_state
 from raysim.tracking import run_metadata, system_metrics
 from raysim.tracking.background import BackgroundLogger
 from raysim.tracking.curves import RunCurves

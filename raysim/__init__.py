@@ -31,7 +31,7 @@ _MODULES = {
     "Tier": "population.profiles",
     "UntraceableError": "core.errors",
     "channel_sums": "pruning.significance",
-    "initial_state": "simulation.round",
+    "initial_state": "simulation.transition",
     "num_kept": "pruning.masks",
     "run_round": "simulation.round",
 }

@@ -13,9 +13,10 @@ from raysim.population.profiles import DeviceProfile, Devices
 from raysim.population.sampling import listed
 from raysim.pruning.masks import CohortMasks, Mask
 from raysim.simulation.build import build_scenario
-from raysim.simulation.round import initial_state, run_round
+from raysim.simulation.round import run_round
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import RoundReport, ServerState
+from raysim.simulation.transition import initial_state
 from tests.conftest import settings_of
 
 QUICK = (

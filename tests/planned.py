@@ -10,10 +10,12 @@ from raysim.clock.work import Cohort
 from raysim.methods.method import RoundView
 from raysim.pruning.masks import CohortMasks
 from raysim.simulation import cohort as cohorts
-from raysim.simulation import planning
-from raysim.simulation.round import initial_state, run_round
+from raysim.simulation.assignments import assignments_of
+from raysim.simulation.participants import cohort_of, respond, select_clients
+from raysim.simulation.round import run_round
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import ServerState
+from raysim.simulation.transition import initial_state
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,12 @@ def plan_round(scenario: Scenario, state: ServerState | None = None) -> PlannedR
     from raysim.methods import resolve
 
     state = initial_state(scenario) if state is None else state
-    asked = planning.ask(scenario, state, scenario.cohort_size)
-    cohort, _ = planning.answering(scenario, state, asked)
+    asked = select_clients(scenario, state, scenario.cohort_size)
+    cohort, _ = respond(scenario, state, asked)
     view = cohorts.view_of(scenario, state, cohort)
     masks, _ = cohorts.choose_masks(scenario, view)
     load = cohorts.load_of(scenario, view, masks)
-    tasks = cohorts.tasks_for(scenario, cohort, masks, load, state.clients)
+    tasks = assignments_of(scenario, cohort, masks, load, state.clients)
     extra = resolve.extra(scenario.method, view)
     return PlannedRound(
         cohort, view, masks, load, tasks, Broadcast(cohort.round, state.params, scenario.method.rules, extra)
@@ -45,7 +47,7 @@ def plan_round(scenario: Scenario, state: ServerState | None = None) -> PlannedR
 
 def view_for(scenario: Scenario, state: ServerState, round: int, clients: int = 3) -> RoundView:
     """What a method sees in a round of its first clients."""
-    cohort = cohorts.cohort_of(scenario, np.arange(clients), round)
+    cohort = cohort_of(scenario, np.arange(clients), round)
     return cohorts.view_of(scenario, state, cohort)
 
 

@@ -21,8 +21,8 @@ from torchvision import models as families
 from raysim.client.assignments import Assignments
 from raysim.client.trainer import ClientTrainer
 from raysim.clock import serialization
+from raysim.clock.modes import ASYNC, DEADLINE, OVER_SELECTION, ClockRules
 from raysim.clock.outcomes import COUNTED
-from raysim.clock.timing import ClockRules
 from raysim.core import tensors
 from raysim.data.batches import batch_slices
 from raysim.data.partition import PARTITIONS, partition
@@ -41,13 +41,14 @@ from raysim.pruning.significance import first_channels
 from raysim.server.fill import FILLS
 from raysim.server.updates import merge
 from raysim.simulation import checkpoint, planning, preparation, records
-from raysim.simulation import round as rounds
 from raysim.simulation.build import build_scenario
-from raysim.simulation.cohort import choose_masks, cohort_of, load_of, schedule_cohort, view_of
+from raysim.simulation.cohort import choose_masks, load_of, schedule_cohort, view_of
 from raysim.simulation.loop import run_rounds
-from raysim.simulation.round import initial_state, run_round
+from raysim.simulation.participants import cohort_of
+from raysim.simulation.round import run_round
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import RoundReport, ServerState, Storage
+from raysim.simulation.transition import initial_state
 from tests.clocked import FRAIL, MODES, clocked, with_figures
 from tests.clocked import played as clocked_rounds
 from tests.conftest import INPUTS, NEEDED_BY, settings_of, tiny_settings
@@ -269,7 +270,7 @@ def test_law_5_masks_nest(name: str) -> None:
     scenario = build_scenario(settings_of(name, *now))
     view = view_for(scenario, played(scenario, 1), round=2, clients=6)
     ratios = np.array([0.2, 0.2, 0.5, 0.5, 0.8, 0.8])
-    chosen, _ = choose_masks(scenario, replace(view, keep_ratios=ratios))
+    chosen, _ = choose_masks(scenario, replace(view, cohort=replace(view.cohort, keep_ratios=ratios)))
     sizes = [mask.kept.sum() for mask in chosen]
     nested = all((chosen[i].kept <= chosen[i + 1].kept).all() for i in range(5)) and sizes[0] < sizes[5]
     assert nested == ("nested masks" in METHODS[name].claims)
@@ -561,9 +562,9 @@ def states_digest(state: ServerState) -> dict[str, object]:
 def test_a_deadline_nobody_is_late_for_and_over_selection_by_nobody_are_synchronous(name: str) -> None:
     synchronous = clocked(name, "sync", *FRAIL)
     same = {
-        "deadline": ClockRules("deadline", deadline_s=1e6),
-        "partial": ClockRules("deadline", deadline_s=1e6, accept_partial=True),
-        "over-selection": ClockRules("over-selection", over_selection=1.0),
+        "deadline": ClockRules(DEADLINE, deadline_s=1e6),
+        "partial": ClockRules(DEADLINE, deadline_s=1e6, accept_partial=True),
+        "over-selection": ClockRules(OVER_SELECTION, over_selection=1.0),
     }
     expected, reports = clocked_rounds(synchronous, 3)
     assert all((report.clients["fate"] == COUNTED).any() for report in reports), "an empty round lasts as long as set"
@@ -576,15 +577,15 @@ def test_a_deadline_nobody_is_late_for_and_over_selection_by_nobody_are_synchron
 
 def test_asynchronous_clients_of_equal_speed_are_a_synchronous_round() -> None:
     """As many at work as the buffer holds, all done in the same moment: the first buffer is a cohort."""
-    rules = ClockRules("async", buffer_size=3, concurrency=3)
+    rules = ClockRules(ASYNC, buffer_size=3, concurrency=3)
     speed = {"compute_variation": 0, "link_variation": 0, "flops_per_s": 1e30, "latency_s": 1.0,
              "down_bytes_per_s": 1e30, "up_bytes_per_s": 1e30}  # fmt: skip
     scenario = with_figures(clocked("magnitude", "sync"), **speed)
-    plan = rounds.plan_round(replace(scenario, clock=rules), initial_state(scenario))
+    plan = planning.plan_round(replace(scenario, clock=rules), initial_state(scenario))
     cohort = plan.ended[0].cohort.clients
     ours, _ = run_round(replace(scenario, clock=rules), initial_state(scenario), InProcessExecutor(scenario.workload))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "ask", lambda *_: cohort)
+        patch.setattr(planning, "select_clients", lambda *_: cohort)
         theirs, _ = run_round(scenario, initial_state(scenario), InProcessExecutor(scenario.workload))
     assert tensors.digest(ours.params) == tensors.digest(theirs.params)
     assert ours.totals.simulated_s == theirs.totals.simulated_s == 2.0

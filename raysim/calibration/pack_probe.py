@@ -8,9 +8,11 @@ from raysim.client.assignments import ALONE, Assignments, Broadcast
 from raysim.client.packing import obstacle
 from raysim.client.trainer import ClientTrainer
 from raysim.core.errors import SettingError
+from raysim.simulation.assignments import assign
 from raysim.simulation.build import why_alone
-from raysim.simulation.round import group_of, initial_state, plan_round
+from raysim.simulation.planning import plan_round
 from raysim.simulation.scenario import Scenario
+from raysim.simulation.transition import initial_state
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 REPEATS = 3
@@ -31,7 +33,7 @@ def probe(scenario: Scenario) -> dict[str, Any]:
         raise SettingError(f"training.pack has nothing to choose from: {reason}; allowed: auto, 1")
     state = initial_state(scenario)
     work = plan_round(scenario, state).ended[0].counted
-    packs = {size: group_of(scenario, replace(state, pack_size=size), work) for size in SIZES if size <= len(work)}
+    packs = {size: assign(replace(scenario, pack_size=size), state, work) for size in SIZES if size <= len(work)}
     stage, seconds = ClientTrainer(scenario.workload), dict.fromkeys(packs, float("inf"))
     for _ in range(REPEATS):
         for size, (tasks, broadcast) in packs.items():

@@ -1,8 +1,6 @@
 """The simulated clock: seconds each client of a cohort takes, known before anybody trains."""
 
 from dataclasses import dataclass
-from math import inf
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +8,6 @@ from numpy.typing import NDArray
 from raysim.core import seeding
 from raysim.population.profiles import Devices
 from raysim.population.sampling import link_drift, lognormal_factors
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,38 +37,6 @@ class CohortLoad:
     def take(self, places: NDArray[np.int64]) -> "CohortLoad":
         """Return the load of some members."""
         return CohortLoad(*(getattr(self, name)[places] for name in CohortLoad.__slots__))
-
-
-@dataclass(frozen=True, slots=True)
-class ClockRules:
-    """When a round ends in simulated time, and whose work counts.
-
-    Attributes:
-        mode: `sync`, `deadline`, `over-selection` or `async`.
-        deadline_s: Seconds after which a round ends (`deadline`).
-        accept_partial: Whether late clients send the epochs they have done by then (`deadline`).
-        over_selection: Clients asked over clients taken (`over-selection`).
-        buffer_size: Updates of one aggregation (`async`).
-        concurrency: Clients at work at a time (`async`).
-        staleness_exponent: a in the weight (1 + s)^-a of an update that is s versions old (`async`).
-        server_s: Seconds the server takes for a round.
-        empty_round_s: Seconds that pass where nobody takes part.
-    """
-
-    mode: str = "sync"
-    deadline_s: float = inf
-    accept_partial: bool = False
-    over_selection: float = 1.3
-    buffer_size: int = 10
-    concurrency: int = 10
-    staleness_exponent: float = 0.5
-    server_s: float = 0.0
-    empty_round_s: float = 60.0
-
-    @property
-    def nobody_s(self) -> float:
-        """Seconds that the server waits in a round that nobody takes part in."""
-        return self.deadline_s if self.mode == "deadline" else self.empty_round_s
 
 
 def schedule(load: CohortLoad, devices: Devices, clients: NDArray[np.int64], round: int, seed: int) -> CohortTiming:

@@ -149,6 +149,11 @@ class Plan:
     round_s: float
     memory: Params
 
+    @property
+    def counted(self) -> tuple[Work, ...]:
+        """The work that counts, one entry for each version of the model that clients started from."""
+        return tuple(work for work in (each.counted for each in self.ended) if len(work))
+
 
 def completed_share(whole: NDArray[np.int64], share: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return a share of a count, rounded down; all of it is exact."""

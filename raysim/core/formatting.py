@@ -72,21 +72,3 @@ def joules(energy_j: float) -> str:
     ('1,234 J', '3.14 J')
     """
     return f"{energy_j:,.0f} J" if energy_j >= 100 else f"{energy_j:.3g} J"
-
-
-def who_trains(mode: str, cohort: int, clients: int, updates: int | None, at_work: int | None) -> str:
-    """Say whose work a round is made of.
-
-    Args:
-        mode: Of the clock.
-        cohort: Clients that are chosen for a round.
-        clients: Clients of the population.
-        updates: Updates of an asynchronous round; none = as many as a cohort has.
-        at_work: Clients at work at a time in asynchronous rounds; none = as many as a cohort has.
-
-    >>> who_trains("sync", 30, 1000, None, None), who_trains("async", 30, 1000, 10, None)
-    ('30 of 1,000 clients a round', '10 updates a round, 30 of 1,000 clients at work')
-    """
-    if mode != "async":
-        return f"{cohort:,} of {clients:,} clients a round"
-    return f"{updates or cohort:,} updates a round, {at_work or cohort:,} of {clients:,} clients at work"

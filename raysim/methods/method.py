@@ -11,6 +11,7 @@ from raysim.budgets.rules import BudgetRule, all_affordable
 from raysim.client.assignments import LocalRules
 from raysim.client.training import LocalHooks, LocalTraining
 from raysim.clock.timing import CohortLoad
+from raysim.clock.work import Cohort
 from raysim.core.options import Option
 from raysim.core.tensors import Params
 from raysim.methods.options import MethodOptions
@@ -36,12 +37,7 @@ class RoundView:
         num_clients: Registered clients.
         num_examples: Training rows of all of them.
         devices: Devices of all of them.
-        round: Counted from 1.
-        clients: Ids of the cohort.
-        examples: Their training rows.
-        budgets: Share of channels the method's budget rule gives them.
-        keep_ratios: Share of channels they train in this round.
-        epochs: Passes over their rows.
+        cohort: Who takes part, with how much of the model and how many epochs.
         params: Global parameters and buffers.
         memory: What the method remembers.
         client_memory: What it remembers of single clients, by id.
@@ -55,15 +51,40 @@ class RoundView:
     num_clients: int
     num_examples: int
     devices: Devices
-    round: int
-    clients: NDArray[np.int64]
-    examples: NDArray[np.int64]
-    budgets: NDArray[np.float64]
-    keep_ratios: NDArray[np.float64]
-    epochs: NDArray[np.int64]
+    cohort: Cohort
     params: Params
     memory: Params
     client_memory: Mapping[int, Params]
+
+    @property
+    def round(self) -> int:
+        """The round, counted from 1; preparation has 0 and below."""
+        return self.cohort.round
+
+    @property
+    def clients(self) -> NDArray[np.int64]:
+        """Ids of the cohort, `(cohort,)`."""
+        return self.cohort.clients
+
+    @property
+    def examples(self) -> NDArray[np.int64]:
+        """Training rows of each client, `(cohort,)`."""
+        return self.cohort.examples
+
+    @property
+    def budgets(self) -> NDArray[np.float64]:
+        """Share of channels the method's budget rule gives each client, `(cohort,)`."""
+        return self.cohort.budgets
+
+    @property
+    def keep_ratios(self) -> NDArray[np.float64]:
+        """Share of channels each client trains in this round, `(cohort,)`."""
+        return self.cohort.keep_ratios
+
+    @property
+    def epochs(self) -> NDArray[np.int64]:
+        """Passes of each client over its rows, `(cohort,)`."""
+        return self.cohort.epochs
 
 
 @dataclass(frozen=True, slots=True, eq=False)

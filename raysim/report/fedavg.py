@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from raysim.clock.modes import MODES
 from raysim.clock.outcomes import COUNTED
 from raysim.clock.timing import CohortLoad, schedule
 from raysim.core.tensors import Columns
@@ -43,8 +44,13 @@ class FedAvg:
             recorded: The run.
             rows: Some round's rows.
         """
-        is_async = recorded.settings["clock"].get("mode") == "async"
-        if is_async or recorded.devices is None or not _full_model(recorded) or not set(NEEDED) <= set(rows):
+        starts_together = MODES[recorded.settings["clock"]["mode"]].starts_together
+        if (
+            not starts_together
+            or recorded.devices is None
+            or not _full_model(recorded)
+            or not set(NEEDED) <= set(rows)
+        ):
             return None
         return FedAvg(recorded, recorded.devices)
 

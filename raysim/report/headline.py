@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from raysim.clock.modes import MODES
 from raysim.clock.outcomes import COUNTED
 from raysim.core.formatting import duration, percent, with_unit
 from raysim.report.clients import ClientsOfRounds
@@ -57,8 +58,12 @@ def section(
     other = dense_figures(recorded, own, fedavg) if baseline is None else figures_of(baseline)
     name, text = ("FedAvg", DENSE) if baseline is None else _named(baseline)
     if baseline is None and fedavg is None:
-        is_async = recorded.settings["clock"].get("mode") == "async"
-        why = "asynchronous rounds have no counterpart in FedAvg's" if is_async else "the records do not tell enough"
+        starts_together = MODES[recorded.settings["clock"]["mode"]].starts_together
+        why = (
+            "the records do not tell enough"
+            if starts_together
+            else "asynchronous rounds have no counterpart in FedAvg's"
+        )
         text += f" Time and energy are not compared: {why}."
     elif baseline is None:
         text += TIMED

@@ -5,9 +5,9 @@ from contextlib import ExitStack, contextmanager
 
 import numpy as np
 
+from raysim.clock.modes import MODES, who_trains
 from raysim.clock.outcomes import COUNTED
 from raysim.core.errors import SettingError
-from raysim.core.formatting import who_trains
 from raysim.core.storage.local import storage_path
 from raysim.core.storage.path import StoragePath
 from raysim.report import accuracy, coverage, diagnostics, fragments, headline, page, partition, pruning, timeline
@@ -118,7 +118,7 @@ def _title(recorded: Recorded) -> str:
 def _subtitle(recorded: Recorded) -> str:
     settings, rounds = recorded.settings, len(recorded.rounds["round"])
     clock, cohort = settings["clock"], settings["selection"]["clients_per_round"]
-    at_work = (clock["mode"], cohort, recorded.num_clients, clock.get("buffer_size"), clock.get("concurrency"))
+    at_work = (MODES[clock["mode"]], cohort, recorded.num_clients, clock.get("buffer_size"), clock.get("concurrency"))
     told = [
         f"experiment {settings['experiment']}", f"{rounds:,} rounds", who_trains(*at_work), f"clock {clock['mode']}",
         f"seed {settings['seed']}",

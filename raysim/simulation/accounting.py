@@ -7,14 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim.clock import energy
+from raysim.clock.modes import ClockRules
 from raysim.clock.outcomes import COUNTED
-from raysim.clock.timing import ClockRules, CohortLoad, CohortTiming
+from raysim.clock.timing import CohortLoad, CohortTiming
 from raysim.clock.work import Absent, Plan, Work, completed_share
 from raysim.core.tensors import Columns
 from raysim.models.cost import ModelCost
 from raysim.population.profiles import Devices
-from raysim.pruning.masks import CohortMasks, Mask
+from raysim.pruning.masks import Mask
 from raysim.server.updates import ClientUpdates
+from raysim.simulation.aggregation import ReceivedUpdates
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import Reached, Score, ServerState, Totals
 
@@ -23,9 +25,8 @@ REPORTED = {"train_loss": np.nan, "epochs": 0, "accuracy": np.nan, "heldout_loss
 
 
 def client_columns(
-    scenario: Scenario, state: ServerState, plan: Plan, contribution: ClientUpdates | None = None,
-    sent: CohortMasks | None = None,
-) -> Columns:  # fmt: skip
+    scenario: Scenario, state: ServerState, plan: Plan, received: ReceivedUpdates | None = None
+) -> Columns:
     """Return the round's table: one row per client that was asked or whose work ended, in the order of ids.
 
     Bytes, FLOPs and steps are those really spent; the `planned_` ones those of the whole work.
@@ -34,8 +35,7 @@ def client_columns(
         scenario: The run.
         state: The state the round started from.
         plan: The round.
-        contribution: What clients sent whose work counts, if there are any.
-        sent: What each of them sent back.
+        received: The updates that count. None: there are none.
     """
     round, population = state.round + 1, scenario.workload.population
     waits_s = waiting_s(scenario.clock, plan, state.totals.simulated_s)
@@ -46,9 +46,10 @@ def client_columns(
     maskless = {"pruning_ratio": none + np.nan, "theoretical_train_flops": none}
     table = in_order([*tables, absent | maskless], round)
     table["flops_per_s"] = population.devices.of(table["client"]).column("flops_per_s")
-    if sent is not None:
-        table["pruning_ratio"][table["fate"] == COUNTED] = sent.each(scenario.costs.pruning_ratio, np.float64)
-    return table | _reported(table, contribution)
+    if received is None:
+        return table | _reported(table, None)
+    table["pruning_ratio"][table["fate"] == COUNTED] = received.masks.each(scenario.costs.pruning_ratio, np.float64)
+    return table | _reported(table, received.updates)
 
 
 def in_order(tables: Sequence[Columns], round: int) -> Columns:
@@ -66,7 +67,7 @@ def waiting_s(rules: ClockRules, plan: Plan, now_s: float) -> list[NDArray[np.fl
         plan: The round.
         now_s: Simulated time at which it began.
     """
-    ends_s, waited = now_s + plan.round_s - rules.server_s, rules.mode != "async"
+    ends_s, waited = now_s + plan.round_s - rules.server_s, rules.mode.waits_for_end
     return [
         np.where((work.outcomes == COUNTED) & waited, np.maximum(ends_s - work.end_s, 0), 0.0) for work in plan.ended
     ]
@@ -154,14 +155,14 @@ def absent_columns(
     }
 
 
-def _reported(table: Columns, contribution: ClientUpdates | None) -> Columns:
+def _reported(table: Columns, updates: ClientUpdates | None) -> Columns:
     """Return what clients report as columns of the round's table."""
     size, columns = len(table["client"]), {}
     for name, missing in REPORTED.items():
         columns[name] = np.full(size, missing)
-    if contribution is not None:
+    if updates is not None:
         counted = table["fate"] == COUNTED
-        for name, column in contribution.clients.items():
+        for name, column in updates.clients.items():
             if name != "client":
                 columns.setdefault(name, np.full(size, np.nan))[counted] = column
     return columns
@@ -188,11 +189,6 @@ def mean_loss(clients: Columns) -> float:
     if not len(counted["client"]):
         return float("nan")
     return float(np.average(counted["train_loss"].astype(np.float64), weights=counted["examples"]))
-
-
-def spend(scenario: Scenario, totals: Totals, plan: Plan, clients: Columns) -> Totals:
-    """Add a round to what the run has spent, and to what dense clients would have spent on the same work."""
-    return add_round(totals, plan, clients, scenario.costs.dense, scenario.workload.local.epochs)
 
 
 def add_round(totals: Totals, plan: Plan, clients: Columns, dense: ModelCost, epochs: int) -> Totals:
@@ -239,16 +235,16 @@ def _with_dense(totals: Totals, ended: Sequence[Work], dense: ModelCost, epochs:
     return totals
 
 
-def scored(totals: Totals, score: Score | None) -> Totals:
-    """Take down what accuracy has been reached."""
+def with_score(totals: Totals, score: Score | None) -> Totals:
+    """Record a score of the global model, and the best one so far."""
     if score is None:
         return totals
     best = score.accuracy if totals.best_accuracy is None else max(totals.best_accuracy, score.accuracy)
     return replace(totals, accuracy=score.accuracy, best_accuracy=best)
 
 
-def reach(totals: Totals, score: Score | None, targets: Sequence[float], round: int) -> Totals:
-    """Take down which targets have been reached for the first time, and what had been spent by then."""
+def with_targets(totals: Totals, score: Score | None, targets: Sequence[float], round: int) -> Totals:
+    """Record the targets that are reached for the first time, and what had been spent by then."""
     known = {reached.accuracy for reached in totals.reached}
     spent = (totals.simulated_s, totals.down_bytes + totals.up_bytes, totals.train_flops, totals.energy_j)
     reached = [

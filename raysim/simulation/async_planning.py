@@ -13,8 +13,8 @@ from raysim.clock.modes import EventQueue, fill_buffer
 from raysim.clock.outcomes import UNREACHABLE
 from raysim.clock.work import Absent, Plan, Work, all_absent
 from raysim.core import seeding
-from raysim.simulation.cohort import choose_masks
-from raysim.simulation.planning import ChooseMasks, answering, ask, begun, prepared, reachable
+from raysim.simulation.cohort import ChooseMasks, choose_masks, planned_work, with_interruptions
+from raysim.simulation.participants import reachable, respond, select_clients
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import ServerState
 
@@ -53,8 +53,8 @@ class _Source:
             if not self._reach_varies:
                 queue.add(work)
             elif reachable(self._scenario, self._at(now_s), clients)[0]:
-                queue.add(begun(self._scenario, self.state, work))
-            else:  # gone since it was asked
+                queue.add(with_interruptions(self._scenario, self.state, work))
+            else:  # gone since it was selected
                 self.absent.append(Absent(clients, work.start_s, np.array([UNREACHABLE]), np.array(["nothing"])))
 
     def _at(self, now_s: float) -> ServerState:
@@ -63,24 +63,24 @@ class _Source:
     def _draw(self, room: int, now_s: float) -> bool:
         """Draw as many clients as may be needed until the buffer is full; whether there is one.
 
-        While nobody answers, twice as many are asked: one by one would take as many draws as there are clients.
+        While nobody answers, twice as many are selected: one by one would take as many draws as there are clients.
         """
         scenario, now = self._scenario, self._at(now_s)
         wanted = room + (scenario.clock.buffer_size - 1 if not self._has_drawn else 0)
         self._has_drawn = True
         while True:
-            asked = ask(scenario, now, wanted, self._drawn)
-            self._drawn[asked] = True
-            cohort, absent = answering(scenario, now, asked)
+            selected = select_clients(scenario, now, wanted, self._drawn)
+            self._drawn[selected] = True
+            cohort, absent = respond(scenario, now, selected)
             self.absent.append(absent)
             if len(cohort.clients):
                 break
-            if not len(asked):
+            if not len(selected):
                 return False
             wanted *= 2
-        work, memory = prepared(scenario, now, cohort, self._choose)
+        work, memory = planned_work(scenario, now, cohort, self._choose)
         if not self._reach_varies:  # then all are looked at together: one by one would take as long as all
-            work = begun(scenario, now, work)
+            work = with_interruptions(scenario, now, work)
         self.state = replace(self.state, memory=memory)
         order = np.argsort(seeding.uniform(scenario.workload.seed, "start order", cohort.round, cohort.clients)[0])
         self._waiting = [work.take(np.array([place])) for place in order]

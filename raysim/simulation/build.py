@@ -14,7 +14,7 @@ from raysim.client import evaluation
 from raysim.client.packing import pack_size
 from raysim.client.training import LocalTraining
 from raysim.client.view import Workload
-from raysim.clock.timing import ClockRules
+from raysim.clock.modes import MODES, ClockRules
 from raysim.config.experiment import ExperimentSettings
 from raysim.core import seeding
 from raysim.core.errors import SettingError, UntraceableError, nearest_first
@@ -74,27 +74,29 @@ def _check_device(settings: ExperimentSettings) -> None:
 
 def _check_asynchronous(settings: ExperimentSettings, method: Method) -> None:
     """Refuse what cannot be had of clients that start from different versions of the model."""
-    if settings.clock.mode != "async":
+    mode = MODES[settings.clock.mode]
+    if mode.starts_together:
         return
-    allowed = "allowed: clock.mode='sync', 'deadline' or 'over-selection'"
+    *others, last = [repr(name) for name, mode in MODES.items() if mode.starts_together]
+    given, allowed = f"clock.mode={mode.name!r}", f"allowed: clock.mode={', '.join(others)} or {last}"
     if method.one_version:
         raise SettingError(
-            f"method.name={method.name!r} is not allowed with clock.mode='async': it changes one mask for all, which "
+            f"method.name={method.name!r} is not allowed with {given}: it changes one mask for all, which "
             f"clients that started before do not have; {allowed}"
         )
     if method.objective.sends_memory:
         raise SettingError(
-            f"method.objective={method.options.objective!r} is not allowed with clock.mode='async': its corrections "
+            f"method.objective={method.options.objective!r} is not allowed with {given}: its corrections "
             f"hold for one version of the model; {allowed}"
         )
     if methods.uses_estimator(method) and method.options.estimator == "secant":
         raise SettingError(
-            "method.estimator='secant' is not allowed with clock.mode='async': it compares gradients of two versions "
+            f"method.estimator='secant' is not allowed with {given}: it compares gradients of two versions "
             f"of the model; {allowed}"
         )
     if settings.diagnostics.every is not None:
         raise SettingError(
-            f"diagnostics.every={settings.diagnostics.every} is not allowed with clock.mode='async': what is "
+            f"diagnostics.every={settings.diagnostics.every} is not allowed with {given}: what is "
             f"diagnosed starts from one version of the model; {allowed}"
         )
 
@@ -198,7 +200,7 @@ def clock_rules(settings: ExperimentSettings) -> ClockRules:
     """Return when rounds end and whose work counts, sizes that were left open filled in."""
     cohort = settings.selection.clients_per_round
     rules = {"buffer_size": cohort, "concurrency": cohort} | settings.clock.model_dump(exclude_none=True)
-    return ClockRules(**rules)
+    return ClockRules(**rules | {"mode": MODES[settings.clock.mode]})
 
 
 def _selection_rule(settings: ExperimentSettings) -> SelectionRule:

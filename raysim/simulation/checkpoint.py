@@ -49,7 +49,6 @@ def save(state: ServerState, folder: AnyPath, keep: int) -> StoragePath:
         "format": FORMAT,
         "round": state.round,
         "totals": asdict(state.totals),
-        "pack_size": state.pack_size,
         "clients": _references(state),
         "limited_by": serialization.reasons_of(state.in_flight),
         "tensors_sha256": arrays.digest(tensors),
@@ -195,7 +194,6 @@ def _state_of(content: Mapping[str, Any], tensors: Params, clients: StoragePath)
         history={name: column.numpy() for name, column in _under("history/", tensors).items()},
         in_flight=works,
         versions={work.cohort.round: _under(f"version/{work.cohort.round}/", tensors) for work in works},
-        pack_size=content["pack_size"],
     )
 
 

@@ -1,18 +1,15 @@
-"""Who takes part, with what submodel, and what that transfers, computes and takes."""
+"""A cohort's view of the model: its masks, what they transfer and compute, and how long that takes."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
-from raysim.budgets.rules import Budgets, budgets_of_tiers
-from raysim.budgets.solver import TOLERANCE
-from raysim.client.assignments import ALONE, Assignments
+from raysim.clock.interruptions import interrupted
+from raysim.clock.modes import fit_epochs
+from raysim.clock.outcomes import COUNTED, OUTCOME_DTYPE
 from raysim.clock.timing import CohortLoad, CohortTiming, schedule
-from raysim.clock.work import Cohort
-from raysim.core import seeding
+from raysim.clock.work import Cohort, Work
 from raysim.core.tensors import Params
 from raysim.data.batches import num_batches
 from raysim.methods import resolve as methods
@@ -22,71 +19,27 @@ from raysim.pruning.masks import CohortMasks, Mask
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import ServerState
 
-
-def with_method(scenario: Scenario, state: ServerState, cohort: Cohort) -> Cohort:
-    """Let the method choose widths and epochs, where they depend on more than the device."""
-    method, view = scenario.method, view_of(scenario, state, cohort)
-    if method.widths is not None:
-        limited_by = np.full(len(cohort.clients), "method")
-        cohort = replace(cohort, keep_ratios=method.widths(view), limited_by=limited_by)
-    if method.work is not None:
-        cohort = replace(cohort, epochs=method.work(view))
-    return cohort
-
-
-def cohort_of(scenario: Scenario, clients: NDArray[np.int64], round: int) -> Cohort:
-    """Return some clients with what the method trains of what they can afford.
-
-    One that can afford no submodel of the method has keep ratio 0, and what forbids it in `limited_by`.
-    """
-    can_afford = affordable(scenario, clients, round)
-    trained = scenario.method.budget(can_afford.keep_ratios)
-    if scenario.budget is not None:
-        trained = np.where(trained > can_afford.keep_ratios + TOLERANCE, 0.0, trained)
-    return Cohort(
-        round,
-        clients,
-        budgets=trained,
-        keep_ratios=trained,
-        limited_by=np.where(trained < 1, can_afford.limited_by, "nothing"),
-        examples=scenario.workload.population.train.counts_of(clients),
-        epochs=np.full(len(clients), scenario.workload.local.epochs),
-    )
-
-
-def feasible(cohort: Cohort) -> tuple[Cohort, Cohort]:
-    """Split a cohort into those that can afford a submodel of the method and those that cannot."""
-    able = cohort.keep_ratios > 0
-    return cohort.take(able), cohort.take(~able)
-
-
-def affordable(scenario: Scenario, clients: NDArray[np.int64], round: int) -> Budgets:
-    """Return what some clients can afford in a round."""
-    population, seed = scenario.workload.population, scenario.workload.seed
-    devices = population.devices.of(clients)
-    if scenario.budget is None:
-        return budgets_of_tiers(devices)
-    return scenario.budget.solve(devices, clients, population.train.counts_of(clients), round, seed)
+ChooseMasks = Callable[[Scenario, RoundView], tuple[CohortMasks, Params]]
+"""From the server's view of a round to each client's mask, and the method's memory with its ranking renewed."""
 
 
 def view_of(scenario: Scenario, state: ServerState, cohort: Cohort) -> RoundView:
-    """Return what the method may look at."""
+    """Return what the server knows when it decides on a round; the method may look at nothing else."""
     workload = scenario.workload
     return RoundView(
-        workload.plan, scenario.costs, workload.local, scenario.method.options, workload.seed,
+        plan=workload.plan,
+        costs=scenario.costs,
+        local=workload.local,
+        options=scenario.method.options,
+        seed=workload.seed,
         num_clients=len(workload.population),
         num_examples=scenario.num_examples,
         devices=workload.population.devices,
-        round=cohort.round,
-        clients=cohort.clients,
-        examples=cohort.examples,
-        budgets=cohort.budgets,
-        keep_ratios=cohort.keep_ratios,
-        epochs=cohort.epochs,
+        cohort=cohort,
         params=state.params,
         memory=state.memory,
         client_memory=state.clients,
-    )  # fmt: skip
+    )
 
 
 def choose_masks(scenario: Scenario, view: RoundView) -> tuple[CohortMasks, Params]:
@@ -131,41 +84,30 @@ def schedule_cohort(scenario: Scenario, cohort: Cohort, load: CohortLoad) -> Coh
     return schedule(load, devices, cohort.clients, cohort.round, scenario.workload.seed)
 
 
-def tasks_for(
-    scenario: Scenario, cohort: Cohort, masks: CohortMasks, load: CohortLoad, memory: Mapping[int, Params]
-) -> Assignments:
-    """Return the clients' tasks; a share of them, drawn from the seed, is scored on held-out rows."""
-    method = scenario.method
-    memory = memory if method.sends_memory or method.objective.sends_memory else {}
-    return Assignments(
-        cohort.clients, masks, cohort.budgets, cohort.keep_ratios, cohort.epochs, scored_clients(scenario, cohort),
-        load.train_flops.astype(np.float64), np.full(len(cohort.clients), ALONE), memories_of(memory, cohort.clients),
-    )  # fmt: skip
+def planned_work(scenario: Scenario, state: ServerState, cohort: Cohort, choose: ChooseMasks) -> tuple[Work, Params]:
+    """Return the work of a cohort that starts now and is not interrupted, and the method's memory.
+
+    With a deadline and partial work, clients that would be late train fewer epochs.
+    """
+    masks, memory = choose(scenario, view_of(scenario, state, cohort))
+    cohort, load, timing = _fitted(scenario, state, cohort, masks)
+    size = len(cohort.clients)
+    start_s, outcomes = np.full(size, state.totals.simulated_s), np.full(size, COUNTED, dtype=OUTCOME_DTYPE)
+    return Work(cohort, masks, load, timing, start_s, timing.total_s, outcomes), memory
 
 
-def memories_of(memory: Mapping[int, Params], clients: NDArray[np.int64]) -> dict[int, Params]:
-    """Return what is remembered of those of some clients of whom something is."""
-    return {client: memory[client] for client in clients.tolist() if client in memory} if memory else {}
+def _fitted(
+    scenario: Scenario, state: ServerState, cohort: Cohort, masks: CohortMasks
+) -> tuple[Cohort, CohortLoad, CohortTiming]:
+    """Return load and timing of a cohort; late clients train fewer epochs where partial work is accepted."""
+
+    def load_at(cohort: Cohort) -> CohortLoad:
+        return load_of(scenario, view_of(scenario, state, cohort), masks)
+
+    timing_of = partial(schedule_cohort, scenario)
+    return fit_epochs(cohort, load_at, timing_of, scenario.clock, scenario.method.min_epochs)
 
 
-def scored_clients(scenario: Scenario, cohort: Cohort) -> NDArray[np.bool_]:
-    """Return which clients score their submodels, `(cohort,)`: a share of them, of asynchronous ones in the mean."""
-    seed, size = scenario.workload.seed, len(cohort.clients)
-    if scenario.clock.mode == "async":
-        drawn = seeding.uniform(seed, "scored clients", cohort.round, cohort.clients)[0]
-        return np.asarray(drawn < scenario.scored_share)
-    scored = np.zeros(size, dtype=np.bool_)
-    rng = seeding.generator(seed, "scored clients", cohort.round)
-    scored[rng.permutation(size)[: round(size * scenario.scored_share)]] = True
-    return scored
-
-
-def classes_owned(scenario: Scenario, cohort: Cohort) -> NDArray[np.bool_] | None:
-    """Return which classes each client has training rows of, where the method looks at that."""
-    if not scenario.method.rules.own_classes_only:
-        return None
-    data, train = scenario.workload.data, scenario.workload.population.train
-    owned = np.zeros((len(cohort.clients), data.num_classes), dtype=np.bool_)
-    for place, client in enumerate(cohort.clients):
-        owned[place, data.train_labels[train[client]]] = True
-    return owned
+def with_interruptions(scenario: Scenario, state: ServerState, work: Work) -> Work:
+    """Return the work with the clients that stop before they are done."""
+    return interrupted(work, scenario.workload.population.devices, state.history, scenario.workload.seed)

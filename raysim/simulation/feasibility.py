@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import ceil, floor, inf, log10
+from math import ceil, floor, inf, isinf, log10
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,8 @@ from raysim.models.cost import training_bytes
 from raysim.pruning import masks
 from raysim.pruning.masks import CohortMasks, Mask
 from raysim.pruning.significance import first_channels
-from raysim.simulation.cohort import cohort_of, load_of, view_of
+from raysim.simulation.cohort import load_of, view_of
+from raysim.simulation.participants import cohort_of
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import ServerState
 
@@ -156,7 +157,7 @@ def check_deadline(scenario: Scenario) -> None:
     """
     method = scenario.method
     chooses = method.widths is not None or method.work is not None or method.prepare is not None
-    if scenario.clock.mode != "deadline" or chooses:
+    if isinf(scenario.clock.deadline_s) or chooses:
         return
     population = scenario.workload.population
     everybody = cohort_of(scenario, np.arange(len(population)), round=1)

@@ -12,11 +12,13 @@ from raysim.methods.method import RoundView
 from raysim.pruning import masks
 from raysim.pruning.masks import CohortMasks
 from raysim.pruning.significance import first_channels
-from raysim.simulation.accounting import client_columns, spend
-from raysim.simulation.cohort import cohort_of, transfer_bytes
-from raysim.simulation.round import close, initial_state, moved_on, plan_round
+from raysim.simulation.accounting import client_columns
+from raysim.simulation.cohort import transfer_bytes
+from raysim.simulation.participants import cohort_of
+from raysim.simulation.planning import plan_round
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import ServerState, summary_of
+from raysim.simulation.transition import end_work_in_flight, initial_state, next_state
 
 
 def forecast(scenario: Scenario) -> dict[str, Any]:
@@ -59,9 +61,8 @@ def _predicted(scenario: Scenario, state: ServerState) -> tuple[ServerState, Col
     """Return state and table after a round in which nothing is learned."""
     plan = plan_round(scenario, state, _first_channels_kept)
     columns = client_columns(scenario, state, plan)
-    totals = spend(scenario, state.totals, plan, columns)
-    after = moved_on(scenario, state, plan, state.params, plan.memory, totals, columns, None)
-    return close(scenario, after, columns)
+    after = next_state(scenario, state, plan, state.params, plan.memory, columns, None)
+    return end_work_in_flight(scenario, after, columns)
 
 
 def _first_channels_kept(scenario: Scenario, view: RoundView) -> tuple[CohortMasks, Params]:

@@ -12,9 +12,10 @@ from raysim.core.log import about
 from raysim.core.signals import StopRequest
 from raysim.core.tensors import one_thread
 from raysim.simulation import checkpoint, records
-from raysim.simulation.round import initial_state, run_round
+from raysim.simulation.round import run_round
 from raysim.simulation.scenario import Executor, Scenario
 from raysim.simulation.state import RoundReport, ServerState, Start, Storage
+from raysim.simulation.transition import initial_state
 
 
 def run_rounds(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from raysim.budgets.solver import BudgetSolver
 from raysim.client.assignments import Assignments, Broadcast
 from raysim.client.view import Workload
-from raysim.clock.timing import ClockRules
+from raysim.clock.modes import ClockRules
 from raysim.core.tensors import Params
 from raysim.methods.method import Method
 from raysim.pruning.costs import CostTable

@@ -91,7 +91,6 @@ class ServerState:
         history: What is remembered of every client, `(clients,)` each: what is left in batteries, last losses.
         in_flight: Work that goes on between asynchronous rounds, one for each version of the model.
         versions: Parameters and buffers it started from, by the round in which it did.
-        pack_size: Clients that are trained together at most, since it decides the last bits.
     """
 
     round: int
@@ -102,7 +101,6 @@ class ServerState:
     history: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     in_flight: "tuple[Work, ...]" = ()
     versions: Mapping[int, Params] = field(default_factory=dict)
-    pack_size: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from raysim.clock.modes import who_trains
 from raysim.clock.outcomes import COUNTED
 from raysim.config.experiment import ExperimentSettings
-from raysim.core.formatting import duration, joules, who_trains
+from raysim.core.formatting import duration, joules
 from raysim.simulation.scenario import Scenario
 
 TAG = "mlflow.note.content"

@@ -11,9 +11,10 @@ from raysim.client.trainer import ClientTrainer
 from raysim.core import tensors
 from raysim.core.errors import RunFailedError, SettingError
 from raysim.server.updates import merge
+from raysim.simulation.assignments import assign
 from raysim.simulation.build import build_scenario
-from raysim.simulation.round import group_of, initial_state
-from raysim.simulation.round import plan_round as plan
+from raysim.simulation.planning import plan_round as plan
+from raysim.simulation.transition import initial_state
 from tests.conftest import tiny_settings
 from tests.planned import plan_round
 
@@ -26,7 +27,7 @@ def group(*overrides: str):
     clients = ("population.clients=40", "selection.clients_per_round=12", "evaluation.client_share=0.5")
     scenario = build_scenario(tiny_settings(*MLP, *clients, *overrides))
     state = initial_state(scenario)
-    return scenario, *group_of(scenario, state, plan(scenario, state).ended[0].counted)
+    return scenario, *assign(scenario, state, plan(scenario, state).ended[0].counted)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from raysim.clock.outcomes import BATTERY, COUNTED, DROPPED, OFFLINE, UNREACHABL
 from raysim.clock.work import Work
 from raysim.population import availability
 from raysim.population.profiles import OnlineIntervals
-from raysim.simulation import planning
-from raysim.simulation.round import initial_state
+from raysim.simulation.participants import reachable
+from raysim.simulation.transition import initial_state
 from tests.clocked import MODES, clocked, devices_of, played, with_devices, with_figures, work_of
 
 MANY = 20_000
@@ -154,5 +154,5 @@ def test_who_is_offline_or_empty_is_not_reached(monkeypatch):
     state = initial_state(scenario)
     levels = np.array([1.0, 0.0, 1.0, 1e-9, 0.0, 5.0])
     state.history.update({energy.LEVEL: levels, energy.SINCE: np.zeros(6)})
-    reached = planning.reachable(scenario, state, np.arange(6))
+    reached = reachable(scenario, state, np.arange(6))
     assert reached.tolist() == [True, False, False, True, False, True]

@@ -1,6 +1,8 @@
 """When rounds end and whose work counts; by hand, then in rounds that are played."""
 
+import ast
 import json
+import re
 from dataclasses import replace
 from math import isfinite, nan
 
@@ -8,9 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from raysim.clock.modes import wait_for_all, wait_for_first, wait_until_deadline
+from raysim.clock import modes
+from raysim.clock.modes import (
+    ASYNC,
+    DEADLINE,
+    OVER_SELECTION,
+    ClockRules,
+    wait_for_all,
+    wait_for_first,
+    wait_until_deadline,
+)
 from raysim.clock.outcomes import COUNTED, DROPPED, LATE, SURPLUS, UNREACHABLE
-from raysim.clock.timing import ClockRules
 from raysim.clock.work import Work, stopped
 from raysim.core import seeding, tensors
 from raysim.data.batches import batch_slices
@@ -24,13 +34,15 @@ from raysim.simulation.cohort import load_of, schedule_cohort, view_of
 from raysim.simulation.forecast import forecast
 from raysim.simulation.loop import save_round, stamped
 from raysim.simulation.metrics import metrics_of
-from raysim.simulation.planning import plan_together
-from raysim.simulation.round import initial_state, run_round
+from raysim.simulation.participants import select_clients
+from raysim.simulation.planning import PLANNERS, plan_cohort
+from raysim.simulation.round import run_round
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import Storage, summary_of
+from raysim.simulation.transition import initial_state
 from raysim.terminal.console import summary_lines
 from tests.clocked import FRAIL, MODES, clocked, played, with_devices, with_figures, work_of
-from tests.conftest import settings_of
+from tests.conftest import ROOT, settings_of
 
 
 def lasting(*seconds: float, clients: list[int] | None = None) -> Work:
@@ -38,12 +50,12 @@ def lasting(*seconds: float, clients: list[int] | None = None) -> Work:
 
 
 def deadline(work: Work, deadline_s: float) -> tuple[list[str], list[float], float]:
-    ended, round_s = wait_until_deadline(work, ClockRules("deadline", deadline_s), 3)
+    ended, round_s = wait_until_deadline(work, ClockRules(DEADLINE, deadline_s), 3)
     return ended.outcomes.tolist(), ended.duration_s.tolist(), round_s
 
 
 def first(work: Work, wanted: int) -> tuple[list[str], list[float], float]:
-    ended, round_s = wait_for_first(work, ClockRules("over-selection"), wanted)
+    ended, round_s = wait_for_first(work, ClockRules(OVER_SELECTION), wanted)
     return ended.outcomes.tolist(), ended.duration_s.tolist(), round_s
 
 
@@ -96,12 +108,12 @@ def test_with_fewer_survivors_than_wanted_the_round_lasts_until_all_have_stopped
 def test_so_many_are_asked(monkeypatch, wanted, factor, asked):
     sizes = []
     scenario = build_scenario(settings_of("fedavg", "population.clients=60", "data.max_train_examples=400"))
-    rules = ClockRules("over-selection", over_selection=factor)
-    ask = planning.ask
+    rules = ClockRules(OVER_SELECTION, over_selection=factor)
+    ask = select_clients
     monkeypatch.setattr(
-        planning, "ask", lambda scenario, state, size: sizes.append(size) or ask(scenario, state, size)
+        planning, "select_clients", lambda scenario, state, size: sizes.append(size) or ask(scenario, state, size)
     )
-    plan_together(replace(scenario, cohort_size=wanted, clock=rules), initial_state(scenario))
+    plan_cohort(replace(scenario, cohort_size=wanted, clock=rules), initial_state(scenario))
     assert sizes == [asked]
 
 
@@ -110,7 +122,7 @@ def test_the_servers_seconds_are_added_to_every_round(mode):
     scenario = clocked("magnitude", mode)
     quick = replace(scenario, clock=replace(scenario.clock, server_s=0.0))
     slow = replace(scenario, clock=replace(scenario.clock, server_s=2.5))
-    plans = [plan_together(each, initial_state(each)) for each in (quick, slow)]
+    plans = [plan_cohort(each, initial_state(each)) for each in (quick, slow)]
     assert plans[1].round_s == pytest.approx(plans[0].round_s + 2.5, rel=1e-12)
     np.testing.assert_array_equal(plans[0].ended[0].outcomes, plans[1].ended[0].outcomes)
 
@@ -126,7 +138,7 @@ def test_late_clients_send_the_epochs_that_fit(method, deadline_s):
     scenario = clocked(method, "partial", *EPOCHS)
     scenario = replace(scenario, clock=replace(scenario.clock, deadline_s=deadline_s))
     whole = replace(scenario, clock=replace(scenario.clock, accept_partial=False))
-    few, all_of_them = (plan_together(each, initial_state(each)).ended[0] for each in (scenario, whole))
+    few, all_of_them = (plan_cohort(each, initial_state(each)).ended[0] for each in (scenario, whole))
     fewest = scenario.method.min_epochs
     assert fewest == (2 if method == "dapperfl" else 1)
     fewer = few.cohort.epochs < all_of_them.cohort.epochs
@@ -275,3 +287,32 @@ def test_the_point_at_which_clients_drop_out_is_in_their_seconds():
     np.testing.assert_allclose(report.clients["lasts_s"], point * report.clients["total_s"], rtol=1e-12)
     assert report.round_s == report.clients["lasts_s"].max()
     assert all(torch.isfinite(value).all() for value in played(scenario, 1)[0].params.values())
+
+
+def test_modes_are_compared_by_name_in_the_settings_only() -> None:
+    """What differs between clock modes is data of `ClockMode`; only range checks of settings look at names."""
+
+    def compares_a_mode(node: ast.AST) -> bool:
+        if not isinstance(node, ast.Compare):
+            return False
+        sides = [part for side in (node.left, *node.comparators) for part in ast.walk(side)]
+        named = any(isinstance(part, ast.Constant) and part.value in modes.MODES for part in sides)
+        return named and "mode" in re.findall(r"\w+", ast.unparse(node))
+
+    found = {
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in (ROOT / "raysim").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if compares_a_mode(node)
+    }
+    assert {place for place in found if not place.startswith("raysim/config/")} == set()
+    assert any(place.startswith("raysim/config/") for place in found), "the search finds none any more"
+
+
+def test_every_mode_has_a_planner() -> None:
+    assert set(PLANNERS) == set(modes.MODES)
+
+
+def test_a_mode_without_a_common_start_has_no_common_end() -> None:
+    with pytest.raises(ValueError, match="'async' do not start together"):
+        ASYNC.end(lasting(1, 2), ClockRules(ASYNC), 2)

@@ -14,7 +14,8 @@ from raysim.population.profiles import DeviceProfile, Tier
 from raysim.population.sampling import of_tiers
 from raysim.simulation.build import build_scenario
 from raysim.simulation.forecast import forecast
-from raysim.simulation.round import initial_state, run_round
+from raysim.simulation.round import run_round
+from raysim.simulation.transition import initial_state
 from tests.conftest import tiny_settings
 
 LABELS = np.zeros(60000, dtype=np.int64)

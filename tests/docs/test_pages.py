@@ -16,9 +16,10 @@ from raysim.config import loader
 from raysim.core import tensors
 from raysim.methods.table import METHODS
 from raysim.pruning.masks import num_kept
-from raysim.simulation import checkpoint, cohort, planning
+from raysim.simulation import checkpoint, cohort
 from raysim.simulation.build import build_scenario
-from raysim.simulation.round import initial_state
+from raysim.simulation.participants import respond, select_clients
+from raysim.simulation.transition import initial_state
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "your_own_method.md").read_text(encoding="utf-8")
@@ -90,7 +91,7 @@ def masks_of(folder: Path, *overrides: str):
     settings = loader.load(folder / "my_experiment.yaml", (*TINY, *overrides))
     scenario = build_scenario(settings)
     state = initial_state(scenario)
-    members, _ = planning.answering(scenario, state, planning.ask(scenario, state, scenario.cohort_size))
+    members, _ = respond(scenario, state, select_clients(scenario, state, scenario.cohort_size))
     view = cohort.view_of(scenario, state, members)
     masks, _ = cohort.choose_masks(scenario, view)
     return view, scenario.method.score(view), masks

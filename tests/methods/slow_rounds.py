@@ -19,9 +19,10 @@ from raysim.executors.in_process import InProcessExecutor
 from raysim.pruning.masks import Mask
 from raysim.pruning.plan import ChannelPlan
 from raysim.simulation.build import build_scenario
-from raysim.simulation.round import initial_state, run_round
+from raysim.simulation.round import run_round
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import RoundReport, ServerState
+from raysim.simulation.transition import initial_state
 from tests.conftest import settings_of
 from tests.oracles import held_entries
 

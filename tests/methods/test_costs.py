@@ -13,12 +13,12 @@ from raysim.core import seeding
 from raysim.executors.in_process import InProcessExecutor
 from raysim.pruning import elements
 from raysim.pruning.masks import CohortMasks, Mask
-from raysim.simulation import preparation
-from raysim.simulation import round as rounds
+from raysim.simulation import planning, preparation
 from raysim.simulation.accounting import theoretical_flops
 from raysim.simulation.preparation import prepare
-from raysim.simulation.round import initial_state, run_round
+from raysim.simulation.round import run_round
 from raysim.simulation.scenario import Scenario
+from raysim.simulation.transition import initial_state
 from tests.methods.slow_rounds import count, member, members, num_steps, sizes, small_scenario
 from tests.planned import plan_round, state_after
 
@@ -189,7 +189,7 @@ def test_a_hybrid_mask_counts_what_is_left_of_the_submodel() -> None:
     values = 4 * (parameters(2, 4, 5) - sum(gone.values()))
     tells = min(math.ceil(entries / 8), 4 * (entries - sum(gone.values())))
     assert transfer_bytes(scenario, mask) == (values + CHANNEL_BITS + tells, values)
-    (work,) = rounds.plan_round(scenario, initial_state(scenario)).ended
+    (work,) = planning.plan_round(scenario, initial_state(scenario)).ended
     work = replace(work, masks=CohortMasks.of([mask] * len(work)))
     theoretical = theoretical_flops(scenario, work)
     saved = gone["0.weight"] * 2 * 2 * 64 + gone["2.weight"] * 2 * 3 * 64  # biases cost nothing

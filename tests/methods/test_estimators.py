@@ -17,6 +17,7 @@ from raysim.pruning.coverage import count_coverage
 from raysim.pruning.significance import FORMS, channel_sums
 from raysim.simulation import round as rounds
 from raysim.simulation.build import build_scenario
+from raysim.simulation.transition import initial_state
 from tests.conftest import tiny_settings
 from tests.oracles import held_entries
 from tests.planned import plan_round
@@ -25,7 +26,7 @@ from tests.planned import plan_round
 def one_round(estimator: str):
     """Each client's full-coordinate update in a round with random masks, and the report of all."""
     scenario = build_scenario(tiny_settings(f"method.estimator={estimator}", "selection.clients_per_round=4"))
-    workload, state = scenario.workload, rounds.initial_state(scenario)
+    workload, state = scenario.workload, initial_state(scenario)
     planned = plan_round(scenario, state)
     cohort, masks = planned.cohort, planned.masks
     contribution = ClientTrainer(workload).train(planned.tasks, planned.broadcast)
@@ -101,7 +102,7 @@ def test_what_nobody_held_keeps_its_estimate(estimator: str) -> None:
     once = update({}, report)
     nobody = replace(
         report,
-        view=replace(report.view, examples=report.view.examples * 0),
+        view=replace(report.view, cohort=replace(report.view.cohort, examples=report.view.examples * 0)),
         coverage={key: count * 0 for key, count in report.coverage.items()},
     )
     again = update(once, nobody)
@@ -114,6 +115,6 @@ def test_buffers_have_no_gradient_and_are_not_estimated() -> None:
     """A counter that grows by one a step would be a gradient of 1 / rate."""
     overrides = ("model.name=resnet32", "model.options={}", "training.learning_rate=1e-4", "training.momentum=0")
     scenario = build_scenario(tiny_settings("method.estimator=variation", "training.epochs=1", *overrides))
-    state, _ = rounds.run_round(scenario, rounds.initial_state(scenario), InProcessExecutor(scenario.workload))
+    state, _ = rounds.run_round(scenario, initial_state(scenario), InProcessExecutor(scenario.workload))
     names = {name for name, _ in scenario.workload.model.named_parameters()}
     assert {key.partition("/")[2] for key in state.memory} == names

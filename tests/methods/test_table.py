@@ -15,9 +15,10 @@ from raysim.methods import resolve as methods
 from raysim.methods.table import METHODS
 from raysim.pruning.masks import Mask
 from raysim.pruning.significance import FORMS
-from raysim.simulation import cohort
+from raysim.simulation.aggregation import classes_owned
 from raysim.simulation.build import build_scenario
-from raysim.simulation.round import initial_state, run_round
+from raysim.simulation.round import run_round
+from raysim.simulation.transition import initial_state
 from tests.conftest import tiny_settings
 from tests.planned import plan_round, state_after, view_for
 
@@ -122,7 +123,7 @@ def test_heterofl_changes_only_the_classifier_rows_of_owned_classes() -> None:
     overrides = ("method.name=heterofl", "training.weight_decay=0.1", "data.partition.alpha=0.05")
     scenario = build_scenario(tiny_settings(*overrides, "data.partition.min_examples=2"))
     planned = plan_round(scenario)
-    owned = cohort.classes_owned(scenario, planned.cohort)
+    owned = classes_owned(scenario, planned.cohort)
     assert not owned.all()
     for task, classes in zip(planned.tasks, owned, strict=True):
         update = ClientTrainer(scenario.workload).train(Assignments.of_rows([task]), planned.broadcast).sums["update"]

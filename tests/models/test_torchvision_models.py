@@ -9,7 +9,8 @@ from raysim.core.errors import SettingError
 from raysim.executors.in_process import InProcessExecutor
 from raysim.models import torchvision_models, zoo
 from raysim.simulation.build import build_scenario
-from raysim.simulation.round import initial_state, run_round
+from raysim.simulation.round import run_round
+from raysim.simulation.transition import initial_state
 from tests.conftest import tiny_settings
 
 NAMES = torchvision_models.names()

@@ -12,8 +12,8 @@ from raysim.pruning.masks import Mask
 from raysim.simulation import records
 from raysim.simulation.build import build_scenario
 from raysim.simulation.loop import run_rounds
-from raysim.simulation.round import initial_state
 from raysim.simulation.state import Storage
+from raysim.simulation.transition import initial_state
 from tests.clocked import QUICK, clocked, played
 from tests.conftest import settings_of
 

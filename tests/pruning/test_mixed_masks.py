@@ -18,8 +18,9 @@ from raysim.pruning.costs import CostTable
 from raysim.pruning.masks import CohortMasks, Mask
 from raysim.pruning.plan import ChannelPlan
 from raysim.simulation import client_state
-from raysim.simulation import round as rounds
+from raysim.simulation.aggregation import coverage_of
 from raysim.simulation.build import build_scenario
+from raysim.simulation.transition import initial_state
 from tests.conftest import settings_of, tiny_settings
 from tests.planned import plan_round, state_after, view_for
 
@@ -33,7 +34,7 @@ def test_entries_of_whole_and_hybrid_clients_are_counted_together() -> None:
     masks = [hybrid, planned.masks[1], planned.masks[2]]
     tasks = Assignments.of_rows([replace(task, mask=mask) for task, mask in zip(planned.tasks, masks, strict=True)])
     contribution = ClientTrainer(scenario.workload).train(tasks, planned.broadcast)
-    coverage = rounds.coverage_of(scenario, planned.cohort, CohortMasks.of(masks), contribution)["0.weight"]
+    coverage = coverage_of(scenario, planned.cohort, CohortMasks.of(masks), contribution)["0.weight"]
     expected = examples[1] + examples[2] + examples[0] * kept.double()
     assert torch.equal(coverage, expected)
 
@@ -106,7 +107,7 @@ def test_another_normalization_needs_one_to_replace(normalization: str) -> None:
 def test_the_warm_up_goes_before_a_score_of_ones_own() -> None:
     own = "method.score=raysim.methods.scores:l1_score"
     scenario = build_scenario(tiny_settings(own, "method.warmup_rounds=2"))
-    state = rounds.initial_state(scenario)
+    state = initial_state(scenario)
     warm, _ = resolve.rank(scenario.method, view_for(scenario, state, round=2))
     ranked, _ = resolve.rank(scenario.method, view_for(scenario, state, round=3))
     assert (warm.ndim, ranked.ndim) == (2, 1)
@@ -119,7 +120,8 @@ def test_a_fill_of_ones_own_may_have_a_gamma() -> None:
 
 def test_ties_across_groups_go_to_the_first_channels() -> None:
     scenario = build_scenario(tiny_settings("method.name=magnitude"))
-    view = replace(view_for(scenario, rounds.initial_state(scenario), 1, clients=1), keep_ratios=np.array([0.5]))
+    view = view_for(scenario, initial_state(scenario), 1, clients=1)
+    view = replace(view, cohort=replace(view.cohort, keep_ratios=np.array([0.5])))
     kept = MASKS["global"](view, np.ones(view.plan.num_units))[0].kept
     firsts = [units.start for units in view.plan.units.values()]
     others = np.setdiff1d(np.arange(view.plan.num_units), firsts)

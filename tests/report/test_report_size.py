@@ -20,8 +20,8 @@ from raysim.report import coverage
 from raysim.simulation import records
 from raysim.simulation.build import build_scenario
 from raysim.simulation.loop import run_rounds
-from raysim.simulation.round import initial_state
 from raysim.simulation.state import Storage
+from raysim.simulation.transition import initial_state
 from tests.conftest import tiny_settings
 from tests.reports import SECTIONS, Page
 

@@ -9,9 +9,9 @@ from raysim.core.errors import SettingError
 from raysim.selection import oort
 from raysim.selection.table import SELECTIONS, SelectionRule, choose, initial_history, remember, resolve
 from raysim.selection.view import COLUMNS, SelectionView
-from raysim.simulation import planning
 from raysim.simulation.build import build_scenario, check_names
-from raysim.simulation.round import initial_state
+from raysim.simulation.participants import select_clients
+from raysim.simulation.transition import initial_state
 from tests.conftest import tiny_settings
 
 
@@ -307,7 +307,7 @@ def test_a_scenario_selects_by_its_rule():
     rule = ("selection.rule=by-examples",)
     settings = tiny_settings(*rule)
     scenario = build_scenario(settings)
-    ids = planning.ask(scenario, initial_state(scenario), 3)
+    ids = select_clients(scenario, initial_state(scenario), 3)
     seen = view(6, 3, examples=scenario.workload.population.train.counts)
     assert scenario.selection is not None
     assert ids.tolist() == choose(SELECTIONS["by-examples"], seen).tolist()
@@ -324,7 +324,7 @@ def users_rule(tmp_path, monkeypatch):
 
 def test_a_rule_of_the_users_own_is_a_dotted_path(users_rule):
     scenario = build_scenario(tiny_settings("selection.rule=my_rules:last"))
-    assert planning.ask(scenario, initial_state(scenario), 3).tolist() == [3, 4, 5]
+    assert select_clients(scenario, initial_state(scenario), 3).tolist() == [3, 4, 5]
     assert set(initial_history(scenario.selection, 2)) == set(COLUMNS)
     assert chosen("my_rules:last", size=2, exclude=np.arange(20) == 19) == [17, 18]
 

@@ -9,7 +9,8 @@ from raysim.config.experiment import ServerSettings
 from raysim.executors.in_process import InProcessExecutor
 from raysim.server.optimizers import STEPS, ServerOptimizer, step
 from raysim.simulation.build import build_scenario
-from raysim.simulation.round import initial_state, run_round
+from raysim.simulation.round import run_round
+from raysim.simulation.transition import initial_state
 from tests.conftest import tiny_settings
 from tests.oracles import held_entries
 from tests.planned import plan_round

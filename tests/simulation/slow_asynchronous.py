@@ -11,9 +11,10 @@ from raysim.core import seeding
 from raysim.pruning import masks
 from raysim.pruning.masks import CohortMasks
 from raysim.pruning.significance import first_channels
-from raysim.simulation.cohort import cohort_of, load_of, schedule_cohort, view_of
-from raysim.simulation.round import initial_state
+from raysim.simulation.cohort import load_of, schedule_cohort, view_of
+from raysim.simulation.participants import cohort_of
 from raysim.simulation.scenario import Scenario
+from raysim.simulation.transition import initial_state
 
 
 @dataclass

@@ -16,7 +16,9 @@ from raysim.executors.in_process import InProcessExecutor
 from raysim.methods.table import METHODS
 from raysim.population import availability
 from raysim.simulation.build import build_scenario, check_names
-from raysim.simulation.round import initial_state, plan_round, run_round
+from raysim.simulation.planning import plan_round
+from raysim.simulation.round import run_round
+from raysim.simulation.transition import initial_state
 from tests.clocked import FRAIL, ONE_VERSION, clocked, played, with_figures
 from tests.conftest import settings_of
 from tests.methods.slow_rounds import best, close, held_by, l1, member, small_scenario, train

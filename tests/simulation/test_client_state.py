@@ -15,8 +15,9 @@ from raysim.simulation import checkpoint, client_state
 from raysim.simulation.build import build_scenario
 from raysim.simulation.checkpoint import CLIENTS, with_clients_on_disk
 from raysim.simulation.client_state import ClientMemory, DamagedMemoryError, Stored, updated
-from raysim.simulation.round import initial_state, run_round
+from raysim.simulation.round import run_round
 from raysim.simulation.state import ServerState, Storage
+from raysim.simulation.transition import initial_state
 from tests.conftest import settings_of
 
 

@@ -5,9 +5,10 @@ import pytest
 
 from raysim.core.errors import SettingError
 from raysim.simulation.build import build_scenario
-from raysim.simulation.cohort import cohort_of
 from raysim.simulation.feasibility import least_seconds
-from raysim.simulation.round import initial_state, plan_round
+from raysim.simulation.participants import cohort_of
+from raysim.simulation.planning import plan_round
+from raysim.simulation.transition import initial_state
 from tests.conftest import settings_of, tiny_settings
 
 STEADY = tuple(

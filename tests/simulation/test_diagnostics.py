@@ -19,9 +19,10 @@ from raysim.simulation.cohort import choose_masks, view_of
 from raysim.simulation.diagnostics import Subject, correlation_in_groups, leave_one_out, rank_correlation
 from raysim.simulation.loss_surface import LossSurface, squared_norm
 from raysim.simulation.metrics import metrics_of
-from raysim.simulation.planning import answering, ask
-from raysim.simulation.round import initial_state, run_round
+from raysim.simulation.participants import respond, select_clients
+from raysim.simulation.round import run_round
 from raysim.simulation.state import RoundReport, ServerState
+from raysim.simulation.transition import initial_state
 from tests.conftest import tiny_settings
 from tests.oracles import held_entries
 
@@ -48,7 +49,7 @@ def subject() -> Subject:
     """The first round of random masks, weights at random places in the place of zeros."""
     scenario = build_scenario(tiny_settings(*SMALL, "method.name=random"))
     state = initial_state(scenario)
-    cohort, _ = answering(scenario, state, ask(scenario, state, scenario.cohort_size))
+    cohort, _ = respond(scenario, state, select_clients(scenario, state, scenario.cohort_size))
     masks, _ = choose_masks(scenario, view_of(scenario, state, cohort))
     return diagnostics._subject(scenario, state, cohort, masks)
 
@@ -216,7 +217,7 @@ def test_churn_compares_with_the_next_rounds_masks() -> None:
     _, (report,) = played("method.name=fedrolex", "diagnostics.every=1", rounds=1)
     scenario = build_scenario(tiny_settings(*SMALL, "method.name=fedrolex"))
     state = initial_state(scenario)
-    cohort, _ = answering(scenario, state, ask(scenario, state, scenario.cohort_size))
+    cohort, _ = respond(scenario, state, select_clients(scenario, state, scenario.cohort_size))
     pairs = [
         choose_masks(scenario, view_of(scenario, state, replace(cohort, round=round)))[0] for round in (1, 2)
     ]  # fmt: skip

@@ -1,6 +1,7 @@
 """The ladder of a scenario: what the clock charges, memory, and who is left out."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ from raysim.client.training import LocalTraining
 from raysim.core.errors import SettingError
 from raysim.methods.table import METHODS
 from raysim.models.cost import count, training_bytes
-from raysim.simulation import cohort, planning
+from raysim.simulation import cohort
 from raysim.simulation.build import build_scenario
 from raysim.simulation.feasibility import with_solved_budgets
 from raysim.simulation.forecast import forecast
-from raysim.simulation.round import initial_state
+from raysim.simulation.participants import cohort_of, feasible, respond, select_clients
+from raysim.simulation.transition import initial_state
 from raysim.terminal.console import print_forecast
 from tests.conftest import settings_of, tiny_settings
 
@@ -35,9 +37,9 @@ FAST = (
 def clocked(scenario, keep_ratio: float):
     """What all clients take by the clock when each trains one keep ratio."""
     size = len(scenario.workload.population)
-    everybody = cohort.cohort_of(scenario, np.arange(size), round=1)
+    everybody = cohort_of(scenario, np.arange(size), round=1)
     ratios = np.full(size, keep_ratio)
-    everybody = cohort.replace(everybody, keep_ratios=ratios, budgets=ratios)
+    everybody = replace(everybody, keep_ratios=ratios, budgets=ratios)
     view = cohort.view_of(scenario, initial_state(scenario), everybody)
     masks, _ = cohort.choose_masks(scenario, view)
     load = cohort.load_of(scenario, view, masks)
@@ -148,7 +150,7 @@ def test_optimizers_keep_so_many_buffers():
 def test_methods_that_train_the_full_model_leave_budgets_aside(name):
     scenario = build_scenario(settings_of(name, "budget.rule=solved", "budget.deadline_s=1e-9"))
     assert scenario.budget is None
-    everybody = cohort.cohort_of(scenario, np.arange(6), round=1)
+    everybody = cohort_of(scenario, np.arange(6), round=1)
     assert everybody.keep_ratios.tolist() == [1.0] * 6
 
 
@@ -158,12 +160,12 @@ def some_feasible(*overrides: str):
 
 def test_who_can_afford_nothing_has_keep_ratio_zero_and_the_reason():
     scenario = some_feasible("budget.deadline_s=0.5")
-    everybody = cohort.cohort_of(scenario, np.arange(6), round=1)
+    everybody = cohort_of(scenario, np.arange(6), round=1)
     slow = scenario.workload.population.devices.tier_of == 0
     assert (everybody.keep_ratios[slow] == 0).all()
     assert set(everybody.limited_by[slow]) == {"deadline"}
     assert (everybody.keep_ratios[~slow] > 0).all()
-    able, absent = cohort.feasible(everybody)
+    able, absent = feasible(everybody)
     assert able.clients.tolist() == np.flatnonzero(~slow).tolist()
     assert absent.clients.tolist() == np.flatnonzero(slow).tolist()
     assert absent.examples.tolist() == everybody.examples[slow].tolist()
@@ -172,7 +174,7 @@ def test_who_can_afford_nothing_has_keep_ratio_zero_and_the_reason():
 def test_those_who_can_afford_nothing_take_no_part():
     scenario = some_feasible("budget.deadline_s=0.5", "selection.clients_per_round=6")
     state = initial_state(scenario)
-    chosen, absent = planning.answering(scenario, state, planning.ask(scenario, state, 6))
+    chosen, absent = respond(scenario, state, select_clients(scenario, state, 6))
     slow = scenario.workload.population.devices.tier_of == 0
     assert chosen.clients.tolist() == np.flatnonzero(~slow).tolist()
     assert absent.clients.tolist() == np.flatnonzero(slow).tolist()
@@ -184,10 +186,10 @@ def test_those_who_can_afford_nothing_take_no_part():
 def test_a_device_below_the_narrowest_level_takes_no_part_under_solved_budgets(name):
     weak = "population.tiers.0.keep_ratio=0.05"
     solved = build_scenario(settings_of(name, *SOLVED, weak))
-    everybody = cohort.cohort_of(solved, np.arange(6), round=1)
+    everybody = cohort_of(solved, np.arange(6), round=1)
     assert everybody.limited_by[everybody.keep_ratios == 0].tolist() == ["tier"]
     by_tier = build_scenario(settings_of(name, weak))
-    assert cohort.cohort_of(by_tier, np.arange(6), round=1).keep_ratios.min() == 1 / 16
+    assert cohort_of(by_tier, np.arange(6), round=1).keep_ratios.min() == 1 / 16
 
 
 @pytest.mark.parametrize(
@@ -219,7 +221,7 @@ def test_the_deadline_that_is_asked_for_is_enough():
         build_scenario(tiny_settings("budget.rule=solved", "budget.deadline_s=1e-3"))
     enough = str(error.value).rpartition("allowed: ")[2].removesuffix(" or more")
     scenario = build_scenario(tiny_settings("budget.rule=solved", f"budget.deadline_s={enough}"))
-    able, _ = cohort.feasible(cohort.cohort_of(scenario, np.arange(6), round=1))
+    able, _ = feasible(cohort_of(scenario, np.arange(6), round=1))
     assert len(able.clients) == 1
 
 

@@ -9,9 +9,9 @@ from raysim.methods.table import METHODS
 from raysim.simulation.build import build_scenario
 from raysim.simulation.forecast import forecast
 from raysim.simulation.loop import run_rounds
-from raysim.simulation.round import initial_state
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import RoundReport, Storage, Totals, summary_of
+from raysim.simulation.transition import initial_state
 from tests.conftest import settings_of, tiny_settings
 
 MORE = "selection.clients_per_round=5"

@@ -12,8 +12,9 @@ from raysim.core.tensors import Params
 from raysim.executors.in_process import InProcessExecutor
 from raysim.methods import resolve as methods
 from raysim.simulation.build import build_scenario
-from raysim.simulation.round import initial_state, run_round
+from raysim.simulation.round import run_round
 from raysim.simulation.state import RoundReport, ServerState
+from raysim.simulation.transition import initial_state
 from tests.conftest import settings_of
 from tests.methods.slow_rounds import close, members, rate, small_scenario
 from tests.planned import plan_round

@@ -18,9 +18,10 @@ from raysim.simulation import metrics
 from raysim.simulation.build import build_scenario
 from raysim.simulation.metrics import metrics_of
 from raysim.simulation.records import Logged, Point
-from raysim.simulation.round import initial_state, run_round
+from raysim.simulation.round import run_round
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import RoundReport
+from raysim.simulation.transition import initial_state
 from raysim.tracking import background, mlflow_writer
 from raysim.tracking.client_runs import READ, ClientRun, ClientRuns
 from raysim.tracking.curves import EVERY_SECOND, MAIN, RunCurves, over_time

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from raysim.analysis.replay.source import Recorded
 from raysim.budgets.solver import TOLERANCE, BudgetSolver
 from raysim.clock.interruptions import reach_varies
+from raysim.clock.modes import MODES
 from raysim.clock.outcomes import UNREACHABLE
 from raysim.core.plugins import is_dotted
 from raysim.core.tensors import Columns
@@ -97,7 +98,7 @@ def solved_again(
 def of_devices(recorded: Recorded, method: Method, others: Devices) -> list[Unknown]:
     """Return what is unknown on other devices from the first round on, whatever the clock says."""
     settings, owned = recorded.settings, recorded.devices
-    name, mode = settings.method.name, settings.clock.mode
+    name, starts_together = settings.method.name, MODES[settings.clock.mode].starts_together
     unknown = []
     if method.prepare is not None:
         unknown.append(Unknown("what was done before round 1 is not timed again: its seconds and joules are kept"))
@@ -107,12 +108,12 @@ def of_devices(recorded: Recorded, method: Method, others: Devices) -> list[Unkn
             "they are as recorded, the accuracy is not known"
         ))  # fmt: skip
     reaching = reach_varies(owned) or reach_varies(others)
-    if mode == "async":
+    if not starts_together:
         unknown.append(Unknown(
             "clients start in the recorded order, as soon as there is room: which of them would have been asked "
             "depends on who is at work"
         ))  # fmt: skip
-    if mode == "async" and reaching:
+    if not starts_together and reaching:
         unknown.append(Unknown("who did not answer is as recorded"))
     return unknown
 

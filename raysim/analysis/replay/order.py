@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from raysim.analysis.replay.starts import Conditions, some, work_of
 from raysim.clock.interruptions import interrupted, reach_varies
-from raysim.clock.modes import EventQueue
+from raysim.clock.modes import ClockRules, EventQueue
 from raysim.clock.outcomes import ABSENT, COUNTED, UNFINISHED
-from raysim.clock.timing import ClockRules
 from raysim.clock.work import Work
 from raysim.core import seeding
 from raysim.core.tensors import Columns

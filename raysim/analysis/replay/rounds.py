@@ -12,12 +12,20 @@ from raysim.analysis.replay.source import Recorded
 from raysim.analysis.replay.starts import Conditions, some, work_of
 from raysim.clock import energy
 from raysim.clock.interruptions import can_answer, interrupted
-from raysim.clock.modes import ROUND_ENDS, fill_buffer
+from raysim.clock.modes import fill_buffer
 from raysim.clock.outcomes import ABSENT, COUNTED, INFEASIBLE, UNREACHABLE
 from raysim.clock.work import Absent, Plan, Work, unfinished
 from raysim.core.tensors import Columns
 from raysim.models.cost import ModelCost
-from raysim.simulation.accounting import absent_columns, add_round, clock_columns, in_order, reach, scored, waiting_s
+from raysim.simulation.accounting import (
+    absent_columns,
+    add_round,
+    clock_columns,
+    in_order,
+    waiting_s,
+    with_score,
+    with_targets,
+)
 from raysim.simulation.scenario import StopRules
 from raysim.simulation.state import Score, Totals
 
@@ -83,7 +91,7 @@ def replay_rounds(
         if is_over and after.in_flight:
             after, table = replay.closed(after, table, asked, round)
         score = _score_of(recorded, round) if after.knows_accuracy else None
-        reached = reach(after.totals, score, recorded.settings.evaluation.targets, round)
+        reached = with_targets(after.totals, score, recorded.settings.evaluation.targets, round)
         after = replace(after, totals=reached)
         state = replace(after, knows_accuracy=after.knows_accuracy and not answers)
         yield Replayed(
@@ -103,7 +111,7 @@ class _Replay:
         self._rounds = _rows_by_round(recorded)
         self._began_s = [spent_before(recorded).simulated_s, *recorded.rounds["simulated_s"][:-1].tolist()]
         self._starts = None
-        if conditions.rules.mode == "async":
+        if not conditions.rules.mode.starts_together:
             self._starts = Starts(conditions, recorded.clients, self._began_s)
 
     @property
@@ -148,8 +156,9 @@ class _Replay:
         table = self._table(plan, rows, round, now_s, state.history)
         totals = add_round(state.totals, plan, table, self._dense, recorded.settings.training.epochs)
         knows = state.knows_accuracy and not other_work(table, rows) and not self._trained_otherwise(table)
-        totals = scored(totals, _score_of(recorded, round) if knows else None)
-        ends_s = None if conditions.rules.mode == "async" else now_s + plan.round_s - conditions.rules.server_s
+        totals = with_score(totals, _score_of(recorded, round) if knows else None)
+        waits = conditions.rules.mode.waits_for_end
+        ends_s = now_s + plan.round_s - conditions.rules.server_s if waits else None
         history = energy.remembered(conditions.devices, state.history, table, ends_s)
         return _State(totals, knows, state.asks_others, history, plan.in_flight), table
 
@@ -215,7 +224,7 @@ def plan_together(
         return Plan((), absent, (), rules.nobody_s + rules.server_s, {})
     work = work_of(conditions, some(rows, starts), round, now_s)
     work = interrupted(work, conditions.devices, history, conditions.seed)
-    work, duration_s = ROUND_ENDS[rules.mode](work, rules, conditions.cohort_size)
+    work, duration_s = rules.mode.end(work, rules, conditions.cohort_size)
     return Plan((work,), absent, (), duration_s + rules.server_s, {})
 
 

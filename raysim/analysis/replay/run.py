@@ -14,7 +14,7 @@ from raysim.analysis.replay.rounds import Replayed, replay_rounds
 from raysim.analysis.replay.source import Recorded
 from raysim.analysis.replay.starts import Conditions
 from raysim.analysis.replay.unknown import not_reproduced, of_rounds
-from raysim.clock.timing import ClockRules
+from raysim.clock.modes import DEADLINE, ClockRules
 from raysim.config import loader
 from raysim.config.population import PopulationSettings
 from raysim.core.errors import SettingError
@@ -97,12 +97,12 @@ def with_deadline(rules: ClockRules, deadline_s: float | None) -> ClockRules:
         return rules
     if not 0 < deadline_s < np.inf:
         raise SettingError(f"--deadline={deadline_s:g} is not allowed; allowed: seconds above 0")
-    if rules.mode not in ("sync", "deadline"):
+    if not rules.mode.takes_deadline:
         raise SettingError(
-            f"--deadline={deadline_s:g} has no effect on a run with clock.mode={rules.mode!r}; "
+            f"--deadline={deadline_s:g} has no effect on a run with clock.mode={rules.mode.name!r}; "
             "allowed: runs with 'sync' or 'deadline'"
         )
-    return replace(rules, mode="deadline", deadline_s=deadline_s)
+    return replace(rules, mode=DEADLINE, deadline_s=deadline_s)
 
 
 def read_devices(path: Path, recorded: Recorded) -> Devices:

@@ -6,9 +6,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.clock.modes import fit_epochs
+from raysim.clock.modes import ClockRules, fit_epochs
 from raysim.clock.outcomes import COUNTED, OUTCOME_DTYPE
-from raysim.clock.timing import ClockRules, CohortLoad, CohortTiming, schedule
+from raysim.clock.timing import CohortLoad, CohortTiming, schedule
 from raysim.clock.work import Cohort, Work
 from raysim.core.tensors import Columns
 from raysim.population.profiles import Devices
