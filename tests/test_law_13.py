@@ -273,5 +273,5 @@ def test_a_setting_without_effect_is_refused(settings):
 @pytest.mark.parametrize(("method", "aside"), [("fedavg", True), ("heterofl", False)])
 def test_budgets_that_are_left_aside_are_said(capsys, method, aside):
     build_scenario(tiny_settings(f"method.name={method}", "budget.rule=solved", "budget.deadline_s=100.0"))
-    told = "budgets are left aside: method.name='fedavg' trains the full model\n"
+    told = "budgets are ignored: method.name='fedavg' trains the full model\n"
     assert capsys.readouterr().err == (told if aside else "")

@@ -1,4 +1,4 @@
-"""What devices spend in joules, and what that leaves in their batteries."""
+"""Energy: joules that devices spend, and the charge that is left in their batteries."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from raysim.core.tensors import Columns
 from raysim.population.profiles import Devices
 
 LEVEL, SINCE = "battery_j", "battery_at_s"
-"""What is remembered of every client: what was left in its battery, and the simulated time it was so."""
+"""Columns of the history: each client's battery charge, and the simulated time of that reading."""
 
 
 def spent_j(
@@ -20,13 +20,13 @@ def spent_j(
 ) -> NDArray[np.float64]:
     """Return the joules of each client, `(clients,)`: training, radio and waiting for the round to end.
 
-    Nobody spends more than its battery holds; whose battery runs empty has spent all of it.
+    A client spends at most the charge of its battery; one whose battery runs empty has spent all of it.
 
     Args:
         devices: Devices of the clients.
-        work: What they did.
-        waits_s: How long each waited afterwards.
-        level_j: What was left in the batteries when they started.
+        work: Their work.
+        waits_s: Seconds each waited afterwards.
+        level_j: Charge of the batteries when they started.
     """
     compute_s = work.completed_shares.compute_s * work.timing.compute_s
     spent = work.spent
@@ -40,7 +40,7 @@ def spent_j(
 
 
 def have_batteries(devices: Devices) -> bool:
-    """Whether any device is not on mains."""
+    """Whether any device runs on a battery."""
     return bool(np.isfinite(devices.figures["battery_j"]).any())
 
 
@@ -50,7 +50,7 @@ def levels_j(
     clients: NDArray[np.int64],
     now_s: float | NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Return what is left in each client's battery, `(clients,)`; infinite on mains, full before its first work."""
+    """Return the charge of each client's battery, `(clients,)`: infinite on mains, full before its first work."""
     capacity = devices.column("battery_j")
     if LEVEL not in history:
         return capacity
@@ -59,17 +59,20 @@ def levels_j(
 
 
 def drained(
-    devices: Devices, history: Mapping[str, NDArray[np.float64]], clients: NDArray[np.int64],
-    left_j: NDArray[np.float64], at_s: NDArray[np.float64],
-) -> dict[str, NDArray[np.float64]]:  # fmt: skip
-    """Return the history with new levels of some clients.
+    devices: Devices,
+    history: Mapping[str, NDArray[np.float64]],
+    clients: NDArray[np.int64],
+    left_j: NDArray[np.float64],
+    at_s: NDArray[np.float64],
+) -> dict[str, NDArray[np.float64]]:
+    """Return the history with new battery levels of some clients.
 
     Args:
         devices: Devices of all clients.
-        history: What is remembered of every client.
-        clients: Ids of those that worked.
-        left_j: What is left in their batteries.
-        at_s: Simulated time at which it is.
+        history: Columns kept of every client.
+        clients: Ids of the clients that worked.
+        left_j: Charge of their batteries.
+        at_s: Simulated time of that reading.
     """
     if not have_batteries(devices):
         return dict(history)
@@ -81,14 +84,14 @@ def drained(
 
 def remembered(
     devices: Devices, history: Mapping[str, NDArray[np.float64]], rows: Columns, ends_s: float | None
-) -> dict[str, NDArray[np.float64]]:  # fmt: skip
-    """Return the history after a round: what it has left in the batteries of those that worked.
+) -> dict[str, NDArray[np.float64]]:
+    """Return the history after a round, with the battery levels of the clients that worked.
 
     Args:
         devices: Devices of all clients.
-        history: What is remembered of every client.
-        rows: The round's table.
-        ends_s: Simulated time until which those that were done waited; none = each left when it was done.
+        history: Columns kept of every client.
+        rows: The round's table of clients.
+        ends_s: Simulated time until which clients that were done waited. None: each left when it was done.
     """
     worked = {name: column[np.isin(rows["fate"], ABSENT, invert=True)] for name, column in rows.items()}
     ids, start_s = worked["client"], worked["start_s"]
@@ -99,9 +102,11 @@ def remembered(
 
 
 def seconds_until_empty(
-    devices: Devices, phases: CohortTiming, radio_bytes: tuple[NDArray[np.int64], NDArray[np.int64]],
+    devices: Devices,
+    phases: CohortTiming,
+    radio_bytes: tuple[NDArray[np.int64], NDArray[np.int64]],
     level_j: NDArray[np.float64],
-) -> NDArray[np.float64]:  # fmt: skip
+) -> NDArray[np.float64]:
     """Return the seconds of work after which each battery is empty, infinite where it lasts, `(clients,)`.
 
     A phase draws its energy evenly.
@@ -110,16 +115,15 @@ def seconds_until_empty(
         devices: Devices of the clients.
         phases: Seconds of download, training and upload.
         radio_bytes: Bytes down and up.
-        level_j: What is left in the batteries.
+        level_j: Charge of the batteries.
     """
     per_byte = devices.column("radio_j_per_byte")
-    needs = (
-        per_byte * radio_bytes[0], devices.column("train_watts") * phases.compute_s, per_byte * radio_bytes[1],
-    )  # fmt: skip
+    training_j = devices.column("train_watts") * phases.compute_s
+    needs = (per_byte * radio_bytes[0], training_j, per_byte * radio_bytes[1])
     elapsed, left = np.zeros(len(devices)), level_j.astype(np.float64)
     empty_s = np.full(len(devices), np.inf)
-    for need, lasts in zip(needs, (phases.download_s, phases.compute_s, phases.upload_s), strict=True):
+    for need, phase_s in zip(needs, (phases.download_s, phases.compute_s, phases.upload_s), strict=True):
         here = np.isinf(empty_s) & (need > left)
-        empty_s = np.where(here, elapsed + lasts * left / np.where(need > 0, need, 1.0), empty_s)
-        elapsed, left = elapsed + lasts, left - need
+        empty_s = np.where(here, elapsed + phase_s * left / np.where(need > 0, need, 1.0), empty_s)
+        elapsed, left = elapsed + phase_s, left - need
     return empty_s

@@ -1,4 +1,4 @@
-"""Clients that stop in the middle of their work: they drop out, go offline, or run out of battery."""
+"""Interruptions: clients that drop out, go offline or run out of battery before their work is done."""
 
 from collections.abc import Mapping
 
@@ -13,29 +13,37 @@ from raysim.population import availability
 from raysim.population.profiles import Devices
 
 
-def can_answer(
+def are_reachable(
     devices: Devices, history: Mapping[str, NDArray[np.float64]], clients: NDArray[np.int64], now_s: float, seed: int
-) -> NDArray[np.bool_]:  # fmt: skip
-    """Return which clients are online and have some battery left, `(clients,)`; `devices` are theirs."""
+) -> NDArray[np.bool_]:
+    """Return which clients are online and have some battery left, `(clients,)`.
+
+    Args:
+        devices: Devices of these clients.
+        history: Columns kept of every client.
+        clients: Their ids.
+        now_s: Simulated time.
+        seed: Seed of the experiment.
+    """
     online = availability.is_online(devices, clients, now_s, seed)
     return online & (energy.levels_j(devices, history, clients, now_s) > 0)
 
 
-def reach_varies(devices: Devices) -> bool:
-    """Whether it depends on the time if a client can be reached and goes on with its work."""
+def availability_varies(devices: Devices) -> bool:
+    """Whether some client can be reached, or keeps working, at some times and not at others."""
     sometimes = (devices.figures["availability"] < 1) | (devices.figures["availability_swing"] > 0)
     return devices.online is not None or bool(sometimes.any()) or energy.have_batteries(devices)
 
 
 def interrupted(work: Work, devices: Devices, history: Mapping[str, NDArray[np.float64]], seed: int) -> Work:
-    """Return the work with what stops each client of itself, whichever comes first.
+    """Return the work with each client's first interruption, if it has one.
 
     A client drops out with its profile's `failure_rate`, at a point of its work drawn uniformly.
 
     Args:
-        work: What the clients would do.
+        work: The clients' work without interruptions.
         devices: Devices of all clients.
-        history: What is remembered of every client.
+        history: Columns kept of every client.
         seed: Seed of the experiment.
     """
     clients = work.cohort.clients

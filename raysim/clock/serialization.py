@@ -1,4 +1,4 @@
-"""Work that goes on between two rounds, as tensors and back."""
+"""Converts work in flight to tensors and back, for checkpoints."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -16,7 +16,7 @@ NUMBERS = tuple(field.name for field in fields(Cohort) if field.name not in ("ro
 
 
 def tensors_of(works: Sequence[Work]) -> Params:
-    """Return all numbers of some work, keyed by `<round>/<name>`."""
+    """Return the numbers of work in flight, keyed by `<round>/<name>`."""
     return {f"{work.cohort.round}/{name}": tensor for work in works for name, tensor in _tensors_of_one(work).items()}
 
 
@@ -27,11 +27,12 @@ def reasons_of(works: Sequence[Work]) -> dict[str, list[str]]:
 
 def works_from(tensors: Params, reasons: dict[str, list[str]]) -> tuple[Work, ...]:
     """Return the work that `tensors_of` and `reasons_of` describe, oldest first."""
-    return tuple(
-        _one_from({key.removeprefix(f"{round}/"): tensor for key, tensor in tensors.items()
-                   if key.startswith(f"{round}/")}, int(round), limited_by)
-        for round, limited_by in sorted(reasons.items(), key=lambda item: int(item[0]))
-    )  # fmt: skip
+    works = []
+    for round, limited_by in sorted(reasons.items(), key=lambda item: int(item[0])):
+        prefix = f"{round}/"
+        own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        works.append(_one_from(own, int(round), limited_by))
+    return tuple(works)
 
 
 def _tensors_of_one(work: Work) -> Params:
@@ -42,14 +43,14 @@ def _tensors_of_one(work: Work) -> Params:
     numbers["fates"] = np.array([OUTCOMES.index(outcome) for outcome in work.outcomes], dtype=np.int64)
     numbers["mask_of"] = work.masks.mask_of
     numbers["kept"] = np.stack([mask.kept for mask in work.masks.distinct])
-    for place, mask in enumerate(work.masks.distinct):
-        numbers |= {f"elements.{place}.{key}": packed for key, packed in mask.elements.items()}
+    for index, mask in enumerate(work.masks.distinct):
+        numbers |= {f"elements.{index}.{key}": packed for key, packed in mask.elements.items()}
     return {name: torch.from_numpy(np.ascontiguousarray(column)) for name, column in numbers.items()}
 
 
 def _one_from(tensors: Params, round: int, limited_by: list[str]) -> Work:
     columns = {name: tensor.numpy() for name, tensor in tensors.items()}
-    masks = [Mask(kept, _elements_of(columns, place)) for place, kept in enumerate(columns["kept"])]
+    masks = [Mask(kept, _elements_of(columns, index)) for index, kept in enumerate(columns["kept"])]
     return Work(
         Cohort(round, **{name: columns[name] for name in NUMBERS}, limited_by=np.array(limited_by)),
         CohortMasks(tuple(masks), columns["mask_of"]),
@@ -61,6 +62,6 @@ def _one_from(tensors: Params, round: int, limited_by: list[str]) -> Work:
     )
 
 
-def _elements_of(columns: Columns, place: int) -> Columns:
-    prefix = f"elements.{place}."
+def _elements_of(columns: Columns, index: int) -> Columns:
+    prefix = f"elements.{index}."
     return {name.removeprefix(prefix): packed for name, packed in columns.items() if name.startswith(prefix)}

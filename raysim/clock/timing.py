@@ -1,4 +1,4 @@
-"""The simulated clock: seconds each client of a cohort takes, known before anybody trains."""
+"""The simulated clock: the seconds that each client takes, computed before anybody trains."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from raysim.population.sampling import link_drift, lognormal_factors
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CohortTiming:
-    """Simulated seconds of each cohort member, arrays `(cohort,)`."""
+    """Simulated seconds of each client of a cohort, arrays `(cohort,)`."""
 
     download_s: NDArray[np.float64]
     compute_s: NDArray[np.float64]
@@ -26,7 +26,7 @@ class CohortTiming:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CohortLoad:
-    """What each cohort member transfers and computes in a round, arrays `(cohort,)`."""
+    """Bytes and FLOPs of each client of a cohort in a round, arrays `(cohort,)`."""
 
     down_bytes: NDArray[np.int64]
     up_bytes: NDArray[np.int64]
@@ -34,26 +34,26 @@ class CohortLoad:
     activation_bytes: NDArray[np.int64]
     steps: NDArray[np.int64]
 
-    def take(self, places: NDArray[np.int64]) -> "CohortLoad":
-        """Return the load of some members."""
-        return CohortLoad(*(getattr(self, name)[places] for name in CohortLoad.__slots__))
+    def take(self, indices: NDArray[np.int64]) -> "CohortLoad":
+        """Return the load of some clients of the cohort."""
+        return CohortLoad(*(getattr(self, name)[indices] for name in CohortLoad.__slots__))
 
 
 def schedule(load: CohortLoad, devices: Devices, clients: NDArray[np.int64], round: int, seed: int) -> CohortTiming:
-    """Compute how long each client takes for its own submodel.
+    """Compute the seconds that each client takes for its own submodel.
 
     Seconds of a transfer are latency + bytes / bandwidth; seconds of training are steps x overhead +
-    FLOPs / speed + activation bytes / memory bandwidth, all of it divided by a lognormal factor drawn for
-    (seed, client, round). So is each bandwidth of the link, which drifts slowly, too.
+    FLOPs / speed + activation bytes / memory bandwidth, divided by a lognormal factor drawn for
+    (seed, client, round). Each bandwidth of the link has such a factor as well, and drifts slowly.
     """
     return seconds(load, devices, _speed_factors(devices, clients, round, seed))
 
 
 def seconds(load: CohortLoad, devices: Devices, factors: NDArray[np.float64]) -> CohortTiming:
-    """Compute how long some loads take.
+    """Compute the seconds of some loads.
 
     Args:
-        load: Arrays `(clients,)`, or `(loads, clients)` for several of each client.
+        load: Arrays `(clients,)`, or `(loads, clients)` for several loads of each client.
         devices: Devices of the clients.
         factors: On speed, download and upload bandwidth, `(3, clients)`.
     """

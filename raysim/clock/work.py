@@ -1,4 +1,4 @@
-"""Clients at work: on which submodels, from when until when, and what becomes of what they do."""
+"""Clients at work: which submodels they train, from when until when, and the outcome."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -15,7 +15,17 @@ from raysim.pruning.masks import CohortMasks
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cohort:
-    """Who takes part in a round, with how much of the model and how many epochs, arrays `(cohort,)`."""
+    """The clients that take part in a round, in ascending order of ids; arrays `(cohort,)`.
+
+    Attributes:
+        round: Round they start in, counted from 1; preparation has 0 and below.
+        clients: Their ids.
+        budgets: Share of channels the method's budget rule gives each.
+        keep_ratios: Share of channels each trains in this round.
+        limited_by: What limits each budget.
+        examples: Training rows of each.
+        epochs: Passes of each over its rows.
+    """
 
     round: int
     clients: NDArray[np.int64]
@@ -25,14 +35,14 @@ class Cohort:
     examples: NDArray[np.int64]
     epochs: NDArray[np.int64]
 
-    def take(self, places: NDArray[np.generic]) -> "Cohort":
-        """Return some members, by their places or by a boolean for each."""
-        columns = {each.name: getattr(self, each.name)[places] for each in fields(self) if each.name != "round"}
+    def take(self, indices: NDArray[np.generic]) -> "Cohort":
+        """Return some clients of the cohort, by indices or by a boolean for each."""
+        columns = {each.name: getattr(self, each.name)[indices] for each in fields(self) if each.name != "round"}
         return replace(self, **columns)
 
 
 def joined_cohorts(cohorts: Sequence[Cohort], round: int) -> Cohort:
-    """Return the members of several cohorts as one, in ascending order of ids."""
+    """Return several cohorts as one."""
     names = [each.name for each in fields(Cohort) if each.name != "round"]
     columns = {name: np.concatenate([getattr(cohort, name) for cohort in cohorts]) for name in names}
     return Cohort(round, **columns).take(np.argsort(columns["clients"]))
@@ -40,21 +50,21 @@ def joined_cohorts(cohorts: Sequence[Cohort], round: int) -> Cohort:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Absent:
-    """Clients that were asked and do not start: ids `(absent,)`, when each was asked, and why it does not."""
+    """Clients that were selected and do not start, arrays `(absent,)`: ids, when each was selected, and why."""
 
     clients: NDArray[np.int64]
-    asked_s: NDArray[np.float64]
+    selected_s: NDArray[np.float64]
     outcomes: NDArray[np.str_]
     limited_by: NDArray[np.str_]
 
     @staticmethod
     def nobody() -> "Absent":
-        """Return a record of nobody."""
+        """Return a record without clients."""
         return Absent(np.empty(0, np.int64), np.empty(0), np.empty(0, OUTCOME_DTYPE), np.empty(0, np.str_))
 
 
 def all_absent(absent: Sequence[Absent]) -> Absent:
-    """Return all who are absent as one, in ascending order of ids."""
+    """Return several records as one, in ascending order of ids."""
     columns = [np.concatenate([getattr(each, name) for each in absent]) for name in Absent.__slots__]
     order = np.argsort(columns[0])
     return Absent(*(column[order] for column in columns))
@@ -62,16 +72,16 @@ def all_absent(absent: Sequence[Absent]) -> Absent:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
-    """What clients do that started from one version of the global model; arrays `(clients,)`.
+    """The work of clients that started from one version of the global model; arrays `(clients,)`.
 
     Attributes:
-        cohort: Who they are; its round is the one they started in.
-        masks: What each downloads.
-        load: What each would transfer and compute.
-        timing: How long that would take.
+        cohort: The clients; its round is the one they started in.
+        masks: The submodel that each downloads.
+        load: Bytes and FLOPs of the whole work.
+        timing: Seconds of the whole work.
         start_s: Simulated time at which each starts.
-        lasts_s: Seconds until each is done or stops.
-        fates: What becomes of its work, one of `OUTCOMES`.
+        duration_s: Seconds until each is done or stops.
+        outcomes: What becomes of the work of each, one of `OUTCOMES`.
     """
 
     cohort: Cohort
@@ -85,21 +95,21 @@ class Work:
     def __len__(self) -> int:
         return len(self.start_s)
 
-    def take(self, places: NDArray[np.int64]) -> "Work":
+    def take(self, indices: NDArray[np.int64]) -> "Work":
         """Return the work of some of the clients."""
         return Work(
-            self.cohort.take(places),
-            self.masks.take(places),
-            self.load.take(places),
-            CohortTiming(*(getattr(self.timing, name)[places] for name in CohortTiming.__slots__)),
-            self.start_s[places],
-            self.duration_s[places],
-            self.outcomes[places],
+            self.cohort.take(indices),
+            self.masks.take(indices),
+            self.load.take(indices),
+            CohortTiming(*(getattr(self.timing, name)[indices] for name in CohortTiming.__slots__)),
+            self.start_s[indices],
+            self.duration_s[indices],
+            self.outcomes[indices],
         )
 
     @property
     def counted(self) -> "Work":
-        """The work that the server takes."""
+        """The work that counts."""
         return self.take(np.flatnonzero(self.outcomes == COUNTED))
 
     @property
@@ -109,7 +119,7 @@ class Work:
 
     @property
     def completed_shares(self) -> CohortTiming:
-        """Shares of download, training and upload that each has done when it stops, in [0, 1]."""
+        """Shares of download, training and upload that each client has completed when it stops, in [0, 1]."""
         timing, done = self.timing, self.duration_s >= self.timing.total_s
         left, shares = self.duration_s, []
         for phase_s in (timing.download_s, timing.compute_s, timing.upload_s):
@@ -120,7 +130,7 @@ class Work:
 
     @property
     def spent(self) -> CohortLoad:
-        """What each has transferred and computed when it stops."""
+        """Bytes and FLOPs that each client has spent when it stops."""
         shares, load = self.completed_shares, self.load
         return CohortLoad(
             down_bytes=completed_share(load.down_bytes, shares.download_s),
@@ -133,14 +143,15 @@ class Work:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """A round, all but its training.
+    """The plan of a round: all that is known of it before anybody trains.
 
     Attributes:
-        ended: Work that ends in it, one for each version of the model that clients started from, oldest first.
-        absent: Who was asked and did not start.
-        in_flight: Work that goes on after it (asynchronous rounds).
-        round_s: Its simulated seconds.
-        memory: What the method remembers, its ranking renewed.
+        ended: Work that ends in the round, one entry for each version of the model that clients started from, oldest
+            first.
+        absent: Clients that were selected and do not start.
+        in_flight: Work that continues after the round (asynchronous rounds).
+        round_s: Simulated seconds of the round.
+        memory: Memory of the method, with its ranking renewed.
     """
 
     ended: tuple[Work, ...]
@@ -156,12 +167,12 @@ class Plan:
 
 
 def completed_share(whole: NDArray[np.int64], share: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return a share of a count, rounded down; all of it is exact."""
+    """Return a share of a count, rounded down; a share of 1 is exact."""
     return np.where(share == 1, whole, np.floor(whole * share).astype(np.int64))
 
 
 def stopped(work: Work, after_s: NDArray[np.float64], outcome: str) -> Work:
-    """Return work that stops after some seconds where it would have lasted longer, its fate changed there."""
+    """Return the work, stopped after some seconds with another outcome where it would have taken longer."""
     earlier = after_s < work.duration_s
     return replace(
         work,
@@ -171,7 +182,7 @@ def stopped(work: Work, after_s: NDArray[np.float64], outcome: str) -> Work:
 
 
 def unfinished(work: Work, now_s: float) -> Work:
-    """Return work that is given up at a simulated time; who has stopped of itself by then keeps its fate."""
+    """Return work abandoned at a simulated time; clients that have stopped by then keep their outcome."""
     elapsed_s = np.maximum(now_s - work.start_s, 0)
     has_stopped = (work.duration_s <= elapsed_s) & (work.outcomes != COUNTED)
     outcomes = np.where(has_stopped, work.outcomes, UNFINISHED)
@@ -179,7 +190,7 @@ def unfinished(work: Work, now_s: float) -> Work:
 
 
 def joined_work(works: Sequence[Work]) -> Work:
-    """Return work of one version as one, in ascending order of ids."""
+    """Return work of one version as one record, in ascending order of ids."""
     order = np.argsort(np.concatenate([work.cohort.clients for work in works]))
     return Work(
         joined_cohorts([work.cohort for work in works], works[0].cohort.round),
@@ -191,7 +202,7 @@ def joined_work(works: Sequence[Work]) -> Work:
 
 
 def by_version(works: Sequence[Work]) -> tuple[Work, ...]:
-    """Return work joined where it started from one version, oldest first."""
+    """Return one record of work for each version of the model, oldest first."""
     rounds = sorted({work.cohort.round for work in works})
     return tuple(joined_work([work for work in works if work.cohort.round == round]) for round in rounds)
 

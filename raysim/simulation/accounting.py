@@ -1,4 +1,4 @@
-"""What a round has cost: the clients' table and the run's totals."""
+"""Accounting: the table of clients of a round, and the totals of the run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,15 +21,15 @@ from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import Reached, Score, ServerState, Totals
 
 REPORTED = {"train_loss": np.nan, "epochs": 0, "accuracy": np.nan, "heldout_loss": np.nan}
-"""What clients report, and what is written down of those whose work does not count."""
+"""What clients report, and the values recorded for clients whose work does not count."""
 
 
 def client_columns(
     scenario: Scenario, state: ServerState, plan: Plan, received: ReceivedUpdates | None = None
 ) -> Columns:
-    """Return the round's table: one row per client that was asked or whose work ended, in the order of ids.
+    """Return the round's table: one row per client that was selected or whose work ended, in the order of ids.
 
-    Bytes, FLOPs and steps are those really spent; the `planned_` ones those of the whole work.
+    Bytes, FLOPs and steps are those spent; the `planned_` columns are those of the whole work.
 
     Args:
         scenario: The run.
@@ -53,18 +53,20 @@ def client_columns(
 
 
 def in_order(tables: Sequence[Columns], round: int) -> Columns:
-    """Return a round's tables of equal columns as one, in the order of ids."""
+    """Return tables with equal columns as one, in the order of ids."""
     table = {name: np.concatenate([columns[name] for columns in tables]) for name in tables[0]}
     order = np.argsort(table["client"], kind="stable")
     return {"round": np.full(len(order), round), **{name: column[order] for name, column in table.items()}}
 
 
 def waiting_s(rules: ClockRules, plan: Plan, now_s: float) -> list[NDArray[np.float64]]:
-    """Return for each work how long its clients wait for the round to end: nobody who has stopped or is asynchronous.
+    """Return for each entry of work the seconds its clients wait for the end of the round.
+
+    Clients that have stopped do not wait, nor do any in asynchronous rounds.
 
     Args:
-        rules: When a round ends.
-        plan: The round.
+        rules: Clock mode and server seconds.
+        plan: The round's plan.
         now_s: Simulated time at which it began.
     """
     ends_s, waited = now_s + plan.round_s - rules.server_s, rules.mode.waits_for_end
@@ -74,7 +76,7 @@ def waiting_s(rules: ClockRules, plan: Plan, now_s: float) -> list[NDArray[np.fl
 
 
 def work_columns(scenario: Scenario, state: ServerState, work: Work, waits_s: NDArray[np.float64]) -> Columns:
-    """Return what some clients do, and what they have spent when they are done or stop."""
+    """Return the columns of some clients' work: what they do, and what they have spent at its end."""
     owned = scenario.workload.population.devices
     return {
         **clock_columns(owned, state.history, work, waits_s),
@@ -85,14 +87,14 @@ def work_columns(scenario: Scenario, state: ServerState, work: Work, waits_s: ND
 
 def clock_columns(
     owned: Devices, history: Mapping[str, NDArray[np.float64]], work: Work, waits_s: NDArray[np.float64]
-) -> Columns:  # fmt: skip
-    """Return what does not depend on which channels are trained: sizes, seconds and energy.
+) -> Columns:
+    """Return the columns that do not depend on which channels are trained: sizes, seconds and energy.
 
     Args:
         owned: Devices of all clients.
-        history: What was remembered of all of them when the round began.
-        work: What some of them do.
-        waits_s: How long each of those waits afterwards.
+        history: Columns kept of all of them, at the start of the round.
+        work: Work of some of them.
+        waits_s: Seconds each of those waits afterwards.
     """
     cohort, spent, timing = work.cohort, work.spent, work.timing
     devices = owned.of(cohort.clients)
@@ -125,14 +127,12 @@ def clock_columns(
     }
 
 
-def absent_columns(
-    owned: Devices, absent: Absent, examples: NDArray[np.int64], round: int
-) -> Columns:  # fmt: skip
-    """Return the rows of clients that were asked and did not start: they spend nothing.
+def absent_columns(owned: Devices, absent: Absent, examples: NDArray[np.int64], round: int) -> Columns:
+    """Return the rows of clients that were selected and did not start: they spend nothing.
 
     Args:
         owned: Devices of all clients.
-        absent: Who was asked.
+        absent: The clients.
         examples: Their training rows, `(absent,)`.
         round: Counted from 1.
     """
@@ -143,7 +143,7 @@ def absent_columns(
         "tier": np.array(devices.tiers)[devices.tier_of],
         "fate": absent.outcomes,
         "started_round": np.full(len(none), round),
-        "start_s": absent.asked_s,
+        "start_s": absent.selected_s,
         "lasts_s": zeros,
         "keep_ratio": zeros,
         "limited_by": absent.limited_by,
@@ -156,7 +156,7 @@ def absent_columns(
 
 
 def _reported(table: Columns, updates: ClientUpdates | None) -> Columns:
-    """Return what clients report as columns of the round's table."""
+    """Return what clients report, as columns of the round's table."""
     size, columns = len(table["client"]), {}
     for name, missing in REPORTED.items():
         columns[name] = np.full(size, missing)
@@ -175,7 +175,7 @@ def counted_rows(clients: Columns) -> Columns:
 
 
 def submodel_score(clients: Columns) -> Score | None:
-    """Return the mean accuracy and loss of the scored submodels, every client counting once."""
+    """Return the mean accuracy and loss of the scored submodels; every client counts once."""
     accuracy = clients["accuracy"].astype(np.float64)
     scored = ~np.isnan(accuracy)
     if not scored.any():
@@ -184,7 +184,7 @@ def submodel_score(clients: Columns) -> Score | None:
 
 
 def mean_loss(clients: Columns) -> float:
-    """Return the mean training loss of the clients whose work counts, weighted with their rows; NaN of nobody."""
+    """Return the mean training loss of the clients whose work counts, weighted by their rows; NaN without any."""
     counted = counted_rows(clients)
     if not len(counted["client"]):
         return float("nan")
@@ -192,12 +192,12 @@ def mean_loss(clients: Columns) -> float:
 
 
 def add_round(totals: Totals, plan: Plan, clients: Columns, dense: ModelCost, epochs: int) -> Totals:
-    """Add a round to what the run has spent, and to what dense clients would have spent on the same work.
+    """Add a round to the totals of the run, and to those of dense clients on the same work.
 
     Args:
-        totals: What had been spent before.
-        plan: The round.
-        clients: Its table.
+        totals: Totals before the round.
+        plan: The round's plan.
+        clients: Its table of clients.
         dense: Costs of the full model.
         epochs: Passes of dense clients over their rows.
     """
@@ -221,7 +221,7 @@ def add_round(totals: Totals, plan: Plan, clients: Columns, dense: ModelCost, ep
 
 
 def _with_dense(totals: Totals, ended: Sequence[Work], dense: ModelCost, epochs: int) -> Totals:
-    """Add to the `fedavg_` totals: the full model, for the share of its work that each client has done."""
+    """Add the full model to the `fedavg_` totals, for the share of its work that each client has completed."""
     for work in ended:
         done, rows = work.completed_shares, work.cohort.examples * epochs
         whole = np.full(len(work), dense.model_bytes)
@@ -256,7 +256,7 @@ def with_targets(totals: Totals, score: Score | None, targets: Sequence[float], 
 
 
 def theoretical_flops(scenario: Scenario, work: Work) -> NDArray[np.int64]:
-    """Return each client's FLOPs if hardware skipped every single pruned weight, `(clients,)`; none does today."""
+    """Return each client's FLOPs if hardware skipped every pruned weight, `(clients,)`; none does today."""
 
     def saved(mask: Mask) -> int:
         pruned = scenario.costs.pruned_elements(mask)
@@ -267,7 +267,7 @@ def theoretical_flops(scenario: Scenario, work: Work) -> NDArray[np.int64]:
 
 
 def account_preparation(totals: Totals, load: CohortLoad, timing: CohortTiming, energy_j: float) -> Totals:
-    """Add what was spent before the first round; dense clients would not have spent it."""
+    """Add the costs of preparation; dense clients would not have had them."""
     return replace(
         totals,
         down_bytes=totals.down_bytes + int(load.down_bytes.sum()),

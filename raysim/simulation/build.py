@@ -1,4 +1,4 @@
-"""From settings to a scenario, and the loop over its rounds."""
+"""Builds a scenario from settings: data, partition, population, model, plan and budgets."""
 
 import copy
 import fnmatch
@@ -73,7 +73,7 @@ def _check_device(settings: ExperimentSettings) -> None:
 
 
 def _check_asynchronous(settings: ExperimentSettings, method: Method) -> None:
-    """Refuse what cannot be had of clients that start from different versions of the model."""
+    """Refuse what is impossible where clients start from different versions of the model."""
     mode = MODES[settings.clock.mode]
     if mode.starts_together:
         return
@@ -102,12 +102,12 @@ def _check_asynchronous(settings: ExperimentSettings, method: Method) -> None:
 
 
 def build_scenario(settings: ExperimentSettings) -> Scenario:
-    """Load the data, deal it to clients, build and trace the model: everything but training.
+    """Build a scenario: load data, partition it, build and trace the model.
 
     Raises:
         SettingError: If a setting does not fit the data, the model or another setting.
     """
-    with one_thread():  # on two threads small tensors wait for each other, the more so while Ray starts
+    with one_thread():  # with two threads small operations wait for each other, especially while Ray starts
         return _build(settings)
 
 
@@ -130,7 +130,7 @@ def _build(settings: ExperimentSettings) -> Scenario:
     check_batches(workload)
     costs = CostTable(model, plan, data.input_shape)
     _ = costs.dense
-    # counted here, so that the driver actor need not import PyTorch's counter
+    # counted here: the driver actor then need not import PyTorch's counter
     for ratio in np.unique(method.budget(owned.keep_ratios))[:COUNTED_AHEAD]:
         costs.of(masks.keep_top(plan, first_channels(plan), float(ratio)))
     limit = settings.evaluation.max_examples
@@ -154,7 +154,7 @@ def _build(settings: ExperimentSettings) -> Scenario:
     )
     if settings.budget.rule == "solved":
         if method.leaves_budgets_aside:
-            warn(f"budgets are left aside: method.name={settings.method.name!r} trains the full model")
+            warn(f"budgets are ignored: method.name={settings.method.name!r} trains the full model")
         deadline_s = settings.budget.deadline_s or settings.clock.deadline_s
         scenario = with_solved_budgets(scenario, deadline_s, settings.budget.steps)
     check_deadline(scenario)
@@ -165,7 +165,7 @@ def _pack_size(settings: ExperimentSettings, method: Method, workload: Workload)
     """Return how many clients are trained together at most.
 
     Raises:
-        SettingError: If a number is given, and they cannot be.
+        SettingError: If the settings give a number and clients cannot be trained together.
     """
     wanted, cohort = settings.training.pack, settings.selection.clients_per_round
     reason = why_alone(method, workload)
@@ -180,24 +180,24 @@ def _pack_size(settings: ExperimentSettings, method: Method, workload: Workload)
 
 
 def why_alone(method: Method, workload: Workload) -> str | None:
-    """Return why clients cannot be trained together, whatever the model; None if they can."""
+    """Return why clients cannot be trained together, whatever the model. None: they can."""
     if workload.data.augmentation is not None:
-        return "data.transform.augment draws for each"
+        return "data.transform.augment draws for each client"
     if workload.local.memory_format != "contiguous":
-        return f"training.memory_format={workload.local.memory_format!r} is that of single models"
+        return f"training.memory_format={workload.local.memory_format!r} works for single models only"
     if not method.is_plain:
         return f"method.name={method.name!r} asks more of clients than plain training"
     return None
 
 
 def resolved(settings: ExperimentSettings, scenario: Scenario) -> ExperimentSettings:
-    """Return settings with what was left to a rule and decides bits filled in: clients of a pack."""
+    """Return settings with the pack size that a rule has chosen filled in, since it decides the last bits."""
     training = settings.training.model_copy(update={"pack": scenario.pack_size})
     return settings.model_copy(update={"training": training})
 
 
 def clock_rules(settings: ExperimentSettings) -> ClockRules:
-    """Return when rounds end and whose work counts, sizes that were left open filled in."""
+    """Return the clock's rules; sizes that the settings leave open are those of the cohort."""
     cohort = settings.selection.clients_per_round
     rules = {"buffer_size": cohort, "concurrency": cohort} | settings.clock.model_dump(exclude_none=True)
     return ClockRules(**rules | {"mode": MODES[settings.clock.mode]})
@@ -219,7 +219,7 @@ def _normalized(model: nn.Module, normalization: str) -> nn.Module:
 def _plan_of(
     settings: ExperimentSettings, model: nn.Module, method: Method, owned: Devices, example: torch.Tensor
 ) -> ChannelPlan:
-    """Trace the model; one that cannot be traced is left whole where nobody would cut it.
+    """Trace the model; one that cannot be traced is trained whole if the method would not cut it.
 
     Raises:
         SettingError: If it cannot be traced and the method would cut it.
@@ -291,7 +291,7 @@ def _build_model(settings: ExperimentSettings, data: datasets.Dataset) -> nn.Mod
 def _statistics_rows(
     settings: ExperimentSettings, clients: Population, data: datasets.Dataset
 ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Return clients' training rows; all of the data's where clients draw theirs when asked."""
+    """Return training rows of clients; those of all the data where clients draw their rows on demand."""
     train = clients.train
     owned = train.rows if isinstance(train, RowSets) else np.arange(len(data.train_labels))
     return owned[_some_rows(len(owned), settings.evaluation.max_examples, settings.split_seed, "statistics rows")]
@@ -324,7 +324,7 @@ def check_batches(workload: Workload) -> None:
         setting, wanted = ("training.batch_size=1", "2 or more")
         if workload.local.batch_size > 1:
             setting = f"client {poorest} has 1 training row, so data.partition.min_examples"
-            wanted = "3 or more, so that 2 rows are left to train on"
+            wanted = "3 or more, so that 2 rows remain for training"
         raise SettingError(
             f"{setting} is not allowed: the model's BatchNorm cannot train on one row ({error}); allowed: {wanted}"
         ) from None

@@ -1,4 +1,4 @@
-"""Server state to one file and back: safetensors for tensors, JSON in its header for the rest, never pickle."""
+"""Checkpoints: the server state in one file, as safetensors with JSON in the header; never pickle."""
 
 import hashlib
 import json
@@ -24,9 +24,9 @@ from raysim.simulation.state import FIRST, Reached, ServerState, Start, Totals
 
 FORMAT = 5
 HEADER = "raysim"
-"""Name in the safetensors header under which the rest is kept."""
+"""Key of the JSON in the safetensors header."""
 CLIENTS = "clients"
-"""Folder beside the checkpoints that holds what is remembered of single clients."""
+"""Folder beside the checkpoints that holds the memory of single clients."""
 
 
 class TornCheckpointError(RuntimeError):
@@ -34,15 +34,15 @@ class TornCheckpointError(RuntimeError):
 
 
 def path_of(folder: AnyPath, round: int) -> StoragePath:
-    """Return where the checkpoint of a round lies."""
+    """Return the path of a round's checkpoint."""
     return storage_path(folder) / f"round_{round:06d}.safetensors"
 
 
 def save(state: ServerState, folder: AnyPath, keep: int) -> StoragePath:
     """Write a state under its round's name, then delete all but the newest `keep` up to it.
 
-    A checkpoint is one file: it appears at once, after everything has reached the disk. Those of later rounds were
-    passed over when the run went on from before them, and are deleted, too.
+    A checkpoint is one file, which appears at once when all of it has reached the disk. Checkpoints of later rounds
+    are left over from before a resume and are deleted as well.
     """
     tensors = _tensors_of(state)
     content = {
@@ -60,12 +60,12 @@ def save(state: ServerState, folder: AnyPath, keep: int) -> StoragePath:
     for file in saved:
         if file not in kept:
             file.remove()
-    _forget_old_clients(storage_path(folder), state.clients.keys())
+    _remove_old_memories(storage_path(folder), state.clients.keys())
     return target
 
 
 def _tensors_of(state: ServerState) -> Params:
-    """Return all tensors of a state, keyed by what they are: `params/<key>`, `memory/<key>` and so on."""
+    """Return all tensors of a state by kind: `params/<key>`, `memory/<key>` and so on."""
     history = {name: torch.from_numpy(column) for name, column in state.history.items()}
     versions = {
         f"{round}/{key}": tensor for round, params in state.versions.items() for key, tensor in params.items()
@@ -85,7 +85,7 @@ def _under(prefix: str, tensors: Params) -> Params:
 
 
 def with_clients_on_disk(state: ServerState, folder: AnyPath) -> ServerState:
-    """Write what is remembered of single clients into the folder, so that a checkpoint only has to refer to it."""
+    """Write the memory of single clients into the folder; a checkpoint refers to these files."""
     if not state.clients:
         return state
     memory = client_state.updated(state.clients, {})
@@ -96,14 +96,14 @@ def _references(state: ServerState) -> dict[str, dict[str, str]]:
     memory = client_state.updated(state.clients, {})
     stored = {client: entry for client, entry in memory.entries.items() if isinstance(entry, Stored)}
     if len(stored) < len(memory):
-        raise ValueError("what is remembered of clients has to be on disk before it is referred to")
-    return {str(client): {"file": entry.place.name, "sha256": entry.sha256} for client, entry in stored.items()}
+        raise ValueError("the memory of clients must be on disk before a checkpoint refers to it")
+    return {str(client): {"file": entry.path.name, "sha256": entry.sha256} for client, entry in stored.items()}
 
 
-def _forget_old_clients(folder: StoragePath, clients: Collection[int]) -> None:
+def _remove_old_memories(folder: StoragePath, clients: Collection[int]) -> None:
     """Delete the clients' files that no checkpoint refers to.
 
-    A checkpoint refers to the newest file of a client up to its round, the newest one only to those of `clients`.
+    A checkpoint refers to each client's newest file up to its round; the newest one only to those of `clients`.
     """
     *before, last = (round_of(saved) for saved in saved_in(folder))
     versions: dict[int, dict[int, StoragePath]] = {}
@@ -129,20 +129,20 @@ def round_of(checkpoint: StoragePath) -> int:
     return int(checkpoint.name.removeprefix("round_").removesuffix(".safetensors"))
 
 
-def newest(folder: AnyPath, say: Callable[[str], None]) -> ServerState | None:
-    """Return the first of `intact`; none = no such."""
-    return next(intact(folder, say), None)
+def newest(folder: AnyPath, report: Callable[[str], None]) -> ServerState | None:
+    """Return the newest intact state. None: there is none."""
+    return next(intact(folder, report), None)
 
 
-def intact(folder: AnyPath, say: Callable[[str], None]) -> Iterator[ServerState]:
-    """Yield the states that are whole, newest first, what is remembered of single clients verified, too.
+def intact(folder: AnyPath, report: Callable[[str], None]) -> Iterator[ServerState]:
+    """Yield the intact states, newest first; the memory of single clients is verified as well.
 
     Args:
-        folder: Where the checkpoints are.
-        say: Is told of each that had to be passed over, and why.
+        folder: Folder of the checkpoints.
+        report: Called with a sentence for each checkpoint that is skipped.
 
     Raises:
-        OSError: If a file that is there cannot be read: it may be whole.
+        OSError: If an existing file cannot be read: it may be intact.
     """
     for saved in reversed(saved_in(folder)):
         try:
@@ -150,7 +150,7 @@ def intact(folder: AnyPath, say: Callable[[str], None]) -> Iterator[ServerState]
             for client in state.clients:
                 _ = state.clients[client]
         except (TornCheckpointError, client_state.DamagedMemoryError) as error:
-            say(f"passing over the checkpoint of round {round_of(saved)}: {error}")
+            report(f"skipping the checkpoint of round {round_of(saved)}: {error}")
         else:
             yield state
 
@@ -160,26 +160,26 @@ def load(given: AnyPath) -> ServerState:
 
     Raises:
         TornCheckpointError: If the file is missing or damaged.
-        SettingError: If it is whole, and another version of raysim wrote it in a format of its own.
-        OSError: If it is there and cannot be read.
+        SettingError: If it is intact and has the format of another version of raysim.
+        OSError: If it exists and cannot be read.
     """
-    place = storage_path(given)
+    source = storage_path(given)
     try:
-        with place.fetched() as path, safe_open(path, framework="pt") as file:
+        with source.fetched() as path, safe_open(path, framework="pt") as file:
             content = json.loads((file.metadata() or {})[HEADER])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no mapping)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
         recorded, tensors_recorded = content.pop("sha256"), content["tensors_sha256"]
         format = content["format"]
     except (FileNotFoundError, SafetensorError, ValueError, LookupError, TypeError) as error:
-        raise TornCheckpointError(f"{place} cannot be read: {type(error).__name__}: {error}") from error
+        raise TornCheckpointError(f"{source} cannot be read: {type(error).__name__}: {error}") from error
     if recorded != _digest(content) or tensors_recorded != arrays.digest(tensors):
-        raise TornCheckpointError(f"{place} is damaged: its content does not have the digest recorded in its header")
+        raise TornCheckpointError(f"{source} is damaged: its content does not have the digest recorded in its header")
     if format != FORMAT:
         raise SettingError(
-            f"{str(place)!r} has checkpoint format {format}, this version of raysim reads {FORMAT}; allowed: the "
+            f"{str(source)!r} has checkpoint format {format}, this version of raysim reads {FORMAT}; allowed: the "
             "version that wrote it, named in run.json"
         )
-    return _state_of(content, tensors, place.parent / CLIENTS)
+    return _state_of(content, tensors, source.parent / CLIENTS)
 
 
 def _state_of(content: Mapping[str, Any], tensors: Params, clients: StoragePath) -> ServerState:
@@ -216,17 +216,19 @@ def _contiguous(params: Params) -> Params:
 
 
 def resume_point(folder: StoragePath) -> Start:
-    """Return where a run goes on; each checkpoint that has to be passed over is told.
+    """Return where a run resumes: after the newest round whose checkpoint and record are both intact.
+
+    A warning names each checkpoint that is skipped.
 
     Args:
-        folder: Where the run's files are.
+        folder: The run's folder.
 
     Raises:
-        OSError: If a file that is there cannot be read: it may be whole.
+        OSError: If an existing file cannot be read: it may be intact.
     """
     for state in intact(folder / "checkpoints", warn):
         try:
             return Start(state.round, records.logged(folder / "rounds", state.round).wall_s)
         except (FileNotFoundError, records.TornRecordError) as error:
-            warn(f"passing over the checkpoint of round {state.round}, whose record is lost: {reason_of(error)}")
+            warn(f"skipping the checkpoint of round {state.round}, whose record is lost: {reason_of(error)}")
     return FIRST

@@ -1,4 +1,4 @@
-"""What a method remembers of single clients: in memory until it is saved, then on disk until it is asked for."""
+"""Memory of single clients that methods keep: in RAM until a checkpoint, then on disk and read when needed."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -16,9 +16,9 @@ class DamagedMemoryError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A client's tensors in a file of their own."""
+    """The tensors of one client, in a file."""
 
-    place: StoragePath
+    path: StoragePath
     sha256: str
 
     def load(self) -> Params:
@@ -26,20 +26,20 @@ class Stored:
 
         Raises:
             DamagedMemoryError: If the file is missing or damaged.
-            OSError: If it is there and cannot be read.
+            OSError: If it exists and cannot be read.
         """
         try:
-            content = self.place.read()
+            content = self.path.read()
         except FileNotFoundError as error:
-            raise DamagedMemoryError(f"{self.place} cannot be read: {error.strerror or error}") from None
+            raise DamagedMemoryError(f"{self.path} cannot be read: {error.strerror or error}") from None
         if hashlib.sha256(content).hexdigest() != self.sha256:
-            raise DamagedMemoryError(f"{self.place} is damaged: it does not have the digest that was recorded")
+            raise DamagedMemoryError(f"{self.path} is damaged: it does not have the digest that was recorded")
         loaded: Params = load(content)
         return loaded
 
 
 class ClientMemory(Mapping[int, Params]):
-    """Tensors by client id; those that are on disk are read each time they are asked for."""
+    """Tensors by client id; those on disk are read at each access."""
 
     def __init__(self, entries: Mapping[int, Params | Stored]) -> None:
         self.entries = dict(entries)
@@ -55,7 +55,7 @@ class ClientMemory(Mapping[int, Params]):
         return len(self.entries)
 
     def stored(self, folder: StoragePath, round: int) -> "ClientMemory":
-        """Write what is not on disk yet, one safetensors file per client and version, and let go of it."""
+        """Write what is not on disk yet, one safetensors file per client and version, and drop it from RAM."""
         fresh = {client: entry for client, entry in self.entries.items() if not isinstance(entry, Stored)}
         if not fresh:
             return self
@@ -70,7 +70,7 @@ class ClientMemory(Mapping[int, Params]):
 
 
 def version_of(file: StoragePath) -> tuple[int, int]:
-    """Return whose tensors a file holds, and since which round."""
+    """Return the client and the round of a file."""
     client, _, round = file.name.removesuffix(".safetensors").partition("_")
     return int(client), int(round)
 

@@ -1,4 +1,4 @@
-"""The terms of CA-HFP's Theorem 1, estimated, and the bounds they give (arXiv 2603.12591)."""
+"""Estimates the terms of CA-HFP's Theorem 1 and its bounds (arXiv 2603.12591)."""
 
 from dataclasses import replace
 
@@ -13,19 +13,23 @@ from raysim.simulation import loss_surface
 from raysim.simulation.loss_surface import LossSurface, squared_norm
 
 CLIENT_ROWS = 256
-"""Most training rows of one client that its gradient is taken over; drawn for the round."""
+"""Most training rows of one client that its gradient is computed on; drawn for the round."""
 
 
 def gradient_spread(
-    workload: Workload, surface: LossSurface, weights: Params, clients: NDArray[np.int64],
-    shares: NDArray[np.float64], round: int,
-) -> tuple[float, float]:  # fmt: skip
+    workload: Workload,
+    surface: LossSurface,
+    weights: Params,
+    clients: NDArray[np.int64],
+    shares: NDArray[np.float64],
+    round: int,
+) -> tuple[float, float]:
     """Return sigma^2 = sum p_k E ||minibatch gradient - g_k||^2 and zeta^2 = sum p_k ||g_k - sum p_l g_l||^2.
 
     Args:
         workload: The clients' rows and batch size.
         surface: The loss; its own rows are not used.
-        weights: Full weights w at which every gradient is taken, whatever a client's mask.
+        weights: Full weights w at which every gradient is computed, whatever a client's mask.
         clients: Ids.
         shares: p_k, adding up to 1, `(clients,)`.
         round: Counted from 1.
@@ -47,10 +51,10 @@ def gradient_spread(
 def steps_and_size(
     local: LocalTraining, round: int, epochs: NDArray[np.int64], examples: NDArray[np.int64]
 ) -> tuple[float, float]:
-    """Return E, the mean number of steps behind an example of the cohort, and eta, what a step moves per gradient.
+    """Return E, the mean number of steps per example of the cohort, and eta, the move of a step per gradient.
 
-    The theorem is about plain SGD. Under momentum eta is rate x a_n / n, so that eta E is what n steps on a
-    constant gradient move (a_n of the `variation` estimator); for Adam it is the rate.
+    The theorem is about plain SGD. Under momentum eta is rate x a_n / n, so that eta E is the move of n steps on
+    a constant gradient (a_n of the `variation` estimator); for Adam it is the rate.
     """
     momentum = local.momentum if local.optimizer == "sgd" else 0.0
     steps = [

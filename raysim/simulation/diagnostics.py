@@ -1,8 +1,9 @@
-"""A method's own predictions held against what happens, at a round's start weights; training does not notice.
+"""Diagnostics: a method's own predictions compared with measurements, at a round's start weights.
 
 All is computed in float64 and eval mode on the full model with dropped entries at zero, with the running
-statistics the model has and the plain cross entropy. p_k are shares of the cohort's training rows; m_k is what a
-client downloads, or what it sends back where it cuts its submodel itself. Nothing is remembered between rounds.
+statistics of the model and the task's plain loss. p_k are shares of the cohort's training rows; m_k is the mask that
+a client downloads, or sends back where it cuts its submodel itself. Nothing is kept between rounds, and training is
+not affected.
 Source: CA-HFP, arXiv 2603.12591; specification, "diagnostics per round".
 """
 
@@ -28,11 +29,11 @@ from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import ServerState
 
 ROWS = 1000
-"""Most test rows that predictions are held against; drawn once for a run."""
+"""Most test rows that predictions are compared on; drawn once for a run."""
 FEW_ROWS = 256
-"""Most of these rows for what needs many passes: channels one by one, and the largest curvature."""
+"""Most of these rows where many passes are needed: channels one by one, and the largest curvature."""
 CLIENTS = 32
-"""Most clients of a cohort that are looked at one by one; drawn for the round."""
+"""Most clients of a cohort that are examined one by one; drawn for the round."""
 CHANNELS = 32
 """Most channels that are left out one by one; drawn once for a run."""
 DRAWS = 4
@@ -43,23 +44,23 @@ POWER_ITERATIONS = 10
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subject:
-    """What is diagnosed.
+    """What is diagnosed: a cohort, its masks, and the loss surface at the start weights.
 
     Attributes:
         scenario: The run.
-        cohort: Who took part.
-        places: Where in it the clients are that are looked at one by one.
+        cohort: The clients that took part.
+        indices: Those of them that are examined one by one.
         shares: Their p_k, adding up to 1, `(clients,)`.
         masks: Their m_k.
-        error: e_i = q_i w_i, q_i = sum p_k (1 - m_ki) over the whole cohort: what zero-filling takes away.
-        removals: By name, what a prediction - sum g_i a_i + 1/2 sum h_i z_i^2 needs: a and z.
+        error: e_i = q_i w_i, q_i = sum p_k (1 - m_ki) over the whole cohort: the loss of weight by zero-filling.
+        removals: By name, a and z of a prediction - sum g_i a_i + 1/2 sum h_i z_i^2.
         weights: Start weights w and buffers, float64.
         surface: The loss F on held-out rows.
     """
 
     scenario: Scenario
     cohort: Cohort
-    places: NDArray[np.int64]
+    indices: NDArray[np.int64]
     shares: NDArray[np.float64]
     masks: CohortMasks
     error: Params
@@ -85,13 +86,13 @@ def is_due(scenario: Scenario, round: int) -> bool:
 def diagnose(
     scenario: Scenario, before: ServerState, after: ServerState, cohort: Cohort, masks: CohortMasks
 ) -> dict[str, float]:
-    """Return the diagnostics of a round by name; what is not defined is left out.
+    """Return the diagnostics of a round by name; undefined ones are left out.
 
     Args:
         scenario: The run.
         before: The state the round started from.
         after: The state it ended with.
-        cohort: Who took part.
+        cohort: The clients that took part.
         masks: What each client sent back.
     """
     with seeding.torch_seeded(scenario.workload.seed, "diagnosis", cohort.round):
@@ -110,19 +111,17 @@ def diagnose(
 def _subject(scenario: Scenario, before: ServerState, cohort: Cohort, masks: CohortMasks) -> Subject:
     workload, plan = scenario.workload, scenario.workload.plan
     rng = seeding.generator(workload.seed, "diagnosed clients", cohort.round)
-    places = np.sort(rng.permutation(len(masks))[:CLIENTS])
-    examples, looked_at = cohort.examples[places], masks.take(places)
+    indices = np.sort(rng.permutation(len(masks))[:CLIENTS])
+    examples, examined = cohort.examples[indices], masks.take(indices)
     rows = seeding.generator(workload.seed, "diagnosed rows").permutation(len(workload.data.test_labels))[:ROWS]
     surface = loss_surface.of_model(workload.model, *workload.data.test_rows(rows))
     weights = loss_surface.in_float64(before.params)
     error = _times(pruned_share(plan, masks, cohort.examples), weights, surface.names)
-    dropped = pruned_share(plan, looked_at, examples)
+    dropped = pruned_share(plan, examined, examples)
     by_root = _times({name: share.sqrt() for name, share in dropped.items()}, weights, surface.names)
-    # sum_k p_k sum_i (1 - m_ki) (...) is sum_i q_i (...), q over the clients looked at
+    # sum_k p_k sum_i (1 - m_ki) (...) is sum_i q_i (...), q over the examined clients
     removals = {"zero_fill": (error, error), "submodels": (_times(dropped, weights, surface.names), by_root)}
-    return Subject(
-        scenario, cohort, places, examples / examples.sum(), looked_at, error, removals, weights, surface
-    )  # fmt: skip
+    return Subject(scenario, cohort, indices, examples / examples.sum(), examined, error, removals, weights, surface)
 
 
 def _times(factors: Params, weights: Params, names: Sequence[str]) -> Params:
@@ -130,10 +129,10 @@ def _times(factors: Params, weights: Params, names: Sequence[str]) -> Params:
 
 
 def _loss_changes(subject: Subject, gradient: Params) -> dict[str, float]:
-    """Return what zero-filling and the clients' masks do to the held-out loss, predicted and measured.
+    """Return the change of the held-out loss by zero-filling and by the clients' masks, predicted and measured.
 
     `zero_fill`: F(w - e) - F(w) against - sum q_i g_i w_i + 1/2 sum q_i^2 h_i w_i^2 (eq 14), and the same with
-    the whole Hessian; running statistics stay as they are. `submodels`: sum p_k [F(m_k w) - F(w)] against
+    the whole Hessian; running statistics do not change. `submodels`: sum p_k [F(m_k w) - F(w)] against
     sum_k p_k sum_i (1 - m_ki) (-g_i w_i + h_i w_i^2 / 2).
     """
     surface, weights, error = subject.surface, subject.weights, subject.error
@@ -164,7 +163,7 @@ def _loss_changes(subject: Subject, gradient: Params) -> dict[str, float]:
 def _estimated_changes(subject: Subject, memory: Params) -> dict[str, float]:
     """Return the same predictions from the method's own estimates, where it keeps them entry by entry.
 
-    Entries nobody has held yet count nothing.
+    Entries that no client has held yet count as zero.
     """
     gradient, curvature = estimates(memory, "gradient"), estimates(memory, "curvature")
     if not gradient:
@@ -177,10 +176,10 @@ def _estimated_changes(subject: Subject, memory: Params) -> dict[str, float]:
 
 
 def _ranking(subject: Subject, before: ServerState) -> dict[str, float]:
-    """Return Spearman's correlation of the method's channel scores with the loss that each channel's absence costs.
+    """Return Spearman's correlation of the method's channel scores with the leave-one-channel-out loss.
 
-    Over some channels of the model together, and within its groups, where masks are chosen; where each client has
-    scores of its own, the mean over the clients.
+    Over some channels of the whole model, and within its groups, where masks are chosen; the mean over the clients
+    where each has scores of its own.
     """
     scenario, plan = subject.scenario, subject.plan
     rng = seeding.generator(scenario.workload.seed, "diagnosed channels")
@@ -188,7 +187,7 @@ def _ranking(subject: Subject, before: ServerState) -> dict[str, float]:
     scores, _ = methods.rank(scenario.method, view_of(scenario, before, subject.cohort))
     costs = leave_one_out(subject.surface.first(FEW_ROWS), plan, subject.weights, channels)
     groups = np.repeat(np.arange(len(plan.groups)), [group.size for group in plan.groups])[channels]
-    rows, shares = (scores[None], np.ones(1)) if scores.ndim == 1 else (scores[subject.places], subject.shares)
+    rows, shares = (scores[None], np.ones(1)) if scores.ndim == 1 else (scores[subject.indices], subject.shares)
     pooled = [rank_correlation(row[channels], costs) for row in rows]
     by_group = [correlation_in_groups(row[channels], costs, groups) for row in rows]
     return {
@@ -218,8 +217,8 @@ def rank_correlation(first: Scores, second: Scores) -> float:
 
 
 def _centred_ranks(values: Scores) -> Scores:
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(count) - (count + 1) / 2)[place]
+    _, inverse, count = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(count) - (count + 1) / 2)[inverse]
     return np.asarray(ranks - (len(values) - 1) / 2, dtype=np.float64)
 
 
@@ -236,7 +235,7 @@ def correlation_in_groups(first: Scores, second: Scores, groups: NDArray[np.int6
 
 
 def _masks(subject: Subject, after: ServerState) -> dict[str, float]:
-    """Return how alike the clients' masks are, and how much they would change if the cohort took part again.
+    """Return the overlap of the clients' masks, and how much they would change if the cohort took part again.
 
     `mask_overlap`: mean Jaccard index over pairs of clients. `mask_churn`: mean over the clients of 1 - the Jaccard
     index of a client's mask and the one it would get in the next round, with the same budget; not defined where
@@ -246,7 +245,7 @@ def _masks(subject: Subject, after: ServerState) -> dict[str, float]:
     found = {"mask_overlap": mean_overlap(plan, subject.masks) if len(subject.masks) > 1 else nan}
     if scenario.method.rules.choose_locally is None:
         again, _ = choose_masks(scenario, view_of(scenario, after, replace(cohort, round=cohort.round + 1)))
-        theirs = [again[place] for place in subject.places]
+        theirs = [again[index] for index in subject.indices]
         found["mask_churn"] = mean_change(plan, subject.masks, theirs, subject.shares)
     return found
 
@@ -254,23 +253,21 @@ def _masks(subject: Subject, after: ServerState) -> dict[str, float]:
 def _theorem(subject: Subject, gradient: Params) -> dict[str, float]:
     """Return the terms of Theorem 1 as they are in this round, and both bounds on the mean of ||grad F||^2.
 
-    F is the held-out loss, F* = 0, F0 at the weights the model was built with, T the rounds played. L comes from
-    power iteration, so from below; sigma^2 and zeta^2 are means over clients at w, not least upper bounds; means
-    over the rounds are taken to be this round's values.
+    F is the held-out loss, F* = 0, F0 at the weights the model was built with, T the number of rounds so far. L is
+    estimated by power iteration, so from below; sigma^2 and zeta^2 are means over clients at w, not least upper
+    bounds; this round's values stand for means over the rounds.
     """
     workload, cohort = subject.scenario.workload, subject.cohort
     smoothness = loss_surface.largest_curvature(
         subject.surface.first(FEW_ROWS), subject.weights, POWER_ITERATIONS, subject.generator("diagnosed smoothness")
     )
     variance, dissimilarity = convergence.gradient_spread(
-        workload, subject.surface, subject.weights, cohort.clients[subject.places], subject.shares, cohort.round
+        workload, subject.surface, subject.weights, cohort.clients[subject.indices], subject.shares, cohort.round
     )
     steps, step_size = convergence.steps_and_size(workload.local, cohort.round, cohort.epochs, cohort.examples)
-    printed, lemma = convergence.bounds(
-        subject.surface.value(loss_surface.in_float64(dict(workload.model.state_dict()))),
-        steps, step_size, cohort.round, smoothness, variance + dissimilarity,
-        squared_norm(subject.error),
-    )  # fmt: skip
+    start_loss = subject.surface.value(loss_surface.in_float64(dict(workload.model.state_dict())))
+    spread, error = variance + dissimilarity, squared_norm(subject.error)
+    printed, lemma = convergence.bounds(start_loss, steps, step_size, cohort.round, smoothness, spread, error)
     return {
         "gradient_squared_norm": squared_norm(gradient),
         "gradient_variance": variance,

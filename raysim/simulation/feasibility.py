@@ -1,4 +1,4 @@
-"""From a scenario to solved budgets: what each rung of the ladder costs, and whether anybody can afford one."""
+"""Feasibility: solved budgets of a scenario, and whether any client can meet its deadline."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,19 +24,19 @@ from raysim.simulation.state import ServerState
 STEPS = 32
 """Steps of the ladder where the settings give none."""
 MANY_ROWS = 1024
-"""Rows for which a method's costs are looked at, to find out whether some come for a limited number only."""
+"""Rows of a probe that finds out whether some of a method's costs occur for a limited number of rows only."""
 
 
 def with_solved_budgets(scenario: Scenario, deadline_s: float | None, steps: int | None) -> Scenario:
     """Return a scenario whose budgets are solved; unchanged where the method trains the full model anyway.
 
     Args:
-        scenario: What is run.
-        deadline_s: Seconds of a round; none = any.
-        steps: The ladder has the keep ratios 1/steps to 1, or those of the method's widths that they afford.
+        scenario: The run.
+        deadline_s: Seconds of a round. None: no limit.
+        steps: The ladder has the keep ratios 1/steps to 1, or the method's widths below them.
 
     Raises:
-        SettingError: If nothing limits any client, or not one client can afford the lowest rung.
+        SettingError: If nothing limits any client, or no client can afford the lowest rung.
     """
     devices, local = scenario.workload.population.devices, scenario.workload.local
     limited = [np.isfinite(devices.figures[name]).any() for name in ("memory_bytes", "data_cap_bytes")]
@@ -51,12 +51,12 @@ def with_solved_budgets(scenario: Scenario, deadline_s: float | None, steps: int
     ladder = ladder_of_ratios(scenario, np.unique(scenario.method.budget(rungs)))
     solver = BudgetSolver(ladder, inf if deadline_s is None else deadline_s, local.epochs, local.batch_size)
     scenario = replace(scenario, budget=solver)
-    check_anybody_can_take_part(scenario, solver)
+    check_somebody_can_train(scenario, solver)
     return scenario
 
 
 def ladder_of_ratios(scenario: Scenario, keep_ratios: NDArray[np.float64]) -> Ladder:
-    """Count what the method's submodels cost at some keep ratios, ascending: what the clock charges, and memory.
+    """Count the costs of the method's submodels at ascending keep ratios: those of the clock, and memory.
 
     A method's `load` may add FLOPs per example and epoch, and FLOPs per example once a round for up to a number
     of examples.
@@ -89,23 +89,28 @@ def ladder_of_ratios(scenario: Scenario, keep_ratios: NDArray[np.float64]) -> La
 def _load(
     scenario: Scenario, keep_ratios: NDArray[np.float64], chosen: Sequence[Mask], rows: int, epochs: int
 ) -> CohortLoad:
-    """Return what clients of equal rows and epochs would transfer and compute, one on each rung."""
+    """Return the load of clients with equal rows and epochs, one on each rung."""
     ones = np.ones(len(keep_ratios), dtype=np.int64)
     cohort = Cohort(
-        1, 0 * ones, budgets=keep_ratios, keep_ratios=keep_ratios, limited_by=np.full(len(ones), "nothing"),
-        examples=rows * ones, epochs=epochs * ones,
-    )  # fmt: skip
+        round=1,
+        clients=0 * ones,
+        budgets=keep_ratios,
+        keep_ratios=keep_ratios,
+        limited_by=np.full(len(ones), "nothing"),
+        examples=rows * ones,
+        epochs=epochs * ones,
+    )
     state = ServerState(0, dict(scenario.workload.model.state_dict()))
     return load_of(scenario, view_of(scenario, state, cohort), CohortMasks.of(chosen))
 
 
 def _extra_rows(of_many: NDArray[np.int64], of_one: NDArray[np.int64]) -> int:
-    """Return how many rows' extra FLOPs come in a round of many rows."""
+    """Return for how many rows extra FLOPs occur in a round of many rows."""
     rows = int((of_many // np.maximum(of_one, 1)).max())
     return rows if 0 < rows < MANY_ROWS else UNLIMITED_ROWS
 
 
-def check_anybody_can_take_part(scenario: Scenario, solver: BudgetSolver) -> None:
+def check_somebody_can_train(scenario: Scenario, solver: BudgetSolver) -> None:
     """Raise SettingError, with the least that any client would need, if no client can afford a submodel."""
     population = scenario.workload.population
     everybody = cohort_of(scenario, np.arange(len(population)), round=1)
@@ -136,7 +141,7 @@ def _problem(scenario: Scenario, solver: BudgetSolver, limit: str, clients: NDAr
 
 
 def _rounded_up(value: float) -> float:
-    """Round up to four digits, so that what is printed is enough.
+    """Round up to four digits, so that the printed number is sufficient.
 
     >>> _rounded_up(0.12341), _rounded_up(2.0)
     (0.1235, 2.0)
@@ -146,14 +151,13 @@ def _rounded_up(value: float) -> float:
 
 
 LUCK = 4.0
-"""Standard deviations by which speeds may exceed their means in a lucky round."""
+"""Standard deviations by which speeds may exceed their means in a round."""
 
 
 def check_deadline(scenario: Scenario) -> None:
-    """Raise SettingError if a round's deadline is over before any client could be done, however lucky it is.
+    """Raise SettingError if no client could meet the round's deadline, even with speeds far above their means.
 
-    Of methods that choose widths or epochs themselves, or prune single weights, nothing is said: late rounds are
-    counted.
+    Not checked for methods that choose widths or epochs themselves; their late clients are counted as late.
     """
     method = scenario.method
     chooses = method.widths is not None or method.work is not None or method.prepare is not None
@@ -171,9 +175,9 @@ def check_deadline(scenario: Scenario) -> None:
 
 
 def least_seconds(scenario: Scenario, cohort: Cohort) -> NDArray[np.float64]:
-    """Return the seconds each client would take at least: all bandwidths and speeds well above their means.
+    """Return the least seconds of each client: all bandwidths and speeds far above their means.
 
-    Where partial work is accepted, they are those of the fewest epochs.
+    Where partial work is accepted, they are the seconds of the fewest epochs.
     """
     local, population = scenario.workload.local, scenario.workload.population
     epochs = scenario.method.min_epochs if scenario.clock.accept_partial else local.epochs

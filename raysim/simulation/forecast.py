@@ -1,4 +1,4 @@
-"""Everything but training: who is there, what each tier can afford, predicted seconds and bytes."""
+"""The forecast of a run without training: population, budgets of tiers, predicted seconds and bytes."""
 
 from math import isinf
 from typing import Any
@@ -22,9 +22,9 @@ from raysim.simulation.transition import end_work_in_flight, initial_state, next
 
 
 def forecast(scenario: Scenario) -> dict[str, Any]:
-    """Predict a run; exact where nothing of it depends on what is learned, as `exact` says.
+    """Predict a run; `exact` says whether nothing of it depends on what is learned.
 
-    Otherwise every round is predicted as if nothing had been learned, without what is done before round 1.
+    Otherwise every round is predicted as if nothing had been learned, and without preparation.
     """
     workload, history = scenario.workload, []
     state = initial_state(scenario)
@@ -52,13 +52,13 @@ def forecast(scenario: Scenario) -> dict[str, Any]:
 
 
 def is_exact(scenario: Scenario) -> bool:
-    """Whether submodels, who is asked and when the run ends are known before anything is learned."""
-    looks_at_losses = "last_loss" in scenario.selection.columns
-    return scenario.method.has_known_costs and not looks_at_losses and isinf(scenario.stop.accuracy)
+    """Whether submodels, selection and the end of the run are known before anything is learned."""
+    depends_on_losses = "last_loss" in scenario.selection.columns
+    return scenario.method.has_known_costs and not depends_on_losses and isinf(scenario.stop.accuracy)
 
 
 def _predicted(scenario: Scenario, state: ServerState) -> tuple[ServerState, Columns]:
-    """Return state and table after a round in which nothing is learned."""
+    """Return state and table of clients after a round in which nothing is learned."""
     plan = plan_round(scenario, state, _first_channels_kept)
     columns = client_columns(scenario, state, plan)
     after = next_state(scenario, state, plan, state.params, plan.memory, columns, None)
@@ -71,7 +71,7 @@ def _first_channels_kept(scenario: Scenario, view: RoundView) -> tuple[CohortMas
 
 
 def tier_rows(scenario: Scenario, history: list[Columns]) -> list[dict[str, Any]]:
-    """Return one row per tier: its median budget, that submodel, and mean seconds where it takes part."""
+    """Return one row per tier: its median budget, the submodel of that budget, and mean seconds."""
     devices = scenario.workload.population.devices
     seen = {name: np.concatenate([columns[name] for columns in history]) for name in history[0]}
     everybody, tier_of = cohort_of(scenario, np.arange(len(devices)), round=1), devices.tier_of
@@ -90,7 +90,7 @@ def tier_rows(scenario: Scenario, history: list[Columns]) -> list[dict[str, Any]
 
 
 def _median_budget(scenario: Scenario, members: Cohort) -> dict[str, Any]:
-    """Describe the median budget (the lower one of two) of those who can afford any, and its submodel."""
+    """Describe the median budget (the lower of two) of the clients that can afford one, and its submodel."""
     able = np.flatnonzero(members.keep_ratios > 0)
     if not len(able):
         reasons, counts = np.unique(members.limited_by, return_counts=True)

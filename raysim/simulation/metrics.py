@@ -1,4 +1,4 @@
-"""What the records and MLflow are told of a round: numbers by name."""
+"""Metrics of a round, for the records and for MLflow: numbers by name."""
 
 from collections.abc import Mapping, Sequence
 from math import ceil, isfinite
@@ -11,32 +11,32 @@ from raysim.core.tensors import Columns
 from raysim.population.profiles import Devices
 from raysim.simulation.state import RoundReport
 
-WAYS = dict.fromkeys((DROPPED, OFFLINE, BATTERY, UNREACHABLE), "away")
-"""Fates that share a curve; the clients' table and the summary tell them apart."""
+CURVE_OF_OUTCOME = dict.fromkeys((DROPPED, OFFLINE, BATTERY, UNREACHABLE), "away")
+"""Outcomes that share a curve; the table of clients and the summary keep them apart."""
 PERCENTS = (10, 50, 90)
 """Percentiles that have a curve."""
 SLOWEST = 10
-"""One in how many clients belongs to the slowest, whose data fairness looks at."""
+"""One in this many clients belongs to the slowest, whose accuracy is a fairness metric."""
 
 MOST = 60
-"""Most metric names of a run in MLflow, those of `system/` apart; more would make its pages slow."""
+"""Most metric names of a run in MLflow, without those of `system/`; more make its pages slow."""
 RECORDED = (
     "pruning_ratio/min", "pruning_ratio/max", "clock/preparation_s", "traffic/preparation_bytes",
     "compute/preparation_flops",
 )  # fmt: skip
-"""In the records alone: extremes that the tiers decide, and what is the same in every round."""
+"""In the records alone: extremes that follow from the tiers, and values that are equal in every round."""
 OF_ONE_ROUND = (
     "traffic/down_bytes", "traffic/up_bytes", "compute/train_flops", "energy/round_j", "coverage/min",
     "coverage/untrained_channel_share", "loss/submodel_mean",
 )  # fmt: skip
-"""Make room for the diagnostics of a run that has any: amounts whose totals stay, and details; still recorded."""
+"""Left out of MLflow where a run has diagnostics, to make room: amounts whose totals stay, and details."""
 TIERS, TIERS_DIAGNOSED = 4, 1
-"""How many tiers have curves of their own: of any run, and of one with diagnostics."""
+"""Tiers with curves of their own: in any run, and in one with diagnostics."""
 OF_TIER = ("pruning_ratio/tier/", "accuracy/tier/", "client_s/tier/")
 
 
 def metrics_of(report: RoundReport) -> dict[str, float]:
-    """Return a round's metrics: all that is recorded, of which MLflow is told what `left_out` leaves."""
+    """Return all metrics of a round; MLflow gets those that `left_out` does not name."""
     totals, clients = report.totals, report.clients
     down, up = int(clients["down_bytes"].sum()), int(clients["up_bytes"].sum())
     metrics = {
@@ -79,10 +79,10 @@ def metrics_of(report: RoundReport) -> dict[str, float]:
 
 
 def left_out(devices: Devices, is_diagnosed: bool) -> frozenset[str]:
-    """Return the metrics that MLflow is not told of, so that a run has at most 60 names, the same in every round.
+    """Return the metrics that MLflow does not get, so that a run has at most 60 names, the same in every round.
 
     Args:
-        devices: Those of the whole population.
+        devices: Devices of the whole population.
         is_diagnosed: Whether the run has diagnostics.
     """
     without = by_interest(devices)[TIERS_DIAGNOSED if is_diagnosed else TIERS :]
@@ -102,7 +102,7 @@ def by_interest(devices: Devices) -> tuple[str, ...]:
 
 
 def _energy(report: RoundReport) -> dict[str, float]:
-    """Return the joules of the devices; nothing before any have been spent, so never where devices have no watts."""
+    """Return the joules of the devices; nothing before any have been spent, and never where devices have no watts."""
     if not report.totals.energy_j:
         return {}
     return {"energy/round_j": float(report.clients["energy_j"].sum()), "energy/total_j": report.totals.energy_j}
@@ -120,7 +120,7 @@ def _pruning_ratios(report: RoundReport) -> dict[str, float]:
 
 
 def _submodels(report: RoundReport) -> dict[str, float]:
-    """Return how submodels do on the held-out rows of their own clients; nothing where none was scored."""
+    """Return the scores of submodels on their clients' held-out rows; nothing where none was scored."""
     accuracy = report.clients["accuracy"].astype(np.float64)
     scored = ~np.isnan(accuracy)
     if report.submodel is None or not scored.any():
@@ -134,7 +134,7 @@ def _submodels(report: RoundReport) -> dict[str, float]:
 
 
 def _seconds(report: RoundReport) -> dict[str, float]:
-    """Return the simulated seconds that clients were at work, those included whose work was lost."""
+    """Return the simulated seconds that clients were at work, lost work included."""
     started = np.isin(report.clients["fate"], ABSENT, invert=True)
     if not started.any():
         return {}
@@ -155,20 +155,19 @@ def _by_tier(report: RoundReport, chosen: NDArray[np.bool_], column: str) -> dic
     return {f"tier/{tier}": mean for tier, mean in _tier_means(report.clients, report.tiers, chosen, column).items()}
 
 
-def _tier_means(
-    clients: Columns, tiers: Sequence[str], chosen: NDArray[np.bool_], column: str
-) -> dict[str, float]:  # fmt: skip
+def _tier_means(clients: Columns, tiers: Sequence[str], chosen: NDArray[np.bool_], column: str) -> dict[str, float]:
     values, names = clients[column][chosen].astype(np.float64), clients["tier"][chosen]
     members = {tier: names == tier for tier in tiers}
     return {tier: float(values[which].mean()) for tier, which in members.items() if which.any()}
 
 
 def _fairness(report: RoundReport) -> dict[str, float]:
-    """Return how those do who have the least, by the scores of submodels on their clients' own held-out rows.
+    """Return fairness metrics, from the scores of submodels on their clients' held-out rows.
 
     `slowest_decile_accuracy`: mean accuracy over the slowest tenth of the clients scored in the round, rounded up;
-    slow is whose device has few FLOP/s, among equals whose work takes longest, then by id. `worst_tier_accuracy`:
-    the lowest of the tiers' mean accuracies. Every client counts once. Nothing where none was scored.
+    clients are ordered by the FLOP/s of their devices, then by the seconds of their work, then by id.
+    `worst_tier_accuracy`: the lowest of the tiers' mean accuracies. Every client counts once. Nothing where none was
+    scored.
     """
     clients = report.clients
     scored = ~np.isnan(clients["accuracy"].astype(np.float64))
@@ -184,7 +183,7 @@ def _fairness(report: RoundReport) -> dict[str, float]:
 
 
 def _slowest(flops_per_s: NDArray[np.float64], total_s: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the places of the slowest tenth.
+    """Return the indices of the slowest tenth.
 
     >>> _slowest(np.array([1.0, 2.0, 1.0] * 4), np.array([5.0, 9.0, 7.0] * 4)).tolist()
     [2, 5]
@@ -193,19 +192,19 @@ def _slowest(flops_per_s: NDArray[np.float64], total_s: NDArray[np.float64]) -> 
 
 
 def _outcomes(report: RoundReport) -> dict[str, float]:
-    """Return how many clients of the round counted, and how many were lost in each way that has occurred."""
+    """Return how many clients of the round had each outcome that has occurred in the run."""
     outcomes = report.clients["fate"]
     metrics = dict.fromkeys(
-        (f"clients/{WAYS.get(outcome, outcome)}" for outcome in (COUNTED, *report.totals.outcomes)), 0.0
+        (f"clients/{CURVE_OF_OUTCOME.get(outcome, outcome)}" for outcome in (COUNTED, *report.totals.outcomes)), 0.0
     )
     for outcome, number in zip(*np.unique(outcomes, return_counts=True), strict=True):
-        metrics[f"clients/{WAYS.get(str(outcome), outcome)}"] += int(number)
+        metrics[f"clients/{CURVE_OF_OUTCOME.get(str(outcome), outcome)}"] += int(number)
     staleness = report.round - report.clients["started_round"][outcomes == COUNTED]
     if report.is_asynchronous and len(staleness):
         metrics["clients/staleness_mean"] = float(staleness.mean())
     return metrics
 
 
-def told(metrics: Mapping[str, float], without: frozenset[str]) -> dict[str, float]:
-    """Return the metrics that MLflow is told of."""
+def for_mlflow(metrics: Mapping[str, float], without: frozenset[str]) -> dict[str, float]:
+    """Return the metrics that MLflow gets."""
     return {name: value for name, value in metrics.items() if name not in without}

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from raysim.budgets.rules import Budgets, budgets_of_tiers
 from raysim.budgets.solver import TOLERANCE
-from raysim.clock.interruptions import can_answer
+from raysim.clock.interruptions import are_reachable
 from raysim.clock.outcomes import INFEASIBLE, UNREACHABLE
 from raysim.clock.work import Absent, Cohort
 from raysim.selection import table as selection
@@ -49,7 +49,7 @@ def respond(scenario: Scenario, state: ServerState, selected: NDArray[np.int64])
     unreachable = selected[~online]
     absent = Absent(
         clients=np.concatenate([unreachable, unable.clients]),
-        asked_s=np.full(len(unreachable) + len(unable.clients), state.totals.simulated_s),
+        selected_s=np.full(len(unreachable) + len(unable.clients), state.totals.simulated_s),
         outcomes=np.repeat([UNREACHABLE, INFEASIBLE], [len(unreachable), len(unable.clients)]),
         limited_by=np.concatenate([np.full(len(unreachable), "nothing"), unable.limited_by]),
     )
@@ -60,7 +60,7 @@ def reachable(scenario: Scenario, state: ServerState, clients: NDArray[np.int64]
     """Return which clients are online and have some battery left, `(clients,)`."""
     workload = scenario.workload
     devices = workload.population.devices.of(clients)
-    return can_answer(devices, state.history, clients, state.totals.simulated_s, workload.seed)
+    return are_reachable(devices, state.history, clients, state.totals.simulated_s, workload.seed)
 
 
 def cohort_of(scenario: Scenario, clients: NDArray[np.int64], round: int) -> Cohort:

@@ -1,4 +1,4 @@
-"""What a method does before the first round: trained, timed and paid for, everybody being there and on mains."""
+"""Preparation: what a method trains before round 1, with all clients present and on mains; its costs count."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,7 +28,7 @@ from raysim.simulation.state import ServerState
 
 
 def prepare(scenario: Scenario, state: ServerState, executor: Executor) -> ServerState:
-    """Return the state to begin with, all that was spent on it included; batteries are full when round 1 begins."""
+    """Return the state at the start of round 1, with the costs of preparation; batteries are full then."""
     if scenario.method.prepare is None:
         return state
     everybody = np.arange(len(scenario.workload.population))
@@ -39,18 +39,23 @@ def prepare(scenario: Scenario, state: ServerState, executor: Executor) -> Serve
 
 
 class _Trainer:
-    """Trains some clients and keeps account; see `raysim.methods.method.Trainer`."""
+    """Trains clients and adds their costs; see `raysim.methods.method.Trainer`."""
 
     def __init__(self, scenario: Scenario, state: ServerState, executor: Executor) -> None:
         self.state, self._scenario, self._executor = state, scenario, executor
         self._round = 1
 
     def __call__(
-        self, clients: NDArray[np.int64], mask: Mask, epochs: int, hooks: tuple[Callable[..., LocalHooks], ...],
-        params: Params, travels: bool = True,
-    ) -> tuple[ClientUpdates, Params]:  # fmt: skip
+        self,
+        clients: NDArray[np.int64],
+        mask: Mask,
+        epochs: int,
+        hooks: tuple[Callable[..., LocalHooks], ...],
+        params: Params,
+        travels: bool = True,
+    ) -> tuple[ClientUpdates, Params]:
         scenario, state = self._scenario, self.state
-        self._round -= 1  # 0, -1, ...: draws of its own for every call
+        self._round -= 1  # 0, -1, ...: every call draws its own random numbers
         cohort = replace(
             cohort_of(scenario, clients, self._round), epochs=np.full(len(clients), epochs),
             keep_ratios=np.ones(len(clients)),
@@ -81,7 +86,7 @@ class _Trainer:
         return contribution, aggregated
 
     def _energy_j(self, cohort: Cohort, masks: CohortMasks, load: CohortLoad, timing: CohortTiming) -> float:
-        """Return the joules of a training, those of clients that wait for the slowest included."""
+        """Return the joules of a training, including those of clients that wait for the slowest."""
         size = len(cohort.clients)
         work = Work(
             cohort, masks, load, timing, np.zeros(size), timing.total_s, np.full(size, COUNTED, dtype=OUTCOME_DTYPE)

@@ -1,4 +1,4 @@
-"""Every round and every client of it as Parquet: one part file per round, merged at the end."""
+"""Records of rounds, clients and channels as Parquet: one part file per round, merged at the end."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -16,13 +16,13 @@ from raysim.core.errors import reason_of
 from raysim.core.storage.local import AnyPath, storage_path
 from raysim.core.storage.path import StoragePath
 from raysim.core.tensors import Columns
-from raysim.simulation.metrics import metrics_of, told
+from raysim.simulation.metrics import for_mlflow, metrics_of
 from raysim.simulation.state import RoundReport, Storage
 
 MEASURED = ("timestamp_ms", "wall_s", "driver_bytes", "clock/wall_s", "faults/retries")
-"""What a round's record tells of this world, and not of the simulated one; no two runs agree in it."""
+"""Columns measured on the real machine; they differ between runs."""
 TABLES = ("rounds", "clients", "channels")
-"""What is written of each round: its parts are in a folder of that name."""
+"""The tables of a run; the parts of each are in a folder of its name."""
 
 
 class TornRecordError(RuntimeError):
@@ -40,7 +40,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """What MLflow is told of a round: its metrics by name, stamped with the time at which it ended."""
+    """The metrics of a round that MLflow gets, by name, with the time at which the round ended."""
 
     round: int
     timestamp_ms: int
@@ -54,7 +54,7 @@ class Logged:
 
 
 def path_of(folder: AnyPath, round: int) -> StoragePath:
-    """Return where the part of a round lies."""
+    """Return the path of a round's part."""
     return storage_path(folder) / f"round_{round:06d}.parquet"
 
 
@@ -66,7 +66,7 @@ def write_part(clients: Columns, folder: AnyPath, round: int) -> StoragePath:
 
 
 def write_parts(report: RoundReport, storage: Storage) -> None:
-    """Write all that is recorded of a round; the parts are brought to the disk side by side."""
+    """Write all records of a round, in parallel."""
     parts = {"rounds": round_columns(report), "clients": report.clients, "channels": report.channels}
     with ThreadPoolExecutor(len(parts)) as pool:
         for part in [pool.submit(write_part, parts[name], storage.part(name), report.round) for name in TABLES]:
@@ -84,9 +84,9 @@ def merge_parts(folder: AnyPath, target: AnyPath, together: bool = False) -> Sto
     """Write all rounds' part files, in order, into one file.
 
     Args:
-        folder: Where the parts are.
+        folder: Folder of the parts.
         target: The file.
-        together: Whether all are one row group, which holds them in memory together; else each is one.
+        together: Whether all rounds form one row group, which holds them in memory together; else each forms one.
     """
     parts = [part for part in storage_path(folder).children() if part.name.endswith(".parquet")]
     schema = _schema_of([pq.read_schema(part.path or io.BytesIO(part.read())) for part in parts])
@@ -98,16 +98,16 @@ def merge_parts(folder: AnyPath, target: AnyPath, together: bool = False) -> Sto
 def merge_all(folder: AnyPath) -> None:
     """Merge the records of a run's rounds, and those of their clients and channels, into one table each.
 
-    A run that was started before channels were counted has no records of them.
+    A run of a version that did not count channels has no records of them.
     """
-    place = storage_path(folder)
+    run = storage_path(folder)
     for table in TABLES:
-        if table != "channels" or (place / table).children():
-            merge_parts(place / table, place / f"{table}.parquet", together=table == "rounds")
+        if table != "channels" or (run / table).children():
+            merge_parts(run / table, run / f"{table}.parquet", together=table == "rounds")
 
 
 def _schema_of(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """Return what all tables tell together; what some do not tell is null there."""
+    """Return the columns of all tables; a column that a table lacks is null there."""
     return pa.unify_schemas(schemas, promote_options="default")
 
 
@@ -132,7 +132,7 @@ def read(path: AnyPath, names: Sequence[str] | None = None) -> Columns:
 
 
 def round_columns(report: RoundReport) -> Columns:
-    """Return what a round took, spent and reached so far, and all its metrics, as a table of one row."""
+    """Return the record of a round as a table of one row: totals so far, and all metrics."""
     totals, score = report.totals, report.score
     row = {
         "round": report.round,
@@ -153,31 +153,30 @@ def round_columns(report: RoundReport) -> Columns:
 
 
 def logged(folder: AnyPath, round: int, without: frozenset[str] = frozenset()) -> Logged:
-    """Return what MLflow is told of a round, from its part in the records of rounds.
+    """Return the metrics of a round that MLflow gets, from its part in the records.
 
     Args:
-        folder: Where the parts are.
+        folder: Folder of the parts.
         round: Counted from 1.
-        without: Metrics it is not told of.
+        without: Metrics that MLflow does not get.
 
     Raises:
-        OSError: If there is no such part, or it cannot be read.
+        OSError: If the part is missing or cannot be read.
         TornRecordError: If it is damaged.
     """
-    place = path_of(folder, round)
-    content = place.read()
+    part = path_of(folder, round)
+    content = part.read()
     try:
         table = _table_in(content)
-    except (pa.ArrowException, OSError) as error:  # Arrow has either for what is damaged
-        raise TornRecordError(f"{place} is damaged: {reason_of(error)}") from None
+    except (pa.ArrowException, OSError) as error:  # Arrow raises either for a damaged file
+        raise TornRecordError(f"{part} is damaged: {reason_of(error)}") from None
     row: dict[str, Any] = table.to_pylist()[0]
     found = {name: nan if value is None else value for name, value in row.items() if "/" in name}
-    metrics = told(found, without)
-    return Logged(round, row["timestamp_ms"], row["wall_s"], metrics)
+    return Logged(round, row["timestamp_ms"], row["wall_s"], for_mlflow(found, without))
 
 
-def _read(place: StoragePath) -> pa.Table:
-    return _table_in(place.read())
+def _read(part: StoragePath) -> pa.Table:
+    return _table_in(part.read())
 
 
 def _table_in(content: bytes, names: Sequence[str] | None = None) -> pa.Table:

@@ -1,4 +1,4 @@
-"""What a run is: its workload, method and costs; and who runs the work of a round."""
+"""A scenario: all that a run needs besides its state; and the protocols of executor and runner."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,14 +31,14 @@ from raysim.simulation.state import (
 
 
 class Executor(Protocol):
-    """Runs what a round asks for; what comes out does not depend on where."""
+    """Trains and evaluates for a round; the results do not depend on where it runs."""
 
     def train(self, tasks: Assignments, broadcast: Broadcast) -> ClientUpdates:
-        """Train some clients that start from one version of the model."""
+        """Train clients that start from one version of the model."""
         ...
 
     def train_versions(self, groups: Sequence[tuple[Assignments, Broadcast]]) -> list[ClientUpdates]:
-        """Train groups of clients, each from a version of its own, all at once; one contribution per group."""
+        """Train groups of clients, each from a version of its own, all at once; one sum of updates per group."""
         ...
 
     def score(self, params: Params, rows: NDArray[np.int64]) -> Score:
@@ -50,13 +50,13 @@ class Executor(Protocol):
         ...
 
     def incidents(self) -> tuple[str, ...]:
-        """Return what went wrong and was made good since this was last asked, a sentence each."""
+        """Return what was lost and repeated since the last call, a sentence each."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class StopRules:
-    """What ends a run before its last round: an accuracy, or what has been spent."""
+    """When a run ends before its last round: at an accuracy, or at an amount spent."""
 
     accuracy: float = inf
     simulated_s: float = inf
@@ -78,23 +78,23 @@ class Scenario:
     """Everything a run needs besides its state and an executor.
 
     Attributes:
-        workload: What the clients need.
+        workload: Data, population and model: all that clients need.
         method: The pruning method with its options.
         server: How the server steps.
-        costs: What submodels cost.
+        costs: Costs of submodels.
         cohort_size: Clients per round.
         rounds: Number of rounds.
         score_every: Rounds between two scorings of the global model.
         test_rows: Test rows it is scored on.
-        statistics_rows: Training rows its running statistics are re-estimated on, where the method asks.
+        statistics_rows: Training rows its running statistics are re-estimated on, where the method needs it.
         scored_share: Share of a cohort whose submodels are scored.
-        diagnose_every: Rounds between two diagnoses of the method, 0 = never.
+        diagnose_every: Rounds between two diagnoses of the method; 0: never.
         clock: When a round ends, and whose work counts.
-        stop: What ends the run before its last round.
-        targets: Accuracies of which is told when they were first reached.
-        budget: Solves budgets; none = devices tell theirs.
-        selection: Who is asked to take part.
-        pack_size: Clients that are trained together at most, where they can be.
+        stop: When the run ends before its last round.
+        targets: Accuracies whose first round is recorded.
+        budget: Solves budgets. None: each tier has its own.
+        selection: The rule that selects clients.
+        pack_size: Most clients that are trained together, where they can be.
     """
 
     workload: Workload
@@ -131,22 +131,22 @@ class Scenario:
 
 
 class Runner(Protocol):
-    """Plays a scenario somewhere; a context that starts and stops what it needs."""
+    """Runs the rounds of a scenario; a context that starts and stops what it needs."""
 
     def __enter__(self) -> "Runner": ...
 
     def __exit__(self, *_: object) -> None: ...
 
     def make_ready(self, scenario: Scenario) -> None:
-        """Wait until the first round could start; raise SettingError where that cannot be."""
+        """Wait until the first round could start; raise SettingError if it cannot."""
         ...
 
     def run(self, scenario: Scenario, storage: Storage, start: Start = FIRST) -> Iterator[RoundReport]:
-        """Yield the report of each round that is left."""
+        """Yield the report of each remaining round."""
         ...
 
     def stop(self) -> int:
-        """Let the round in progress be the last, and return which one that is; called from another thread."""
+        """Stop after the round in progress and return its number; called from another thread."""
         ...
 
     def final_state(self) -> ServerState:

@@ -212,7 +212,12 @@ class MlflowTracker:
             without: Metrics that MLflow is not told of.
         """
         rounds = [
-            Logged(each.round, each.timestamp_ms, each.wall_s, metrics.told(metrics.metrics_of(each), without))
+            Logged(
+                each.round,
+                each.timestamp_ms,
+                each.wall_s,
+                metrics.for_mlflow(metrics.metrics_of(each), without),
+            )
             for each in reports
         ]
         over, newest = over_time([], rounds)

@@ -178,7 +178,7 @@ def test_batch_norm_refuses_batches_of_one_row_where_it_sees_one_value_per_chann
     poor = ("population.clients=700", "data.partition.min_examples=2", "data.heldout_share=0.1")
     refused = refusal(*model, *poor)
     assert "has 1 training row, so data.partition.min_examples is not allowed" in refused
-    assert refused.endswith("allowed: 3 or more, so that 2 rows are left to train on")
+    assert refused.endswith("allowed: 3 or more, so that 2 rows remain for training")
 
 
 def test_batch_norm_over_pixels_trains_on_one_row(capsys):

@@ -159,7 +159,7 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(stopped: Path, whole, ca
     newest.write_bytes(newest.read()[:-7])
     assert_same_run(resumed(stopped), whole)
     told = capsys.readouterr().err
-    assert "passing over the checkpoint of round 2" in told
+    assert "skipping the checkpoint of round 2" in told
     assert "going on after round 1 of 4" in told
 
 
@@ -186,7 +186,7 @@ def test_a_checkpoint_whose_record_is_lost_is_passed_over(harm: str, stopped: Pa
         part.write_bytes(content[:-9])
     assert_same_run(resumed(stopped), whole)
     told = capsys.readouterr().err
-    assert "passing over the checkpoint of round 2, whose record is lost" in told
+    assert "skipping the checkpoint of round 2, whose record is lost" in told
     assert "going on after round 1 of 4" in told
 
 

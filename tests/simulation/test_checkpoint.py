@@ -174,7 +174,7 @@ def test_the_newest_that_can_be_read_is_found_and_the_others_are_told(tmp_path):
     second.write_bytes(b"")
     assert checkpoint.newest(tmp_path, told.append).round == 1
     assert [line.split(":")[0] for line in told] == [
-        f"passing over the checkpoint of round {round}" for round in (3, 3, 2)
+        f"skipping the checkpoint of round {round}" for round in (3, 3, 2)
     ]
     oldest.remove()
     assert checkpoint.newest(tmp_path, told.append) is None

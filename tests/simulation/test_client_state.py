@@ -56,7 +56,7 @@ def test_a_client_has_one_file_per_version_and_old_ones_go_with_their_checkpoint
         "0000003_000001.safetensors", "0000008_000001.safetensors", "0000008_000002.safetensors"
     ]  # fmt: skip
     referred = checkpoint.load(checkpoint.path_of(tmp_path, 2)).clients.entries
-    assert {client: entry.place.name for client, entry in referred.items()} == {
+    assert {client: entry.path.name for client, entry in referred.items()} == {
         3: "0000003_000001.safetensors", 8: "0000008_000002.safetensors"
     }  # fmt: skip
     earlier = checkpoint.load(checkpoint.path_of(tmp_path, 1))
@@ -70,7 +70,7 @@ def test_a_client_has_one_file_per_version_and_old_ones_go_with_their_checkpoint
 
 
 def test_what_is_not_on_disk_cannot_be_referred_to(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has to be on disk"):
+    with pytest.raises(ValueError, match="must be on disk"):
         checkpoint.save(ServerState(1, {"a": torch.zeros(2)}, clients={0: tensors(1)}), tmp_path, keep=1)
 
 

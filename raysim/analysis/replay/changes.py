@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from raysim.analysis.replay.source import Recorded
 from raysim.budgets.solver import TOLERANCE, BudgetSolver
-from raysim.clock.interruptions import reach_varies
+from raysim.clock.interruptions import availability_varies
 from raysim.clock.modes import MODES
 from raysim.clock.outcomes import UNREACHABLE
 from raysim.core.plugins import is_dotted
@@ -107,7 +107,7 @@ def of_devices(recorded: Recorded, method: Method, others: Devices) -> list[Unkn
             f"method.name={name!r} chooses submodels from what it learns, which may depend on devices: "
             "they are as recorded, the accuracy is not known"
         ))  # fmt: skip
-    reaching = reach_varies(owned) or reach_varies(others)
+    reaching = availability_varies(owned) or availability_varies(others)
     if not starts_together:
         unknown.append(Unknown(
             "clients start in the recorded order, as soon as there is room: which of them would have been asked "
@@ -120,7 +120,9 @@ def of_devices(recorded: Recorded, method: Method, others: Devices) -> list[Unkn
 
 def asks_by_device(rule: str, owned: Devices, others: Devices) -> bool:
     """Whether a selection rule may ask other clients where devices differ: all but `uniform` see who is online."""
-    return looks_at(rule, "last_s") or (rule != "uniform" and (reach_varies(owned) or reach_varies(others)))
+    return looks_at(rule, "last_s") or (
+        rule != "uniform" and (availability_varies(owned) or availability_varies(others))
+    )
 
 
 def looks_at(rule: str, column: str) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim.analysis.replay.starts import Conditions, some, work_of
-from raysim.clock.interruptions import interrupted, reach_varies
+from raysim.clock.interruptions import availability_varies, interrupted
 from raysim.clock.modes import ClockRules, EventQueue
 from raysim.clock.outcomes import ABSENT, COUNTED, UNFINISHED
 from raysim.clock.work import Work
@@ -39,7 +39,7 @@ class Starts:
         order = start_order(rows, conditions.seed)
         held = held_back(some(rows, order), rows, conditions.rules, round_starts_s)
         self._pending: deque[tuple[int, bool]] = deque(zip(order.tolist(), held.tolist(), strict=True))
-        self._timeless = not reach_varies(conditions.devices)
+        self._timeless = not availability_varies(conditions.devices)
         self.row_of: dict[int, int] = {}
         self.ran_out = False
 

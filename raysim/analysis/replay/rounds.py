@@ -11,7 +11,7 @@ from raysim.analysis.replay.order import Starts
 from raysim.analysis.replay.source import Recorded
 from raysim.analysis.replay.starts import Conditions, some, work_of
 from raysim.clock import energy
-from raysim.clock.interruptions import can_answer, interrupted
+from raysim.clock.interruptions import are_reachable, interrupted
 from raysim.clock.modes import fill_buffer
 from raysim.clock.outcomes import ABSENT, COUNTED, INFEASIBLE, UNREACHABLE
 from raysim.clock.work import Absent, Plan, Work, unfinished
@@ -133,22 +133,22 @@ class _Replay:
         rows, now_s, conditions = self._rounds[round], state.totals.simulated_s, self._conditions
         if self._starts is None:
             clients = rows["client"]
-            online = can_answer(conditions.devices.of(clients), state.history, clients, now_s, conditions.seed)
+            online = are_reachable(conditions.devices.of(clients), state.history, clients, now_s, conditions.seed)
             answers = int((online & (rows["fate"] == UNREACHABLE)).sum())
             return plan_together(conditions, rows, online, round, now_s, state.history), rows, answers
         self._starts.begin(round, state.history, state.in_flight)
         plan = fill_buffer(conditions.rules, state.in_flight, now_s, self._starts.fill)
         never = np.isin(rows["fate"], ABSENT)
-        asked_s = self._asked_s(rows["start_s"][never], round, now_s, plan.round_s)
-        return replace(plan, absent=_absent(some(rows, never), asked_s, rows["fate"][never])), rows, 0
+        selected_s = self._asked_s(rows["start_s"][never], round, now_s, plan.round_s)
+        return replace(plan, absent=_absent(some(rows, never), selected_s, rows["fate"][never])), rows, 0
 
     def _asked_s(
         self, recorded_s: NDArray[np.float64], round: int, now_s: float, round_s: float
     ) -> NDArray[np.float64]:  # fmt: skip
         """Return when clients are asked: as long after the round's begin as in the run, but before its end."""
-        asked_s = recorded_s + (now_s - self._began_s[round - 1])
+        selected_s = recorded_s + (now_s - self._began_s[round - 1])
         is_shorter = round_s < self._recorded.rounds["round_s"][round - 1]
-        return np.asarray(np.clip(asked_s, now_s, now_s + round_s if is_shorter else np.inf))
+        return np.asarray(np.clip(selected_s, now_s, now_s + round_s if is_shorter else np.inf))
 
     def moved_on(self, state: _State, plan: Plan, rows: Columns, round: int) -> tuple[_State, Columns]:
         """Return the state after a round, and the round's table."""
@@ -228,8 +228,8 @@ def plan_together(
     return Plan((work,), absent, (), duration_s + rules.server_s, {})
 
 
-def _absent(rows: Columns, asked_s: NDArray[np.float64], outcomes: NDArray[np.str_]) -> Absent:
-    return Absent(rows["client"], asked_s, outcomes, rows["limited_by"])
+def _absent(rows: Columns, selected_s: NDArray[np.float64], outcomes: NDArray[np.str_]) -> Absent:
+    return Absent(rows["client"], selected_s, outcomes, rows["limited_by"])
 
 
 def other_work(table: Columns, rows: Columns) -> bool:

@@ -239,10 +239,10 @@ def test_asynchronous_clients_that_were_absent_are_asked_within_the_round(ran, f
     replay = replayed(ran(*size, tiers=tiers), faster(tiers, factor))
     began_s, absent = 0.0, 0
     for each in replay.rounds:
-        asked_s = each.clients["start_s"][each.clients["fate"] == "unreachable"]
-        assert (began_s <= asked_s).all()
-        assert (asked_s <= each.totals.simulated_s).all()
-        began_s, absent = each.totals.simulated_s, absent + len(asked_s)
+        selected_s = each.clients["start_s"][each.clients["fate"] == "unreachable"]
+        assert (began_s <= selected_s).all()
+        assert (selected_s <= each.totals.simulated_s).all()
+        began_s, absent = each.totals.simulated_s, absent + len(selected_s)
     assert absent
 
 
