@@ -1,4 +1,4 @@
-"""The ladder of keep ratios that budgets are solved on: what a client's round costs on each rung."""
+"""The ladder of keep ratios that budgets are solved on, with the costs of a client's round on each rung."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -16,21 +16,21 @@ UNLIMITED_ROWS = 2**62
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ladder:
-    """What a round on each keep ratio costs, arrays `(rungs,)`; plain numbers, so that no model is needed.
+    """Costs of a round at each keep ratio, arrays `(rungs,)`; plain numbers, so that no model is needed.
 
-    FLOPs and activation bytes are per example and epoch. The `extra_` ones come once a round on top, per example.
+    FLOPs and activation bytes are per example and epoch; the `extra_` ones are added once a round, per example.
 
     Attributes:
         keep_ratios: The rungs, ascending.
-        down_bytes: What a client downloads.
-        up_bytes: What it uploads.
+        down_bytes: Bytes that a client downloads.
+        up_bytes: Bytes that it uploads.
         train_flops: FLOPs of training.
         activation_bytes: Saved activations that pass through memory.
-        extra_flops: Such as those of Hessian-vector products.
-        extra_activation_bytes: Such as those of an epoch on the full model.
+        extra_flops: For example those of Hessian-vector products.
+        extra_activation_bytes: For example those of an epoch on the full model.
         state_bytes: Memory for parameters, gradients and the optimizer's state.
-        row_bytes: Memory for what the backward pass saves of one row of a batch.
-        extra_rows: Most examples that extra FLOPs and activations are of.
+        row_bytes: Memory that the backward pass needs for one row of a batch.
+        extra_rows: Most examples with extra FLOPs and activations.
     """
 
     keep_ratios: NDArray[np.float64]
@@ -48,7 +48,7 @@ class Ladder:
         return len(self.keep_ratios)
 
     def load(self, examples: NDArray[np.int64], epochs: int, batch_size: int) -> CohortLoad:
-        """Return what clients would transfer and compute on each rung, `(rungs, clients)`.
+        """Return the load of clients on each rung, `(rungs, clients)`.
 
         Args:
             examples: Training rows of each, `(clients,)`.
@@ -69,7 +69,7 @@ class Ladder:
         return self.state_bytes[:, None] + np.outer(self.row_bytes, largest_batch(examples, batch_size))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the ladder as what JSON can hold."""
+        """Return the ladder as values for JSON."""
         columns = {name: getattr(self, name).tolist() for name in _COLUMNS}
         return {**columns, "extra_rows": None if self.extra_rows == UNLIMITED_ROWS else self.extra_rows}
 

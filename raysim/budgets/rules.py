@@ -1,4 +1,4 @@
-"""How much of the model each client can afford, and how much of that its method trains."""
+"""Budget rules: how much of the model each client can afford, and how much of that its method trains."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ BudgetRule = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Budgets:
-    """What some clients can afford, arrays `(clients,)`.
+    """The budgets of some clients, arrays `(clients,)`.
 
     Attributes:
         keep_ratios: Shares of channels; 0 where no submodel fits.
@@ -29,7 +29,7 @@ class Budgets:
 
 
 def budgets_of_tiers(devices: Devices) -> Budgets:
-    """Give each client the share of channels that its device's profile tells."""
+    """Give each client the share of channels in its device's profile."""
     return Budgets(devices.keep_ratio, np.where(devices.keep_ratio < 1, "tier", "nothing"))
 
 
@@ -44,12 +44,12 @@ def all_affordable(affordable: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def halving_level(affordable: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Train the widest of HeteroFL's levels that a client affords, the narrowest where none fits."""
+    """Train the widest of HeteroFL's levels that a client can afford, the narrowest if none fits."""
     return widest_of(HALVING_LEVELS, affordable)
 
 
 def widest_of(widths: tuple[float, ...], affordable: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the widest of some widths that each client affords, the narrowest where none fits.
+    """Return the widest of some widths that each client can afford, the narrowest if none fits.
 
     >>> widest_of((0.25, 0.5, 1.0), np.array([0.1, 0.5, 0.99, 1.0])).tolist()
     [0.25, 0.5, 0.5, 1.0]

@@ -15,18 +15,18 @@ from raysim.population.profiles import Devices
 from raysim.population.sampling import link_drift
 
 LIMITS = ("tier", "deadline", "memory", "data cap")
-"""What can limit a budget; of two that limit it equally the first is named."""
+"""What can limit a budget; of two equal limits the first is named."""
 
 TOLERANCE = 1e-9
-"""By how much shares of channels that are meant to be equal may differ."""
+"""Largest difference of two shares of channels that count as equal."""
 
 RUNGS_AT_ONCE = 2**18
-"""Rungs of all clients that are looked at together: about 50 MB."""
+"""Rungs of all clients that are computed together: about 50 MB."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Needs:
-    """What a round takes on each rung of a ladder, arrays `(rungs, clients)`."""
+    """What a round needs on each rung of a ladder, arrays `(rungs, clients)`."""
 
     seconds: NDArray[np.float64]
     memory_bytes: NDArray[np.int64]
@@ -38,8 +38,8 @@ class BudgetSolver:
     """Finds the highest rung of a ladder that a client can afford.
 
     Attributes:
-        ladder: What each rung costs.
-        deadline_s: Seconds in which download, training and upload have to be predicted to end; infinite = any.
+        ladder: Costs of each rung.
+        deadline_s: Most predicted seconds of download, training and upload together; may be infinite.
         epochs: Passes over a client's rows in a round.
         batch_size: Rows of a batch.
     """
@@ -54,7 +54,7 @@ class BudgetSolver:
     ) -> Budgets:
         """Return the widest submodel that meets the deadline and fits memory, data cap and `keep_ratio`.
 
-        A device whose `keep_ratio` is less than the lowest rung trains just that share, where the rung fits.
+        A device whose `keep_ratio` is below the lowest rung trains that share, if the rung fits.
 
         Args:
             devices: Devices of the clients.
@@ -65,15 +65,15 @@ class BudgetSolver:
         """
         keep_ratios, limits = np.empty(len(clients)), np.empty(len(clients), np.int64)
         for part in self._parts(len(clients)):
-            those = devices.of(np.arange(len(clients))[part])
-            needs = self.needs(those, clients[part], examples[part], round, seed)
-            keep_ratios[part], limits[part] = highest_rungs(self.ladder, self._fits(those, needs), those.keep_ratio)
+            own = devices.of(np.arange(len(clients))[part])
+            needs = self.needs(own, clients[part], examples[part], round, seed)
+            keep_ratios[part], limits[part] = highest_rungs(self.ladder, self._fits(own, needs), own.keep_ratio)
         return Budgets(keep_ratios, np.array([*LIMITS, "nothing"])[limits])
 
     def needs(
         self, devices: Devices, clients: NDArray[np.int64], examples: NDArray[np.int64], round: int, seed: int
     ) -> Needs:
-        """Predict what a round takes on each rung, at nominal speeds and the measured drift of the links."""
+        """Predict what a round needs on each rung, at nominal speeds and the measured drift of the links."""
         load = self.ladder.load(examples, self.epochs, self.batch_size)
         factors = np.stack([np.ones(len(clients)), *link_drift(devices, clients, round, seed)])
         return Needs(
@@ -88,8 +88,8 @@ class BudgetSolver:
         """Return the least seconds, memory bytes and transferred bytes that any of some clients needs."""
         found = []
         for part in self._parts(len(clients)):
-            those = devices.of(np.arange(len(clients))[part])
-            needs = self.needs(those, clients[part], examples[part], round, seed)
+            own = devices.of(np.arange(len(clients))[part])
+            needs = self.needs(own, clients[part], examples[part], round, seed)
             found.append((needs.seconds.min(), needs.memory_bytes.min(), needs.data_bytes.min()))
         times, memories, transfers = zip(*found, strict=True)
         return float(min(times)), int(min(memories)), int(min(transfers))
@@ -102,15 +102,17 @@ class BudgetSolver:
         """Return whether each limit allows each rung to each client, `(limits, rungs, clients)`."""
         within_tier = self.ladder.keep_ratios[:, None] <= devices.keep_ratio + TOLERANCE
         within_tier[0] = True
-        return np.stack([
-            within_tier,
-            needs.seconds <= self.deadline_s,
-            needs.memory_bytes <= devices.column("memory_bytes"),
-            needs.data_bytes <= devices.column("data_cap_bytes"),
-        ])  # fmt: skip
+        return np.stack(
+            [
+                within_tier,
+                needs.seconds <= self.deadline_s,
+                needs.memory_bytes <= devices.column("memory_bytes"),
+                needs.data_bytes <= devices.column("data_cap_bytes"),
+            ]
+        )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the solver as what JSON can hold."""
+        """Return the solver as values for JSON."""
         return {
             "ladder": self.ladder.to_json(),
             "deadline_s": None if self.deadline_s == inf else self.deadline_s,
@@ -128,7 +130,7 @@ class BudgetSolver:
 def highest_rungs(
     ladder: Ladder, fits: NDArray[np.bool_], most: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return each client's highest rung that all limits allow, and which limit forbids the next one.
+    """Return each client's highest rung that all limits allow, and the limit that forbids the next one.
 
     Args:
         ladder: The rungs.
@@ -136,9 +138,9 @@ def highest_rungs(
         most: Share of channels each client trains at most, `(clients,)`.
 
     Returns:
-        Keep ratios `(clients,)`, 0 where not even the lowest rung fits; and places in `LIMITS` `(clients,)`, one
-        after the last where nothing limits. Of several limits that forbid the next rung it is the one that
-        by itself would end lowest.
+        Keep ratios `(clients,)`, 0 where not even the lowest rung fits; and indices into `LIMITS` `(clients,)`, its
+        length where nothing limits. Of several limits that forbid the next rung it is the one that alone would
+        end lowest.
     """
     rung = _last(np.logical_and.reduce(fits))
     top = len(ladder) - 1
@@ -151,6 +153,6 @@ def highest_rungs(
 
 
 def _last(fits: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the last rung that fits each client, -1 where none does; from `(rungs, clients)`."""
+    """Return the last rung that fits each client, -1 if none does; from `(rungs, clients)`."""
     last = len(fits) - 1 - fits[::-1].argmax(axis=0)
     return np.where(fits.any(axis=0), last, -1)

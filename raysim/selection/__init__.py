@@ -1,1 +1,1 @@
-"""Who takes part in a round: rules, and what they remember of clients."""
+"""Selection: the rules that choose the clients of a round."""

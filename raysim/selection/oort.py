@@ -7,10 +7,10 @@ from raysim.core.options import Option
 from raysim.selection.view import SelectionView, first
 
 OPTIONS = {
-    "exploration": Option(0.9, "share of a round that goes to clients nothing is known of, in round 1", high=1.0),
+    "exploration": Option(0.9, "share of round 1 that goes to clients without a known loss", high=1.0),
     "exploration_decay": Option(0.98, "factor on that share from round to round", high=1.0),
     "exploration_min": Option(0.2, "least share", high=1.0),
-    "clip": Option(0.95, "quantile of the statistical utilities that none counts above", high=1.0),
+    "clip": Option(0.95, "quantile at which statistical utilities are clipped", high=1.0),
     "cutoff": Option(0.95, "share of the last chosen utility from which others compete with the best", high=1.0),
     "penalty": Option(2.0, "exponent alpha of (T / t) where a client's t seconds exceed the preferred T"),
     "preferred_s": Option(0.0, "preferred seconds T of a round; 0 = by quantile"),
@@ -24,9 +24,9 @@ LEAST_UTILITY = 1e-4
 def oort(view: SelectionView) -> NDArray[np.int64]:
     """Exploit clients of high utility, explore others (algorithm 1).
 
-    Where too few of one kind are there, the other kind fills the round. Explored clients are drawn with equal
-    chances: the paper draws them by speed, but a server that has not asked a client has not measured it. The
-    pacer, which relaxes T, and the limit on how often a client is asked are left out.
+    If there are too few of one kind, the other kind fills the round. Explored clients are drawn with equal
+    probabilities: the paper draws them by speed, but a server has not measured a client that it has not selected.
+    The pacer, which relaxes T, and the limit on how often a client is selected are left out.
     """
     clients = view.reachable()
     known = ~np.isnan(view.remembered("last_loss", clients))
@@ -42,7 +42,7 @@ def oort(view: SelectionView) -> NDArray[np.int64]:
 
 
 def exploit(view: SelectionView, clients: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Draw in proportion to utility from those that reach a share of the lowest utility of the best `count`."""
+    """Draw in proportion to utility from the clients that reach a share of the lowest utility of the best `count`."""
     if not count:
         return clients[:0]
     values = np.maximum(utilities(view, clients), LEAST_UTILITY)
@@ -52,11 +52,11 @@ def exploit(view: SelectionView, clients: NDArray[np.int64], count: int) -> NDAr
 
 
 def utilities(view: SelectionView, clients: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the utility of clients whose loss is known, `(those,)`.
+    """Return the utility of clients whose loss is known, `(clients,)`.
 
-    The statistical utility |B| sqrt(mean loss^2) is taken as |B| x the mean loss, all that clients report. It is
-    clipped and, as in the authors' program, scaled to [0, 1] before sqrt(0.1 ln R / last round) is added, which
-    would else vanish beside it. The sum is multiplied with (T / t)^alpha where t > T.
+    The statistical utility |B| sqrt(mean loss^2) is approximated by |B| x the mean loss, which is all that clients
+    report. It is clipped and, as in the authors' program, scaled to [0, 1] before sqrt(0.1 ln R / last round) is
+    added, which would otherwise be negligible. The sum is multiplied by (T / t)^alpha where t > T.
     """
     options = view.options
     data = view.examples[clients] * view.remembered("last_loss", clients)

@@ -1,4 +1,4 @@
-"""The table of selection rules, one row each; choosing by a rule, and remembering for it."""
+"""The table of selection rules; selecting by a rule, and the columns kept for it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,7 @@ from raysim.selection import oort, rules
 from raysim.selection.view import COLUMNS, SelectionView
 
 History = Mapping[str, NDArray[np.float64]]
-"""What is remembered of all clients, `(clients,)` each, by name."""
+"""Columns kept of all clients, `(clients,)` each, by name."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,8 +24,8 @@ class SelectionRule:
     Attributes:
         name: Name in the settings.
         source: Where it comes from.
-        pick: From what the server knows to the ids of those who are asked, at most `size` of them.
-        columns: What has to be remembered for it, of `COLUMNS`.
+        pick: Returns the ids of the selected clients, at most `size`, from the server's view.
+        columns: The columns of `COLUMNS` that it needs.
         own: Its options.
         options: Their values.
     """
@@ -39,13 +39,13 @@ class SelectionRule:
 
 
 def resolve(name: str, given: Mapping[str, Any], clients_per_round: int) -> SelectionRule:
-    """Look up a rule and apply the options that were given.
+    """Look up a rule and apply the given options.
 
     Args:
-        name: A row of the table, or a dotted path to a function of the user's, which gets all that can be
-            remembered, and its options unchecked.
+        name: A row of the table, or a dotted path to a user's function, which gets all columns, and its options
+            unchecked.
         given: Options by name.
-        clients_per_round: How many clients a round is made of.
+        clients_per_round: Clients of a round.
 
     Raises:
         SettingError: If the rule or an option is unknown, or an option's value is not allowed.
@@ -74,10 +74,10 @@ def resolve(name: str, given: Mapping[str, Any], clients_per_round: int) -> Sele
 
 
 def choose(rule: SelectionRule, view: SelectionView) -> NDArray[np.int64]:
-    """Return the ids of those who are asked, ascending; fewer than `size` where not so many can be.
+    """Return the ids of the selected clients, ascending; fewer than `size` if there are not so many.
 
     Raises:
-        ValueError: If a rule of the user's gives something else.
+        ValueError: If a user's rule returns something else.
     """
     chosen = np.sort(np.asarray(rule.pick(replace(view, options=rule.options))))
     if chosen.ndim != 1 or (len(chosen) and not np.issubdtype(chosen.dtype, np.integer)):
@@ -93,22 +93,26 @@ def choose(rule: SelectionRule, view: SelectionView) -> NDArray[np.int64]:
 
 
 def initial_history(rule: SelectionRule, num_clients: int) -> dict[str, NDArray[np.float64]]:
-    """Return what a rule remembers before the first round."""
+    """Return the columns of a rule before the first round."""
     return {name: np.full(num_clients, COLUMNS[name]) for name in rule.columns}
 
 
-def remember(
-    rule: SelectionRule, history: History, clients: NDArray[np.int64], losses: NDArray[np.float64],
-    seconds: NDArray[np.float64], round: int,
-) -> dict[str, NDArray[np.float64]]:  # fmt: skip
-    """Return what a rule remembers after a round.
+def updated_history(
+    rule: SelectionRule,
+    history: History,
+    clients: NDArray[np.int64],
+    losses: NDArray[np.float64],
+    seconds: NDArray[np.float64],
+    round: int,
+) -> dict[str, NDArray[np.float64]]:
+    """Return the columns of a rule after a round.
 
     Args:
-        rule: Keeps only the columns it needs.
-        history: What it remembered before, from `initial_history` on; it is left as it is.
-        clients: Those who were asked, `(asked,)`.
-        losses: Their mean training losses; NaN where none has arrived, the one before stays.
-        seconds: Their simulated seconds; NaN likewise.
+        rule: The selection rule.
+        history: Its columns before the round; not changed.
+        clients: The selected clients, `(selected,)`.
+        losses: Their mean training losses. NaN: none has arrived, the previous one stays.
+        seconds: Their simulated seconds. NaN: as for losses.
         round: Counted from 1.
     """
     new = {"asked_round": np.full(len(clients), float(round)), "last_loss": losses, "last_s": seconds}
@@ -130,7 +134,7 @@ SELECTIONS: dict[str, SelectionRule] = {
             {"candidates": Option(0, "clients drawn, of whom those with the highest loss stay; 0 = twice as many")},
         ),
         SelectionRule("oort", "Lai et al., OSDI 2021, algorithm 1", oort.oort, tuple(COLUMNS), oort.OPTIONS),
-        SelectionRule("round-robin", "longest not asked", rules.round_robin, ("asked_round",)),
+        SelectionRule("round-robin", "longest not selected", rules.round_robin, ("asked_round",)),
         SelectionRule("by-examples", "in proportion to training rows", rules.by_examples),
     )
 }  # fmt: skip

@@ -64,7 +64,7 @@ def _totals(scenario: Scenario, totals: Totals, plan: Plan, clients: Columns) ->
 
 def _history(scenario: Scenario, state: ServerState, plan: Plan, clients: Columns) -> dict[str, NDArray[np.float64]]:
     """Return the columns kept of every client: those of the selection rule, and the charge of batteries."""
-    history = selection.remember(
+    history = selection.updated_history(
         scenario.selection,
         state.history,
         clients["client"],

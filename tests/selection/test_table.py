@@ -7,7 +7,7 @@ import pytest
 from raysim.core import seeding
 from raysim.core.errors import SettingError
 from raysim.selection import oort
-from raysim.selection.table import SELECTIONS, SelectionRule, choose, initial_history, remember, resolve
+from raysim.selection.table import SELECTIONS, SelectionRule, choose, initial_history, resolve, updated_history
 from raysim.selection.view import COLUMNS, SelectionView
 from raysim.simulation.build import build_scenario, check_names
 from raysim.simulation.participants import select_clients
@@ -176,7 +176,7 @@ def test_round_robin_asks_everybody_once_before_anybody_twice():
     history, asked = initial_history(rule, 20), []
     for round in range(1, 21):
         ids = choose(rule, view(size=5, round=round, history=history))
-        history = remember(rule, history, ids, np.ones(5), np.ones(5), round)
+        history = updated_history(rule, history, ids, np.ones(5), np.ones(5), round)
         asked.append(ids)
     for start in range(0, 20, 4):
         assert sorted(np.concatenate(asked[start : start + 4])) == list(range(20))
@@ -265,8 +265,8 @@ def test_what_has_not_arrived_leaves_the_last_value():
     before = initial_history(rule, 4)
     assert before["asked_round"].tolist() == [0, 0, 0, 0]
     assert np.isnan(before["last_loss"]).all()
-    first = remember(rule, before, np.array([1, 3]), np.array([2.0, 3.0]), np.array([5.0, 6.0]), 1)
-    second = remember(rule, first, np.array([0, 3]), np.array([1.0, np.nan]), np.array([4.0, np.nan]), 2)
+    first = updated_history(rule, before, np.array([1, 3]), np.array([2.0, 3.0]), np.array([5.0, 6.0]), 1)
+    second = updated_history(rule, first, np.array([0, 3]), np.array([1.0, np.nan]), np.array([4.0, np.nan]), 2)
     assert before["asked_round"].tolist() == [0, 0, 0, 0], "the history before is left as it is"
     assert second["asked_round"].tolist() == [2, 1, 0, 2]
     assert second["last_loss"].tolist() == pytest.approx([1.0, 2.0, np.nan, 3.0], nan_ok=True)
