@@ -13,7 +13,7 @@ from raysim.core.storage.defaults import default_folder
 from raysim.terminal.console import quiet_option
 
 if TYPE_CHECKING:
-    from raysim.analysis.study.record import Record
+    from raysim.analysis.study.writer import ComparisonWriter
 
 KEPT = "the runs that had finished are kept"
 
@@ -33,32 +33,30 @@ def compare(
     """Run the methods in the file CONFIG with every seed and print one table."""
     comparison = plan.load(config, overrides, methods, seeds)
 
-    from raysim.analysis.study import (
-        record,  # MLflow takes seconds to import, and bad input is refused before
-        run,
-    )
+    from raysim.analysis.study import run, writer  # MLflow takes seconds to import, and bad input is refused before
 
     folder = output or default_folder() / f"{comparison.base.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
-    kept = record.open_record(comparison, folder.absolute())
+    written = writer.open_writer(comparison, folder.absolute())
     try:
-        run.run(kept)
+        run.run(written)
     finally:
-        if kept.figures:
-            show(kept, as_json)
+        if written.figures:
+            show(written, as_json)
 
 
-def show(kept: "Record", as_json: bool) -> None:
+def show(written: "ComparisonWriter", as_json: bool) -> None:
     """Print the table and where to find it."""
-    from raysim.analysis.comparison import views
     from raysim.analysis.study import table
+    from raysim.analysis.tables import terminal
 
     if as_json:
-        click.echo(json.dumps(kept.content))
+        click.echo(json.dumps(written.content))
         return
-    rows = kept.rows
-    views.show(kept.title, table.columns_of(rows), [not row["seeds"] for row in rows], table.notes_of(rows))
-    command, page = cli.mlflow_page(kept.content)
-    for label, value in (("files in", kept.folder), ("open in MLflow", command), ("", f"then {page}")):
+    rows = written.rows
+    is_dim = [not row["seeds"] for row in rows]
+    terminal.show(written.title, table.columns_of(rows), is_dim, table.notes_of(rows))
+    command, page = cli.mlflow_page(written.content)
+    for label, value in (("files in", written.folder), ("open in MLflow", command), ("", f"then {page}")):
         click.echo(f"{label:<16}{value}")
 
 

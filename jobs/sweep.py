@@ -18,7 +18,7 @@ from raysim.core.storage.defaults import default_folder
 from raysim.terminal.console import quiet_option
 
 if TYPE_CHECKING:
-    from raysim.analysis.sweep.record import SweepRecord
+    from raysim.analysis.sweep.writer import SweepWriter
 
 KEPT = "what the trials have done is kept, and `--resume` with the sweep's folder goes on from there"
 
@@ -45,43 +45,41 @@ def sweep(
         again = [part for each in overrides for part in ("--set", each)]
         goes_on = shlex.join(["python", sys.argv[0], str(config), *again, "--resume", str(folder)])
         has_begun = (folder / plan.FILE).is_file()
-        told = f"what the trials have done is kept, `{goes_on}` goes on" if has_begun else "no trial has begun"
-        raise StoppedError(f"interrupted; {told}") from None
+        kept = f"what the trials have done is kept, `{goes_on}` goes on" if has_begun else "no trial has begun"
+        raise StoppedError(f"interrupted; {kept}") from None
 
 
-def _run(planned: plan.Sweep, folder: Path, goes_on: bool, as_json: bool) -> None:
+def _run(planned: plan.Sweep, folder: Path, resumes: bool, as_json: bool) -> None:
     say(planned.title)
 
-    from raysim.analysis.sweep import (
-        record,  # Ray and MLflow take seconds to import, and bad input is refused before
-        run,
-    )
+    from raysim.analysis.sweep import run, writer  # Ray and MLflow take seconds to import, and bad input is refused
 
     digests = run.check(planned)
-    with record.opened(planned, folder, goes_on) as kept:
+    with writer.opened(planned, folder, resumes) as written:
         try:
-            run.run(kept, digests)
+            run.run(written, digests)
         finally:
             is_hasty = isinstance(sys.exception(), KeyboardInterrupt)
-            if not is_hasty and any(standing.value is not None for standing in kept.journal.standings):
-                show(kept, as_json)
+            if not is_hasty and any(standing.value is not None for standing in written.journal.standings):
+                show(written, as_json)
 
 
-def show(kept: "SweepRecord", as_json: bool) -> None:
-    """Print the trials side by side, the best of them, and where to find it all."""
+def show(written: "SweepWriter", as_json: bool) -> None:
+    """Print the trials side by side, the best of them, and where to find all files."""
     from raysim.analysis.sweep import run
 
-    content = run.content_of(kept)
+    content = run.content_of(written)
     if as_json:
         click.echo(json.dumps(content))
         return
-    compared = run.table_of(kept.folder)
+    compared = run.table_of(written.folder)
     if compared is not None:
         compare.show(compared)
     best, (opens, page) = content["best"], cli.mlflow_page(content)
     values = ", ".join(f"{name}={value}" for name, value in best["values"].items())
     found = f"trial {best['trial']}: {values} ({content['metric']} {best['value']:.4f}, round {best['rounds']})"
-    for label, value in (("best", found), ("files in", kept.folder), ("open in MLflow", opens), ("", f"then {page}")):
+    lines = (("best", found), ("files in", written.folder), ("open in MLflow", opens), ("", f"then {page}"))
+    for label, value in lines:
         click.echo(f"{label:<16}{value}")
 
 

@@ -62,11 +62,11 @@ def _as_overrides(changes: dict[str, Any]) -> tuple[str, ...]:
 def curves_of(folder: Path, comparison: Path, overrides: tuple[str, ...], draw_only: bool) -> "dict[str, Curve]":
     """Run one mode unless it is there already, and return a curve per method."""
     from raysim.analysis.comparison import curves
-    from raysim.analysis.study import plan, record, run
+    from raysim.analysis.study import plan, run, writer
 
     planned = plan.load(comparison, overrides)
     if not draw_only:
-        run.run(record.open_record(planned, folder))
+        run.run(writer.open_writer(planned, folder))
     runs = {each.label: folder / "runs" / each.folder_name / "rounds.parquet" for each in planned.runs}
     missing = [path for path in runs.values() if not path.is_file()]
     if missing:
@@ -76,13 +76,13 @@ def curves_of(folder: Path, comparison: Path, overrides: tuple[str, ...], draw_o
 
 def write(folder: Path, by_mode: "dict[str, dict[str, Curve]]", settings: TimeToAccuracySettings) -> None:
     """Write figure and table."""
-    from raysim.analysis.comparison import curves
+    from raysim.analysis.comparison import cost_figure
 
     target = settings.target
-    rows = curves.target_rows(by_mode, target)
-    figure = curves.draw(folder / "time_to_accuracy.png", by_mode, settings.title, target)
-    table = atomic.write_text(folder / "time_to_accuracy.md", curves.markdown(rows, target))
-    click.echo(curves.markdown(rows, target), nl=False)
+    rows = cost_figure.target_rows(by_mode, target)
+    figure = cost_figure.draw(folder / "time_to_accuracy.png", by_mode, settings.title, target)
+    table = atomic.write_text(folder / "time_to_accuracy.md", cost_figure.markdown(rows, target))
+    click.echo(cost_figure.markdown(rows, target), nl=False)
     say(f"figure in {figure}, table in {table}")
 
 

@@ -25,6 +25,7 @@ _MODULES = {
     "RoundReport": "simulation.state",
     "RoundView": "methods.method",
     "RunFailedError": "core.errors",
+    "RunReader": "tracking.run_reader",
     "Scenario": "simulation.scenario",
     "ServerState": "simulation.state",
     "SettingError": "core.errors",
@@ -32,6 +33,7 @@ _MODULES = {
     "UntraceableError": "core.errors",
     "channel_sums": "pruning.significance",
     "initial_state": "simulation.transition",
+    "load": "tracking.run_reader",
     "num_kept": "pruning.masks",
     "run_round": "simulation.round",
 }

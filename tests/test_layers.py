@@ -43,7 +43,7 @@ HOMES = {
         "tracking.system_metrics",
     ),
     "plotly": ("report", "analysis.comparison.page"),
-    "matplotlib": ("calibration.figure", "analysis.comparison.curves", "data.figure", "population.figure"),
+    "matplotlib": ("calibration.figure", "analysis.comparison.cost_figure", "data.figure", "population.figure"),
     "scipy": ("calibration.fit",),
     "torchvision": ("data", "models"),
     "torch_pruning": ("pruning.trace",),

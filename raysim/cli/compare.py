@@ -53,8 +53,7 @@ def compare(
 
 def show(compared: "Compared") -> None:
     """Print the table, in parts where the terminal is too narrow, and its notes."""
-    from raysim.analysis.comparison import views
+    from raysim.analysis.tables import terminal
 
-    views.show(
-        compared.title, compared.columns, [not row["is_whole"] for row in compared.table], compared.notes_below
-    )
+    is_dim = [not row["is_whole"] for row in compared.table]
+    terminal.show(compared.title, compared.columns, is_dim, compared.notes)

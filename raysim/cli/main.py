@@ -260,10 +260,10 @@ def replay(run: str, devices: Path | None, deadline: float | None, tracking_uri:
 
     RUN is the output folder of a run, or its id in MLflow. Nothing is trained; what records cannot tell is said.
     """
+    from raysim.analysis.replay import finished_run, summary
     from raysim.analysis.replay import run as replays
-    from raysim.analysis.replay import source, summary
 
-    recorded = source.read(run, tracking_uri)
+    recorded = finished_run.read(run, tracking_uri)
     others = None if devices is None else replays.read_devices(devices, recorded)
     replayed = summary.summary_from(replays.replay(recorded, others, deadline))
     if as_json:

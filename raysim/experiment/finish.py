@@ -69,7 +69,8 @@ def log_results(ending: Ending, log: BackgroundLogger) -> None:
     except TrackingLostError as error:
         raise TrackingLostError(
             f"MLflow could not be told of all that happened ({error}); all files are in {folder}, "
-            f"`raysim resume {folder}` tells it what is missing"
+            f"`raysim resume {folder}` tells it what is missing",
+            reason=str(error),
         ) from None
     update_run_json(folder, finished=True)
 

@@ -19,8 +19,11 @@ from raysim.simulation import checkpoint
 from raysim.simulation.build import build_scenario
 from raysim.simulation.state import Start
 from raysim.tracking import run_reader
-from raysim.tracking.mlflow_writer import NOTHING, MlflowTracker, resolve_uri, status_of
+from raysim.tracking.mlflow_reader import MlflowReader
+from raysim.tracking.mlflow_writer import NOTHING, MlflowTracker, resolve_uri
+from raysim.tracking.run_files import reading
 from raysim.tracking.run_folder import held, make_folder
+from raysim.tracking.run_reader import RunReader
 
 BITS_DEPEND_ON = ("version.raysim", "version.torch", "version.numpy", "cpu")
 
@@ -80,25 +83,10 @@ def find(run: str, tracking_uri: str | None = None, overrides: Sequence[str] = (
         SettingError: If there is no such run, or a setting may not be changed.
     """
     check_overrides(overrides)
-    folder = run_reader.folder_of(run)
-    if folder is not None:
-        return _in_folder(folder, tracking_uri, overrides)
-    uri = resolve_uri(tracking_uri)
-    with run_reader.artifacts(run, uri, ("config.yaml", "run.json"), optional=("summary.json",)) as copied:
-        with run_reader.reading(run):
-            noted, summary = (
-                run_reader.json_of(storage_path(copied / name)) for name in ("run.json", "summary.json")
-            )
-        _check_alone(noted, run)
-        kept = storage_path(noted["output_dir"])
-        if run_reader.holds(kept, run):
-            return _in_folder(kept, uri, overrides)
-        settings = run_reader.settings_of(copied / "config.yaml", run, overrides)
-        if summary and status_of(uri, run) == "FINISHED":
-            return Stopped(settings, kept, uri, noted, summary, is_finished=True)
-    folder = storage_path(default_folder() / f"{settings.experiment}-{time.strftime('%Y%m%d-%H%M%S')}")
-    warn(f"the files of run {run} in {kept} cannot be reached: starting at round 1, new files in {folder}")
-    return Stopped(settings, folder, uri, noted, None, is_finished=False)
+    with run_reader.load(run, tracking_uri) as found:
+        if found.folder is not None:
+            return _in_folder(found.folder, found.tracking_uri or tracking_uri, overrides)
+        return _without_folder(found, resolve_uri(tracking_uri), overrides)
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
@@ -117,25 +105,37 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 def _in_folder(folder: StoragePath, tracking_uri: str | None, overrides: Sequence[str]) -> Stopped:
-    with run_reader.reading(folder):
-        with (folder / "config.yaml").fetched() as path:
-            settings = run_reader.settings_of(path, str(folder), overrides)
-        noted, summary = (run_reader.json_of(folder / name) for name in ("run.json", "summary.json"))
+    with RunReader.of_folder(folder) as run:
+        settings, noted, summary = run.settings_with(overrides), run.metadata, run.summary
     is_finished = bool(summary and noted.get("finished"))
-    if summary and not noted:
-        raise SettingError(f"RUN={str(folder)!r} is of a comparison, which plays it whole; allowed: a run of its own")
-    if noted and not is_finished:
-        _check_alone(noted, str(folder), str(folder.parent.parent.parent))
+    if not is_finished:
+        _check_alone(run, str(folder.parent.parent.parent))
     uri = resolve_uri(tracking_uri or noted.get("tracking_uri") or settings.tracking.uri)
     return Stopped(settings, folder, uri, noted, summary or None, is_finished)
 
 
-def _check_alone(noted: Mapping[str, Any], run: str, sweep: str = "FOLDER") -> None:
-    """Refuse a trial's run, whose rounds are played and written down by its sweep."""
-    if "run_id" not in noted:
+def _without_folder(run: RunReader, uri: str, overrides: Sequence[str]) -> Stopped:
+    """Return a run whose folder cannot be reached: it starts again, in a new folder, unless it has finished."""
+    noted, summary = run.metadata, run.summary
+    _check_alone(run)
+    if not noted:
+        raise SettingError(f"RUN={run.name!r} cannot go on: run.json is not among its artifacts in MLflow")
+    settings, folder = run.settings_with(overrides), storage_path(noted["output_dir"])
+    if summary and run.mlflow_status == "FINISHED":
+        return Stopped(settings, folder, uri, noted, summary, is_finished=True)
+    new = storage_path(default_folder() / f"{settings.experiment}-{time.strftime('%Y%m%d-%H%M%S')}")
+    warn(f"the files of run {run.name} in {folder} cannot be reached: starting at round 1, new files in {new}")
+    return Stopped(settings, new, uri, noted, None, is_finished=False)
+
+
+def _check_alone(run: RunReader, sweep: str = "FOLDER") -> None:
+    """Refuse a run that only its comparison or its sweep can continue."""
+    if run.summary and not run.metadata:
+        raise SettingError(f"RUN={run.name!r} is of a comparison, which plays it whole; allowed: a run of its own")
+    if run.metadata and "run_id" not in run.metadata:
         raise SettingError(
-            f"RUN={run!r} belongs to a trial of a sweep, and goes on with it: `python jobs/sweep.py CONFIG --resume "
-            f"{sweep}`"
+            f"RUN={run.name!r} belongs to a trial of a sweep, and goes on with it: `python jobs/sweep.py CONFIG "
+            f"--resume {sweep}`"
         )
 
 
@@ -167,7 +167,7 @@ def _start_of(stopped: Stopped) -> Start:
     """Return where it goes on; a run that is over needs no checkpoint for that."""
     if stopped.summary is not None:
         return Start(stopped.summary["rounds"], stopped.summary["wall_s"])
-    with run_reader.reading(stopped.folder):
+    with reading(stopped.folder):
         return checkpoint.resume_point(stopped.folder)
 
 
@@ -185,7 +185,8 @@ def _warn_of_others(stopped: Stopped) -> None:
     folder, noted = stopped.folder, stopped.noted
     if folder.path is not None and str(folder) == noted["output_dir"]:
         return  # that nobody else holds it is known
-    if status_of(stopped.tracking_uri, noted["run_id"]) == "RUNNING":
+    run = MlflowReader(stopped.tracking_uri).run(noted["run_id"])
+    if run is not None and run.status == "RUNNING":
         warn(
             f"warning: MLflow has run {noted['run_id']} as RUNNING, and {noted['output_dir']} cannot be held against "
             "others: go on only if no other process does, else rounds are logged twice"

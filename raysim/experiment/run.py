@@ -17,7 +17,13 @@ from raysim.budgets.solver import BudgetSolver
 from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
 from raysim.core import tensors
-from raysim.core.errors import ReportLostError, RunFailedError, SettingError, StoppedError, TrackingLostError
+from raysim.core.errors import (
+    ReportLostError,
+    RunFailedError,
+    StoppedError,
+    TrackingLostError,
+    TrackingUnavailableError,
+)
 from raysim.core.log import warn
 from raysim.core.signals import FirstInterrupt
 from raysim.core.storage.local import AnyPath, storage_path
@@ -182,9 +188,10 @@ def begin(experiment: Experiment) -> BackgroundLogger:
         with as_setting(folder, "cannot be written"):
             _write_down(experiment)
     except TrackingLostError as error:
-        raise SettingError(
+        raise TrackingUnavailableError(
             f"tracking.uri={tracker.uri!r} cannot be written: {error}; when MLflow is there, "
-            f"`raysim resume {folder}` goes on"
+            f"`raysim resume {folder}` goes on",
+            reason=str(error),
         ) from None
     settings, scenario = experiment.settings, experiment.scenario
     log = BackgroundLogger(run_metadata.curves_of(tracker, settings, scenario, folder, experiment.known))

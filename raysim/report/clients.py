@@ -1,4 +1,4 @@
-"""What the table of clients tells, summed up round by round: of its millions of rows one round is in memory."""
+"""Summarise the table of clients round by round, so that only one of its row groups is in memory."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,24 +18,24 @@ COLUMNS = (
     "round", "client", "tier", "fate", "started_round", "start_s", "lasts_s", "examples", "pruning_ratio",
     "download_s", "compute_s", "upload_s", "total_s", "energy_j", "planned_steps", "planned_epochs",
 )  # fmt: skip
-"""What figures are made of; a run of long ago may lack some."""
+"""The columns that figures are made of; the runs of old versions lack some."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ClientsOfRounds:
-    """What a run's rounds tell of their clients.
+class ClientStatistics:
+    """Statistics of the clients of a run.
 
     Attributes:
-        round: `(rounds,)`.
-        fates: How many clients had each fate, by fate, `(rounds,)` each.
-        pruning: Percentiles of the pruning ratios of those who counted, `(rounds, 5)`; NaN where nobody did.
-        tier_pruning: Mean pruning ratio by tier, `(rounds,)` each; NaN where nobody of it counted; tiers of which
-            nobody ever did are left out.
-        seconds: Percentiles of the seconds of those who counted, `(rounds, 5)`.
-        counted: In how many rounds each client's work counted, `(clients,)`.
-        mean_pruning: Mean pruning ratio of each client, `(clients,)`; NaN of those who never counted.
-        tier_of: Tier of each client that was asked, `(clients,)`, else empty.
-        shown: Rows of some rounds, by round.
+        round: The rounds, `(rounds,)`.
+        outcomes: The number of clients with each outcome, by outcome, `(rounds,)` each.
+        pruning: Percentiles of the pruning ratios of clients that counted, `(rounds, 5)`; NaN in rounds without any.
+        tier_pruning: The mean pruning ratio by tier, `(rounds,)` each; NaN in rounds in which no client of the tier
+            counted. Tiers of which none ever did are left out.
+        seconds: Percentiles of the seconds of clients that counted, `(rounds, 5)`.
+        counted: In how many rounds each client counted, `(clients,)`.
+        mean_pruning: The mean pruning ratio of each client, `(clients,)`; NaN for clients that never counted.
+        tier_of: The tier of each client that was selected, `(clients,)`; empty for the others.
+        shown: All rows of some rounds, by round.
     """
 
     round: NDArray[np.int64]
@@ -50,21 +50,21 @@ class ClientsOfRounds:
 
     @property
     def pruning_ratio(self) -> float:
-        """Mean over the client rounds that counted; NaN where none did."""
+        """The mean over all rounds and clients that counted; NaN if none did."""
         known = self.counted > 0
         total = int(self.counted.sum())
         return float((self.mean_pruning * self.counted)[known].sum()) / total if total else np.nan
 
 
 def by_round(path: Path, names: Sequence[str] = COLUMNS) -> Iterator[Columns]:
-    """Yield the rows of each round; a row group at a time is in memory, and holds whole rounds.
+    """Yield the rows of each round; one row group is in memory at a time, and holds whole rounds.
 
-    Text is told as codes: `tier` numbers the values in `tier_names`, and so on.
+    Text columns are encoded: `tier` holds indices into `tier_names`, and so on.
     """
     with pq.ParquetFile(path) as file:
-        there = [name for name in names if name in file.schema_arrow.names]
+        known = [name for name in names if name in file.schema_arrow.names]
         for group in range(file.num_row_groups):
-            columns = _columns(file.read_row_group(group, columns=there, use_threads=False))
+            columns = _columns(file.read_row_group(group, columns=known, use_threads=False))
             for round in np.unique(columns["round"]):
                 here = columns["round"] == round
                 yield {
@@ -87,25 +87,25 @@ def _columns(table: pa.Table) -> Columns:
 
 
 def where(rows: Columns, name: str, values: Sequence[str]) -> NDArray[np.bool_]:
-    """Return in which rows a text is one of some values."""
+    """Return in which rows a text column has one of some values, `(rows,)`."""
     return np.asarray(np.isin(rows[f"{name}_names"], values)[rows[name]])
 
 
 def texts(rows: Columns, name: str) -> NDArray[np.str_]:
-    """Return a text column as text."""
+    """Return an encoded text column as text, `(rows,)`."""
     return np.asarray(rows[f"{name}_names"][rows[name]])
 
 
-class Summing:
-    """Sums up rounds as they come."""
+class ClientStatisticsBuilder:
+    """Adds up the statistics of clients, round by round."""
 
     def __init__(self, num_clients: int, shown: Sequence[int], tiers: Sequence[str] = ()) -> None:
-        """Begin with nothing.
+        """Start without any round.
 
         Args:
-            num_clients: Clients of the population.
-            shown: Rounds whose rows are kept.
-            tiers: Their order; others come after them as they are met.
+            num_clients: The number of clients in the population.
+            shown: The rounds whose rows are kept.
+            tiers: The order of tiers; other tiers follow as they occur.
         """
         self._shown_rounds, self._shown = set(shown), dict[int, Columns]()
         self._rounds: list[dict[str, Any]] = []
@@ -126,13 +126,15 @@ class Summing:
         self._tier_of[rows["client"]] = tier
         sums = np.bincount(tier[counted], ratios, len(self._tiers))
         sizes = np.bincount(tier[counted], minlength=len(self._tiers))
-        self._rounds.append({
-            "round": round,
-            "fates": dict(zip(rows["fate_names"].tolist(), np.bincount(rows["fate"]).tolist(), strict=False)),
-            "pruning": _percentiles(ratios),
-            "seconds": _percentiles(rows["total_s"][counted]),
-            "tiers": {self._tiers[at]: sums[at] / sizes[at] for at in np.flatnonzero(sizes)},
-        })  # fmt: skip
+        self._rounds.append(
+            {
+                "round": round,
+                "outcomes": dict(zip(rows["fate_names"].tolist(), np.bincount(rows["fate"]).tolist(), strict=False)),
+                "pruning": _percentiles(ratios),
+                "seconds": _percentiles(rows["total_s"][counted]),
+                "tiers": {self._tiers[index]: sums[index] / sizes[index] for index in np.flatnonzero(sizes)},
+            }
+        )
 
     def _tiers_of(self, rows: Columns) -> NDArray[np.int64]:
         """Return the tier of each row as a number that is the same in all rounds."""
@@ -140,15 +142,17 @@ class Summing:
         self._tiers += [name for name in names if name not in self._tiers]
         return np.array([self._tiers.index(name) for name in names], dtype=np.int64)[rows["tier"]]
 
-    def total(self) -> ClientsOfRounds:
-        """Return what has been added, in the order of rounds."""
+    def result(self) -> ClientStatistics:
+        """Return the statistics of all rounds that were added, in their order."""
         rounds = sorted(self._rounds, key=lambda each: int(each["round"]))
-        outcomes = list(dict.fromkeys(outcome for each in rounds for outcome in each["fates"]))
+        outcomes = list(dict.fromkeys(outcome for each in rounds for outcome in each["outcomes"]))
         with np.errstate(invalid="ignore"):
             mean = self._pruned / self._counted
-        return ClientsOfRounds(
+        return ClientStatistics(
             round=np.array([each["round"] for each in rounds]),
-            outcomes={outcome: np.array([each["fates"].get(outcome, 0) for each in rounds]) for outcome in outcomes},
+            outcomes={
+                outcome: np.array([each["outcomes"].get(outcome, 0) for each in rounds]) for outcome in outcomes
+            },
             pruning=np.array([each["pruning"] for each in rounds]),
             tier_pruning={
                 tier: np.array([each["tiers"].get(tier, np.nan) for each in rounds])

@@ -1,4 +1,4 @@
-"""A method's predictions held against what happened, where that was asked for."""
+"""Compare the predictions of a method with what was measured, in runs with `diagnostics.every`."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from raysim.core.formatting import rounded
 from raysim.report import style
 from raysim.report.fragments import table
 from raysim.report.page import Panel, Section
-from raysim.report.source import Recorded
+from raysim.tracking.run_reader import RunReader
 
 PREFIX = "diagnostics/"
 FIGURES = (
@@ -36,46 +36,51 @@ FIGURES = (
     ("Masks: alike between clients, changed by the next round", "Jaccard index", "linear",
      ("mask_overlap", "mask_churn")),
 )  # fmt: skip
-"""Title, axis, its scale, and what is drawn."""
+"""Title, label of the axis, its scale, and the metrics that are drawn."""
 MEANING = (
-    "At the weights a round started from, on held-out rows: F is the loss, zero-filling counts entries that a client "
-    "pruned as zeros. Predictions are by gradient and diagonal of the Hessian (eq 14 of CA-HFP), with the full "
-    "Hessian, and by the method's own estimates. Every figure is a metric `diagnostics/...` of the run."
+    "At the weights from which a round started, on held-out rows. F is the loss; zero-filling counts entries that a "
+    "client pruned as zeros. The predictions use the gradient and the diagonal of the Hessian (eq 14 of CA-HFP), the "
+    "full Hessian, and the method's own estimates. Every curve is a metric `diagnostics/...` of the run."
 )
 
 
-def section(recorded: Recorded) -> Section:
-    """Return the figures of what was diagnosed, and the last values as a table."""
-    known = [name.removeprefix(PREFIX) for name in recorded.rounds if name.startswith(PREFIX)]
+def section(run: RunReader) -> Section:
+    """Return the figures, and a table with the range of every metric."""
+    known = [name.removeprefix(PREFIX) for name in run.rounds if name.startswith(PREFIX)]
     if not known:
-        text = "Not asked for in this run: `diagnostics.every: N` diagnoses every N-th round."
+        text = "This run has no diagnostics: with `diagnostics.every: N` every N-th round has them."
         return Section("diagnostics", "Diagnostics", text)
     figures = []
     for title, axis, scale, names in FIGURES:
         drawn = [name for name in names if name in known]
         if drawn:
-            figures.append(Panel(_curves(recorded, drawn, axis, scale), title))
-    rows = [(name, *_spread(recorded, name)) for name in known]
-    html = table(("metric", "first", "last", "least", "most"), rows)
+            figures.append(Panel(_curves(run, drawn, axis, scale), title))
+    rows = [(name, *_spread(run, name)) for name in known]
+    html = table(("metric", "first", "last", "lowest", "highest"), rows)
     return Section("diagnostics", "Diagnostics", MEANING, figures, html)
 
 
-def _spread(recorded: Recorded, name: str) -> tuple[str, ...]:
-    values = recorded.rounds[PREFIX + name].astype(np.float64)
+def _spread(run: RunReader, name: str) -> tuple[str, ...]:
+    values = run.rounds[PREFIX + name].astype(np.float64)
     values = values[~np.isnan(values)]
     return tuple(rounded(float(value)) for value in (values[0], values[-1], values.min(), values.max()))
 
 
-def _curves(recorded: Recorded, names: Sequence[str], axis: str, scale: str) -> go.Figure:
+def _curves(run: RunReader, names: Sequence[str], axis: str, scale: str) -> go.Figure:
     figure = go.Figure()
-    for place, name in enumerate(names):
-        values = recorded.rounds[PREFIX + name].astype(np.float64)
+    for index, name in enumerate(names):
+        values = run.rounds[PREFIX + name].astype(np.float64)
         known = ~np.isnan(values)
         figure.add_scatter(
-            x=recorded.rounds["round"][known], y=values[known], name=name.replace("_", " "), line=style.line(place),
-            mode="lines+markers", marker={"symbol": style.SYMBOLS[place]}, hovertemplate="%{y:.4g}",
-        )  # fmt: skip
+            x=run.rounds["round"][known],
+            y=values[known],
+            name=name.replace("_", " "),
+            line=style.line(index),
+            mode="lines+markers",
+            marker={"symbol": style.SYMBOLS[index]},
+            hovertemplate="%{y:.4g}",
+        )
     figure.update_layout(hovermode="x unified")
-    style.over_rounds(figure, len(recorded.rounds["round"]))
+    style.over_rounds(figure, len(run.rounds["round"]))
     figure.update_yaxes(title_text=axis, type=scale, exponentformat="power")
     return figure

@@ -1,4 +1,4 @@
-"""What FedAvg would have taken in a run's place: the same clients in the same rounds, training the full model."""
+"""Estimate the cost of FedAvg: the same clients in the same rounds, each training the full model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,48 +11,43 @@ from raysim.clock.timing import CohortLoad, schedule
 from raysim.core.tensors import Columns
 from raysim.population.profiles import Devices
 from raysim.report.clients import where
-from raysim.report.source import Recorded
+from raysim.tracking.run_reader import RunReader
 
 NEEDED = ("examples", "planned_steps", "planned_epochs", "energy_j")
 
 
-def _full_model(recorded: Recorded) -> Mapping[str, Any]:
-    """Return what the full model costs; empty where that is not known."""
-    told: Mapping[str, Any] = recorded.summary.get("full_model") or recorded.noted.get("full_model") or {}
-    return told
+def _full_model(run: RunReader) -> Mapping[str, Any]:
+    """Return the costs of the full model; empty if they were not recorded."""
+    found: Mapping[str, Any] = run.summary.get("full_model") or run.metadata.get("full_model") or {}
+    return found
 
 
 class FedAvg:
-    """Sums up the seconds and joules of dense clients, round by round.
+    """Adds up the seconds and joules of dense clients, round by round.
 
-    All whose work counted train the full model for as many epochs as are set, on the devices and links they had, and
-    the server waits for the last of them; whose work did not count spends what it spent. Batteries are not looked at.
+    The clients that counted train the full model for the epochs of the settings, on their own devices and links, and
+    the server waits for the last of them. Clients that did not count spend what they spent. Batteries are ignored.
     """
 
-    def __init__(self, recorded: Recorded, devices: Devices) -> None:
-        self._devices, self._model = devices, _full_model(recorded)
-        self._seed, self._epochs = int(recorded.settings["seed"]), int(recorded.settings["training"]["epochs"])
-        self._server_s = float(recorded.settings["clock"].get("server_s") or 0.0)
-        self._round_s = dict(zip(recorded.rounds["round"].tolist(), recorded.rounds["round_s"].tolist(), strict=True))
+    def __init__(self, run: RunReader, devices: Devices) -> None:
+        settings = run.settings
+        self._devices, self._model = devices, _full_model(run)
+        self._seed, self._epochs, self._server_s = settings.seed, settings.training.epochs, settings.clock.server_s
+        self._round_s = dict(zip(run.rounds["round"].tolist(), run.rounds["round_s"].tolist(), strict=True))
         self.simulated_s, self.energy_j = 0.0, 0.0
 
     @staticmethod
-    def of(recorded: Recorded, rows: Columns) -> "FedAvg | None":
-        """Return one to begin with; none where records do not tell enough, or the run is asynchronous.
+    def of(run: RunReader, rows: Columns) -> "FedAvg | None":
+        """Return an estimate of no rounds yet; None if the records lack something, or the run is asynchronous.
 
         Args:
-            recorded: The run.
-            rows: Some round's rows.
+            run: The run.
+            rows: The rows of any round.
         """
-        starts_together = MODES[recorded.settings["clock"]["mode"]].starts_together
-        if (
-            not starts_together
-            or recorded.devices is None
-            or not _full_model(recorded)
-            or not set(NEEDED) <= set(rows)
-        ):
+        starts_together = MODES[run.settings.clock.mode].starts_together
+        if not starts_together or run.devices is None or not _full_model(run) or not set(NEEDED) <= set(rows):
             return None
-        return FedAvg(recorded, recorded.devices)
+        return FedAvg(run, run.devices)
 
     def add(self, rows: Columns) -> None:
         """Add the rows of a round."""
@@ -66,20 +61,19 @@ class FedAvg:
         timing = schedule(load, devices, clients, round, self._seed)
         round_s = float(timing.total_s.max())
         self.simulated_s += round_s + self._server_s
-        self.energy_j += float((
-            devices.column("train_watts") * timing.compute_s
-            + devices.column("radio_j_per_byte") * (load.down_bytes + load.up_bytes)
-            + devices.column("idle_watts") * (round_s - timing.total_s)
-        ).sum())  # fmt: skip
+        training_j = devices.column("train_watts") * timing.compute_s
+        radio_j = devices.column("radio_j_per_byte") * (load.down_bytes + load.up_bytes)
+        idle_j = devices.column("idle_watts") * (round_s - timing.total_s)
+        self.energy_j += float((training_j + radio_j + idle_j).sum())
 
     def _load(self, rows: Columns) -> CohortLoad:
         model = self._model
-        seen = rows["examples"] * self._epochs
-        travels = np.full(len(seen), int(model["model_bytes"]))
+        examples = rows["examples"] * self._epochs
+        model_bytes = np.full(len(examples), int(model["model_bytes"]))
         return CohortLoad(
-            down_bytes=travels,
-            up_bytes=travels,
-            train_flops=int(model["train_flops"]) * seen,
-            activation_bytes=int(model["activation_bytes"]) * seen,
+            down_bytes=model_bytes,
+            up_bytes=model_bytes,
+            train_flops=int(model["train_flops"]) * examples,
+            activation_bytes=int(model["activation_bytes"]) * examples,
             steps=rows["planned_steps"] // np.maximum(rows["planned_epochs"], 1) * self._epochs,
         )

@@ -1,4 +1,4 @@
-"""Pieces of HTML between text and figures: cards, tables, what folds."""
+"""Make pieces of HTML that stand between text and figures: cards, tables, folded text, images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,39 +6,39 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from raysim.report.page import Section
-from raysim.report.source import Recorded
+from raysim.tracking.run_reader import RunReader
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A headline figure: what it is, its value, what more there is to say."""
+    """A headline figure: its name, its value, and a remark."""
 
-    what: str
+    name: str
     value: str
-    more: str = ""
+    remark: str = ""
 
 
 def cards(each: Sequence[Card]) -> Markup:
-    """Return headline figures side by side."""
+    """Return cards side by side."""
     one = Markup(
         '<div class="card"><div class="what">{}</div><div class="value">{}</div><div class="more">{}</div></div>'
     )
     return Markup('<div class="cards">{}</div>').format(
-        Markup("").join(one.format(card.what, card.value, card.more) for card in each)
+        Markup("").join(one.format(card.name, card.value, card.remark) for card in each)
     )
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> Markup:
-    """Return a table, which scrolls by itself where it is too wide.
+    """Return a table, which scrolls where it is wider than the page.
 
     Args:
-        headings: One per column; all empty = none are shown.
+        headings: One per column; if all are empty the table has no head.
         rows: Cells as text.
-        text_columns: How many columns from the left hold text; the others hold numbers.
+        text_columns: The number of columns from the left that hold text; the others hold numbers.
     """
 
     def line(cells: Sequence[str], tag: str) -> Markup:
-        classes = [' class="number"' if place >= text_columns else "" for place in range(len(cells))]
+        classes = [' class="number"' if index >= text_columns else "" for index in range(len(cells))]
         made = [
             Markup("<{0}{1}>{2}</{0}>").format(Markup(tag), Markup(kind), cell)
             for kind, cell in zip(classes, cells, strict=True)
@@ -51,25 +51,25 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], text_columns: 
 
 
 def folded(summary: str, text: str) -> Markup:
-    """Return a text as it stands, that is shown when its summary is clicked."""
+    """Return preformatted text that is shown when its summary is clicked."""
     return Markup("<details><summary>{}</summary><pre>{}</pre></details>").format(summary, text)
 
 
 def scale(colors: Sequence[str], least: str, most: str, signs: Sequence[tuple[str, str, str]] = ()) -> Markup:
-    """Return a bar of colours between what its ends stand for.
+    """Return the legend of a colour scale: a bar with labels at its ends, then signs.
 
     Args:
         colors: From left to right.
-        least: What the first stands for.
-        most: What the last stands for.
-        signs: Each with its colour and its meaning.
+        least: The label of the first colour.
+        most: The label of the last colour.
+        signs: Each sign with its colour and its meaning.
     """
     bar = Markup('<span class="bar" style="background: linear-gradient(to right, {})"></span>').format(
         ", ".join(colors)
     )
     one = Markup('<span class="sign"><span style="color: {1}">{0}</span> {2}</span>')
-    meant = Markup("").join(one.format(*each) for each in signs)
-    return Markup('<div class="scale"><span>{}</span>{}<span>{}</span>{}</div>').format(least, bar, most, meant)
+    explained = Markup("").join(one.format(*each) for each in signs)
+    return Markup('<div class="scale"><span>{}</span>{}<span>{}</span>{}</div>').format(least, bar, most, explained)
 
 
 def paragraph(text: str) -> Markup:
@@ -78,25 +78,25 @@ def paragraph(text: str) -> Markup:
 
 
 def image(data: bytes, description: str) -> Markup:
-    """Return a PNG that is part of the page."""
+    """Return a PNG that is embedded in the page."""
     from base64 import b64encode
 
     return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(description, b64encode(data).decode())
 
 
-def section(recorded: Recorded) -> Section:
-    """Return the complete settings, folded, and which run it is, with versions and digests."""
-    noted = recorded.noted
-    told = {
-        "MLflow run": noted.get("run_id"),
-        "MLflow store": noted.get("tracking_uri"),
-        "folder": noted.get("output_dir"),
-        "data (SHA-256)": noted.get("data_sha256"),
-        "partition (SHA-256)": noted.get("partition_sha256"),
-        "final parameters (SHA-256)": recorded.summary.get("params_sha256"),
-        "rows that no client owns": noted.get("leftover_rows"),
-        **noted.get("environment", {}),
+def section(run: RunReader) -> Section:
+    """Return the complete settings, folded, and a table of ids, digests and versions."""
+    metadata = run.metadata
+    found = {
+        "MLflow run": metadata.get("run_id"),
+        "MLflow store": metadata.get("tracking_uri"),
+        "folder": metadata.get("output_dir"),
+        "data (SHA-256)": metadata.get("data_sha256"),
+        "partition (SHA-256)": metadata.get("partition_sha256"),
+        "final parameters (SHA-256)": run.summary.get("params_sha256"),
+        "rows that no client owns": metadata.get("leftover_rows"),
+        **metadata.get("environment", {}),
     }
-    rows = [(name, str(value)) for name, value in told.items() if value is not None]
-    html = folded("All settings: config.yaml, from which raysim run repeats the run", recorded.yaml)
+    rows = [(name, str(value)) for name, value in found.items() if value is not None]
+    html = folded("All settings: config.yaml, with which raysim run repeats this run", run.settings_text)
     return Section("config", "Settings and versions", html=html + table(("", ""), rows, text_columns=2))

@@ -1,4 +1,4 @@
-"""Puts sections of text, tables and figures together as one HTML page that needs nothing but itself."""
+"""Put sections of text, tables and figures together as one HTML page that loads nothing else."""
 
 import json
 import re
@@ -19,7 +19,7 @@ CONFIG = {
     "displaylogo": False,
     "modeBarButtons": [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
 }
-"""How figures answer to the pointer; their buttons are there while it is above them."""
+"""Plotly's configuration of every figure."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,9 +27,9 @@ class Choice:
     """A button that changes figures.
 
     Attributes:
-        label: What it says.
-        data: What changes in each trace, as `Plotly.update` takes it.
-        layout: What changes in the layout.
+        label: The text on it.
+        data: The changes of each trace, as `Plotly.update` expects them.
+        layout: The changes of the layout.
     """
 
     label: str
@@ -39,13 +39,13 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Panel:
-    """A figure with what is said of it.
+    """A figure with a title and a note.
 
     Attributes:
-        figure: Drawn in the colours of `style`; the page gives it its template.
-        title: Above it.
-        note: Below it.
-        wide: Whether it takes the whole width of the page; others stand side by side where there is room.
+        figure: The figure, in the colours of `style`; the page adds the template.
+        title: The text above it.
+        note: The text below it.
+        wide: Whether it takes the whole width of the page; others are side by side where there is room.
         is_switched: Whether the choices of its section change it.
     """
 
@@ -61,12 +61,12 @@ class Section:
     """A part of the page.
 
     Attributes:
-        id: What links to it are made of; its figures are called after it, as `accuracy-1`.
-        title: Its heading.
+        id: The anchor of links to it, and the first part of its figures' ids, as `accuracy-1`.
+        title: The heading.
         text: A paragraph below the heading.
-        figures: Below the text.
-        html: What stands between text and figures, such as tables of `fragments`.
-        choices: Buttons above the figures, the first one being pressed.
+        figures: The figures at the end of the section.
+        html: Tables and other pieces of `fragments` between text and figures.
+        choices: Buttons above the figures; the first one is pressed.
     """
 
     id: str
@@ -78,48 +78,56 @@ class Section:
 
 
 def render(title: str, sections: Sequence[Section], subtitle: str = "") -> str:
-    """Return a page that opens from disk, and in a frame that allows scripts alone.
+    """Return a page that opens from disk, and in a frame that allows nothing but scripts.
 
     Args:
-        title: Of the page.
-        sections: In the order in which they are read.
+        title: The title of the page.
+        sections: The sections, from top to bottom.
         subtitle: A line below the title.
     """
     template = _environment().get_template("page.html.j2")
     return template.render(
-        title=title, subtitle=subtitle, sections=sections, spec_of=spec_of,
-        changes_of=changes_of, with_code=with_code,
-        plotly_js=Markup(get_plotlyjs()), figure_template=as_json(style.TEMPLATE), config=as_json(CONFIG),
-        dark_colors=as_json(style.DARK), css_light=_css(dark=False), css_dark=_css(dark=True),
-    )  # fmt: skip
+        title=title,
+        subtitle=subtitle,
+        sections=sections,
+        spec_of=spec_of,
+        changes_of=changes_of,
+        with_code=with_code,
+        plotly_js=Markup(get_plotlyjs()),
+        figure_template=as_json(style.TEMPLATE),
+        config=as_json(CONFIG),
+        dark_colors=as_json(style.DARK),
+        css_light=_css(dark=False),
+        css_dark=_css(dark=True),
+    )
 
 
 def spec_of(figure: go.Figure) -> Markup:
-    """Return a figure as JSON that may stand in a page; arrays are in base64, the template is the page's."""
+    """Return a figure as JSON for a script element, without the template, which the page has once."""
     content = json.loads(figure.to_json())
     content["layout"].pop("template", None)
     return as_json({"data": content["data"], "layout": content["layout"]})
 
 
 def changes_of(choices: Sequence[Choice]) -> Markup:
-    """Return what buttons change as JSON that may stand in a page."""
+    """Return the changes of all buttons as JSON for a script element."""
     return as_json([{"data": dict(choice.data), "layout": dict(choice.layout)} for choice in choices])
 
 
 def as_json(content: object) -> Markup:
-    """Return JSON that may stand inside a script element."""
+    """Return JSON that is safe inside a script element."""
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False)
     return Markup(re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def with_code(text: str) -> Markup:
-    """Return a text as HTML; what stands between backticks is code.
+    """Return a text as HTML, with everything between backticks as code.
 
     >>> str(with_code("`raysim report` & more"))
     '<code>raysim report</code> &amp; more'
     """
     code, parts = Markup("<code>{}</code>"), enumerate(text.split("`"))
-    return Markup("").join(code.format(part) if at % 2 else escape(part) for at, part in parts)
+    return Markup("").join(code.format(part) if index % 2 else escape(part) for index, part in parts)
 
 
 @cache
@@ -131,8 +139,15 @@ def _environment() -> Environment:
 
 
 def _css(dark: bool) -> Markup:
-    """Return the colours as variables of a style sheet."""
-    names = {"ink": style.INK, "muted": style.MUTED, "grid": style.GRID, "paper": style.PAPER, "raised": style.RAISED,
-             "accent": style.BLUE, "warning": style.VERMILION}  # fmt: skip
+    """Return the colours as CSS variables."""
+    names = {
+        "ink": style.INK,
+        "muted": style.MUTED,
+        "grid": style.GRID,
+        "paper": style.PAPER,
+        "raised": style.RAISED,
+        "accent": style.BLUE,
+        "warning": style.VERMILION,
+    }
     shown = {name: style.DARK.get(color, color) if dark else color for name, color in names.items()}
     return Markup(" ".join(f"--{name}: {color};" for name, color in shown.items()))

@@ -1,22 +1,22 @@
-"""How pages look: colours that colour-blind people tell apart, by light and by dark, and the figures' template."""
+"""Colours, line styles and the template of all figures, for light and dark pages and for colour-blind readers."""
 
 from typing import Any
 
 INK, MUTED, GRID, PAPER, RAISED = "#1F2328", "#59636E", "#DFE3E8", "#FFFFFF", "#F6F8FA"
-"""Text, lesser text, lines, the page, what stands out from it."""
+"""Text, secondary text, lines, the page, and raised boxes."""
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, YELLOW, BLACK = "#E69F00", "#56B4E9", "#F0E442", "#000000"
 WONG = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, YELLOW, BLACK)
-"""Colours that colour-blind people tell apart (Wong, Nature Methods 8, 441, 2011)."""
+"""Colours that colour-blind people can distinguish (Wong, Nature Methods 8, 441, 2011)."""
 DARK = {
     INK: "#E6EDF3", MUTED: "#9EA7B3", GRID: "#30363D", PAPER: "#0D1117", RAISED: "#161B22",
     BLUE: "#3C9BE0", VERMILION: "#F0803C", GREEN: "#2EBD91", SKY: "#9BD6F7", BLACK: "#FFFFFF",
 }  # fmt: skip
-"""What stands for a colour in the dark; others stay. Figures are written in the colours of the light."""
+"""The colours of dark pages by those of light ones; the others stay. Figures are written in light colours."""
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "hexagon")
 SEQUENTIAL = "Cividis"
-"""A scale from little to much that reads the same with every kind of colour vision."""
+"""A colour scale that is read alike with every kind of colour vision."""
 
 _AXIS = {
     "gridcolor": GRID, "zerolinecolor": GRID, "linecolor": MUTED, "tickcolor": MUTED, "automargin": True,
@@ -39,40 +39,43 @@ TEMPLATE: dict[str, Any] = {
         "yaxis": _AXIS,
     }
 }
-"""What all figures share; the page gives it to each of them."""
+"""The layout that all figures share."""
 
 
-def color(place: int) -> str:
-    """Return the colour of the line at a place, counted from 0."""
-    return WONG[place % len(WONG)]
+def color(index: int) -> str:
+    """Return the colour of the line with an index, counted from 0."""
+    return WONG[index % len(WONG)]
 
 
-def line(place: int, width: float = 2.0) -> dict[str, Any]:
-    """Return how the line at a place is drawn; neighbours differ by colour and by dash."""
-    return {"color": color(place), "dash": DASHES[place % len(DASHES)], "width": width}
+def line(index: int, width: float = 2.0) -> dict[str, Any]:
+    """Return the style of the line with an index; neighbours differ by colour and by dash."""
+    return {"color": color(index), "dash": DASHES[index % len(DASHES)], "width": width}
 
 
 def over_rounds(figure: Any, rounds: int) -> None:
-    """Label the axis of a figure over rounds, without parts of rounds."""
+    """Label the x axis of a figure over rounds, with whole rounds only."""
     figure.update_xaxes(title_text="round", tickformat=",d", dtick=1 if rounds <= 12 else None)
 
 
 def mark_target(figure: Any, at: float, share: float) -> None:
-    """Draw a thin line across a figure where an accuracy that is asked for lies.
+    """Draw a thin horizontal line at a target accuracy.
 
     Args:
-        figure: Accuracy is its y.
-        at: Where on its axis.
-        share: The accuracy, in (0, 1].
+        figure: A figure with accuracy as its y axis.
+        at: The target in the units of that axis.
+        share: The target in (0, 1].
     """
     figure.add_hline(
-        y=at, line={"color": MUTED, "width": 1, "dash": "dot"}, annotation_text=f"target {100 * share:g} %",
-        annotation_position="bottom left", annotation_font={"color": MUTED, "size": 10},
-    )  # fmt: skip
+        y=at,
+        line={"color": MUTED, "width": 1, "dash": "dot"},
+        annotation_text=f"target {100 * share:g} %",
+        annotation_position="bottom left",
+        annotation_font={"color": MUTED, "size": 10},
+    )
 
 
 def faded(shown: str, opacity: float) -> str:
-    """Return a colour that lets through what is below, for bands; it is the same by light and by dark.
+    """Return a transparent colour for bands, which is the same on light and dark pages.
 
     >>> faded("#0072B2", 0.2)
     'rgba(0,114,178,0.2)'

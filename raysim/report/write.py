@@ -1,7 +1,6 @@
-"""From a run's records to its report."""
+"""Write the report of a run, from its records to the page."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import numpy as np
 
@@ -11,116 +10,114 @@ from raysim.core.errors import SettingError
 from raysim.core.storage.local import storage_path
 from raysim.core.storage.path import StoragePath
 from raysim.report import accuracy, coverage, diagnostics, fragments, headline, page, partition, pruning, timeline
-from raysim.report.clients import ClientsOfRounds, Summing, by_round
+from raysim.report.checks import check_records
+from raysim.report.clients import ClientStatistics, ClientStatisticsBuilder, by_round
 from raysim.report.fedavg import FedAvg
-from raysim.report.source import Recorded, of_folder, of_run
 from raysim.tracking import run_reader
+from raysim.tracking.run_files import reading
 from raysim.tracking.run_folder import as_setting
+from raysim.tracking.run_reader import RunReader
 
 FILE = "report.html"
 
 
 def of_ended(folder: StoragePath) -> StoragePath:
-    """Write the report of the run in a folder beside its records.
+    """Write the report of the run in a folder into the same folder.
 
     Raises:
-        SettingError: If it has no round, or its records cannot be read.
+        SettingError: If the run has no round, or its records cannot be read.
     """
-    with of_folder(folder, str(folder)) as recorded:
-        return (folder / FILE).write_text(render(recorded))
+    with RunReader.of_folder(folder) as run:
+        check_records(run)
+        return (folder / FILE).write_text(render(run))
 
 
 def of_named(
     run: str, output: str | None = None, tracking_uri: str | None = None, baseline: str | None = None
-) -> StoragePath:  # fmt: skip
-    """Write a run's report and return where it is.
+) -> StoragePath:
+    """Write the report of a run and return its path.
 
     Args:
-        run: Output folder of the run, or its id in MLflow.
-        output: A path or URI of the page; none = in the run's folder, or for an id in the current one.
-        tracking_uri: The MLflow store; none = MLFLOW_TRACKING_URI if set, else the default one.
-        baseline: Another run on the same data, to which it is compared; none = to what FedAvg would have taken.
+        run: The output folder of the run, or its id in MLflow.
+        output: Path or URI of the page; None: in the folder of the run, or for an id in the current one.
+        tracking_uri: The MLflow store; None: MLFLOW_TRACKING_URI if set, else the default.
+        baseline: Another run on the same data to compare with; None: compare with what FedAvg would have spent.
 
     Raises:
         SettingError: If there is no such run, it has no round, its records cannot be read, the baseline has other
             data, or the page cannot be written.
     """
-    folder = run_reader.folder_of(run)
-    place = storage_path(output or (f"report-{run}.html" if folder is None else folder / FILE))
     with ExitStack() as stack:
-        recorded = stack.enter_context(of_run(run, tracking_uri))
-        other = None if baseline is None else stack.enter_context(_baseline(baseline, tracking_uri))
-        if other is not None:
-            _check_data(recorded, other)
-        with run_reader.reading(run):
-            text = render(recorded, other)
-    with as_setting(place, "cannot be written"):
-        return place.write_text(text)
+        shown = stack.enter_context(run_reader.load(run, tracking_uri))
+        folder = shown.folder if shown.tracking_uri is None else None
+        target = storage_path(output or (f"report-{run}.html" if folder is None else folder / FILE))
+        check_records(shown)
+        other = None if baseline is None else _baseline(stack, baseline, tracking_uri, shown)
+        with reading(run):
+            text = render(shown, other)
+    with as_setting(target, "cannot be written"):
+        return target.write_text(text)
 
 
-@contextmanager
-def _baseline(run: str, tracking_uri: str | None) -> Iterator[Recorded]:
-    with ExitStack() as stack:
-        try:
-            recorded = stack.enter_context(of_run(run, tracking_uri))
-        except SettingError as error:
-            raise SettingError(f"--baseline: {error}") from None
-        yield recorded
+def _baseline(stack: ExitStack, name: str, tracking_uri: str | None, run: RunReader) -> RunReader:
+    """Open the baseline of a run; refuse one that is known to have other data."""
+    try:
+        baseline = stack.enter_context(run_reader.load(name, tracking_uri))
+        check_records(baseline)
+    except SettingError as error:
+        raise SettingError(f"--baseline: {error}") from None
+    data = {each.digests["data"] for each in (run, baseline) if "data" in each.digests}
+    if len(data) > 1:
+        raise SettingError(f"--baseline={name!r} has other data than RUN={run.name!r}; allowed: the same")
+    return baseline
 
 
-def _check_data(recorded: Recorded, baseline: Recorded) -> None:
-    """Refuse a baseline of which it is known that it has other data."""
-    known = (run_reader.digests_in(each.noted, each.summary).get("data") for each in (recorded, baseline))
-    if len(set(known) - {None}) > 1:
-        raise SettingError(
-            f"--baseline={baseline.name!r} has other data than RUN={recorded.name!r}; allowed: the same"
-        )
-
-
-def render(recorded: Recorded, baseline: Recorded | None = None) -> str:
-    """Return a run's report as one HTML page, compared with a baseline, or with what FedAvg would have taken."""
-    clients, fedavg = summed_up(recorded)
+def render(run: RunReader, baseline: RunReader | None = None) -> str:
+    """Return the report of a run as an HTML page, compared with a baseline, or with what FedAvg would have spent."""
+    clients, fedavg = summarise(run)
     counted = clients.outcomes.get(COUNTED, np.zeros(len(clients.round), dtype=np.int64))
     sections = [
-        headline.section(recorded, clients, fedavg, baseline),
-        accuracy.section(recorded, baseline),
+        headline.section(run, clients, fedavg, baseline),
+        accuracy.section(run, baseline),
         pruning.section(clients),
-        coverage.section(recorded, dict(zip(clients.round.tolist(), counted.tolist(), strict=True))),
-        timeline.section(recorded, clients),
-        partition.section(recorded),
-        diagnostics.section(recorded),
-        fragments.section(recorded),
+        coverage.section(run, dict(zip(clients.round.tolist(), counted.tolist(), strict=True))),
+        timeline.section(run, clients),
+        partition.section(run),
+        diagnostics.section(run),
+        fragments.section(run),
     ]
-    return page.render(_title(recorded), sections, _subtitle(recorded))
+    return page.render(_title(run), sections, _subtitle(run))
 
 
-def summed_up(recorded: Recorded) -> tuple[ClientsOfRounds, FedAvg | None]:
-    """Read the table of clients once, and return what it tells, and what FedAvg would have taken."""
-    rounds = recorded.rounds["round"].tolist()
-    tiers = () if recorded.devices is None else recorded.devices.tiers
-    summing = Summing(recorded.num_clients, timeline.rounds_to_show(rounds), tiers)
+def summarise(run: RunReader) -> tuple[ClientStatistics, FedAvg | None]:
+    """Read the table of clients once, and return its statistics and the estimated cost of FedAvg."""
+    rounds, file = run.rounds["round"].tolist(), run.table_file("clients")
+    tiers = () if run.devices is None else run.devices.tiers
+    builder = ClientStatisticsBuilder(run.settings.population.clients, timeline.rounds_to_show(rounds), tiers)
     fedavg, is_first = None, True
-    for rows in by_round(recorded.files / "clients.parquet"):
-        if int(rows["round"][0]) > rounds[-1]:  # the run goes on, and its round is not written down yet
+    for rows in by_round(file) if file is not None else ():
+        if int(rows["round"][0]) > rounds[-1]:  # the run goes on, and its table of rounds was read before this one
             continue
-        fedavg, is_first = FedAvg.of(recorded, rows) if is_first else fedavg, False
-        summing.add(rows)
+        fedavg, is_first = FedAvg.of(run, rows) if is_first else fedavg, False
+        builder.add(rows)
         if fedavg is not None:
             fedavg.add(rows)
-    return summing.total(), fedavg
+    return builder.result(), fedavg
 
 
-def _title(recorded: Recorded) -> str:
-    settings = recorded.settings
-    return f"{settings['method']['name']} on {settings['data']['name']} with {settings['model']['name']}"
+def _title(run: RunReader) -> str:
+    settings = run.settings
+    return f"{settings.method.name} on {settings.data.name} with {settings.model.name}"
 
 
-def _subtitle(recorded: Recorded) -> str:
-    settings, rounds = recorded.settings, len(recorded.rounds["round"])
-    clock, cohort = settings["clock"], settings["selection"]["clients_per_round"]
-    at_work = (MODES[clock["mode"]], cohort, recorded.num_clients, clock.get("buffer_size"), clock.get("concurrency"))
-    told = [
-        f"experiment {settings['experiment']}", f"{rounds:,} rounds", who_trains(*at_work), f"clock {clock['mode']}",
-        f"seed {settings['seed']}",
-    ]  # fmt: skip
-    return ", ".join(told)
+def _subtitle(run: RunReader) -> str:
+    settings, clock = run.settings, run.settings.clock
+    cohort, clients = settings.selection.clients_per_round, settings.population.clients
+    facts = (
+        f"experiment {settings.experiment}",
+        f"{len(run.rounds['round']):,} rounds",
+        who_trains(MODES[clock.mode], cohort, clients, clock.buffer_size, clock.concurrency),
+        f"clock {clock.mode}",
+        f"seed {settings.seed}",
+    )
+    return ", ".join(facts)

@@ -1,4 +1,4 @@
-"""What an MLflow store holds of runs: by id, by parent, by experiment; it only reads."""
+"""Read what an MLflow store holds of runs: by id, by parent, by experiment."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,15 +6,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
 from raysim.core.errors import SettingError, reason_of
 from raysim.tracking.mlflow_writer import few_retries
 
-from mlflow.entities import Run  # isort: skip - raysim.tracking tells MLflow first not to send telemetry
-from mlflow.exceptions import MlflowException  # isort: skip
-from mlflow.tracking import MlflowClient  # isort: skip
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID  # isort: skip
-
 PAGE = 500
+"""Runs that one request returns."""
 MISSING = "RESOURCE_DOES_NOT_EXIST"
 
 
@@ -45,13 +46,13 @@ class TrackedRun:
 
 
 class MlflowReader:
-    """An MLflow store that is read."""
+    """An MLflow store that is only read."""
 
     def __init__(self, uri: str) -> None:
         """Open the store.
 
         Raises:
-            SettingError: If it is an SQLite file that is not there, or cannot be opened.
+            SettingError: If it is an SQLite file that does not exist, or it cannot be opened.
         """
         self.uri = uri
         logging.getLogger("alembic").setLevel(logging.ERROR)
@@ -61,18 +62,20 @@ class MlflowReader:
             self._client = MlflowClient(uri)
 
     @contextmanager
-    def _reading(self) -> Iterator[None]:
+    def _reading(self, run_id: str = "") -> Iterator[None]:
         try:
             with few_retries():
                 yield
         except Exception as error:
-            raise SettingError(f"tracking.uri={self.uri!r} cannot be read: {reason_of(error)}") from None
+            store = f"tracking.uri={self.uri!r}"
+            where = f"RUN={run_id!r} cannot be read from {store}" if run_id else f"{store} cannot be read"
+            raise SettingError(f"{where}: {reason_of(error)}") from None
 
     def run(self, run_id: str) -> TrackedRun | None:
-        """Return a run; None if there is none of this id."""
+        """Return a run; None if there is none with this id."""
         with self._reading():
             try:
-                return _of(self._client.get_run(run_id))
+                return _tracked(self._client.get_run(run_id))
             except MlflowException as error:
                 if error.error_code == MISSING:
                     return None
@@ -96,32 +99,42 @@ class MlflowReader:
     def _search(self, experiments: Sequence[str], condition: str) -> list[TrackedRun]:
         found: list[TrackedRun] = []
         token: str | None = None
+        oldest_first = ["attributes.start_time ASC"]
         with self._reading():
             while True:
                 page = self._client.search_runs(
-                    list(experiments), condition, max_results=PAGE, order_by=["attributes.start_time ASC"],
-                    page_token=token,
-                )  # fmt: skip
-                found += [_of(run) for run in page]
+                    list(experiments), condition, max_results=PAGE, order_by=oldest_first, page_token=token
+                )
+                found += [_tracked(run) for run in page]
                 token = page.token
                 if not token:
                     return found
 
-    def fetch(self, run_id: str, names: Sequence[str], folder: Path) -> set[str]:
-        """Copy those of a run's artifacts that are there into a folder; return their names."""
-        with self._reading():
-            there = {item.path for item in self._client.list_artifacts(run_id)} & set(names)
-            for name in sorted(there):
-                self._client.download_artifacts(run_id, name, str(folder))
-        return there
+    def artifacts(self, run_id: str) -> set[str]:
+        """Return the names of a run's artifacts.
+
+        Raises:
+            SettingError: If the store cannot be read, or has no such run.
+        """
+        with self._reading(run_id):
+            return {item.path for item in self._client.list_artifacts(run_id)}
+
+    def download(self, run_id: str, name: str, folder: Path) -> None:
+        """Copy an artifact of a run into a folder.
+
+        Raises:
+            SettingError: If the store cannot be read, or has no such run or artifact.
+        """
+        with self._reading(run_id):
+            self._client.download_artifacts(run_id, name, str(folder))
 
     def history(self, run_id: str, key: str) -> dict[int, float]:
         """Return a metric by step."""
-        with self._reading():
+        with self._reading(run_id):
             return {point.step: float(point.value) for point in self._client.get_metric_history(run_id, key)}
 
 
-def _of(run: Run) -> TrackedRun:
+def _tracked(run: Run) -> TrackedRun:
     info = run.info
     return TrackedRun(
         info.run_id, str(info.experiment_id), info.run_name, str(info.status), run.data.tags, run.data.params

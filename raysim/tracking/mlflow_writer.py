@@ -303,42 +303,6 @@ def telling() -> Iterator[None]:
         raise TrackingLostError(reason_of(error)) from error
 
 
-def status_of(uri: str, run_id: str) -> str:
-    """Return what MLflow holds a run to be: RUNNING, FINISHED, FAILED or KILLED.
-
-    Raises:
-        SettingError: If the store cannot be read, or has no such run.
-    """
-    try:
-        with few_retries():
-            return str(MlflowClient(uri).get_run(run_id).info.status)
-    except Exception as error:
-        raise SettingError(f"RUN={run_id!r} cannot be read from tracking.uri={uri!r}: {reason_of(error)}") from None
-
-
-def download(uri: str, run_id: str, names: Sequence[str], folder: Path, optional: Sequence[str] = ()) -> None:
-    """Copy artifacts of a run into a folder.
-
-    Raises:
-        SettingError: If the store cannot be read, or has no such run or artifact.
-    """
-    file = _sqlite_file(uri)
-    if file is not None and not file.is_file():
-        raise SettingError(f"RUN={run_id!r} is no folder, and tracking.uri={uri!r}, where runs are kept, is no file")
-    logging.getLogger("alembic").setLevel(logging.ERROR)
-    try:
-        with few_retries():
-            client = MlflowClient(uri)
-            there = {item.path for item in client.list_artifacts(run_id)}
-            missing = [name for name in names if name not in there]
-            for name in (*names, *(set(optional) & there)) if not missing else ():
-                client.download_artifacts(run_id, name, str(folder))
-    except Exception as error:
-        raise SettingError(f"RUN={run_id!r} cannot be read from tracking.uri={uri!r}: {reason_of(error)}") from None
-    if missing:
-        raise SettingError(f"RUN={run_id!r} has not finished, or is of another version: {missing[0]} is no artifact")
-
-
 @contextmanager
 def few_retries(timeout_s: int = 10) -> Iterator[None]:
     """Let a server that is not there be noticed in seconds instead of MLflow's four minutes.

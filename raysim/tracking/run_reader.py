@@ -1,148 +1,377 @@
-"""What a user calls a run, its output folder or its id in MLflow; and what all who read its files share."""
+"""Read one run, by its folder or by its id in MLflow: each part is read when it is first used."""
 
 import json
-import os
-import re
-import tempfile
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from raysim.budgets.solver import BudgetSolver
 from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
-from raysim.core.errors import SettingError, nearest_first, reason_of
+from raysim.core.errors import SettingError, unknown_name
 from raysim.core.storage.local import storage_path
 from raysim.core.storage.path import StoragePath
+from raysim.core.tensors import Columns, Params
+from raysim.population import serialization
+from raysim.population.profiles import Devices
+from raysim.pruning.plan import ChannelPlan
+from raysim.simulation import records
+from raysim.tracking.run_files import (
+    SETTINGS,
+    ArtifactFiles,
+    FolderFiles,
+    RunFiles,
+    check_has,
+    holds,
+    json_object,
+    reading,
+)
+from raysim.tracking.run_lookup import folder_of
 
-SETTINGS = "config.yaml"
-"""A file that every folder of a run holds."""
+if TYPE_CHECKING:
+    from raysim.tracking.mlflow_reader import MlflowReader
+
+SUMMARY = "summary.json"
+"""A run writes this file when its last round is over."""
+TABLES = (*records.TABLES, "partition")
+STATES = {
+    "FINISHED": "finished",
+    "RUNNING": "running",
+    "FAILED": "failed",
+    "KILLED": "stopped",
+    "SCHEDULED": "unfinished",
+}
+"""States by MLflow's status."""
 
 
-def folder_of(run: str) -> StoragePath | None:
-    """Return the folder that a run's name stands for; none = it is an id.
+class RunReader:
+    """One run, as `raysim.load` returns it: settings, tables, devices, final model.
 
-    Raises:
-        SettingError: If it is neither, or the folder holds no run.
+    Each part is read when it is first used, and kept. Files in MLflow or in an object store are copied into a
+    temporary folder, which is removed by `close`, at the end of a `with` block, or with this object. Tables of a run
+    that has not finished have the rounds that were written when the table was first used.
+
+    Every attribute raises `SettingError` where its file is damaged or cannot be read.
+
+    Attributes:
+        name: The folder or id of the run, as the user gave it.
     """
-    folder = storage_path(run)
-    with reading(folder):
-        is_folder = folder.is_folder()
-        holds_a_run = is_folder and (folder / SETTINGS).is_file()
-    if is_folder and not holds_a_run:
-        raise SettingError(f"RUN={run!r} holds no run: {SETTINGS} is missing; allowed: the output folder of a run")
-    if is_folder:
-        return folder
-    if re.fullmatch(r"[0-9a-f]{32}", run):
+
+    def __init__(self, name: str, files: RunFiles, store: "MlflowReader | None" = None) -> None:
+        """Read nothing yet.
+
+        Args:
+            name: The folder or id of the run, as the user gave it.
+            files: Its files.
+            store: The MLflow store of a run that was given by its id.
+        """
+        self.name, self._files, self._store = name, files, store
+        self._tables: dict[str, Columns] = {}
+
+    @staticmethod
+    def of_folder(folder: StoragePath, name: str = "") -> "RunReader":
+        """Return the run in a folder.
+
+        Args:
+            folder: The folder of the run.
+            name: The name that messages use; empty: the folder.
+        """
+        return RunReader(name or str(folder), FolderFiles(folder))
+
+    @staticmethod
+    def of_artifacts(store: "MlflowReader", run_id: str) -> "RunReader":
+        """Return the run in MLflow with this id, of which only the artifacts are read."""
+        return RunReader(run_id, ArtifactFiles(store, run_id), store)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"raysim.load({self.name!r})"
+
+    def close(self) -> None:
+        """Remove the copied files; what was read before stays."""
+        self._files.copies.close()
+
+    @cached_property
+    def settings(self) -> ExperimentSettings:
+        """The experiment."""
+        return self.settings_with(())
+
+    def settings_with(self, overrides: Sequence[str]) -> ExperimentSettings:
+        """Return the experiment with some settings replaced, as `executor.num_actors=1`."""
+        with reading(self.name):
+            try:
+                return loader.load(self._files.path(SETTINGS), tuple(overrides))
+            except SettingError as error:
+                raise SettingError(f"RUN={self.name!r}: {error}") from None
+
+    @cached_property
+    def settings_text(self) -> str:
+        """The experiment as config.yaml holds it."""
+        with reading(self.name):
+            return self._files.path(SETTINGS).read_text(encoding="utf-8")
+
+    @cached_property
+    def metadata(self) -> dict[str, Any]:
+        """The content of run.json: ids, digests, versions; empty if there is none."""
+        return self._json_object("run.json")
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """What the run reached and spent; empty if it has not finished."""
+        return self._json_object(SUMMARY)
+
+    def _json_object(self, name: str) -> dict[str, Any]:
+        with reading(self.name):
+            return json_object(self._files.path(name)) if self._files.has(name) else {}
+
+    @cached_property
+    def folder(self) -> StoragePath | None:
+        """The folder with the files of the run; None if it cannot be reached, and only MLflow has files."""
+        if isinstance(self._files, FolderFiles):
+            return self._files.folder
+        folder = storage_path(self.metadata["output_dir"]) if "output_dir" in self.metadata else None
+        return folder if folder is not None and holds(folder, self.name) else None
+
+    @property
+    def run_id(self) -> str:
+        """The id in MLflow; empty if it is not known."""
+        if self._store is not None:
+            return self.name
+        return str(self.summary.get("run_id") or self.metadata.get("run_id") or "")
+
+    @property
+    def tracking_uri(self) -> str | None:
+        """The MLflow store in which the run was found by its id; None for a run that was given by its folder."""
+        return None if self._store is None else self._store.uri
+
+    @cached_property
+    def mlflow_status(self) -> str | None:
+        """RUNNING, FINISHED, FAILED or KILLED; None for a run that was given by its folder."""
+        run = None if self._store is None else self._store.run(self.name)
+        return None if run is None else run.status
+
+    @cached_property
+    def state(self) -> str:
+        """How the run ended: `finished`, `failed`, `stopped`, or `stopped early` by a sweep.
+
+        A run that has not ended is `running`; by its folder alone it is `unfinished`, as one that was killed. A run
+        that was interrupted after its last round has a summary, and is finished.
+        """
+        if self.summary:
+            return state_in(self.summary)
+        return str(self.metadata.get("state") or STATES.get(self.mlflow_status or "", "unfinished"))
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The hashes of `data` and `partition`, as far as they are known."""
+        return digests_in(self.metadata, self.summary)
+
+    @property
+    def rounds(self) -> Columns:
+        """One row per round, arrays `(rounds,)` by name; empty before the first round."""
+        return self.table("rounds")
+
+    @property
+    def clients(self) -> Columns:
+        """One row per round and client that was selected or whose work ended, arrays `(rows,)` by name."""
+        return self.table("clients")
+
+    @property
+    def channels(self) -> Columns:
+        """One row per round and channel: how many clients and examples trained it; see `channel_groups`."""
+        return self.table("channels")
+
+    @property
+    def partition(self) -> Columns:
+        """How many rows of each class clients own: `client`, `label`, `rows`; empty if the run has not finished."""
+        return self.table("partition")
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> Columns:
+        """Return a table as arrays by name; empty if nothing of it was written.
+
+        Args:
+            name: `rounds`, `clients`, `channels` or `partition`.
+            columns: The columns to read; None: all, which are kept.
+
+        Raises:
+            SettingError: If there is no such table or column.
+        """
+        if columns is not None:
+            known = self.column_names(name)
+            for column in columns:
+                if column not in known:
+                    raise unknown_name(f"column of {name}", column, known)
+            return self._read(name, columns)
+        if name not in self._tables:
+            self._tables[name] = self._read(name)
+        return self._tables[name]
+
+    def frame(self, name: str, columns: Sequence[str] | None = None) -> Any:
+        """Return a table as a pandas DataFrame; needs pandas.
+
+        Args:
+            name: `rounds`, `clients`, `channels` or `partition`.
+            columns: The columns to read; None: all.
+
+        Raises:
+            SettingError: If there is no such table or column.
+        """
+        return pa.table(self.table(name, columns)).to_pandas()
+
+    def _read(self, name: str, columns: Sequence[str] | None = None) -> Columns:
+        path = self.table_file(name)
+        with reading(self.name):
+            return {} if path is None else records.read(path, columns)
+
+    def column_names(self, table: str) -> list[str]:
+        """Return the names of a table's columns; empty if nothing of it was written."""
+        path = self.table_file(table)
+        with reading(self.name):
+            return [] if path is None else list(pq.read_schema(path).names)
+
+    def table_file(self, table: str) -> Path | None:
+        """Return a table as a Parquet file on this machine; None if nothing of it was written.
+
+        The table of a run that has not finished is merged from the parts of its rounds.
+
+        Raises:
+            SettingError: If there is no such table; or if the run has not finished, MLflow has no rounds of it, and
+                its folder cannot be reached.
+        """
+        if table not in TABLES:
+            raise unknown_name("table", table, TABLES)
+        whole = f"{table}.parquet"
+        with reading(self.name):
+            if self._files.has(SUMMARY) and self._files.has(whole):
+                return self._files.path(whole)
+            merged = self._files.merged(table)  # goes before a whole table, which may be older than the last round
+            if merged is not None:
+                return merged
+            if self._files.has(whole):
+                return self._files.path(whole)
+        if table == "rounds" and self.folder is None and "output_dir" in self.metadata:
+            folder = self.metadata["output_dir"]
+            raise SettingError(
+                f"RUN={self.name!r} has not finished, and {folder}, where its rounds are, cannot be reached"
+            )
         return None
-    raise SettingError(f"RUN={run!r} is neither a folder nor the id of a run in MLflow{nearest(folder)}")
+
+    def has(self, name: str) -> bool:
+        """Whether the run has a file of this name."""
+        with reading(self.name):
+            return self._files.has(name)
+
+    def file(self, name: str) -> Path | None:
+        """Return a file of the run on this machine, copied if it is elsewhere; None if there is no such file."""
+        with reading(self.name):
+            return self._files.path(name) if self._files.has(name) else None
+
+    @property
+    def report_path(self) -> Path | None:
+        """The report of the run, an HTML page; None if there is none."""
+        return self.file("report.html")
+
+    @cached_property
+    def devices(self) -> Devices | None:
+        """The devices of all clients; None if the run did not write them."""
+        path = self.file("devices.parquet")
+        with reading(self.name):
+            return None if path is None else serialization.load(path)
+
+    @cached_property
+    def channel_groups(self) -> dict[str, int] | None:
+        """Names and sizes of the channel groups, in the order of `unit` in `channels`; None if not written."""
+        if not self.has("plan.json"):
+            return None
+        plan = self._json_object("plan.json")
+        with reading(self.name):
+            check_has("plan.json", plan, ("groups",))
+            return {group["name"]: int(group["size"]) for group in plan["groups"]}
+
+    @cached_property
+    def plan(self) -> ChannelPlan | None:
+        """The channel groups of the model, which cut and restore submodels; None if the run did not write them."""
+        path = self.file("plan.json")
+        return None if path is None else ChannelPlan.load(path)
+
+    @cached_property
+    def budgets(self) -> BudgetSolver | None:
+        """The solver of the budgets; None if they were not solved."""
+        path = self.file("budgets.json")
+        with reading(self.name):
+            content = None if path is None else json.loads(path.read_text(encoding="utf-8"))
+            return None if content is None else BudgetSolver.from_json(content)
+
+    def params(self) -> Params:
+        """Return the tensors of the final model, by name.
+
+        Raises:
+            SettingError: If the run has none, since it has not finished.
+        """
+        from safetensors.torch import load_file
+
+        path = self.file("model.safetensors")
+        if path is None:
+            raise SettingError(
+                f"RUN={self.name!r} has no final model: model.safetensors is missing; allowed: a finished run"
+            )
+        with reading(self.name):
+            return load_file(path)
 
 
-def nearest(folder: StoragePath, files: Sequence[str] = (SETTINGS,)) -> str:
-    """Return a hint at the folder that may be meant: one beside it, else the one that a file of a run is in.
+def load(run: str | Path, tracking_uri: str | None = None) -> RunReader:
+    """Open a run to read it: finished or not, of its own, of a comparison or of a sweep.
 
     Args:
-        folder: What is not there.
-        files: A folder that may be meant holds one of them.
-    """
-    path = folder.path
-    if path is None:
-        return ""
-
-    def may_be_meant(other: Path) -> bool:
-        return any(os.path.isfile(other / file) for file in files)  # some folders must not be looked into
-
-    beside = [each.name for each in path.parent.glob("*/") if may_be_meant(each)]
-    found = [path.parent / name for name in nearest_first(path.name, beside)]
-    found += [path.parent] if may_be_meant(path.parent) else []
-    return f"; nearest folder: {str(found[0])!r}" if found else ""
-
-
-def holds(folder: StoragePath, run_id: str) -> bool:
-    """Whether the files of a run in MLflow are in a folder that can be reached from here."""
-    try:
-        return bool(json_of(folder / "run.json").get("run_id") == run_id)
-    except (OSError, ValueError):
-        return False
-
-
-def settings_of(config: Path, run: str, overrides: Sequence[str] = ()) -> ExperimentSettings:
-    """Return the settings that were written down of a run.
-
-    Args:
-        config: The file.
-        run: What the user calls the run.
-        overrides: Settings that replace the file's.
+        run: The output folder of the run, a path or a URI; or its id in MLflow.
+        tracking_uri: The MLflow store that an id is looked up in; None: MLFLOW_TRACKING_URI if set, else the default.
 
     Raises:
-        SettingError: If it cannot be read, or is of a version with other settings.
+        SettingError: If there is no such run.
     """
+    name = str(run)
+    folder = folder_of(name)
+    if folder is not None:
+        return RunReader.of_folder(folder, name)
+    from raysim.tracking.mlflow_reader import MlflowReader  # MLflow takes seconds to import
+    from raysim.tracking.mlflow_writer import resolve_uri
+
+    uri = resolve_uri(tracking_uri)
     try:
-        return loader.load(config, tuple(overrides))
+        store = MlflowReader(uri)
     except SettingError as error:
-        raise SettingError(f"RUN={run!r}: {error}") from None
+        raise SettingError(f"RUN={name!r} is no folder, and {error}") from None
+    found = RunReader.of_artifacts(store, name)
+    if not found.has(SETTINGS):
+        raise SettingError(
+            f"RUN={name!r} is not a run of raysim, or ended before it began: {SETTINGS} is not among its artifacts"
+        )
+    if found.has(SUMMARY) or found.folder is None:
+        return found
+    return RunReader(name, FolderFiles(found.folder), store)  # its folder has more than MLflow
 
 
-def json_of(place: StoragePath) -> dict[str, Any]:
-    """Return what a run's file of JSON tells; nothing where there is no such file.
-
-    Raises:
-        OSError: If it cannot be read.
-        ValueError: If it is damaged.
-    """
-    content = json.loads(place.read_text()) if place.is_file() else {}
-    if not isinstance(content, dict):
-        raise ValueError(f"{place.name} is no JSON object")
-    return content
+def state_in(summary: Mapping[str, Any]) -> str:
+    """Return the state of a run that has a summary."""
+    return "failed" if summary.get("failure") else str(summary.get("state") or "finished")
 
 
-def check_told(file: str, there: Container[str], needed: Iterable[str]) -> None:
-    """Raise ValueError if a file of a run lacks a column or an entry.
+def digests_in(metadata: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return the hashes of `data` and `partition`, as far as they are known.
 
     Args:
-        file: Its name.
-        there: What it tells.
-        needed: What it has to tell.
+        metadata: The content of run.json, or the tags of the run in MLflow.
+        summary: The content of summary.json; empty if it is not known.
     """
-    lacking = [each for each in needed if each not in there]
-    if lacking:
-        raise ValueError(f"{file} does not tell {lacking[0]!r}; a run of this version does")
-
-
-def digests_in(noted: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, str]:
-    """Return the hashes of data and partition that a run's files tell, or the tags of its MLflow run."""
     split = summary.get("split", {})
-    found = {what: noted.get(f"{what}_sha256", split.get(what)) for what in ("data", "partition")}
+    found = {what: metadata.get(f"{what}_sha256", split.get(what)) for what in ("data", "partition")}
     return {what: digest for what, digest in found.items() if digest is not None}
-
-
-@contextmanager
-def artifacts(run_id: str, uri: str, names: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Path]:
-    """Copy artifacts of a run in MLflow into a folder that lasts as long as the context.
-
-    Raises:
-        SettingError: If the store cannot be read, or lacks one that is not optional.
-    """
-    from raysim.tracking import mlflow_writer  # MLflow takes seconds to import
-
-    with tempfile.TemporaryDirectory() as copied:
-        mlflow_writer.download(uri, run_id, names, Path(copied), optional)
-        yield Path(copied)
-
-
-@contextmanager
-def reading(run: StoragePath | str) -> Iterator[None]:
-    """Name the run, or its folder, in what goes wrong.
-
-    Raises:
-        SettingError: If it cannot be read.
-    """
-    try:
-        yield
-    except SettingError:
-        raise
-    except (OSError, ValueError, pa.ArrowException) as error:
-        reason = getattr(error, "strerror", None) or reason_of(error)
-        raise SettingError(f"RUN={str(run)!r} cannot be read: {reason}") from None

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raysim.analysis.replay import source
+from raysim.analysis.replay import finished_run
 from raysim.cli import main as cli
 from raysim.core import signals
 from tests.conftest import CONFIGS, ROOT, TINY
@@ -155,7 +155,7 @@ def test_a_run_that_is_not_there_is_refused(capsys, finished, uri, tmp_path):
 def copied(finished: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "copied"
     folder.mkdir()
-    for name in source.FILES:
+    for name in finished_run.FILES:
         (folder / name).write_bytes((finished / name).read_bytes())
     return folder
 
@@ -186,7 +186,7 @@ def test_records_that_cannot_be_read_are_refused(capsys, finished, tmp_path, nam
 def test_records_of_a_version_that_told_less_are_refused(capsys, finished, tmp_path):
     folder = copied(finished, tmp_path)
     (folder / "summary.json").write_text("{}", encoding="utf-8")
-    assert "summary.json does not tell 'full_model'" in refusal(capsys, folder)
+    assert "summary.json has no 'full_model'" in refusal(capsys, folder)
 
 
 @pytest.mark.parametrize(

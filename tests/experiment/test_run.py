@@ -319,15 +319,15 @@ def test_an_unfinished_run_keeps_what_was_earned(error: BaseException, status: s
     artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert {"clients.parquet", "run.json"} <= artifacts
     state, is_reported = ("failed", True) if status == "FAILED" else ("stopped", False)  # one leaves at once
-    assert run_record.of_folder(storage_path(tmp_path / "out")).standing == f"{state} after round 2 of 4"
+    assert run_record.of_folder(storage_path(tmp_path / "out")).progress == f"{state} after round 2 of 4"
     page = tmp_path / "out" / "report.html"
     assert ("report.html" in artifacts) == page.is_file() == is_reported
     if is_reported:
-        assert "This run has failed (round 3, client 5: burnt): 2 of 4 rounds are told here." in page.read_text()
+        assert "This run has failed (round 3, client 5: burnt): 2 of 4 rounds are shown here." in page.read_text()
         assert f"report of the rounds so far: {page}" in capsys.readouterr().err
     with locked_run(str(tmp_path / "out")) as stopped:
         going_on = experiment.begin(prepare(stopped))
-    assert run_record.of_folder(storage_path(tmp_path / "out")).standing == "unfinished after round 2 of 4"
+    assert run_record.of_folder(storage_path(tmp_path / "out")).progress == "unfinished after round 2 of 4"
     going_on.close(30.0)
 
 

@@ -323,17 +323,17 @@ def test_damaged_records_are_one_clear_message_of_every_command(run, capsys, tmp
     shutil.copytree(run.folder, damaged, ignore=shutil.ignore_patterns("checkpoints"))
     for name, harm, message, commands in (
         ("rounds.parquet", cut_off, "cannot be read: ", ("report", "compare", "replay")),
-        ("rounds.parquet", without("energy_j"), "rounds.parquet does not tell 'energy_j'", ("report", "compare")),
+        ("rounds.parquet", without("energy_j"), "rounds.parquet has no 'energy_j'", ("report", "compare")),
         ("clients.parquet", cut_off, "cannot be read: ", ("report", "replay")),
         ("clients.parquet", overwritten, "cannot be read: ", ("report", "replay")),
-        ("clients.parquet", without("fate"), "clients.parquet does not tell 'fate'", ("report", "replay")),
+        ("clients.parquet", without("fate"), "clients.parquet has no 'fate'", ("report", "replay")),
         ("channels.parquet", cut_off, "cannot be read: ", ("report",)),
-        ("channels.parquet", without("unit"), "channels.parquet does not tell 'unit'", ("report",)),
+        ("channels.parquet", without("unit"), "channels.parquet has no 'unit'", ("report",)),
         ("partition.parquet", cut_off, "cannot be read: ", ("report",)),
         ("devices.parquet", cut_off, "cannot be read: ", ("report", "replay")),
-        ("plan.json", lambda _: b'{"units": 3}', "plan.json does not tell 'groups'", ("report",)),
-        ("run.json", lambda _: b"[]", "run.json is no JSON object", ("report", "compare", "resume")),
-        ("summary.json", lambda _: b"[]", "summary.json is no JSON object", ("report", "compare", "replay")),
+        ("plan.json", lambda _: b'{"units": 3}', "plan.json has no 'groups'", ("report",)),
+        ("run.json", lambda _: b"[]", "run.json is not a JSON object", ("report", "compare", "resume")),
+        ("summary.json", lambda _: b"[]", "summary.json is not a JSON object", ("report", "compare", "replay")),
         ("config.yaml", lambda whole: whole + b"rouds: 3\n", "is not a setting", ("report", "compare", "replay")),
     ):
         whole = (damaged / name).read_bytes()

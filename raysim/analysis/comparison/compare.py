@@ -1,4 +1,4 @@
-"""Compares runs that are there already: one table, and a report with fronts and curves."""
+"""Compare existing runs: one table, and a report with Pareto fronts and curves."""
 
 import json
 from collections.abc import Sequence
@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysim.analysis.comparison import reached, rows, views
+from raysim.analysis.comparison import columns, notes, rows
+from raysim.analysis.comparison.figures import default_target, figures_of
 from raysim.analysis.comparison.rows import Row
 from raysim.analysis.comparison.sources import Sources
-from raysim.analysis.comparison.views import Column
+from raysim.analysis.comparison.table import table_of
+from raysim.analysis.tables import text
+from raysim.analysis.tables.columns import Column
 from raysim.core.errors import SettingError
 from raysim.core.storage import atomic
 from raysim.core.storage.local import storage_path
@@ -23,42 +26,45 @@ class Compared:
     """Runs side by side.
 
     Attributes:
-        rows: What is compared.
-        baseline: The row that others are held against.
-        targets: Accuracies whose costs are told.
-        table: Figures of each row.
-        notes: What stands in the way of comparing.
+        rows: The rows.
+        baseline: The row that others are compared with.
+        targets: Accuracies whose costs are shown.
+        table: The figures of each row.
+        limits: Notes on what limits the comparison.
     """
 
     rows: Sequence[Row]
     baseline: Row
     targets: Sequence[float]
     table: Sequence[dict[str, Any]]
-    notes: Sequence[str]
+    limits: Sequence[str]
 
     @property
     def title(self) -> str:
-        """What is compared, in one line."""
+        """Data sets and models, in one line."""
         data = sorted({run.settings.data.name for row in self.rows for run in row.runs})
         models = sorted({run.settings.model.name for row in self.rows for run in row.runs})
         return f"Comparison on {', '.join(data)} with {', '.join(models)}"
 
     @property
     def columns(self) -> list[Column]:
-        """The table as text."""
-        return views.columns_of(self.table)
+        """The columns of the table, as text."""
+        return columns.columns_of(self.table)
 
     @property
-    def notes_below(self) -> list[str]:
-        """What stands below the table."""
-        return views.notes_below(self.baseline.label, self.notes, self.columns)
+    def notes(self) -> list[str]:
+        """The notes below the table."""
+        return [notes.how_to_read(self.baseline.label, self.columns), *self.limits]
 
     def content(self) -> dict[str, Any]:
-        """Return all there is to say, ready for JSON."""
+        """Return everything, ready for JSON."""
         return {
-            "title": self.title, "baseline": self.baseline.label, "targets": list(self.targets),
-            "rows": list(self.table), "notes": list(self.notes),
-        }  # fmt: skip
+            "title": self.title,
+            "baseline": self.baseline.label,
+            "targets": list(self.targets),
+            "rows": list(self.table),
+            "notes": list(self.limits),
+        }
 
 
 def compare(
@@ -67,10 +73,11 @@ def compare(
     """Compare runs.
 
     Args:
-        names: Each a run's folder or id, the folder or parent run of a comparison or a sweep, or an experiment.
-        tracking_uri: The MLflow store; none = MLFLOW_TRACKING_URI if set, else the default one.
-        baseline: Label of the row that others are held against; none = fedavg if it is there, else the first.
-        targets: Accuracies in (0, 1] whose costs are told; none = those of the runs' `evaluation.targets`, else 95 %
+        names: Each the folder or id of a run, the folder or parent run of a comparison or a sweep, or an experiment.
+        tracking_uri: The MLflow store; None: MLFLOW_TRACKING_URI if set, else the default.
+        baseline: The label of the row that others are compared with; None: fedavg if there is such a row, else the
+            first.
+        targets: Accuracies in (0, 1] whose costs are shown; empty: those of the runs' `evaluation.targets`, else 95 %
             of what the baseline reached.
 
     Raises:
@@ -85,13 +92,14 @@ def compare(
     against = rows.baseline_of(grouped, baseline)
     _check_scored(grouped, against)
     wanted = sorted(set(targets)) or _targets_of(grouped, against)
-    table = reached.table_of(grouped, against, wanted)
-    return Compared(grouped, against, wanted, table, [*sources.notes, *repeated, *rows.notes_of(grouped, against)])
+    table = table_of(grouped, against, wanted)
+    limits = [*sources.notes, *repeated, *notes.limits_of(grouped, against)]
+    return Compared(grouped, against, wanted, table, limits)
 
 
 def _check_scored(grouped: Sequence[Row], baseline: Row) -> None:
-    """Refuse rows that have no accuracy in common: with the baseline, or, where it stands alone, at all."""
-    unscored = [row for row in grouped if not any("accuracy" in reached.figures_of(run.rounds) for run in row.runs)]
+    """Refuse a baseline without any accuracy, and rows of which none has one besides the baseline."""
+    unscored = [row for row in grouped if not any("accuracy" in figures_of(run.rounds) for run in row.runs)]
     if not unscored or (baseline not in unscored and len(unscored) < len(grouped) - 1):
         return
     for run in unscored[0].runs:
@@ -102,9 +110,9 @@ def _check_scored(grouped: Sequence[Row], baseline: Row) -> None:
 
 
 def _targets_of(grouped: Sequence[Row], baseline: Row) -> list[float]:
-    asked = {target for row in grouped for run in row.runs for target in run.settings.evaluation.targets}
-    default = reached.default_target([reached.figures_of(run.rounds) for run in baseline.counted])
-    return sorted(asked) or ([] if default is None else [default])
+    given = {target for row in grouped for run in row.runs for target in run.settings.evaluation.targets}
+    default = default_target([figures_of(run.rounds) for run in baseline.counted])
+    return sorted(given) or ([] if default is None else [default])
 
 
 def write(compared: Compared, folder: Path) -> None:
@@ -116,12 +124,14 @@ def write(compared: Compared, folder: Path) -> None:
     from raysim.analysis.comparison import page  # Plotly takes a while to import
 
     make_folder(folder)
-    columns, notes, title = compared.columns, compared.notes_below, compared.title
+    title, shown, below = compared.title, compared.columns, compared.notes
     texts = (
-        views.to_markdown(columns, title, notes), views.to_csv(compared.table), views.to_latex(columns, title, notes),
+        text.to_markdown(shown, title, below),
+        text.to_csv(columns.csv_lines(compared.table)),
+        text.to_latex(shown, title, below, "tab:comparison"),
         json.dumps(compared.content(), indent=2),
-        page.render(title, compared.rows, compared.table, columns, notes, compared.targets),
-    )  # fmt: skip
+        page.render(title, compared.rows, compared.table, shown, below, compared.targets),
+    )
     with as_setting(storage_path(folder), "cannot be written"):
-        for name, text in zip(FILES, texts, strict=True):
-            atomic.write_text(folder / name, text)
+        for name, content in zip(FILES, texts, strict=True):
+            atomic.write_text(folder / name, content)

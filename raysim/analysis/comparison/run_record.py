@@ -1,39 +1,49 @@
-"""What is recorded of a run that is compared: its settings, its rounds, and how it ended."""
+"""The record of a run that is compared: its settings, its rounds, and how it ended."""
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raysim.config.experiment import ExperimentSettings
-from raysim.core.storage.local import storage_path
 from raysim.core.storage.path import StoragePath
 from raysim.core.tensors import Columns
-from raysim.simulation import records
-from raysim.tracking import run_reader
+from raysim.tracking.run_files import SETTINGS, check_has, reading
+from raysim.tracking.run_reader import STATES, RunReader, digests_in
+
+if TYPE_CHECKING:
+    from raysim.tracking.mlflow_reader import MlflowReader, TrackedRun
 
 STOPPED_EARLY = "stopped early"
-"""How a trial of a sweep ended that was given up for better ones."""
+"""The state of a trial that its sweep stopped in favour of better ones."""
 COLUMNS = ("round", "accuracy", "simulated_s", "bytes", "energy_j")
-"""What a table of rounds has to tell."""
+"""Columns that a table of rounds must have."""
+JOULES = "energy/total_j"
+IN_MLFLOW = {
+    "clock/simulated_s": "simulated_s",
+    "traffic/total_bytes": "bytes",
+    JOULES: "energy_j",
+    "accuracy/global": "accuracy",
+    "pruning_ratio/mean": "pruning_ratio/mean",
+    "clients/counted": "clients/counted",
+}
+"""Metrics in MLflow that replace a table of rounds, with their columns."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunRecord:
-    """A run as it was written down.
+    """The record of a run.
 
     Attributes:
-        name: What the user calls it: folder, or id in MLflow.
+        name: The folder or id of the run.
         run_id: Its id in MLflow, if it is known.
         settings: The experiment.
-        state: Empty if it has ended as it should, else how it stands: `failed`, `stopped`, `running`, `stopped early`
-            or `unfinished`.
+        state: Empty for a run that has finished, else `failed`, `stopped`, `running`, `stopped early` or
+            `unfinished`.
         digests: Hashes of its `data` and `partition`, as far as they are known.
-        rounds: What was recorded of its rounds: a row each; empty if there is none.
-        label: What its comparison calls the row it belongs to, if it is of one.
+        rounds: Its table of rounds; empty if none is recorded.
+        label: The label of its row in the comparison that it belongs to, if any.
     """
 
     name: str
@@ -46,85 +56,65 @@ class RunRecord:
 
     @property
     def num_rounds(self) -> int:
-        """Rounds that were recorded."""
+        """The number of recorded rounds."""
         return len(self.rounds["round"]) if self.rounds else 0
 
     @property
-    def standing(self) -> str:
-        """How it stands, in words; empty if it has ended as it should."""
+    def progress(self) -> str:
+        """The state with the number of rounds; empty for a run that has finished."""
         return f"{self.state} after round {self.num_rounds} of {self.settings.rounds}" if self.state else ""
 
 
 def of_folder(folder: StoragePath) -> RunRecord:
-    """Read a run from its folder, whether it has ended or not.
+    """Return the record of the run in a folder, whether it has finished or not.
 
     Raises:
         SettingError: If it cannot be read.
     """
-    name = str(folder)
-    with run_reader.reading(folder):
-        with (folder / "config.yaml").fetched() as path:
-            settings = run_reader.settings_of(path, name)
-        noted, summary = (run_reader.json_of(folder / file) for file in ("run.json", "summary.json"))
-        rounds = _rounds_of(folder, is_over=bool(summary))
-    run_id = str(summary.get("run_id") or noted.get("run_id") or "")
-    state, digests = _state_of(summary, noted), run_reader.digests_in(noted, summary)
-    return RunRecord(name, run_id, settings, state, digests, rounds, summary.get("label"))
+    with RunReader.of_folder(folder) as run:
+        label = run.summary.get("label")
+        return RunRecord(run.name, run.run_id, run.settings, _state(run.state), run.digests, _rounds(run), label)
 
 
-def _state_of(summary: Mapping[str, Any], noted: Mapping[str, Any]) -> str:
-    if not summary:
-        return str(noted.get("state", "unfinished"))
-    return "failed" if summary.get("failure") else str(summary.get("state", ""))
+def of_tracked(store: "MlflowReader", tracked: "TrackedRun") -> RunRecord | None:
+    """Return the record of a run in MLflow; None if raysim did not make it.
 
+    The rounds of a run that goes on are its metrics, since MLflow has no table of them yet.
 
-def _rounds_of(folder: StoragePath, is_over: bool) -> Columns:
-    """Return the rounds of a run; where it is not over those of its parts, since the table may be of before."""
-    table, parts = folder / "rounds.parquet", folder / "rounds"
-    has_parts = any(part.name.endswith(".parquet") for part in parts.children())
-    if table.is_file() and (is_over or not has_parts):
-        return _read(table)
-    if not has_parts:
-        return {}
-    with tempfile.TemporaryDirectory() as merged:
-        return _read(records.merge_parts(parts, Path(merged) / "rounds.parquet", together=True))
-
-
-def _read(table: StoragePath) -> Columns:
-    rounds = records.read(table)
-    run_reader.check_told(table.name, rounds, COLUMNS)
-    return rounds
-
-
-def of_artifacts(copied: Path, name: str, state: str, tags: Mapping[str, str]) -> RunRecord:
-    """Read a run from copies of its artifacts in MLflow: `config.yaml`, and those of its records that are there.
-
-    What its summary tells goes before the state: interrupted after its last round, a run has one and is whole.
+    Raises:
+        SettingError: If it cannot be read.
     """
-    table = storage_path(copied / "rounds.parquet")
-    with run_reader.reading(name):
-        summary = run_reader.json_of(storage_path(copied / "summary.json"))
-        rounds = _read(table) if table.is_file() else {}
-        settings = run_reader.settings_of(copied / "config.yaml", name)
-    state = _state_of(summary, {}) if summary else state
-    return RunRecord(name, name, settings, state, run_reader.digests_in(tags, {}), rounds, tags.get("label"))
+    known = tracked.tags.get("state") or STATES.get(tracked.status, tracked.status.lower())
+    is_running = known == "running"
+    with RunReader.of_artifacts(store, tracked.id) as run:
+        if not run.has(SETTINGS):
+            return None
+        has_table = not is_running and run.has("rounds.parquet")
+        rounds = _rounds(run) if has_table else _rounds_in_metrics(store, tracked.id)
+        state = run.state if known in ("failed", "stopped") else known  # after its last round it may have a summary
+        digests, label = digests_in(tracked.tags, {}), tracked.tags.get("label")
+        return RunRecord(run.name, run.name, run.settings, _state(state), digests, rounds, label)
 
 
-JOULES = "energy/total_j"
-IN_MLFLOW = {
-    "clock/simulated_s": "simulated_s", "traffic/total_bytes": "bytes", JOULES: "energy_j",
-    "accuracy/global": "accuracy", "pruning_ratio/mean": "pruning_ratio/mean", "clients/counted": "clients/counted",
-}  # fmt: skip
-"""Metrics that tell what a comparison asks, where a run's table of rounds is not to be had, with their columns."""
+def _state(state: str) -> str:
+    return "" if state == "finished" else state
 
 
-def rounds_from(histories: Mapping[str, Mapping[int, float]]) -> Columns:
-    """Return rounds from metrics by step, as far as they tell."""
+def _rounds(run: RunReader) -> Columns:
+    if run.rounds:
+        with reading(run.name):
+            check_has("rounds.parquet", run.rounds, COLUMNS)
+    return run.rounds
+
+
+def _rounds_in_metrics(store: "MlflowReader", run_id: str) -> Columns:
+    """Return the rounds of a run as far as its metrics have them."""
+    histories = {key: store.history(run_id, key) for key in IN_MLFLOW}
     steps = sorted(histories["clock/simulated_s"])
     if not steps:
         return {}
     columns: Columns = {"round": np.array(steps)}
     for key, column in IN_MLFLOW.items():
-        missing = 0.0 if key == JOULES else np.nan  # of joules nothing is told before any have been spent
+        missing = 0.0 if key == JOULES else np.nan  # joules are logged from the first that are spent
         columns[column] = np.array([histories[key].get(step, missing) for step in steps])
     return columns

@@ -1,4 +1,4 @@
-"""From a run's name to its replay on other devices or with another deadline."""
+"""Replay a finished run on other devices or with another deadline."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.analysis.replay import changes
-from raysim.analysis.replay.changes import Unknown
-from raysim.analysis.replay.rounds import Replayed, replay_rounds
-from raysim.analysis.replay.source import Recorded
-from raysim.analysis.replay.starts import Conditions
-from raysim.analysis.replay.unknown import not_reproduced, of_rounds
+from raysim.analysis.replay import other_devices, unknown
+from raysim.analysis.replay.finished_run import FinishedRun
+from raysim.analysis.replay.rounds import ReplayedRound, replay_rounds
+from raysim.analysis.replay.unknown import Unknown
+from raysim.analysis.replay.work import Conditions
 from raysim.clock.modes import DEADLINE, ClockRules
 from raysim.config import loader
 from raysim.config.population import PopulationSettings
@@ -25,33 +24,33 @@ from raysim.simulation.build import clock_rules, method_of
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Replay:
-    """A run timed anew.
+    """A run, timed again.
 
     Attributes:
         recorded: The run.
-        rounds: Its rounds, timed anew.
+        rounds: Its rounds, timed again.
         changed: Which recorded rows' clients would have trained another submodel, `(rows,)`.
-        unknown: What a replay cannot tell.
+        unknown: What the replay cannot know.
     """
 
-    recorded: Recorded
-    rounds: Sequence[Replayed]
+    recorded: FinishedRun
+    rounds: Sequence[ReplayedRound]
     changed: NDArray[np.bool_]
     unknown: Sequence[Unknown]
 
     @property
     def flagged_rounds(self) -> list[int]:
-        """Rounds in which other work counts than in the recorded ones, or others would have been asked."""
-        return [each.round for each in self.rounds if each.other_work or each.answers or each.asks_others]
+        """The rounds in which other work counts than in the run, or other clients would have been selected."""
+        return [each.round for each in self.rounds if each.other_work or each.answers or each.selects_others]
 
 
-def replay(recorded: Recorded, others: Devices | None = None, deadline_s: float | None = None) -> Replay:
-    """Time a finished run anew, without training.
+def replay(recorded: FinishedRun, others: Devices | None = None, deadline_s: float | None = None) -> Replay:
+    """Time a finished run again, without training.
 
     Args:
         recorded: The run.
-        others: Other devices of all its clients; none = its own.
-        deadline_s: Another deadline of each round; none = as the run had it.
+        others: Other devices of all its clients; None: its own.
+        deadline_s: Another deadline of each round; None: that of the run.
 
     Raises:
         SettingError: If a deadline has no effect.
@@ -60,28 +59,27 @@ def replay(recorded: Recorded, others: Devices | None = None, deadline_s: float 
     rules = with_deadline(clock_rules(settings), deadline_s)
     method = method_of(settings)
     devices = recorded.devices if others is None else others
-    moved = not changes.are_same(recorded.devices, devices)
+    moved = not other_devices.are_same(recorded.devices, devices)
     changed = np.zeros(len(recorded.clients["client"]), dtype=np.bool_)
     if moved:
-        under = changes.keep_ratios_under(recorded, method, devices)
+        under = other_devices.keep_ratios_under(recorded, method, devices)
         changed = under != recorded.clients["keep_ratio"]
     refit = rules.accept_partial and (moved or deadline_s is not None) and method.work is None
-    conditions = Conditions(
-        devices, rules, settings.seed, settings.selection.clients_per_round,
-        settings.training.epochs if refit else None, method.min_epochs,
-    )  # fmt: skip
-    asks_others = moved and changes.asks_by_device(settings.selection.rule, recorded.devices, devices)
+    epochs = settings.training.epochs if refit else None
+    cohort_size = settings.selection.clients_per_round
+    conditions = Conditions(devices, rules, settings.seed, cohort_size, epochs, method.min_epochs)
+    selects_others = moved and other_devices.selects_by_device(settings.selection.rule, recorded.devices, devices)
     knows_accuracy = not (moved and method.learns_widths)
-    rounds = list(replay_rounds(recorded, conditions, changed, knows_accuracy, asks_others))
+    rounds = list(replay_rounds(recorded, conditions, changed, knows_accuracy, selects_others))
     if not moved and deadline_s is None:
-        return Replay(recorded, rounds, changed, not_reproduced(recorded, rounds))
-    unknown = not_reproduced(recorded, as_it_was(recorded, conditions))
-    unknown += changes.of_devices(recorded, method, devices) if moved else []
-    return Replay(recorded, rounds, changed, unknown + of_rounds(recorded, method, rounds, changed))
+        return Replay(recorded, rounds, changed, unknown.not_reproduced(recorded, rounds))
+    found = unknown.not_reproduced(recorded, unchanged(recorded, conditions))
+    found += unknown.of_devices(recorded, method, devices) if moved else []
+    return Replay(recorded, rounds, changed, found + unknown.of_rounds(recorded, method, rounds, changed))
 
 
-def as_it_was(recorded: Recorded, conditions: Conditions) -> list[Replayed]:
-    """Return a run's rounds, timed again on its own devices with its own deadline."""
+def unchanged(recorded: FinishedRun, conditions: Conditions) -> list[ReplayedRound]:
+    """Return the rounds of a run, timed again on its own devices with its own deadline."""
     rules = clock_rules(recorded.settings)
     own = replace(conditions, devices=recorded.devices, rules=rules, epochs=None)
     return list(replay_rounds(recorded, own, np.zeros(len(recorded.clients["client"]), dtype=np.bool_)))
@@ -105,8 +103,8 @@ def with_deadline(rules: ClockRules, deadline_s: float | None) -> ClockRules:
     return replace(rules, mode=DEADLINE, deadline_s=deadline_s)
 
 
-def read_devices(path: Path, recorded: Recorded) -> Devices:
-    """Deal other devices to a run's clients: as an experiment's `population` in a file tells, or a whole experiment.
+def read_devices(path: Path, recorded: FinishedRun) -> Devices:
+    """Assign other devices to the clients of a run, from the `population` section in a file or a whole experiment.
 
     Raises:
         SettingError: If the file cannot be read, a setting is not allowed, or it is for another number of clients.
@@ -125,7 +123,7 @@ def read_devices(path: Path, recorded: Recorded) -> Devices:
 
 @contextmanager
 def errors_of(path: Path) -> Iterator[None]:
-    """Name the file of other devices in what is not allowed."""
+    """Name the file of other devices in errors."""
     try:
         yield
     except SettingError as error:

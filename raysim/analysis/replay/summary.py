@@ -1,4 +1,4 @@
-"""A replay as one JSON object, and as tables that a person reads."""
+"""Summarise a replay as one JSON object, and as tables for the terminal."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,14 +16,24 @@ from raysim.simulation.state import summary_of, targets_of
 COMPARED = (
     "rounds", "simulated_s", "energy_j", "down_bytes", "up_bytes", "train_flops", "fates", "empty_rounds", "targets",
 )  # fmt: skip
+"""Entries of the run's own summary that are shown beside those of the replay."""
+
+
+AMOUNTS = (
+    ("energy of the devices", "energy_j", "J"),
+    ("download", "down_bytes", "B"),
+    ("upload", "up_bytes", "B"),
+    ("training", "train_flops", "FLOP"),
+)
+"""Title, entry of the summary, and unit of the amounts in the table of the run."""
 
 
 def summary_from(replay: Replay) -> dict[str, Any]:
-    """Return what a replayed run spends and reaches, by the names of a run's own summary."""
+    """Return what a replayed run spends and reaches, under the names of a run's own summary."""
     recorded, last = replay.recorded, replay.rounds[-1]
     settings, totals, knows = recorded.settings, last.totals, last.knows_accuracy
     prices = Prices(**settings.costs.model_dump())
-    costs = costs_of(prices, totals.energy_j, wall_s=0.0)  # of these machines nothing is asked here
+    costs = costs_of(prices, totals.energy_j, wall_s=0.0)  # the cost of the machines is not replayed
     return {
         "replayed_from": {"run": recorded.name, "run_id": recorded.summary.get("run_id")},
         "experiment": settings.experiment,
@@ -47,14 +57,14 @@ def summary_from(replay: Replay) -> dict[str, Any]:
 
 
 def _targets(replay: Replay) -> list[dict[str, Any]]:
-    """Return when targets are reached; `known` is false where the accuracy was lost before."""
+    """Return when targets are reached; `known` is false if the accuracy is not known before that."""
     last = replay.rounds[-1]
     targets = targets_of(last.totals, replay.recorded.settings.evaluation.targets)
     return [target | {"known": last.knows_accuracy or target["round"] is not None} for target in targets]
 
 
 def tier_rows(replay: Replay) -> list[dict[str, Any]]:
-    """Return for each tier of the run the mean seconds of its clients' work, recorded and replayed."""
+    """Return the mean seconds of a client's work for each tier of the run, recorded and replayed."""
     recorded = replay.recorded.clients
     names = ("row", "total_s", "fate")
     now = {name: np.concatenate([each.clients[name] for each in replay.rounds]) for name in names}
@@ -62,11 +72,8 @@ def tier_rows(replay: Replay) -> list[dict[str, Any]]:
     for tier in np.unique(recorded["tier"]):
         before = (recorded["tier"] == tier) & np.isin(recorded["fate"], ABSENT, invert=True)
         after = (recorded["tier"][now["row"]] == tier) & np.isin(now["fate"], ABSENT, invert=True)
-        rows.append({
-            "tier": str(tier),
-            "recorded_s": _mean(recorded["total_s"][before]),
-            "replayed_s": _mean(now["total_s"][after]),
-        })  # fmt: skip
+        recorded_s, replayed_s = _mean(recorded["total_s"][before]), _mean(now["total_s"][after])
+        rows.append({"tier": str(tier), "recorded_s": recorded_s, "replayed_s": replayed_s})
     return rows
 
 
@@ -75,18 +82,15 @@ def _mean(seconds: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float | None
 
 
 def tables(summary: Mapping[str, Any]) -> list[Table]:
-    """Return what is before and after as tables: of the run, of its tiers."""
+    """Return the run before and after, and its tiers before and after, as tables."""
     before, run = summary["recorded"], Table(title=f"{summary['method']}, {summary['rounds']} rounds, replayed")
     for heading in ("", "recorded", "replayed"):
         run.add_column(heading, justify="right" if heading else "left")
     run.add_row("simulated time", duration(before["simulated_s"]), duration(summary["simulated_s"]))
-    for name, key, unit in (
-        ("energy of the devices", "energy_j", "J"), ("down", "down_bytes", "B"), ("up", "up_bytes", "B"),
-        ("computed", "train_flops", "FLOP"),
-    ):  # fmt: skip
+    for name, key, unit in AMOUNTS:
         run.add_row(name, *(in_unit(each[key], unit) for each in (before, summary)))
     run.add_row("client rounds that count", *(_counted(each["fates"]) for each in (before, summary)))
-    run.add_row("rounds of nobody's work", *(str(each["empty_rounds"]) for each in (before, summary)))
+    run.add_row("rounds without any update", *(str(each["empty_rounds"]) for each in (before, summary)))
     for was, target in zip(before["targets"], summary["targets"], strict=True):
         run.add_row(f"accuracy {target['accuracy']:g}", _target(was), _target(target))
     tiers = Table(title="mean seconds of a client's work")
@@ -123,23 +127,23 @@ def _target(target: Mapping[str, Any]) -> str:
 
 
 def unknown_lines(summary: Mapping[str, Any]) -> list[str]:
-    """Return what a replay cannot tell, one line each."""
+    """Return what the replay cannot know, one line each."""
     if summary["exact"]:
-        return ["exact: nothing of this depends on what would have been learned or asked otherwise"]
-    lines = ["not known, or taken as recorded:"]
+        return ["exact: nothing of this depends on another model or on other selected clients"]
+    lines = ["not known, or assumed to be as recorded:"]
     for each in summary["unknown"]:
-        of = [f"{each[what]} {what.replace('_', ' ')}" for what in ("client_rounds", "rounds") if each[what]]
-        lines.append(f"  {each['reason']}" + (f" ({', '.join(of)})" if of else ""))
+        counts = [f"{each[name]} {name.replace('_', ' ')}" for name in ("client_rounds", "rounds") if each[name]]
+        lines.append(f"  {each['reason']}" + (f" ({', '.join(counts)})" if counts else ""))
     flagged = summary["flagged_rounds"]
     return lines + (
-        [f"  rounds in which other work counts, or others would have been asked: {in_short(flagged)}"]
+        [f"  rounds in which other work counts, or others would have been selected: {in_short(flagged)}"]
         if flagged
         else []
     )
 
 
 def in_short(rounds: Sequence[int]) -> str:
-    """Write round numbers with runs of them joined.
+    """Write round numbers, consecutive ones as a range.
 
     >>> in_short([1, 2, 3, 5, 8, 9])
     '1-3, 5, 8-9'

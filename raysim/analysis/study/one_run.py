@@ -1,4 +1,4 @@
-"""One run of a comparison, from scenario to outcome: a pure function that any process may call."""
+"""Execute one run of a comparison, from scenario to outcome, in any process."""
 
 import tempfile
 import time
@@ -21,26 +21,23 @@ from raysim.simulation import metrics
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import RoundReport, Storage
 
-LAST = 10
-"""Evaluations whose mean is the primary accuracy (specification, section 4)."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """What came out of a run, or out of the rounds before it failed.
+    """The outcome of a run, or of the rounds before it failed.
 
     Attributes:
-        digests: Hashes of the data, of who owns which rows and devices, and of the test rows.
+        digests: Hashes of the data, of the partition with its devices, and of the test rows.
         started_ms: When it began, in milliseconds since 1970.
         wall_s: Measured seconds.
         reports: One per round.
-        params: The final model as it is handed out, empty where the run failed.
-        params_sha256: Hash of the final parameters.
-        failure: Why it stopped before its last round, else empty.
+        params: The final model as it is served; None if the run failed.
+        params_sha256: The hash of the final parameters; empty if the run failed.
+        failure: Why it stopped before its last round; empty if it did not.
         details: The traceback of an unexpected failure.
-        untold: Metrics of its rounds that MLflow is not told of.
-        full_model: What the full model costs, by name.
-        devices: Those of all clients; none = its process was lost.
+        untold: Metrics of its rounds that are not logged to MLflow.
+        full_model: The costs of the full model, by name.
+        devices: The devices of all clients; None if its process was lost.
     """
 
     digests: dict[str, str]
@@ -57,21 +54,24 @@ class Outcome:
 
     @property
     def accuracies(self) -> list[float]:
-        """Test accuracy at each evaluation of the global model."""
+        """The test accuracy at each evaluation of the global model."""
         return [report.score.accuracy for report in self.reports if report.score is not None]
 
 
 def run_one(scenario: Scenario) -> Outcome:
-    """Play a scenario in this process; a failure is part of the outcome, not an exception."""
+    """Run a scenario in this process; a failure is part of the outcome, not an exception."""
     devices = scenario.workload.population.devices
     found: dict[str, Any] = {
-        "started_ms": int(time.time() * 1000), "digests": digests_of(scenario), "devices": devices,
-        "untold": metrics.left_out(devices, scenario.diagnose_every > 0), "full_model": asdict(scenario.costs.dense),
-    }  # fmt: skip
+        "started_ms": int(time.time() * 1000),
+        "digests": digests_of(scenario),
+        "devices": devices,
+        "untold": metrics.left_out(devices, scenario.diagnose_every > 0),
+        "full_model": asdict(scenario.costs.dense),
+    }
     reports: list[RoundReport] = []
     started = time.monotonic()
     try:
-        found |= _play(scenario, reports)
+        found |= _execute(scenario, reports)
     except RunFailedError as error:
         found |= {"failure": str(error), "details": error.details}
     except Exception as error:
@@ -79,9 +79,9 @@ def run_one(scenario: Scenario) -> Outcome:
     return Outcome(wall_s=time.monotonic() - started, reports=tuple(reports), **found)
 
 
-def _play(scenario: Scenario, reports: list[RoundReport]) -> dict[str, Any]:
+def _execute(scenario: Scenario, reports: list[RoundReport]) -> dict[str, Any]:
     runner = InProcessRunner()
-    with tempfile.TemporaryDirectory() as folder:  # a run of a comparison is not resumed: nothing is kept on disk
+    with tempfile.TemporaryDirectory() as folder:  # runs of a comparison are not resumed
         for report in runner.run(scenario, Storage(Path(folder), every=scenario.rounds, keep=1)):
             reports.append(report)
         state = runner.final_state()
@@ -90,7 +90,7 @@ def _play(scenario: Scenario, reports: list[RoundReport]) -> dict[str, Any]:
 
 
 def digests_of(scenario: Scenario) -> dict[str, str]:
-    """Return the hashes of what all runs of a comparison share."""
+    """Return the hashes of data, partition and test rows, which all runs of a comparison share."""
     workload = scenario.workload
     return {
         "data": workload.data.digest,

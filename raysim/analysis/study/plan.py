@@ -1,4 +1,4 @@
-"""From a comparison file to its runs: every method with every seed, over one split."""
+"""Plan the runs of a comparison file: every method with every seed, over one split."""
 
 import copy
 import re
@@ -14,17 +14,17 @@ from raysim.core.errors import SettingError, nearest_first
 from raysim.simulation.build import check_names
 
 OWN = ("method", "server", "training")
-"""Groups of settings a row may have of its own; all others are shared, so that rows can be compared."""
+"""Groups of settings that may differ between rows; all others are shared, so that rows can be compared."""
 FIXED = {"seed": "--seeds", "method.name": "--methods"}
 
 
 class MethodEntry(Settings):
-    """One row: a method with settings of its own; a bare name stands for one without."""
+    """One row: a method with its own settings; a bare name is a method without any."""
 
     name: str
     """Method, as in `method.name`."""
     label: str | None = None
-    """Name of the row; null = the method's. A method may have several rows, with different labels."""
+    """Name of the row; null: the method's. A method may have several rows with different labels."""
     set: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
     """Settings of this row, under `method`, `server` or `training`: `{training.learning_rate: 0.1}`."""
 
@@ -43,7 +43,7 @@ class ComparisonSettings(Settings):
     """One comparison."""
 
     base: dict[str, Any]
-    """An experiment's settings, or the path of an experiment file, relative to this one; its method is replaced."""
+    """The settings of an experiment, or the path of its file relative to this one; its method is replaced."""
     set: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
     """Settings that replace the base's in all rows, by dotted name: `{rounds: 40}`."""
     methods: list[MethodEntry]
@@ -62,12 +62,12 @@ class Run:
 
     @property
     def label(self) -> str:
-        """Name of the row it belongs to."""
+        """The name of its row."""
         return self.entry.title
 
     @property
     def folder_name(self) -> str:
-        """Name of the folder that its files go to."""
+        """The name of the folder for its files."""
         return f"{self.entry.file_name}-seed{self.seed}"
 
 
@@ -76,9 +76,9 @@ class Comparison:
     """A comparison that is ready to run.
 
     Attributes:
-        settings: What was asked for.
-        base: The settings all runs share; its method is not looked at.
-        runs: Method by method, seeds in order.
+        settings: The content of the file.
+        base: The settings that all runs share; its method is ignored.
+        runs: Method by method, with seeds in order.
     """
 
     settings: ComparisonSettings
@@ -94,8 +94,8 @@ def load(
     Args:
         path: The comparison file.
         overrides: Experiment settings that replace those of all rows, as `training.learning_rate=0.05`.
-        methods: Labels of the rows to keep, separated by commas; none = all.
-        seeds: Seeds in place of the file's, separated by commas.
+        methods: Labels of the rows to run, separated by commas; None: all.
+        seeds: Seeds that replace those of the file, separated by commas; None: those of the file.
 
     Raises:
         SettingError: If the file cannot be read or a setting is not allowed.
@@ -111,7 +111,7 @@ def load(
 
 
 def plan(settings: ComparisonSettings) -> Comparison:
-    """Return a comparison's runs.
+    """Return the runs of a comparison.
 
     Raises:
         SettingError: If a setting of a row is not allowed; the message names the row.
@@ -131,10 +131,10 @@ def plan(settings: ComparisonSettings) -> Comparison:
 
 
 def _check_executor(executor: ExecutorSettings) -> None:
-    """Refuse what has no effect where every run is played in one process."""
+    """Refuse settings without effect, since every run is executed in one process."""
     if executor.num_actors == "clients":
         raise SettingError(
-            "executor.num_actors='clients' is not allowed in a comparison; allowed: how many runs to play at a time"
+            "executor.num_actors='clients' is not allowed in a comparison; allowed: how many runs to execute at once"
         )
     if executor.client_timeout_s is not None:
         raise SettingError(
@@ -143,10 +143,10 @@ def _check_executor(executor: ExecutorSettings) -> None:
 
 
 def check_tracking(tracking: TrackingSettings, where: str) -> None:
-    """Refuse what has no effect where runs are many.
+    """Refuse settings without effect in a comparison or sweep.
 
     Raises:
-        SettingError: If clients are to have runs of their own.
+        SettingError: If each client is to have its own run in MLflow.
     """
     if tracking.client_runs:
         raise SettingError(f"tracking.client_runs=True has no effect in a {where}; allowed: false")
@@ -155,7 +155,7 @@ def check_tracking(tracking: TrackingSettings, where: str) -> None:
 def _settings_of(
     entry: MethodEntry, settings: ComparisonSettings, shared: dict[str, Any], base: ExperimentSettings
 ) -> ExperimentSettings:
-    """Return a row's settings: what it shares with the others, its own on top, one split, one process a run."""
+    """Return the settings of a row: the shared ones, then its own; with one split, and one process per run."""
     own = copy.deepcopy(shared) | {"method": {"name": entry.name}}
     try:
         for name, value in (*settings.set.items(), *entry.set.items()):
@@ -171,7 +171,7 @@ def _settings_of(
 
 
 def _normalised(content: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return a file's content with a bare method's name as an entry, and the base's path as its settings."""
+    """Return the content of a file with entries for bare names of methods, and the settings of the base's file."""
     content = dict(content)
     if isinstance(content.get("methods"), list):
         content["methods"] = [{"name": entry} if isinstance(entry, str) else entry for entry in content["methods"]]
@@ -212,10 +212,9 @@ def _seeds(text: str) -> list[int]:
 
 
 def _check(settings: ComparisonSettings) -> None:
-    asked: dict[str, list[Any]] = {
-        "methods": [entry.file_name for entry in settings.methods], "seeds": settings.seeds,
-    }  # fmt: skip
-    for name, values in asked.items():
+    names = [entry.file_name for entry in settings.methods]
+    given: dict[str, list[Any]] = {"methods": names, "seeds": settings.seeds}
+    for name, values in given.items():
         twice = [value for value in values if values.count(value) > 1]
         if not values or twice:
             found = f"{name}=[]" if not values else f"{name}: {twice[0]!r} is given twice, which"

@@ -1,41 +1,50 @@
-"""The table of a comparison that was played: means and spreads over seeds, held against dense clients."""
+"""Compute the table of a study: means and deviations over seeds, compared with dense clients.
+
+Unlike the table of `raysim compare`, which holds any runs against a baseline row from their recorded rounds, this one
+shows what the runs counted themselves: bytes and FLOPs in per cent of dense clients in the same cohorts.
+"""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raysim.analysis.comparison.reached import spread
-from raysim.analysis.comparison.views import Column, accuracy
-from raysim.analysis.study import text_tables
-from raysim.analysis.study.one_run import LAST, Outcome
+from raysim.analysis.study.one_run import Outcome
 from raysim.analysis.study.plan import MethodEntry, Run
+from raysim.analysis.tables import text
+from raysim.analysis.tables.columns import ACCURACIES, Column, accuracy
+from raysim.analysis.tables.statistics import LAST, spread
 from raysim.simulation.state import summary_of
 
 Figures = dict[str, Any]
 """What one run reached and spent, by name."""
 Row = dict[str, Any]
-"""What a method reached and spent: for each figure its mean and sample standard deviation over the seeds."""
+"""What a method reached and spent: for each figure the mean and sample standard deviation over seeds."""
 
 AVERAGED = (
     "accuracy_last10", "accuracy", "best_accuracy", "pruning_ratio_mean", "total_bytes", "bytes_percent_of_fedavg",
     "train_flops", "flops_percent_of_fedavg", "simulated_s", "simulated_percent_of_fedavg", "preparation_s",
     "preparation_bytes", "preparation_flops", "wall_s",
 )  # fmt: skip
-"""Figures a row has the mean and the spread of."""
+"""Figures of which a row has mean and deviation."""
 NOTES = (
     f"Test accuracy in percent, mean \u00b1 sample standard deviation over seeds: mean of the last {LAST} "
     "evaluations, the last one, the best. Bytes and FLOPs: percent of what dense clients of the same cohorts would "
-    "have spent. "
-    "Simulated seconds: mean over seeds, and percent of the row of fedavg. Preparation before round 1 is counted in."
+    "have spent. Simulated seconds: mean over seeds, and percent of the row of fedavg. Preparation before round 1 is "
+    "included."
 )
 
 
 def figures_of(run: Run, outcome: Outcome) -> Figures:
     """Return what one run reached and spent up to its last round."""
     figures: Figures = {
-        "label": run.label, "method": run.settings.method.name, "seed": run.seed, "rounds": len(outcome.reports),
-        "failure": outcome.failure, "wall_s": outcome.wall_s, "params_sha256": outcome.params_sha256,
-    }  # fmt: skip
+        "label": run.label,
+        "method": run.settings.method.name,
+        "seed": run.seed,
+        "rounds": len(outcome.reports),
+        "failure": outcome.failure,
+        "wall_s": outcome.wall_s,
+        "params_sha256": outcome.params_sha256,
+    }
     if not outcome.reports:
         return figures
     totals, last = outcome.reports[-1].totals, outcome.accuracies[-LAST:]
@@ -53,7 +62,7 @@ def rows_of(entries: Sequence[MethodEntry], runs: Sequence[Figures]) -> list[Row
     """Return one row per method, in the order of the file; only runs that finished count.
 
     Args:
-        entries: The rows asked for.
+        entries: The entries of the file.
         runs: What each run reached and spent, failed ones included.
     """
     finished = sorted((run for run in runs if not run["failure"]), key=lambda run: int(run["seed"]))
@@ -62,11 +71,14 @@ def rows_of(entries: Sequence[MethodEntry], runs: Sequence[Figures]) -> list[Row
     for entry in entries:
         own = [_against(run, dense) for run in finished if run["label"] == entry.title]
         failed = {run["seed"]: run["failure"] for run in runs if run["label"] == entry.title and run["failure"]}
-        rows.append({
-            "label": entry.title, "method": entry.name, "set": dict(entry.set),
-            "seeds": [run["seed"] for run in own], "failed": failed,
-            **{name: spread([run[name] for run in own if run[name] is not None]) for name in AVERAGED},
-        })  # fmt: skip
+        row: Row = {
+            "label": entry.title,
+            "method": entry.name,
+            "set": dict(entry.set),
+            "seeds": [run["seed"] for run in own],
+            "failed": failed,
+        }
+        rows.append(row | {name: spread([run[name] for run in own if run[name] is not None]) for name in AVERAGED})
     return rows
 
 
@@ -80,18 +92,19 @@ def _against(run: Figures, dense: Mapping[int, float]) -> Figures:
 
 
 def columns_of(rows: Sequence[Row]) -> list[Column]:
-    """Return the table as text."""
-    told = (
-        ("accuracy %", f"last {LAST}", "accuracy_last10", accuracy), ("accuracy %", "final", "accuracy", accuracy),
-        ("accuracy %", "best", "best_accuracy", accuracy), ("bytes", "% FedAvg", "bytes_percent_of_fedavg", _mean),
-        ("FLOPs", "% FedAvg", "flops_percent_of_fedavg", _mean), ("simulated", "seconds", "simulated_s", _mean),
-        ("simulated", "% FedAvg", "simulated_percent_of_fedavg", _mean),
-    )  # fmt: skip
+    """Return the columns of the table, as text."""
+    means = (
+        ("bytes", "% FedAvg", "bytes_percent_of_fedavg"),
+        ("FLOPs", "% FedAvg", "flops_percent_of_fedavg"),
+        ("simulated", "seconds", "simulated_s"),
+        ("simulated", "% FedAvg", "simulated_percent_of_fedavg"),
+    )
     return [
-        Column("", "row", [row["label"] for row in rows]),
-        *(Column(upper, lower, [text(row[name]) for row in rows]) for upper, lower, name, text in told),
+        Column("", "row", [row["label"] for row in rows], is_text=True),
+        *(Column("accuracy %", lower, [accuracy(row[name]) for row in rows]) for name, lower in ACCURACIES.items()),
+        *(Column(upper, lower, [_mean(row[name]) for row in rows]) for upper, lower, name in means),
         Column("", "seeds", [_seeds(row) for row in rows]),
-        Column("own", "settings", [_settings(row) for row in rows]),
+        Column("own", "settings", [_settings(row) for row in rows], is_text=True),
     ]
 
 
@@ -109,17 +122,16 @@ def _settings(row: Row) -> str:
 
 
 def notes_of(rows: Sequence[Row]) -> list[str]:
-    """Return what stands below the table: how it is read, and what failed."""
+    """Return the notes below the table: how it is read, and which runs failed."""
     failed = [(row["label"], seed, failure) for row in rows for seed, failure in row["failed"].items()]
     return [NOTES, *(f"{label}, seed {seed}: {failure}" for label, seed, failure in failed)]
 
 
 def to_csv(rows: Sequence[Row]) -> str:
     """Return the table as CSV with unrounded numbers, two columns for each figure."""
-    return text_tables.to_csv([
-        {
-            "label": row["label"], "method": row["method"], "seeds": len(row["seeds"]), "failed": len(row["failed"]),
-            **{f"{name}_{part}": row[name][part] for name in AVERAGED for part in ("mean", "std")},
-        }
-        for row in rows
-    ])  # fmt: skip
+    lines = []
+    for row in rows:
+        counts = {"seeds": len(row["seeds"]), "failed": len(row["failed"])}
+        values = {f"{name}_{part}": row[name][part] for name in AVERAGED for part in ("mean", "std")}
+        lines.append({"label": row["label"], "method": row["method"], **counts, **values})
+    return text.to_csv(lines)

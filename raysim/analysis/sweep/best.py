@@ -1,4 +1,4 @@
-"""Ends the best trial of a sweep as single runs end: with its report, its description in MLflow and its model."""
+"""Complete the best trial of a sweep like a single run: with report, description in MLflow and registered model."""
 
 import json
 import time
@@ -9,10 +9,10 @@ from typing import Any
 
 from raysim.analysis.sweep.journal import FINISHED
 from raysim.analysis.sweep.plan import Trial
-from raysim.analysis.sweep.record import SweepRecord
+from raysim.analysis.sweep.writer import SweepWriter
 from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
-from raysim.core.errors import SettingError, StoppedError, TrackingLostError
+from raysim.core.errors import SettingError, StoppedError, TrackingLostError, TrackingUnavailableError
 from raysim.core.log import be_quiet, is_quiet, say
 from raysim.core.storage import atomic
 from raysim.core.storage.local import storage_path
@@ -23,30 +23,30 @@ from raysim.simulation import checkpoint
 from raysim.simulation.build import build_scenario
 
 
-def complete(record: SweepRecord) -> None:
-    """End each run of the best trial as if it had been the only one; one that has been is left as it is.
+def complete(writer: SweepWriter) -> None:
+    """Complete each run of the best trial, if it is not complete yet.
 
     Raises:
-        KeyboardInterrupt: If it is interrupted, in whichever words a single run tells that.
-        RunFailedError: If what a run leaves cannot be written.
-        TrackingLostError: If MLflow does not listen.
+        KeyboardInterrupt: If it is interrupted, also where a single run would raise another error.
+        RunFailedError: If the results of a run cannot be written.
+        TrackingLostError: If MLflow is unavailable.
         ReportLostError: If a report cannot be made.
     """
-    best = record.journal.best(record.sweep.settings.mode)
-    if best is None or record.journal.standings[best].ended != FINISHED:
+    best = writer.journal.best(writer.sweep.settings.mode)
+    if best is None or writer.journal.standings[best].ended != FINISHED:
         return
-    trial = record.sweep.trials[best]
-    left = [run for run in trial.runs if not _is_complete(record.folder_of(trial, run))]
+    trial = writer.sweep.trials[best]
+    left = [run for run in trial.runs if not _is_complete(trial.folder_of(run, writer.folder))]
     if left:
         say(f"the best is {trial.title}; writing its reports and models")
-    with _in_silence():
+    with _quietly():
         for run in left:
-            _complete(record, trial, run)
+            _complete(writer, trial, run)
 
 
 @contextmanager
-def _in_silence() -> Iterator[None]:
-    """Show no progress of runs that have played all their rounds."""
+def _quietly() -> Iterator[None]:
+    """Show no progress, since all rounds are over."""
     before = is_quiet()
     be_quiet(True)
     try:
@@ -64,26 +64,24 @@ def _json_of(path: Path) -> dict[str, Any]:
     return content
 
 
-def _complete(record: SweepRecord, trial: Trial, run: ExperimentSettings) -> None:
-    path = record.folder_of(trial, run)
+def _complete(writer: SweepWriter, trial: Trial, run: ExperimentSettings) -> None:
+    path = trial.folder_of(run, writer.folder)
     folder = storage_path(path)
-    settings = loader.load(path / "config.yaml", ("tracking.system_metrics=false",))  # no round is played
+    settings = loader.load(path / "config.yaml", ("tracking.system_metrics=false",))  # no round is executed
     scenario = build_scenario(settings)
     try:
-        tracker = record.tracker_of(trial, run)
+        tracker = writer.runs.tracker_of(trial, run)
         known = tracker.find(tracker.run_id)
     except SettingError as error:
         raise TrackingLostError(str(error)) from None
-    played = experiment.Experiment(settings, folder, scenario, tracker, checkpoint.resume_point(folder), known)
+    ended = experiment.Experiment(settings, folder, scenario, tracker, checkpoint.resume_point(folder), known)
     try:
-        experiment.run(played, InProcessRunner(), time.monotonic())
+        experiment.run(ended, InProcessRunner(), time.monotonic())
     except StoppedError:
         raise KeyboardInterrupt from None
-    except (TrackingLostError, SettingError) as error:  # both name the single run's way to go on
-        if isinstance(error.__context__, TrackingLostError):
-            raise error.__context__ from None
-        raise
+    except (TrackingLostError, TrackingUnavailableError) as error:  # their messages say how a single run is resumed
+        raise TrackingLostError(error.reason) from None
     summary = path / "summary.json"
-    both = record.summary_of(trial, run) | _json_of(summary)
+    both = writer.runs.summary_of(trial, run) | _json_of(summary)
     atomic.write_text(summary, json.dumps(both, indent=2))
     retry(lambda: tracker.artifact(summary), summary.name)

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep while it runs: a live bar on a terminal, and one line for each trial that ends."""
+"""Show the progress of a sweep: a bar on a live terminal, and one line for each trial that ends."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from raysim.terminal.progress import is_live
 
 
 class SweepDisplay:
-    """Shows how the trials stand, on standard error."""
+    """Shows the progress of the trials on standard error."""
 
     def __init__(self, sweep: Sweep, journal: Journal) -> None:
         self._sweep, self._journal = sweep, journal
@@ -25,9 +25,15 @@ class SweepDisplay:
             return self
         if is_live(self._console):
             self._bar = Progress(
-                TextColumn("[bold]trials"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[counts]}"),
-                TextColumn("{task.fields[best]}"), TimeElapsedColumn(), TimeRemainingColumn(), console=self._console,
-            )  # fmt: skip
+                TextColumn("[bold]trials"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TextColumn("{task.fields[counts]}"),
+                TextColumn("{task.fields[best]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
             self._bar.start()
             self._task = self._bar.add_task("", total=len(self._sweep.trials), counts="", best="")
             self._update()
@@ -37,16 +43,16 @@ class SweepDisplay:
         if self._bar is not None:
             self._bar.stop()
 
-    def started(self, place: int) -> None:
+    def started(self, trial: int) -> None:
         """Show that a trial has been started."""
-        self._running.add(place)
+        self._running.add(trial)
         self._update()
 
-    def told(self, entry: Entry) -> None:
+    def show(self, entry: Entry) -> None:
         """Show a result, or the end of a trial."""
         if entry.ended:
             self._running.discard(entry.trial)
-            self._say(self._line(entry), entry.ended == FAILED)
+            self._print(self._line(entry), entry.ended == FAILED)
         self._update()
 
     def _line(self, entry: Entry) -> str:
@@ -56,10 +62,10 @@ class SweepDisplay:
         if entry.ended == FAILED:
             return f"{name}  failed: {entry.failure}"
         reached = "" if standing.value is None else f"  {metric} {standing.value:.4f}"
-        told = "" if entry.ended == FINISHED else f", {entry.ended}"
-        return f"{name}  round {standing.round} of {self._sweep.base.rounds}{told}{reached}"
+        ended = "" if entry.ended == FINISHED else f", {entry.ended}"
+        return f"{name}  round {standing.round} of {self._sweep.base.rounds}{ended}{reached}"
 
-    def _say(self, line: str, is_failure: bool) -> None:
+    def _print(self, line: str, is_failure: bool) -> None:
         if self._bar is None:
             (warn if is_failure else say)(line)
         else:
@@ -72,9 +78,9 @@ class SweepDisplay:
         counts = [f"{len(self._running)} running", *_counts([each.ended for each in standings])]
         best = self._journal.best(self._sweep.settings.mode)
         value = None if best is None else standings[best].value
-        told = "" if value is None else f"best {value:.4f} (trial {best})"
+        shown = "" if value is None else f"best {value:.4f} (trial {best})"
         over = sum(bool(each.ended) for each in standings)
-        self._bar.update(self._task, completed=over, counts=", ".join(counts), best=told)
+        self._bar.update(self._task, completed=over, counts=", ".join(counts), best=shown)
 
 
 def _counts(ended: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What has become of a sweep's trials, one line for each result, in the order in which they came in."""
+"""The journal of a sweep: one line for each result or end of a trial, in the order of their arrival."""
 
 import json
 import os
@@ -15,12 +15,12 @@ class Entry:
     """A line of the journal: a result of a trial, or its end.
 
     Attributes:
-        trial: Its place.
-        round: The last round it has played.
-        value: What it has reached by the metric that trials are held against each other by.
+        trial: The index of the trial.
+        round: Its last round.
+        value: Its value of the metric by which trials are compared.
         accuracy: Its test accuracy.
-        ended: Empty while it goes on, else how it ended: `finished`, `stopped early` or `failed`.
-        failure: Why it failed.
+        ended: `finished`, `stopped early` or `failed`; empty if it goes on.
+        failure: Why it failed; empty if it did not.
     """
 
     trial: int
@@ -33,14 +33,14 @@ class Entry:
 
 @dataclass(slots=True)
 class Standing:
-    """How a trial stands.
+    """The latest results of a trial.
 
     Attributes:
         round: The last round with a result.
-        value: That result.
+        value: Its value of the metric by which trials are compared.
         accuracy: Its test accuracy.
         ended: As in `Entry`.
-        failure: Why it failed.
+        failure: As in `Entry`.
     """
 
     round: int = 0
@@ -51,34 +51,34 @@ class Standing:
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nothing left to do: one that failed is tried again when the sweep goes on."""
+        """Whether nothing is left to do; a failed trial is tried again when the sweep is resumed."""
         return self.ended in (FINISHED, STOPPED)
 
 
 class Journal:
-    """The journal of a sweep and how its trials stand; written by the process that started the sweep alone."""
+    """The journal of a sweep and the standings of its trials; only the process that started the sweep writes it."""
 
     def __init__(self, folder: Path, num_trials: int) -> None:
-        """Read what is there; a last line that was cut off has not been written."""
+        """Read the journal in a folder, if there is one; an incomplete last line is removed."""
         self._path = folder / NAME
         self.entries: list[Entry] = []
         self.standings = [Standing() for _ in range(num_trials)]
         lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True) if self._path.is_file() else []
         for line in lines:
             if line.endswith("\n"):
-                self._note(Entry(**json.loads(line)))
+                self._update(Entry(**json.loads(line)))
         if lines and not lines[-1].endswith("\n"):
             self._path.write_text("".join(lines[:-1]), encoding="utf-8")
 
     def add(self, entry: Entry) -> None:
-        """Write a line; it is on the disk when this returns."""
+        """Append a line, and return when it is on the disk."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(entry)) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self._note(entry)
+        self._update(entry)
 
-    def _note(self, entry: Entry) -> None:
+    def _update(self, entry: Entry) -> None:
         self.entries.append(entry)
         standing = self.standings[entry.trial]
         if entry.value is not None:
@@ -87,21 +87,25 @@ class Journal:
 
     @property
     def unfinished(self) -> list[int]:
-        """Places of the trials that are left."""
-        return [place for place, standing in enumerate(self.standings) if not standing.is_over]
+        """The indices of the trials that are not over."""
+        return [index for index, standing in enumerate(self.standings) if not standing.is_over]
 
     def best(self, mode: str) -> int | None:
-        """Return the place of the best trial: of those that finished, if any has, else of all with a result."""
-        known = [place for place, standing in enumerate(self.standings) if standing.value is not None]
-        finished = [place for place in known if self.standings[place].ended == FINISHED]
+        """Return the index of the best trial that finished; if none has, of the best with a result; None without any.
+
+        Args:
+            mode: `max` or `min`.
+        """
+        known = [index for index, standing in enumerate(self.standings) if standing.value is not None]
+        finished = [index for index in known if self.standings[index].ended == FINISHED]
         sign = 1 if mode == "max" else -1
 
-        def rank(place: int) -> tuple[float, int]:
-            return sign * (self.standings[place].value or 0.0), -place
+        def rank(index: int) -> tuple[float, int]:
+            return sign * (self.standings[index].value or 0.0), -index
 
         return max(finished or known, key=rank, default=None)
 
 
 def results_of(entries: Sequence[Entry]) -> list[Entry]:
-    """Return the results among a journal's lines."""
+    """Return the entries that are results."""
     return [entry for entry in entries if entry.value is not None and not entry.ended]

@@ -1,4 +1,4 @@
-"""From a sweep's file to its trials: each a configuration that is run with every seed, over one split."""
+"""Plan the trials of a sweep file: each a configuration that is run with every seed, over one split."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -17,49 +17,49 @@ from raysim.core.errors import SettingError
 from raysim.simulation.build import check_names
 
 FILE = "sweep.yaml"
-"""What a sweep's folder has from the beginning: what was asked for."""
+"""The file in the folder of a sweep with its settings."""
 OWN = {"seed": "seeds", "data.split_seed": "base", "rounds": "base, the same for all trials"}
-"""Settings that may not be searched, and where the sweep has them."""
+"""Settings that may not be searched, and where the sweep sets them."""
 NOT_SEARCHED = ("executor", "tracking", "checkpoint", "experiment")
-"""Groups of settings that decide where a run is played and kept, never what comes out."""
+"""Groups of settings that decide where a run is executed and kept, never its results."""
 
 
 class HalvingSettings(Settings):
-    """When trials are given up: asynchronous successive halving, ASHA (arXiv 1810.05934)."""
+    """Asynchronous successive halving, ASHA (arXiv 1810.05934), which stops trials early."""
 
     grace_rounds: Count
-    """Rounds that every trial plays, at least 1."""
+    """Rounds that every trial runs, at least 1."""
     reduction_factor: Annotated[float, Field(gt=1)] = 3.0
-    """At grace_rounds, then every so many times as many rounds, a trial goes on if it is among the best 1 / so many
-    of those that have been there; above 1."""
+    """At grace_rounds, and whenever a trial has this many times as many rounds, it goes on only if it is among the
+    best 1 / reduction_factor of the trials that got there; above 1."""
 
 
 class SweepSettings(Settings):
     """One sweep."""
 
     base: dict[str, Any]
-    """An experiment's settings, or the path of an experiment file, relative to this one."""
+    """The settings of an experiment, or the path of its file relative to this one."""
     set: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
     """Settings that replace the base's in all trials, by dotted name: `{rounds: 40}`."""
     search: dict[str, dict[str, Any]]
-    """Where the values of a setting come from, by its dotted name: `{training.epochs: {randint: [1, 3]}}`; all ways
-    are in `raysim.analysis.sweep.search.Domain`."""
+    """The values of each searched setting, by its dotted name: `{training.epochs: {randint: [1, 3]}}`; all kinds are
+    in `raysim.analysis.sweep.search.Domain`."""
     samples: Count = 1
-    """How often what is drawn is drawn, for each point of the grids; at least 1."""
+    """The number of draws for each point of the grids, at least 1."""
     search_seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the draws."""
+    """The seed of the draws."""
     seeds: Annotated[list[int], Field(min_length=1)] = [0]  # noqa: RUF012 - pydantic copies it
-    """Seeds that every trial is run with, round by round side by side; its metric is their mean."""
+    """The seeds of every trial, which run side by side, round by round; its metric is their mean."""
     metric: str = "accuracy/global"
-    """Metric by which trials are held against each other: one that all of them will have."""
+    """The metric by which trials are compared: one that all of them will have."""
     mode: Literal["max", "min"] = "max"
-    """Whether much of it is good or little."""
+    """Whether a high or a low metric is better."""
     asha: HalvingSettings | None = None
-    """When trials are given up; null = never."""
+    """When trials are stopped early; null: never."""
     concurrent: Count | None = None
-    """Trials at a time, at most; null = as many as the cluster has room for."""
+    """The most trials at a time; null: as many as the cluster has room for."""
     address: str | None = None
-    """Address of a running Ray cluster; null = RAY_ADDRESS if set, else a local Ray of our own."""
+    """The address of a running Ray cluster; null: RAY_ADDRESS if set, else a new local Ray."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -76,26 +76,30 @@ class Trial:
     """One configuration.
 
     Attributes:
-        place: Its number, from 0.
-        values: What it has of the search space, by dotted name.
+        index: Its number, from 0.
+        values: The values of the searched settings, by dotted name.
         runs: Its experiment with each seed.
     """
 
-    place: int
+    index: int
     values: Mapping[str, Any]
     runs: tuple[ExperimentSettings, ...]
 
     @property
     def name(self) -> str:
-        """Name of its folder."""
-        return f"{self.place:03d}"
+        """The name of its folder."""
+        return f"{self.index:03d}"
+
+    def folder_of(self, run: ExperimentSettings, sweep: Path) -> Path:
+        """Return the folder of one of its runs in the folder of the sweep."""
+        return sweep / "trials" / self.name / f"seed-{run.seed}"
 
     @property
     def title(self) -> str:
         """Its number and values."""
         short = {name: name.removesuffix(".name").rpartition(".")[2] for name in self.values}
         values = ", ".join(f"{short[name]} {value}" for name, value in self.values.items())
-        return f"trial {self.place}: {values}"
+        return f"trial {self.index}: {values}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +107,9 @@ class Sweep:
     """A sweep that is ready to run.
 
     Attributes:
-        settings: What was asked for.
-        base: What all trials share, but for what is searched.
-        trials: In the order in which they are started.
+        settings: The content of the file.
+        base: The settings that all trials share, except for the searched ones.
+        trials: The trials, in the order in which they are started.
     """
 
     settings: SweepSettings
@@ -114,7 +118,7 @@ class Sweep:
 
     @property
     def title(self) -> str:
-        """What is searched, in one line."""
+        """Searched settings, data set, model, rounds and seeds, in one line."""
         base, seeds = self.base, self.settings.seeds
         return (
             f"{len(self.trials)} trials of {', '.join(self.settings.search)} on {base.data.name} with "
@@ -123,13 +127,13 @@ class Sweep:
 
     @property
     def num_cpus(self) -> int:
-        """CPUs that a trial takes: one, or that of each actor of each of its runs."""
+        """The CPUs that a trial takes: one, or one for each actor of each of its runs."""
         actors = self.base.executor.num_actors
         return len(self.settings.seeds) * actors if isinstance(actors, int) else 1
 
     @property
     def num_drawn(self) -> int:
-        """Configurations that were asked for, repeated ones included."""
+        """The number of drawn configurations, including repeated ones."""
         grids = [len(each["grid"]) for each in self.settings.search.values() if each.get("grid")]
         total = self.settings.samples
         for size in grids:
@@ -156,7 +160,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
 
 
 def plan(settings: SweepSettings) -> Sweep:
-    """Return a sweep's trials.
+    """Return the trials of a sweep.
 
     Raises:
         SettingError: If a setting is not allowed; the message names the trial.
@@ -164,7 +168,8 @@ def plan(settings: SweepSettings) -> Sweep:
     search = {name: _domain(name, each, settings) for name, each in settings.search.items()}
     if settings.samples > 1 and all(domain.grid is not None for domain in search.values()):
         raise SettingError(
-            f"samples={settings.samples} has no effect where every setting has a grid; allowed: 1, or what is drawn"
+            f"samples={settings.samples} has no effect where every setting has a grid; allowed: 1, or settings that "
+            "are drawn"
         )
     shared = copy.deepcopy(settings.base)
     for name, value in settings.set.items():
@@ -172,14 +177,14 @@ def plan(settings: SweepSettings) -> Sweep:
     base = loader.validated(shared, ExperimentSettings)
     _check_base(base, settings)
     trials = []
-    for place, values in enumerate(configurations(search, settings.samples, settings.search_seed)):
-        trials.append(_trial(place, values, shared, base, settings.seeds))
+    for index, values in enumerate(configurations(search, settings.samples, settings.search_seed)):
+        trials.append(_trial(index, values, shared, base, settings.seeds))
     return Sweep(settings, base, tuple(trials))
 
 
 def _domain(name: str, given: dict[str, Any], settings: SweepSettings) -> Domain:
     if name in OWN or name.partition(".")[0] in NOT_SEARCHED:
-        where = f"it is set by {OWN[name]}" if name in OWN else "it decides where a run is played, not what comes out"
+        where = f"it is set by {OWN[name]}" if name in OWN else "it decides where a run is executed, not its results"
         raise SettingError(f"search: {name!r} is not allowed: {where}")
     if name in settings.set:
         raise SettingError(f"search: {name!r} is not allowed: set has it already")
@@ -215,9 +220,9 @@ def _check_base(base: ExperimentSettings, settings: SweepSettings) -> None:
 
 
 def _trial(
-    place: int, values: dict[str, Any], shared: dict[str, Any], base: ExperimentSettings, seeds: Sequence[int]
+    index: int, values: dict[str, Any], shared: dict[str, Any], base: ExperimentSettings, seeds: Sequence[int]
 ) -> Trial:
-    """Return a trial: its values on top of what all share, one split, its own folder and run for each seed."""
+    """Return a trial: its values on top of the shared settings, with one split and a run for each seed."""
     own = copy.deepcopy(shared)
     try:
         for name, value in values.items():
@@ -227,6 +232,6 @@ def _trial(
         checked = checked.model_copy(update={"data": data})
         check_names(checked)
     except SettingError as error:
-        told = ", ".join(f"{name}={value!r}" for name, value in values.items())
-        raise SettingError(f"search: trial {place} ({told}): {error}") from None
-    return Trial(place, values, tuple(checked.model_copy(update={"seed": seed}) for seed in seeds))
+        named = ", ".join(f"{name}={value!r}" for name, value in values.items())
+        raise SettingError(f"search: trial {index} ({named}): {error}") from None
+    return Trial(index, values, tuple(checked.model_copy(update={"seed": seed}) for seed in seeds))

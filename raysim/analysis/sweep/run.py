@@ -1,4 +1,4 @@
-"""Runs a sweep: its trials on Ray Tune, what becomes of them, and the table at its end."""
+"""Run a sweep: its trials on Ray Tune, then the best trial's reports and models, and the table of all trials."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -11,9 +11,9 @@ from raysim.analysis.comparison.compare import Compared
 from raysim.analysis.sweep import best, tuning
 from raysim.analysis.sweep.display import SweepDisplay
 from raysim.analysis.sweep.journal import FAILED, Entry, Journal, results_of
+from raysim.analysis.sweep.metrics import comparable_metrics
 from raysim.analysis.sweep.plan import Sweep
-from raysim.analysis.sweep.record import SweepRecord
-from raysim.analysis.sweep.scored import metrics_of
+from raysim.analysis.sweep.writer import SweepWriter
 from raysim.core.errors import RunFailedError, SettingError, StoppedError, TrackingLostError, nearest_first
 from raysim.core.log import say, warn
 from raysim.experiment.run import ANSWER_S, digests_of
@@ -22,100 +22,103 @@ from raysim.tracking.mlflow_writer import few_retries
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Listening:
-    """Writes down what becomes of trials, and shows it."""
+class _Listener:
+    """Writes and shows the results of trials."""
 
-    record: SweepRecord
+    writer: SweepWriter
     display: SweepDisplay
 
-    def started(self, place: int) -> None:
-        self.display.started(place)
+    def started(self, trial: int) -> None:
+        self.display.started(trial)
 
     def result(self, entry: Entry) -> None:
-        self.record.result(self.record.sweep.trials[entry.trial], entry)
-        self.display.told(entry)
+        self.writer.add_result(self.writer.sweep.trials[entry.trial], entry)
+        self.display.show(entry)
 
     def ended(self, entry: Entry, details: str) -> None:
-        self.record.end_of(self.record.sweep.trials[entry.trial], entry)
+        self.writer.add_end(self.writer.sweep.trials[entry.trial], entry)
         if details:
             warn(details.rstrip())
-        self.display.told(entry)
+        self.display.show(entry)
 
 
-def run(record: SweepRecord, digests: Mapping[str, str]) -> None:
-    """Run the trials that are left; each is written down as it goes, whatever becomes of the others.
+def run(writer: SweepWriter, digests: Mapping[str, str]) -> None:
+    """Run the trials that are left; each result is written as it arrives, whatever happens to other trials.
 
     Args:
-        record: Of the sweep.
-        digests: Hashes of the split; see `check`.
+        writer: Writes the sweep.
+        digests: The hashes of the split; see `check`.
 
     Raises:
         SettingError: If the cluster has no room for a trial; nothing has been trained then.
         RunFailedError: If trials failed, once all others are over.
-        StoppedError: If Ctrl-C asked for an end, and what has come out is written down.
-        KeyboardInterrupt: If the sweep is to end at once.
-        TrackingLostError: If MLflow could not be told of all of it.
+        StoppedError: If Ctrl-C stopped the sweep, and its results are written.
+        KeyboardInterrupt: If the sweep has to end at once.
+        TrackingLostError: If MLflow lacks some of the results.
     """
-    sweep, journal = record.sweep, record.journal
+    sweep, journal = writer.sweep, writer.journal
     left = journal.unfinished
     over = len(sweep.trials) - len(left)
-    say(f"files in {record.folder}{f'; trials that are over: {over}' if over else ''}")
+    say(f"files in {writer.folder}{f'; trials that are over: {over}' if over else ''}")
     with few_retries(ANSWER_S), tuning.started_ray(sweep) if left else nullcontext():
         try:
-            _play(record, digests, left)
+            _run_trials(writer, digests, left)
         except KeyboardInterrupt:
-            record.leave()
+            writer.abort()
             raise
     failed = _failed(journal)
     if failed:
-        told = "; ".join(f"{sweep.trials[place].title}: {journal.standings[place].failure}" for place in failed)
-        raise RunFailedError(0, -1, f"{len(failed)} of {len(sweep.trials)} trials failed ({told})")
+        named = "; ".join(f"{sweep.trials[trial].title}: {journal.standings[trial].failure}" for trial in failed)
+        raise RunFailedError(0, -1, f"{len(failed)} of {len(sweep.trials)} trials failed ({named})")
 
 
-def _play(record: SweepRecord, digests: Mapping[str, str], left: Sequence[int]) -> None:
-    sweep, journal = record.sweep, record.journal
+def _run_trials(writer: SweepWriter, digests: Mapping[str, str], left: Sequence[int]) -> None:
+    sweep, journal = writer.sweep, writer.journal
     try:
-        record.begin(digests)
+        writer.begin(digests)
         before = results_of(journal.entries)
         with SweepDisplay(sweep, journal) as display:
             if left:
-                tuning.run(sweep, record.folder, before, left, _Listening(record, display))
+                tuning.run(sweep, writer.folder, before, left, _Listener(writer, display))
         if not all(standing.ended for standing in journal.standings):
             raise StoppedError("interrupted")
-        _complete(record)
+        _complete(writer)
     except Exception as error:
-        _leave(record, error)
+        _abort(writer, error)
         raise
 
 
 def _failed(journal: Journal) -> list[int]:
-    return [place for place, standing in enumerate(journal.standings) if standing.ended == FAILED]
+    return [trial for trial, standing in enumerate(journal.standings) if standing.ended == FAILED]
 
 
-def _complete(record: SweepRecord) -> None:
-    """Write down and tell all there is to a sweep whose trials are over."""
+def _complete(writer: SweepWriter) -> None:
+    """Write and log everything that is left of a sweep whose trials are over."""
     try:
-        record.catch_up()
-        best.complete(record)
-        _finish(record, "FAILED" if _failed(record.journal) else "FINISHED")
+        writer.runs.close_all()
+        best.complete(writer)
+        _finish(writer, "FAILED" if _failed(writer.journal) else "FINISHED")
     except TrackingLostError as error:
         raise TrackingLostError(
-            f"MLflow could not be told of all of the sweep ({error}); all files are in {record.folder}, and "
-            "`--resume` with this folder tells it what is missing"
+            f"MLflow lacks some of the results of the sweep ({error}); all files are in {writer.folder}, and "
+            "`--resume` with this folder logs what is missing"
         ) from None
 
 
-def _leave(record: SweepRecord, error: Exception) -> None:
-    """Write down what has come out of a sweep that ends early, and tell MLflow as far as it listens."""
-    is_asked, lost = isinstance(error, StoppedError), None
-    steps = ([record.catch_up] if is_asked else []) + [lambda: _finish(record, "KILLED" if is_asked else "FAILED")]
-    for step in steps:
+def _abort(writer: SweepWriter, error: Exception) -> None:
+    """Write the results of a sweep that ends early, and log them as far as MLflow is available."""
+    is_stopped, lost = isinstance(error, StoppedError), None
+
+    def finish() -> None:
+        _finish(writer, "KILLED" if is_stopped else "FAILED")
+
+    for step in (writer.runs.close_all, finish) if is_stopped else (finish,):
         try:
             step()
         except (TrackingLostError, SettingError) as reason:
             lost = reason
     if lost is not None and not isinstance(error, TrackingLostError):
-        warn(f"MLflow could not be told of all of it, which is made up for when the sweep goes on: {lost}")
+        warn(f"MLflow lacks some of the results, which are logged when the sweep is resumed: {lost}")
 
 
 def check(sweep: Sweep) -> dict[str, str]:
@@ -132,51 +135,60 @@ def _check_metric(sweep: Sweep) -> None:
     metric, checked = sweep.settings.metric, set()
     for trial in sweep.trials:
         run = trial.runs[0]
-        what_decides = (run.population.model_dump_json(), run.evaluation.client_share, run.data.heldout_share)
-        if what_decides in checked:
+        decisive = (run.population.model_dump_json(), run.evaluation.client_share, run.data.heldout_share)
+        if decisive in checked:
             continue
-        checked.add(what_decides)
-        known = metrics_of(run)
+        checked.add(decisive)
+        known = comparable_metrics(run)
         if metric not in known:
             nearest = ", ".join(nearest_first(metric, known)[:5])
-            raise SettingError(f"metric={metric!r} is not one that trial {trial.place} will have; nearest: {nearest}")
+            raise SettingError(f"metric={metric!r} is not one that trial {trial.index} will have; nearest: {nearest}")
 
 
-def _finish(record: SweepRecord, status: str) -> None:
-    """Write the tables of what has come out, and end the parent run."""
-    if not record.tracker.run_id:
+def _finish(writer: SweepWriter, status: str) -> None:
+    """Write the comparison of the trials, and end the run of the sweep."""
+    if not writer.tracker.run_id:
         return
-    compared = table_of(record.folder)
+    compared = table_of(writer.folder)
     written: dict[str, Path] = {}
     if compared is not None:
-        compare.write(compared, record.folder)
-        written = {name: record.folder / name for name in compare.FILES}
-    record.end(status, written)
+        compare.write(compared, writer.folder)
+        written = {name: writer.folder / name for name in compare.FILES}
+    writer.end(status, written)
 
 
 def table_of(folder: Path) -> Compared | None:
-    """Return a sweep's trials side by side; None where none has been scored."""
+    """Return the comparison of the trials of a sweep; None if no round has been scored."""
     try:
         return compare.compare([str(folder)])
     except SettingError:
         return None
 
 
-def content_of(record: SweepRecord) -> dict[str, Any]:
-    """Return how a sweep stands, ready for JSON."""
-    sweep, standings = record.sweep, record.journal.standings
-    place = record.journal.best(sweep.settings.mode)
+def content_of(writer: SweepWriter) -> dict[str, Any]:
+    """Return the results of a sweep, ready for JSON."""
+    sweep, standings = writer.sweep, writer.journal.standings
+    best_trial = writer.journal.best(sweep.settings.mode)
     trials = [
         {
-            "trial": trial.place, "values": dict(trial.values), "state": standing.ended or "unfinished",
-            "rounds": standing.round, "value": standing.value, "accuracy": standing.accuracy,
+            "trial": trial.index,
+            "values": dict(trial.values),
+            "state": standing.ended or "unfinished",
+            "rounds": standing.round,
+            "value": standing.value,
+            "accuracy": standing.accuracy,
             "failure": standing.failure,
         }
         for trial, standing in zip(sweep.trials, standings, strict=True)
-    ]  # fmt: skip
+    ]
     return {
-        "title": sweep.title, "metric": sweep.settings.metric, "mode": sweep.settings.mode, "trials": trials,
-        "best": None if place is None else trials[place], "run_id": record.tracker.run_id,
-        "output_dir": str(record.folder), "tracking_uri": record.tracker.uri,
-        "experiment_id": record.tracker.experiment_id,
-    }  # fmt: skip
+        "title": sweep.title,
+        "metric": sweep.settings.metric,
+        "mode": sweep.settings.mode,
+        "trials": trials,
+        "best": None if best_trial is None else trials[best_trial],
+        "run_id": writer.tracker.run_id,
+        "output_dir": str(writer.folder),
+        "tracking_uri": writer.tracker.uri,
+        "experiment_id": writer.tracker.experiment_id,
+    }

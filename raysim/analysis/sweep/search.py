@@ -1,4 +1,4 @@
-"""The search space of a sweep: how each setting is drawn, and the configurations that come out."""
+"""Draw the configurations of a sweep from its search space."""
 
 import itertools
 import math
@@ -11,17 +11,17 @@ from raysim.config.data import Settings
 from raysim.core import seeding
 
 DIGITS = 4
-"""Digits that a drawn number keeps, so that it can be read and typed."""
+"""Significant digits of drawn numbers, which keep them readable."""
 Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
 class Domain(Settings):
-    """Where the values of one setting come from: exactly one of these."""
+    """The values of one setting: exactly one of these."""
 
     grid: Annotated[list[Any], Field(min_length=1)] | None = None
-    """Values that are all tried, with every value of the other grids."""
+    """Values that are all tried, each with every value of the other grids."""
     choice: Annotated[list[Any], Field(min_length=1)] | None = None
-    """Values of which one is drawn."""
+    """Values from which one is drawn."""
     uniform: Pair | None = None
     """Lowest and highest number; all between are equally likely."""
     loguniform: Pair | None = None
@@ -43,9 +43,15 @@ class Domain(Settings):
             raise ValueError(f"loguniform={self.loguniform} is not allowed; allowed: numbers above 0")
         return self
 
-    def drawn(self, seed: int, name: str, place: int) -> Any:
-        """Return the value that a configuration draws; that of its place among all, whatever else is searched."""
-        rng = seeding.generator(seed, f"sweep {name}", place)
+    def drawn(self, seed: int, name: str, index: int) -> Any:
+        """Return the value that a configuration draws; it depends on nothing else that is searched.
+
+        Args:
+            seed: The seed of all draws.
+            name: The setting, by its dotted name.
+            index: The index of the configuration.
+        """
+        rng = seeding.generator(seed, f"sweep {name}", index)
         if self.choice is not None:
             return self.choice[int(rng.integers(len(self.choice)))]
         if self.randint is not None:
@@ -58,7 +64,7 @@ class Domain(Settings):
 
 
 def rounded(value: float) -> float:
-    """Return a number with few digits.
+    """Return a number with few significant digits.
 
     >>> rounded(0.0123456)
     0.01235
@@ -67,23 +73,23 @@ def rounded(value: float) -> float:
 
 
 def configurations(search: Mapping[str, Domain], samples: int, seed: int) -> list[dict[str, Any]]:
-    """Return values for all settings that are searched: every point of the grids, `samples` times; each once.
+    """Return configurations, `samples` for every point of the grids, without repeated ones.
 
     Args:
-        search: Where values come from, by dotted name of the setting.
-        samples: How often what is drawn is drawn for each point of the grids.
-        seed: Of the draws.
+        search: The values of each setting, by its dotted name.
+        samples: The number of draws for each point of the grids.
+        seed: The seed of all draws.
     """
     grids = {name: domain.grid for name, domain in search.items() if domain.grid is not None}
     points = [
         dict(zip(grids, point, strict=True)) for _ in range(samples) for point in itertools.product(*grids.values())
     ]
     found = [
-        {name: point[name] if name in point else domain.drawn(seed, name, place) for name, domain in search.items()}
-        for place, point in enumerate(points)
+        {name: point[name] if name in point else domain.drawn(seed, name, index) for name, domain in search.items()}
+        for index, point in enumerate(points)
     ]
     return _each_once(found)
 
 
 def _each_once(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [each for place, each in enumerate(found) if each not in found[:place]]
+    return [each for index, each in enumerate(found) if each not in found[:index]]

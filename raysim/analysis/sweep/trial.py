@@ -1,4 +1,4 @@
-"""Plays one trial: its runs, one for each seed, round by round side by side."""
+"""Execute one trial: its runs, one for each seed, side by side, round by round."""
 
 import itertools
 import json
@@ -21,17 +21,17 @@ from raysim.simulation.scenario import Runner
 from raysim.simulation.state import Storage
 
 SCORED = "accuracy/global"
-"""A metric that all scored rounds have, and no others."""
+"""A metric that scored rounds have, and no others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a trial has reached after a scored round.
+    """The result of a trial after a scored round.
 
     Attributes:
         round: The round.
-        value: Mean over its runs of the metric that trials are held against each other by.
-        accuracy: Mean of their test accuracy.
+        value: The mean over its runs of the metric by which trials are compared.
+        accuracy: The mean of their test accuracy.
     """
 
     round: int
@@ -41,16 +41,15 @@ class Result:
 
 def results(
     runs: Sequence[tuple[ExperimentSettings, StoragePath, Runner]], metric: str, since: int = 0
-) -> Iterator[Result]:  # fmt: skip
-    """Play what is left of a trial and yield what it has reached after each scored round.
+) -> Iterator[Result]:
+    """Execute what is left of a trial, and yield its result after each scored round.
 
-    A run stands with the last value it has had, in whichever round; nothing is yielded before all runs have had one.
-    What is kept of a run's end is on disk before its last result is yielded, since whoever takes that may end this
-    process.
+    A run counts with its last value of the metric, from whichever round; nothing is yielded before all runs have one.
+    The final model is on disk before the last result is yielded, since the caller may then end this process.
 
     Args:
-        runs: Settings of each run, its folder, and what plays it; entered here.
-        metric: Name of the metric.
+        runs: The settings, folder and runner of each run.
+        metric: The metric by which trials are compared.
         since: The last round whose result is known already.
 
     Raises:
@@ -58,34 +57,34 @@ def results(
         RunFailedError: If a run fails, or one has ended without such a metric.
     """
     with ExitStack() as stack:
-        players = []
+        started = []
         for settings, folder, runner in runs:
             stack.enter_context(runner)
-            players.append(_Player(settings, folder, runner))
+            started.append(_TrialRun(settings, folder, runner))
         for round in itertools.count(1):
-            for player in players:
-                player.go_to(round)
-            if all(player.round < round for player in players):
-                _check_known(players, metric)
+            for run in started:
+                run.go_to(round)
+            if all(run.round < round for run in started):
+                _check_known(started, metric)
                 return
-            if all(player.round == player.rounds for player in players):
-                for player in players:
-                    player.go_to(round + 1)
-            is_scored = any(player.scored_round == round for player in players)
-            if round > since and is_scored and all({metric, SCORED} <= player.values.keys() for player in players):
-                values = [player.values[metric] for player in players]
-                accuracies = [player.values[SCORED] for player in players]
+            if all(run.round == run.rounds for run in started):
+                for run in started:
+                    run.go_to(round + 1)
+            is_scored = any(run.scored_round == round for run in started)
+            if round > since and is_scored and all({metric, SCORED} <= run.values.keys() for run in started):
+                values = [run.values[metric] for run in started]
+                accuracies = [run.values[SCORED] for run in started]
                 yield Result(round, statistics.fmean(values), statistics.fmean(accuracies))
 
 
-def _check_known(players: Sequence["_Player"], metric: str) -> None:
-    for player in players:
-        if metric not in player.values:
-            raise RunFailedError(player.round, -1, f"none of the rounds up to here has had metric={metric!r}")
+def _check_known(runs: Sequence["_TrialRun"], metric: str) -> None:
+    for run in runs:
+        if metric not in run.values:
+            raise RunFailedError(run.round, -1, f"none of the rounds up to here has had metric={metric!r}")
 
 
-class _Player:
-    """One run of a trial, played a round at a time; rounds that were played before come from their records."""
+class _TrialRun:
+    """One run of a trial, a round at a time; rounds that were executed before are read from their records."""
 
     def __init__(self, settings: ExperimentSettings, folder: StoragePath, runner: Runner) -> None:
         scenario = build_scenario(settings)
@@ -96,22 +95,25 @@ class _Player:
             write_scenario(scenario, folder)
             workload, is_diagnosed = scenario.workload, settings.diagnostics.every is not None
             untold = metrics.left_out(workload.population.devices, is_diagnosed)
-            noted = {
-                "data_sha256": workload.data.digest, "partition_sha256": population.digest(workload.population),
-                "untold": sorted(untold), "environment": environment(), "full_model": asdict(scenario.costs.dense),
-            }  # fmt: skip
-            (folder / "run.json").write_text(json.dumps(noted, indent=2))
+            metadata = {
+                "data_sha256": workload.data.digest,
+                "partition_sha256": population.digest(workload.population),
+                "untold": sorted(untold),
+                "environment": environment(),
+                "full_model": asdict(scenario.costs.dense),
+            }
+            (folder / "run.json").write_text(json.dumps(metadata, indent=2))
             (folder / "config.yaml").write_text(loader.to_yaml(settings))
         start = continuation.resume_point(folder)
         storage = Storage(folder, settings.checkpoint.every, settings.checkpoint.keep)
         self._reports = runner.run(scenario, storage, start)
         self._known, self._is_over = start.round, False
         self.values: dict[str, float] = {}
-        """The last value of each metric: a round in which no client of a tier took part has none of that tier."""
+        """The last value of each metric: rounds in which no client of a tier took part have none of that tier."""
         self.rounds, self.round, self.scored_round = settings.rounds, 0, 0
 
     def go_to(self, round: int) -> None:
-        """Play a round, or read what is recorded of it; past the last one what the run leaves is kept."""
+        """Execute a round, or read its record; after the last one, write the final model."""
         if self._is_over:
             return
         if round > self._known and next(self._reports, None) is None:

@@ -1,4 +1,4 @@
-"""Runs trials on Ray Tune: who is started when and where, and who is given up."""
+"""Run trials on Ray Tune, which starts them where there is room and stops poor ones early."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ from raysim.config.experiment import ExperimentSettings
 from raysim.core.errors import RunFailedError, SettingError
 from raysim.core.log import say, warn
 from raysim.core.signals import FirstInterrupt
-from raysim.core.storage import local as places
+from raysim.core.storage.local import storage_path
 from raysim.executors.in_process import InProcessRunner
 from raysim.executors.ray import pool
 from raysim.executors.ray.cluster import connect, let_modules_travel
@@ -31,85 +31,91 @@ from raysim.executors.ray.runner import RayRunner
 from raysim.simulation.scenario import Runner
 
 QUIET = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_PRINT_ALL_TRIAL_ERRORS": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "TUNE_WARN_THRESHOLD_S": "60", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1",
-}  # fmt: skip
-"""Keeps Tune from writing logs of its own, from printing, from changing the working directory of trials, and from
-taking Ctrl-C to itself."""
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_WARN_THRESHOLD_S": "60",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}
+"""Keeps Tune from writing its own logs, from printing, from changing the working directory of trials, and from
+handling Ctrl-C."""
 SCRATCH = ".tune"
-"""Folder in the sweep's for what Tune writes down; it is deleted at the end, and nothing is read from it."""
+"""A folder in the sweep's folder for the files of Tune; it is never read, and deleted at the end."""
 
 
 class Listener(Protocol):
-    """Is told what becomes of trials, in the process that started them."""
+    """Receives the results of trials in the process that started the sweep."""
 
-    def started(self, place: int) -> None:
-        """A trial has been started."""
+    def started(self, trial: int) -> None:
+        """Receive the index of a trial that has been started."""
         ...
 
     def result(self, entry: Entry) -> None:
-        """A trial has reached something."""
+        """Receive a result of a trial."""
         ...
 
     def ended(self, entry: Entry, details: str) -> None:
-        """A trial is over; details are the traceback of an unexpected failure."""
+        """Receive the end of a trial; details are the traceback of an unexpected failure."""
         ...
 
 
-def run(sweep: Sweep, folder: Path, before: Sequence[Entry], places_left: Sequence[int], listener: Listener) -> None:
-    """Run the trials that are left; returns when all are over, or when the sweep was interrupted.
+def run(sweep: Sweep, folder: Path, before: Sequence[Entry], left: Sequence[int], listener: Listener) -> None:
+    """Run the trials that are left, and return when all are over or the sweep was interrupted.
 
     Args:
         sweep: The sweep.
         folder: Its folder, on a file system that all machines of the cluster have under this path.
-        before: Results of an earlier run of this sweep, in the order in which they came in.
-        places_left: Places of the trials to run, in the order in which they are started.
-        listener: Is told what becomes of them.
+        before: The results of this sweep before it was interrupted, in the order in which they arrived.
+        left: The indices of the trials to run, in the order in which they are started.
+        listener: Receives their results.
 
     Raises:
         SettingError: If the cluster has no room for a trial.
     """
     let_modules_travel()
-    halving = None if sweep.settings.asha is None else Halving(sweep, sweep.settings.asha, before, places_left)
+    halving = None if sweep.settings.asha is None else ResumableASHA(sweep, sweep.settings.asha, before, left)
     known = {entry.trial: entry.round for entry in before}
     train = tune.with_parameters(_train, sweep=sweep, folder=str(folder), known=known)
     scratch = folder / SCRATCH
+    resumed_first = sorted(left, key=lambda trial: trial not in known)
     tuner = tune.Tuner(
         tune.with_resources(train, resources_of(sweep)),
-        param_space={"place": tune.grid_search(sorted(places_left, key=lambda place: place not in known))},
+        param_space={"trial": tune.grid_search(resumed_first)},
         tune_config=tune.TuneConfig(
-            scheduler=halving, max_concurrent_trials=sweep.settings.concurrent,
+            scheduler=halving,
+            max_concurrent_trials=sweep.settings.concurrent,
             reuse_actors=sweep.base.executor.kind == "in-process",
         ),
         run_config=tune.RunConfig(
-            name="trials", storage_path=str(scratch), verbose=0, callbacks=[_Telling(sweep, listener)],
+            name="trials",
+            storage_path=str(scratch),
+            verbose=0,
+            callbacks=[_Forwarding(sweep, listener)],
             failure_config=tune.FailureConfig(max_failures=0),
         ),
-    )  # fmt: skip
+    )
     before_tune = signal.getsignal(signal.SIGUSR1)
     try:
         with FirstInterrupt(_stop):
             tuner.fit()
     finally:
-        signal.signal(signal.SIGUSR1, before_tune)  # Tune leaves its own
+        signal.signal(signal.SIGUSR1, before_tune)  # Tune does not restore it
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _stop() -> None:
-    """Let Tune end in order, which it does at SIGUSR1; where it does not listen yet, end at once."""
+    """Let Tune end in order, which it does at SIGUSR1; before it handles that signal, end at once."""
     warn("stopping: what the trials have done is kept; Ctrl-C again stops at once")
-    is_heard = callable(signal.getsignal(signal.SIGUSR1))
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1 if is_heard else signal.SIGINT)
+    is_handled = callable(signal.getsignal(signal.SIGUSR1))
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1 if is_handled else signal.SIGINT)
 
 
 def _train(config: Mapping[str, Any], sweep: Sweep, folder: str, known: Mapping[int, int]) -> None:
-    """Play a trial in the process that Tune has started for it."""
-    trial = sweep.trials[config["place"]]
-    runs = [
-        (settings, places.storage_path(folder) / "trials" / trial.name / f"seed-{settings.seed}", _runner(settings))
-        for settings in trial.runs
-    ]
-    for result in trials.results(runs, sweep.settings.metric, known.get(trial.place, 0)):
+    """Execute a trial in the process that Tune has started for it."""
+    trial = sweep.trials[config["trial"]]
+    runs = [(run, storage_path(trial.folder_of(run, Path(folder))), _runner(run)) for run in trial.runs]
+    for result in trials.results(runs, sweep.settings.metric, known.get(trial.index, 0)):
         tune.report({"round": result.round, "value": result.value, "accuracy": result.accuracy})
 
 
@@ -123,7 +129,7 @@ def _runner(settings: ExperimentSettings) -> Runner:
 
 
 def resources_of(sweep: Sweep) -> Any:
-    """Return what a trial takes: a CPU; or none, and one for each actor of its runs, all in one placement group."""
+    """Return the resources of a trial: one CPU; or a placement group with one CPU for each actor of its runs."""
     executor = sweep.base.executor
     if executor.kind == "in-process":
         return {"cpu": 1, "gpu": 1} if executor.device == "cuda" else {"cpu": 1}
@@ -132,29 +138,33 @@ def resources_of(sweep: Sweep) -> Any:
     return PlacementGroupFactory(bundles, strategy="PACK")
 
 
-class Halving(ASHAScheduler):
-    """ASHA that goes on: it knows what trials have reached before, which Tune forgets with its process."""
+class ResumableASHA(ASHAScheduler):
+    """ASHA that continues after an interruption: it starts with the results that trials had before."""
 
-    def __init__(self, sweep: Sweep, asked: HalvingSettings, before: Sequence[Entry], left: Sequence[int]) -> None:
-        """Take up what came in before; of trials that are left it counts when Tune adds them."""
+    def __init__(self, sweep: Sweep, settings: HalvingSettings, before: Sequence[Entry], left: Sequence[int]) -> None:
+        """Count the results of trials that are over; those of others count when Tune adds the trial."""
         super().__init__(
-            time_attr="round", metric="value", mode=sweep.settings.mode, max_t=sweep.base.rounds + 1,
-            grace_period=asked.grace_rounds, reduction_factor=asked.reduction_factor,
-        )  # fmt: skip
+            time_attr="round",
+            metric="value",
+            mode=sweep.settings.mode,
+            max_t=sweep.base.rounds + 1,
+            grace_period=settings.grace_rounds,
+            reduction_factor=settings.reduction_factor,
+        )
         self._before = before
-        for place in {entry.trial for entry in before} - set(left):
-            self.on_trial_add(None, SimpleNamespace(trial_id=f"earlier {place}", config={"place": place}))
+        for index in {entry.trial for entry in before} - set(left):
+            self.on_trial_add(None, SimpleNamespace(trial_id=f"earlier {index}", config={"trial": index}))
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Take up a trial, with what it has reached before."""
+        """Add a trial with the results that it had before."""
         super().on_trial_add(tune_controller, trial)
         for entry in self._before:
-            if entry.trial == trial.config["place"]:
+            if entry.trial == trial.config["trial"]:
                 self.on_trial_result(tune_controller, trial, {"round": entry.round, "value": entry.value})
 
 
-class _Telling(Callback):
-    """Tells a listener what Tune tells; Tune pickles it when it starts, and never uses what it pickled."""
+class _Forwarding(Callback):
+    """Forwards Tune's events to a listener; Tune pickles it when it starts, and never uses what it pickled."""
 
     def __init__(self, sweep: Sweep, listener: Listener) -> None:
         self._sweep, self._listener = sweep, listener
@@ -164,29 +174,29 @@ class _Telling(Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """Tell of a trial that was started."""
-        self._listener.started(trial.config["place"])
+        """Forward the start of a trial."""
+        self._listener.started(trial.config["trial"])
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        """Tell of a result; `done` is in it where ASHA gives the trial up."""
-        place = trial.config["place"]
+        """Forward a result; it has `done` if ASHA stops the trial."""
+        index = trial.config["trial"]
         if result.get("done") and result["round"] < self._sweep.base.rounds:
-            self._stopped.add(place)
-        self._listener.result(Entry(place, result["round"], float(result["value"]), float(result["accuracy"])))
+            self._stopped.add(index)
+        self._listener.result(Entry(index, result["round"], float(result["value"]), float(result["accuracy"])))
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """Tell of a trial that is over."""
-        place = trial.config["place"]
-        self._listener.ended(Entry(place, ended=STOPPED if place in self._stopped else FINISHED), "")
+        """Forward the end of a trial."""
+        index = trial.config["trial"]
+        self._listener.ended(Entry(index, ended=STOPPED if index in self._stopped else FINISHED), "")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """Tell of a trial that failed."""
+        """Forward the failure of a trial."""
         failure, details = _failure_of(trial)
-        self._listener.ended(Entry(trial.config["place"], ended=FAILED, failure=failure), details)
+        self._listener.ended(Entry(trial.config["trial"], ended=FAILED, failure=failure), details)
 
 
 def _failure_of(trial: Any) -> tuple[str, str]:
-    """Return why a trial failed, in one sentence, and the traceback where it is unexpected."""
+    """Return why a trial failed, in one sentence, and the traceback of an unexpected failure."""
     if trial.pickled_error_file is None:
         return "its process cannot be started", ""
     error = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
@@ -202,7 +212,7 @@ def _failure_of(trial: Any) -> tuple[str, str]:
 
 @contextmanager
 def started_ray(sweep: Sweep) -> Iterator[None]:
-    """Join the sweep's Ray, or start a local one that has room for a trial and stops with the context.
+    """Connect to the sweep's Ray cluster, or start a local Ray that stops with the context.
 
     Raises:
         SettingError: If the cluster cannot be reached, or is too small for a trial.
@@ -222,13 +232,13 @@ def started_ray(sweep: Sweep) -> Iterator[None]:
     finally:
         if owns_ray and ray.is_initialized():
             own: Any = ray._private.worker._global_node
-            if not address or address == "local":  # in another's Ray there are other people's, too
+            if not address or address == "local":  # on a shared cluster other users have files there
                 shutil.rmtree(Path(own.get_session_dir_path()) / "artifacts", ignore_errors=True)  # Tune's
             ray.shutdown()
 
 
 def at_once(sweep: Sweep) -> int:
-    """Return how many trials the cluster has room for, as far as there are as many.
+    """Return how many trials run at a time.
 
     Raises:
         SettingError: If it has no room for one.

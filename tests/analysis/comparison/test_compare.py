@@ -18,9 +18,14 @@ import pytest
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
-from raysim.analysis.comparison import compare, reached, rows, views
+from raysim.analysis.comparison import compare, labels, notes, rows
+from raysim.analysis.comparison.columns import columns_of, csv_lines
+from raysim.analysis.comparison.curves import curve_of, mean_curve
 from raysim.analysis.comparison.run_record import RunRecord
-from raysim.analysis.study import text_tables
+from raysim.analysis.comparison.table import front as pareto_front
+from raysim.analysis.comparison.table import table_of as compute_table
+from raysim.analysis.tables import terminal, text
+from raysim.analysis.tables.columns import parts_of
 from raysim.cli import main as cli
 from raysim.core import signals
 from raysim.core.errors import SettingError
@@ -47,9 +52,9 @@ def record(
 
 
 def table_of(*records: RunRecord, baseline: str | None = None, targets=(0.6,)):
-    grouped, notes = rows.rows_of(records)
+    grouped, repeated = rows.rows_of(records)
     against = rows.baseline_of(grouped, baseline)
-    return reached.table_of(grouped, against, targets), [*notes, *rows.notes_of(grouped, against)]
+    return compute_table(grouped, against, targets), [*repeated, *notes.limits_of(grouped, against)]
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_row():
@@ -58,12 +63,12 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row():
         for method, rate in (("heterofl", 0.1), ("heterofl", 0.2), ("fedavg", 0.2))
         for seed, own in ((0, ("experiment=other",)), (1, ("checkpoint.keep=5", "evaluation.targets=[0.5]")))
     ]
-    grouped, notes = rows.rows_of(runs)
+    grouped, repeated = rows.rows_of(runs)
     assert [row.label for row in grouped] == ["heterofl, learning_rate 0.1", "heterofl, learning_rate 0.2", "fedavg"]
     assert [row.seeds for row in grouped] == [[0, 1]] * 3
     assert grouped[2].other_settings == {"training.learning_rate": "0.2"}
     assert rows.baseline_of(grouped, None).label == "fedavg"
-    assert not notes
+    assert not repeated
     with pytest.raises(SettingError, match=r"--baseline='heterofl' is 2 rows; rows, nearest first: 'heterofl, lea"):
         rows.baseline_of(grouped, "heterofl")
     with pytest.raises(SettingError, match=r"--baseline='fedvag' is no row; rows, nearest first: 'fedavg'"):
@@ -76,15 +81,15 @@ def test_of_many_settings_that_differ_a_row_is_called_by_as_few_as_set_it_apart(
     grouped, _ = rows.rows_of([record(), record(*other), record(*other, "training.lr_decay=0.5")])
     assert len({row.label for row in grouped}) == 3
     assert all(row.label.count(",") <= 2 for row in grouped)
-    assert len(grouped[1].other_settings) > rows.SHOWN_SETTINGS
-    assert rows.shortly(grouped[1].other_settings).endswith(" more")
+    assert len(grouped[1].other_settings) > labels.SHOWN_SETTINGS
+    assert labels.shortly(grouped[1].other_settings).endswith(" more")
 
 
 def test_a_run_that_repeats_another_counts_once_the_one_that_got_farther():
     first, again = record(name="first", accuracies=(0.5,), state="failed"), record(name="again")
-    grouped, notes = rows.rows_of([first, again])
+    grouped, repeated = rows.rows_of([first, again])
     assert [run.name for run in grouped[0].runs] == ["again"]
-    assert notes == ["Left out is first, which repeats again: same settings, same seed"]
+    assert repeated == ["Left out is first, which repeats again: same settings, same seed"]
 
 
 def test_a_row_has_means_and_sample_deviations_and_per_cent_seed_by_seed():
@@ -93,7 +98,7 @@ def test_a_row_has_means_and_sample_deviations_and_per_cent_seed_by_seed():
         record("method.name=fedavg", f"seed={seed}", accuracies=values, scale=scale)
         for seed, values, scale in ((0, (0.4, 0.6, 0.9), 1.0), (1, (0.2, 0.3, 0.4), 2.0))
     ]
-    (heterofl, fedavg), notes = table_of(*own, *dense)
+    (heterofl, fedavg), limits = table_of(*own, *dense)
     assert fedavg["accuracy"]["mean"] == pytest.approx(0.65)
     assert fedavg["accuracy"]["std"] == pytest.approx(np.std([0.9, 0.4], ddof=1))
     assert fedavg["accuracy_last10"]["mean"] == pytest.approx(np.mean([0.4, 0.6, 0.9, 0.2, 0.3, 0.4]))
@@ -105,12 +110,12 @@ def test_a_row_has_means_and_sample_deviations_and_per_cent_seed_by_seed():
     assert (target["reached"], target["of"], target["rounds"]["mean"]) == (1, 2, 2.0)
     assert heterofl["targets"][0]["megabytes"]["mean"] == pytest.approx(np.mean([2.0, 0.8]))
     assert heterofl["targets"][0]["megabytes"]["percent"] == pytest.approx(50.0)
-    assert not notes
+    assert not limits
 
 
 def test_what_no_run_reached_is_not_told_as_a_number():
     table, _ = table_of(record(), record("seed=1", accuracies=(0.1, 0.65)), targets=(0.75, 0.99))
-    columns = {column.heading: column.cells[0] for column in views.columns_of(table)}
+    columns = {column.heading: column.cells[0] for column in columns_of(table)}
     assert columns["to 75 % rounds"] == "3 (1 of 2)"
     assert columns["to 99 % rounds"] == "not reached (0 of 2)"
     assert "to 99 % MB" not in columns
@@ -120,34 +125,34 @@ def test_runs_that_fell_short_are_left_out_of_a_row_that_has_whole_ones_and_mark
     short = record("seed=1", accuracies=(0.9,), state="failed")
     lone = record("method.name=fedavg", accuracies=(0.95,), state="running", scale=0.1)
     never = record("method.name=random", accuracies=(), state="failed")
-    (whole, running, nothing), notes = table_of(record(), short, lone, never, baseline="ca-hfp")
+    (whole, running, nothing), limits = table_of(record(), short, lone, never, baseline="ca-hfp")
     assert (whole["counted"], whole["accuracy"]["mean"], whole["is_whole"]) == (1, 0.8, True)
     assert (running["accuracy"]["mean"], running["is_whole"], running["fronts"]) == (0.95, False, [])
     assert whole["fronts"] == ["megabytes", "simulated_s", "energy_j"]
-    assert "ca-hfp: seed 1 failed after round 1 of 2; its figures are those of the other 1" in notes
-    assert "fedavg: seed 0 running after round 1 of 2" in notes
+    assert "ca-hfp: seed 1 failed after round 1 of 2; its figures are those of the other 1" in limits
+    assert "fedavg: seed 0 running after round 1 of 2" in limits
     assert nothing["accuracy"]["mean"] is None
-    states = next(column for column in views.columns_of([whole, running, nothing]) if column.lower == "state")
+    states = next(column for column in columns_of([whole, running, nothing]) if column.lower == "state")
     assert states.cells == ["", "running, 1 rounds", "failed, no round"]
 
 
 def test_other_data_and_other_seeds_are_told_below_the_table():
-    _, notes = table_of(record(), record("method.name=fedavg", data="b"), record("method.name=random", "seed=3"))
-    assert "ca-hfp: other data: their accuracies cannot be compared with fedavg" in notes
-    assert any(note.startswith("Not the same seeds: fedavg has 0; random has 3") for note in notes)
+    _, limits = table_of(record(), record("method.name=fedavg", data="b"), record("method.name=random", "seed=3"))
+    assert "ca-hfp: other data: their accuracies cannot be compared with fedavg" in limits
+    assert any(note.startswith("Not the same seeds: fedavg has 0; random has 3") for note in limits)
 
 
 def test_per_cent_and_points_are_of_the_seeds_that_row_and_baseline_share():
     dense = [record("method.name=fedavg", f"seed={seed}") for seed in (0, 1)]
     more = [record("method.name=random", f"seed={seed}", scale=scale) for seed, scale in ((0, 0.5), (7, 9.0))]
     table, _ = table_of(*dense, *more, record("method.name=magnitude", "seed=3"), targets=(0.6,))
-    columns = {column.heading: column.cells for column in views.columns_of(table)}
+    columns = {column.heading: column.cells for column in columns_of(table)}
     assert columns["bytes moved MB"] == ["6 (100 %)", "28.5 (50 %*)", "6"]
     assert columns["to 60 % MB"] == ["4 (100 %)", "19 (50 %*)", "4"]
     assert columns["points to baseline"] == ["+0.0", "+0.0*", "-"]
-    below = [views.notes_below("fedavg", [], views.columns_of(part))[0] for part in (table, table[:1])]
-    assert ["* Of those seeds alone" in note for note in below] == [True, False]
-    read = list(csv.DictReader(io.StringIO(views.to_csv(table))))
+    below = [notes.how_to_read("fedavg", columns_of(part)) for part in (table, table[:1])]
+    assert ["* Only over the seeds that both rows have" in note for note in below] == [True, False]
+    read = list(csv.DictReader(io.StringIO(text.to_csv(csv_lines(table)))))
     for name in ("megabytes_percent_seeds", "to_0.6_megabytes_percent_seeds", "points_seeds"):
         assert [row[name] for row in read] == ["2", "1", "0"]
 
@@ -156,7 +161,7 @@ def test_points_are_of_all_seeds_where_the_baseline_has_reached_nothing_with_one
     """Per cent of nothing there is not; points to it there are."""
     dense = [record("method.name=fedavg", f"seed={seed}", accuracies=(seed / 2,)) for seed in (0, 1)]
     table, _ = table_of(*dense, *(record("method.name=random", f"seed={seed}", accuracies=(0.5,)) for seed in (0, 1)))
-    columns = {column.heading: column.cells for column in views.columns_of(table)}
+    columns = {column.heading: column.cells for column in columns_of(table)}
     assert columns["points to baseline"] == ["+0.0", "+25.0"]
     assert table[1]["accuracy_last10"]["percent_seeds"] == [1]
 
@@ -166,15 +171,15 @@ def test_energy_that_was_not_counted_is_no_number():
     free = [record("method.name=random", joules=0.0), record("method.name=fedavg", joules=0.0)]
     for counted, front in (((record(),), False), ((record(), record("method.name=magnitude")), True)):
         table, _ = table_of(*free, *counted)
-        for row, line in zip(table[:2], csv.DictReader(io.StringIO(views.to_csv(table))), strict=False):
+        for row, line in zip(table[:2], csv.DictReader(io.StringIO(text.to_csv(csv_lines(table)))), strict=False):
             for told in (row["energy_j"], row["targets"][0]["energy_j"]):
                 assert (told["mean"], told["percent"]) == (None, None)
             assert (line["energy_j_mean"], line["energy_j_percent"], line["to_0.6_energy_j_mean"]) == ("", "", "")
         assert table[2]["energy_j"]["mean"] == 15
         assert ["energy_j" in row["fronts"] for row in table] == [False, False, *[front for _ in counted]]
-        columns = {column.heading: column.cells for column in views.columns_of(table)}
+        columns = {column.heading: column.cells for column in columns_of(table)}
         assert columns["devices J"] == ["-", "-", *["15" for _ in counted]]
-    assert "devices J" not in {column.heading for column in views.columns_of(table_of(*free)[0])}
+    assert "devices J" not in {column.heading for column in columns_of(table_of(*free)[0])}
 
 
 def test_names_are_printed_as_they_are(capsys):
@@ -182,7 +187,7 @@ def test_names_are_printed_as_they_are(capsys):
     names = ["ca-hfp [old]", "ca-hfp [new]", "x [/b]", "a:100:b"]
     runs = [replace(record(f"training.epochs={place}"), label=name) for place, name in enumerate(names, start=1)]
     table, _ = table_of(*runs)
-    views.show("on [/data]", views.columns_of(table), [False] * len(names), ["a note [/on] it"])
+    terminal.show("on [/data]", columns_of(table), [False] * len(names), ["a note [/on] it"])
     printed = capsys.readouterr().out
     for name in ("on [/data]", *names, "a note [/on] it"):
         assert name in printed
@@ -191,7 +196,7 @@ def test_names_are_printed_as_they_are(capsys):
 def test_a_front_has_the_rows_that_no_other_one_beats():
     rng = np.random.default_rng(0)
     points = [(float(cost), float(accuracy)) for cost, accuracy in rng.integers(1, 12, (40, 2))]
-    found = reached.front([*points, None])
+    found = pareto_front([*points, None])
     for place, (cost, accuracy) in enumerate(points):
         beaten = any(c <= cost and a >= accuracy and (c, a) != (cost, accuracy) for c, a in points)
         assert (place in found) != beaten
@@ -199,7 +204,7 @@ def test_a_front_has_the_rows_that_no_other_one_beats():
 
 def test_a_mean_curve_counts_each_round_with_the_runs_that_have_it():
     row = rows.rows_of([record(), record("seed=1", accuracies=(0.3, np.nan))])[0][0]
-    curve, deviation = reached.mean_curve(row)
+    curve, deviation = mean_curve([curve_of(run.rounds) for run in row.counted])
     assert curve.accuracy == pytest.approx([0.4, 0.7, 0.8])
     assert deviation == pytest.approx([np.std([0.5, 0.3], ddof=1), 0, 0])
     assert curve.costs["rounds"].tolist() == [1, 2, 3]
@@ -210,13 +215,13 @@ def columns():
     runs = [record("method.name=fedavg"), record("method.name=fedavg", "seed=1", accuracies=(0.6, 0.7, 0.72))]
     options = "method.options={exploration_epochs: 2}"
     table, _ = table_of(*runs, record("method.name=autoflip", options, scale=0.3), targets=(0.6, 0.75))
-    return views.columns_of(table), table
+    return columns_of(table), table
 
 
 def test_latex_has_booktabs_rules_and_as_many_cells_in_each_row(columns, tmp_path):
-    text = views.to_latex(columns[0], "50 % of a_b & more", ["how"])
-    bodies = [part.partition(r"\bottomrule")[0] for part in text.split(r"\toprule")[1:]]
-    parts = views.parts_of(columns[0])
+    latex = text.to_latex(columns[0], "50 % of a_b & more", ["how"], "tab:comparison")
+    bodies = [part.partition(r"\bottomrule")[0] for part in latex.split(r"\toprule")[1:]]
+    parts = parts_of(columns[0])
     assert sorted(column.heading for part in parts for column in part[1:]) == sorted(
         column.heading for column in columns[0][1:]
     )
@@ -224,33 +229,33 @@ def test_latex_has_booktabs_rules_and_as_many_cells_in_each_row(columns, tmp_pat
         lines = [line for line in body.partition(r"\cmidrule")[2].splitlines() if line.endswith(r"\\")]
         assert len(lines) == 3
         assert {line.replace(r"\&", "").count("&") for line in lines} == {len(part) - 1}
-    assert all(f"\\begin{{{name}}}" in text and f"\\end{{{name}}}" in text for name in ("table", "tabular"))
-    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
-    assert r"50 \% of a\_b \& more" in text
-    assert "\u00b1" not in text
-    assert text.isascii()
-    if latex := shutil.which("pdflatex"):
-        page = rf"\documentclass{{article}}\usepackage{{booktabs,graphicx}}\begin{{document}}{text}\end{{document}}"
+    assert all(f"\\begin{{{name}}}" in latex and f"\\end{{{name}}}" in latex for name in ("table", "tabular"))
+    assert latex.count("{") - latex.count(r"\{") == latex.count("}") - latex.count(r"\}")
+    assert r"50 \% of a\_b \& more" in latex
+    assert "\u00b1" not in latex
+    assert latex.isascii()
+    if program := shutil.which("pdflatex"):
+        page = rf"\documentclass{{article}}\usepackage{{booktabs,graphicx}}\begin{{document}}{latex}\end{{document}}"
         (tmp_path / "page.tex").write_text(page, encoding="utf-8")
-        subprocess.run([latex, "-interaction=nonstopmode", "-halt-on-error", "page.tex"], cwd=tmp_path, check=True)
+        subprocess.run([program, "-interaction=nonstopmode", "-halt-on-error", "page.tex"], cwd=tmp_path, check=True)
 
 
 def test_markdown_and_csv_say_what_the_table_says(columns):
-    lines = views.to_markdown(columns[0], "title", ["how", "a note"]).splitlines()
+    lines = text.to_markdown(columns[0], "title", ["how", "a note"]).splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert {line.count(" | ") for line in table} == {len(columns[0]) - 1}
     assert "- a note" in lines
-    read = list(csv.DictReader(io.StringIO(views.to_csv(columns[1]))))
+    read = list(csv.DictReader(io.StringIO(text.to_csv(csv_lines(columns[1])))))
     assert [float(row["accuracy_mean"]) for row in read] == [row["accuracy"]["mean"] for row in columns[1]]
     assert read[1]["accuracy_std"] == ""
     assert float(read[0]["to_0.75_rounds_mean"]) == 3.0
-    assert text_tables.escaped("\\^~<") == r"\textbackslash{}\textasciicircum{}\textasciitilde{}\textless{}"
+    assert text.escaped("\\^~<") == r"\textbackslash{}\textasciicircum{}\textasciitilde{}\textless{}"
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 400])
 def test_a_terminal_gets_all_columns_in_parts_that_fit(columns, width):
     console = Console(width=width, record=True, file=io.StringIO())
-    parts = views.rich_tables(columns[0], [False, True], width)
+    parts = terminal.rich_tables(columns[0], [False, True], width)
     for part in parts:
         console.print(part)
     printed = console.export_text()

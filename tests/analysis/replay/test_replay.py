@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from raysim.analysis.replay import changes, source, summary
+from raysim.analysis.replay import finished_run, other_devices, summary
 from raysim.analysis.replay import run as replays
 from raysim.analysis.replay.summary import in_short
 from raysim.config import loader
@@ -84,7 +84,7 @@ def ran(tmp_path_factory):
 
 
 def replayed(folder: Path, tiers=None, deadline_s=None):
-    recorded = source.read(str(folder))
+    recorded = finished_run.read(str(folder))
     return replays.replay(recorded, None if tiers is None else dealt(recorded, tiers=list(tiers)), deadline_s)
 
 
@@ -141,7 +141,7 @@ def test_rounds_of_nobody_are_reproduced(ran, mode):
 
 def test_the_runs_above_have_lost_work_of_every_kind(ran):
     def outcomes(*overrides: str, tiers=TIERS) -> set[str]:
-        return set(source.read(str(ran(*overrides, tiers=tiers))).clients["fate"])
+        return set(finished_run.read(str(ran(*overrides, tiers=tiers))).clients["fate"])
 
     assert "late" in outcomes(*DEADLINE, *BUSY)
     assert "surplus" in outcomes(*OVER, *BUSY)
@@ -193,7 +193,7 @@ def faster(tiers, factor: float = 2.0):
 
 def assert_equal_clocks(replay, folder: Path) -> None:
     """The replay tells what a run under those conditions does; costs of `random` do not depend on what is learned."""
-    real = source.read(str(folder))
+    real = finished_run.read(str(folder))
     table = {
         name: np.concatenate([each.clients[name] for each in replay.rounds])
         for name in ("client", "fate", "energy_j", "lasts_s", "train_flops")
@@ -272,12 +272,14 @@ def test_devices_are_the_same_by_what_they_can_do_and_when():
         return dataclasses.replace(sampling.listed([DeviceProfile("a", 1, 2, 3)] * 2), online=online, **given)
 
     plain = sampling.listed([DeviceProfile("a", 1, 2, 3)] * 2)
-    assert changes.are_same(plain, sampling.listed([DeviceProfile("b", 1, 2, 3)], device_of=np.zeros(2, np.int64)))
-    assert not changes.are_same(plain, sampling.listed([DeviceProfile("a", 1, 2, 4)] * 2))
-    assert not changes.are_same(plain, traced(5, 6))
-    assert changes.are_same(traced(5, 6), traced(5, 6, trace_of=np.array([0, 1])))
-    assert not changes.are_same(traced(5, 6), traced(5, 6, trace_of=np.array([0, 0])))
-    assert not changes.are_same(traced(5, 6), traced(5, 7))
+    assert other_devices.are_same(
+        plain, sampling.listed([DeviceProfile("b", 1, 2, 3)], device_of=np.zeros(2, np.int64))
+    )
+    assert not other_devices.are_same(plain, sampling.listed([DeviceProfile("a", 1, 2, 4)] * 2))
+    assert not other_devices.are_same(plain, traced(5, 6))
+    assert other_devices.are_same(traced(5, 6), traced(5, 6, trace_of=np.array([0, 1])))
+    assert not other_devices.are_same(traced(5, 6), traced(5, 6, trace_of=np.array([0, 0])))
+    assert not other_devices.are_same(traced(5, 6), traced(5, 7))
 
 
 def narrower(tiers=TIERS):
@@ -328,7 +330,7 @@ def test_solved_budgets_are_solved_again_and_tell_who_would_have_trained_what(ra
     widest = tuple(tier | {"keep_ratio": 1.0} for tier in TIERS)
     others = (widest[0] | {figure: value}, widest[1])
     replay = replayed(ran(*SOLVED, tiers=widest), others)
-    real = source.read(str(ran(*SOLVED, tiers=others))).clients
+    real = finished_run.read(str(ran(*SOLVED, tiers=others))).clients
     recorded = replay.recorded.clients
     assert recorded["client"].tolist() == real["client"].tolist()
     assert replay.changed.tolist() == (recorded["keep_ratio"] != real["keep_ratio"]).tolist()
@@ -379,7 +381,7 @@ def test_who_answers_only_now_is_flagged_and_left_out(ran):
 
 
 def asked_others(replay) -> list[int]:
-    return [each.round for each in replay.rounds if each.asks_others]
+    return [each.round for each in replay.rounds if each.selects_others]
 
 
 @pytest.mark.parametrize(
@@ -395,10 +397,10 @@ def test_where_others_would_have_been_asked_accuracy_is_not_known_from_round_1(r
     assert told["accuracy"] is told["best_accuracy"] is None
     assert [(each["round"], each["known"]) for each in told["targets"]] == [(None, False)] * 3
     rounds = {each["reason"]: each["rounds"] for each in told["unknown"]}
-    assert rounds[f"selection.rule={rule!r} would have asked others: who is asked is as recorded"] == 4
+    assert rounds[f"selection.rule={rule!r} would have selected others: the selected clients are as recorded"] == 4
     assert rounds["accuracy from round 1 on: another model would have been learned"] == 4
     assert "in which round stop.accuracy=0.99 would have ended the run" in rounds
-    assert "others would have been asked: 1-4" in summary.unknown_lines(told)[-1]
+    assert "others would have been selected: 1-4" in summary.unknown_lines(told)[-1]
 
 
 @pytest.mark.parametrize("rule", ["available", "round-robin", "power-of-choice", "by-examples"])
@@ -412,7 +414,7 @@ def test_who_can_be_reached_at_any_time_is_asked_on_other_devices_too(ran, rule)
 @pytest.mark.parametrize(("rule", "tiers"), [("available", ONLINE_AT_TIMES), ("oort", TIERS)])
 def test_with_another_deadline_others_are_asked_once_a_round_begins_at_another_time(ran, rule, tiers):
     folder = ran(f"selection.rule={rule}", *BUSY, tiers=tiers)
-    duration_s = [each - 0.7 for each in source.read(str(folder)).rounds["round_s"]]
+    duration_s = [each - 0.7 for each in finished_run.read(str(folder)).rounds["round_s"]]
     replay = replayed(folder, deadline_s=(sorted(duration_s)[-1] + sorted(duration_s)[-2]) / 2)
     (cut,) = np.flatnonzero(np.array(duration_s) == max(duration_s)) + 1
     assert asked_others(replay) == list(range(cut + 1, 5))
@@ -432,7 +434,7 @@ def test_what_was_prepared_is_kept_and_said(ran):
     told = summary.summary_from(replay)
     assert told["preparation_s"] == replay.recorded.summary["preparation_s"] > 0
     reasons = [each["reason"] for each in told["unknown"]]
-    assert reasons[0].startswith("what was done before round 1 is not timed again")
+    assert reasons[0].startswith("the preparation before round 1 is not timed again")
     assert reasons[1].startswith("method.name='autoflip' chooses submodels from what it learns")
     assert told["accuracy"] is None
 
@@ -451,7 +453,7 @@ def test_a_run_that_ends_earlier_on_slower_devices_ends_there(ran):
 
 
 def test_records_that_another_version_has_left_are_not_called_exact(ran):
-    recorded = source.read(str(ran()))
+    recorded = finished_run.read(str(ran()))
     moved = {**recorded.clients, "planned_train_flops": recorded.clients["planned_train_flops"] * 2}
     of_another = dataclasses.replace(recorded, clients=moved)
     expected = ["simulated_s", "energy_j", "train_flops"]

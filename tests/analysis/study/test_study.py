@@ -16,9 +16,10 @@ from mlflow.tracking import MlflowClient
 from rich.console import Console
 from safetensors.torch import load_file
 
-from raysim.analysis.comparison import compare, views
+from raysim.analysis.comparison import compare
 from raysim.analysis.study import plan, table
 from raysim.analysis.study.one_run import digests_of, run_one
+from raysim.analysis.tables import terminal
 from raysim.cli import main as cli
 from raysim.config import loader
 from raysim.core import signals, tensors
@@ -206,7 +207,7 @@ def test_a_run_that_fails_leaves_the_others_and_exit_code_1(tmp_path, capsys):
         ({}, ["--set", "training.epochs=0"], "training.epochs=0 is not allowed"),
         (
             {}, ["--set", "executor.kind=ray", "--set", "executor.num_actors=clients"],
-            "executor.num_actors='clients' is not allowed in a comparison; allowed: how many runs to play at a time",
+            "executor.num_actors='clients' is not allowed in a comparison; allowed: how many runs to execute at once",
         ),
         (
             {}, ["--set", "executor.kind=ray", "--set", "executor.client_timeout_s=9"],
@@ -287,7 +288,7 @@ def test_the_table_fits_into_120_columns():
     row |= {"set": {"training.learning_rate": 0.05}}
     row |= {name: value if "accuracy" in name else cost for name in table.AVERAGED}
     console = Console(width=120, record=True, file=io.StringIO())
-    (whole,) = views.rich_tables(table.columns_of([row]), [False], console.width)
+    (whole,) = terminal.rich_tables(table.columns_of([row]), [False], console.width)
     console.print(whole)
     printed = console.export_text()
     for part in ("feddropout", "98.8 ± 1.2", "1234.6", "2 of 3", "learning_rate 0.05"):

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from raysim.analysis.comparison import compare
 from raysim.analysis.study.one_run import run_one
-from raysim.analysis.sweep import plan, scored, trial, tuning
+from raysim.analysis.sweep import metrics, plan, trial, tuning
 from raysim.analysis.sweep.journal import Entry, Journal
 from raysim.analysis.sweep.search import Domain, configurations
 from raysim.cli import main as cli
@@ -153,7 +153,7 @@ def settings_with(**changes) -> plan.SweepSettings:
         ({"search": {"training.epochs": {"grid": []}}}, "search: training.epochs: grid=.* is not allowed"),
         ({"search": {"method.name": {"grid": ["fedavg", "fedvag"]}}}, "trial 1 .*method.name='fedvag' is unknown"),
         ({"search": {"seed": {"grid": [1]}}}, "search: 'seed' is not allowed: it is set by seeds"),
-        ({"search": {"executor.num_actors": {"grid": [1]}}}, "it decides where a run is played"),
+        ({"search": {"executor.num_actors": {"grid": [1]}}}, "it decides where a run is executed"),
         ({"search": {"rounds": {"grid": [1]}}}, "search: 'rounds' is not allowed"),
         ({"search": {"training.epochs": {"grid": [1]}}}, "'training.epochs' is not allowed: set has it already"),
         ({"samples": 3}, "samples=3 has no effect where every setting has a grid"),
@@ -313,15 +313,15 @@ def test_what_trials_may_be_held_against_each_other_by_is_what_rounds_have(whole
     table = pq.read_table(folder / "rounds.parquet").to_pandas()
     rounds = table[[name for name in table if "/" in name]]
     settings = loader.load(folder / "config.yaml")
-    found = scored.metrics_of(settings)
+    found = metrics.comparable_metrics(settings)
     assert set(found) == set(rounds) - {"pruning_ratio/min", "pruning_ratio/max"}
     assert len(set(found)) == len(found)
     lacking = {name for name in found if rounds[name].isna().any()}
     assert lacking
     assert all("/tier/" in name for name in lacking)
     unscored = settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update={"client_share": 0})})
-    of_submodels = {name for name in found if name in scored.OF_SUBMODELS or name.startswith("accuracy/tier/")}
-    assert set(found) - set(scored.metrics_of(unscored)) == of_submodels
+    of_submodels = {name for name in found if name in metrics.OF_SUBMODELS or name.startswith("accuracy/tier/")}
+    assert set(found) - set(metrics.comparable_metrics(unscored)) == of_submodels
 
 
 def tier_metric(folder: Path, seed: int) -> Iterator[tuple[int, float, float]]:

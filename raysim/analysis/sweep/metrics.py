@@ -1,4 +1,4 @@
-"""The metrics that trials can be held against each other by: those that every run has, sooner or later."""
+"""List the metrics by which trials can be compared: those that every run has, sooner or later."""
 
 from raysim.config.experiment import ExperimentSettings
 from raysim.population import sources
@@ -12,28 +12,28 @@ ALWAYS = (
     "coverage/mean", "coverage/min", "coverage/untrained_share", "coverage/untrained_channel_share",
     "clients/counted",
 )  # fmt: skip
-"""In every scored round."""
+"""Metrics of every scored round."""
 OF_COHORT = (
     "loss/train", "pruning_ratio/mean",
     *(f"{group}/p{percent}" for group in ("pruning_ratio", "client_s") for percent in PERCENTS),
 )  # fmt: skip
-"""In rounds in which somebody took part."""
+"""Metrics of rounds in which a client took part."""
 OF_ENERGY = ("energy/total_j", "energy/round_j")
-"""Once joules have been spent."""
+"""Metrics of rounds after the first joule was spent."""
 OF_SUBMODELS = (
     "accuracy/submodel_mean", *(f"accuracy/submodel_p{percent}" for percent in PERCENTS), "loss/submodel_mean",
     "fairness/slowest_decile_accuracy", "fairness/worst_tier_accuracy",
 )  # fmt: skip
-"""In rounds in which clients scored their submodels on rows of their own."""
+"""Metrics of rounds in which clients scored their submodels on their own rows."""
 DRAWING = ("train_watts", "idle_watts", "radio_j_per_byte")
-"""What makes a device spend joules."""
+"""Figures of a device that spends joules."""
 
 
-def metrics_of(settings: ExperimentSettings) -> list[str]:
-    """Return the names of the metrics that trials can be held against each other by.
+def comparable_metrics(settings: ExperimentSettings) -> list[str]:
+    """Return the names of the metrics by which trials with these settings can be compared.
 
     Raises:
-        SettingError: If the devices cannot be had.
+        SettingError: If the devices cannot be read.
     """
     devices = sources.of_settings(settings.population, settings.split_seed)
     groups, found = ["pruning_ratio", "client_s"], [*ALWAYS, *OF_COHORT]

@@ -1,4 +1,4 @@
-"""From a recorded row back to work: what a client would do now with the submodel it trained then."""
+"""Compute the work of recorded clients again: each with the submodel that it trained, on any device."""
 
 from dataclasses import dataclass, fields
 from functools import partial
@@ -15,21 +15,21 @@ from raysim.population.profiles import Devices
 from raysim.pruning.masks import CohortMasks, Mask
 
 NO_MASK = Mask(np.empty(0, dtype=np.bool_))
-"""The clock does not look at masks, and records do not hold them."""
+"""The clock does not use masks, and records do not contain them."""
 PER_EPOCH = ("train_flops", "activation_bytes", "steps")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Conditions:
-    """Under what a run is timed.
+    """The devices and rules with which a run is timed.
 
     Attributes:
-        devices: Devices of all clients.
-        rules: When a round ends, and whose work counts.
-        seed: Seed of the experiment.
-        cohort_size: Clients whose updates a round is made of.
-        epochs: Epochs from which those of late clients are fitted; none = what each has trained.
-        min_epochs: Fewest epochs that the method makes sense with.
+        devices: The devices of all clients.
+        rules: When a round ends, and which work counts.
+        seed: The seed of the experiment.
+        cohort_size: The number of clients whose updates make a round.
+        epochs: The epochs to start from where late clients train fewer; None: those that each client trained.
+        min_epochs: The fewest epochs that the method allows.
     """
 
     devices: Devices
@@ -41,14 +41,14 @@ class Conditions:
 
 
 def work_of(conditions: Conditions, rows: Columns, round: int, now_s: float) -> Work:
-    """Return what the clients of some rows would do if they started now and nothing stopped them."""
+    """Return the work of the clients of some rows if they started now and nothing interrupted them."""
     size = len(rows["client"])
     epochs = rows["planned_epochs"] if conditions.epochs is None else np.full(size, conditions.epochs)
     ratios = rows["keep_ratio"]
     cohort = Cohort(round, rows["client"], ratios, ratios, rows["limited_by"], rows["examples"], epochs)
     timing_of = partial(_timing_of, conditions)
     cohort, load, timing = fit_epochs(
-        cohort, partial(_load_at, rows), timing_of, conditions.rules, conditions.min_epochs
+        cohort, partial(_load_of, rows), timing_of, conditions.rules, conditions.min_epochs
     )
     outcomes = np.full(size, COUNTED, dtype=OUTCOME_DTYPE)
     return Work(
@@ -61,13 +61,13 @@ def _timing_of(conditions: Conditions, cohort: Cohort, load: CohortLoad) -> Coho
     return schedule(load, devices, cohort.clients, cohort.round, conditions.seed)
 
 
-def _load_at(rows: Columns, cohort: Cohort) -> CohortLoad:
-    """Return what was transferred and computed, of the latter a share for another number of epochs."""
+def _load_of(rows: Columns, cohort: Cohort) -> CohortLoad:
+    """Return the recorded load, with a share of the computation for another number of epochs."""
     load = {field.name: rows[f"planned_{field.name}"] for field in fields(CohortLoad)}
     trained = np.maximum(rows["planned_epochs"], 1)
     return CohortLoad(**load | {name: load[name] * cohort.epochs // trained for name in PER_EPOCH})
 
 
-def some(table: Columns, places: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Columns:
+def rows_of(table: Columns, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Columns:
     """Return some rows of a table."""
-    return {name: column[places] for name, column in table.items()}
+    return {name: column[rows] for name, column in table.items()}

@@ -1,4 +1,4 @@
-"""What a comparison leaves: a folder, a parent run in MLflow with the table, and a child run for each run."""
+"""Write a comparison: its folder, a parent run in MLflow with the table, and a child run for each run."""
 
 import json
 import re
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from raysim.analysis.comparison import views
 from raysim.analysis.study import table
 from raysim.analysis.study.one_run import Outcome
 from raysim.analysis.study.plan import Comparison, Run
+from raysim.analysis.tables.text import to_markdown
 from raysim.config import loader
 from raysim.core.errors import SettingError
 from raysim.core.storage import atomic
@@ -25,14 +25,21 @@ from raysim.tracking.mlflow_writer import MlflowTracker, resolve_uri
 from raysim.tracking.run_folder import make_folder
 from raysim.tracking.run_metadata import tags_of
 
-ON_PARENT = ("accuracy_last10", "accuracy", "best_accuracy", "bytes_percent_of_fedavg", "flops_percent_of_fedavg",
-             "simulated_s", "simulated_percent_of_fedavg")  # fmt: skip
+ON_PARENT = (
+    "accuracy_last10",
+    "accuracy",
+    "best_accuracy",
+    "bytes_percent_of_fedavg",
+    "flops_percent_of_fedavg",
+    "simulated_s",
+    "simulated_percent_of_fedavg",
+)
 """Means that the parent run has as metrics, one per row."""
 
 
 @dataclass(eq=False)
-class Record:
-    """Writes down a comparison; the only writer of its folder and its MLflow runs."""
+class ComparisonWriter:
+    """Writes a comparison; nothing else writes to its folder and its MLflow runs."""
 
     comparison: Comparison
     folder: Path
@@ -42,7 +49,7 @@ class Record:
 
     @property
     def title(self) -> str:
-        """What is compared, in one line."""
+        """Methods, data set, model, rounds and seeds, in one line."""
         settings, base = self.comparison.settings, self.comparison.base
         seeds = ", ".join(str(seed) for seed in settings.seeds)
         return (
@@ -52,32 +59,32 @@ class Record:
 
     @property
     def rows(self) -> list[table.Row]:
-        """The table so far."""
+        """The rows of the table so far."""
         return table.rows_of(self.comparison.settings.methods, self.figures)
 
     def begin(self, digests: dict[str, str]) -> None:
-        """Create the parent run and write down what is about to run."""
+        """Create the parent run, and write what is about to run."""
         base, self.digests = self.comparison.base, digests
         shared = {
             name: value
             for name, value in loader.flatten(base).items()
             if name != "seed" and not name.startswith("method.")
         }
-        asked = {
+        given = {
             "comparison.methods": ", ".join(entry.title for entry in self.comparison.settings.methods),
             "comparison.seeds": ", ".join(str(seed) for seed in self.comparison.settings.seeds),
             "comparison.split_seed": str(base.split_seed),
         }
         tags = {"kind": "comparison", "data": base.data.name, "model": base.model.name} | environment()
-        self.tracker.start(self.title, shared | asked, tags, digests)
+        self.tracker.start(self.title, shared | given, tags, digests)
         path = atomic.write_text(self.folder / "comparison.yaml", loader.to_yaml(self.comparison.settings))
         self.tracker.artifact(path)
 
-    def keep(self, run: Run, outcome: Outcome) -> table.Figures:
-        """Write one run's files and its child run in MLflow.
+    def add(self, run: Run, outcome: Outcome) -> table.Figures:
+        """Write the files of one run, and its child run in MLflow.
 
         Raises:
-            RuntimeError: If it did not share its split with the others.
+            RuntimeError: If it has another split than the others.
         """
         if outcome.digests != self.digests:
             raise RuntimeError(f"{run.label}, seed {run.seed}: its split is {outcome.digests}, not {self.digests}")
@@ -96,38 +103,42 @@ class Record:
         if outcome.params is not None:
             served = {key: torch.from_numpy(np.array(value)) for key, value in outcome.params.items()}
             checkpoint.save_params(served, folder / "model.safetensors")
-        tracker = self._begun(run, outcome)
-        summary = figures | {
-            "run_id": tracker.run_id, "split": outcome.digests, "full_model": dict(outcome.full_model),
-        }  # fmt: skip
+        tracker = self._child(run, outcome)
+        full_model = dict(outcome.full_model)
+        summary = figures | {"run_id": tracker.run_id, "split": outcome.digests, "full_model": full_model}
         written.append(atomic.write_text(folder / "summary.json", json.dumps(summary, indent=2)))
         _track(tracker, outcome, written)
         self.figures.append(figures)
         return figures
 
-    def _begun(self, run: Run, outcome: Outcome) -> MlflowTracker:
+    def _child(self, run: Run, outcome: Outcome) -> MlflowTracker:
         settings = run.settings
         tracker = MlflowTracker(self.tracker.uri, settings.experiment, parent=self.tracker.run_id)
         tags = tags_of(settings) | {"label": run.label}
-        name = f"{run.label} seed {run.seed}"
-        tracker.start(
-            name, loader.flatten(settings), tags | environment(), outcome.digests, outcome.started_ms
-        )  # fmt: skip
+        name, params = f"{run.label} seed {run.seed}", loader.flatten(settings)
+        tracker.start(name, params, tags | environment(), outcome.digests, outcome.started_ms)
         return tracker
 
     @property
     def content(self) -> dict[str, Any]:
-        """All there is to say, ready for JSON."""
+        """The whole comparison, ready for JSON."""
         return {
-            "title": self.title, "notes": table.NOTES, "rows": self.rows, "runs": self.figures, "split": self.digests,
-            "environment": environment(), "run_id": self.tracker.run_id, "output_dir": str(self.folder),
-            "tracking_uri": self.tracker.uri, "experiment_id": self.tracker.experiment_id,
-        }  # fmt: skip
+            "title": self.title,
+            "notes": table.NOTES,
+            "rows": self.rows,
+            "runs": self.figures,
+            "split": self.digests,
+            "environment": environment(),
+            "run_id": self.tracker.run_id,
+            "output_dir": str(self.folder),
+            "tracking_uri": self.tracker.uri,
+            "experiment_id": self.tracker.experiment_id,
+        }
 
     def end(self, status: str) -> None:
-        """Write the table, and give it and the means to the parent run."""
+        """Write the table, log it and the means to the parent run, and end that."""
         texts = {
-            "comparison.md": views.to_markdown(table.columns_of(self.rows), self.title, table.notes_of(self.rows)),
+            "comparison.md": to_markdown(table.columns_of(self.rows), self.title, table.notes_of(self.rows)),
             "comparison.csv": table.to_csv(self.rows),
             "comparison.json": json.dumps(self.content, indent=2),
         }
@@ -151,7 +162,7 @@ def _track(tracker: MlflowTracker, outcome: Outcome, written: Sequence[AnyPath])
 
 
 def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the rows' means under names that MLflow allows, as `accuracy_last10/ca-hfp-plus`."""
+    """Return the means of all rows under names that MLflow allows, as `accuracy_last10/ca-hfp-plus`."""
     return {
         f"{name}/{re.sub(r'[^A-Za-z0-9._-]', '_', row['label'].replace('+', '-plus'))}": row[name]["mean"]
         for row in rows
@@ -160,8 +171,8 @@ def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def open_record(comparison: Comparison, folder: Path) -> Record:
-    """Make the comparison's folder and open the MLflow store.
+def open_writer(comparison: Comparison, folder: Path) -> ComparisonWriter:
+    """Make the folder of a comparison and open the MLflow store.
 
     Raises:
         SettingError: If one of them cannot be used.
@@ -170,4 +181,5 @@ def open_record(comparison: Comparison, folder: Path) -> Record:
     if (folder / "comparison.yaml").exists():
         raise SettingError(f"--output={str(folder)!r} holds a comparison already; give a folder without one")
     make_folder(folder)
-    return Record(comparison, folder, MlflowTracker(uri, comparison.base.experiment, beside=str(folder.parent)))
+    tracker = MlflowTracker(uri, comparison.base.experiment, beside=str(folder.parent))
+    return ComparisonWriter(comparison, folder, tracker)

@@ -1,0 +1,126 @@
+"""Compute the table of a comparison: means over seeds, per cent of a baseline, costs of targets, Pareto fronts."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raysim.analysis.comparison.curves import curve_of
+from raysim.analysis.comparison.figures import figures_of
+from raysim.analysis.comparison.rows import Row
+from raysim.analysis.comparison.run_record import RunRecord
+from raysim.analysis.tables.columns import ACCURACIES
+from raysim.analysis.tables.statistics import against
+
+SPENT = ("megabytes", "simulated_s", "energy_j")
+"""The costs that accuracy is compared with, in the order of the table's columns."""
+AVERAGED = (*ACCURACIES, "pruning_ratio", *SPENT, "gigaflops", "rounds")
+
+
+def table_of(rows: Sequence[Row], baseline: Row, targets: Sequence[float]) -> list[dict[str, Any]]:
+    """Return all figures of each row, ready for JSON.
+
+    Args:
+        rows: The rows.
+        baseline: The row among them that the others are compared with.
+        targets: Accuracies whose costs are computed.
+    """
+    by_row = {id(row): _Measured(row, targets) for row in rows}
+    table = [_figures(by_row[id(row)], by_row[id(baseline)], targets) for row in rows]
+    for name in compared_costs(table):
+        for index in front([_point(each, name) for each in table]):
+            table[index]["fronts"].append(name)
+    return table
+
+
+def compared_costs(table: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the costs that accuracy is compared with: those that more than one row has."""
+    return [name for name in SPENT if sum(has_both(row, name) for row in table) > 1]
+
+
+def has_both(row: Mapping[str, Any], cost: str) -> bool:
+    """Whether a row has an accuracy and a cost."""
+    return row[cost]["mean"] is not None and row["accuracy_last10"]["mean"] is not None
+
+
+class _Measured:
+    """The figures of a row's runs, by seed."""
+
+    def __init__(self, row: Row, targets: Sequence[float]) -> None:
+        self.row = row
+        self.figures = {run.settings.seed: figures_of(run.rounds) for run in row.counted}
+        self.costs = {target: self._costs(row.counted, target) for target in targets}
+
+    def _costs(self, runs: Sequence[RunRecord], target: float) -> dict[int, dict[str, float]]:
+        """Return the counted costs of the target, by seed of the runs that reached it."""
+        spent = {run.settings.seed: curve_of(run.rounds).cost_of(target) for run in runs}
+        return {
+            seed: {name: cost for name, cost in costs.items() if cost is not None and name in self.figures[seed]}
+            for seed, costs in spent.items()
+            if costs["rounds"] is not None
+        }
+
+    def of(self, name: str) -> dict[int, float]:
+        """Return a figure by seed."""
+        return {seed: figures[name] for seed, figures in self.figures.items() if name in figures}
+
+
+def _figures(own: _Measured, base: _Measured, targets: Sequence[float]) -> dict[str, Any]:
+    row = own.row
+    return {
+        "label": row.label,
+        "method": row.method,
+        "settings": dict(row.settings),
+        "other_settings": dict(row.other_settings),
+        "seeds": row.seeds,
+        "counted": len(row.counted),
+        "is_whole": row.is_whole,
+        "runs": [run.name for run in row.runs],
+        "states": [run.state for run in row.runs],
+        **{name: against(own.of(name), base.of(name)) for name in AVERAGED},
+        **_points(own.of("accuracy_last10"), base.of("accuracy_last10")),
+        "targets": [_target(target, own, base) for target in targets],
+        "fronts": [],
+    }
+
+
+def _target(target: float, own: _Measured, base: _Measured) -> dict[str, Any]:
+    """Return what a target cost the runs of a row that reached it."""
+    costs, others = own.costs[target], base.costs[target]
+    found: dict[str, Any] = {"accuracy": target, "reached": len(costs), "of": len(own.row.counted)}
+    for name in ("rounds", *SPENT):
+        mine = {seed: cost[name] for seed, cost in costs.items() if name in cost}
+        theirs = {seed: cost[name] for seed, cost in others.items() if name in cost}
+        found[name] = against(mine, theirs)
+    return found
+
+
+def _points(own: Mapping[int, float], base: Mapping[int, float]) -> dict[str, Any]:
+    """Return how many points of accuracy a row is above another, over the seeds of both, and which these are."""
+    shared = sorted(own.keys() & base.keys())
+    return {
+        "points": 100 * statistics.fmean(own[seed] - base[seed] for seed in shared) if shared else None,
+        "points_seeds": shared,
+        "points_are_all": own.keys() <= base.keys(),
+    }
+
+
+def _point(figures: Mapping[str, Any], cost: str) -> tuple[float, float] | None:
+    """Return what a row spent and reached; None if that is not known, or none of its runs finished."""
+    if not figures["is_whole"] or not has_both(figures, cost):
+        return None
+    return figures[cost]["mean"], figures["accuracy_last10"]["mean"]
+
+
+def front(points: Sequence[tuple[float, float] | None]) -> list[int]:
+    """Return the indices of points (cost, accuracy) on the Pareto front: no other is as accurate for less.
+
+    >>> front([(1.0, 0.5), (2.0, 0.4), (2.0, 0.9), None, (1.0, 0.5)])
+    [0, 2, 4]
+    """
+
+    def is_beaten(point: tuple[float, float]) -> bool:
+        return any(
+            other is not None and other != point and other[0] <= point[0] and other[1] >= point[1] for other in points
+        )
+
+    return [index for index, point in enumerate(points) if point is not None and not is_beaten(point)]

@@ -1,0 +1,1 @@
+"""Tables of means over seeds: their numbers, columns, and output on the terminal and as text."""
