@@ -4,11 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.conftest import SHARED_DATA
 
+from raysim.core.errors import SettingError
 from raysim.data import datasets
 from raysim.data.datasets import Dataset
-from raysim.core.errors import SettingError
+from tests.conftest import SHARED_DATA
 
 
 def digits(max_train_examples: int | None = None, seed: int = 0) -> Dataset:

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from raysim.population import population
 from raysim.data import figure
 from raysim.data.partition import partition
 from raysim.data.rules import PartitionOptions
-from raysim.population.sampling import listed
+from raysim.population import population
 from raysim.population.profiles import DeviceProfile
+from raysim.population.sampling import listed
 
 LABELS = np.random.default_rng(0).integers(0, 10, 20_000)
 DEVICE = DeviceProfile("any", 1e9, 1e6, 1e6)

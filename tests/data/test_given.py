@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raysim.core.errors import SettingError
 from raysim.data.partition import partition
 from raysim.data.rules import PartitionOptions
-from raysim.core.errors import SettingError
 
 LABELS = np.arange(30) % 3
 USERS = np.array([7] * 10 + [3] * 12 + [90] * 7 + [5])

@@ -8,15 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.conftest import SHARED_DATA
 from PIL import Image
 
-from raysim.data import datasets
-from raysim.data import imagefolder
-from raysim.data.raw import RawImages
-from raysim.data.raw import Source
-from raysim.data.transform import Transform
 from raysim.core.errors import SettingError
+from raysim.data import datasets, imagefolder
+from raysim.data.raw import RawImages, Source
+from raysim.data.transform import Transform
+from tests.conftest import SHARED_DATA
 
 
 @pytest.fixture

@@ -1,13 +1,9 @@
 import numpy as np
 import pytest
 
-from raysim.data.partition import PARTITIONS
-from raysim.data.partition import check_partition
-from raysim.data.partition import partition
-from raysim.data.partition import to_row_sets
-from raysim.data.rules import PartitionOptions
-from raysim.data.rules import top_up
 from raysim.core.errors import SettingError
+from raysim.data.partition import PARTITIONS, check_partition, partition, to_row_sets
+from raysim.data.rules import PartitionOptions, top_up
 
 LABELS = np.random.Generator(np.random.PCG64(0)).integers(0, 10, 1437)
 

@@ -3,21 +3,19 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from tests.conftest import tiny_settings
 
-from raysim.population import population
-from raysim.simulation.build import build_scenario
+from raysim.core.errors import SettingError
 from raysim.data.partition import partition
 from raysim.data.rules import PartitionOptions
-from raysim.population.sampling import of_tiers
-from raysim.core.errors import SettingError
 from raysim.executors.in_process import InProcessExecutor
-from raysim.simulation.forecast import forecast
-from raysim.simulation.round import initial_state
-from raysim.simulation.round import run_round
+from raysim.population import population
 from raysim.population.population import Population
-from raysim.population.profiles import DeviceProfile
-from raysim.population.profiles import Tier
+from raysim.population.profiles import DeviceProfile, Tier
+from raysim.population.sampling import of_tiers
+from raysim.simulation.build import build_scenario
+from raysim.simulation.forecast import forecast
+from raysim.simulation.round import initial_state, run_round
+from tests.conftest import tiny_settings
 
 LABELS = np.zeros(60000, dtype=np.int64)
 TIERS = tuple(Tier(DeviceProfile(name, 1e9, 1e6, 1e6), 0.5, 1.0) for name in ("slow", "fast"))

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from torchvision import datasets as originals
 
-from raysim.data import datasets
 from raysim.core.errors import SettingError
+from raysim.data import datasets
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:

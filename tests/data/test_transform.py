@@ -3,17 +3,15 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from tests.conftest import tiny_settings
 
 from raysim.config import loader
 from raysim.core import seeding
-from raysim.simulation.build import build_scenario
-from raysim.data import datasets
-from raysim.data import raw
-from raysim.data import transform
+from raysim.core.errors import SettingError
+from raysim.data import datasets, raw, transform
 from raysim.data.datasets import Dataset
 from raysim.data.transform import Transform
-from raysim.core.errors import SettingError
+from raysim.simulation.build import build_scenario
+from tests.conftest import tiny_settings
 
 FLIP = {"name": "RandomHorizontalFlip", "p": 1.0}
 CROP = {"name": "RandomCrop", "size": 8, "padding": 2}
