@@ -281,10 +281,10 @@ def test_law_5_masks_nest(name: str) -> None:
 def test_law_6_order_and_grouping_change_nothing(method: tuple[str, ...]) -> None:
     scenario = build_scenario(settings_of(*method, "selection.clients_per_round=5"))
     planned = plan_round(scenario, prepared(scenario))
-    tasks, broadcast = planned.tasks, planned.broadcast
-    together = merge([ClientTrainer(scenario.workload).train(tasks, broadcast)])
+    assignments, broadcast = planned.assignments, planned.broadcast
+    together = merge([ClientTrainer(scenario.workload).train(assignments, broadcast)])
     fresh = ClientTrainer(scenario.workload)
-    apart = merge([fresh.train(tasks.take(np.array(chunk)), broadcast) for chunk in ([4], [2, 0], [1, 3])])
+    apart = merge([fresh.train(assignments.take(np.array(chunk)), broadcast) for chunk in ([4], [2, 0], [1, 3])])
     for quantity, total in together.sums.items():
         for key, fixed in total.totals.items():
             assert torch.equal(fixed, apart.sums[quantity].totals[key]), (quantity, key)
@@ -316,8 +316,8 @@ class Backwards(InProcessExecutor):
 
     def train_versions(self, groups):
         trained = [
-            merge([self._stage.train(Assignments.of_rows([task]), broadcast) for task in reversed(list(tasks))])
-            for tasks, broadcast in reversed(groups)
+            merge([self._stage.train(Assignments.of_rows([one]), broadcast) for one in reversed(list(assignments))])
+            for assignments, broadcast in reversed(groups)
         ]
         return trained[::-1]
 

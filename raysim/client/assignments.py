@@ -1,4 +1,4 @@
-"""The tasks of several clients as columns; nothing is built per client until it is played."""
+"""The assignments of several clients as columns; nothing is built per client until it is played."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -108,7 +108,7 @@ class Assignments:
 
     @staticmethod
     def of_rows(rows: Sequence[Assignment]) -> "Assignments":
-        """Return single tasks as columns; each is trained by itself."""
+        """Return single assignments as columns; each is trained by itself."""
         return Assignments(
             np.array([row.client for row in rows], dtype=np.int64),
             CohortMasks.of([row.mask for row in rows]),
@@ -136,7 +136,7 @@ class Assignments:
         return (self[place] for place in range(len(self)))
 
     def take(self, places: NDArray[np.int64]) -> "Assignments":
-        """Return the tasks of some clients."""
+        """Return the assignments of some clients."""
         clients = self.clients[places]
         memories = self.memories
         if memories:
@@ -147,7 +147,7 @@ class Assignments:
         )  # fmt: skip
 
     def chunks(self, shares: Sequence[float]) -> "list[Assignments]":
-        """Cut tasks into chunks of about these shares of the predicted cost, the costliest clients first.
+        """Cut assignments into chunks of about these shares of the predicted cost, the costliest clients first.
 
         Packs stay whole. A chunk for which no client is left is not there.
         """
@@ -163,18 +163,18 @@ class Assignments:
         return [self.take(order[chunk_of == chunk]) for chunk in np.unique(chunk_of)]
 
     def apart(self) -> "list[Assignments]":
-        """Cut tasks into single clients, and into packs."""
+        """Cut assignments into single clients, and into packs."""
         packed = np.unique(self.packs[self.packs != ALONE])
         places = [*np.flatnonzero(self.packs == ALONE)[:, None], *(np.flatnonzero(self.packs == p) for p in packed)]
         return [self.take(each) for each in places]
 
 
-def _cost_of_pack(tasks: Assignments) -> NDArray[np.float64]:
+def _cost_of_pack(assignments: Assignments) -> NDArray[np.float64]:
     """Return the cost that decides when each client comes: its own, or all of its pack's, `(clients,)`."""
-    packed = tasks.packs != ALONE
+    packed = assignments.packs != ALONE
     if not packed.any():
-        return tasks.costs
-    sums = np.bincount(tasks.packs[packed], weights=tasks.costs[packed])
-    costs = tasks.costs.copy()
-    costs[packed] = sums[tasks.packs[packed]]
+        return assignments.costs
+    sums = np.bincount(assignments.packs[packed], weights=assignments.costs[packed])
+    costs = assignments.costs.copy()
+    costs[packed] = sums[assignments.packs[packed]]
     return costs

@@ -76,30 +76,30 @@ def pack_size(
     return max(1, -(-cohort_size // packs))
 
 
-def packed(tasks: Assignments, examples: NDArray[np.int64], batch_size: int, size: int) -> Assignments:
-    """Return tasks with clients of equal masks, epochs and numbers of steps in packs, in the order of their ids.
+def packed(assignments: Assignments, examples: NDArray[np.int64], batch_size: int, size: int) -> Assignments:
+    """Put clients of equal masks, epochs and numbers of steps into packs, in the order of their ids.
 
     Args:
-        tasks: Of a cohort.
+        assignments: Those of a cohort.
         examples: Training rows of each client, `(clients,)`.
         batch_size: Rows of a step.
         size: Most clients of a pack.
     """
-    if size == 1 or not len(tasks):
-        return tasks
-    kinds = np.stack([tasks.masks.mask_of, tasks.epochs, num_batches(examples, batch_size)])
-    hybrid = np.array([bool(mask.elements) for mask in tasks.masks.distinct])[tasks.masks.mask_of]
+    if size == 1 or not len(assignments):
+        return assignments
+    kinds = np.stack([assignments.masks.mask_of, assignments.epochs, num_batches(examples, batch_size)])
+    hybrid = np.array([bool(mask.elements) for mask in assignments.masks.distinct])[assignments.masks.mask_of]
     _, kind_of = np.unique(kinds, axis=1, return_inverse=True)
-    packs = np.full(len(tasks), ALONE)
+    packs = np.full(len(assignments), ALONE)
     used = 0
     for kind in np.unique(kind_of[~hybrid]):
         members = np.flatnonzero((kind_of == kind) & ~hybrid)
-        members = members[np.argsort(tasks.clients[members])]
+        members = members[np.argsort(assignments.clients[members])]
         if len(members) > 1:
             number = -(-len(members) // size)
             packs[members] = used + np.arange(len(members)) * number // len(members)
             used += number
-    return replace(tasks, packs=packs)
+    return replace(assignments, packs=packs)
 
 
 def places_of(packs: NDArray[np.int64]) -> tuple[NDArray[np.int64], Sequence[NDArray[np.int64]]]:

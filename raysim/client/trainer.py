@@ -42,7 +42,7 @@ class ClientTrainer:
         """What is held for the whole run."""
         return self._workload
 
-    def train(self, tasks: Assignments, broadcast: Broadcast) -> ClientUpdates:
+    def train(self, assignments: Assignments, broadcast: Broadcast) -> ClientUpdates:
         """Train a chunk of clients.
 
         Raises:
@@ -51,12 +51,12 @@ class ClientTrainer:
         broadcast = _on_device(broadcast, self._workload.device)
         sums = {"update": ExactSum.zeros_like(broadcast.params)}
         trained: list[tuple[NDArray[np.int64], _Trained]] = []
-        alone, packs = places_of(tasks.packs)
+        alone, packs = places_of(assignments.packs)
         with one_thread():
             for place in alone:
-                trained.append((np.array([place]), self._train_one(tasks[int(place)], broadcast, sums)))
+                trained.append((np.array([place]), self._train_one(assignments[int(place)], broadcast, sums)))
             for places in packs:
-                trained.append((places, self._train_pack(tasks.take(places), broadcast, sums)))
+                trained.append((places, self._train_pack(assignments.take(places), broadcast, sums)))
         order = np.argsort(np.concatenate([places for places, _ in trained]))
         columns: Columns = {
             name: np.concatenate([result.columns[name] for _, result in trained])[order] for name in REPORTED
@@ -64,62 +64,63 @@ class ClientTrainer:
         memories = {client: memory for _, result in trained for client, memory in result.memories.items()}
         return ClientUpdates(
             {name: total.on_cpu() for name, total in sums.items()},
-            {"client": tasks.clients, **columns},
+            {"client": assignments.clients, **columns},
             kept=np.concatenate([result.kept for _, result in trained])[order],
             channel_sums=np.concatenate([result.channel_sums for _, result in trained])[order],
             memories=memories,
         )
 
-    def _train_one(self, task: Assignment, broadcast: Broadcast, sums: dict[str, ExactSum]) -> "_Trained":
+    def _train_one(self, assignment: Assignment, broadcast: Broadcast, sums: dict[str, ExactSum]) -> "_Trained":
+        seed, device, round, client = self._workload.seed, self._workload.device, broadcast.round, assignment.client
         with (
-            about(broadcast.round, [task.client]),
-            _named(broadcast.round, task.client),
-            seeding.torch_seeded(self._workload.seed, "layers", broadcast.round, task.client, self._workload.device),
+            about(round, [client]),
+            _named(round, client),
+            seeding.torch_seeded(seed, "layers", round, client, device),
         ):
-            return train_client(self._workload, self._submodels, task, broadcast, sums)
+            return train_client(self._workload, self._submodels, assignment, broadcast, sums)
 
-    def _train_pack(self, tasks: Assignments, broadcast: Broadcast, sums: dict[str, ExactSum]) -> "_Trained":
+    def _train_pack(self, assignments: Assignments, broadcast: Broadcast, sums: dict[str, ExactSum]) -> "_Trained":
         """Train clients together: as `train_client` does without rules of the method, on one mask for all."""
-        workload, mask = self._workload, tasks.masks.distinct[0]
-        local = replace(workload.local, epochs=int(tasks.epochs[0]))
+        workload, mask = self._workload, assignments.masks.distinct[0]
+        local = replace(workload.local, epochs=int(assignments.epochs[0]))
         cut = submodel.cut_for(workload.plan, mask)
         model, start = self._submodels.module_for(mask, cut), submodel.extract_params(broadcast.params, cut)
-        with self._blaming_one(tasks, broadcast):
-            pack = vmap.pack_of(workload.data, tasks.clients, workload.population.train, workload.device)
+        with self._blaming_one(assignments, broadcast):
+            pack = vmap.pack_of(workload.data, assignments.clients, workload.population.train, workload.device)
             weights, losses = vmap.train_pack(
                 model, start, pack, local, local.learning_rate_in(broadcast.round), workload.seed, broadcast.round
             )
-        for client, loss in zip(tasks.clients, losses, strict=True):
+        for client, loss in zip(assignments.clients, losses, strict=True):
             _check_loss(broadcast.round, int(client), float(loss))
-        with self._blaming_one(tasks, broadcast):
+        with self._blaming_one(assignments, broadcast):
             sums["update"].add_pack(weights, start, cut, pack.counts)
-            accuracy, heldout_loss = self._score_pack(model, weights, tasks)
-        none = np.empty((len(tasks), 0, workload.plan.num_units))
+            accuracy, heldout_loss = self._score_pack(model, weights, assignments)
+        none = np.empty((len(assignments), 0, workload.plan.num_units))
         return _Trained(
-            {"train_loss": losses, "epochs": tasks.epochs, "accuracy": accuracy, "heldout_loss": heldout_loss},
-            kept=tasks.masks.kept, channel_sums=none, memories={},
+            {"train_loss": losses, "epochs": assignments.epochs, "accuracy": accuracy, "heldout_loss": heldout_loss},
+            kept=assignments.masks.kept, channel_sums=none, memories={},
         )  # fmt: skip
 
     @contextmanager
-    def _blaming_one(self, tasks: Assignments, broadcast: Broadcast) -> Iterator[None]:
+    def _blaming_one(self, assignments: Assignments, broadcast: Broadcast) -> Iterator[None]:
         """Name the client of a pack that fails by itself, too."""
         try:
-            with about(broadcast.round, tasks.clients.tolist()), _named(broadcast.round, -1):
+            with about(broadcast.round, assignments.clients.tolist()), _named(broadcast.round, -1):
                 yield
         except RunFailedError:
-            for task in tasks:
-                self._train_one(task, broadcast, {"update": ExactSum.zeros_like(broadcast.params)})
+            for assignment in assignments:
+                self._train_one(assignment, broadcast, {"update": ExactSum.zeros_like(broadcast.params)})
             raise
 
     def _score_pack(
-        self, model: nn.Module, weights: Params, tasks: Assignments
+        self, model: nn.Module, weights: Params, assignments: Assignments
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return accuracy and mean loss on held-out rows, NaN for clients that have none or are not scored."""
-        accuracy, loss = np.full((2, len(tasks)), np.nan)
+        accuracy, loss = np.full((2, len(assignments)), np.nan)
         heldout = self._workload.population.heldout
-        scored = np.flatnonzero(tasks.scored & (heldout.counts_of(tasks.clients) > 0))
+        scored = np.flatnonzero(assignments.scored & (heldout.counts_of(assignments.clients) > 0))
         if len(scored):
-            pack = vmap.pack_of(self._workload.data, tasks.clients[scored], heldout, self._workload.device)
+            pack = vmap.pack_of(self._workload.data, assignments.clients[scored], heldout, self._workload.device)
             own = {key: tensor[torch.from_numpy(scored).to(tensor.device)] for key, tensor in weights.items()}
             correct, losses = vmap.count_correct_each(model, own, pack)
             accuracy[scored], loss[scored] = correct / pack.counts, losses / pack.counts
@@ -181,34 +182,34 @@ def _check_loss(round: int, client: int, loss: float) -> None:
 
 
 def train_client(
-    workload: Workload, submodels: submodel.SubmodelCache, task: Assignment, broadcast: Broadcast,
+    workload: Workload, submodels: submodel.SubmodelCache, assignment: Assignment, broadcast: Broadcast,
     sums: dict[str, ExactSum],
 ) -> _Trained:  # fmt: skip
     """Play one client: cut its submodel, train it, add its update to the sums, score it."""
-    rules, epochs = broadcast.rules, task.epochs
-    order = seeding.generator(workload.seed, "batches", broadcast.round, task.client)
-    view = _view_of(workload, submodels, task, broadcast)
+    rules, epochs = broadcast.rules, assignment.epochs
+    order = seeding.generator(workload.seed, "batches", broadcast.round, assignment.client)
+    view = _view_of(workload, submodels, assignment, broadcast)
     if rules.choose_locally is not None:
         view, trained_before = rules.choose_locally(view, order)
         epochs -= trained_before
     classes = _classes_of(view.labels, workload.data.num_classes) if rules.own_classes_only else None
     hooks = compose([*(hook(view) for hook in rules.hooks), *_standing_hooks(view, classes)])
-    with scaled_outputs(view.model, workload.plan, 1 / task.keep_ratio if rules.scale_by_keep_ratio else 1.0):
+    with scaled_outputs(view.model, workload.plan, 1 / assignment.keep_ratio if rules.scale_by_keep_ratio else 1.0):
         trained = train(
             view.model, view.inputs, view.labels, replace(workload.local, epochs=epochs), view.learning_rate,
             order, hooks, workload.data.augmented,
         )  # fmt: skip
-    _check_loss(broadcast.round, task.client, trained.loss)
+    _check_loss(broadcast.round, assignment.client, trained.loss)
     reports = [finish() for finish in hooks.finish]
     _accumulate(sums, view, reports, classes)
     accuracy, heldout_loss = _score_heldout(view)
     channel_sums = [report.channel_sums for report in reports if report.channel_sums is not None]
     found = np.concatenate(channel_sums) if channel_sums else np.empty((0, workload.plan.num_units))
     memory = {key: value.cpu() for report in reports for key, value in report.memory.items()}
-    values = (trained.loss, task.epochs - epochs + trained.epochs, accuracy, heldout_loss)
+    values = (trained.loss, assignment.epochs - epochs + trained.epochs, accuracy, heldout_loss)
     return _Trained(
         {name: np.array([value]) for name, value in zip(REPORTED, values, strict=True)},
-        kept=view.mask.kept[None], channel_sums=found[None], memories={task.client: memory} if memory else {},
+        kept=view.mask.kept[None], channel_sums=found[None], memories={assignment.client: memory} if memory else {},
     )  # fmt: skip
 
 
@@ -231,18 +232,19 @@ def _on_device(broadcast: Broadcast, device: str) -> Broadcast:
 
 
 def _view_of(
-    workload: Workload, submodels: submodel.SubmodelCache, task: Assignment, broadcast: Broadcast
+    workload: Workload, submodels: submodel.SubmodelCache, assignment: Assignment, broadcast: Broadcast
 ) -> ClientView:
     """Cut the client's submodel and load the global values into it."""
-    cut = submodel.cut_for(workload.plan, task.mask)
-    elements = on_device(element_masks.of_submodel(task.mask, workload.plan.shapes, cut), workload.device)
-    model = submodels.module_for(task.mask, cut)
+    cut = submodel.cut_for(workload.plan, assignment.mask)
+    elements = on_device(element_masks.of_submodel(assignment.mask, workload.plan.shapes, cut), workload.device)
+    model = submodels.module_for(assignment.mask, cut)
     start = element_masks.apply(elements, submodel.extract_params(broadcast.params, cut))
     submodel.load_params(model, start)
-    inputs, labels = moved(workload.data.train_rows(workload.population.train[task.client]), workload.device)
-    task = replace(task, memory=on_device(task.memory, workload.device)) if task.memory else task
+    inputs, labels = moved(workload.data.train_rows(workload.population.train[assignment.client]), workload.device)
+    if assignment.memory:
+        assignment = replace(assignment, memory=on_device(assignment.memory, workload.device))
     return ClientView(
-        workload, broadcast, task, submodels, model, task.mask, cut, elements, start, inputs, labels
+        workload, broadcast, assignment, submodels, model, assignment.mask, cut, elements, start, inputs, labels
     )  # fmt: skip
 
 
@@ -346,8 +348,8 @@ def _difference(view: ClientView, classes: torch.Tensor | None) -> Params:
 
 def _score_heldout(view: ClientView) -> tuple[float, float]:
     workload = view.workload
-    rows = workload.population.heldout[view.task.client]
-    if not view.task.score_heldout or len(rows) == 0:
+    rows = workload.population.heldout[view.assignment.client]
+    if not view.assignment.score_heldout or len(rows) == 0:
         return float("nan"), float("nan")
     if view.broadcast.rules.static_norm:
         evaluation.estimate_statistics(view.model, [view.inputs])

@@ -43,7 +43,7 @@ class ClientView:
     Attributes:
         workload: The run's data, model, plan and training settings.
         broadcast: What all clients received.
-        task: What this client is to do.
+        assignment: What this client is to do.
         submodels: Skeletons by width.
         model: The submodel about to be trained.
         mask: What it keeps.
@@ -57,7 +57,7 @@ class ClientView:
 
     workload: Workload
     broadcast: Broadcast
-    task: Assignment
+    assignment: Assignment
     submodels: submodel.SubmodelCache
     model: nn.Module
     mask: Mask
@@ -80,7 +80,7 @@ class ClientView:
     @property
     def num_steps(self) -> int:
         """Optimizer steps the client takes."""
-        return replace(self.workload.local, epochs=self.task.epochs).num_steps(len(self.labels))
+        return replace(self.workload.local, epochs=self.assignment.epochs).num_steps(len(self.labels))
 
     def extra(self, name: str) -> Params:
         """Return what the method sent along under a name, cut to the submodel."""
@@ -88,7 +88,7 @@ class ClientView:
 
     def memory(self, name: str) -> Params:
         """Return what the method remembers of this client under a name, cut to the submodel."""
-        return self._named(name, self.task.memory)
+        return self._named(name, self.assignment.memory)
 
     def _named(self, name: str, tensors: Params) -> Params:
         prefix = f"{name}/"

@@ -1,4 +1,4 @@
-"""Run tasks in this process."""
+"""Trains clients in this process, one after another."""
 
 from collections.abc import Iterator, Sequence
 
@@ -25,13 +25,13 @@ class InProcessExecutor:
     def __init__(self, workload: Workload) -> None:
         self._stage = ClientTrainer(workload)
 
-    def train(self, tasks: Assignments, broadcast: Broadcast) -> ClientUpdates:
+    def train(self, assignments: Assignments, broadcast: Broadcast) -> ClientUpdates:
         """Train some clients that start from one version of the model."""
-        return merge([self._stage.train(tasks, broadcast)])
+        return merge([self._stage.train(assignments, broadcast)])
 
     def train_versions(self, groups: Sequence[tuple[Assignments, Broadcast]]) -> list[ClientUpdates]:
         """Train groups of clients, each from a version of its own."""
-        return [self.train(tasks, broadcast) for tasks, broadcast in groups]
+        return [self.train(assignments, broadcast) for assignments, broadcast in groups]
 
     def score(self, params: Params, rows: NDArray[np.int64]) -> Score:
         """Score the global model on test rows."""

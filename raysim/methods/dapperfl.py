@@ -31,7 +31,7 @@ def fuse_and_prune(view: ClientView, order: np.random.Generator) -> tuple[Client
         view.model, view.inputs, view.labels, one_epoch, view.learning_rate, order, hooks, workload.data.augmented
     )  # fmt: skip
     fused = fuse(view.start, dict(view.model.state_dict()), view.broadcast.round)
-    mask = masks.keep_top(workload.plan, l1_norms(workload.plan, fused), view.task.keep_ratio)
+    mask = masks.keep_top(workload.plan, l1_norms(workload.plan, fused), view.assignment.keep_ratio)
     return view.narrowed(mask, fused), 1
 
 

@@ -99,8 +99,8 @@ def ordered_dropout(view: ClientView, options: MethodOptions) -> LocalHooks:
 
     With `distill` the widest submodel learns from the labels and teaches the drawn one (section 4.2).
     """
-    widest = view.task.budget
-    round, client = view.broadcast.round, view.task.client
+    widest = view.assignment.budget
+    round, client = view.broadcast.round, view.assignment.client
     widths = iter(step_widths(view.workload.seed, round, client, view.num_steps, widest).tolist())
 
     def loss(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

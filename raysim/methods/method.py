@@ -154,7 +154,7 @@ class Method:
         prepare: What happens before the first round.
         after_round: What is learned from a round.
         objective: Local objective; set from `options.objective`.
-        sends_memory: Whether a client's task carries what is remembered of it.
+        sends_memory: Whether a client's assignment carries what is remembered of it.
         learns_widths: Whether the size of submodels depends on what is learned.
         chooses_widths: Whether it drops channels whatever the budget.
         one_version: Whether all updates of a round have to start from one version of the model.

@@ -56,7 +56,7 @@ def control_variates(view: ClientView, options: MethodOptions) -> LocalHooks:
 
 def _in_full(view: ClientView, variate: Params) -> Params:
     old = {
-        name: view.task.memory.get(f"variate/{name}", torch.zeros_like(view.broadcast.params[name]))
+        name: view.assignment.memory.get(f"variate/{name}", torch.zeros_like(view.broadcast.params[name]))
         for name in variate
     }
     full = submodel.reconstruct(variate, {key: dims for key, dims in view.cut.items() if key in variate}, old)

@@ -131,10 +131,10 @@ def schedule_cohort(scenario: Scenario, cohort: Cohort, load: CohortLoad) -> Coh
     return schedule(load, devices, cohort.clients, cohort.round, scenario.workload.seed)
 
 
-def tasks_for(
+def assignments_of(
     scenario: Scenario, cohort: Cohort, masks: CohortMasks, load: CohortLoad, memory: Mapping[int, Params]
 ) -> Assignments:
-    """Return the clients' tasks; a share of them, drawn from the seed, is scored on held-out rows."""
+    """Return the clients' assignments; a share of them, drawn from the seed, is scored on held-out rows."""
     method = scenario.method
     memory = memory if method.sends_memory or method.objective.sends_memory else {}
     return Assignments(

@@ -20,7 +20,7 @@ from raysim.server.fill import apply_updates, fill_holders
 from raysim.server.updates import ClientUpdates
 from raysim.simulation import client_state
 from raysim.simulation.accounting import account_preparation
-from raysim.simulation.cohort import cohort_of, load_of, schedule_cohort, tasks_for, view_of
+from raysim.simulation.cohort import assignments_of, cohort_of, load_of, schedule_cohort, view_of
 from raysim.simulation.scenario import Executor, Scenario
 from raysim.simulation.state import ServerState
 
@@ -57,8 +57,8 @@ class _Trainer:
         unscored = replace(scenario, scored_share=0.0, method=method)
         masks = CohortMasks.of([mask] * len(clients))
         view = view_of(unscored, state, cohort)
-        tasks = tasks_for(unscored, cohort, masks, load_of(unscored, view, masks), {})
-        contribution = self._executor.train(tasks, Broadcast(self._round, params, LocalRules(hooks), {}))
+        assignments = assignments_of(unscored, cohort, masks, load_of(unscored, view, masks), {})
+        contribution = self._executor.train(assignments, Broadcast(self._round, params, LocalRules(hooks), {}))
         trained = replace(view, epochs=contribution.clients["epochs"].astype(np.int64))
         load = load_of(unscored, trained, masks)  # exploration may have ended early
         timing = schedule_cohort(unscored, cohort, load)

@@ -25,7 +25,7 @@ from raysim.server.fill import apply_updates
 from raysim.server.updates import ClientUpdates, merge
 from raysim.simulation import async_planning, client_state, diagnostics, preparation
 from raysim.simulation.accounting import client_columns, in_order, mean_loss, reach, scored, spend, submodel_score
-from raysim.simulation.cohort import choose_masks, classes_owned, tasks_for, view_of
+from raysim.simulation.cohort import assignments_of, choose_masks, classes_owned, view_of
 from raysim.simulation.planning import ChooseMasks, plan_together
 from raysim.simulation.scenario import Executor, Scenario
 from raysim.simulation.state import RoundReport, Score, ServerState, Totals
@@ -69,12 +69,12 @@ def plan_round(scenario: Scenario, state: ServerState, choose: ChooseMasks = cho
 
 
 def group_of(scenario: Scenario, state: ServerState, work: Work) -> tuple[Assignments, Broadcast]:
-    """Return the tasks of clients that started from one version, and what they received."""
+    """Return the assignments of clients that started from one version, and what they received."""
     view = view_of(scenario, state, work.cohort)
     extra = methods.extra(scenario.method, view)
     start = Broadcast(work.cohort.round, version_of(state, work.cohort.round), scenario.method.rules, extra)
-    tasks = tasks_for(scenario, work.cohort, work.masks, work.load, state.clients)
-    return packed(tasks, work.cohort.examples, scenario.workload.local.batch_size, state.pack_size), start
+    assignments = assignments_of(scenario, work.cohort, work.masks, work.load, state.clients)
+    return packed(assignments, work.cohort.examples, scenario.workload.local.batch_size, state.pack_size), start
 
 
 def version_of(state: ServerState, round: int) -> Params:

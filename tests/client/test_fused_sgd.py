@@ -178,10 +178,12 @@ def test_clients_of_a_wide_network_sum_to_the_same_bits_in_any_chunks(monkeypatc
         tiny_settings(*wide, "training.momentum=0", "training.clip_norm=null", "training.pack=1")
     )
     planned = plan_round(scenario)
-    whole = ClientTrainer(scenario.workload).train(planned.tasks, planned.broadcast)
+    whole = ClientTrainer(scenario.workload).train(planned.assignments, planned.broadcast)
     parts = Accumulator()
-    for place in reversed(range(len(planned.tasks))):
-        parts.add(ClientTrainer(scenario.workload).train(planned.tasks.take(np.array([place])), planned.broadcast))
+    for place in reversed(range(len(planned.assignments))):
+        parts.add(
+            ClientTrainer(scenario.workload).train(planned.assignments.take(np.array([place])), planned.broadcast)
+        )
     assert added
     digests = [tensors.digest(found.sums["update"].totals) for found in (whole, parts.total())]
     assert digests[0] == digests[1]

@@ -28,8 +28,11 @@ def one_round(estimator: str):
     workload, state = scenario.workload, rounds.initial_state(scenario)
     planned = plan_round(scenario, state)
     cohort, masks = planned.cohort, planned.masks
-    contribution = ClientTrainer(workload).train(planned.tasks, planned.broadcast)
-    alone = [ClientTrainer(workload).train(Assignments.of_rows([task]), planned.broadcast) for task in planned.tasks]
+    contribution = ClientTrainer(workload).train(planned.assignments, planned.broadcast)
+    alone = [
+        ClientTrainer(workload).train(Assignments.of_rows([assignment]), planned.broadcast)
+        for assignment in planned.assignments
+    ]
     coverage = count_coverage(workload.plan, masks, cohort.examples)
     report = CohortReport(planned.view, contribution, masks, coverage, np.ones(len(masks)))
     return scenario, state, cohort, masks, alone, report

@@ -124,8 +124,9 @@ def test_heterofl_changes_only_the_classifier_rows_of_owned_classes() -> None:
     planned = plan_round(scenario)
     owned = cohort.classes_owned(scenario, planned.cohort)
     assert not owned.all()
-    for task, classes in zip(planned.tasks, owned, strict=True):
-        update = ClientTrainer(scenario.workload).train(Assignments.of_rows([task]), planned.broadcast).sums["update"]
+    for assignment, classes in zip(planned.assignments, owned, strict=True):
+        trained = ClientTrainer(scenario.workload).train(Assignments.of_rows([assignment]), planned.broadcast)
+        update = trained.sums["update"]
         changed = update.value("8.weight").abs().sum(1) > 0
         assert changed.tolist() == classes.tolist()
 
