@@ -1,12 +1,10 @@
-"""Cut, train, put back, accumulate: what an executor runs for a chunk of clients."""
+"""Trains a chunk of clients: each is cut, trained, added to the sums and scored, by itself or in a pack."""
 
 import copy
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +13,11 @@ from torch import nn
 
 from raysim.client import evaluation, vmap
 from raysim.client.assignments import Assignment, Assignments, Broadcast
+from raysim.client.hooks import compose
+from raysim.client.local_rules import own_classes_of, scaled_outputs, standing_hooks
 from raysim.client.packing import places_of
-from raysim.client.training import LocalHooks, Report, compose, train
+from raysim.client.training import train
+from raysim.client.update import add_reports, add_update
 from raysim.client.view import ClientView, Workload
 from raysim.core import seeding
 from raysim.core.errors import RunFailedError
@@ -24,9 +25,9 @@ from raysim.core.log import about
 from raysim.core.tensors import Columns, Params, one_thread
 from raysim.pruning import elements as element_masks
 from raysim.pruning import submodel
-from raysim.pruning.plan import ChannelPlan
 from raysim.server.fixed_point import ExactSum
 from raysim.server.updates import ClientUpdates
+from raysim.task.task import ScoreSums
 
 
 class ClientTrainer:
@@ -87,8 +88,9 @@ class ClientTrainer:
         model, start = self._submodels.module_for(mask, cut), submodel.extract_params(broadcast.params, cut)
         with self._blaming_one(assignments, broadcast):
             pack = vmap.pack_of(workload.data, assignments.clients, workload.population.train, workload.device)
+            rate = local.learning_rate_in(broadcast.round)
             weights, losses = vmap.train_pack(
-                model, start, pack, local, local.learning_rate_in(broadcast.round), workload.seed, broadcast.round
+                model, start, pack, workload.task, local, rate, workload.seed, broadcast.round
             )
         for client, loss in zip(assignments.clients, losses, strict=True):
             _check_loss(broadcast.round, int(client), float(loss))
@@ -115,22 +117,23 @@ class ClientTrainer:
     def _score_pack(
         self, model: nn.Module, weights: Params, assignments: Assignments
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return accuracy and mean loss on held-out rows, NaN for clients that have none or are not scored."""
-        accuracy, loss = np.full((2, len(assignments)), np.nan)
-        heldout = self._workload.population.heldout
+        """Return primary metric and mean loss on held-out rows, NaN for clients that have none or are not scored."""
+        metric, loss = np.full((2, len(assignments)), np.nan)
+        heldout, task = self._workload.population.heldout, self._workload.task
         scored = np.flatnonzero(assignments.scored & (heldout.counts_of(assignments.clients) > 0))
         if len(scored):
             pack = vmap.pack_of(self._workload.data, assignments.clients[scored], heldout, self._workload.device)
             own = {key: tensor[torch.from_numpy(scored).to(tensor.device)] for key, tensor in weights.items()}
-            correct, losses = vmap.count_correct_each(model, own, pack)
-            accuracy[scored], loss[scored] = correct / pack.counts, losses / pack.counts
-        return accuracy, loss
+            sums = vmap.score_each(task, model, own, pack)
+            metric[scored] = [task.primary_of(each) for each in sums]
+            loss[scored] = [each.mean_loss for each in sums]
+        return metric, loss
 
-    def score(self, params: Params, rows: NDArray[np.int64]) -> tuple[int, float]:
-        """Return correct answers and summed loss of the global model on test rows."""
-        inputs, labels = moved(self._workload.data.test_rows(rows), self._workload.device)
+    def score(self, params: Params, rows: NDArray[np.int64]) -> ScoreSums:
+        """Return what scoring the global model on test rows comes to."""
+        inputs, targets = moved(self._workload.data.test_rows(rows), self._workload.device)
         with one_thread():
-            return evaluation.count_correct(self._global_model(params), inputs, labels)
+            return evaluation.score(self._workload.task, self._global_model(params), inputs, targets)
 
     def estimate_statistics(self, params: Params, rows: NDArray[np.int64]) -> Params:
         """Return the global model's buffers, running statistics re-estimated on training rows."""
@@ -182,35 +185,49 @@ def _check_loss(round: int, client: int, loss: float) -> None:
 
 
 def train_client(
-    workload: Workload, submodels: submodel.SubmodelCache, assignment: Assignment, broadcast: Broadcast,
+    workload: Workload,
+    submodels: submodel.SubmodelCache,
+    assignment: Assignment,
+    broadcast: Broadcast,
     sums: dict[str, ExactSum],
-) -> _Trained:  # fmt: skip
-    """Play one client: cut its submodel, train it, add its update to the sums, score it."""
+) -> _Trained:
+    """Cut one client's submodel, train it, add its update to the sums, and score it."""
     rules, epochs = broadcast.rules, assignment.epochs
     order = seeding.generator(workload.seed, "batches", broadcast.round, assignment.client)
     view = _view_of(workload, submodels, assignment, broadcast)
     if rules.choose_locally is not None:
         view, trained_before = rules.choose_locally(view, order)
         epochs -= trained_before
-    classes = _classes_of(view.labels, workload.data.num_classes) if rules.own_classes_only else None
-    hooks = compose([*(hook(view) for hook in rules.hooks), *_standing_hooks(view, classes)])
+    own_classes = own_classes_of(view)
+    hooks = compose([*(hook(view) for hook in rules.hooks), *standing_hooks(view, own_classes)])
+    local = replace(workload.local, epochs=epochs)
     with scaled_outputs(view.model, workload.plan, 1 / assignment.keep_ratio if rules.scale_by_keep_ratio else 1.0):
         trained = train(
-            view.model, view.inputs, view.labels, replace(workload.local, epochs=epochs), view.learning_rate,
-            order, hooks, workload.data.augmented,
-        )  # fmt: skip
+            view.model,
+            view.inputs,
+            view.targets,
+            workload.task,
+            local,
+            view.learning_rate,
+            order,
+            hooks,
+            workload.data.augmented,
+        )
     _check_loss(broadcast.round, assignment.client, trained.loss)
     reports = [finish() for finish in hooks.finish]
-    _accumulate(sums, view, reports, classes)
-    accuracy, heldout_loss = _score_heldout(view)
+    add_update(sums, view, own_classes)
+    add_reports(sums, view, reports)
+    metric, heldout_loss = _score_heldout(view)
     channel_sums = [report.channel_sums for report in reports if report.channel_sums is not None]
     found = np.concatenate(channel_sums) if channel_sums else np.empty((0, workload.plan.num_units))
     memory = {key: value.cpu() for report in reports for key, value in report.memory.items()}
-    values = (trained.loss, assignment.epochs - epochs + trained.epochs, accuracy, heldout_loss)
+    values = (trained.loss, assignment.epochs - epochs + trained.epochs, metric, heldout_loss)
     return _Trained(
         {name: np.array([value]) for name, value in zip(REPORTED, values, strict=True)},
-        kept=view.mask.kept[None], channel_sums=found[None], memories={assignment.client: memory} if memory else {},
-    )  # fmt: skip
+        kept=view.mask.kept[None],
+        channel_sums=found[None],
+        memories={assignment.client: memory} if memory else {},
+    )
 
 
 def on_device(params: Params, device: str) -> Params:
@@ -219,7 +236,7 @@ def on_device(params: Params, device: str) -> Params:
 
 
 def moved(rows: tuple[torch.Tensor, torch.Tensor], device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return inputs and labels on a device."""
+    """Return inputs and targets on a device."""
     return rows if device == "cpu" else (rows[0].to(device), rows[1].to(device))
 
 
@@ -240,119 +257,21 @@ def _view_of(
     model = submodels.module_for(assignment.mask, cut)
     start = element_masks.apply(elements, submodel.extract_params(broadcast.params, cut))
     submodel.load_params(model, start)
-    inputs, labels = moved(workload.data.train_rows(workload.population.train[assignment.client]), workload.device)
+    inputs, targets = moved(workload.data.train_rows(workload.population.train[assignment.client]), workload.device)
     if assignment.memory:
         assignment = replace(assignment, memory=on_device(assignment.memory, workload.device))
     return ClientView(
-        workload, broadcast, assignment, submodels, model, assignment.mask, cut, elements, start, inputs, labels
+        workload, broadcast, assignment, submodels, model, assignment.mask, cut, elements, start, inputs, targets
     )  # fmt: skip
 
 
-def _standing_hooks(view: ClientView, classes: torch.Tensor | None) -> list[LocalHooks]:
-    """Return the hooks of HeteroFL's own classes, and of masks of single entries."""
-    hooks = []
-    if classes is not None:
-        hooks.append(LocalHooks(loss=partial(_loss_of_classes, classes)))
-    if view.elements:
-        hooks.append(
-            LocalHooks(
-                correct=(partial(kept_gradients, view.trainable, view.elements),),
-                after_step=(partial(zero_pruned, view.model, view.elements),),
-            )
-        )
-    return hooks
-
-
-def kept_gradients(names: Sequence[str], elements: Params, gradients: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Return gradients without those of pruned entries, which neither clipping nor momentum may see."""
-    return [
-        gradient * elements[name] if name in elements else gradient
-        for name, gradient in zip(names, gradients, strict=True)
-    ]
-
-
-def zero_pruned(model: nn.Module, elements: Params) -> None:
-    """Set the entries of a model that are not kept to zero, in place."""
-    with torch.no_grad():
-        for key, tensor in model.state_dict(keep_vars=True).items():
-            if key in elements:
-                tensor.mul_(elements[key])
-
-
-def _accumulate(
-    sums: dict[str, ExactSum], view: ClientView, reports: Sequence[Report], classes: torch.Tensor | None
-) -> None:
-    """Add a client's update, weighted with its examples, and what its hooks report."""
-    examples = len(view.labels)
-    if classes is None and not view.elements:
-        sums["update"].add_change(dict(view.model.state_dict()), view.start, view.cut, examples)
-    else:
-        update = element_masks.apply(view.elements, _difference(view, classes))
-        sums["update"].add(update, view.cut, examples)
-    if view.elements:
-        held = {key: kept.double() for key, kept in view.elements.items()}
-        _sum_of(sums, "held", held, view).add(held, view.cut, examples)
-    for report in reports:
-        for name, (values, weight) in report.sums.items():
-            _sum_of(sums, name, values, view).add(values, view.cut, weight)
-
-
-def _sum_of(sums: dict[str, ExactSum], name: str, values: Params, view: ClientView) -> ExactSum:
-    if name not in sums:
-        sums[name] = ExactSum.zeros_like({key: view.broadcast.params[key] for key in values})
-    return sums[name]
-
-
-def _classes_of(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    owned = torch.zeros(num_classes, dtype=torch.bool, device=labels.device)
-    owned[labels] = True
-    return owned
-
-
-def _loss_of_classes(
-    owned: torch.Tensor, model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
-    return nn.functional.cross_entropy(model(inputs).masked_fill(~owned, 0), labels)
-
-
-@contextmanager
-def scaled_outputs(model: nn.Module, plan: ChannelPlan, factor: float) -> Iterator[None]:
-    """Multiply the output of every layer whose channels are cut, while the context lasts (HeteroFL's scaler)."""
-    if factor == 1.0:
-        yield
-        return
-
-    def scale(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        return output * factor
-
-    keys = [slot.key for _, slot in plan.slots() if slot.role == "weight" and len(plan.shapes[slot.key]) > 1]
-    layers = [model.get_submodule(key.rsplit(".", 1)[0]) for key in keys]
-    distinct = {id(layer): layer for layer in layers}  # a shared layer has several keys
-    handles = [layer.register_forward_hook(scale) for layer in distinct.values()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _difference(view: ClientView, classes: torch.Tensor | None) -> Params:
-    """Return after minus before in float64, zero in classifier rows the client may not change."""
-    update = {key: after.double() - view.start[key].double() for key, after in view.model.state_dict().items()}
-    outputs = view.workload.plan.outputs
-    if classes is not None and outputs is not None:
-        for slot in outputs.slots:
-            update[slot.key][~classes] = 0
-    return update
-
-
 def _score_heldout(view: ClientView) -> tuple[float, float]:
+    """Return primary metric and mean loss on the client's held-out rows, NaN where it has none or is not scored."""
     workload = view.workload
     rows = workload.population.heldout[view.assignment.client]
     if not view.assignment.score_heldout or len(rows) == 0:
         return float("nan"), float("nan")
     if view.broadcast.rules.static_norm:
         evaluation.estimate_statistics(view.model, [view.inputs])
-    inputs, labels = moved(workload.data.train_rows(rows), workload.device)
-    correct, loss = evaluation.count_correct(view.model, inputs, labels)
-    return correct / len(rows), loss / len(rows)
+    sums = evaluation.score(workload.task, view.model, *moved(workload.data.train_rows(rows), workload.device))
+    return workload.task.primary_of(sums), sums.mean_loss

@@ -13,11 +13,24 @@ from raysim.population.population import Population
 from raysim.pruning import submodel
 from raysim.pruning.masks import Mask
 from raysim.pruning.plan import ChannelPlan
+from raysim.task.table import TASKS
+from raysim.task.task import Task
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Workload:
-    """All a stage holds for a whole run; it travels to every actor once. `device` is where clients are trained."""
+    """All that training clients takes for a whole run; it travels to every actor once.
+
+    Attributes:
+        seed: Seed of the experiment.
+        data: The rows.
+        population: Who owns which of them.
+        model: The full model, as it was built.
+        plan: Its channel groups.
+        local: How every client trains.
+        device: Where clients are trained.
+        task: What they train for, and what models are scored by.
+    """
 
     seed: int
     data: Dataset
@@ -26,6 +39,7 @@ class Workload:
     plan: ChannelPlan
     local: LocalTraining
     device: str = "cpu"
+    task: Task = TASKS["classification"]
 
     def at_hand(self) -> "Workload":
         """Return the workload with its data loaded, where they lie on this machine.
@@ -52,7 +66,7 @@ class ClientView:
             moves the mask while training changes this dictionary.
         start: The global values the training starts from.
         inputs: The client's training inputs, `(rows, ...)`.
-        labels: Their classes, `(rows,)`.
+        targets: What is to be learned of them, `(rows, ...)`; classes `(rows,)` in classification.
     """
 
     workload: Workload
@@ -65,7 +79,7 @@ class ClientView:
     elements: Params
     start: Params
     inputs: torch.Tensor
-    labels: torch.Tensor
+    targets: torch.Tensor
 
     @property
     def trainable(self) -> list[str]:
@@ -80,7 +94,7 @@ class ClientView:
     @property
     def num_steps(self) -> int:
         """Optimizer steps the client takes."""
-        return replace(self.workload.local, epochs=self.assignment.epochs).num_steps(len(self.labels))
+        return replace(self.workload.local, epochs=self.assignment.epochs).num_steps(len(self.targets))
 
     def extra(self, name: str) -> Params:
         """Return what the method sent along under a name, cut to the submodel."""

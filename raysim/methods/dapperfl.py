@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from raysim.client.training import LocalHooks, compose, train
+from raysim.client.hooks import LocalHooks, compose
+from raysim.client.training import train
 from raysim.client.view import ClientView
 from raysim.clock.timing import CohortLoad
 from raysim.core.tensors import Params
@@ -27,9 +28,8 @@ def fuse_and_prune(view: ClientView, order: np.random.Generator) -> tuple[Client
     workload = view.workload
     one_epoch = replace(workload.local, epochs=1)
     hooks = compose([hook(view) for hook in view.broadcast.rules.hooks])
-    train(
-        view.model, view.inputs, view.labels, one_epoch, view.learning_rate, order, hooks, workload.data.augmented
-    )  # fmt: skip
+    rate, augment = view.learning_rate, workload.data.augmented
+    train(view.model, view.inputs, view.targets, workload.task, one_epoch, rate, order, hooks, augment)
     fused = fuse(view.start, dict(view.model.state_dict()), view.broadcast.round)
     mask = masks.keep_top(workload.plan, l1_norms(workload.plan, fused), view.assignment.keep_ratio)
     return view.narrowed(mask, fused), 1
@@ -46,23 +46,23 @@ def fuse(before: Params, trained: Params, round: int) -> Params:
 
 def feature_penalty(view: ClientView, options: MethodOptions, factor: float = 0.01) -> LocalHooks:
     """Add 0.01 times the mean squared norm of what the classifier reads to the loss (eq 8)."""
-    outputs = view.workload.plan.outputs
+    outputs, task = view.workload.plan.outputs, view.workload.task
     layer = None if outputs is None else outputs.name
 
-    def loss(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def loss(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         features: list[torch.Tensor] = []
 
         def remember(_layer: nn.Module, read: Any) -> None:
             features.append(read[0])
 
         if layer is None:
-            return nn.functional.cross_entropy(model(inputs), labels)
+            return task.loss(model(inputs), targets)
         handle = model.get_submodule(layer).register_forward_pre_hook(remember)
         try:
-            logits = model(inputs)
+            found = model(inputs)
         finally:
             handle.remove()
-        return nn.functional.cross_entropy(logits, labels) + factor * features[0].flatten(1).pow(2).sum(1).mean()
+        return task.loss(found, targets) + factor * features[0].flatten(1).pow(2).sum(1).mean()
 
     return LocalHooks(loss=loss)
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from raysim.client.training import GradientMoments, LocalHooks, Report, effective_steps
+from raysim.client.hooks import GradientMoments, LocalHooks, Report
+from raysim.client.training import effective_steps
 from raysim.client.view import ClientView
 from raysim.clock.timing import CohortLoad
 from raysim.core.tensors import Params
@@ -61,7 +62,7 @@ def hutchinson(view: ClientView, draws: int) -> tuple[Params, Params]:
     view.model.eval()
     parameters = [parameter for parameter in view.model.parameters() if parameter.requires_grad]
     rows = slice(0, HUTCHINSON_ROWS)
-    loss = torch.nn.functional.cross_entropy(view.model(view.inputs[rows]), view.labels[rows])
+    loss = view.workload.task.loss(view.model(view.inputs[rows]), view.targets[rows])
     gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
     diagonal = [torch.zeros_like(parameter) for parameter in parameters]
     for _ in range(draws):
@@ -102,7 +103,7 @@ def report_gradients(view: ClientView, options: MethodOptions) -> LocalHooks:
             for name in view.trainable
         }
         squared = {name: value**2 for name, value in gradient.items()}
-        examples = len(view.labels)
+        examples = len(view.targets)
         return Report(sums={"gradient": (gradient, examples), "squared_gradient": (squared, examples)})
 
     return LocalHooks(finish=(finish,))

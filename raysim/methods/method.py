@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from raysim.budgets.rules import BudgetRule, all_affordable
 from raysim.client.assignments import LocalRules
-from raysim.client.training import LocalHooks, LocalTraining
+from raysim.client.hooks import LocalHooks
+from raysim.client.training import LocalTraining
 from raysim.clock.timing import CohortLoad
 from raysim.core.options import Option
 from raysim.core.tensors import Params

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from raysim.client.training import LocalHooks, Report, effective_steps
+from raysim.client.hooks import LocalHooks, Report
+from raysim.client.training import effective_steps
 from raysim.client.view import ClientView
 from raysim.clock.timing import CohortLoad
 from raysim.core.tensors import Params
@@ -49,7 +50,7 @@ def control_variates(view: ClientView, options: MethodOptions) -> LocalHooks:
         }
         change = elements.apply(view.elements, change)
         new = {name: own[name] + change[name] for name in view.trainable}
-        return Report(sums={"variate": (change, len(view.labels))}, memory=_in_full(view, new))
+        return Report(sums={"variate": (change, len(view.targets))}, memory=_in_full(view, new))
 
     return LocalHooks(correct=(correct,), finish=(finish,))
 

@@ -25,6 +25,7 @@ from raysim.pruning.masks import CohortMasks, Mask
 from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.significance import FORMS, Scores, form_of
 from raysim.server.fill import FILLS
+from raysim.task.task import Task
 
 NORMALIZATIONS = ("batch", "static", "group")
 
@@ -182,6 +183,14 @@ def _rules(row: Method) -> Any:
         hooks=tuple(partial(hook, options=row.options) for hook in hooks),
         static_norm=row.rules.static_norm or row.options.normalization == "static",
     )
+
+
+def check_task(method: Method, task: Task) -> None:
+    """Raise SettingError if a method asks something of the task that it does not have."""
+    if method.rules.own_classes_only:
+        task.own_classes_for(f"method.name={method.name!r}")
+    if method.options.own.get("distill"):
+        task.distillation_for("method.options.distill=True")
 
 
 def rank(method: Method, view: RoundView) -> tuple[Scores, Params]:

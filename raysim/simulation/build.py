@@ -125,6 +125,7 @@ def _build(settings: ExperimentSettings) -> Scenario:
     model = _normalized(model, method.options.normalization)
     plan = _plan_of(settings, model, method, owned, data.test_rows(np.arange(2))[0])
     workload = Workload(seed, data, clients, model, plan, local, settings.executor.device)
+    methods.check_task(method, workload.task)
     check_batches(workload)
     costs = CostTable(model, plan, data.input_shape)
     _ = costs.dense

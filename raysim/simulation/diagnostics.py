@@ -1,7 +1,7 @@
 """A method's own predictions held against what happens, at a round's start weights; training does not notice.
 
 All is computed in float64 and eval mode on the full model with dropped entries at zero, with the running
-statistics the model has and the plain cross entropy. p_k are shares of the cohort's training rows; m_k is what a
+statistics the model has and the task's plain loss. p_k are shares of the cohort's training rows; m_k is what a
 client downloads, or what it sends back where it cuts its submodel itself. Nothing is remembered between rounds.
 Source: CA-HFP, arXiv 2603.12591; specification, "diagnostics per round".
 """
@@ -113,7 +113,7 @@ def _subject(scenario: Scenario, before: ServerState, cohort: Cohort, masks: Coh
     places = np.sort(rng.permutation(len(masks))[:CLIENTS])
     examples, looked_at = cohort.examples[places], masks.take(places)
     rows = seeding.generator(workload.seed, "diagnosed rows").permutation(len(workload.data.test_labels))[:ROWS]
-    surface = loss_surface.of_model(workload.model, *workload.data.test_rows(rows))
+    surface = loss_surface.of_model(workload.task, workload.model, *workload.data.test_rows(rows))
     weights = loss_surface.in_float64(before.params)
     error = _times(pruned_share(plan, masks, cohort.examples), weights, surface.names)
     dropped = pruned_share(plan, looked_at, examples)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim.client.assignments import Broadcast, LocalRules
-from raysim.client.training import LocalHooks
+from raysim.client.hooks import LocalHooks
 from raysim.clock import energy
 from raysim.clock.outcomes import COUNTED, OUTCOME_DTYPE
 from raysim.clock.timing import CohortLoad, CohortTiming

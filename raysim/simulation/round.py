@@ -274,7 +274,7 @@ def score_global(scenario: Scenario, after: ServerState, executor: Executor) -> 
     if scenario.method.rules.static_norm and evaluation.batch_norms(scenario.workload.model):
         buffers = executor.estimate_statistics(served, scenario.statistics_rows)
         params, served = params | buffers, served | buffers
-    return params, executor.score(served, scenario.test_rows)
+    return params, Score.of(scenario.workload.task, executor.score(served, scenario.test_rows))
 
 
 def initial_state(scenario: Scenario) -> ServerState:

@@ -22,12 +22,12 @@ from raysim.server.updates import ClientUpdates
 from raysim.simulation.state import (
     FIRST,
     RoundReport,
-    Score,
     ServerState,
     Start,
     Storage,
     Totals,
 )
+from raysim.task.task import ScoreSums
 
 
 class Executor(Protocol):
@@ -41,8 +41,8 @@ class Executor(Protocol):
         """Train groups of clients, each from a version of its own, all at once; one contribution per group."""
         ...
 
-    def score(self, params: Params, rows: NDArray[np.int64]) -> Score:
-        """Score the global model on test rows."""
+    def score(self, params: Params, rows: NDArray[np.int64]) -> ScoreSums:
+        """Return what scoring the global model on test rows comes to."""
         ...
 
     def estimate_statistics(self, params: Params, rows: NDArray[np.int64]) -> Params:

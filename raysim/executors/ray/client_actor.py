@@ -21,6 +21,7 @@ from raysim.executors.ray.readiness import Presence, check_versions, presence
 from raysim.pruning.masks import Mask
 from raysim.server.updates import ClientUpdates
 from raysim.simulation.scenario import Scenario
+from raysim.task.task import ScoreSums
 
 Arrays = dict[str, NDArray[np.generic]]
 Value = TypeVar("Value")
@@ -73,8 +74,8 @@ class ClientActor:
             value = self._prepared.train(tasks, Broadcast(round, as_tensors(params), rules, as_tensors(extra)))
         return value, remarks.taken()
 
-    def score(self, rows: NDArray[np.int64], params: Arrays) -> Answer[tuple[int, float]]:
-        """Return correct answers and summed loss of the global model on test rows."""
+    def score(self, rows: NDArray[np.int64], params: Arrays) -> Answer[ScoreSums]:
+        """Return what scoring the global model on test rows comes to."""
         with caught() as remarks:
             value = self._prepared.score(as_tensors(params), rows)
         return value, remarks.taken()

@@ -18,7 +18,7 @@ from raysim.executors.ray.failures import failure_of
 from raysim.executors.ray.pool import ActorPool, PoolConfig
 from raysim.server.updates import Accumulator, ClientUpdates
 from raysim.simulation.scenario import Scenario
-from raysim.simulation.state import Score
+from raysim.task.task import ScoreSums
 
 SHARES = (0.6, 0.2, 0.2)
 """Shares of an actor's part of a round: the first chunk, and those that even out what the others leave."""
@@ -62,12 +62,12 @@ class RayExecutor:
             sums[place].add(contribution)
         return [each.total() for each in sums]
 
-    def score(self, params: Params, rows: NDArray[np.int64]) -> Score:
-        """Score the global model on test rows."""
+    def score(self, params: Params, rows: NDArray[np.int64]) -> ScoreSums:
+        """Return what scoring the global model on test rows comes to."""
         shared = self._shared(params)
         calls = [Call(place, "score", piece, (shared,)) for place, piece in enumerate(pieces(rows))]
         counts = dict(self._answers(calls))
-        return total_score([counts[place] for place in range(len(calls))], len(rows))
+        return total_score([counts[place] for place in range(len(calls))])
 
     def estimate_statistics(self, params: Params, rows: NDArray[np.int64]) -> Params:
         """Re-estimate the global model's running statistics on training rows, in one actor."""

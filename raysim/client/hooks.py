@@ -1,0 +1,98 @@
+"""What a method does inside a client's training, and what it reports of it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from raysim.core.tensors import Params
+
+BatchLoss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Mean loss of a batch from model, inputs and targets."""
+
+GradientObserver = Callable[[list[torch.Tensor]], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Report:
+    """What a hook reports when its client has trained.
+
+    Attributes:
+        sums: By name, values in the submodel's coordinates and a weight; they are added up exactly over the clients.
+        channel_sums: Numbers per channel, `(sums, num_units)`; they are not added up.
+        memory: What is to be remembered of the client.
+    """
+
+    sums: Mapping[str, tuple[Params, float]] = field(default_factory=dict)
+    channel_sums: NDArray[np.float64] | None = None
+    memory: Params = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LocalHooks:
+    """What a method does inside a client's training.
+
+    Attributes:
+        loss: Mean loss of a batch in place of the task's; only one hook may replace it.
+        observe: Each is called with the gradients of every step as they are.
+        correct: Each replaces the gradients of every step, before they are clipped.
+        after_step: Each is called after every step.
+        stop_after_epoch: From an epoch's mean loss to whether training stops early.
+        finish: Each is called when training has ended.
+    """
+
+    loss: BatchLoss | None = None
+    observe: tuple[GradientObserver, ...] = ()
+    correct: tuple[Callable[[list[torch.Tensor]], list[torch.Tensor]], ...] = ()
+    after_step: tuple[Callable[[], None], ...] = ()
+    stop_after_epoch: Callable[[float], bool] | None = None
+    finish: tuple[Callable[[], Report], ...] = ()
+
+
+def compose(several: Sequence[LocalHooks]) -> LocalHooks:
+    """Let several hooks take part in one training, in their order.
+
+    Raises:
+        ValueError: If two replace the loss, or two may stop early.
+    """
+    losses = [hooks.loss for hooks in several if hooks.loss is not None]
+    stops = [hooks.stop_after_epoch for hooks in several if hooks.stop_after_epoch is not None]
+    if len(losses) > 1 or len(stops) > 1:
+        raise ValueError("only one local rule can replace the loss, and only one can stop early")
+    return LocalHooks(
+        loss=losses[0] if losses else None,
+        observe=sum((hooks.observe for hooks in several), ()),
+        correct=sum((hooks.correct for hooks in several), ()),
+        after_step=sum((hooks.after_step for hooks in several), ()),
+        stop_after_epoch=stops[0] if stops else None,
+        finish=sum((hooks.finish for hooks in several), ()),
+    )
+
+
+class GradientMoments:
+    """Observes a client's minibatch gradients; their means estimate gradient and empirical Fisher."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._sums: list[torch.Tensor] = []
+        self._squares: list[torch.Tensor] = []
+
+    def __call__(self, gradients: list[torch.Tensor]) -> None:
+        """Add one step's gradients."""
+        if self._steps == 0:
+            self._sums = [gradient.clone() for gradient in gradients]
+            self._squares = [gradient**2 for gradient in gradients]
+        else:
+            torch._foreach_add_(self._sums, gradients)
+            torch._foreach_addcmul_(self._squares, gradients, gradients)
+        self._steps += 1
+
+    def means(self, model: nn.Module) -> tuple[Params, Params]:
+        """Return mean gradient and mean squared gradient by the model's parameter names."""
+        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        means = {name: total / self._steps for name, total in zip(names, self._sums, strict=True)}
+        squares = {name: total / self._steps for name, total in zip(names, self._squares, strict=True)}
+        return means, squares
