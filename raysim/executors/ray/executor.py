@@ -43,19 +43,19 @@ class RayExecutor:
         self._incidents: list[str] = []
         self._last: tuple[Params, Any] = ({}, {})
 
-    def train(self, tasks: Assignments, broadcast: Broadcast) -> ClientUpdates:
+    def train(self, assignments: Assignments, broadcast: Broadcast) -> ClientUpdates:
         """Train some clients that start from one version of the model, costly chunks first."""
-        return self.train_versions([(tasks, broadcast)])[0]
+        return self.train_versions([(assignments, broadcast)])[0]
 
     def train_versions(self, groups: Sequence[tuple[Assignments, Broadcast]]) -> list[ClientUpdates]:
         """Train groups of clients, each from a version of its own, all at once."""
         self._cast.fit()
         calls: list[Call] = []
-        for place, (tasks, broadcast) in enumerate(groups):
+        for place, (assignments, broadcast) in enumerate(groups):
             self._round = broadcast.round
             sent = self._shared(broadcast.params), _travelling(as_arrays(broadcast.extra), self._round)
             others = (*sent, broadcast.round, broadcast.rules)
-            calls += [Call(place, "train", chunk, others) for chunk in self._chunks(tasks)]
+            calls += [Call(place, "train", chunk, others) for chunk in self._chunks(assignments)]
         calls.sort(key=lambda call: -call.work.costs.sum())
         sums = [Accumulator() for _ in groups]
         for place, contribution in self._answers(calls):
@@ -90,10 +90,10 @@ class RayExecutor:
             raise RunFailedError(round, client, cause, f"{told}{''.join(details)}") from None
         self._incidents += dispatch.incidents
 
-    def _chunks(self, tasks: Assignments) -> list[Assignments]:
+    def _chunks(self, assignments: Assignments) -> list[Assignments]:
         if self._cast.rules.own_clients:
-            return tasks.apart()
-        return tasks.chunks(chunk_shares(len(self._cast.members)))
+            return assignments.apart()
+        return assignments.chunks(chunk_shares(len(self._cast.members)))
 
     def _shared(self, params: Params) -> Any:
         """Return the global parameters as an argument of calls; put once while they stay the same tensors."""
