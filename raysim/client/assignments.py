@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raysim.client.compression import Compression
 from raysim.core.tensors import Params
 from raysim.pruning.masks import CohortMasks, Mask
 
@@ -25,6 +26,7 @@ class LocalRules:
         own_classes_only: Zero the logits of classes a client has no rows of, and do not let it change their
             rows in the classifier (HeteroFL).
         static_norm: BatchNorm without running statistics in training, re-estimated before scoring (HeteroFL).
+        compression: How updates are made smaller before they are sent; None: they are sent whole.
     """
 
     hooks: tuple[Callable[..., Any], ...] = ()
@@ -32,6 +34,12 @@ class LocalRules:
     scale_by_keep_ratio: bool = False
     own_classes_only: bool = False
     static_norm: bool = False
+    compression: Compression | None = None
+
+    @property
+    def remembers_updates(self) -> bool:
+        """Whether a client's assignment carries what a compression remembers of it."""
+        return self.compression is not None and self.compression.remembers
 
 
 @dataclass(frozen=True, slots=True, eq=False)

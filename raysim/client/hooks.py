@@ -42,6 +42,8 @@ class LocalHooks:
         after_step: Each is called after every step.
         stop_after_epoch: From an epoch's mean loss to whether training stops early.
         finish: Each is called when training has ended.
+        received: Each works out what the server could by itself, from the update as the server receives it, in the
+            submodel's coordinates.
     """
 
     loss: BatchLoss | None = None
@@ -50,6 +52,7 @@ class LocalHooks:
     after_step: tuple[Callable[[], None], ...] = ()
     stop_after_epoch: Callable[[float], bool] | None = None
     finish: tuple[Callable[[], Report], ...] = ()
+    received: tuple[Callable[[Params], Report], ...] = ()
 
 
 def compose(several: Sequence[LocalHooks]) -> LocalHooks:
@@ -69,6 +72,7 @@ def compose(several: Sequence[LocalHooks]) -> LocalHooks:
         after_step=sum((hooks.after_step for hooks in several), ()),
         stop_after_epoch=stops[0] if stops else None,
         finish=sum((hooks.finish for hooks in several), ()),
+        received=sum((hooks.received for hooks in several), ()),
     )
 
 

@@ -17,7 +17,7 @@ from raysim.client.hooks import compose
 from raysim.client.local_rules import own_classes_of, scaled_outputs, standing_hooks
 from raysim.client.packing import places_of
 from raysim.client.training import train
-from raysim.client.update import add_reports, add_update
+from raysim.client.update import add_reports, add_update, compressed, difference, update_of
 from raysim.client.view import ClientView, Workload
 from raysim.core import seeding
 from raysim.core.errors import RunFailedError
@@ -25,6 +25,7 @@ from raysim.core.log import about
 from raysim.core.tensors import Columns, Params, one_thread
 from raysim.pruning import elements as element_masks
 from raysim.pruning import submodel
+from raysim.pruning.submodel import Cut
 from raysim.server.fixed_point import ExactSum
 from raysim.server.updates import ClientUpdates
 from raysim.task.task import ScoreSums
@@ -95,13 +96,39 @@ class ClientTrainer:
         for client, loss in zip(assignments.clients, losses, strict=True):
             _check_loss(broadcast.round, int(client), float(loss))
         with self._blaming_one(assignments, broadcast):
-            sums["update"].add_pack(weights, start, cut, pack.counts)
-            accuracy, heldout_loss = self._score_pack(model, weights, assignments)
-        none = np.empty((len(assignments), 0, workload.plan.num_units))
+            memories = self._add_pack(sums, model, weights, start, cut, pack.counts, assignments, broadcast)
+            metric, heldout_loss = self._score_pack(model, weights, assignments)
+        values = (losses, assignments.epochs, metric, heldout_loss)
         return _Trained(
-            {"train_loss": losses, "epochs": assignments.epochs, "accuracy": accuracy, "heldout_loss": heldout_loss},
-            kept=assignments.masks.kept, channel_sums=none, memories={},
-        )  # fmt: skip
+            dict(zip(REPORTED, values, strict=True)),
+            kept=assignments.masks.kept,
+            channel_sums=np.empty((len(assignments), 0, workload.plan.num_units)),
+            memories=memories,
+        )
+
+    def _add_pack(
+        self,
+        sums: dict[str, ExactSum],
+        model: nn.Module,
+        weights: Params,
+        start: Params,
+        cut: Cut,
+        rows: NDArray[np.int64],
+        assignments: Assignments,
+        broadcast: Broadcast,
+    ) -> dict[int, Params]:
+        """Add the updates of clients that were trained together; return what is remembered of each."""
+        compression, memories = broadcast.rules.compression, {}
+        if compression is None:
+            sums["update"].add_pack(weights, start, cut, rows)
+            return {}
+        for place, assignment in enumerate(assignments):
+            moved = {key: weights[key][place].double() - before.double() for key, before in start.items()}
+            sent, memory = compressed(compression, moved, model, cut, {}, assignment, broadcast, self._workload.seed)
+            sums["update"].add(sent, cut, int(rows[place]))
+            if memory:
+                memories[assignment.client] = memory
+        return memories
 
     @contextmanager
     def _blaming_one(self, assignments: Assignments, broadcast: Broadcast) -> Iterator[None]:
@@ -215,12 +242,17 @@ def train_client(
         )
     _check_loss(broadcast.round, assignment.client, trained.loss)
     reports = [finish() for finish in hooks.finish]
-    add_update(sums, view, own_classes)
+    update = update_of(view, own_classes)
+    if hooks.received:
+        received = difference(view) if update.values is None else update.values
+        reports += [read(received) for read in hooks.received]
+    add_update(sums, view, update)
     add_reports(sums, view, reports)
     metric, heldout_loss = _score_heldout(view)
     channel_sums = [report.channel_sums for report in reports if report.channel_sums is not None]
     found = np.concatenate(channel_sums) if channel_sums else np.empty((0, workload.plan.num_units))
-    memory = {key: value.cpu() for report in reports for key, value in report.memory.items()}
+    memory = update.memory | {key: value for report in reports for key, value in report.memory.items()}
+    memory = {key: value.cpu() for key, value in memory.items()}
     values = (trained.loss, assignment.epochs - epochs + trained.epochs, metric, heldout_loss)
     return _Trained(
         {name: np.array([value]) for name, value in zip(REPORTED, values, strict=True)},

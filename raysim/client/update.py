@@ -1,50 +1,58 @@
-"""What a client sends back: how far its submodel has moved, added to the sums of its chunk."""
+"""What a client sends back: how far its submodel has moved, compressed, and added to the sums of its chunk."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
+from raysim.client.assignments import Assignment, Broadcast
+from raysim.client.compression import Compression
 from raysim.client.hooks import Report
 from raysim.client.view import ClientView
+from raysim.core import seeding
 from raysim.core.tensors import Params
 from raysim.pruning import elements as element_masks
+from raysim.pruning import submodel
+from raysim.pruning.submodel import Cut
 from raysim.server.fixed_point import ExactSum
 
+RESIDUAL = "residual/"
+"""Begins the names under which is kept what a compression remembers of a client."""
 
-def add_update(sums: dict[str, ExactSum], view: ClientView, own_classes: torch.Tensor | None) -> None:
-    """Add a client's update, weighted with its rows, and which single entries it is of.
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Update:
+    """What a client sends.
+
+    Attributes:
+        values: In the submodel's coordinates, float64; None: all that has changed, which need not be written down.
+        memory: What the client remembers of it.
+    """
+
+    values: Params | None = None
+    memory: Params = field(default_factory=dict)
+
+
+def update_of(view: ClientView, own_classes: torch.Tensor | None) -> Update:
+    """Return what a client sends whose submodel has been trained.
 
     Args:
-        sums: Sums by name, in the full model's coordinates; changed in place.
-        view: The client, its submodel trained.
+        view: The client.
         own_classes: Which rows of the classifier it may change, `(classes,)`; None: all.
     """
-    rows = len(view.targets)
-    if own_classes is None and not view.elements:
-        sums["update"].add_change(dict(view.model.state_dict()), view.start, view.cut, rows)
-        return
-    update = element_masks.apply(view.elements, difference(view, own_classes))
-    sums["update"].add(update, view.cut, rows)
-    if view.elements:
-        held = {key: kept.double() for key, kept in view.elements.items()}
-        sum_of(sums, "held", held, view).add(held, view.cut, rows)
+    compression, seed = view.broadcast.rules.compression, view.workload.seed
+    if own_classes is None and not view.elements and compression is None:
+        return Update()
+    values = element_masks.apply(view.elements, difference(view, own_classes))
+    if compression is None:
+        return Update(values)
+    return Update(
+        *compressed(compression, values, view.model, view.cut, view.elements, view.assignment, view.broadcast, seed)
+    )
 
 
-def add_reports(sums: dict[str, ExactSum], view: ClientView, reports: Sequence[Report]) -> None:
-    """Add what a client's hooks report."""
-    for report in reports:
-        for name, (values, weight) in report.sums.items():
-            sum_of(sums, name, values, view).add(values, view.cut, weight)
-
-
-def sum_of(sums: dict[str, ExactSum], name: str, values: Params, view: ClientView) -> ExactSum:
-    """Return the sum of a name; the first client that adds to it begins it."""
-    if name not in sums:
-        sums[name] = ExactSum.zeros_like({key: view.broadcast.params[key] for key in values})
-    return sums[name]
-
-
-def difference(view: ClientView, own_classes: torch.Tensor | None) -> Params:
+def difference(view: ClientView, own_classes: torch.Tensor | None = None) -> Params:
     """Return after minus before in float64, zero in rows of the classifier that the client may not change."""
     update = {key: after.double() - view.start[key].double() for key, after in view.model.state_dict().items()}
     outputs = view.workload.plan.outputs
@@ -52,3 +60,99 @@ def difference(view: ClientView, own_classes: torch.Tensor | None) -> Params:
         for slot in outputs.slots:
             update[slot.key][~own_classes] = 0
     return update
+
+
+def compressed(
+    compression: Compression,
+    values: Params,
+    model: nn.Module,
+    cut: Cut,
+    elements: Params,
+    assignment: Assignment,
+    broadcast: Broadcast,
+    seed: int,
+) -> tuple[Params, Params]:
+    """Return an update as the server receives it, and what the client remembers of it.
+
+    What a client remembers lies in the full model's coordinates: of it, only the entries that the client's mask
+    keeps today are used and changed.
+
+    Args:
+        compression: What is done to it.
+        values: The update in the submodel's coordinates, zero where single entries are pruned.
+        model: The submodel.
+        cut: What it holds of the full model.
+        elements: Which of its entries are kept, by key; tensors without an entry are whole.
+        assignment: Whose update it is, and what is remembered of the client.
+        broadcast: What it started from.
+        seed: Seed of the experiment.
+
+    Raises:
+        OverflowError: If an entry is not finite.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
+    moved = entries_of({name: values[name] for name in names.values()}, elements)
+    if not all(bool(torch.isfinite(found).all()) for found in moved.values()):
+        raise OverflowError("its update is not finite")
+    remembered: Params = {}
+    if compression.remembers:
+        remembered = {name: _residual(name, assignment, broadcast) for name in moved}
+    held = submodel.extract_params(remembered, cut)
+    generator = seeding.generator(seed, "compression", broadcast.round, assignment.client)
+    sent, left = compression.compress(moved, entries_of(held, elements), generator)
+    values = values | with_entries(values, elements, sent)
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) in names:  # a shared parameter has several keys
+            values[key] = values[names[id(tensor)]]
+    remembered = submodel.reconstruct(held | with_entries(held, elements, left), cut, remembered)
+    return values, {f"{RESIDUAL}{name}": tensor for name, tensor in remembered.items()}
+
+
+def _residual(name: str, assignment: Assignment, broadcast: Broadcast) -> torch.Tensor:
+    """Return what is remembered of a client's parameter, in the full model's coordinates; zeros at first."""
+    found = assignment.memory.get(f"{RESIDUAL}{name}")
+    return torch.zeros_like(broadcast.params[name], dtype=torch.float32) if found is None else found
+
+
+def entries_of(tensors: Params, elements: Params) -> Params:
+    """Return the entries that a mask of single entries keeps, `(entries,)` by key, float64 in main memory."""
+    kept = {key: tensor[elements[key]] if key in elements else tensor.flatten() for key, tensor in tensors.items()}
+    return {key: found.double().cpu() for key, found in kept.items()}
+
+
+def with_entries(tensors: Params, elements: Params, entries: Params) -> Params:
+    """Return the tensors of the entries' keys, the entries in the places of those that a mask keeps."""
+    placed: Params = {}
+    for key, found in entries.items():
+        if key in elements:
+            placed[key] = tensors[key].clone()
+            placed[key][elements[key]] = found.to(tensors[key])
+        else:
+            placed[key] = found.to(tensors[key]).view_as(tensors[key])
+    return placed
+
+
+def add_update(sums: dict[str, ExactSum], view: ClientView, update: Update) -> None:
+    """Add a client's update, weighted with its rows, and which single entries it is of, to sums in place."""
+    rows = len(view.targets)
+    if update.values is None:
+        sums["update"].add_change(dict(view.model.state_dict()), view.start, view.cut, rows)
+    else:
+        sums["update"].add(update.values, view.cut, rows)
+    if view.elements:
+        held = {key: kept.double() for key, kept in view.elements.items()}
+        _sum_of(sums, "held", held, view).add(held, view.cut, rows)
+
+
+def add_reports(sums: dict[str, ExactSum], view: ClientView, reports: Sequence[Report]) -> None:
+    """Add what a client's hooks report to sums in place."""
+    for report in reports:
+        for name, (values, weight) in report.sums.items():
+            _sum_of(sums, name, values, view).add(values, view.cut, weight)
+
+
+def _sum_of(sums: dict[str, ExactSum], name: str, values: Params, view: ClientView) -> ExactSum:
+    """Return the sum of a name; the first client that adds to it begins it."""
+    if name not in sums:
+        sums[name] = ExactSum.zeros_like({key: view.broadcast.params[key] for key in values})
+    return sums[name]

@@ -76,7 +76,8 @@ def whole_model_down(view: RoundView, scores: object) -> list[Mask]:
 def load_of_phases(view: RoundView, chosen: CohortMasks, load: CohortLoad) -> CohortLoad:
     """Count one epoch of the full model, the others and the way up of the submodel, and its mask."""
     zeros = np.zeros(view.plan.num_units)
-    small = [view.costs.of(masks.keep_top(view.plan, zeros, float(ratio))) for ratio in view.keep_ratios]
+    submodels = [masks.keep_top(view.plan, zeros, float(ratio)) for ratio in view.keep_ratios]
+    small = [view.costs.of(mask) for mask in submodels]
     flops = np.array([cost.train_flops for cost in small], dtype=np.int64)
     activations = np.array([cost.activation_bytes for cost in small], dtype=np.int64)
     dense, more_epochs = view.costs.dense, view.epochs - 1
@@ -84,7 +85,7 @@ def load_of_phases(view: RoundView, chosen: CohortMasks, load: CohortLoad) -> Co
     return replace(
         load,
         down_bytes=np.full(len(small), dense.model_bytes, dtype=np.int64),
-        up_bytes=np.array([cost.model_bytes for cost in small]) + mask_bytes,
+        up_bytes=np.array([view.update_bytes(mask) for mask in submodels]) + mask_bytes,
         train_flops=view.examples * (dense.train_flops + more_epochs * flops),
         activation_bytes=view.examples * (dense.activation_bytes + more_epochs * activations),
     )

@@ -46,6 +46,7 @@ class RoundView:
         params: Global parameters and buffers.
         memory: What the method remembers.
         client_memory: What it remembers of single clients, by id.
+        update_bytes: From a mask to the bytes that its client's update takes.
     """
 
     plan: ChannelPlan
@@ -65,6 +66,7 @@ class RoundView:
     params: Params
     memory: Params
     client_memory: Mapping[int, Params]
+    update_bytes: Callable[[Mask], int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from raysim.client.compression import VALUE_BYTES
 from raysim.client.training import LocalTraining
 from raysim.clock.timing import CohortLoad
 from raysim.core import plugins
@@ -21,6 +22,7 @@ from raysim.methods.objectives import OBJECTIVES
 from raysim.methods.options import MethodOptions
 from raysim.methods.scores import random_score, with_bonus
 from raysim.methods.table import METHODS
+from raysim.pruning.costs import CostTable
 from raysim.pruning.masks import CohortMasks, Mask
 from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.significance import FORMS, Scores, form_of
@@ -305,6 +307,19 @@ def remember_kept(memory: Params, report: CohortReport) -> Params:
         "kept_share": torch.from_numpy(kept.mean(axis=0)),
         "trained": trained | memory.get("trained", torch.zeros_like(trained)),
     }
+
+
+def update_bytes(method: Method, costs: CostTable, mask: Mask) -> int:
+    """Return the bytes of a client's update: its buffers and its parameters, compressed where updates are."""
+    compression = method.rules.compression
+    if compression is None:
+        return costs.of(mask).model_bytes - costs.pruned_bytes(mask)
+    return costs.buffer_bytes(mask) + compression.upload_bytes(costs.sent_entries(mask))
+
+
+def remembered_bytes(method: Method, costs: CostTable, mask: Mask) -> int:
+    """Return the memory that a client needs for what a compression remembers of the entries it sends."""
+    return VALUE_BYTES * sum(costs.sent_entries(mask).values()) if method.rules.remembers_updates else 0
 
 
 def score_bytes(method: Method, mask: Mask) -> int:

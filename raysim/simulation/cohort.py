@@ -87,6 +87,7 @@ def view_of(scenario: Scenario, state: ServerState, cohort: Cohort) -> RoundView
         params=state.params,
         memory=state.memory,
         client_memory=state.clients,
+        update_bytes=partial(methods.update_bytes, scenario.method, scenario.costs),
     )  # fmt: skip
 
 
@@ -114,8 +115,8 @@ def transfer_bytes(scenario: Scenario, mask: Mask) -> tuple[int, int]:
     """Return the bytes that travel down and up for one client.
 
     Down: the submodel and, where it is cut, one bit per channel that tells which; for masks of single entries
-    the kept ones, and a bitmap or an index list of the submodel's entries. Up: the submodel and the channel sums
-    the method asks for; the server knows the mask.
+    the kept ones, and a bitmap or an index list of the submodel's entries. Up: the update, compressed where updates
+    are, and the channel sums the method asks for; the server knows the mask.
     """
     pruned = scenario.costs.pruned_elements(mask)
     model_bytes = scenario.costs.of(mask).model_bytes - scenario.costs.pruned_bytes(mask)
@@ -123,7 +124,8 @@ def transfer_bytes(scenario: Scenario, mask: Mask) -> tuple[int, int]:
     if pruned:
         entries = scenario.costs.masked_entries(mask)
         mask_bytes += elements.mask_bytes(entries, entries - sum(pruned.values()))
-    return model_bytes + mask_bytes, model_bytes + methods.score_bytes(scenario.method, mask)
+    update_bytes = methods.update_bytes(scenario.method, scenario.costs, mask)
+    return model_bytes + mask_bytes, update_bytes + methods.score_bytes(scenario.method, mask)
 
 
 def schedule_cohort(scenario: Scenario, cohort: Cohort, load: CohortLoad) -> CohortTiming:
@@ -137,7 +139,8 @@ def assignments_of(
 ) -> Assignments:
     """Return the clients' assignments; a share of them, drawn from the seed, is scored on held-out rows."""
     method = scenario.method
-    memory = memory if method.sends_memory or method.objective.sends_memory else {}
+    is_read = method.sends_memory or method.objective.sends_memory or method.rules.remembers_updates
+    memory = memory if is_read else {}
     return Assignments(
         cohort.clients, masks, cohort.budgets, cohort.keep_ratios, cohort.epochs, scored_clients(scenario, cohort),
         load.train_flops.astype(np.float64), np.full(len(cohort.clients), ALONE), memories_of(memory, cohort.clients),

@@ -53,12 +53,13 @@ class _Trainer:
             cohort_of(scenario, clients, self._round), epochs=np.full(len(clients), epochs),
             keep_ratios=np.ones(len(clients)),
         )  # fmt: skip
-        method = replace(scenario.method, load=None, objective=Objective())
+        rules = LocalRules(hooks)  # what is sent before round 1 is sent whole
+        method = replace(scenario.method, load=None, objective=Objective(), rules=rules)
         unscored = replace(scenario, scored_share=0.0, method=method)
         masks = CohortMasks.of([mask] * len(clients))
         view = view_of(unscored, state, cohort)
         assignments = assignments_of(unscored, cohort, masks, load_of(unscored, view, masks), {})
-        contribution = self._executor.train(assignments, Broadcast(self._round, params, LocalRules(hooks), {}))
+        contribution = self._executor.train(assignments, Broadcast(self._round, params, rules, {}))
         trained = replace(view, epochs=contribution.clients["epochs"].astype(np.int64))
         load = load_of(unscored, trained, masks)  # exploration may have ended early
         timing = schedule_cohort(unscored, cohort, load)
