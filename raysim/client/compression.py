@@ -1,7 +1,7 @@
-"""Makes a client's update smaller before it is sent, and counts the bytes that are left of it.
+"""Compresses a client's update before it is sent, and counts the bytes that are sent.
 
-An update is what a client sends of every parameter: the entries of its submodel that its mask keeps, `(entries,)` by
-state-dict key, in float64. Buffers, such as the running statistics of BatchNorm, are always sent whole.
+An update holds the entries of every parameter that the client's mask keeps: `(entries,)` by state-dict key, float64.
+Buffers, such as the running statistics of BatchNorm, are always sent whole.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,54 +18,54 @@ from raysim.core.tensors import Params
 from raysim.pruning.elements import mask_bytes
 
 VALUE_BYTES = 4
-"""Bytes of a number that is sent or remembered: float32, whatever the model's own are."""
+"""Bytes of a number that is sent or remembered: float32, in models of every precision."""
 
-ORDER, SEED, RESUME, RAY, UNCOVERED, EQUALS_FEDAVG = (
-    "order and grouping change nothing", "same seed, same bits", "resumed is uninterrupted", "ray is in-process",
-    "what nobody covers keeps its value", "equals fedavg at keep 1",
-)  # fmt: skip
-"""Laws that a compression may keep: 6, 10, 11, 12, 4 and 3 of `tests/test_laws.py`."""
-ALL_BUT_FEDAVG = frozenset({ORDER, SEED, RESUME, RAY, UNCOVERED})
+EQUALS_FEDAVG = "equals fedavg at keep 1"
+UNCOVERED = "what nobody covers keeps its value"
+ORDER = "order and grouping change nothing"
+SEED = "same seed, same bits"
+RESUME = "resumed is uninterrupted"
+RAY = "ray is in-process"
+"""Laws that a compression may keep: 3, 4, 6, 10, 11 and 12 of `tests/test_laws.py`."""
+
+ALL_BUT_FEDAVG = frozenset({UNCOVERED, ORDER, SEED, RESUME, RAY})
 
 
 @runtime_checkable
 class Compression(Protocol):
-    """What changes a client's update on its way to the server."""
+    """Changes a client's update on its way to the server; noise for privacy would be one, too."""
 
     @property
     def remembers(self) -> bool:
-        """Whether the client remembers something of its update until the next one."""
+        """Whether the client keeps a memory from one update to the next."""
         ...
 
     @property
     def keeps(self) -> frozenset[str]:
-        """The laws that hold with it."""
+        """Names of the laws that hold with it."""
         ...
 
-    def compress(
-        self, update: Params, memory: Params, generator: np.random.Generator
-    ) -> tuple[Params, Params]:  # fmt: skip
-        """Return what the server receives of an update, and what the client remembers of it.
+    def compress(self, update: Params, memory: Params, generator: np.random.Generator) -> tuple[Params, Params]:
+        """Return the update that the server receives, and the client's new memory.
 
         Args:
             update: How far each entry has moved, `(entries,)` by key.
-            memory: What the client remembers of these entries, as the update, zeros at first; empty where the
-                compression remembers nothing.
+            memory: The client's memory of the same entries, zeros at first; empty if the compression has none.
             generator: Draws for this client and round alone.
         """
         ...
 
     def upload_bytes(self, entries: Mapping[str, int]) -> int:
-        """Return the bytes that are sent for an update of so many entries by key."""
+        """Return the bytes of a compressed update, from the number of its entries by key."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """Sends the entries of greatest magnitude of the whole update; the rest waits at the client (error feedback).
+    """Sends the entries of greatest magnitude; the client adds the rest to its next update (error feedback).
 
-    Source: Aji and Heafield (EMNLP 2017, arXiv 1704.05021), with one threshold for all tensors; error feedback as in
-    algorithm 1 of Stich et al. (NeurIPS 2018, arXiv 1809.07599).
+    Source: Aji and Heafield (EMNLP 2017, arXiv 1704.05021); error feedback as in algorithm 1 of Stich et al.
+    (NeurIPS 2018, arXiv 1809.07599). As there, the entries of all tensors are ranked together.
 
     Attributes:
         share: Share of the entries that are sent, rounded up.
@@ -77,14 +77,14 @@ class TopK:
     keeps = ALL_BUT_FEDAVG
 
     def compress(self, update: Params, memory: Params, generator: np.random.Generator) -> tuple[Params, Params]:
-        """Return the greatest entries of update plus residual, in float32, and what is left as the new residual."""
+        """Return the greatest entries of update plus residual, in float32, and the rest as the new residual."""
         wanted = torch.cat([moved + memory[key] for key, moved in update.items()])
         chosen = greatest(wanted.abs(), self.count(len(wanted)))
         sent = torch.where(chosen, wanted.float().double(), 0.0)
         return _split(sent, update), _split(wanted - sent, update)
 
     def upload_bytes(self, entries: Mapping[str, int]) -> int:
-        """Count the values, and a bitmap or 32-bit indices that tell their places, whichever is shorter.
+        """Count the values, and their positions as a bitmap or 32-bit indices, whichever is shorter.
 
         >>> TopK(0.25).upload_bytes({"weight": 90, "bias": 10})  # 25 values, and 100 bits
         113
@@ -101,17 +101,17 @@ class TopK:
 
 @dataclass(frozen=True, slots=True)
 class EightBit:
-    """Rounds every entry up or down at random to one of 255 levels, so that its mean stays what it is.
+    """Rounds every entry at random to a level above or below, 255 levels a tensor, without bias.
 
     Source: QSGD (Alistarh et al., NeurIPS 2017, arXiv 1610.02132, section 3.1), with each tensor's greatest magnitude
-    in place of its norm; zero stays zero.
+    instead of its norm. Zeros stay zero.
     """
 
     remembers = False
     keeps = ALL_BUT_FEDAVG
 
     def compress(self, update: Params, memory: Params, generator: np.random.Generator) -> tuple[Params, Params]:
-        """Return multiples of each tensor's scale, from -127 to 127; nothing is remembered."""
+        """Return multiples of each tensor's scale, from -127 to 127, and no memory."""
         return {key: self._rounded(moved, generator) for key, moved in update.items()}, {}
 
     @staticmethod
@@ -135,7 +135,7 @@ LEVELS = 127
 
 
 def scale_of(moved: torch.Tensor) -> float:
-    """Return the least float32 number of which 127 reach the greatest magnitude; 0 where all entries are 0."""
+    """Return the least float32 number whose 127-fold reaches the greatest magnitude; 0 if all entries are 0."""
     exact = float(moved.abs().max()) / LEVELS if len(moved) else 0.0
     scale = np.float32(exact)
     return float(scale if scale >= exact else np.nextafter(scale, np.float32(np.inf)))
@@ -155,7 +155,7 @@ def greatest(values: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _split(values: torch.Tensor, update: Params) -> Params:
-    """Return one vector as tensors of the update's sizes."""
+    """Split one vector into tensors of the update's sizes."""
     return dict(zip(update, torch.split(values, [len(moved) for moved in update.values()]), strict=True))
 
 
@@ -167,7 +167,7 @@ def resolve(name: str, given: Mapping[str, Any]) -> Compression:
         given: Its options, by name.
 
     Raises:
-        SettingError: If it is unknown, or no compression.
+        SettingError: If there is none of this name, or the path names something else.
     """
     if not plugins.is_dotted(name):
         if name not in COMPRESSIONS:

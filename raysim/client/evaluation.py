@@ -1,4 +1,4 @@
-"""Scores of a model on rows with targets, and BatchNorm statistics re-estimated for it."""
+"""Scores a model on rows with targets, and re-estimates its BatchNorm statistics."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ BATCH = 500
 
 
 def score(task: Task, model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> ScoreSums:
-    """Return what scoring some rows comes to, in eval mode; there is at least one row."""
+    """Score a model in eval mode on rows, of which there is at least one."""
     model.eval()
     batches = [slice(start, start + BATCH) for start in range(0, len(targets), BATCH)]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What a method does inside a client's training, and what it reports of it."""
+"""Hooks of a method into a client's training, and the reports that they make."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +18,12 @@ GradientObserver = Callable[[list[torch.Tensor]], None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Report:
-    """What a hook reports when its client has trained.
+    """Report of a hook at the end of a client's training.
 
     Attributes:
         sums: By name, values in the submodel's coordinates and a weight; they are added up exactly over the clients.
         channel_sums: Numbers per channel, `(sums, num_units)`; they are not added up.
-        memory: What is to be remembered of the client.
+        memory: Tensors to be remembered of the client.
     """
 
     sums: Mapping[str, tuple[Params, float]] = field(default_factory=dict)
@@ -33,17 +33,17 @@ class Report:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LocalHooks:
-    """What a method does inside a client's training.
+    """Functions of a method that take part in a client's training.
 
     Attributes:
-        loss: Mean loss of a batch in place of the task's; only one hook may replace it.
-        observe: Each is called with the gradients of every step as they are.
-        correct: Each replaces the gradients of every step, before they are clipped.
-        after_step: Each is called after every step.
-        stop_after_epoch: From an epoch's mean loss to whether training stops early.
-        finish: Each is called when training has ended.
-        received: Each works out what the server could by itself, from the update as the server receives it, in the
-            submodel's coordinates.
+        loss: Mean loss of a batch, instead of the task's; only one hook may replace it.
+        observe: Read the gradients of every step, unchanged.
+        correct: Replace the gradients of every step, before they are clipped.
+        after_step: Run after every step.
+        stop_after_epoch: Decides from an epoch's mean loss whether training stops early.
+        finish: Report when training has ended.
+        received: Report from the update as the server receives it, in the submodel's coordinates; the server could
+            compute these reports by itself.
     """
 
     loss: BatchLoss | None = None
@@ -56,10 +56,10 @@ class LocalHooks:
 
 
 def compose(several: Sequence[LocalHooks]) -> LocalHooks:
-    """Let several hooks take part in one training, in their order.
+    """Combine several hooks into one, in their order.
 
     Raises:
-        ValueError: If two replace the loss, or two may stop early.
+        ValueError: If two of them replace the loss, or two may stop training early.
     """
     losses = [hooks.loss for hooks in several if hooks.loss is not None]
     stops = [hooks.stop_after_epoch for hooks in several if hooks.stop_after_epoch is not None]
@@ -77,7 +77,7 @@ def compose(several: Sequence[LocalHooks]) -> LocalHooks:
 
 
 class GradientMoments:
-    """Observes a client's minibatch gradients; their means estimate gradient and empirical Fisher."""
+    """Averages a client's minibatch gradients and their squares: estimates of gradient and empirical Fisher."""
 
     def __init__(self) -> None:
         self._steps = 0

@@ -1,4 +1,4 @@
-"""What `LocalRules` come to in a client's training: scaled outputs, own classes, masks of single entries."""
+"""Carries out `LocalRules` in a client's training: scaled outputs, own classes, masks of single entries."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from raysim.pruning.plan import ChannelPlan
 
 
 def own_classes_of(view: ClientView) -> torch.Tensor | None:
-    """Return which classes a client has rows of, `(classes,)`; None: its rules do not look at that."""
+    """Return which classes a client has rows of, `(classes,)`; None: its rules do not depend on that."""
     if not view.broadcast.rules.own_classes_only:
         return None
     own = view.workload.task.own_classes_for("own_classes_only=True")
@@ -24,7 +24,7 @@ def own_classes_of(view: ClientView) -> torch.Tensor | None:
 
 
 def standing_hooks(view: ClientView, own_classes: torch.Tensor | None) -> list[LocalHooks]:
-    """Return the hooks of a client's own classes (HeteroFL), and of masks of single entries."""
+    """Return the hooks for a client's own classes (HeteroFL) and for masks of single entries."""
     hooks = []
     if own_classes is not None:
         own = view.workload.task.own_classes_for("own_classes_only=True")
@@ -40,7 +40,7 @@ def standing_hooks(view: ClientView, own_classes: torch.Tensor | None) -> list[L
 
 
 def kept_gradients(names: Sequence[str], elements: Params, gradients: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Return gradients without those of pruned entries, which neither clipping nor momentum may see."""
+    """Set the gradients of pruned entries to zero, so that they enter neither clipping nor momentum."""
     return [
         gradient * elements[name] if name in elements else gradient
         for name, gradient in zip(names, gradients, strict=True)

@@ -1,4 +1,4 @@
-"""Local training of one client: plain PyTorch on one thread."""
+"""Trains one client's submodel on its rows with plain PyTorch, on one thread."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -33,7 +33,7 @@ class LocalTraining:
     memory_format: str = "contiguous"
 
     def learning_rate_in(self, round: int) -> float:
-        """Return the step size of a round, counted from 1; what is trained before has that of round 1."""
+        """Return the step size of a round, counted from 1; training before round 1 has that of round 1."""
         return self.learning_rate * self.lr_decay ** max(round - 1, 0)
 
     @property
@@ -46,7 +46,7 @@ class LocalTraining:
         return self.epochs * len(batch_slices(num_examples, self.batch_size))
 
     def step_of(self, parameters: list[nn.Parameter], learning_rate: float) -> Step:
-        """Return what steps along the gradients of parameters, in place; its state starts empty."""
+        """Return the optimizer's step for some parameters; its state starts empty."""
         return optimizer_step(self.optimizer, parameters, learning_rate, self.momentum, self.weight_decay)
 
 
@@ -86,11 +86,11 @@ def train(
         model: The client's submodel.
         inputs: `(rows, ...)`.
         targets: `(rows, ...)`.
-        task: What is minimised, where no hook replaces it.
+        task: Its loss is minimised, unless a hook replaces the loss.
         local: Optimizer, epochs and batch size.
         learning_rate: Step size of this round.
         order: Shuffles the rows anew in every epoch.
-        hooks: What a method does inside the training.
+        hooks: Functions of the method that take part.
         augment: Applied to the inputs of every batch.
     """
     hooks = hooks or LocalHooks()
@@ -123,7 +123,7 @@ def train(
 
 
 def batch_loss(loss: Loss) -> BatchLoss:
-    """Return the mean loss of a batch of rows under a model."""
+    """Return a task's loss as a function of model, inputs and targets."""
     return partial(_mean_loss, loss)
 
 
@@ -134,7 +134,7 @@ def _mean_loss(loss: Loss, model: nn.Module, inputs: torch.Tensor, targets: torc
 def descent_of(
     model: nn.Module, parameters: list[nn.Parameter], learning_rate: float, local: LocalTraining, hooks: LocalHooks
 ) -> Descent:
-    """Return how a client descends: plainly where nothing but the step needs gradients, and no code but PyTorch's."""
+    """Choose how a client descends: fused, if only plain SGD reads the gradients of a chain of PyTorch's layers."""
     is_plain = local.optimizer == "sgd" and not (local.momentum or local.weight_decay or local.clip_norm)
     is_seen = hooks.observe or hooks.correct or hooks.loss is not None
     on_cpu = local.precision == "float32" and all(parameter.is_cpu for parameter in parameters)

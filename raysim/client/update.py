@@ -1,4 +1,4 @@
-"""What a client sends back: how far its submodel has moved, compressed, and added to the sums of its chunk."""
+"""Computes the update that a client sends, compresses it, and adds it to the sums of its chunk."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,15 +18,15 @@ from raysim.pruning.submodel import Cut
 from raysim.server.fixed_point import ExactSum
 
 RESIDUAL = "residual/"
-"""Begins the names under which is kept what a compression remembers of a client."""
+"""Prefix of a client's tensors that a compression remembers, such as the residual of error feedback."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
-    """What a client sends.
+    """Update of one client.
 
     Attributes:
-        values: In the submodel's coordinates, float64; None: all that has changed, which need not be written down.
+        values: Values in the submodel's coordinates, float64; None: after minus before, not computed yet.
         memory: What the client remembers of it.
     """
 
@@ -35,7 +35,7 @@ class Update:
 
 
 def update_of(view: ClientView, own_classes: torch.Tensor | None) -> Update:
-    """Return what a client sends whose submodel has been trained.
+    """Return the update of a client that has trained its submodel.
 
     Args:
         view: The client.
@@ -74,21 +74,22 @@ def compressed(
 ) -> tuple[Params, Params]:
     """Return an update as the server receives it, and what the client remembers of it.
 
-    What a client remembers lies in the full model's coordinates: of it, only the entries that the client's mask
-    keeps today are used and changed.
+    The client's memory is in the full model's coordinates; only the entries that its mask keeps in this round are
+    used and changed.
 
     Args:
-        compression: What is done to it.
+        compression: How it is compressed.
         values: The update in the submodel's coordinates, zero where single entries are pruned.
         model: The submodel.
         cut: What it holds of the full model.
         elements: Which of its entries are kept, by key; tensors without an entry are whole.
-        assignment: Whose update it is, and what is remembered of the client.
-        broadcast: What it started from.
+        assignment: The client, and what is remembered of it.
+        broadcast: The global parameters, and the round.
         seed: Seed of the experiment.
 
     Raises:
         OverflowError: If an entry is not finite.
+        ValueError: If the compression returns other entries than it was given.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
     moved = entries_of({name: values[name] for name in names.values()}, elements)
@@ -100,6 +101,8 @@ def compressed(
     held = submodel.extract_params(remembered, cut)
     generator = seeding.generator(seed, "compression", broadcast.round, assignment.client)
     sent, left = compression.compress(moved, entries_of(held, elements), generator)
+    if {key: found.shape for key, found in sent.items()} != {key: found.shape for key, found in moved.items()}:
+        raise ValueError("compress must return as many entries of every parameter as it is given")
     values = values | with_entries(values, elements, sent)
     for key, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) in names:  # a shared parameter has several keys
@@ -109,7 +112,7 @@ def compressed(
 
 
 def _residual(name: str, assignment: Assignment, broadcast: Broadcast) -> torch.Tensor:
-    """Return what is remembered of a client's parameter, in the full model's coordinates; zeros at first."""
+    """Return a parameter's residual at a client, in the full model's coordinates; zeros at first."""
     found = assignment.memory.get(f"{RESIDUAL}{name}")
     return torch.zeros_like(broadcast.params[name], dtype=torch.float32) if found is None else found
 
@@ -121,7 +124,7 @@ def entries_of(tensors: Params, elements: Params) -> Params:
 
 
 def with_entries(tensors: Params, elements: Params, entries: Params) -> Params:
-    """Return the tensors of the entries' keys, the entries in the places of those that a mask keeps."""
+    """Return the tensors of the entries' keys, with the kept entries replaced; the inverse of `entries_of`."""
     placed: Params = {}
     for key, found in entries.items():
         if key in elements:
@@ -133,7 +136,7 @@ def with_entries(tensors: Params, elements: Params, entries: Params) -> Params:
 
 
 def add_update(sums: dict[str, ExactSum], view: ClientView, update: Update) -> None:
-    """Add a client's update, weighted with its rows, and which single entries it is of, to sums in place."""
+    """Add a client's update, weighted with its rows, and its mask of single entries, to sums in place."""
     rows = len(view.targets)
     if update.values is None:
         sums["update"].add_change(dict(view.model.state_dict()), view.start, view.cut, rows)
@@ -145,14 +148,14 @@ def add_update(sums: dict[str, ExactSum], view: ClientView, update: Update) -> N
 
 
 def add_reports(sums: dict[str, ExactSum], view: ClientView, reports: Sequence[Report]) -> None:
-    """Add what a client's hooks report to sums in place."""
+    """Add the reports of a client's hooks to sums in place."""
     for report in reports:
         for name, (values, weight) in report.sums.items():
             _sum_of(sums, name, values, view).add(values, view.cut, weight)
 
 
 def _sum_of(sums: dict[str, ExactSum], name: str, values: Params, view: ClientView) -> ExactSum:
-    """Return the sum of a name; the first client that adds to it begins it."""
+    """Return the sum of a name, which starts with the first client that adds to it."""
     if name not in sums:
         sums[name] = ExactSum.zeros_like({key: view.broadcast.params[key] for key in values})
     return sums[name]

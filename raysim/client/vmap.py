@@ -20,13 +20,13 @@ from raysim.task.task import ScoreSums, Task
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pack:
-    """Clients that train submodels of one mask, in as many steps each.
+    """Clients that train submodels of one mask in the same number of steps.
 
     Attributes:
         clients: Their ids, `(clients,)`.
         inputs: `(clients, rows, ...)`; clients with fewer rows repeat one of their own.
         targets: `(clients, rows, ...)`.
-        counts: Rows that each really has, `(clients,)`.
+        counts: How many rows each client owns, `(clients,)`.
     """
 
     clients: NDArray[np.int64]
@@ -36,10 +36,10 @@ class Pack:
 
 
 def pack_of(data: Dataset, clients: NDArray[np.int64], owned: ClientRows, device: str = "cpu") -> Pack:
-    """Return clients with their rows of the training data, on a device."""
+    """Load the rows of a pack's clients from the training data onto a device."""
     rows, counts = owned.several(clients)
-    places = np.minimum(np.arange(counts.max()), counts[:, None] - 1)
-    chosen = rows[(np.cumsum(counts) - counts)[:, None] + places]
+    columns = np.minimum(np.arange(counts.max()), counts[:, None] - 1)
+    chosen = rows[(np.cumsum(counts) - counts)[:, None] + columns]
     inputs, targets = (tensor.to(device) for tensor in data.train_rows(chosen.ravel()))
     inputs, targets = (tensor.view(*chosen.shape, *tensor.shape[1:]) for tensor in (inputs, targets))
     return Pack(clients, inputs, targets, counts)
@@ -59,8 +59,8 @@ def train_pack(
 
     Args:
         model: A skeleton of the submodel; it is left unchanged.
-        start: Parameters all start from.
-        pack: Who trains on what.
+        start: Parameters that all clients start from.
+        pack: The clients and their rows.
         task: What is minimised.
         local: Optimizer, epochs and batch size.
         learning_rate: Step size of this round.
@@ -91,8 +91,8 @@ def train_pack(
     losses_of = vmap(loss_of)
     for _ in range(local.epochs):
         shuffled = [order.permutation(int(count)) for order, count in zip(orders, pack.counts, strict=True)]
-        for place in range(len(batches[0])):
-            rows, lengths = (tensor.to(device) for tensor in _rows_of_step(shuffled, batches, place))
+        for step_index in range(len(batches[0])):
+            rows, lengths = (tensor.to(device) for tensor in _rows_of_step(shuffled, batches, step_index))
             shares = ((torch.arange(rows.shape[1], device=device) < lengths[:, None]) / lengths[:, None]).float()
             with computing_in(local.precision, pack.inputs):
                 losses = losses_of(named, pack.inputs[members, rows], pack.targets[members, rows], shares)
@@ -105,10 +105,10 @@ def train_pack(
 
 
 def _rows_of_step(
-    shuffled: Sequence[NDArray[np.int64]], batches: Sequence[Sequence[slice]], place: int
+    shuffled: Sequence[NDArray[np.int64]], batches: Sequence[Sequence[slice]], index: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the rows of one step `(clients, most)`, short ones filled with a first row, and how many there are."""
-    rows = [order[cut[place]] for order, cut in zip(shuffled, batches, strict=True)]
+    """Return the rows of one step, `(clients, most)`, and how many each client has; the rest repeats its first."""
+    rows = [order[cut[index]] for order, cut in zip(shuffled, batches, strict=True)]
     lengths = np.array([len(each) for each in rows])
     if lengths.min() < lengths.max():
         rows = [np.pad(each, (0, lengths.max() - len(each)), constant_values=each[0]) for each in rows]
@@ -123,7 +123,7 @@ def clipped_each(gradients: list[torch.Tensor], max_norm: float) -> list[torch.T
 
 
 def score_each(task: Task, model: nn.Module, weights: Params, pack: Pack) -> list[ScoreSums]:
-    """Return what scoring each client's own model on its rows comes to."""
+    """Score each client's own model on its rows."""
     model.eval()
     with torch.no_grad():
         outputs = vmap(lambda own, inputs: functional_call(model, own, (inputs,)))(weights, pack.inputs)

@@ -219,7 +219,7 @@ class ExperimentSettings(Settings):
     rounds: Count
     """Number of rounds, at least 1."""
     data: DataSettings = DataSettings()
-    """Which data, from where, and how it is dealt."""
+    """Which data, from where, and how its rows are divided among the clients."""
     model: ModelSettings = ModelSettings()
     """Which network."""
     population: PopulationSettings

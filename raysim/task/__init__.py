@@ -1,1 +1,1 @@
-"""What is learned: the loss that clients minimise, and the metrics that models are scored by."""
+"""Tasks that models learn: the loss that clients minimise, and the metrics that score models."""

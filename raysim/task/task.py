@@ -1,4 +1,4 @@
-"""What a task is: a loss, metrics that are sums over rows, and what else a method may need of it."""
+"""Defines a task: a loss, metrics that are sums over rows, and optional parts that some methods need."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from raysim.core.errors import SettingError
 
 
 class Loss(Protocol):
-    """A loss of outputs against targets, as in `torch.nn.functional`."""
+    """Compares outputs with targets, as the losses of `torch.nn.functional` do."""
 
     def __call__(self, outputs: torch.Tensor, targets: torch.Tensor, /, *, reduction: str = "mean") -> torch.Tensor:
-        """Return the mean over the rows; with `reduction` their `sum`, or each row's own (`none`)."""
+        """Return the mean loss of the rows; with another `reduction` their `sum`, or the loss of each (`none`)."""
         ...
 
 
@@ -25,11 +25,11 @@ Sums = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A number that is known once certain sums over the rows are known.
+    """A number that follows from sums over rows.
 
     Attributes:
-        terms: From outputs and targets to what each row adds to the sums, `(rows,)` or `(rows, sums)`.
-        finish: From the sums over all rows and the number of rows to the metric.
+        terms: Returns each row's terms of the sums, `(rows,)` or `(rows, sums)`, from outputs and targets.
+        finish: Returns the metric, from the sums over all rows and the number of rows.
     """
 
     terms: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -38,7 +38,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoreSums:
-    """What scoring some rows comes to; the sums of several pieces add up to those of all their rows.
+    """Scores of some rows as sums, so that the scores of several pieces add up to those of all their rows.
 
     Attributes:
         rows: Number of rows.
@@ -63,11 +63,11 @@ class ScoreSums:
 
 @dataclass(frozen=True, slots=True)
 class OwnClasses:
-    """How the classes of which a client has no rows are left out of its training.
+    """How a client trains without the classes of which it has no rows.
 
     Attributes:
-        owned: From targets and the number of classes to which of them occur, `(classes,)` booleans.
-        loss: From the owned classes to a loss in which the others play no part.
+        owned: Returns which classes occur, `(classes,)` booleans, from targets and the number of classes.
+        loss: Returns a loss that ignores all classes but the owned ones.
     """
 
     owned: Callable[[torch.Tensor, int], torch.Tensor]
@@ -76,16 +76,16 @@ class OwnClasses:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a model is trained for and scored by.
+    """What models learn: the loss that clients minimise, and the metrics that score them.
 
     Attributes:
         name: Name in the table.
-        loss: What clients minimise.
-        metrics: What models are scored by beside the loss.
-        primary: Which of the metrics stands for all of them.
-        direction: Whether the primary metric is better `up` or `down`.
-        own_classes: How a client leaves out classes it has no rows of; None: the task has no classes.
-        distillation: Loss of outputs against those of a teacher; None: outputs of the task cannot be taught.
+        loss: The loss that clients minimise.
+        metrics: Metrics beside the loss, by name.
+        primary: Name of the leading metric.
+        direction: Whether the leading metric should go `up` or `down`.
+        own_classes: How a client leaves out classes of which it has no rows; None: the task has no classes.
+        distillation: Loss of outputs against those of a teacher; None: the task has none.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Task:
     distillation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
 
     def sums(self, outputs: torch.Tensor, targets: torch.Tensor) -> ScoreSums:
-        """Return the sums over some rows."""
+        """Score some rows."""
         terms = {name: metric.terms(outputs, targets).sum(0) for name, metric in self.metrics.items()}
         loss = float(self.loss(outputs.double(), targets, reduction="sum"))
         return ScoreSums(len(targets), loss, {name: total.cpu().numpy() for name, total in terms.items()})
@@ -105,19 +105,19 @@ class Task:
     def sums_of_each(
         self, outputs: torch.Tensor, targets: torch.Tensor, counts: NDArray[np.int64]
     ) -> list[ScoreSums]:
-        """Return the sums of each of several clients over its first rows.
+        """Score the first rows of each of several clients.
 
         Args:
             outputs: Outputs of each client's own model, `(clients, rows, ...)`.
             targets: `(clients, rows, ...)`.
-            counts: How many of its rows count, `(clients,)`.
+            counts: How many of its rows are scored, `(clients,)`.
         """
         counted = torch.arange(targets.shape[1]) < torch.from_numpy(counts)[:, None]
         counted = counted.to(targets.device)
         outputs, targets = outputs.flatten(0, 1), targets.flatten(0, 1)
 
         def summed(values: torch.Tensor) -> Sums:
-            """Sum the terms of the rows that count, `(clients * rows, ...)`."""
+            """Sum terms `(clients * rows, ...)` over the rows that are scored."""
             values = values.view(*counted.shape, *values.shape[1:])
             mask = counted.view(*counted.shape, *[1] * (values.dim() - 2))
             total: Sums = torch.where(mask, values, 0).sum(1).cpu().numpy()
@@ -126,8 +126,8 @@ class Task:
         losses = summed(self.loss(outputs.double(), targets, reduction="none"))
         terms = {name: summed(metric.terms(outputs, targets)) for name, metric in self.metrics.items()}
         return [
-            ScoreSums(int(count), float(losses[place]), {name: total[place] for name, total in terms.items()})
-            for place, count in enumerate(counts)
+            ScoreSums(int(count), float(losses[index]), {name: total[index] for name, total in terms.items()})
+            for index, count in enumerate(counts)
         ]
 
     def finished(self, sums: ScoreSums) -> dict[str, float]:
@@ -142,7 +142,7 @@ class Task:
         """Return how a client leaves out classes it has no rows of.
 
         Args:
-            setting: What asks for it, with its value.
+            setting: The setting that needs it, with its value.
 
         Raises:
             SettingError: If the task has no classes.
@@ -155,10 +155,10 @@ class Task:
         """Return the loss of outputs against those of a teacher.
 
         Args:
-            setting: What asks for it, with its value.
+            setting: The setting that needs it, with its value.
 
         Raises:
-            SettingError: If outputs of the task cannot be taught.
+            SettingError: If the task has none.
         """
         if self.distillation is None:
             raise self._lacks(setting, "no loss against the outputs of a teacher")

@@ -214,6 +214,16 @@ def test_a_parameter_with_two_names_is_sent_once_and_moves_under_both() -> None:
     assert not torch.equal(sent["0.weight"], values["0.weight"])
 
 
+def test_a_compression_that_loses_a_parameter_is_an_error() -> None:
+    class Lossy(EightBit):
+        def compress(self, update, memory, generator):
+            return dict(list(update.items())[1:]), {}
+
+    values = {"weight": torch.ones(3, 4).double(), "bias": torch.zeros(3).double()}
+    with pytest.raises(ValueError, match="as many entries of every parameter"):
+        of_client(Lossy(), values, nn.Linear(4, 3))
+
+
 def test_an_update_that_is_not_finite_is_divergence() -> None:
     model = nn.Linear(4, 3)
     values = {"weight": torch.full((3, 4), torch.nan).double(), "bias": torch.zeros(3).double()}

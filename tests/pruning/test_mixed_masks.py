@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from raysim.client.assignments import Assignments
-from raysim.client.trainer import ClientTrainer, scaled_outputs
+from raysim.client.local_rules import scaled_outputs
+from raysim.client.trainer import ClientTrainer
 from raysim.client.training import LocalTraining
 from raysim.core.errors import SettingError
 from raysim.methods import resolve
