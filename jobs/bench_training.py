@@ -50,17 +50,17 @@ def workload_of(data: datasets.Dataset, model_name: str, rows: int, local: Local
     return Workload(SEED, data, clients, model, plan, local)
 
 
-def task_of(workload: Workload, keep_ratio: float) -> Assignment:
-    """Return the client's task: train the first channels, score nothing."""
+def assignment_of(workload: Workload, keep_ratio: float) -> Assignment:
+    """Return the client's assignment: train the first channels, score nothing."""
     mask = masks.keep_top(workload.plan, first_channels(workload.plan), keep_ratio)
     return Assignment(CLIENT, mask, keep_ratio, keep_ratio, workload.local.epochs, score_heldout=False, cost=0.0)
 
 
 def play(stage: ClientTrainer, workload: Workload, keep_ratio: float = 1.0) -> Callable[[], ClientUpdates]:
     """Return raysim's side: one client through the stage."""
-    task = task_of(workload, keep_ratio)
+    assignment = assignment_of(workload, keep_ratio)
     broadcast = Broadcast(ROUND, dict(workload.model.state_dict()), LocalRules())
-    return lambda: stage.train(Assignments.of_rows([task]), broadcast)
+    return lambda: stage.train(Assignments.of_rows([assignment]), broadcast)
 
 
 def plain_loop(workload: Workload) -> Callable[[], Params]:
@@ -106,7 +106,7 @@ def prove_widths(workload: Workload) -> None:
     """Check that the timed submodels have the sizes the paper prints."""
     costs = CostTable(workload.model, workload.plan, workload.data.input_shape)
     for keep_ratio, millions in WIDTHS.items():
-        found = costs.of(task_of(workload, keep_ratio).mask).parameters / 1e6
+        found = costs.of(assignment_of(workload, keep_ratio).mask).parameters / 1e6
         if round(found, 3) != millions:
             raise SystemExit(f"VGG16 at keep_ratio={keep_ratio} has {found:.3f} M parameters, not {millions:.3f} M")
 

@@ -24,7 +24,7 @@ class PlannedRound:
     view: RoundView
     masks: CohortMasks
     load: Any
-    tasks: Assignments
+    assignments: Assignments
     broadcast: Broadcast
 
 
@@ -38,10 +38,10 @@ def plan_round(scenario: Scenario, state: ServerState | None = None) -> PlannedR
     view = cohorts.view_of(scenario, state, cohort)
     masks, _ = cohorts.choose_masks(scenario, view)
     load = cohorts.load_of(scenario, view, masks)
-    tasks = assignments_of(scenario, cohort, masks, load, state.clients)
+    assignments = assignments_of(scenario, cohort, masks, load, state.clients)
     extra = resolve.extra(scenario.method, view)
     return PlannedRound(
-        cohort, view, masks, load, tasks, Broadcast(cohort.round, state.params, scenario.method.rules, extra)
+        cohort, view, masks, load, assignments, Broadcast(cohort.round, state.params, scenario.method.rules, extra)
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 from mlflow.tracking import MlflowClient
 
-from raysim.config.experiment import ExperimentSettings, TrackingSettings
+from raysim.config.experiment import CompressionSettings, ExperimentSettings, TrackingSettings
 from raysim.config.population import (
     BudgetSettings,
     ClockSettings,
@@ -48,6 +48,7 @@ SECTIONS = {
     "costs": CostSettings,
     "stop": StopSettings,
     "tracking": TrackingSettings,
+    "compression": CompressionSettings,
 }
 MORE = ("evaluation.targets",)
 """Settings of other sections that are in the table."""
@@ -174,6 +175,8 @@ CHANGES: dict[str, Change] = {
     "stop.bytes": Change((), ("stop.bytes=10.0",)),
     "stop.energy_j": Change(tier("train_watts=1.0"), ("stop.energy_j=1e-6",)),
     "evaluation.targets": Change(QUICK, ("evaluation.targets=[0.01]",), trained),
+    "compression.name": Change((), ("compression.name=8-bit",)),
+    "compression.share": Change(("compression.name=top-k",), ("compression.share=0.5",)),
     "tracking.uri": Change(SHORT, ("tracking.uri=sqlite:///two.db",), tracked),
     "tracking.register_model": Change(SHORT, ("tracking.register_model=mine",), tracked),
     "tracking.client_runs": Change(SHORT, ("tracking.client_runs=true",), tracked),
@@ -252,6 +255,8 @@ REFUSED = {
     ("budget.deadline_s=1.0",): "deadline_s=1.0 has no effect with rule='tier'",
     ("budget.steps=8",): "steps=8 has no effect with rule='tier'",
     ("budget.rule=solved",): "budget.rule='solved' has no effect without budget.deadline_s",
+    ("compression.share=0.5",): "share=0.5 has no effect with name=None; it belongs to 'top-k'",
+    ("compression.name=8-bit", "compression.share=0.5"): "share=0.5 has no effect with name='8-bit'; it belongs to",
     ("clock.deadline_s=1.0",): "deadline_s=1.0 has no effect with mode='sync'",
     ("clock.accept_partial=true",): "accept_partial=True has no effect with mode='sync'",
     ("clock.over_selection=1.5",): "over_selection=1.5 has no effect with mode='sync'",

@@ -18,7 +18,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models as families
 
+from raysim.client import compression
 from raysim.client.assignments import Assignments
+from raysim.client.compression import COMPRESSIONS
 from raysim.client.trainer import ClientTrainer
 from raysim.clock import serialization
 from raysim.clock.modes import ASYNC, DEADLINE, OVER_SELECTION, ClockRules
@@ -65,6 +67,12 @@ from tests.oracles import (
     random_mask,
 )  # fmt: skip
 from tests.planned import plan_round, view_for
+
+COMPRESSED = {
+    "top-k": ("compression.name=top-k", "compression.share=0.1"),
+    "8-bit": ("compression.name=8-bit",),
+}
+"""Settings of every compression."""
 
 DENSE_TIERS = tuple(f"population.tiers.{tier}.keep_ratio=1.0" for tier in range(4))
 
@@ -282,10 +290,10 @@ def test_law_5_masks_nest(name: str) -> None:
 def test_law_6_order_and_grouping_change_nothing(method: tuple[str, ...]) -> None:
     scenario = build_scenario(settings_of(*method, "selection.clients_per_round=5"))
     planned = plan_round(scenario, prepared(scenario))
-    tasks, broadcast = planned.tasks, planned.broadcast
-    together = merge([ClientTrainer(scenario.workload).train(tasks, broadcast)])
+    assignments, broadcast = planned.assignments, planned.broadcast
+    together = merge([ClientTrainer(scenario.workload).train(assignments, broadcast)])
     fresh = ClientTrainer(scenario.workload)
-    apart = merge([fresh.train(tasks.take(np.array(chunk)), broadcast) for chunk in ([4], [2, 0], [1, 3])])
+    apart = merge([fresh.train(assignments.take(np.array(chunk)), broadcast) for chunk in ([4], [2, 0], [1, 3])])
     for quantity, total in together.sums.items():
         for key, fixed in total.totals.items():
             assert torch.equal(fixed, apart.sums[quantity].totals[key]), (quantity, key)
@@ -317,8 +325,8 @@ class Backwards(InProcessExecutor):
 
     def train_versions(self, groups):
         trained = [
-            merge([self._stage.train(Assignments.of_rows([task]), broadcast) for task in reversed(list(tasks))])
-            for tasks, broadcast in reversed(groups)
+            merge([self._stage.train(Assignments.of_rows([one]), broadcast) for one in reversed(list(assignments))])
+            for assignments, broadcast in reversed(groups)
         ]
         return trained[::-1]
 
@@ -366,11 +374,15 @@ def test_law_7_a_depthwise_net_counted_by_hand() -> None:
     assert cost.count(DepthwiseNet(), (3, 8, 8)).train_flops == DEPTHWISE_TRAIN_FLOPS
 
 
-OBEYS_BUDGETS = [name for name in METHODS if not METHODS[name].leaves_budgets_aside]
+OBEYS_BUDGETS = [
+    *((name,) for name in METHODS if not METHODS[name].leaves_budgets_aside),
+    ("heterofl", *COMPRESSED["top-k"]),
+    ("dapperfl", *COMPRESSED["8-bit"]),
+]
 
 
 @functools.cache
-def solved_scenario(name: str) -> Scenario:
+def solved_scenario(name: str, *more: str) -> Scenario:
     """Ten clients, a device of its own each, and budgets that nothing limits yet."""
     tier = (
         "population.tiers=[{name: any, share: 1.0, flops_per_s: 1e8, down_bytes_per_s: 1e5, up_bytes_per_s: 5e4, "
@@ -378,12 +390,12 @@ def solved_scenario(name: str) -> Scenario:
         "link_spread: 0.8}]"
     )
     solved = ("population.clients=10", tier, "budget.rule=solved", "budget.deadline_s=1e9")
-    return build_scenario(settings_of(name, *solved))
+    return build_scenario(settings_of(name, *solved, *more))
 
 
-def limited_scenario(name: str, limit: str) -> Scenario:
+def limited_scenario(settings: tuple[str, ...], limit: str) -> Scenario:
     """The same where one limit keeps some clients from the full model."""
-    scenario = solved_scenario(name)
+    scenario = solved_scenario(*settings)
     needs = needs_at_rungs(scenario)[limit]
     if limit == "deadline":
         deadline_s = float(np.quantile(needs, 0.4))
@@ -411,15 +423,18 @@ def needs_at_rungs(scenario: Scenario) -> dict[str, np.ndarray]:
         batches = [batch_slices(int(rows), view.local.batch_size) for rows in view.examples]
         largest = [max(each.stop - each.start for each in batch) for batch in batches]
         pairs = zip(costs, largest, strict=True)
-        memory = [3 * cost.model_bytes + rows * cost.activation_bytes for cost, rows in pairs]
+        waiting = 4 if scenario.method.rules.remembers_updates else 0
+        memory = [
+            3 * each.model_bytes + rows * each.activation_bytes + waiting * each.parameters for each, rows in pairs
+        ]
         found.append((schedule_cohort(scenario, members, load).total_s, memory, load.down_bytes + load.up_bytes))
     return dict(zip(("deadline", "memory", "data cap"), np.array(found).transpose(1, 0, 2), strict=True))
 
 
 @pytest.mark.parametrize("limit", ["deadline", "memory", "data cap"])
-@pytest.mark.parametrize("name", OBEYS_BUDGETS)
-def test_law_8_a_budget_meets_its_limit_and_the_next_rung_does_not(name: str, limit: str) -> None:
-    scenario = limited_scenario(name, limit)
+@pytest.mark.parametrize("settings", OBEYS_BUDGETS, ids="-".join)
+def test_law_8_a_budget_meets_its_limit_and_the_next_rung_does_not(settings: tuple[str, ...], limit: str) -> None:
+    scenario = limited_scenario(settings, limit)
     population, rungs = scenario.workload.population, scenario.budget.ladder.keep_ratios
     allowed = {
         "deadline": np.full(len(population), scenario.budget.deadline_s),
@@ -514,13 +529,17 @@ RESUMED = [
     *((name, "partial") for name in ("dapperfl", "scaffold", "prunefl", "feddst")),
     ("ca-hfp+", "async"),
     ("fjord", "async"),
+    ("scaffold", "sync", *COMPRESSED["top-k"]),
+    ("ca-hfp", "async", *COMPRESSED["top-k"]),
+    ("ca-hfp", "async", *COMPRESSED["8-bit"]),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "mode"), RESUMED)
-def test_law_11_stop_anywhere_and_resume(name: str, mode: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", RESUMED, ids="-".join)
+def test_law_11_stop_anywhere_and_resume(settings: tuple[str, ...], tmp_path: Path) -> None:
     """From the checkpoint of any round on: parameters, clock, batteries, work in flight and tables are the same."""
-    scenario = clocked(name, mode, *FRAIL, "server.optimizer=momentum")
+    name, mode, *more = settings
+    scenario = clocked(name, mode, *FRAIL, "server.optimizer=momentum", *more)
     executor = InProcessExecutor(scenario.workload)
     whole = list(run_rounds(scenario, initial_state(scenario), executor, Storage(tmp_path / "whole", 1, 9)))
     assert len(whole) == 4
@@ -556,6 +575,74 @@ def states_digest(state: ServerState) -> dict[str, object]:
         "clients": {client: tensors.digest(state.clients[client]) for client in state.clients},
         "totals": state.totals,
     }
+
+
+def test_every_compression_is_in_the_table_of_this_test() -> None:
+    assert set(COMPRESSED) == set(COMPRESSIONS)
+    named = {law for build in COMPRESSIONS.values() for law in build().keeps}
+    assert named | {compression.EQUALS_FEDAVG} == {*LAWS_OF_COMPRESSION, compression.RAY}
+
+
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_keep_ratio_1_is_fedavg_of_the_same_compression(name: str) -> None:
+    assert digest_of("magnitude", *DENSE_TIERS, *COMPRESSED[name]) == digest_of("fedavg", *COMPRESSED[name])
+
+
+def is_fedavg_at_keep_1(name: str, folder: Path) -> bool:
+    return digest_of("magnitude", *DENSE_TIERS, *COMPRESSED[name]) == digest_of("fedavg")
+
+
+def is_same_again(name: str, folder: Path) -> bool:
+    """The same seed gives the same bits, another seed others."""
+    first = digest_of("ca-hfp", *COMPRESSED[name])
+    torch.rand(3), np.random.default_rng().random()
+    again = fresh_digest_of("ca-hfp", *COMPRESSED[name])
+    return again == first != digest_of("ca-hfp", "seed=1", *COMPRESSED[name])
+
+
+def is_the_same_in_any_order(name: str, folder: Path) -> bool:
+    """Rounds whose clients are trained backwards, one by one, are the same, what they remember included."""
+    scenario = clocked("heterofl", "async", *FRAIL, *COMPRESSED[name])
+    state, executor = initial_state(scenario), InProcessExecutor(scenario.workload)
+    other, backwards = state, Backwards(scenario.workload)
+    for _ in range(3):
+        state, _ = run_round(scenario, state, executor)
+        other, _ = run_round(scenario, other, backwards)
+    return states_digest(state) == states_digest(other)
+
+
+def is_the_same_when_resumed(name: str, folder: Path) -> bool:
+    scenario = clocked("heterofl", "partial", *FRAIL, *COMPRESSED[name])
+    executor, storage = InProcessExecutor(scenario.workload), Storage(folder, 1, 9)
+    whole = [state for state, _ in run_rounds(scenario, initial_state(scenario), executor, storage)]
+    loaded = checkpoint.load(checkpoint.path_of(folder / "checkpoints", 2))
+    rest = [state for state, _ in run_rounds(scenario, loaded, executor, Storage(folder / "rest", 1, 9))]
+    return [states_digest(state) for state in rest] == [states_digest(state) for state in whole[2:]]
+
+
+def leaves_what_nobody_covers(name: str, folder: Path) -> bool:
+    scenario = clocked("heterofl", "deadline", *FRAIL, *NARROW, *COMPRESSED[name])
+    before, plan = initial_state(scenario).params, scenario.workload.plan
+    after, _ = clocked_rounds(scenario)
+    held = held_entries(plan, masks.keep_top(plan, first_channels(plan), 0.5), before)
+    assert any(not torch.equal(after.params[key], value) for key, value in before.items())
+    return all(torch.equal(after.params[key][~held[key]], value[~held[key]]) for key, value in before.items())
+
+
+LAWS_OF_COMPRESSION = {
+    compression.EQUALS_FEDAVG: is_fedavg_at_keep_1,
+    compression.UNCOVERED: leaves_what_nobody_covers,
+    compression.ORDER: is_the_same_in_any_order,
+    compression.SEED: is_same_again,
+    compression.RESUME: is_the_same_when_resumed,
+}
+"""Each law that a compression may name, and what it comes to; `RAY` is law 12's test."""
+
+
+@pytest.mark.parametrize("law", LAWS_OF_COMPRESSION)
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_a_compression_keeps_the_laws_that_it_names_and_no_others(name: str, law: str, tmp_path: Path) -> None:
+    assert LAWS_OF_COMPRESSION[law](name, tmp_path) == (law in COMPRESSIONS[name]().keeps)
 
 
 @pytest.mark.parametrize("name", ["ca-hfp", "heterofl"])
@@ -603,7 +690,11 @@ def law_12_runs(tmp_path_factory) -> dict[str, tuple[Scenario, str, list[RoundRe
         "packs of two": ("fedavg", "model.name=mlp", "model.options={hidden: []}", "training.pack=2"),
         "ca-hfp secant": ("ca-hfp", "method.estimator=secant", "method.warmup_rounds=1"),
         **{name: (name,) for name in ("fjord", "fedmp", "dapperfl", "scaffold", "prunefl", "feddst", "autoflip")},
-    }
+        **{f"ca-hfp {name}": ("ca-hfp", *settings) for name, settings in COMPRESSED.items()},
+        "packs of two, top-k": (
+            "fedavg", "model.name=mlp", "model.options={hidden: []}", "training.pack=2", *COMPRESSED["top-k"],
+        ),
+    }  # fmt: skip
     runs = {}
     for kind, overrides in kinds.items():
         scenario = build_scenario(settings_of(*overrides, "rounds=3", "selection.clients_per_round=5"))

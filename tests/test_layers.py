@@ -26,6 +26,7 @@ LAYERS = (
     "pruning",
     "population",
     "data | models",
+    "task",
     "config",
     "core",
 )

@@ -20,6 +20,7 @@ from raysim.pruning.costs import CostTable
 from raysim.pruning.masks import Mask
 from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.significance import first_channels
+from raysim.task.table import TASKS
 
 SEED = 0
 FITTED = (1.0, 0.8, 0.6, 0.5, 0.4, 0.25, 0.2, 0.125)
@@ -169,13 +170,13 @@ def step_seconds(
     seconds: dict[float, list[float]] = {ratio: [] for ratio in ratios}
     with one_thread(), seeding.torch_seeded(SEED, "calibration"):
         inputs = torch.randn(STEPS_PER_EPOCH * batch_size, *subject.input_shape)
-        labels = torch.arange(len(inputs)) % subject.num_classes
+        classes = torch.arange(len(inputs)) % subject.num_classes
         models = {ratio: subject.plan.extract(subject.model, subject.mask(ratio)) for ratio in ratios}
 
         def timed(ratio: float, epochs: int) -> float:
             local = LocalTraining(batch_size=batch_size, epochs=epochs)
             started = time.thread_time()  # as on an idle machine: what waits for a CPU does not count
-            train(models[ratio], inputs, labels, local, SMALL_LEARNING_RATE, order)
+            train(models[ratio], inputs, classes, TASKS["classification"], local, SMALL_LEARNING_RATE, order)
             return (time.thread_time() - started) / (epochs * STEPS_PER_EPOCH)
 
         epochs = {ratio: epochs_for(min(timed(ratio, 1) for _ in range(2))) for ratio in ratios}

@@ -36,16 +36,16 @@ def probe(scenario: Scenario) -> dict[str, Any]:
     packs = {size: assign(replace(scenario, pack_size=size), state, work) for size in SIZES if size <= len(work)}
     stage, seconds = ClientTrainer(scenario.workload), dict.fromkeys(packs, float("inf"))
     for _ in range(REPEATS):
-        for size, (tasks, broadcast) in packs.items():
-            seconds[size] = min(seconds[size], _seconds(stage, tasks, broadcast))
+        for size, (assignments, broadcast) in packs.items():
+            seconds[size] = min(seconds[size], _seconds(stage, assignments, broadcast))
+    shares = {size: float((assignments.packs != ALONE).mean()) for size, (assignments, _) in packs.items()}
     sizes = [
-        {"pack": size, "clients_per_s": len(work) / seconds[size], "packed": float((tasks.packs != ALONE).mean())}
-        for size, (tasks, _) in packs.items()
+        {"pack": size, "clients_per_s": len(work) / seconds[size], "packed": share} for size, share in shares.items()
     ]
     return {"auto": scenario.pack_size, "recommended": min(seconds, key=lambda size: seconds[size]), "sizes": sizes}
 
 
-def _seconds(stage: ClientTrainer, tasks: Assignments, broadcast: Broadcast) -> float:
+def _seconds(stage: ClientTrainer, assignments: Assignments, broadcast: Broadcast) -> float:
     started = time.perf_counter()
-    stage.train(tasks, broadcast)
+    stage.train(assignments, broadcast)
     return time.perf_counter() - started

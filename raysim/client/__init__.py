@@ -1,1 +1,1 @@
-"""The client side of a round: local training, evaluation, what is sent back."""
+"""The client side of a round: local training, evaluation, and the update that is sent back."""

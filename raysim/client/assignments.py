@@ -1,30 +1,29 @@
-"""The tasks of several clients as columns; nothing is built per client until it is played."""
+"""What clients do in a round, as columns; a client's own record is built when it is trained."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raysim.client.compression import Compression
 from raysim.core.tensors import Params
 from raysim.pruning.masks import CohortMasks, Mask
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True)
 class LocalRules:
-    """What a method asks of its clients beyond plain local training.
+    """What clients do beyond plain local training.
 
     Attributes:
         hooks: Functions from a `ClientView` to the `LocalHooks` that take part in its training.
-        choose_locally: Where the client itself cuts its submodel: trains and returns the view to go on with.
+        choose_locally: Lets the client cut its submodel by itself: it trains, and returns the view to continue with.
         scale_by_keep_ratio: Divide every cut layer's output by the keep ratio while training (HeteroFL).
         own_classes_only: Zero the logits of classes a client has no rows of, and do not let it change their
             rows in the classifier (HeteroFL).
-        static_norm: BatchNorm without running statistics in training, re-estimated before scoring (HeteroFL).
+        static_norm: Train BatchNorm without running statistics, and re-estimate them before scoring (HeteroFL).
+        compression: Makes updates smaller before they are sent; None: they are sent whole.
     """
 
     hooks: tuple[Callable[..., Any], ...] = ()
@@ -32,11 +31,17 @@ class LocalRules:
     scale_by_keep_ratio: bool = False
     own_classes_only: bool = False
     static_norm: bool = False
+    compression: Compression | None = None
+
+    @property
+    def remembers_updates(self) -> bool:
+        """Whether a client's assignment carries the memory of a compression."""
+        return self.compression is not None and self.compression.remembers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Assignment:
-    """What one client does in a round: train the submodel that `mask` leaves, then maybe score it.
+    """What one client does in a round: train a submodel, and score it if `score_heldout`.
 
     Attributes:
         client: Its id.
@@ -46,7 +51,7 @@ class Assignment:
         epochs: Passes over its rows.
         score_heldout: Whether it scores its submodel on its held-out rows.
         cost: Predicted FLOPs.
-        memory: What the method remembers of it.
+        memory: What the method and the compression remember of it.
     """
 
     client: int
@@ -66,7 +71,7 @@ class Broadcast:
     Attributes:
         round: Counted from 1.
         params: Global parameters and buffers.
-        rules: What the method asks of them.
+        rules: What they do beyond plain local training.
         extra: Tensors the method sends along, such as SCAFFOLD's server variate.
     """
 
@@ -77,7 +82,7 @@ class Broadcast:
 
 
 ALONE = -1
-"""Pack of a client that is trained by itself."""
+"""Pack number of a client that is trained by itself."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,8 +97,8 @@ class Assignments:
         epochs: Passes over its rows.
         scored: Whether it scores its submodel on its held-out rows.
         costs: Predicted FLOPs.
-        packs: Clients of one number are trained together, in one batch of models; `ALONE` = by itself.
-        memories: What the method remembers of them, by id.
+        packs: Pack numbers: clients of one pack are trained together; `ALONE`: by itself.
+        memories: What the method and the compression remember of them, by id.
     """
 
     clients: NDArray[np.int64]
@@ -108,7 +113,7 @@ class Assignments:
 
     @staticmethod
     def of_rows(rows: Sequence[Assignment]) -> "Assignments":
-        """Return single tasks as columns; each is trained by itself."""
+        """Return single assignments as columns; each is trained by itself."""
         return Assignments(
             np.array([row.client for row in rows], dtype=np.int64),
             CohortMasks.of([row.mask for row in rows]),
@@ -124,32 +129,44 @@ class Assignments:
     def __len__(self) -> int:
         return len(self.clients)
 
-    def __getitem__(self, place: int) -> Assignment:
-        client = int(self.clients[place])
+    def __getitem__(self, index: int) -> Assignment:
+        client = int(self.clients[index])
         return Assignment(
-            client, self.masks[place], float(self.budgets[place]), float(self.keep_ratios[place]),
-            int(self.epochs[place]), bool(self.scored[place]), float(self.costs[place]),
+            client,
+            self.masks[index],
+            float(self.budgets[index]),
+            float(self.keep_ratios[index]),
+            int(self.epochs[index]),
+            bool(self.scored[index]),
+            float(self.costs[index]),
             self.memories.get(client, {}),
-        )  # fmt: skip
+        )
 
     def __iter__(self) -> Iterator[Assignment]:
-        return (self[place] for place in range(len(self)))
+        return (self[index] for index in range(len(self)))
 
-    def take(self, places: NDArray[np.int64]) -> "Assignments":
-        """Return the tasks of some clients."""
-        clients = self.clients[places]
+    def take(self, indices: NDArray[np.int64]) -> "Assignments":
+        """Return the assignments of some clients."""
+        clients = self.clients[indices]
         memories = self.memories
         if memories:
             memories = {client: memories[client] for client in clients.tolist() if client in memories}
         return Assignments(
-            clients, self.masks.take(places), self.budgets[places], self.keep_ratios[places], self.epochs[places],
-            self.scored[places], self.costs[places], self.packs[places], memories,
-        )  # fmt: skip
+            clients,
+            self.masks.take(indices),
+            self.budgets[indices],
+            self.keep_ratios[indices],
+            self.epochs[indices],
+            self.scored[indices],
+            self.costs[indices],
+            self.packs[indices],
+            memories,
+        )
 
     def chunks(self, shares: Sequence[float]) -> "list[Assignments]":
-        """Cut tasks into chunks of about these shares of the predicted cost, the costliest clients first.
+        """Cut assignments into chunks of about these shares of the predicted cost, the costliest clients first.
 
-        Packs stay whole. A chunk for which no client is left is not there.
+        Packs stay whole. Empty chunks are left out.
         """
         order = np.lexsort((self.clients, self.packs, -_cost_of_pack(self)))
         ends_cost = np.cumsum(self.costs[order])
@@ -163,18 +180,20 @@ class Assignments:
         return [self.take(order[chunk_of == chunk]) for chunk in np.unique(chunk_of)]
 
     def apart(self) -> "list[Assignments]":
-        """Cut tasks into single clients, and into packs."""
+        """Split assignments into single clients and packs."""
         packed = np.unique(self.packs[self.packs != ALONE])
-        places = [*np.flatnonzero(self.packs == ALONE)[:, None], *(np.flatnonzero(self.packs == p) for p in packed)]
-        return [self.take(each) for each in places]
+        alone = np.flatnonzero(self.packs == ALONE)
+        return [
+            self.take(each) for each in (*alone[:, None], *(np.flatnonzero(self.packs == pack) for pack in packed))
+        ]
 
 
-def _cost_of_pack(tasks: Assignments) -> NDArray[np.float64]:
-    """Return the cost that decides when each client comes: its own, or all of its pack's, `(clients,)`."""
-    packed = tasks.packs != ALONE
+def _cost_of_pack(assignments: Assignments) -> NDArray[np.float64]:
+    """Return the cost by which clients are ordered: each one's own, or that of its whole pack, `(clients,)`."""
+    packed = assignments.packs != ALONE
     if not packed.any():
-        return tasks.costs
-    sums = np.bincount(tasks.packs[packed], weights=tasks.costs[packed])
-    costs = tasks.costs.copy()
-    costs[packed] = sums[tasks.packs[packed]]
+        return assignments.costs
+    sums = np.bincount(assignments.packs[packed], weights=assignments.costs[packed])
+    costs = assignments.costs.copy()
+    costs[packed] = sums[assignments.packs[packed]]
     return costs

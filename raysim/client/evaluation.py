@@ -1,4 +1,4 @@
-"""Accuracy and loss of a model on labelled rows, and BatchNorm statistics re-estimated for it."""
+"""Scores a model on rows with targets, and re-estimates its BatchNorm statistics."""
 
 from collections.abc import Iterable
 
@@ -6,22 +6,19 @@ import torch
 from torch import nn
 
 from raysim.core.tensors import Params
+from raysim.task.task import ScoreSums, Task
 
 BATCH = 500
 """Rows per forward pass: fixed, since the last bits of a result depend on it."""
 
 
-def count_correct(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> tuple[int, float]:
-    """Return how many rows are classified correctly and the sum of their losses, in eval mode."""
+def score(task: Task, model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> ScoreSums:
+    """Score a model in eval mode on rows, of which there is at least one."""
     model.eval()
-    correct, loss = 0, 0.0
+    batches = [slice(start, start + BATCH) for start in range(0, len(targets), BATCH)]
     with torch.no_grad():
-        for start in range(0, len(labels), BATCH):
-            logits = model(inputs[start : start + BATCH])
-            expected = labels[start : start + BATCH]
-            correct += int((logits.argmax(dim=1) == expected).sum())
-            loss += float(nn.functional.cross_entropy(logits.double(), expected, reduction="sum"))
-    return correct, loss
+        first, *others = (task.sums(model(inputs[batch]), targets[batch]) for batch in batches)
+    return sum(others, first)
 
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

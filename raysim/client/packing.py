@@ -1,4 +1,4 @@
-"""Which clients are trained together as one batch of models, by a rule that looks at no clock."""
+"""Decides which clients are trained together as one batch of models, by a rule that measures no time."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,22 +16,22 @@ LAYERS: tuple[type[nn.Module], ...] = (
     nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softmax, nn.LogSoftmax,
     nn.Hardtanh, nn.Hardswish, nn.Mish, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
 )  # fmt: skip
-"""Layers that give one model's results in a batch of models: they draw nothing and remember nothing."""
+"""Layers that compute the same in a batch of models: they draw no random numbers and keep no state."""
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 FEWEST_PACKS = 4
-"""Packs that a cohort is cut into at least, so that as many actors have something to do."""
+"""Least number of packs that a cohort is cut into, so that as many actors have work."""
 MOST_CLIENTS = 128
-"""Clients of a pack at most; larger ones gain little."""
+"""Largest number of clients in a pack; larger packs gain little."""
 MOST_ENTRIES = 2**22
-"""Parameters of all models of a pack together, and numbers of all its rows, at most: 16 MB each."""
+"""Largest number of parameters of all models of a pack, and of entries of all its rows: 16 MB each."""
 
 
 def obstacle(model: nn.Module, convolutions: bool = True) -> str | None:
-    """Return why models like this one cannot be trained together, or None.
+    """Return why submodels of a model cannot be trained together; None: they can.
 
     Args:
         model: The full model.
-        convolutions: Whether convolutions may be; together they are slower on a CPU.
+        convolutions: Whether convolutions are allowed; packed, they are slower on a CPU.
     """
     if len(list(model.parameters())) < len(list(model.named_parameters(remove_duplicate=False))):
         return "layers share parameters"
@@ -48,18 +48,18 @@ def obstacle(model: nn.Module, convolutions: bool = True) -> str | None:
 
 def pack_size(
     wanted: str | int, model: nn.Module, cohort_size: int, row_entries: int = 0, on_gpu: bool = False
-) -> int:  # fmt: skip
-    """Return how many clients of equal width and steps are trained together at most; 1 = each by itself.
+) -> int:
+    """Return the largest number of clients of equal width and steps in a pack; 1: each is trained by itself.
 
     Args:
         wanted: `auto` or a number.
         model: The full model.
         cohort_size: Clients per round.
-        row_entries: Numbers in all training rows of the largest client.
-        on_gpu: Whether clients are trained on a GPU, where convolutions gain, too.
+        row_entries: Entries of all training rows of the largest client.
+        on_gpu: Whether clients are trained on a GPU, where packed convolutions are faster, too.
 
     Raises:
-        SettingError: If a number is wanted, and the model cannot be trained in packs.
+        SettingError: If a number above 1 is wanted, and the model cannot be trained in packs.
     """
     if isinstance(wanted, int):
         reason = obstacle(model) if wanted > 1 else None
@@ -76,33 +76,33 @@ def pack_size(
     return max(1, -(-cohort_size // packs))
 
 
-def packed(tasks: Assignments, examples: NDArray[np.int64], batch_size: int, size: int) -> Assignments:
-    """Return tasks with clients of equal masks, epochs and numbers of steps in packs, in the order of their ids.
+def packed(assignments: Assignments, examples: NDArray[np.int64], batch_size: int, size: int) -> Assignments:
+    """Put clients of equal masks, epochs and numbers of steps into packs, in the order of their ids.
 
     Args:
-        tasks: Of a cohort.
+        assignments: Those of a cohort.
         examples: Training rows of each client, `(clients,)`.
         batch_size: Rows of a step.
-        size: Most clients of a pack.
+        size: Largest number of clients in a pack.
     """
-    if size == 1 or not len(tasks):
-        return tasks
-    kinds = np.stack([tasks.masks.mask_of, tasks.epochs, num_batches(examples, batch_size)])
-    hybrid = np.array([bool(mask.elements) for mask in tasks.masks.distinct])[tasks.masks.mask_of]
+    if size == 1 or not len(assignments):
+        return assignments
+    kinds = np.stack([assignments.masks.mask_of, assignments.epochs, num_batches(examples, batch_size)])
+    hybrid = np.array([bool(mask.elements) for mask in assignments.masks.distinct])[assignments.masks.mask_of]
     _, kind_of = np.unique(kinds, axis=1, return_inverse=True)
-    packs = np.full(len(tasks), ALONE)
+    packs = np.full(len(assignments), ALONE)
     used = 0
     for kind in np.unique(kind_of[~hybrid]):
         members = np.flatnonzero((kind_of == kind) & ~hybrid)
-        members = members[np.argsort(tasks.clients[members])]
+        members = members[np.argsort(assignments.clients[members])]
         if len(members) > 1:
             number = -(-len(members) // size)
             packs[members] = used + np.arange(len(members)) * number // len(members)
             used += number
-    return replace(tasks, packs=packs)
+    return replace(assignments, packs=packs)
 
 
-def places_of(packs: NDArray[np.int64]) -> tuple[NDArray[np.int64], Sequence[NDArray[np.int64]]]:
-    """Return the places of clients that are trained by themselves, and those of each pack."""
+def split_packs(packs: NDArray[np.int64]) -> tuple[NDArray[np.int64], Sequence[NDArray[np.int64]]]:
+    """Return the indices of clients that are trained by themselves, and those of each pack's members."""
     together = np.unique(packs[packs != ALONE])
     return np.flatnonzero(packs == ALONE), [np.flatnonzero(packs == pack) for pack in together]

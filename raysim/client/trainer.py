@@ -1,12 +1,10 @@
-"""Cut, train, put back, accumulate: what an executor runs for a chunk of clients."""
+"""Trains a chunk of clients, one after another or packed together, and scores the global model."""
 
 import copy
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,124 +13,159 @@ from torch import nn
 
 from raysim.client import evaluation, vmap
 from raysim.client.assignments import Assignment, Assignments, Broadcast
-from raysim.client.packing import places_of
-from raysim.client.training import LocalHooks, Report, compose, train
-from raysim.client.view import ClientView, Workload
+from raysim.client.local_round import REPORTED, LocalResults, check_loss, moved, received_on, train_client
+from raysim.client.packing import split_packs
+from raysim.client.update import compressed
+from raysim.client.view import Workload
 from raysim.core import seeding
 from raysim.core.errors import RunFailedError
 from raysim.core.log import about
 from raysim.core.tensors import Columns, Params, one_thread
-from raysim.pruning import elements as element_masks
 from raysim.pruning import submodel
-from raysim.pruning.plan import ChannelPlan
+from raysim.pruning.submodel import Cut
 from raysim.server.fixed_point import ExactSum
 from raysim.server.updates import ClientUpdates
+from raysim.task.task import ScoreSums
 
 
 class ClientTrainer:
-    """Plays clients, one after another or packed together; keeps the submodel skeletons it has built."""
+    """Trains clients, one after another or packed together; keeps the submodel skeletons it has built."""
 
     def __init__(self, workload: Workload) -> None:
+        """Prepare for a run.
+
+        Args:
+            workload: The run's data, model and training settings.
+        """
         self._workload = workload
         model = workload.model if workload.device == "cpu" else copy.deepcopy(workload.model).to(workload.device)
         self._submodels = submodel.SubmodelCache(model, workload.plan)
 
     @property
     def workload(self) -> Workload:
-        """What is held for the whole run."""
+        """The run's data, model and training settings."""
         return self._workload
 
-    def train(self, tasks: Assignments, broadcast: Broadcast) -> ClientUpdates:
+    def train(self, assignments: Assignments, broadcast: Broadcast) -> ClientUpdates:
         """Train a chunk of clients.
 
         Raises:
-            RunFailedError: If a client's training diverges or raises; names round and client.
+            RunFailedError: If a client's training diverges or raises; it names round and client.
         """
-        broadcast = _on_device(broadcast, self._workload.device)
+        broadcast = received_on(broadcast, self._workload.device)
         sums = {"update": ExactSum.zeros_like(broadcast.params)}
-        trained: list[tuple[NDArray[np.int64], _Trained]] = []
-        alone, packs = places_of(tasks.packs)
+        results: list[LocalResults] = []
+        alone, packs = split_packs(assignments.packs)
         with one_thread():
-            for place in alone:
-                trained.append((np.array([place]), self._train_one(tasks[int(place)], broadcast, sums)))
-            for places in packs:
-                trained.append((places, self._train_pack(tasks.take(places), broadcast, sums)))
-        order = np.argsort(np.concatenate([places for places, _ in trained]))
+            for index in alone.tolist():
+                results.append(self._train_one(assignments[index], broadcast, sums))
+            for members in packs:
+                results.append(self._train_pack(assignments.take(members), broadcast, sums))
+        order = np.argsort(np.concatenate([alone, *packs]))
         columns: Columns = {
-            name: np.concatenate([result.columns[name] for _, result in trained])[order] for name in REPORTED
+            name: np.concatenate([each.columns[name] for each in results])[order] for name in REPORTED
         }
-        memories = {client: memory for _, result in trained for client, memory in result.memories.items()}
+        memories = {client: memory for each in results for client, memory in each.memories.items()}
         return ClientUpdates(
             {name: total.on_cpu() for name, total in sums.items()},
-            {"client": tasks.clients, **columns},
-            kept=np.concatenate([result.kept for _, result in trained])[order],
-            channel_sums=np.concatenate([result.channel_sums for _, result in trained])[order],
+            {"client": assignments.clients, **columns},
+            kept=np.concatenate([each.kept for each in results])[order],
+            channel_sums=np.concatenate([each.channel_sums for each in results])[order],
             memories=memories,
         )
 
-    def _train_one(self, task: Assignment, broadcast: Broadcast, sums: dict[str, ExactSum]) -> "_Trained":
+    def _train_one(self, assignment: Assignment, broadcast: Broadcast, sums: dict[str, ExactSum]) -> LocalResults:
+        seed, device, round, client = self._workload.seed, self._workload.device, broadcast.round, assignment.client
         with (
-            about(broadcast.round, [task.client]),
-            _named(broadcast.round, task.client),
-            seeding.torch_seeded(self._workload.seed, "layers", broadcast.round, task.client, self._workload.device),
+            about(round, [client]),
+            _named(round, client),
+            seeding.torch_seeded(seed, "layers", round, client, device),
         ):
-            return train_client(self._workload, self._submodels, task, broadcast, sums)
+            return train_client(self._workload, self._submodels, assignment, broadcast, sums)
 
-    def _train_pack(self, tasks: Assignments, broadcast: Broadcast, sums: dict[str, ExactSum]) -> "_Trained":
-        """Train clients together: as `train_client` does without rules of the method, on one mask for all."""
-        workload, mask = self._workload, tasks.masks.distinct[0]
-        local = replace(workload.local, epochs=int(tasks.epochs[0]))
+    def _train_pack(self, assignments: Assignments, broadcast: Broadcast, sums: dict[str, ExactSum]) -> LocalResults:
+        """Train clients of one mask together; the method has no local rules."""
+        workload, mask = self._workload, assignments.masks.distinct[0]
+        local = replace(workload.local, epochs=int(assignments.epochs[0]))
         cut = submodel.cut_for(workload.plan, mask)
         model, start = self._submodels.module_for(mask, cut), submodel.extract_params(broadcast.params, cut)
-        with self._blaming_one(tasks, broadcast):
-            pack = vmap.pack_of(workload.data, tasks.clients, workload.population.train, workload.device)
+        with self._blaming_one(assignments, broadcast):
+            pack = vmap.pack_of(workload.data, assignments.clients, workload.population.train, workload.device)
+            rate = local.learning_rate_in(broadcast.round)
             weights, losses = vmap.train_pack(
-                model, start, pack, local, local.learning_rate_in(broadcast.round), workload.seed, broadcast.round
+                model, start, pack, workload.task, local, rate, workload.seed, broadcast.round
             )
-        for client, loss in zip(tasks.clients, losses, strict=True):
-            _check_loss(broadcast.round, int(client), float(loss))
-        with self._blaming_one(tasks, broadcast):
-            sums["update"].add_pack(weights, start, cut, pack.counts)
-            accuracy, heldout_loss = self._score_pack(model, weights, tasks)
-        none = np.empty((len(tasks), 0, workload.plan.num_units))
-        return _Trained(
-            {"train_loss": losses, "epochs": tasks.epochs, "accuracy": accuracy, "heldout_loss": heldout_loss},
-            kept=tasks.masks.kept, channel_sums=none, memories={},
-        )  # fmt: skip
+        for client, loss in zip(assignments.clients, losses, strict=True):
+            check_loss(broadcast.round, int(client), float(loss))
+        with self._blaming_one(assignments, broadcast):
+            memories = self._add_pack(sums, model, weights, start, cut, pack.counts, assignments, broadcast)
+            metric, heldout_loss = self._score_pack(model, weights, assignments)
+        values = (losses, assignments.epochs, metric, heldout_loss)
+        return LocalResults(
+            dict(zip(REPORTED, values, strict=True)),
+            kept=assignments.masks.kept,
+            channel_sums=np.empty((len(assignments), 0, workload.plan.num_units)),
+            memories=memories,
+        )
+
+    def _add_pack(
+        self,
+        sums: dict[str, ExactSum],
+        model: nn.Module,
+        weights: Params,
+        start: Params,
+        cut: Cut,
+        rows: NDArray[np.int64],
+        assignments: Assignments,
+        broadcast: Broadcast,
+    ) -> dict[int, Params]:
+        """Add the updates of a pack to the sums; return what each client remembers, by id."""
+        compression, memories = broadcast.rules.compression, {}
+        if compression is None:
+            sums["update"].add_pack(weights, start, cut, rows)
+            return {}
+        for index, assignment in enumerate(assignments):
+            update = {key: weights[key][index].double() - before.double() for key, before in start.items()}
+            sent, memory = compressed(compression, update, model, cut, {}, assignment, broadcast, self._workload.seed)
+            sums["update"].add(sent, cut, int(rows[index]))
+            if memory:
+                memories[assignment.client] = memory
+        return memories
 
     @contextmanager
-    def _blaming_one(self, tasks: Assignments, broadcast: Broadcast) -> Iterator[None]:
-        """Name the client of a pack that fails by itself, too."""
+    def _blaming_one(self, assignments: Assignments, broadcast: Broadcast) -> Iterator[None]:
+        """Where a pack fails, train its clients one by one, so that the error names the client that fails."""
         try:
-            with about(broadcast.round, tasks.clients.tolist()), _named(broadcast.round, -1):
+            with about(broadcast.round, assignments.clients.tolist()), _named(broadcast.round, -1):
                 yield
         except RunFailedError:
-            for task in tasks:
-                self._train_one(task, broadcast, {"update": ExactSum.zeros_like(broadcast.params)})
+            for assignment in assignments:
+                self._train_one(assignment, broadcast, {"update": ExactSum.zeros_like(broadcast.params)})
             raise
 
     def _score_pack(
-        self, model: nn.Module, weights: Params, tasks: Assignments
+        self, model: nn.Module, weights: Params, assignments: Assignments
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return accuracy and mean loss on held-out rows, NaN for clients that have none or are not scored."""
-        accuracy, loss = np.full((2, len(tasks)), np.nan)
-        heldout = self._workload.population.heldout
-        scored = np.flatnonzero(tasks.scored & (heldout.counts_of(tasks.clients) > 0))
+        """Return primary metric and mean loss on held-out rows; NaN for clients that have none or are not scored."""
+        metric, loss = np.full((2, len(assignments)), np.nan)
+        heldout, task = self._workload.population.heldout, self._workload.task
+        scored = np.flatnonzero(assignments.scored & (heldout.counts_of(assignments.clients) > 0))
         if len(scored):
-            pack = vmap.pack_of(self._workload.data, tasks.clients[scored], heldout, self._workload.device)
+            pack = vmap.pack_of(self._workload.data, assignments.clients[scored], heldout, self._workload.device)
             own = {key: tensor[torch.from_numpy(scored).to(tensor.device)] for key, tensor in weights.items()}
-            correct, losses = vmap.count_correct_each(model, own, pack)
-            accuracy[scored], loss[scored] = correct / pack.counts, losses / pack.counts
-        return accuracy, loss
+            sums = vmap.score_each(task, model, own, pack)
+            metric[scored] = [task.primary_of(each) for each in sums]
+            loss[scored] = [each.mean_loss for each in sums]
+        return metric, loss
 
-    def score(self, params: Params, rows: NDArray[np.int64]) -> tuple[int, float]:
-        """Return correct answers and summed loss of the global model on test rows."""
-        inputs, labels = moved(self._workload.data.test_rows(rows), self._workload.device)
+    def score(self, params: Params, rows: NDArray[np.int64]) -> ScoreSums:
+        """Score the global model on test rows."""
+        inputs, targets = moved(self._workload.data.test_rows(rows), self._workload.device)
         with one_thread():
-            return evaluation.count_correct(self._global_model(params), inputs, labels)
+            return evaluation.score(self._workload.task, self._global_model(params), inputs, targets)
 
     def estimate_statistics(self, params: Params, rows: NDArray[np.int64]) -> Params:
-        """Return the global model's buffers, running statistics re-estimated on training rows."""
+        """Re-estimate running statistics on training rows, and return the global model's buffers."""
         model = self._global_model(params)
         pieces = np.array_split(rows, max(1, len(rows) // evaluation.BATCH))
         with one_thread():
@@ -146,23 +179,9 @@ class ClientTrainer:
         return model
 
 
-REPORTED = ("train_loss", "epochs", "accuracy", "heldout_loss")
-"""What is reported of each client, NaN where it is not scored."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Trained:
-    """What one client or a pack sends back, arrays `(clients, ...)`; see `ClientUpdates`."""
-
-    columns: Columns
-    kept: NDArray[np.bool_]
-    channel_sums: NDArray[np.float64]
-    memories: dict[int, Params]
-
-
 @contextmanager
 def _named(round: int, client: int) -> Iterator[None]:
-    """Name round and client in whatever is raised."""
+    """Turn any error into a RunFailedError that names round and client."""
     try:
         yield
     except RunFailedError:
@@ -172,185 +191,3 @@ def _named(round: int, client: int) -> Iterator[None]:
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
         raise RunFailedError(round, client, cause, traceback.format_exc()) from None
-
-
-def _check_loss(round: int, client: int, loss: float) -> None:
-    if not np.isfinite(loss):
-        cause = f"training diverged: loss is {loss}; lower training.learning_rate"
-        raise RunFailedError(round, client, cause)
-
-
-def train_client(
-    workload: Workload, submodels: submodel.SubmodelCache, task: Assignment, broadcast: Broadcast,
-    sums: dict[str, ExactSum],
-) -> _Trained:  # fmt: skip
-    """Play one client: cut its submodel, train it, add its update to the sums, score it."""
-    rules, epochs = broadcast.rules, task.epochs
-    order = seeding.generator(workload.seed, "batches", broadcast.round, task.client)
-    view = _view_of(workload, submodels, task, broadcast)
-    if rules.choose_locally is not None:
-        view, trained_before = rules.choose_locally(view, order)
-        epochs -= trained_before
-    classes = _classes_of(view.labels, workload.data.num_classes) if rules.own_classes_only else None
-    hooks = compose([*(hook(view) for hook in rules.hooks), *_standing_hooks(view, classes)])
-    with scaled_outputs(view.model, workload.plan, 1 / task.keep_ratio if rules.scale_by_keep_ratio else 1.0):
-        trained = train(
-            view.model, view.inputs, view.labels, replace(workload.local, epochs=epochs), view.learning_rate,
-            order, hooks, workload.data.augmented,
-        )  # fmt: skip
-    _check_loss(broadcast.round, task.client, trained.loss)
-    reports = [finish() for finish in hooks.finish]
-    _accumulate(sums, view, reports, classes)
-    accuracy, heldout_loss = _score_heldout(view)
-    channel_sums = [report.channel_sums for report in reports if report.channel_sums is not None]
-    found = np.concatenate(channel_sums) if channel_sums else np.empty((0, workload.plan.num_units))
-    memory = {key: value.cpu() for report in reports for key, value in report.memory.items()}
-    values = (trained.loss, task.epochs - epochs + trained.epochs, accuracy, heldout_loss)
-    return _Trained(
-        {name: np.array([value]) for name, value in zip(REPORTED, values, strict=True)},
-        kept=view.mask.kept[None], channel_sums=found[None], memories={task.client: memory} if memory else {},
-    )  # fmt: skip
-
-
-def on_device(params: Params, device: str) -> Params:
-    """Return tensors on a device; those that are there already are passed on."""
-    return params if device == "cpu" else {key: tensor.to(device) for key, tensor in params.items()}
-
-
-def moved(rows: tuple[torch.Tensor, torch.Tensor], device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return inputs and labels on a device."""
-    return rows if device == "cpu" else (rows[0].to(device), rows[1].to(device))
-
-
-def _on_device(broadcast: Broadcast, device: str) -> Broadcast:
-    if device == "cpu":
-        return broadcast
-    return replace(
-        broadcast, params=on_device(broadcast.params, device), extra=on_device(broadcast.extra, device)
-    )  # fmt: skip
-
-
-def _view_of(
-    workload: Workload, submodels: submodel.SubmodelCache, task: Assignment, broadcast: Broadcast
-) -> ClientView:
-    """Cut the client's submodel and load the global values into it."""
-    cut = submodel.cut_for(workload.plan, task.mask)
-    elements = on_device(element_masks.of_submodel(task.mask, workload.plan.shapes, cut), workload.device)
-    model = submodels.module_for(task.mask, cut)
-    start = element_masks.apply(elements, submodel.extract_params(broadcast.params, cut))
-    submodel.load_params(model, start)
-    inputs, labels = moved(workload.data.train_rows(workload.population.train[task.client]), workload.device)
-    task = replace(task, memory=on_device(task.memory, workload.device)) if task.memory else task
-    return ClientView(
-        workload, broadcast, task, submodels, model, task.mask, cut, elements, start, inputs, labels
-    )  # fmt: skip
-
-
-def _standing_hooks(view: ClientView, classes: torch.Tensor | None) -> list[LocalHooks]:
-    """Return the hooks of HeteroFL's own classes, and of masks of single entries."""
-    hooks = []
-    if classes is not None:
-        hooks.append(LocalHooks(loss=partial(_loss_of_classes, classes)))
-    if view.elements:
-        hooks.append(
-            LocalHooks(
-                correct=(partial(kept_gradients, view.trainable, view.elements),),
-                after_step=(partial(zero_pruned, view.model, view.elements),),
-            )
-        )
-    return hooks
-
-
-def kept_gradients(names: Sequence[str], elements: Params, gradients: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Return gradients without those of pruned entries, which neither clipping nor momentum may see."""
-    return [
-        gradient * elements[name] if name in elements else gradient
-        for name, gradient in zip(names, gradients, strict=True)
-    ]
-
-
-def zero_pruned(model: nn.Module, elements: Params) -> None:
-    """Set the entries of a model that are not kept to zero, in place."""
-    with torch.no_grad():
-        for key, tensor in model.state_dict(keep_vars=True).items():
-            if key in elements:
-                tensor.mul_(elements[key])
-
-
-def _accumulate(
-    sums: dict[str, ExactSum], view: ClientView, reports: Sequence[Report], classes: torch.Tensor | None
-) -> None:
-    """Add a client's update, weighted with its examples, and what its hooks report."""
-    examples = len(view.labels)
-    if classes is None and not view.elements:
-        sums["update"].add_change(dict(view.model.state_dict()), view.start, view.cut, examples)
-    else:
-        update = element_masks.apply(view.elements, _difference(view, classes))
-        sums["update"].add(update, view.cut, examples)
-    if view.elements:
-        held = {key: kept.double() for key, kept in view.elements.items()}
-        _sum_of(sums, "held", held, view).add(held, view.cut, examples)
-    for report in reports:
-        for name, (values, weight) in report.sums.items():
-            _sum_of(sums, name, values, view).add(values, view.cut, weight)
-
-
-def _sum_of(sums: dict[str, ExactSum], name: str, values: Params, view: ClientView) -> ExactSum:
-    if name not in sums:
-        sums[name] = ExactSum.zeros_like({key: view.broadcast.params[key] for key in values})
-    return sums[name]
-
-
-def _classes_of(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    owned = torch.zeros(num_classes, dtype=torch.bool, device=labels.device)
-    owned[labels] = True
-    return owned
-
-
-def _loss_of_classes(
-    owned: torch.Tensor, model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
-    return nn.functional.cross_entropy(model(inputs).masked_fill(~owned, 0), labels)
-
-
-@contextmanager
-def scaled_outputs(model: nn.Module, plan: ChannelPlan, factor: float) -> Iterator[None]:
-    """Multiply the output of every layer whose channels are cut, while the context lasts (HeteroFL's scaler)."""
-    if factor == 1.0:
-        yield
-        return
-
-    def scale(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        return output * factor
-
-    keys = [slot.key for _, slot in plan.slots() if slot.role == "weight" and len(plan.shapes[slot.key]) > 1]
-    layers = [model.get_submodule(key.rsplit(".", 1)[0]) for key in keys]
-    distinct = {id(layer): layer for layer in layers}  # a shared layer has several keys
-    handles = [layer.register_forward_hook(scale) for layer in distinct.values()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _difference(view: ClientView, classes: torch.Tensor | None) -> Params:
-    """Return after minus before in float64, zero in classifier rows the client may not change."""
-    update = {key: after.double() - view.start[key].double() for key, after in view.model.state_dict().items()}
-    outputs = view.workload.plan.outputs
-    if classes is not None and outputs is not None:
-        for slot in outputs.slots:
-            update[slot.key][~classes] = 0
-    return update
-
-
-def _score_heldout(view: ClientView) -> tuple[float, float]:
-    workload = view.workload
-    rows = workload.population.heldout[view.task.client]
-    if not view.task.score_heldout or len(rows) == 0:
-        return float("nan"), float("nan")
-    if view.broadcast.rules.static_norm:
-        evaluation.estimate_statistics(view.model, [view.inputs])
-    inputs, labels = moved(workload.data.train_rows(rows), workload.device)
-    correct, loss = evaluation.count_correct(view.model, inputs, labels)
-    return correct / len(rows), loss / len(rows)

@@ -1,4 +1,4 @@
-"""What a client is while it trains: the run's workload, and the view that local rules get."""
+"""The data, model and settings that clients train with, and the view of one client that local rules read."""
 
 from dataclasses import dataclass, replace
 
@@ -13,11 +13,24 @@ from raysim.population.population import Population
 from raysim.pruning import submodel
 from raysim.pruning.masks import Mask
 from raysim.pruning.plan import ChannelPlan
+from raysim.task.table import TASKS
+from raysim.task.task import Task
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Workload:
-    """All a stage holds for a whole run; it travels to every actor once. `device` is where clients are trained."""
+    """Everything that training clients needs for a whole run; it is sent to every actor once.
+
+    Attributes:
+        seed: Seed of the experiment.
+        data: The rows.
+        population: Who owns which of them.
+        model: The full model, as it was built.
+        plan: Its channel groups.
+        local: How every client trains.
+        device: Where clients are trained.
+        task: What they train for, and what models are scored by.
+    """
 
     seed: int
     data: Dataset
@@ -26,38 +39,39 @@ class Workload:
     plan: ChannelPlan
     local: LocalTraining
     device: str = "cpu"
+    task: Task = TASKS["classification"]
 
     def at_hand(self) -> "Workload":
-        """Return the workload with its data loaded, where they lie on this machine.
+        """Return the workload with its data loaded from this machine's disk, if it was not sent.
 
         Raises:
-            SettingError: If they differ from what the run was started with.
+            SettingError: If the data differ from those that the run was started with.
         """
         return replace(self, data=self.data.at_hand())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClientView:
-    """What a local rule may look at; tensors are in the submodel's coordinates.
+    """What a local rule may read; tensors are in the submodel's coordinates.
 
     Attributes:
         workload: The run's data, model, plan and training settings.
         broadcast: What all clients received.
-        task: What this client is to do.
+        assignment: What this client does.
         submodels: Skeletons by width.
-        model: The submodel about to be trained.
-        mask: What it keeps.
-        cut: Which indices of which tensors that is.
+        model: The submodel that is trained.
+        mask: The channels and entries that it keeps.
+        cut: The kept indices of each tensor.
         elements: For masks of single entries: which of the submodel's entries are kept, by key; a rule that
             moves the mask while training changes this dictionary.
-        start: The global values the training starts from.
+        start: The global values that training starts from.
         inputs: The client's training inputs, `(rows, ...)`.
-        labels: Their classes, `(rows,)`.
+        targets: Their targets, `(rows, ...)`; in classification the class of each, `(rows,)`.
     """
 
     workload: Workload
     broadcast: Broadcast
-    task: Assignment
+    assignment: Assignment
     submodels: submodel.SubmodelCache
     model: nn.Module
     mask: Mask
@@ -65,7 +79,7 @@ class ClientView:
     elements: Params
     start: Params
     inputs: torch.Tensor
-    labels: torch.Tensor
+    targets: torch.Tensor
 
     @property
     def trainable(self) -> list[str]:
@@ -80,15 +94,15 @@ class ClientView:
     @property
     def num_steps(self) -> int:
         """Optimizer steps the client takes."""
-        return replace(self.workload.local, epochs=self.task.epochs).num_steps(len(self.labels))
+        return replace(self.workload.local, epochs=self.assignment.epochs).num_steps(len(self.targets))
 
     def extra(self, name: str) -> Params:
-        """Return what the method sent along under a name, cut to the submodel."""
+        """Return the tensors that the method sends along under a name, cut to the submodel."""
         return self._named(name, self.broadcast.extra)
 
     def memory(self, name: str) -> Params:
-        """Return what the method remembers of this client under a name, cut to the submodel."""
-        return self._named(name, self.task.memory)
+        """Return the client's remembered tensors of a name, cut to the submodel."""
+        return self._named(name, self.assignment.memory)
 
     def _named(self, name: str, tensors: Params) -> Params:
         prefix = f"{name}/"
@@ -96,7 +110,12 @@ class ClientView:
         return submodel.extract_params(found, self.cut)
 
     def narrowed(self, mask: Mask, weights: Params) -> "ClientView":
-        """Return the view of a client that goes on with a narrower submodel of `weights`, in full coordinates."""
+        """Return the view of a client that continues with a narrower submodel.
+
+        Args:
+            mask: What the narrower submodel keeps.
+            weights: Its values, in the full model's coordinates.
+        """
         cut = submodel.cut_for(self.workload.plan, mask)
         model = self.submodels.module_for(mask, cut)
         submodel.load_params(model, submodel.extract_params(weights, cut))

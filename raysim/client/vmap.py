@@ -9,49 +9,59 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.func import functional_call, vmap
 
-from raysim.client.training import LocalTraining, computing_in, optimizer_step
+from raysim.client.training import LocalTraining, computing_in
 from raysim.core import seeding
 from raysim.core.tensors import Params
 from raysim.data.batches import batch_slices
 from raysim.data.datasets import Dataset
 from raysim.data.row_sets import ClientRows
+from raysim.task.task import ScoreSums, Task
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pack:
-    """Clients that train submodels of one mask, in as many steps each.
+    """Clients that train submodels of one mask in the same number of steps.
 
     Attributes:
         clients: Their ids, `(clients,)`.
         inputs: `(clients, rows, ...)`; clients with fewer rows repeat one of their own.
-        labels: `(clients, rows)`.
-        counts: Rows that each really has, `(clients,)`.
+        targets: `(clients, rows, ...)`.
+        counts: How many rows each client owns, `(clients,)`.
     """
 
     clients: NDArray[np.int64]
     inputs: torch.Tensor
-    labels: torch.Tensor
+    targets: torch.Tensor
     counts: NDArray[np.int64]
 
 
 def pack_of(data: Dataset, clients: NDArray[np.int64], owned: ClientRows, device: str = "cpu") -> Pack:
-    """Return clients with their rows of the training data, on a device."""
+    """Load the rows of a pack's clients from the training data onto a device."""
     rows, counts = owned.several(clients)
-    places = np.minimum(np.arange(counts.max()), counts[:, None] - 1)
-    chosen = rows[(np.cumsum(counts) - counts)[:, None] + places]
-    inputs, labels = (tensor.to(device) for tensor in data.train_rows(chosen.ravel()))
-    return Pack(clients, inputs.view(*chosen.shape, *inputs.shape[1:]), labels.view(chosen.shape), counts)
+    columns = np.minimum(np.arange(counts.max()), counts[:, None] - 1)
+    chosen = rows[(np.cumsum(counts) - counts)[:, None] + columns]
+    inputs, targets = (tensor.to(device) for tensor in data.train_rows(chosen.ravel()))
+    inputs, targets = (tensor.view(*chosen.shape, *tensor.shape[1:]) for tensor in (inputs, targets))
+    return Pack(clients, inputs, targets, counts)
 
 
 def train_pack(
-    model: nn.Module, start: Params, pack: Pack, local: LocalTraining, learning_rate: float, seed: int, round: int
+    model: nn.Module,
+    start: Params,
+    pack: Pack,
+    task: Task,
+    local: LocalTraining,
+    learning_rate: float,
+    seed: int,
+    round: int,
 ) -> tuple[Params, NDArray[np.float64]]:
     """Train a pack.
 
     Args:
         model: A skeleton of the submodel; it is left unchanged.
-        start: Parameters all start from.
-        pack: Who trains on what.
+        start: Parameters that all clients start from.
+        pack: The clients and their rows.
+        task: What is minimised.
         local: Optimizer, epochs and batch size.
         learning_rate: Step size of this round.
         seed: Seed of the experiment.
@@ -66,7 +76,7 @@ def train_pack(
     parameters = [nn.Parameter(weights[name], value.requires_grad) for name, value in model.named_parameters()]
     named: Params = dict(zip((name for name, _ in model.named_parameters()), parameters, strict=True))
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    step = optimizer_step(trainable, learning_rate, local)
+    step = local.step_of(trainable, learning_rate)
     slices = {count: batch_slices(count, local.batch_size) for count in set(pack.counts.tolist())}
     batches = [slices[count] for count in pack.counts.tolist()]
     orders = [seeding.generator(seed, "batches", round, int(client)) for client in pack.clients]
@@ -74,18 +84,18 @@ def train_pack(
     members = torch.arange(size, device=device)[:, None]
     totals = torch.zeros(size, dtype=torch.float64, device=device)
 
-    def loss_of(own: Params, inputs: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-        losses = nn.functional.cross_entropy(functional_call(model, own, (inputs,)), labels, reduction="none")
+    def loss_of(own: Params, inputs: torch.Tensor, targets: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        losses = task.loss(functional_call(model, own, (inputs,)), targets, reduction="none")
         return (losses * shares).sum()
 
     losses_of = vmap(loss_of)
     for _ in range(local.epochs):
         shuffled = [order.permutation(int(count)) for order, count in zip(orders, pack.counts, strict=True)]
-        for place in range(len(batches[0])):
-            rows, lengths = (tensor.to(device) for tensor in _rows_of_step(shuffled, batches, place))
+        for step_index in range(len(batches[0])):
+            rows, lengths = (tensor.to(device) for tensor in _rows_of_step(shuffled, batches, step_index))
             shares = ((torch.arange(rows.shape[1], device=device) < lengths[:, None]) / lengths[:, None]).float()
             with computing_in(local.precision, pack.inputs):
-                losses = losses_of(named, pack.inputs[members, rows], pack.labels[members, rows], shares)
+                losses = losses_of(named, pack.inputs[members, rows], pack.targets[members, rows], shares)
             gradients = list(torch.autograd.grad(losses.sum(), trainable, materialize_grads=True))
             if local.clip_norm is not None:
                 gradients = clipped_each(gradients, local.clip_norm)
@@ -95,10 +105,10 @@ def train_pack(
 
 
 def _rows_of_step(
-    shuffled: Sequence[NDArray[np.int64]], batches: Sequence[Sequence[slice]], place: int
+    shuffled: Sequence[NDArray[np.int64]], batches: Sequence[Sequence[slice]], index: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the rows of one step `(clients, most)`, short ones filled with a first row, and how many there are."""
-    rows = [order[cut[place]] for order, cut in zip(shuffled, batches, strict=True)]
+    """Return the rows of one step, `(clients, most)`, and how many each client has; the rest repeats its first."""
+    rows = [order[cut[index]] for order, cut in zip(shuffled, batches, strict=True)]
     lengths = np.array([len(each) for each in rows])
     if lengths.min() < lengths.max():
         rows = [np.pad(each, (0, lengths.max() - len(each)), constant_values=each[0]) for each in rows]
@@ -112,15 +122,9 @@ def clipped_each(gradients: list[torch.Tensor], max_norm: float) -> list[torch.T
     return [gradient * scale.view(-1, *[1] * (gradient.dim() - 1)) for gradient in gradients]
 
 
-def count_correct_each(
-    model: nn.Module, weights: Params, pack: Pack
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return correct answers and summed loss of each client's own model on its rows, `(clients,)` each."""
+def score_each(task: Task, model: nn.Module, weights: Params, pack: Pack) -> list[ScoreSums]:
+    """Score each client's own model on its rows."""
     model.eval()
-    present = (torch.arange(pack.labels.shape[1]) < torch.from_numpy(pack.counts)[:, None]).to(pack.labels.device)
     with torch.no_grad():
         outputs = vmap(lambda own, inputs: functional_call(model, own, (inputs,)))(weights, pack.inputs)
-        losses = nn.functional.cross_entropy(outputs.flatten(0, 1).double(), pack.labels.flatten(), reduction="none")
-        losses = torch.where(present, losses.view(pack.labels.shape), 0.0)
-        correct = (outputs.argmax(-1) == pack.labels) & present
-    return correct.sum(1).cpu().numpy(), losses.sum(1).cpu().numpy()
+        return task.sums_of_each(outputs, pack.targets, pack.counts)

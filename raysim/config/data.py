@@ -1,4 +1,4 @@
-"""Settings of data and model, and what all settings are made of."""
+"""Settings of data and model, and the types of which all settings are made."""
 
 from typing import Annotated, Any, Self
 
@@ -19,7 +19,7 @@ class Settings(BaseModel):
 
 
 class PartitionSettings(Settings):
-    """How the training rows are dealt to the clients. A setting the chosen rule does not read is refused."""
+    """How the training rows are divided among the clients. A setting the chosen rule does not read is refused."""
 
     name: str = "dirichlet"
     """Rule: `iid`, `dirichlet` (label shares drawn per class), `dirichlet-clients` (class mix drawn per client),
@@ -42,7 +42,7 @@ class PartitionSettings(Settings):
 
 
 class TransformSettings(Settings):
-    """What is done to the images: once, in the order grey to RGB, resize, pad; and on every batch in training."""
+    """Transforms of the images: once, in the order grey to RGB, resize, pad; and on every batch in training."""
 
     normalize: bool = True
     """Whether each channel is brought to mean 0 and standard deviation 1; false = values in [0, 1]."""
@@ -62,7 +62,7 @@ class TransformSettings(Settings):
 
 
 class DataSettings(Settings):
-    """Which data, from where, and how it is dealt."""
+    """Which data, from where, and how its rows are divided among the clients."""
 
     name: str = "digits"
     """Data set: `digits` (scikit-learn, embedded), `mnist`, `fashionmnist`, `emnist`, `kmnist`, `cifar10`,
@@ -78,13 +78,13 @@ class DataSettings(Settings):
     options: dict[str, Any] = {}
     """Keyword arguments of the loader: `{split: letters}` of `emnist`, or those of a dotted path."""
     transform: TransformSettings = TransformSettings()
-    """What is done to the images."""
+    """Transforms of the images."""
     max_train_examples: Count | None = None
     """Use only so many training rows, drawn in equal shares per class; null = all."""
     heldout_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Share of a client's own rows kept out of training to score its submodel, in [0, 1)."""
     partition: PartitionSettings = PartitionSettings()
-    """How the training rows are dealt to the clients."""
+    """How the training rows are divided among the clients."""
     split_seed: Annotated[int, Field(ge=0)] | None = None
     """Seed of the split: which rows are used, who owns and holds out which, who has which device; null = `seed`."""
 

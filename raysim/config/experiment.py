@@ -125,6 +125,22 @@ class TrainingSettings(Settings):
     plain training, by a rule of cohort and model alone; it decides the last bits. `raysim probe` recommends."""
 
 
+class CompressionSettings(Settings):
+    """How clients make their updates smaller before they send them; bytes and seconds of the upload follow."""
+
+    name: str | None = None
+    """`top-k` (the entries of greatest magnitude; the rest is added to the client's next update), `8-bit` (each entry
+    rounded at random to one of 255 levels) or a compression of your own; null = updates are sent whole."""
+    share: Share | None = None
+    """Share of an update's entries that are sent, in (0, 1]; default 0.01. For `name: top-k`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.share is not None and self.name != "top-k":
+            raise ValueError(f"share={self.share:g} has no effect with name={self.name!r}; it belongs to 'top-k'")
+        return self
+
+
 class EvaluationSettings(Settings):
     """When and on what models are scored."""
 
@@ -203,7 +219,7 @@ class ExperimentSettings(Settings):
     rounds: Count
     """Number of rounds, at least 1."""
     data: DataSettings = DataSettings()
-    """Which data, from where, and how it is dealt."""
+    """Which data, from where, and how its rows are divided among the clients."""
     model: ModelSettings = ModelSettings()
     """Which network."""
     population: PopulationSettings
@@ -224,6 +240,8 @@ class ExperimentSettings(Settings):
     """How the server steps along what aggregation gives."""
     training: TrainingSettings = TrainingSettings()
     """Local training of one client."""
+    compression: CompressionSettings = CompressionSettings()
+    """How clients make their updates smaller before they send them."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """When and on what models are scored."""
     diagnostics: DiagnosticsSettings = DiagnosticsSettings()

@@ -1,1 +1,1 @@
-"""Data in memory and who owns which rows."""
+"""Data sets in memory, their transforms, and the partition of their rows among clients."""

@@ -1,4 +1,4 @@
-"""How rows are cut into batches."""
+"""Cuts a client's rows into batches."""
 
 import numpy as np
 from numpy.typing import NDArray

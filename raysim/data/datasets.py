@@ -1,4 +1,4 @@
-"""Data sets in memory: the table of names, and the record that clients train from."""
+"""Loads data sets into memory: the table of names, and the record that clients train from."""
 
 import hashlib
 import inspect
@@ -46,9 +46,9 @@ class Dataset:
         mean: What is subtracted from each channel after scaling to [0, 1].
         std: What each channel is then divided by.
         digest: Hash of all that clients train on.
-        train_users: Natural user of each training row, `(rows,)`, where the data set knows them.
+        train_users: Natural user of each training row, `(rows,)`; None: the data set has no users.
         augmentation: Random transforms of batches in training.
-        on_nodes: How other processes load it by themselves; none = its rows travel to them.
+        on_nodes: How other processes load it from their own disk; None: its rows are sent to them.
     """
 
     name: str
@@ -71,17 +71,17 @@ class Dataset:
         return tuple(self.train_images.shape[1:])
 
     def without_rows(self) -> "Dataset":
-        """Return what travels to other processes: all of it, or how they load it."""
+        """Return what is sent to other processes: the data set itself, or how they load it."""
         if self.on_nodes is None:
             return self
         names = ("train_images", "train_labels", "test_images", "test_labels")
         return replace(self, train_users=None, **{name: getattr(self, name)[:0] for name in names})
 
     def at_hand(self) -> "Dataset":
-        """Return the data set with its rows, loaded from this machine's disk where they did not travel.
+        """Return the data set with its rows, loaded from this machine's disk if they were not sent.
 
         Raises:
-            SettingError: If what is loaded here is not what the run was started with.
+            SettingError: If the rows on this disk differ from those that the run was started with.
         """
         if self.on_nodes is None or len(self.train_labels):
             return self
@@ -108,8 +108,8 @@ class Dataset:
         """Return a batch of normalised training inputs, randomly transformed; itself without augmentation.
 
         The transforms see float images in [0, 1], so that a border of zeros is black and brightness means
-        brightness; what comes out is normalised again. They draw from torch's default generator, once for the
-        whole batch where torchvision does so (flips, crops).
+        brightness; their results are normalised again. They draw from torch's default generator, once for the
+        whole batch if torchvision does so (flips, crops).
         """
         if self.augmentation is None:
             return inputs
@@ -140,12 +140,12 @@ def load(
     Args:
         name: A name of `DATASETS`, or the dotted path of a function that returns a `Dataset` or the arrays that
             `raysim.data.raw.from_arrays` describes.
-        root: Folder of its files, where it has any.
+        root: Folder of its files, if it has any.
         download: Whether missing files may be fetched.
-        max_train_examples: Training rows to keep; None = all.
+        max_train_examples: Training rows to keep; None: all.
         seed: Seed of the experiment.
         options: Keyword arguments of the loader.
-        transform: What is done to the images.
+        transform: Transforms of the images.
 
     Raises:
         SettingError: If a setting does not fit the data set, files are missing, or a class has no rows in a split.
@@ -189,7 +189,7 @@ def digits(source: Source) -> RawImages:
 
 
 def _from_path(source: Source, options: dict[str, Any]) -> RawImages:
-    """Call a user's function; `root` and `download` are passed where its signature takes them."""
+    """Call a user's function, with `root` and `download` if its signature has them."""
     function = plugins.load("data.name", source.name)
     known = inspect.signature(function).parameters
     given: dict[str, Any] = {"root": source.root} if "root" in known else {}
@@ -218,17 +218,25 @@ def _dressed(name: str, raw: RawImages, transform: Transform) -> Dataset:
     num_classes = int(max(raw.train_labels.max(), raw.test_labels.max())) + 1
     example = torch.from_numpy(raw.train_images[:2]).float().div_(raw.max_value)
     return Dataset(
-        name, raw.train_images, raw.train_labels, raw.test_images, raw.test_labels, num_classes, raw.max_value,
-        mean, std, train_users=raw.train_users,
+        name,
+        raw.train_images,
+        raw.train_labels,
+        raw.test_images,
+        raw.test_labels,
+        num_classes,
+        raw.max_value,
+        mean,
+        std,
+        train_users=raw.train_users,
         augmentation=transforms.augmentation(transform.augment, example),
-    )  # fmt: skip
+    )
 
 
 def stratified_subset(data: Dataset, max_train_examples: int, seed: int) -> Dataset:
     """Keep a random subset of the training rows with the classes in their original shares, each at least once.
 
     Raises:
-        SettingError: If there are fewer rows than asked for, or more classes.
+        SettingError: If there are fewer rows than that, or more classes.
     """
     rows = len(data.train_labels)
     if not data.num_classes <= max_train_examples <= rows:
@@ -260,7 +268,7 @@ def check_classes(data: Dataset) -> None:
 
 
 def digest(data: Dataset) -> str:
-    """Return the SHA-256 of what clients train on: images, labels, users, normalization and augmentation."""
+    """Return the SHA-256 of images, labels, users, normalization and augmentation."""
     specs = () if data.augmentation is None else data.augmentation.specs
     sha = hashlib.sha256(repr((data.num_classes, data.max_value, data.mean, data.std, specs)).encode())
     users = np.empty(0) if data.train_users is None else data.train_users

@@ -1,4 +1,4 @@
-"""A picture of a partition: how many rows of which class each client owns."""
+"""Draws a partition: how many rows of which class each client owns."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BARS_UP_TO = 100
-"""Most clients that get a bar of their own; of more, columns of a heat map are means over neighbours."""
+"""Largest number of clients that get a bar each; more are drawn as a heat map whose columns are means."""
 COLUMNS = 400
 DRAWN_CLIENTS = 1000
-"""How many clients are looked at where each draws its rows when asked."""
+"""Number of clients that are drawn if each draws its rows whenever they are needed."""
 LEGEND_UP_TO = 20
 
 
@@ -33,7 +33,7 @@ def class_counts(
         num_classes: Number of classes.
 
     Returns:
-        Ids of the clients that were looked at, all but where rows are drawn when asked for, and their counts,
+        Ids of the counted clients, which are all clients unless they draw their rows, and their counts,
         `(clients, num_classes)`.
     """
     total = len(owned[0])
@@ -52,9 +52,7 @@ def class_counts(
     return clients, counts.reshape(-1, num_classes)
 
 
-def draw(
-    path: Path, labels: NDArray[np.int64], owned: Sequence[ClientRows], num_classes: int, title: str
-) -> Path:  # fmt: skip
+def draw(path: Path, labels: NDArray[np.int64], owned: Sequence[ClientRows], num_classes: int, title: str) -> Path:
     """Draw class counts per client, and how large clients are, as PNG.
 
     Up to 100 clients are stacked bars in order of their ids. More are columns of a heat map of class shares,
@@ -100,9 +98,15 @@ def _shares(figure: Any, above: "Axes", below: "Axes", counts: NDArray[np.int64]
     order = np.lexsort((-shares.max(axis=1), top))
     columns = [piece.mean(axis=0) for piece in np.array_split(shares[order], min(COLUMNS, len(order)))]
     image = above.imshow(
-        np.stack(columns, axis=1), aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest",
-        origin="lower", extent=(0, len(order), -0.5, counts.shape[1] - 0.5),
-    )  # fmt: skip
+        np.stack(columns, axis=1),
+        aspect="auto",
+        cmap="cividis",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+        origin="lower",
+        extent=(0, len(order), -0.5, counts.shape[1] - 0.5),
+    )
     figure.colorbar(image, ax=above, label="share of a client's rows", pad=0.01)
     above.set_xlabel("clients, ordered by their most frequent class (number)")
     above.set_ylabel("class")
@@ -118,13 +122,13 @@ def _shares(figure: Any, above: "Axes", below: "Axes", counts: NDArray[np.int64]
 
 
 def colors(count: int) -> list[str]:
-    """Return Paul Tol's muted colours, which colour-blind people tell apart; more than ten are steps of a map."""
+    """Return Paul Tol's muted colours, which colour-blind people can distinguish; above ten, steps of a map."""
     if count <= len(TOL_MUTED):
         return list(TOL_MUTED[:count])
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
-    return [to_hex(colormaps["cividis"](place)) for place in np.linspace(0, 1, count)]
+    return [to_hex(colormaps["cividis"](step)) for step in np.linspace(0, 1, count)]
 
 
 TOL_MUTED = (

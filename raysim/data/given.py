@@ -1,4 +1,4 @@
-"""Partitions that are given, not drawn: natural users, and a file of row numbers."""
+"""Rules that read a partition instead of drawing it: natural users, and a file of row numbers."""
 
 import json
 from collections.abc import Sequence
@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 
 from raysim.core.errors import SettingError
-from raysim.data.rules import Deal, Rows
+from raysim.data.rules import RowPool, Rows
 
 
-def natural(deal: Deal) -> list[Rows]:
+def natural(pool: RowPool) -> list[Rows]:
     """Let every client be one natural user: a writer, an author, a device.
 
-    Users with fewer than `min_examples` rows are left out; of more users than clients, as many as there are
-    clients are drawn. The rows of the others are left over. The users are the data set's own, or `path` names a
-    file with the user of each training row (`.npy`, or a list in `.json`).
+    Users with fewer than `min_examples` rows are left out. If more users remain than there are clients, some are
+    drawn, and the rows of the others are left over. The users are the data set's own, or `path` names a file with
+    the user of each training row (`.npy`, or a list in `.json`).
 
     Source: Caldas et al., arXiv 1812.01097 (LEAF).
     """
-    users = deal.users if deal.options.path is None else _users_in(deal.options.path, len(deal.labels))
+    users = pool.users if pool.options.path is None else _users_in(pool.options.path, len(pool.labels))
     if users is None:
         raise SettingError(
             "data.partition.name='natural' is not allowed: the data set knows no users; allowed: another name, or "
@@ -28,37 +28,37 @@ def natural(deal: Deal) -> list[Rows]:
         )
     order = np.argsort(users, kind="stable")
     by_user = np.split(order, np.flatnonzero(np.diff(users[order])) + 1)
-    rich = [rows for rows in by_user if len(rows) >= deal.min_examples]
-    if len(rich) < deal.num_clients:
+    rich = [rows for rows in by_user if len(rows) >= pool.min_examples]
+    if len(rich) < pool.num_clients:
         raise SettingError(
-            f"population.clients={deal.num_clients} is too many for {len(rich)} users with "
-            f"data.partition.min_examples={deal.min_examples} or more rows; allowed: 1 to {len(rich)}"
+            f"population.clients={pool.num_clients} is too many for {len(rich)} users with "
+            f"data.partition.min_examples={pool.min_examples} or more rows; allowed: 1 to {len(rich)}"
         )
-    chosen = np.sort(deal.rng.choice(len(rich), deal.num_clients, replace=False))
+    chosen = np.sort(pool.rng.choice(len(rich), pool.num_clients, replace=False))
     return [rich[user] for user in chosen]
 
 
-def from_file(deal: Deal) -> list[Rows]:
+def from_file(pool: RowPool) -> list[Rows]:
     """Give every client the training rows that a file names; rows that it does not name are left over.
 
     The file is a list with one list of row numbers per client (`.json`), or holds the equally long columns
     `client` and `row` (`.npz`, `.parquet`). Clients and rows are numbered from 0.
     """
-    path = str(deal.options.path)
+    path = str(pool.options.path)
     parts = _parts_in(path)
-    if len(parts) != deal.num_clients:
+    if len(parts) != pool.num_clients:
         raise SettingError(
-            f"population.clients={deal.num_clients} is not allowed with data.partition.path={path!r}, which has "
+            f"population.clients={pool.num_clients} is not allowed with data.partition.path={path!r}, which has "
             f"{len(parts)} clients; allowed: {len(parts)}"
         )
     for client, part in enumerate(parts):
         if not len(part):
             raise SettingError(f"data.partition.path={path!r}: client {client} has no row; every client needs one")
     rows = np.concatenate(parts)
-    if rows.min() < 0 or rows.max() >= len(deal.labels):
-        wrong = rows[(rows < 0) | (rows >= len(deal.labels))][0]
+    if rows.min() < 0 or rows.max() >= len(pool.labels):
+        wrong = rows[(rows < 0) | (rows >= len(pool.labels))][0]
         raise SettingError(
-            f"data.partition.path={path!r}: there is no training row {wrong}; allowed: 0 to {len(deal.labels) - 1}"
+            f"data.partition.path={path!r}: there is no training row {wrong}; allowed: 0 to {len(pool.labels) - 1}"
         )
     values, counts = np.unique(rows, return_counts=True)
     if (counts > 1).any():

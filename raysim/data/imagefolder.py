@@ -1,4 +1,4 @@
-"""A folder of image files, decoded once and kept as one array beside a digest of its file list."""
+"""Reads a folder of image files; decodes them once, and keeps one array with a digest of the file list."""
 
 import hashlib
 import logging
@@ -28,13 +28,13 @@ Bytes = NDArray[np.uint8]
 def load(source: Source) -> RawImages:
     """Read `train/<class>/*` and `test/<class>/*` under a folder; classes are numbered by sorted name.
 
-    Images are decoded once. The array is kept beside the folder (`<folder>.raysim.npz`) or, where that is not
+    Images are decoded once. The array is kept beside the folder (`<folder>.raysim.npz`) or, if that is not
     writable, in the user's cache folder, together with a digest of all names, sizes and modification times: a
-    changed folder is decoded anew. Grey images stay grey if all are, else all become RGB. Images of unequal size
-    are brought to `data.transform.resize`.
+    changed folder is decoded anew. If all images are grey they stay grey, else all become RGB. Images of unequal
+    size are resized to `data.transform.resize`.
 
     Raises:
-        SettingError: If the folder, a class or an image is not as it must be.
+        SettingError: If the folder or a class is missing, or an image cannot be read.
     """
     refuse_unread(source, root=False)
     if source.root is None:
@@ -84,8 +84,8 @@ def _digest_of(root: Path, listed: dict[str, list[Path]]) -> str:
     return sha.hexdigest()
 
 
-def _places(root: Path) -> list[Path]:
-    """Return where the array may lie: beside the folder, or in the user's cache folder."""
+def _cache_files(root: Path) -> list[Path]:
+    """Return the files that may hold the array: beside the folder, or in the user's cache folder."""
     root = root.resolve()
     own = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     by_path = hashlib.sha256(str(root).encode()).hexdigest()[:12]
@@ -94,9 +94,9 @@ def _places(root: Path) -> list[Path]:
 
 
 def _cached(root: Path, digest: str, resize: int | None) -> dict[str, Bytes] | None:
-    for place in _places(root):
+    for target in _cache_files(root):
         try:
-            with np.load(place, allow_pickle=False) as kept:
+            with np.load(target, allow_pickle=False) as kept:
                 if str(kept["digest"]) == digest and int(kept["resize"]) in (0, resize):
                     return {split: kept[split] for split in ("train", "test")}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or not ours
@@ -109,15 +109,15 @@ def _keep(root: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
         with path.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
 
-    for place in _places(root):
-        own = place.with_name(f"{place.stem}.{os.getpid()}-{threading.get_ident()}.npz")  # others may do the same
+    for target in _cache_files(root):
+        own = target.with_name(f"{target.stem}.{os.getpid()}-{threading.get_ident()}.npz")  # others may do the same
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            atomic.write_atomically(own, write).replace(place)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            atomic.write_atomically(own, write).replace(target)
             return
         except OSError as error:
             reason = error.strerror
-            for unfinished in place.parent.glob(f"*{own.name}*"):
+            for unfinished in target.parent.glob(f"*{own.name}*"):
                 unfinished.unlink(missing_ok=True)
     logging.getLogger(__name__).warning(
         "data.root=%r: the decoded images cannot be kept for the next start (%s)", str(root), reason

@@ -1,4 +1,4 @@
-"""Deals rows to clients: the table of rules, and what holds for all of them."""
+"""Divides training rows among clients: the table of rules, and the checks that all of them share."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -10,17 +10,20 @@ from raysim.core.errors import SettingError, nearest_first, unknown_name
 from raysim.data import given, rules
 from raysim.data.resample import DrawnRows
 from raysim.data.row_sets import RowSets
-from raysim.data.rules import Deal, PartitionOptions, Rows
+from raysim.data.rules import PartitionOptions, RowPool, Rows
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionRule:
-    """A rule, the options it reads, and those it cannot do without.
+    """A rule of the table.
 
-    `deal` returns one array of rows per client, or None where clients draw their rows lazily.
+    Attributes:
+        divide: Returns one array of rows per client; None: clients draw their rows lazily.
+        reads: Options that it reads.
+        needs: Options that must be given.
     """
 
-    deal: Callable[[Deal], list[Rows]] | None
+    divide: Callable[[RowPool], list[Rows]] | None
     reads: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
 
@@ -28,15 +31,15 @@ class PartitionRule:
 def partition(
     labels: Rows, num_clients: int, name: str, options: PartitionOptions, seed: int, users: Rows | None = None
 ) -> RowSets | DrawnRows:
-    """Deal the training rows to clients, every row to at most one (`resample` apart).
+    """Divide the training rows among clients, every row to at most one (`resample` apart).
 
     Args:
         labels: Class of each row, `(num_examples,)`.
-        num_clients: How many clients share the rows.
+        num_clients: Number of clients.
         name: A rule of `PARTITIONS`.
-        options: What the rule reads.
+        options: Options of the rule.
         seed: Seed of the experiment.
-        users: Natural user of each row, `(num_examples,)`, where the data set knows them.
+        users: Natural user of each row, `(num_examples,)`, if the data set has any.
 
     Returns:
         The rows of each client, in ascending order.
@@ -46,17 +49,17 @@ def partition(
     """
     check_partition(name, options)
     rule = PARTITIONS[name]
-    if rule.deal is None:
+    if rule.divide is None:
         return drawn(len(labels), num_clients, options, seed)
-    deal = Deal(labels, num_clients, options, seeding.generator(seed, "partition"), users)
-    fewest = deal.min_examples if "min_examples" in rule.reads else 1
+    pool = RowPool(labels, num_clients, options, seeding.generator(seed, "partition"), users)
+    fewest = pool.min_examples if "min_examples" in rule.reads else 1
     if num_clients * fewest > len(labels):
         condition = f" with data.partition.min_examples={fewest}" if fewest > 1 else ""
         raise SettingError(
             f"population.clients={num_clients} is too many for {len(labels)} training rows{condition}; "
             f"allowed: 1 to {len(labels) // fewest}"
         )
-    return to_row_sets(rule.deal(deal))
+    return to_row_sets(rule.divide(pool))
 
 
 def check_partition(name: str, options: PartitionOptions) -> None:
@@ -77,10 +80,10 @@ def check_partition(name: str, options: PartitionOptions) -> None:
 
 
 def drawn(num_rows: int, num_clients: int, options: PartitionOptions, seed: int) -> DrawnRows:
-    """Let each client draw `examples_per_client` rows when it is asked for them.
+    """Let each client draw `examples_per_client` rows whenever they are needed.
 
     Raises:
-        SettingError: If that is more than there are.
+        SettingError: If there are fewer rows.
     """
     wanted = options.examples_per_client
     if wanted is not None and wanted > num_rows:
@@ -93,7 +96,7 @@ def drawn(num_rows: int, num_clients: int, options: PartitionOptions, seed: int)
 
 
 def to_row_sets(parts: list[Rows]) -> RowSets:
-    """Pack one array of rows per client, sorted, into offsets and rows."""
+    """Sort each client's rows, and store all of them as one array with offsets."""
     offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
     rows = np.concatenate([np.sort(part) for part in parts]).astype(np.int64)
     return RowSets(offsets, rows)

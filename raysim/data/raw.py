@@ -1,4 +1,4 @@
-"""What a loader of a data set is given, and the plain arrays it gives back."""
+"""Arguments and results of data set loaders, and the checks of a user's arrays."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a data set comes from: those `data` settings that a loader reads.
+    """Where a data set comes from: the `data` settings that a loader reads.
 
     Attributes:
         name: The name in the settings.
-        root: Folder of its files, where it has any.
+        root: Folder of its files, if it has any.
         download: Whether missing files may be fetched.
-        resize: Height and width that images of unequal size are brought to; None = they must be equal.
+        resize: Height and width to which images of unequal size are resized; None: they must be equal.
     """
 
     name: str
@@ -34,9 +34,15 @@ class Source:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RawImages:
-    """A data set as it was read: images, labels, the value that stands for 1.0, and who took each training image.
+    """A data set as it was read.
 
-    `train_users` are ids of natural users, `(training rows,)`, where the data set knows them.
+    Attributes:
+        train_images: Training images.
+        train_labels: Their classes, from 0.
+        test_images: Test images.
+        test_labels: Their classes.
+        max_value: Value that stands for 1.0.
+        train_users: Natural user of each training row, `(training rows,)`; None: the data set has no users.
     """
 
     train_images: Images
@@ -48,7 +54,7 @@ class RawImages:
 
 
 def refuse_unread(source: Source, root: bool = True) -> None:
-    """Raise SettingError if `download`, or with `root` also a folder, is given to a data set without files."""
+    """Raise SettingError if `download`, or with `root` also a folder, is set for a data set without files."""
     if root and source.root is not None:
         raise SettingError(f"data.root={source.root!r} has no effect with data.name={source.name!r}; allowed: null")
     if source.download:
@@ -56,7 +62,7 @@ def refuse_unread(source: Source, root: bool = True) -> None:
 
 
 def from_arrays(name: str, arrays: Sequence[Any]) -> RawImages:
-    """Check the arrays of a user's data set and bring them into our form.
+    """Check the arrays of a user's data set and convert them.
 
     Args:
         name: The data set's name, for the errors.
@@ -72,15 +78,15 @@ def from_arrays(name: str, arrays: Sequence[Any]) -> RawImages:
             f"data.name={name!r} gives {len(arrays)} arrays; allowed: 4 (train_images, train_labels, test_images, "
             "test_labels), or 5 with train_users"
         )
-    train, test = (_images(name, split, arrays[place]) for split, place in (("train", 0), ("test", 2)))
+    train, test = (_images(name, split, arrays[index]) for split, index in (("train", 0), ("test", 2)))
     if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
         raise SettingError(
             f"data.name={name!r}: train_images are {train.dtype} {train.shape[1:]}, test_images {test.dtype} "
             f"{test.shape[1:]}; they must be alike"
         )
     labels = [
-        _whole_numbers(name, what, arrays[place], len(images))
-        for what, place, images in (("train_labels", 1, train), ("test_labels", 3, test))
+        _whole_numbers(name, what, arrays[index], len(images))
+        for what, index, images in (("train_labels", 1, train), ("test_labels", 3, test))
     ]
     users = _whole_numbers(name, "train_users", arrays[4], len(train)) if len(arrays) == 5 else None
     max_value = 255 if train.dtype == np.uint8 else 1

@@ -1,4 +1,4 @@
-"""Clients that draw their rows when asked, so that a million of them need no memory."""
+"""Draws the rows of a client whenever they are needed, so that a million clients need no memory."""
 
 from dataclasses import dataclass, replace
 
@@ -10,10 +10,10 @@ from raysim.core import seeding
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DrawnRows:
-    """The rows of each client, drawn anew from (seed, client) whenever they are asked for.
+    """The rows of each client, drawn anew from (seed, client) whenever they are needed.
 
-    A client draws `examples` of `num_rows` rows without replacement; two clients may own the same row. These are
-    its places `start` to `stop` of that draw, so that training and held-out rows of a client never overlap.
+    A client draws `examples` of `num_rows` rows without replacement; two clients may own the same row. This record
+    stands for the draws numbered `start` to `stop`, so that training and held-out rows of a client never overlap.
     """
 
     seed: int
@@ -45,15 +45,15 @@ class DrawnRows:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """Rows of each client, `(clients,)`: one number seen many times."""
+        """Rows of each client, `(clients,)`: a view that repeats one number."""
         return np.broadcast_to(np.int64(self.stop - self.start), (self.num_clients,))
 
     @property
     def identity(self) -> list[NDArray[np.int64]]:
-        """What decides all rows."""
+        """The numbers that decide all rows, for a digest."""
         key = seeding.derive_seed(self.seed, "resample")
         return [np.array([key, self.num_clients, self.num_rows, self.examples, self.start, self.stop])]
 
     def split(self, num_heldout: int) -> "tuple[DrawnRows, DrawnRows]":
-        """Return training and held-out rows: the first `num_heldout` places of each client are held out."""
+        """Return training and held-out rows: the first `num_heldout` draws of each client are held out."""
         return replace(self, start=num_heldout), replace(self, stop=num_heldout)

@@ -1,28 +1,25 @@
-"""Which rows of the data each client owns."""
+"""Records which rows of the data each client owns."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    pass
-
 
 class ClientRows(Protocol):
-    """Which rows of the data each client owns: stored for all, or drawn when asked."""
+    """Which rows of the data each client owns: stored, or drawn whenever they are needed."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, client: int) -> NDArray[np.int64]: ...
 
     def several(self, clients: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the rows of some clients, one after another, and how many each has, `(those,)`."""
+        """Return the rows of some clients, one after another, and how many each has, `(len(clients),)`."""
         ...
 
     def counts_of(self, clients: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return how many rows some clients have, `(those,)`."""
+        """Return how many rows some clients have, `(len(clients),)`."""
         ...
 
     @property
@@ -50,11 +47,11 @@ class RowSets:
         return self.rows[self.offsets[client] : self.offsets[client + 1]]
 
     def several(self, clients: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the rows of some clients, one after another, and how many each has, `(those,)`."""
+        """Return the rows of some clients, one after another, and how many each has, `(len(clients),)`."""
         return np.concatenate([self[client] for client in clients.tolist()]), self.counts_of(clients)
 
     def counts_of(self, clients: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return how many rows some clients have, `(those,)`."""
+        """Return how many rows some clients have, `(len(clients),)`."""
         return self.offsets[clients + 1] - self.offsets[clients]
 
     @property

@@ -1,4 +1,4 @@
-"""Rules that deal rows to clients: labels in, the rows of each client out."""
+"""Rules that divide training rows among clients, from the class of each row."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ DEFAULT_DRAWN = 100
 
 @dataclass(frozen=True, slots=True)
 class PartitionOptions:
-    """What a rule may read; the fields are those of the `data.partition` settings, None = the default."""
+    """Options of the rules; the fields are those of the `data.partition` settings. None: the default."""
 
     alpha: float | None = None
     min_examples: int | None = None
@@ -28,10 +28,15 @@ class PartitionOptions:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Deal:
-    """What is dealt: the class of each row `(rows,)`, to how many clients, with which options and draws.
+class RowPool:
+    """Training rows to divide among clients.
 
-    `users` are the natural users of the rows, `(rows,)`, where the data set knows them.
+    Attributes:
+        labels: Class of each row, `(rows,)`.
+        num_clients: Number of clients.
+        options: Options of the rule.
+        rng: Draws of the rule.
+        users: Natural user of each row, `(rows,)`; None: the data set has no users.
     """
 
     labels: Rows
@@ -55,98 +60,98 @@ class Deal:
         return [self.rng.permutation(np.flatnonzero(self.labels == label)) for label in np.unique(self.labels)]
 
 
-def iid(deal: Deal) -> list[Rows]:
+def iid(pool: RowPool) -> list[Rows]:
     """Shuffle all rows and give every client an equally long piece, longer by at most one row."""
-    return np.array_split(deal.rng.permutation(len(deal.labels)), deal.num_clients)
+    return np.array_split(pool.rng.permutation(len(pool.labels)), pool.num_clients)
 
 
-def dirichlet(deal: Deal) -> list[Rows]:
+def dirichlet(pool: RowPool) -> list[Rows]:
     """Give each client a share of every class, shares drawn from Dirichlet(alpha) class by class.
 
     Source: Yurochkin et al., arXiv 1905.12022.
     """
-    parts: list[list[Rows]] = [[] for _ in range(deal.num_clients)]
-    for label in np.unique(deal.labels):
-        rows = deal.rng.permutation(np.flatnonzero(deal.labels == label))
-        shares = deal.rng.dirichlet(np.full(deal.num_clients, deal.alpha))
+    parts: list[list[Rows]] = [[] for _ in range(pool.num_clients)]
+    for label in np.unique(pool.labels):
+        rows = pool.rng.permutation(np.flatnonzero(pool.labels == label))
+        shares = pool.rng.dirichlet(np.full(pool.num_clients, pool.alpha))
         for part, piece in zip(parts, cut_by(rows, shares), strict=True):
             part.append(piece)
-    return top_up([np.concatenate(pieces) for pieces in parts], deal.min_examples, deal.rng)
+    return top_up([np.concatenate(pieces) for pieces in parts], pool.min_examples, pool.rng)
 
 
-def dirichlet_clients(deal: Deal) -> list[Rows]:
+def dirichlet_clients(pool: RowPool) -> list[Rows]:
     """Give all clients equally many rows, each with a class mix of its own from Dirichlet(alpha x class shares).
 
-    Rows are drawn without replacement, clients in a random order; where a class is used up, the client takes
-    more of its other classes, and of whatever is left where it has none.
+    Rows are drawn without replacement, clients in a random order. If a class is used up, the client gets more rows
+    of its other classes; if all of these are used up, it gets rows of any class.
 
     Source: Hsu et al., arXiv 1909.06335, section 3.
     """
-    classes = deal.shuffled_classes()
+    classes = pool.shuffled_classes()
     left = np.array([len(rows) for rows in classes])
     prior = left / left.sum()
-    sizes = [len(piece) for piece in np.array_split(np.empty(len(deal.labels)), deal.num_clients)]
-    parts: list[Rows] = [np.empty(0, dtype=np.int64)] * deal.num_clients
-    for client in deal.rng.permutation(deal.num_clients):
-        mix = deal.rng.dirichlet(np.maximum(deal.alpha * prior, 1e-12))
-        taken = _draw_classes(mix, left, sizes[client], deal.rng)
-        parts[client] = np.concatenate([
-            rows[rest - count : rest] for rows, rest, count in zip(classes, left, taken, strict=True)
-        ])  # fmt: skip
-        left = left - taken
-    return top_up(parts, deal.min_examples, deal.rng)
+    sizes = [len(piece) for piece in np.array_split(np.empty(len(pool.labels)), pool.num_clients)]
+    parts: list[Rows] = [np.empty(0, dtype=np.int64)] * pool.num_clients
+    for client in pool.rng.permutation(pool.num_clients):
+        mix = pool.rng.dirichlet(np.maximum(pool.alpha * prior, 1e-12))
+        drawn = _draw_classes(mix, left, sizes[client], pool.rng)
+        parts[client] = np.concatenate(
+            [rows[rest - count : rest] for rows, rest, count in zip(classes, left, drawn, strict=True)]
+        )
+        left = left - drawn
+    return top_up(parts, pool.min_examples, pool.rng)
 
 
 def _draw_classes(mix: NDArray[np.float64], left: Rows, size: int, rng: np.random.Generator) -> Rows:
     """Return how many rows of each class make up `size` rows, never more than are left."""
-    taken = np.zeros_like(left)
-    while (missing := size - int(taken.sum())) > 0:
-        rest = left - taken
+    drawn = np.zeros_like(left)
+    while (missing := size - int(drawn.sum())) > 0:
+        rest = left - drawn
         weights = np.where(rest > 0, mix, 0.0)
         if weights.sum() <= 0:
             weights = rest.astype(np.float64)
-        taken = taken + np.minimum(rng.multinomial(missing, weights / weights.sum()), rest)
-    return taken
+        drawn = drawn + np.minimum(rng.multinomial(missing, weights / weights.sum()), rest)
+    return drawn
 
 
-def shards(deal: Deal) -> list[Rows]:
+def shards(pool: RowPool) -> list[Rows]:
     """Sort the rows by class, cut them into equal shards and give every client as many random ones.
 
     Shards differ by at most one row. Source: McMahan et al., arXiv 1602.05629, section 3 ("pathological").
     """
-    each = deal.options.shards_per_client or DEFAULT_SHARDS
-    count = each * deal.num_clients
-    if count > len(deal.labels):
+    each = pool.options.shards_per_client or DEFAULT_SHARDS
+    count = each * pool.num_clients
+    if count > len(pool.labels):
         raise SettingError(
-            f"data.partition.shards_per_client={each} is not allowed with {deal.num_clients} clients and "
-            f"{len(deal.labels)} training rows; allowed: 1 to {len(deal.labels) // deal.num_clients}"
+            f"data.partition.shards_per_client={each} is not allowed with {pool.num_clients} clients and "
+            f"{len(pool.labels)} training rows; allowed: 1 to {len(pool.labels) // pool.num_clients}"
         )
-    pieces = np.array_split(np.concatenate(deal.shuffled_classes()), count)
-    order = deal.rng.permutation(count).reshape(deal.num_clients, each)
+    pieces = np.array_split(np.concatenate(pool.shuffled_classes()), count)
+    order = pool.rng.permutation(count).reshape(pool.num_clients, each)
     return [np.concatenate([pieces[shard] for shard in mine]) for mine in order]
 
 
-def classes(deal: Deal) -> list[Rows]:
-    """Give every client rows of exactly so many classes; a class is cut equally among those who hold it.
+def classes(pool: RowPool) -> list[Rows]:
+    """Give every client rows of a fixed number of classes; a class is divided equally among its holders.
 
-    The first class goes round in a random order of the clients, the others are drawn. The rows of a class that
-    nobody holds (with fewer clients than classes) are left over.
+    First classes are assigned in turn to clients in random order, the others are drawn. Rows of a class that nobody
+    holds, which needs fewer clients than classes, are left over.
 
     Source: Li et al., arXiv 2102.02079, "quantity-based label imbalance".
     """
-    rows_of = deal.shuffled_classes()
-    each = deal.options.classes_per_client or DEFAULT_CLASSES
+    rows_of = pool.shuffled_classes()
+    each = pool.options.classes_per_client or DEFAULT_CLASSES
     if each > len(rows_of):
         raise SettingError(
             f"data.partition.classes_per_client={each} is not allowed; allowed: 1 to {len(rows_of)}, the classes of "
             "the data"
         )
-    held = np.zeros((deal.num_clients, len(rows_of)), dtype=np.bool_)
-    for place, client in enumerate(deal.rng.permutation(deal.num_clients)):
-        first = place % len(rows_of)
-        others = deal.rng.choice(len(rows_of) - 1, each - 1, replace=False)
+    held = np.zeros((pool.num_clients, len(rows_of)), dtype=np.bool_)
+    for turn, client in enumerate(pool.rng.permutation(pool.num_clients)):
+        first = turn % len(rows_of)
+        others = pool.rng.choice(len(rows_of) - 1, each - 1, replace=False)
         held[client, [first, *((first + 1 + others) % len(rows_of))]] = True
-    parts: list[list[Rows]] = [[] for _ in range(deal.num_clients)]
+    parts: list[list[Rows]] = [[] for _ in range(pool.num_clients)]
     for label, rows in enumerate(rows_of):
         owners = np.flatnonzero(held[:, label])
         if len(owners) > len(rows):
@@ -159,14 +164,14 @@ def classes(deal: Deal) -> list[Rows]:
     return [np.concatenate(pieces) for pieces in parts]
 
 
-def quantity(deal: Deal) -> list[Rows]:
+def quantity(pool: RowPool) -> list[Rows]:
     """Shuffle all rows and give clients pieces of unequal length, shares drawn from Dirichlet(alpha).
 
     Source: Li et al., arXiv 2102.02079, "quantity skew".
     """
-    rows = deal.rng.permutation(len(deal.labels))
-    shares = deal.rng.dirichlet(np.full(deal.num_clients, deal.alpha))
-    return top_up(cut_by(rows, shares), deal.min_examples, deal.rng)
+    rows = pool.rng.permutation(len(pool.labels))
+    shares = pool.rng.dirichlet(np.full(pool.num_clients, pool.alpha))
+    return top_up(cut_by(rows, shares), pool.min_examples, pool.rng)
 
 
 def cut_by(rows: Rows, shares: NDArray[np.float64]) -> list[Rows]:

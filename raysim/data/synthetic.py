@@ -1,4 +1,4 @@
-"""Random images and labels: what is on them does not change how long training takes."""
+"""Makes random images and labels for benchmarks: their content does not change how long training takes."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,12 @@ from raysim.data.raw import RawImages, Source, refuse_unread
 
 
 def noise(
-    source: Source, shape: Sequence[int] = (3, 32, 32), classes: int = 10, train_rows: int = 50_000,
+    source: Source,
+    shape: Sequence[int] = (3, 32, 32),
+    classes: int = 10,
+    train_rows: int = 50_000,
     test_rows: int = 1_000,
-) -> RawImages:  # fmt: skip
+) -> RawImages:
     """Return random bytes as images, classes in turn; always the same, for benchmarks.
 
     Raises:

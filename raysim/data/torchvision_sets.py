@@ -1,4 +1,4 @@
-"""Data sets in their original files, read by torchvision."""
+"""Reads data sets from their original files with torchvision."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Transforms of images: once when they are loaded, and drawn anew for batches in training."""
+"""Transforms images once when they are loaded, and at random for every batch in training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ ROWS_IN_CACHE = 100
 
 @dataclass(frozen=True, slots=True)
 class Transform:
-    """What is done to images; the fields are those of the `data.transform` settings."""
+    """Transforms of images; the fields are those of the `data.transform` settings."""
 
     normalize: bool = True
     mean: Sequence[float] | None = None
@@ -30,7 +30,7 @@ class Transform:
 
 
 def apply(raw: RawImages, transform: Transform) -> RawImages:
-    """Turn grey into RGB, then resize, then pad: all that is done once.
+    """Turn grey into RGB, then resize, then pad: all transforms that are applied once.
 
     Raises:
         SettingError: If the images are not grey, or larger than `pad_to`.
@@ -66,7 +66,7 @@ def _resize_all(images: Images, max_value: float, pixels: int) -> Images:
 
 
 def resized(images: torch.Tensor, pixels: int) -> torch.Tensor:
-    """Bring float images `(rows, channels, h, w)` to `pixels` x `pixels`: bilinear, antialiased."""
+    """Resize float images `(rows, channels, h, w)` to `pixels` x `pixels`: bilinear, antialiased."""
     return functional.interpolate(images, (pixels, pixels), mode="bilinear", antialias=True, align_corners=False)
 
 
@@ -87,7 +87,7 @@ def padded(images: Images, pixels: int) -> Images:
 
 
 def normalization(raw: RawImages, transform: Transform) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation to normalise each channel with: given ones, the training images' or 0 and 1.
+    """Return mean and standard deviation to normalise each channel with: given, of the training images, or 0 and 1.
 
     Raises:
         SettingError: If one of the two is missing, their number is wrong, or they are given without effect.
@@ -134,7 +134,7 @@ class Augmentation:
 
     Attributes:
         specs: The entries of `data.transform.augment`.
-        transforms: What they stand for.
+        transforms: The transforms that they name.
     """
 
     specs: tuple[Mapping[str, Any], ...]
@@ -160,8 +160,8 @@ def augmentation(specs: Sequence[Mapping[str, Any]], example: torch.Tensor) -> A
     if not specs:
         return None
     transforms = []
-    for place, spec in enumerate(specs):
-        setting = f"data.transform.augment.{place}"
+    for index, spec in enumerate(specs):
+        setting = f"data.transform.augment.{index}"
         transform = _build(setting, spec)
         _try(f"{setting}={dict(spec)!r}", transform, example)
         transforms.append(transform)

@@ -1,4 +1,4 @@
-"""Run tasks in this process."""
+"""Trains clients in this process, one after another."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,7 +13,8 @@ from raysim.core.tensors import Params
 from raysim.server.updates import ClientUpdates, merge
 from raysim.simulation.loop import first_state, run_rounds
 from raysim.simulation.scenario import Scenario
-from raysim.simulation.state import FIRST, RoundReport, Score, ServerState, Start, Storage
+from raysim.simulation.state import FIRST, RoundReport, ServerState, Start, Storage
+from raysim.task.task import ScoreSums
 
 ROWS_PER_CALL = 2000
 """Test rows one call scores: fixed, since the grouping of a float sum decides its last bits."""
@@ -25,17 +26,17 @@ class InProcessExecutor:
     def __init__(self, workload: Workload) -> None:
         self._stage = ClientTrainer(workload)
 
-    def train(self, tasks: Assignments, broadcast: Broadcast) -> ClientUpdates:
+    def train(self, assignments: Assignments, broadcast: Broadcast) -> ClientUpdates:
         """Train some clients that start from one version of the model."""
-        return merge([self._stage.train(tasks, broadcast)])
+        return merge([self._stage.train(assignments, broadcast)])
 
     def train_versions(self, groups: Sequence[tuple[Assignments, Broadcast]]) -> list[ClientUpdates]:
         """Train groups of clients, each from a version of its own."""
-        return [self.train(tasks, broadcast) for tasks, broadcast in groups]
+        return [self.train(assignments, broadcast) for assignments, broadcast in groups]
 
-    def score(self, params: Params, rows: NDArray[np.int64]) -> Score:
-        """Score the global model on test rows."""
-        return total_score([self._stage.score(params, piece) for piece in pieces(rows)], len(rows))
+    def score(self, params: Params, rows: NDArray[np.int64]) -> ScoreSums:
+        """Return what scoring the global model on test rows comes to."""
+        return total_score([self._stage.score(params, piece) for piece in pieces(rows)])
 
     def estimate_statistics(self, params: Params, rows: NDArray[np.int64]) -> Params:
         """Re-estimate the global model's running statistics on training rows."""
@@ -51,12 +52,10 @@ def pieces(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return [rows[start : start + ROWS_PER_CALL] for start in range(0, len(rows), ROWS_PER_CALL)]
 
 
-def total_score(counts: Sequence[tuple[int, float]], num_rows: int) -> Score:
-    """Add up correct answers and losses, in the order given."""
-    return Score(
-        accuracy=sum(correct for correct, _ in counts) / num_rows,
-        loss=sum(loss for _, loss in counts) / num_rows,
-    )
+def total_score(parts: Sequence[ScoreSums]) -> ScoreSums:
+    """Add up the scores of pieces, in the order given."""
+    first, *others = parts
+    return sum(others, first)
 
 
 class InProcessRunner:

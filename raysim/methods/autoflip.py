@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raysim.client.training import LocalHooks, Report
+from raysim.client.hooks import LocalHooks, Report
 from raysim.client.view import ClientView
 from raysim.core.tensors import Params
 from raysim.methods.method import RoundView, Trainer

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from raysim.client.training import LocalHooks, compose, train
+from raysim.client.hooks import LocalHooks, compose
+from raysim.client.training import train
 from raysim.client.view import ClientView
 from raysim.clock.timing import CohortLoad
 from raysim.core.tensors import Params
@@ -27,11 +28,10 @@ def fuse_and_prune(view: ClientView, order: np.random.Generator) -> tuple[Client
     workload = view.workload
     one_epoch = replace(workload.local, epochs=1)
     hooks = compose([hook(view) for hook in view.broadcast.rules.hooks])
-    train(
-        view.model, view.inputs, view.labels, one_epoch, view.learning_rate, order, hooks, workload.data.augmented
-    )  # fmt: skip
+    rate, augment = view.learning_rate, workload.data.augmented
+    train(view.model, view.inputs, view.targets, workload.task, one_epoch, rate, order, hooks, augment)
     fused = fuse(view.start, dict(view.model.state_dict()), view.broadcast.round)
-    mask = masks.keep_top(workload.plan, l1_norms(workload.plan, fused), view.task.keep_ratio)
+    mask = masks.keep_top(workload.plan, l1_norms(workload.plan, fused), view.assignment.keep_ratio)
     return view.narrowed(mask, fused), 1
 
 
@@ -46,23 +46,23 @@ def fuse(before: Params, trained: Params, round: int) -> Params:
 
 def feature_penalty(view: ClientView, options: MethodOptions, factor: float = 0.01) -> LocalHooks:
     """Add 0.01 times the mean squared norm of what the classifier reads to the loss (eq 8)."""
-    outputs = view.workload.plan.outputs
+    outputs, task = view.workload.plan.outputs, view.workload.task
     layer = None if outputs is None else outputs.name
 
-    def loss(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def loss(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         features: list[torch.Tensor] = []
 
         def remember(_layer: nn.Module, read: Any) -> None:
             features.append(read[0])
 
         if layer is None:
-            return nn.functional.cross_entropy(model(inputs), labels)
+            return task.loss(model(inputs), targets)
         handle = model.get_submodule(layer).register_forward_pre_hook(remember)
         try:
-            logits = model(inputs)
+            found = model(inputs)
         finally:
             handle.remove()
-        return nn.functional.cross_entropy(logits, labels) + factor * features[0].flatten(1).pow(2).sum(1).mean()
+        return task.loss(found, targets) + factor * features[0].flatten(1).pow(2).sum(1).mean()
 
     return LocalHooks(loss=loss)
 
@@ -76,7 +76,8 @@ def whole_model_down(view: RoundView, scores: object) -> list[Mask]:
 def load_of_phases(view: RoundView, chosen: CohortMasks, load: CohortLoad) -> CohortLoad:
     """Count one epoch of the full model, the others and the way up of the submodel, and its mask."""
     zeros = np.zeros(view.plan.num_units)
-    small = [view.costs.of(masks.keep_top(view.plan, zeros, float(ratio))) for ratio in view.keep_ratios]
+    submodels = [masks.keep_top(view.plan, zeros, float(ratio)) for ratio in view.keep_ratios]
+    small = [view.costs.of(mask) for mask in submodels]
     flops = np.array([cost.train_flops for cost in small], dtype=np.int64)
     activations = np.array([cost.activation_bytes for cost in small], dtype=np.int64)
     dense, more_epochs = view.costs.dense, view.epochs - 1
@@ -84,7 +85,7 @@ def load_of_phases(view: RoundView, chosen: CohortMasks, load: CohortLoad) -> Co
     return replace(
         load,
         down_bytes=np.full(len(small), dense.model_bytes, dtype=np.int64),
-        up_bytes=np.array([cost.model_bytes for cost in small]) + mask_bytes,
+        up_bytes=np.array([view.update_bytes(mask) for mask in submodels]) + mask_bytes,
         train_flops=view.examples * (dense.train_flops + more_epochs * flops),
         activation_bytes=view.examples * (dense.activation_bytes + more_epochs * activations),
     )

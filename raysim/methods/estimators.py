@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from raysim.client.training import GradientMoments, LocalHooks, Report, effective_steps
+from raysim.client.hooks import GradientMoments, LocalHooks, Report
+from raysim.client.training import effective_steps
 from raysim.client.view import ClientView
 from raysim.clock.timing import CohortLoad
 from raysim.core.tensors import Params
@@ -61,7 +62,7 @@ def hutchinson(view: ClientView, draws: int) -> tuple[Params, Params]:
     view.model.eval()
     parameters = [parameter for parameter in view.model.parameters() if parameter.requires_grad]
     rows = slice(0, HUTCHINSON_ROWS)
-    loss = torch.nn.functional.cross_entropy(view.model(view.inputs[rows]), view.labels[rows])
+    loss = view.workload.task.loss(view.model(view.inputs[rows]), view.targets[rows])
     gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
     diagonal = [torch.zeros_like(parameter) for parameter in parameters]
     for _ in range(draws):
@@ -92,20 +93,19 @@ def hutchinson_load(view: RoundView, masks: CohortMasks, load: CohortLoad) -> Co
 
 
 def report_gradients(view: ClientView, options: MethodOptions) -> LocalHooks:
-    """Report n_k g_k and n_k g_k^2, g_k = -D_k / (rate a_n) the client's pseudo-gradient, its local variation."""
+    """Report n_k g_k and n_k g_k^2, g_k = -D_k / (rate a_n) the client's pseudo-gradient, its local variation.
 
-    def finish() -> Report:
+    D_k is the update as the server receives it, compressed where updates are.
+    """
+
+    def read(update: Params) -> Report:
         steps = effective_steps(view.num_steps, view.workload.local.momentum)
-        after = dict(view.model.named_parameters())
-        gradient = {
-            name: (view.start[name].double() - after[name].detach().double()) / (view.learning_rate * steps)
-            for name in view.trainable
-        }
+        gradient = {name: -update[name] / (view.learning_rate * steps) for name in view.trainable}
         squared = {name: value**2 for name, value in gradient.items()}
-        examples = len(view.labels)
+        examples = len(view.targets)
         return Report(sums={"gradient": (gradient, examples), "squared_gradient": (squared, examples)})
 
-    return LocalHooks(finish=(finish,))
+    return LocalHooks(received=(read,))
 
 
 def update_fisher(memory: Params, report: CohortReport) -> Params:

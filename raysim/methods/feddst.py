@@ -6,7 +6,7 @@ from math import cos, pi, prod
 import numpy as np
 import torch
 
-from raysim.client.training import LocalHooks
+from raysim.client.hooks import LocalHooks
 from raysim.client.view import ClientView
 from raysim.clock.timing import CohortLoad
 from raysim.core import seeding

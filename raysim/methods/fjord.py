@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 
 from raysim.budgets.rules import widest_of
-from raysim.client.training import LocalHooks
+from raysim.client.hooks import LocalHooks
 from raysim.client.view import ClientView
 from raysim.clock.timing import CohortLoad
 from raysim.core import seeding
@@ -99,18 +99,20 @@ def ordered_dropout(view: ClientView, options: MethodOptions) -> LocalHooks:
 
     With `distill` the widest submodel learns from the labels and teaches the drawn one (section 4.2).
     """
-    widest = view.task.budget
-    round, client = view.broadcast.round, view.task.client
+    widest = view.assignment.budget
+    round, client = view.broadcast.round, view.assignment.client
     widths = iter(step_widths(view.workload.seed, round, client, view.num_steps, widest).tolist())
 
-    def loss(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    task = view.workload.task
+
+    def loss(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         mask = _mask_of(view.workload.plan, next(widths))
         if not options["distill"] or mask.kept.sum() == view.mask.kept.sum():
-            return nn.functional.cross_entropy(_narrow_forward(view, mask, model, inputs), labels)
+            return task.loss(_narrow_forward(view, mask, model, inputs), targets)
         teacher = model(inputs)
-        logits = _narrow_forward(view, mask, model, inputs)
-        soft = nn.functional.cross_entropy(logits, teacher.detach().softmax(dim=1))
-        return nn.functional.cross_entropy(teacher, labels) + soft
+        outputs = _narrow_forward(view, mask, model, inputs)
+        taught = task.distillation_for("method.options.distill=True")(outputs, teacher.detach())
+        return task.loss(teacher, targets) + taught
 
     return LocalHooks(loss=loss)
 

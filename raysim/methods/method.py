@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from raysim.budgets.rules import BudgetRule, all_affordable
 from raysim.client.assignments import LocalRules
-from raysim.client.training import LocalHooks, LocalTraining
+from raysim.client.hooks import LocalHooks
+from raysim.client.training import LocalTraining
 from raysim.clock.timing import CohortLoad
 from raysim.clock.work import Cohort
 from raysim.core.options import Option
@@ -41,6 +42,7 @@ class RoundView:
         params: Global parameters and buffers.
         memory: What the method remembers.
         client_memory: What it remembers of single clients, by id.
+        update_bytes: From a mask to the bytes that its client's update takes.
     """
 
     plan: ChannelPlan
@@ -55,6 +57,7 @@ class RoundView:
     params: Params
     memory: Params
     client_memory: Mapping[int, Params]
+    update_bytes: Callable[[Mask], int]
 
     @property
     def round(self) -> int:
@@ -175,7 +178,7 @@ class Method:
         prepare: What happens before the first round.
         after_round: What is learned from a round.
         objective: Local objective; set from `options.objective`.
-        sends_memory: Whether a client's task carries what is remembered of it.
+        sends_memory: Whether a client's assignment carries what is remembered of it.
         learns_widths: Whether the size of submodels depends on what is learned.
         chooses_widths: Whether it drops channels whatever the budget.
         one_version: Whether all updates of a round have to start from one version of the model.

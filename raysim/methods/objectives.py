@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from raysim.client.training import LocalHooks, Report, effective_steps
+from raysim.client.hooks import LocalHooks, Report
+from raysim.client.training import effective_steps
 from raysim.client.view import ClientView
 from raysim.clock.timing import CohortLoad
 from raysim.core.tensors import Params
@@ -49,14 +50,14 @@ def control_variates(view: ClientView, options: MethodOptions) -> LocalHooks:
         }
         change = elements.apply(view.elements, change)
         new = {name: own[name] + change[name] for name in view.trainable}
-        return Report(sums={"variate": (change, len(view.labels))}, memory=_in_full(view, new))
+        return Report(sums={"variate": (change, len(view.targets))}, memory=_in_full(view, new))
 
     return LocalHooks(correct=(correct,), finish=(finish,))
 
 
 def _in_full(view: ClientView, variate: Params) -> Params:
     old = {
-        name: view.task.memory.get(f"variate/{name}", torch.zeros_like(view.broadcast.params[name]))
+        name: view.assignment.memory.get(f"variate/{name}", torch.zeros_like(view.broadcast.params[name]))
         for name in variate
     }
     full = submodel.reconstruct(variate, {key: dims for key, dims in view.cut.items() if key in variate}, old)

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from raysim.client.training import GradientMoments, LocalHooks, Report
+from raysim.client.hooks import GradientMoments, LocalHooks, Report
 from raysim.client.view import ClientView
 from raysim.clock.timing import CohortLoad
 from raysim.core import seeding

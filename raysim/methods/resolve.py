@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from raysim.client.compression import VALUE_BYTES
 from raysim.client.training import LocalTraining
 from raysim.clock.timing import CohortLoad
 from raysim.core import plugins
@@ -21,10 +22,12 @@ from raysim.methods.objectives import OBJECTIVES
 from raysim.methods.options import MethodOptions
 from raysim.methods.scores import random_score, with_bonus
 from raysim.methods.table import METHODS
+from raysim.pruning.costs import CostTable
 from raysim.pruning.masks import CohortMasks, Mask
 from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.significance import FORMS, Scores, form_of
 from raysim.server.fill import FILLS
+from raysim.task.task import Task
 
 NORMALIZATIONS = ("batch", "static", "group")
 
@@ -184,6 +187,14 @@ def _rules(row: Method) -> Any:
     )
 
 
+def check_task(method: Method, task: Task) -> None:
+    """Raise SettingError if a method asks something of the task that it does not have."""
+    if method.rules.own_classes_only:
+        task.own_classes_for(f"method.name={method.name!r}")
+    if method.options.own.get("distill"):
+        task.distillation_for("method.options.distill=True")
+
+
 def rank(method: Method, view: RoundView) -> tuple[Scores, Params]:
     """Score the channels, or repeat the last ranking where it is not yet due to be refreshed.
 
@@ -296,6 +307,19 @@ def remember_kept(memory: Params, report: CohortReport) -> Params:
         "kept_share": torch.from_numpy(kept.mean(axis=0)),
         "trained": trained | memory.get("trained", torch.zeros_like(trained)),
     }
+
+
+def update_bytes(method: Method, costs: CostTable, mask: Mask) -> int:
+    """Return the bytes of a client's update: its buffers and its parameters, compressed where updates are."""
+    compression = method.rules.compression
+    if compression is None:
+        return costs.of(mask).model_bytes - costs.pruned_bytes(mask)
+    return costs.buffer_bytes(mask) + compression.upload_bytes(costs.sent_entries(mask))
+
+
+def remembered_bytes(method: Method, costs: CostTable, mask: Mask) -> int:
+    """Return the memory that a client needs for what a compression remembers of the entries it sends."""
+    return VALUE_BYTES * sum(costs.sent_entries(mask).values()) if method.rules.remembers_updates else 0
 
 
 def score_bytes(method: Method, mask: Mask) -> int:

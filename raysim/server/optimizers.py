@@ -1,4 +1,4 @@
-"""Server optimizers: the cohort's aggregated change as a gradient (Reddi et al., arXiv 2003.00295)."""
+"""Server optimizers step along the cohort's aggregated change as a gradient (Reddi et al., arXiv 2003.00295)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class ServerOptimizer:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the server just takes what aggregation gives."""
+        """Whether the server uses the aggregated parameters as they are."""
         return self.optimizer == "sgd" and self.learning_rate == 1.0
 
 
@@ -31,17 +31,21 @@ StepRule = Callable[[torch.Tensor, Moments, ServerOptimizer], tuple[torch.Tensor
 
 
 def step(
-    before: Params, after: Params, buffers: frozenset[str], coverage: Coverage, memory: Params,
+    before: Params,
+    after: Params,
+    buffers: frozenset[str],
+    coverage: Coverage,
+    memory: Params,
     server: ServerOptimizer,
-) -> tuple[Params, Params]:  # fmt: skip
+) -> tuple[Params, Params]:
     """Step from the old parameters along the aggregated change, only where somebody trained.
 
     Args:
         before: Parameters and buffers before the round.
-        after: What aggregation made of them.
-        buffers: Keys that are not stepped but taken over.
+        after: The aggregated parameters and buffers.
+        buffers: Keys of buffers, which are copied from `after`.
         coverage: Examples behind each entry.
-        memory: What the server remembers; moments of entries nobody trained stay as they are.
+        memory: The optimizer's state; moments of entries that nobody trained stay as they are.
         server: The optimizer.
     """
     if server.is_plain:

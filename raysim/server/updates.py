@@ -1,4 +1,4 @@
-"""What a chunk of clients sends back, and how such contributions add up."""
+"""Updates of a chunk of clients, and how the updates of several chunks add up."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,17 +12,17 @@ from raysim.server.fixed_point import ExactSum
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClientUpdates:
-    """What a chunk of clients sends back.
+    """Everything that a chunk of clients sends back.
 
     Attributes:
-        sums: Exact sums over the clients: `update` of n_k D_k, for masks of single elements `held` of n_k m_k,
-            and what the method's local rules report.
-        clients: One row per client: `client`, `train_loss`, `epochs`, `accuracy` and `heldout_loss` (NaN if
-            not scored).
+        sums: Exact sums over the clients: `update` of n_k D_k, for masks of single entries `held` of n_k m_k,
+            and the reports of the method's local rules.
+        clients: One row per client: `client`, `train_loss`, `epochs`, `accuracy` (the task's primary metric) and
+            `heldout_loss` (both NaN if it is not scored).
         kept: Which units each client sends back, `(clients, num_units)`.
-        channel_sums: Numbers per channel of each client, `(clients, sums, num_units)`; no sums where the
-            method asks for none.
-        memories: What is to be remembered of single clients, by id.
+        channel_sums: Numbers per channel of each client, `(clients, sums, num_units)`; no sums if the method
+            needs none.
+        memories: Tensors to be remembered of single clients, by id.
     """
 
     sums: dict[str, ExactSum]
@@ -33,10 +33,10 @@ class ClientUpdates:
 
 
 class Accumulator:
-    """Adds up contributions as they come; the result does not depend on their order or on who is in which.
+    """Adds up updates as they arrive; the result depends neither on their order nor on how clients are grouped.
 
-    What comes from another process may not be written, and stays in memory shared with it while it is held. So of
-    every contribution but the first the sums are added, and the rest is copied.
+    Arrays from another process are read-only and occupy memory shared with it as long as they are referenced. So all
+    sums but the first are added and released, and everything else is copied.
     """
 
     def __init__(self) -> None:
@@ -44,13 +44,13 @@ class Accumulator:
         self._owned: set[str] = set()
         self._rows: list[ClientUpdates] = []
 
-    def add(self, contribution: ClientUpdates) -> None:
-        """Add a contribution.
+    def add(self, updates: ClientUpdates) -> None:
+        """Add the updates of a chunk.
 
         Raises:
             OverflowError: If a sum could leave the 64-bit range.
         """
-        for name, total in contribution.sums.items():
+        for name, total in updates.sums.items():
             if name not in self._sums:
                 self._sums[name] = total
                 continue
@@ -61,18 +61,18 @@ class Accumulator:
         self._rows.append(
             ClientUpdates(
                 {},
-                {name: column.copy() for name, column in contribution.clients.items()},
-                contribution.kept.copy(),
-                contribution.channel_sums.copy(),
+                {name: column.copy() for name, column in updates.clients.items()},
+                updates.kept.copy(),
+                updates.channel_sums.copy(),
                 {
                     client: {key: tensor.clone() for key, tensor in memory.items()}
-                    for client, memory in contribution.memories.items()
+                    for client, memory in updates.memories.items()
                 },
             )
         )
 
     def total(self) -> ClientUpdates:
-        """Return the sum of what was added, its clients in the order of their ids; nothing may be added later."""
+        """Return the sum, its clients in the order of their ids; nothing may be added afterwards."""
         rows = self._rows
         by_id = np.argsort(np.concatenate([row.clients["client"] for row in rows]))
         return ClientUpdates(
@@ -84,11 +84,11 @@ class Accumulator:
         )
 
 
-def merge(contributions: Iterable[ClientUpdates]) -> ClientUpdates:
-    """Add up contributions; the sums of a single one are taken over, not copied."""
+def merge(several: Iterable[ClientUpdates]) -> ClientUpdates:
+    """Add up the updates of several chunks; the sums of a single one are not copied."""
     accumulator = Accumulator()
-    for contribution in contributions:
-        accumulator.add(contribution)
+    for updates in several:
+        accumulator.add(updates)
     return accumulator.total()
 
 

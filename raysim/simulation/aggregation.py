@@ -135,10 +135,9 @@ def classes_owned(scenario: Scenario, cohort: Cohort) -> NDArray[np.bool_] | Non
     if not scenario.method.rules.own_classes_only:
         return None
     data, train = scenario.workload.data, scenario.workload.population.train
-    owned = np.zeros((len(cohort.clients), data.num_classes), dtype=np.bool_)
-    for index, client in enumerate(cohort.clients):
-        owned[index, data.train_labels[train[client]]] = True
-    return owned
+    own = scenario.workload.task.own_classes_for("own_classes_only=True")
+    targets = (torch.from_numpy(data.train_labels[train[client]]) for client in cohort.clients)
+    return np.stack([own.owned(each, data.num_classes).numpy() for each in targets])
 
 
 def _has_elements(key: str, mask: Mask) -> bool:

@@ -38,7 +38,8 @@ def assignments_of(
 ) -> Assignments:
     """Return a cohort's assignments, every client by itself."""
     method = scenario.method
-    memory = memory if method.sends_memory or method.objective.sends_memory else {}
+    is_read = method.sends_memory or method.objective.sends_memory or method.rules.remembers_updates
+    memory = memory if is_read else {}
     return Assignments(
         cohort.clients,
         masks,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from raysim.client import evaluation
+from raysim.client import compression, evaluation
 from raysim.client.packing import pack_size
 from raysim.client.training import LocalTraining
 from raysim.client.view import Workload
@@ -127,6 +127,7 @@ def _build(settings: ExperimentSettings) -> Scenario:
     model = _normalized(model, method.options.normalization)
     plan = _plan_of(settings, model, method, owned, data.test_rows(np.arange(2))[0])
     workload = Workload(seed, data, clients, model, plan, local, settings.executor.device)
+    methods.check_task(method, workload.task)
     check_batches(workload)
     costs = CostTable(model, plan, data.input_shape)
     _ = costs.dense
@@ -249,13 +250,18 @@ def _layers_kept_whole(settings: ExperimentSettings, model: nn.Module) -> list[s
 
 
 def method_of(settings: ExperimentSettings) -> Method:
-    """Resolve the settings' method and its options.
+    """Resolve the settings' method, its options, and how updates are compressed.
 
     Raises:
         SettingError: If one of them is unknown, or does not go with another.
     """
     given = settings.method.model_dump(exclude={"name"}, exclude_none=True)
-    return methods.resolve(settings.method.name, given, _local_training(settings))
+    method = methods.resolve(settings.method.name, given, _local_training(settings))
+    chosen = settings.compression.model_dump(exclude_none=True)
+    if not chosen:
+        return method
+    rules = replace(method.rules, compression=compression.resolve(chosen.pop("name"), chosen))
+    return replace(method, rules=rules)
 
 
 def _local_training(settings: ExperimentSettings) -> LocalTraining:

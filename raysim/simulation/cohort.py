@@ -39,6 +39,7 @@ def view_of(scenario: Scenario, state: ServerState, cohort: Cohort) -> RoundView
         params=state.params,
         memory=state.memory,
         client_memory=state.clients,
+        update_bytes=partial(methods.update_bytes, scenario.method, scenario.costs),
     )
 
 
@@ -66,8 +67,8 @@ def transfer_bytes(scenario: Scenario, mask: Mask) -> tuple[int, int]:
     """Return the bytes that travel down and up for one client.
 
     Down: the submodel and, where it is cut, one bit per channel that tells which; for masks of single entries
-    the kept ones, and a bitmap or an index list of the submodel's entries. Up: the submodel and the channel sums
-    the method asks for; the server knows the mask.
+    the kept ones, and a bitmap or an index list of the submodel's entries. Up: the update, compressed where updates
+    are, and the channel sums the method asks for; the server knows the mask.
     """
     pruned = scenario.costs.pruned_elements(mask)
     model_bytes = scenario.costs.of(mask).model_bytes - scenario.costs.pruned_bytes(mask)
@@ -75,7 +76,8 @@ def transfer_bytes(scenario: Scenario, mask: Mask) -> tuple[int, int]:
     if pruned:
         entries = scenario.costs.masked_entries(mask)
         mask_bytes += elements.mask_bytes(entries, entries - sum(pruned.values()))
-    return model_bytes + mask_bytes, model_bytes + methods.score_bytes(scenario.method, mask)
+    update_bytes = methods.update_bytes(scenario.method, scenario.costs, mask)
+    return model_bytes + mask_bytes, update_bytes + methods.score_bytes(scenario.method, mask)
 
 
 def schedule_cohort(scenario: Scenario, cohort: Cohort, load: CohortLoad) -> CohortTiming:

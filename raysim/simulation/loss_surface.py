@@ -12,12 +12,13 @@ from torch.func import functional_call
 
 from raysim.core.tensors import Params
 from raysim.data.batches import batch_slices
+from raysim.task.task import Task
 
 ROWS_PER_PASS = 100
 """Rows of one pass: fixed, since the last bits depend on it; few, since curvature needs every activation at once."""
 
 SummedLoss = Callable[[Params, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Summed loss of some rows from weights, inputs and labels."""
+"""Summed loss of some rows from weights, inputs and targets."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,27 +29,27 @@ class LossSurface:
         summed: Summed loss of rows.
         names: Keys of the weights that F is differentiated by.
         inputs: `(rows, ...)`.
-        labels: `(rows,)`.
+        targets: `(rows, ...)`.
     """
 
     summed: SummedLoss
     names: tuple[str, ...]
     inputs: torch.Tensor
-    labels: torch.Tensor
+    targets: torch.Tensor
 
-    def on(self, inputs: torch.Tensor, labels: torch.Tensor) -> "LossSurface":
+    def on(self, inputs: torch.Tensor, targets: torch.Tensor) -> "LossSurface":
         """Return the same loss on other rows."""
-        return replace(self, inputs=inputs.double(), labels=labels)
+        return replace(self, inputs=inputs.double(), targets=targets)
 
     def first(self, count: int) -> "LossSurface":
         """Return the same loss on the first rows only."""
-        return replace(self, inputs=self.inputs[:count], labels=self.labels[:count])
+        return replace(self, inputs=self.inputs[:count], targets=self.targets[:count])
 
     def value(self, weights: Params) -> float:
         """Return F(w)."""
         with torch.no_grad():
             total = sum(float(self.summed(weights, *self._rows(start))) for start in self._starts())
-        return total / len(self.labels)
+        return total / len(self.targets)
 
     def gradient(self, weights: Params) -> Params:
         """Return the gradient of F."""
@@ -76,7 +77,7 @@ class LossSurface:
         """Yield the gradient of some rows at a time, each with its derivatives along the directions."""
         leaves = {name: weights[name].detach().requires_grad_() for name in self.names}
         for start in self._starts():
-            loss = self.summed({**weights, **leaves}, *self._rows(start)) / len(self.labels)
+            loss = self.summed({**weights, **leaves}, *self._rows(start)) / len(self.targets)
             slopes = _slopes(loss, leaves, create_graph=bool(directions))
             yield slopes, (_slopes(dot(slopes, direction), leaves, retain_graph=True) for direction in directions)
 
@@ -84,22 +85,21 @@ class LossSurface:
         return {name: torch.zeros_like(weights[name]) for name in self.names}
 
     def _starts(self) -> range:
-        return range(0, len(self.labels), ROWS_PER_PASS)
+        return range(0, len(self.targets), ROWS_PER_PASS)
 
     def _rows(self, start: int) -> tuple[torch.Tensor, torch.Tensor]:
         rows = slice(start, start + ROWS_PER_PASS)
-        return self.inputs[rows], self.labels[rows]
+        return self.inputs[rows], self.targets[rows]
 
 
-def of_model(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> LossSurface:
-    """Return the mean cross entropy of a model in eval mode and float64; the model itself is left unchanged."""
+def of_model(task: Task, model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> LossSurface:
+    """Return the mean loss of a model in eval mode and float64; the model itself is left unchanged."""
     frame = copy.deepcopy(model).double().eval()
 
-    def summed(weights: Params, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        logits = functional_call(frame, weights, (inputs,))
-        return nn.functional.cross_entropy(logits, labels, reduction="sum")
+    def summed(weights: Params, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return task.loss(functional_call(frame, weights, (inputs,)), targets, reduction="sum")
 
-    return LossSurface(summed, tuple(name for name, _ in model.named_parameters()), inputs.double(), labels)
+    return LossSurface(summed, tuple(name for name, _ in model.named_parameters()), inputs.double(), targets)
 
 
 def in_float64(params: Params) -> Params:
@@ -143,11 +143,11 @@ def gradient_and_variance(surface: LossSurface, weights: Params, batch_size: int
 
     Minibatches are cut from the rows in their order and count with their rows; a single one has variance 0.
     """
-    num_rows = len(surface.labels)
+    num_rows = len(surface.targets)
     total, squares = {name: torch.zeros_like(weights[name]) for name in surface.names}, 0.0
     for batch in batch_slices(num_rows, batch_size):
         share = (batch.stop - batch.start) / num_rows
-        found = surface.on(surface.inputs[batch], surface.labels[batch]).gradient(weights)
+        found = surface.on(surface.inputs[batch], surface.targets[batch]).gradient(weights)
         squares += share * squared_norm(found)
         _add(total, {name: share * value for name, value in found.items()})
     return total, max(0.0, squares - squared_norm(total))

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim.client.assignments import Broadcast, LocalRules
-from raysim.client.training import LocalHooks
+from raysim.client.hooks import LocalHooks
 from raysim.clock import energy
 from raysim.clock.outcomes import COUNTED, OUTCOME_DTYPE
 from raysim.clock.timing import CohortLoad, CohortTiming
@@ -60,12 +60,13 @@ class _Trainer:
             cohort_of(scenario, clients, self._round), epochs=np.full(len(clients), epochs),
             keep_ratios=np.ones(len(clients)),
         )  # fmt: skip
-        method = replace(scenario.method, load=None, objective=Objective())
+        rules = LocalRules(hooks)  # what is sent before round 1 is sent whole
+        method = replace(scenario.method, load=None, objective=Objective(), rules=rules)
         unscored = replace(scenario, scored_share=0.0, method=method)
         masks = CohortMasks.of([mask] * len(clients))
         view = view_of(unscored, state, cohort)
         assignments = assignments_of(unscored, cohort, masks, load_of(unscored, view, masks), {})
-        contribution = self._executor.train(assignments, Broadcast(self._round, params, LocalRules(hooks), {}))
+        contribution = self._executor.train(assignments, Broadcast(self._round, params, rules, {}))
         epochs_trained = contribution.clients["epochs"].astype(np.int64)
         trained = replace(view, cohort=replace(cohort, epochs=epochs_trained))
         load = load_of(unscored, trained, masks)  # exploration may have ended early

@@ -64,4 +64,4 @@ def evaluate(scenario: Scenario, after: ServerState, executor: Executor) -> tupl
     if scenario.method.rules.static_norm and evaluation.batch_norms(scenario.workload.model):
         buffers = executor.estimate_statistics(served, scenario.statistics_rows)
         params, served = params | buffers, served | buffers
-    return params, executor.score(served, scenario.test_rows)
+    return params, Score.of(scenario.workload.task, executor.score(served, scenario.test_rows))

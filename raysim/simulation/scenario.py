@@ -22,18 +22,18 @@ from raysim.server.updates import ClientUpdates
 from raysim.simulation.state import (
     FIRST,
     RoundReport,
-    Score,
     ServerState,
     Start,
     Storage,
     Totals,
 )
+from raysim.task.task import ScoreSums
 
 
 class Executor(Protocol):
     """Trains and evaluates for a round; the results do not depend on where it runs."""
 
-    def train(self, tasks: Assignments, broadcast: Broadcast) -> ClientUpdates:
+    def train(self, assignments: Assignments, broadcast: Broadcast) -> ClientUpdates:
         """Train clients that start from one version of the model."""
         ...
 
@@ -41,8 +41,8 @@ class Executor(Protocol):
         """Train groups of clients, each from a version of its own, all at once; one sum of updates per group."""
         ...
 
-    def score(self, params: Params, rows: NDArray[np.int64]) -> Score:
-        """Score the global model on test rows."""
+    def score(self, params: Params, rows: NDArray[np.int64]) -> ScoreSums:
+        """Return what scoring the global model on test rows comes to."""
         ...
 
     def estimate_statistics(self, params: Params, rows: NDArray[np.int64]) -> Params:

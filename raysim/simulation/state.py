@@ -12,6 +12,7 @@ from raysim.core.storage.local import AnyPath, storage_path
 from raysim.core.storage.path import StoragePath
 from raysim.core.tensors import Columns, Params
 from raysim.pruning.coverage import CoverageSummary
+from raysim.task.task import ScoreSums, Task
 
 if TYPE_CHECKING:
     from raysim.clock.work import Work
@@ -19,10 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Accuracy and mean loss over a set of labelled rows."""
+    """Accuracy, or what the task's primary metric is, and mean loss over a set of rows."""
 
     accuracy: float
     loss: float
+
+    @staticmethod
+    def of(task: Task, sums: ScoreSums) -> "Score":
+        """Return what sums over all rows come to."""
+        return Score(task.primary_of(sums), sums.mean_loss)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from tests.planned import plan_round
 def trained(*overrides: str) -> ClientUpdates:
     scenario = build_scenario(tiny_settings(*overrides))
     planned = plan_round(scenario)
-    return ClientTrainer(scenario.workload).train(planned.tasks, planned.broadcast)
+    return ClientTrainer(scenario.workload).train(planned.assignments, planned.broadcast)
 
 
 def changes(contribution: ClientUpdates) -> torch.Tensor:

@@ -3,17 +3,18 @@ import torch
 from torch import nn
 
 from raysim.client import evaluation
+from raysim.task.table import TASKS
 
 
 def test_counts_and_losses_equal_one_pass_over_all_rows() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 3)).train()
     inputs, labels = torch.randn(1203, 5), torch.randint(0, 3, (1203,))
-    correct, loss = evaluation.count_correct(model, inputs, labels)
+    sums = evaluation.score(TASKS["classification"], model, inputs, labels)
     model.eval()
     logits = model(inputs).detach()
-    assert correct == int((logits.argmax(1) == labels).sum())
-    assert loss == pytest.approx(float(nn.functional.cross_entropy(logits, labels, reduction="sum")), rel=1e-5)
+    assert sums.terms["accuracy"] == int((logits.argmax(1) == labels).sum())
+    assert sums.loss == pytest.approx(float(nn.functional.cross_entropy(logits, labels, reduction="sum")), rel=1e-5)
 
 
 def test_statistics_are_plain_means_over_the_batches() -> None:

@@ -9,8 +9,9 @@ from torch import nn
 
 from raysim.client import fused_sgd
 from raysim.client.fused_sgd import LARGE, MOST_ROWS, PlainDescent, is_chain
+from raysim.client.hooks import LocalHooks
 from raysim.client.trainer import ClientTrainer
-from raysim.client.training import LocalHooks, LocalTraining, cross_entropy, descent_of
+from raysim.client.training import LocalTraining, descent_of
 from raysim.core import tensors
 from raysim.server.updates import Accumulator
 from raysim.simulation.build import build_scenario
@@ -160,7 +161,10 @@ PLAIN = LocalTraining(momentum=0)
         (LocalTraining("adam", momentum=0), LocalHooks()),
         (PLAIN, LocalHooks(observe=(lambda gradients: None,))),
         (PLAIN, LocalHooks(correct=(lambda gradients: gradients,))),
-        (PLAIN, LocalHooks(loss=lambda model, inputs, labels: 2 * cross_entropy(model, inputs, labels))),
+        (
+            PLAIN,
+            LocalHooks(loss=lambda model, inputs, labels: model(inputs).square().sum()),
+        ),
     ],
 )
 def test_gradients_are_there_for_all_who_need_them(local: LocalTraining, hooks: LocalHooks) -> None:
@@ -178,10 +182,12 @@ def test_clients_of_a_wide_network_sum_to_the_same_bits_in_any_chunks(monkeypatc
         tiny_settings(*wide, "training.momentum=0", "training.clip_norm=null", "training.pack=1")
     )
     planned = plan_round(scenario)
-    whole = ClientTrainer(scenario.workload).train(planned.tasks, planned.broadcast)
+    whole = ClientTrainer(scenario.workload).train(planned.assignments, planned.broadcast)
     parts = Accumulator()
-    for place in reversed(range(len(planned.tasks))):
-        parts.add(ClientTrainer(scenario.workload).train(planned.tasks.take(np.array([place])), planned.broadcast))
+    for place in reversed(range(len(planned.assignments))):
+        parts.add(
+            ClientTrainer(scenario.workload).train(planned.assignments.take(np.array([place])), planned.broadcast)
+        )
     assert added
     digests = [tensors.digest(found.sums["update"].totals) for found in (whole, parts.total())]
     assert digests[0] == digests[1]

@@ -23,7 +23,7 @@ LINEAR = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
 
 def group(*overrides: str):
-    """Scenario, tasks and broadcast of a round of 12 clients, who own between 15 and 40 rows."""
+    """Scenario, assignments and broadcast of a round of 12 clients, who own between 15 and 40 rows."""
     clients = ("population.clients=40", "selection.clients_per_round=12", "evaluation.client_share=0.5")
     scenario = build_scenario(tiny_settings(*MLP, *clients, *overrides))
     state = initial_state(scenario)
@@ -42,10 +42,12 @@ def group(*overrides: str):
     ids=["momentum", "epochs", "decay and clipping", "adam", "cut"],
 )
 def test_clients_trained_together_end_where_they_would_by_themselves(overrides: tuple[str, ...]) -> None:
-    scenario, tasks, broadcast = group(*overrides, "training.pack=8")
-    assert (tasks.packs != ALONE).sum() >= 5
-    together = ClientTrainer(scenario.workload).train(tasks, broadcast)
-    alone = ClientTrainer(scenario.workload).train(replace(tasks, packs=np.full(len(tasks), ALONE)), broadcast)
+    scenario, assignments, broadcast = group(*overrides, "training.pack=8")
+    assert (assignments.packs != ALONE).sum() >= 5
+    together = ClientTrainer(scenario.workload).train(assignments, broadcast)
+    alone = ClientTrainer(scenario.workload).train(
+        replace(assignments, packs=np.full(len(assignments), ALONE)), broadcast
+    )
     for key, total in alone.sums["update"].totals.items():
         assert total.any()
         torch.testing.assert_close(
@@ -53,47 +55,49 @@ def test_clients_trained_together_end_where_they_would_by_themselves(overrides: 
         )
     for name, column in alone.clients.items():
         np.testing.assert_allclose(together.clients[name], column, rtol=1e-4, atol=1e-6, err_msg=name)
-    assert np.isfinite(together.clients["accuracy"]).sum() == round(len(tasks) / 2)
+    assert np.isfinite(together.clients["accuracy"]).sum() == round(len(assignments) / 2)
 
 
 def test_who_trains_with_whom_does_not_depend_on_chunks() -> None:
-    scenario, tasks, broadcast = group()
+    scenario, assignments, broadcast = group()
     assert scenario.pack_size == 3
-    whole = ClientTrainer(scenario.workload).train(tasks, broadcast)
+    whole = ClientTrainer(scenario.workload).train(assignments, broadcast)
     for shares in ([0.5, 0.5], [0.2] * 5):
-        pieces = merge([ClientTrainer(scenario.workload).train(chunk, broadcast) for chunk in tasks.chunks(shares)])
+        pieces = merge(
+            [ClientTrainer(scenario.workload).train(chunk, broadcast) for chunk in assignments.chunks(shares)]
+        )
         assert tensors.digest(pieces.sums["update"].totals) == tensors.digest(whole.sums["update"].totals)
         assert np.array_equal(pieces.clients["train_loss"], whole.clients["train_loss"])
 
 
 def test_packs_are_of_one_mask_and_one_number_of_steps_and_no_larger_than_allowed() -> None:
-    scenario, tasks, _ = group("method.name=magnitude")
-    examples = scenario.workload.population.train.counts_of(tasks.clients)
-    tasks = packed(tasks, examples, 8, size=3)
-    assert (tasks.packs == ALONE).any()
-    assert len(set(tasks.masks.mask_of)) > 1
-    for pack in set(tasks.packs.tolist()) - {ALONE}:
-        members = np.flatnonzero(tasks.packs == pack)
+    scenario, assignments, _ = group("method.name=magnitude")
+    examples = scenario.workload.population.train.counts_of(assignments.clients)
+    assignments = packed(assignments, examples, 8, size=3)
+    assert (assignments.packs == ALONE).any()
+    assert len(set(assignments.masks.mask_of)) > 1
+    for pack in set(assignments.packs.tolist()) - {ALONE}:
+        members = np.flatnonzero(assignments.packs == pack)
         assert 2 <= len(members) <= 3
-        assert len(set(tasks.masks.mask_of[members])) == len(set(-(-examples[members] // 8))) == 1
+        assert len(set(assignments.masks.mask_of[members])) == len(set(-(-examples[members] // 8))) == 1
 
 
 def test_a_client_that_diverges_in_a_pack_is_named() -> None:
-    scenario, tasks, broadcast = group("training.learning_rate=1e30")
+    scenario, assignments, broadcast = group("training.learning_rate=1e30")
     with pytest.raises(RunFailedError, match="diverged") as error:
-        ClientTrainer(scenario.workload).train(tasks, broadcast)
-    assert error.value.client in tasks.clients.tolist()
+        ClientTrainer(scenario.workload).train(assignments, broadcast)
+    assert error.value.client in assignments.clients.tolist()
 
 
 def test_a_client_that_raises_in_a_pack_is_named() -> None:
-    scenario, tasks, broadcast = group()
-    whole = np.flatnonzero(tasks.packs == tasks.packs.max())
-    bad = int(tasks.clients[whole[-1]])
+    scenario, assignments, broadcast = group()
+    whole = np.flatnonzero(assignments.packs == assignments.packs.max())
+    bad = int(assignments.clients[whole[-1]])
     labels = scenario.workload.data.train_labels.copy()
     labels[scenario.workload.population.train[bad][0]] = 99
     data = replace(scenario.workload.data, train_labels=labels)
     with pytest.raises(RunFailedError, match="IndexError") as error:
-        ClientTrainer(replace(scenario.workload, data=data)).train(tasks, broadcast)
+        ClientTrainer(replace(scenario.workload, data=data)).train(assignments, broadcast)
     assert error.value.client == bad
 
 
@@ -140,4 +144,4 @@ def test_a_method_that_asks_more_of_clients_is_not_packed() -> None:
     assert build_scenario(tiny_settings(*MLP, "method.name=fedprox")).pack_size == 1
     with pytest.raises(SettingError, match=r"training.pack=4.*fedprox"):
         build_scenario(tiny_settings(*MLP, "method.name=fedprox", "training.pack=4"))
-    assert plan_round(build_scenario(tiny_settings(*MLP, "method.name=fedprox"))).tasks.packs.max() == ALONE
+    assert plan_round(build_scenario(tiny_settings(*MLP, "method.name=fedprox"))).assignments.packs.max() == ALONE

@@ -3,12 +3,16 @@ import pytest
 import torch
 from torch import nn
 
-from raysim.client.training import GradientMoments, LocalHooks, LocalTraining, clipped, train
+from raysim.client.hooks import GradientMoments, LocalHooks
+from raysim.client.optimizers import clipped
+from raysim.client.training import LocalTraining, train
 from raysim.core.tensors import one_thread
 from raysim.data.batches import batch_slices
+from raysim.task.table import TASKS
 
 INPUTS = torch.randn(23, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(23) % 3
+TASK = TASKS["classification"]
 
 
 def network() -> nn.Module:
@@ -27,7 +31,7 @@ def network() -> nn.Module:
 )
 def test_training_equals_a_loop_with_pytorchs_optimizer_classes(local: LocalTraining) -> None:
     ours, theirs = network(), network()
-    loss = train(ours, INPUTS, LABELS, local, local.learning_rate, np.random.default_rng(1)).loss
+    loss = train(ours, INPUTS, LABELS, TASK, local, local.learning_rate, np.random.default_rng(1)).loss
     kinds = {
         "sgd": lambda: torch.optim.SGD(theirs.parameters(), 0.1, local.momentum, weight_decay=local.weight_decay),
         "adam": lambda: torch.optim.Adam(theirs.parameters(), 0.01, weight_decay=local.weight_decay),
@@ -66,7 +70,7 @@ def test_batches_cover_all_rows_and_none_is_a_lonely_last(rows: int, size: int) 
 def test_moments_are_means_of_minibatch_gradients_and_their_squares() -> None:
     model, moments = network(), GradientMoments()
     local = LocalTraining("sgd", 0.0, momentum=0.0, epochs=2, batch_size=8)
-    train(model, INPUTS, LABELS, local, 0.0, np.random.default_rng(3), LocalHooks(observe=(moments,)))
+    train(model, INPUTS, LABELS, TASK, local, 0.0, np.random.default_rng(3), LocalHooks(observe=(moments,)))
     order, gradients = np.random.default_rng(3), []
     for _ in range(2):
         shuffled = torch.from_numpy(order.permutation(23))
@@ -83,7 +87,7 @@ def test_parameters_without_a_gradient_stay() -> None:
     model.forward = lambda inputs: model["used"](inputs)  # type: ignore[method-assign]
     model["used"].bias.requires_grad_(False)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    train(model, INPUTS, LABELS, LocalTraining(momentum=0.0), 0.1, np.random.default_rng(0))
+    train(model, INPUTS, LABELS, TASK, LocalTraining(momentum=0.0), 0.1, np.random.default_rng(0))
     changed = {key for key, tensor in model.state_dict().items() if not torch.equal(tensor, before[key])}
     assert changed == {"used.weight"}
 

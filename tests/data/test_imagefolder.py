@@ -80,10 +80,10 @@ def test_two_may_decode_at_the_same_time(folder):
 
 def test_where_the_place_beside_the_folder_cannot_be_written_the_users_cache_is_used(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    beside, own = imagefolder._places(folder)
+    beside, own = imagefolder._cache_files(folder)
     assert (beside, own.parent) == (folder.parent / "images.raysim.npz", tmp_path / "cache" / "raysim")
     (tmp_path / "file").touch()
-    monkeypatch.setattr(imagefolder, "_places", lambda root: [tmp_path / "file" / "images.raysim.npz", own])
+    monkeypatch.setattr(imagefolder, "_cache_files", lambda root: [tmp_path / "file" / "images.raysim.npz", own])
     load(folder)
     assert own.is_file()
     assert not beside.exists()
@@ -91,7 +91,7 @@ def test_where_the_place_beside_the_folder_cannot_be_written_the_users_cache_is_
 
 def test_without_any_place_to_write_the_reason_is_said(folder, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(imagefolder, "_places", lambda root: [tmp_path / "file" / "images.raysim.npz"])
+    monkeypatch.setattr(imagefolder, "_cache_files", lambda root: [tmp_path / "file" / "images.raysim.npz"])
     assert len(load(folder).train_images) == 60
     assert "the decoded images cannot be kept for the next start (File exists)" in caplog.text
 

@@ -236,18 +236,18 @@ def test_clipping_and_momentum_see_kept_entries_only() -> None:
     scenario = small_scenario("magnitude", "training.clip_norm=0.5")
     planned, plan = plan_round(scenario), scenario.workload.plan
     place = int(np.argmin(planned.cohort.keep_ratios))
-    task, params = planned.tasks[place], planned.broadcast.params
+    assignment, params = planned.assignments[place], planned.broadcast.params
     from dataclasses import replace
 
     from tests.oracles import held_entries
 
-    held = held_entries(plan, task.mask, params)
+    held = held_entries(plan, assignment.mask, params)
     dense = Mask(np.ones(plan.num_units, dtype=np.bool_), elements.pack(held))
-    assert sum(sizes(plan).values()) > task.mask.kept.sum()
-    cut = ClientTrainer(scenario.workload).train(Assignments.of_rows([task]), planned.broadcast).sums["update"]
+    assert sum(sizes(plan).values()) > assignment.mask.kept.sum()
+    cut = ClientTrainer(scenario.workload).train(Assignments.of_rows([assignment]), planned.broadcast).sums["update"]
     masked = (
         ClientTrainer(scenario.workload)
-        .train(Assignments.of_rows([replace(task, mask=dense)]), planned.broadcast)
+        .train(Assignments.of_rows([replace(assignment, mask=dense)]), planned.broadcast)
         .sums["update"]
     )
     for key in params:

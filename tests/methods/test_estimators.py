@@ -29,8 +29,11 @@ def one_round(estimator: str):
     workload, state = scenario.workload, initial_state(scenario)
     planned = plan_round(scenario, state)
     cohort, masks = planned.cohort, planned.masks
-    contribution = ClientTrainer(workload).train(planned.tasks, planned.broadcast)
-    alone = [ClientTrainer(workload).train(Assignments.of_rows([task]), planned.broadcast) for task in planned.tasks]
+    contribution = ClientTrainer(workload).train(planned.assignments, planned.broadcast)
+    alone = [
+        ClientTrainer(workload).train(Assignments.of_rows([assignment]), planned.broadcast)
+        for assignment in planned.assignments
+    ]
     coverage = count_coverage(workload.plan, masks, cohort.examples)
     report = CohortReport(planned.view, contribution, masks, coverage, np.ones(len(masks)))
     return scenario, state, cohort, masks, alone, report
@@ -72,7 +75,8 @@ def test_fisher_averages_the_holders_channel_sums() -> None:
 def test_fisher_clients_report_their_gradients_at_the_rounds_start_weights() -> None:
     scenario, state, cohort, masks, alone, _ = one_round("fisher")
     workload = scenario.workload
-    from raysim.client.training import GradientMoments, LocalHooks, train
+    from raysim.client.hooks import GradientMoments, LocalHooks
+    from raysim.client.training import train
     from raysim.core import seeding
     from raysim.core.tensors import one_thread
 
@@ -84,9 +88,8 @@ def test_fisher_clients_report_their_gradients_at_the_rounds_start_weights() -> 
     inputs, labels = workload.data.train_rows(workload.population.train[client])
     with one_thread():
         order = seeding.generator(workload.seed, "batches", 1, client)
-        train(
-            model, inputs, labels, workload.local, workload.local.learning_rate, order, LocalHooks(observe=(moments,))
-        )
+        hooks, rate = LocalHooks(observe=(moments,)), workload.local.learning_rate
+        train(model, inputs, labels, workload.task, workload.local, rate, order, hooks)
     gradient, curvature = moments.means(model)
     form = FORMS[scenario.method.options.score]
     assert form.gradient == "absolute"

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from raysim.client.assignments import Assignments
-from raysim.client.trainer import ClientTrainer, scaled_outputs
+from raysim.client.local_rules import scaled_outputs
+from raysim.client.trainer import ClientTrainer
 from raysim.client.training import LocalTraining
 from raysim.core import tensors
 from raysim.core.errors import SettingError
@@ -125,8 +126,9 @@ def test_heterofl_changes_only_the_classifier_rows_of_owned_classes() -> None:
     planned = plan_round(scenario)
     owned = classes_owned(scenario, planned.cohort)
     assert not owned.all()
-    for task, classes in zip(planned.tasks, owned, strict=True):
-        update = ClientTrainer(scenario.workload).train(Assignments.of_rows([task]), planned.broadcast).sums["update"]
+    for assignment, classes in zip(planned.assignments, owned, strict=True):
+        trained = ClientTrainer(scenario.workload).train(Assignments.of_rows([assignment]), planned.broadcast)
+        update = trained.sums["update"]
         changed = update.value("8.weight").abs().sum(1) > 0
         assert changed.tolist() == classes.tolist()
 

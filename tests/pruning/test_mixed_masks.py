@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from raysim.client.assignments import Assignments
-from raysim.client.trainer import ClientTrainer, scaled_outputs
+from raysim.client.local_rules import scaled_outputs
+from raysim.client.trainer import ClientTrainer
 from raysim.client.training import LocalTraining
 from raysim.core.errors import SettingError
 from raysim.methods import resolve
@@ -32,8 +33,10 @@ def test_entries_of_whole_and_hybrid_clients_are_counted_together() -> None:
     kept = torch.rand(plan.shapes["0.weight"], generator=torch.Generator().manual_seed(0)) < 0.5
     hybrid = Mask(np.ones(plan.num_units, dtype=np.bool_), elements.pack({"0.weight": kept}))
     masks = [hybrid, planned.masks[1], planned.masks[2]]
-    tasks = Assignments.of_rows([replace(task, mask=mask) for task, mask in zip(planned.tasks, masks, strict=True)])
-    contribution = ClientTrainer(scenario.workload).train(tasks, planned.broadcast)
+    assignments = Assignments.of_rows(
+        [replace(assignment, mask=mask) for assignment, mask in zip(planned.assignments, masks, strict=True)]
+    )
+    contribution = ClientTrainer(scenario.workload).train(assignments, planned.broadcast)
     coverage = coverage_of(scenario, planned.cohort, CohortMasks.of(masks), contribution)["0.weight"]
     expected = examples[1] + examples[2] + examples[0] * kept.double()
     assert torch.equal(coverage, expected)

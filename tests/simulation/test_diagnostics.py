@@ -125,7 +125,7 @@ def test_predictions_are_exact_for_a_quadratic_loss_without_cross_terms(subject:
         terms = [curvature[name] * weights[name] ** 2 / 2 + slope[name] * weights[name] for name in names]
         return len(labels) * torch.stack([term.sum() for term in terms]).sum()
 
-    surface = LossSurface(summed, names, subject.surface.inputs, subject.surface.labels)
+    surface = LossSurface(summed, names, subject.surface.inputs, subject.surface.targets)
     bowl = replace(subject, surface=surface)
     gradient = surface.gradient(bowl.weights)
     found = diagnostics._loss_changes(bowl, gradient)
@@ -142,10 +142,10 @@ def test_predictions_are_exact_for_a_quadratic_loss_without_cross_terms(subject:
 
 def test_masks_change_the_loss_as_cut_submodels_do(subject: Subject) -> None:
     workload, surface = subject.scenario.workload, subject.surface
-    model, inputs, labels = workload.model, surface.inputs.float(), surface.labels
+    model, inputs, labels = workload.model, surface.inputs.float(), surface.targets
 
     def loss(mask: Mask) -> float:
-        return evaluation.count_correct(submodel.extract(model, subject.plan, mask), inputs, labels)[1] / len(labels)
+        return evaluation.score(workload.task, submodel.extract(model, subject.plan, mask), inputs, labels).mean_loss
 
     dense = loss(Mask(np.ones(subject.plan.num_units, dtype=np.bool_)))
     expected = sum(p * (loss(mask) - dense) for p, mask in zip(subject.shares, subject.masks, strict=True))

@@ -11,9 +11,11 @@ from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.proof import randomise
 from raysim.simulation import loss_surface
 from raysim.simulation.loss_surface import LossSurface
+from raysim.task.table import TASKS
 from tests.oracles import DepthwiseNet, random_mask
 
 GENERATOR = torch.Generator().manual_seed(3)
+TASK = TASKS["classification"]
 ROWS = 250
 """More than two passes."""
 
@@ -65,10 +67,10 @@ def test_derivatives_of_a_model_are_those_of_its_mean_loss_on_all_rows_at_once()
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Dropout(0.5), nn.Linear(3, 3, bias=False)).train()
     inputs, labels = draw(ROWS, 4).float(), torch.randint(0, 3, (ROWS,), generator=GENERATOR)
-    surface = loss_surface.of_model(model, inputs, labels)
+    surface = loss_surface.of_model(TASK, model, inputs, labels)
     weights = loss_surface.in_float64(dict(model.state_dict()))
-    correct = evaluation.count_correct(model, inputs, labels)
-    assert surface.value(weights) == pytest.approx(correct[1] / ROWS, rel=1e-5)
+    scored = evaluation.score(TASK, model, inputs, labels)
+    assert surface.value(weights) == pytest.approx(scored.mean_loss, rel=1e-5)
 
     frame = model.double().eval()
     names, shapes = list(weights), [weights[name].shape for name in weights]
@@ -93,7 +95,7 @@ def test_derivatives_of_a_model_are_those_of_its_mean_loss_on_all_rows_at_once()
 def test_looking_at_a_model_leaves_it_unchanged() -> None:
     model = DepthwiseNet().train()
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    surface = loss_surface.of_model(model, draw(12, 3, 8, 8), torch.arange(12) % 5)
+    surface = loss_surface.of_model(TASK, model, draw(12, 3, 8, 8), torch.arange(12) % 5)
     weights = loss_surface.in_float64(dict(model.state_dict()))
     surface.gradient(weights)
     surface.hessian_product(weights, {name: weights[name] for name in surface.names})
@@ -110,19 +112,19 @@ def test_a_masked_model_with_batch_norm_loses_what_its_submodel_does() -> None:
     randomise(model, torch.Generator().manual_seed(0))
     inputs, labels = draw(20, 3, 8, 8).float(), torch.arange(20) % 5
     plan = ChannelPlan.trace(model, inputs, [])
-    surface = loss_surface.of_model(model, inputs, labels)
+    surface = loss_surface.of_model(TASK, model, inputs, labels)
     for seed in range(3):
         mask = random_mask(plan, seed)
         small = submodel.extract(model, plan, mask)
-        _, expected = evaluation.count_correct(small, inputs, labels)
+        expected = evaluation.score(TASK, small, inputs, labels).mean_loss
         weights = masked(plan, mask, loss_surface.in_float64(dict(model.state_dict())))
-        assert surface.value(weights) == pytest.approx(expected / 20, rel=1e-4)
+        assert surface.value(weights) == pytest.approx(expected, rel=1e-4)
 
 
 def test_variance_is_the_mean_squared_distance_of_minibatch_gradients() -> None:
     model = nn.Linear(4, 3)
     inputs, labels = draw(11, 4), torch.arange(11) % 3
-    surface = loss_surface.of_model(model, inputs, labels)
+    surface = loss_surface.of_model(TASK, model, inputs, labels)
     weights = loss_surface.in_float64(dict(model.state_dict()))
     gradient, variance = loss_surface.gradient_and_variance(surface, weights, 5)
     sizes, expected = [5, 6], 0.0  # the last row joins the batch before

@@ -13,7 +13,7 @@ from raysim.config.experiment import ExecutorSettings, ExperimentSettings, Track
 from raysim.core.errors import SettingError, nearest_first
 from raysim.simulation.build import check_names
 
-OWN = ("method", "server", "training")
+OWN = ("method", "server", "training", "compression")
 """Groups of settings that may differ between rows; all others are shared, so that rows can be compared."""
 FIXED = {"seed": "--seeds", "method.name": "--methods"}
 
@@ -26,7 +26,7 @@ class MethodEntry(Settings):
     label: str | None = None
     """Name of the row; null: the method's. A method may have several rows with different labels."""
     set: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
-    """Settings of this row, under `method`, `server` or `training`: `{training.learning_rate: 0.1}`."""
+    """Settings of this row, under `method`, `server`, `training` or `compression`: `{training.epochs: 2}`."""
 
     @property
     def title(self) -> str:

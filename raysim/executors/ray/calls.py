@@ -17,7 +17,7 @@ class Call:
     Attributes:
         place: Which result it belongs to.
         method: `train`, `score` or `estimate_statistics`.
-        work: Its first argument: tasks, or rows.
+        work: Its first argument: assignments, or rows.
         others: Its other arguments.
         losses: How often it was lost, or a larger call it was part of.
         hung: Whether one of these did not answer in time.
@@ -48,7 +48,7 @@ class Call:
         """Return a call for each of its clients, or each of its packs."""
         if not isinstance(self.work, Assignments):
             return [self]
-        return [replace(self, work=tasks) for tasks in self.work.apart()]
+        return [replace(self, work=assignments) for assignments in self.work.apart()]
 
     @property
     def done_again(self) -> str:

@@ -21,6 +21,7 @@ from raysim.executors.ray.readiness import Presence, check_versions, presence
 from raysim.pruning.masks import Mask
 from raysim.server.updates import ClientUpdates
 from raysim.simulation.scenario import Scenario
+from raysim.task.task import ScoreSums
 
 Arrays = dict[str, NDArray[np.generic]]
 Value = TypeVar("Value")
@@ -66,15 +67,15 @@ class ClientActor:
         return share, (*prepared, *remarks.taken())
 
     def train(
-        self, tasks: Assignments, params: Arrays, extra: Arrays, round: int, rules: LocalRules
+        self, assignments: Assignments, params: Arrays, extra: Arrays, round: int, rules: LocalRules
     ) -> Answer[ClientUpdates]:  # fmt: skip
         """Train a chunk of clients; extra is what the method sends beside the global parameters."""
         with caught() as remarks:
-            value = self._prepared.train(tasks, Broadcast(round, as_tensors(params), rules, as_tensors(extra)))
+            value = self._prepared.train(assignments, Broadcast(round, as_tensors(params), rules, as_tensors(extra)))
         return value, remarks.taken()
 
-    def score(self, rows: NDArray[np.int64], params: Arrays) -> Answer[tuple[int, float]]:
-        """Return correct answers and summed loss of the global model on test rows."""
+    def score(self, rows: NDArray[np.int64], params: Arrays) -> Answer[ScoreSums]:
+        """Return what scoring the global model on test rows comes to."""
         with caught() as remarks:
             value = self._prepared.score(as_tensors(params), rows)
         return value, remarks.taken()
@@ -131,12 +132,12 @@ def measured(stage: ClientTrainer, pack_size: int) -> float:
     counts = workload.population.train.counts
     mask = Mask(np.ones(workload.plan.num_units, dtype=np.bool_))
     largest = np.argpartition(-counts, min(pack_size, len(counts)) - 1)[:pack_size]
-    tasks = Assignments.of_rows(
+    assignments = Assignments.of_rows(
         [Assignment(int(client), mask, 1.0, 1.0, 1, True, 1.0) for client in np.sort(largest)]
     )
-    tasks = packed(tasks, counts[tasks.clients], workload.local.batch_size, pack_size)
+    assignments = packed(assignments, counts[assignments.clients], workload.local.batch_size, pack_size)
     params = dict(workload.model.state_dict())
-    stage.train(tasks, Broadcast(1, params, LocalRules()))
+    stage.train(assignments, Broadcast(1, params, LocalRules()))
     stage.score(params, np.arange(min(evaluation.BATCH, len(workload.data.test_labels))))
     free_bytes, total_bytes = torch.cuda.mem_get_info()
     return needed_share(total_bytes - free_bytes, total_bytes)

@@ -18,7 +18,7 @@ from raysim.executors.ray.failures import failure_of
 from raysim.executors.ray.pool import ActorPool, PoolConfig
 from raysim.server.updates import Accumulator, ClientUpdates
 from raysim.simulation.scenario import Scenario
-from raysim.simulation.state import Score
+from raysim.task.task import ScoreSums
 
 SHARES = (0.6, 0.2, 0.2)
 """Shares of an actor's part of a round: the first chunk, and those that even out what the others leave."""
@@ -43,31 +43,31 @@ class RayExecutor:
         self._incidents: list[str] = []
         self._last: tuple[Params, Any] = ({}, {})
 
-    def train(self, tasks: Assignments, broadcast: Broadcast) -> ClientUpdates:
+    def train(self, assignments: Assignments, broadcast: Broadcast) -> ClientUpdates:
         """Train some clients that start from one version of the model, costly chunks first."""
-        return self.train_versions([(tasks, broadcast)])[0]
+        return self.train_versions([(assignments, broadcast)])[0]
 
     def train_versions(self, groups: Sequence[tuple[Assignments, Broadcast]]) -> list[ClientUpdates]:
         """Train groups of clients, each from a version of its own, all at once."""
         self._cast.fit()
         calls: list[Call] = []
-        for place, (tasks, broadcast) in enumerate(groups):
+        for place, (assignments, broadcast) in enumerate(groups):
             self._round = broadcast.round
             sent = self._shared(broadcast.params), _travelling(as_arrays(broadcast.extra), self._round)
             others = (*sent, broadcast.round, broadcast.rules)
-            calls += [Call(place, "train", chunk, others) for chunk in self._chunks(tasks)]
+            calls += [Call(place, "train", chunk, others) for chunk in self._chunks(assignments)]
         calls.sort(key=lambda call: -call.work.costs.sum())
         sums = [Accumulator() for _ in groups]
         for place, contribution in self._answers(calls):
             sums[place].add(contribution)
         return [each.total() for each in sums]
 
-    def score(self, params: Params, rows: NDArray[np.int64]) -> Score:
-        """Score the global model on test rows."""
+    def score(self, params: Params, rows: NDArray[np.int64]) -> ScoreSums:
+        """Return what scoring the global model on test rows comes to."""
         shared = self._shared(params)
         calls = [Call(place, "score", piece, (shared,)) for place, piece in enumerate(pieces(rows))]
         counts = dict(self._answers(calls))
-        return total_score([counts[place] for place in range(len(calls))], len(rows))
+        return total_score([counts[place] for place in range(len(calls))])
 
     def estimate_statistics(self, params: Params, rows: NDArray[np.int64]) -> Params:
         """Re-estimate the global model's running statistics on training rows, in one actor."""
@@ -90,10 +90,10 @@ class RayExecutor:
             raise RunFailedError(round, client, cause, f"{told}{''.join(details)}") from None
         self._incidents += dispatch.incidents
 
-    def _chunks(self, tasks: Assignments) -> list[Assignments]:
+    def _chunks(self, assignments: Assignments) -> list[Assignments]:
         if self._cast.rules.own_clients:
-            return tasks.apart()
-        return tasks.chunks(chunk_shares(len(self._cast.members)))
+            return assignments.apart()
+        return assignments.chunks(chunk_shares(len(self._cast.members)))
 
     def _shared(self, params: Params) -> Any:
         """Return the global parameters as an argument of calls; put once while they stay the same tensors."""

@@ -21,18 +21,18 @@ from tests.conftest import tiny_settings
 MASK = Mask(np.ones(1, dtype=np.bool_))
 
 
-def tasks_of(costs: list[float], packs: list[int] | None = None) -> Assignments:
-    tasks = Assignments.of_rows(
+def assignments_of(costs: list[float], packs: list[int] | None = None) -> Assignments:
+    assignments = Assignments.of_rows(
         [Assignment(client, MASK, 1.0, 1.0, 1, False, cost) for client, cost in enumerate(costs)]
     )
-    return tasks if packs is None else replace(tasks, packs=np.array(packs))
+    return assignments if packs is None else replace(assignments, packs=np.array(packs))
 
 
-def test_chunks_hold_every_task_once_with_about_their_shares_of_the_cost_costliest_first() -> None:
+def test_chunks_hold_every_assignment_once_with_about_their_shares_of_the_cost_costliest_first() -> None:
     costs = np.random.default_rng(0).integers(1, 100, 370)
     shares = chunk_shares(4)
     assert sum(shares) == pytest.approx(1)
-    chunks = tasks_of(costs.tolist()).chunks(shares)
+    chunks = assignments_of(costs.tolist()).chunks(shares)
     assert sorted(client for chunk in chunks for client in chunk.clients.tolist()) == list(range(370))
     found = [chunk.costs.sum() / costs.sum() for chunk in chunks]
     assert found == pytest.approx(shares, abs=100 / costs.sum())
@@ -40,13 +40,13 @@ def test_chunks_hold_every_task_once_with_about_their_shares_of_the_cost_costlie
 
 
 def test_no_chunk_is_empty() -> None:
-    chunks = tasks_of([1.0, 1.0, 1.0]).chunks(chunk_shares(3))
+    chunks = assignments_of([1.0, 1.0, 1.0]).chunks(chunk_shares(3))
     assert [len(chunk) for chunk in chunks] == [1, 1, 1]
 
 
 def test_a_pack_is_in_one_chunk() -> None:
     packs = [ALONE, 0, 1, 0, ALONE, 1, 0, 2]
-    chunks = tasks_of([5.0, 1.0, 9.0, 1.0, 2.0, 1.0, 3.0, 4.0], packs).chunks([0.25] * 4)
+    chunks = assignments_of([5.0, 1.0, 9.0, 1.0, 2.0, 1.0, 3.0, 4.0], packs).chunks([0.25] * 4)
     assert len(chunks) > 2
     homes = {}
     for place, chunk in enumerate(chunks):

@@ -234,11 +234,11 @@ def test_the_page_shows_settings_and_messages_as_they_are() -> None:
     [block] = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     assert ExecutorSettings(**yaml.safe_load(block)["executor"]).client_timeout_s == 60
     assert str(RunFailedError(2, VICTIM, CAUSES["crash"])) in PAGE
-    again = Call(0, "train", Assignments.of_rows([task_of(client) for client in (34, 4, 19)]), ()).done_again
+    again = Call(0, "train", Assignments.of_rows([assignment_of(client) for client in (34, 4, 19)]), ()).done_again
     assert f"a client actor was lost (its machine was lost); {again} (1 of {RESTARTS})" in PAGE
 
 
-def task_of(client: int) -> Assignment:
+def assignment_of(client: int) -> Assignment:
     return Assignment(client, Mask(np.ones(1, dtype=np.bool_)), 1.0, 1.0, 1, False, 1.0)
 
 

@@ -1,0 +1,138 @@
+"""One client's part in a round: cut its submodel, train it, add its update to the sums, score it."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raysim.client import evaluation
+from raysim.client.assignments import Assignment, Broadcast
+from raysim.client.hooks import compose
+from raysim.client.local_rules import own_classes_of, scaled_outputs, standing_hooks
+from raysim.client.training import train
+from raysim.client.update import add_reports, add_update, difference, update_of
+from raysim.client.view import ClientView, Workload
+from raysim.core import seeding
+from raysim.core.errors import RunFailedError
+from raysim.core.tensors import Columns, Params
+from raysim.pruning import elements as element_masks
+from raysim.pruning import submodel
+from raysim.pruning.submodel import SubmodelCache
+from raysim.server.fixed_point import ExactSum
+
+REPORTED = ("train_loss", "epochs", "accuracy", "heldout_loss")
+"""Columns that each client reports; the scores are NaN where it is not scored."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LocalResults:
+    """Results of one client or of a pack beside the sums, arrays `(clients, ...)`; see `ClientUpdates`."""
+
+    columns: Columns
+    kept: NDArray[np.bool_]
+    channel_sums: NDArray[np.float64]
+    memories: dict[int, Params]
+
+
+def train_client(
+    workload: Workload,
+    submodels: SubmodelCache,
+    assignment: Assignment,
+    broadcast: Broadcast,
+    sums: dict[str, ExactSum],
+) -> LocalResults:
+    """Cut one client's submodel, train it, add its update to the sums, and score it."""
+    rules, epochs = broadcast.rules, assignment.epochs
+    order = seeding.generator(workload.seed, "batches", broadcast.round, assignment.client)
+    view = view_of(workload, submodels, assignment, broadcast)
+    if rules.choose_locally is not None:
+        view, trained_before = rules.choose_locally(view, order)
+        epochs -= trained_before
+    own_classes = own_classes_of(view)
+    hooks = compose([*(hook(view) for hook in rules.hooks), *standing_hooks(view, own_classes)])
+    local = replace(workload.local, epochs=epochs)
+    scale = 1 / assignment.keep_ratio if rules.scale_by_keep_ratio else 1.0
+    with scaled_outputs(view.model, workload.plan, scale):
+        trained = train(
+            view.model,
+            view.inputs,
+            view.targets,
+            workload.task,
+            local,
+            view.learning_rate,
+            order,
+            hooks,
+            workload.data.augmented,
+        )
+    check_loss(broadcast.round, assignment.client, trained.loss)
+    reports = [finish() for finish in hooks.finish]
+    update = update_of(view, own_classes)
+    if hooks.received:
+        received = difference(view) if update.values is None else update.values
+        reports += [read(received) for read in hooks.received]
+    add_update(sums, view, update)
+    add_reports(sums, view, reports)
+    metric, heldout_loss = _score_heldout(view)
+    channel_sums = [report.channel_sums for report in reports if report.channel_sums is not None]
+    found = np.concatenate(channel_sums) if channel_sums else np.empty((0, workload.plan.num_units))
+    memory = update.memory | {key: value for report in reports for key, value in report.memory.items()}
+    memory = {key: value.cpu() for key, value in memory.items()}
+    values = (trained.loss, assignment.epochs - epochs + trained.epochs, metric, heldout_loss)
+    return LocalResults(
+        {name: np.array([value]) for name, value in zip(REPORTED, values, strict=True)},
+        kept=view.mask.kept[None],
+        channel_sums=found[None],
+        memories={assignment.client: memory} if memory else {},
+    )
+
+
+def on_device(params: Params, device: str) -> Params:
+    """Return tensors on a device; on the CPU they are passed on as they are."""
+    return params if device == "cpu" else {key: tensor.to(device) for key, tensor in params.items()}
+
+
+def moved(rows: tuple[torch.Tensor, torch.Tensor], device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return inputs and targets on a device."""
+    return rows if device == "cpu" else (rows[0].to(device), rows[1].to(device))
+
+
+def received_on(broadcast: Broadcast, device: str) -> Broadcast:
+    """Return what clients receive, its tensors on a device."""
+    if device == "cpu":
+        return broadcast
+    return replace(broadcast, params=on_device(broadcast.params, device), extra=on_device(broadcast.extra, device))
+
+
+def view_of(workload: Workload, submodels: SubmodelCache, assignment: Assignment, broadcast: Broadcast) -> ClientView:
+    """Cut a client's submodel, load the global values into it, and return the client's view."""
+    cut = submodel.cut_for(workload.plan, assignment.mask)
+    elements = on_device(element_masks.of_submodel(assignment.mask, workload.plan.shapes, cut), workload.device)
+    model = submodels.module_for(assignment.mask, cut)
+    start = element_masks.apply(elements, submodel.extract_params(broadcast.params, cut))
+    submodel.load_params(model, start)
+    inputs, targets = moved(workload.data.train_rows(workload.population.train[assignment.client]), workload.device)
+    if assignment.memory:
+        assignment = replace(assignment, memory=on_device(assignment.memory, workload.device))
+    return ClientView(
+        workload, broadcast, assignment, submodels, model, assignment.mask, cut, elements, start, inputs, targets
+    )
+
+
+def _score_heldout(view: ClientView) -> tuple[float, float]:
+    """Return primary metric and mean loss on a client's held-out rows; NaN if it has none, or is not scored."""
+    workload = view.workload
+    rows = workload.population.heldout[view.assignment.client]
+    if not view.assignment.score_heldout or len(rows) == 0:
+        return float("nan"), float("nan")
+    if view.broadcast.rules.static_norm:
+        evaluation.estimate_statistics(view.model, [view.inputs])
+    sums = evaluation.score(workload.task, view.model, *moved(workload.data.train_rows(rows), workload.device))
+    return workload.task.primary_of(sums), sums.mean_loss
+
+
+def check_loss(round: int, client: int, loss: float) -> None:
+    """Raise RunFailedError if a client's training has diverged."""
+    if not np.isfinite(loss):
+        cause = f"training diverged: loss is {loss}; lower training.learning_rate"
+        raise RunFailedError(round, client, cause)
