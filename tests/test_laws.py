@@ -375,7 +375,7 @@ def test_law_7_a_depthwise_net_counted_by_hand() -> None:
 
 
 OBEYS_BUDGETS = [
-    *((name,) for name in METHODS if not METHODS[name].leaves_budgets_aside),
+    *((name,) for name in METHODS if not METHODS[name].ignores_budgets),
     ("heterofl", *COMPRESSED["top-k"]),
     ("dapperfl", *COMPRESSED["8-bit"]),
 ]

@@ -1,4 +1,4 @@
-"""AutoFLIP (arXiv 2405.10271): clients explore the loss, their displacements guide a hybrid mask."""
+"""AutoFLIP (arXiv 2405.10271): clients explore the loss; their displacements guide a hybrid mask."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -21,7 +21,7 @@ PREFIX = "displacement/"
 
 
 def explore_losses(view: RoundView, train: Trainer) -> tuple[Params, Params]:
-    """Let every client train on its own from the same weights and return how far each went (step 1)."""
+    """Let every client train by itself from the same weights and report its displacement (step 1)."""
     dense = Mask(np.ones(view.plan.num_units, dtype=np.bool_))
     hook = partial(explore, options=view.options)
     _, explored = train(view.clients, dense, view.options["exploration_epochs"], (hook,), view.params)
@@ -63,7 +63,7 @@ def guided_masks(view: RoundView, scores: Scores) -> list[Mask]:
 def guidance(displacements: Sequence[Params], examples: NDArray[np.int64], options: MethodOptions) -> Params:
     """Return G, the mean squared displacement, min-max scaled per tensor (step 2), times the agreement (step 6).
 
-    Where all entries of a tensor went equally far, none is the least: they count 1, or 0 if none moved.
+    Where all entries of a tensor moved equally far, each counts 1, or 0 if none moved.
     """
     scaled = {}
     for key in displacements[0]:
@@ -76,7 +76,7 @@ def guidance(displacements: Sequence[Params], examples: NDArray[np.int64], optio
 
 
 def agreement(moved: torch.Tensor, examples: NDArray[np.int64], options: MethodOptions) -> torch.Tensor:
-    """Return how far clients agree on each entry, in [0, 1], `moved` being `(clients, ...)`.
+    """Return the agreement of clients on each entry, in [0, 1]; `moved` is `(clients, ...)`.
 
     `sign`: |sum p_k sign(D_ki)|; `overlap`: the share of clients in whose own top set the entry is.
     """

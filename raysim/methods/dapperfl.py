@@ -1,4 +1,4 @@
-"""DapperFL (NeurIPS 2024): the client fuses, prunes and goes on by itself."""
+"""DapperFL (NeurIPS 2024): each client fuses its weights with the global ones, prunes them and continues."""
 
 from dataclasses import replace
 from typing import Any
@@ -23,7 +23,7 @@ def fuse_and_prune(view: ClientView, order: np.random.Generator) -> tuple[Client
     """Train one epoch on the full model, fuse with the global one, keep the largest l1 norms (eq 2 to 5).
 
     Returns:
-        The view of the submodel to go on with, and the epochs trained.
+        The view of the submodel to continue with, and the epochs trained.
     """
     workload = view.workload
     one_epoch = replace(workload.local, epochs=1)
@@ -45,19 +45,19 @@ def fuse(before: Params, trained: Params, round: int) -> Params:
 
 
 def feature_penalty(view: ClientView, options: MethodOptions, factor: float = 0.01) -> LocalHooks:
-    """Add 0.01 times the mean squared norm of what the classifier reads to the loss (eq 8)."""
+    """Add 0.01 times the mean squared norm of the classifier's input to the loss (eq 8)."""
     outputs, task = view.workload.plan.outputs, view.workload.task
     layer = None if outputs is None else outputs.name
 
     def loss(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         features: list[torch.Tensor] = []
 
-        def remember(_layer: nn.Module, read: Any) -> None:
-            features.append(read[0])
+        def keep_input(_layer: nn.Module, inputs: Any) -> None:
+            features.append(inputs[0])
 
         if layer is None:
             return task.loss(model(inputs), targets)
-        handle = model.get_submodule(layer).register_forward_pre_hook(remember)
+        handle = model.get_submodule(layer).register_forward_pre_hook(keep_input)
         try:
             found = model(inputs)
         finally:
@@ -68,13 +68,13 @@ def feature_penalty(view: ClientView, options: MethodOptions, factor: float = 0.
 
 
 def whole_model_down(view: RoundView, scores: object) -> list[Mask]:
-    """Send everybody the full model."""
+    """Send every client the full model."""
     dense = Mask(np.ones(view.plan.num_units, dtype=np.bool_))
     return [dense] * len(view.clients)
 
 
 def load_of_phases(view: RoundView, chosen: CohortMasks, load: CohortLoad) -> CohortLoad:
-    """Count one epoch of the full model, the others and the way up of the submodel, and its mask."""
+    """Count one epoch of the full model, the other epochs and the upload of the submodel, and its mask."""
     zeros = np.zeros(view.plan.num_units)
     submodels = [masks.keep_top(view.plan, zeros, float(ratio)) for ratio in view.keep_ratios]
     small = [view.costs.of(mask) for mask in submodels]

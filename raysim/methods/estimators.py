@@ -1,4 +1,4 @@
-"""Gradient and curvature of the loss, estimated from what clients report; the table of estimators."""
+"""Estimators of gradient and curvature, from the clients' reports."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,15 +23,15 @@ HUTCHINSON_ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class Estimator:
-    """How clients report, how running estimates are updated, and each channel's sums of g w and h w^2.
+    """An estimator: the clients' report, the update of running estimates, and each channel's sums of g w and h w^2.
 
     Attributes:
-        hook: The client's part.
-        update: From memory and report to memory.
-        sums: `(2, num_units)` at the current weights.
+        hook: The client's report.
+        update: Returns the memory after a round, from memory and report.
+        sums: Returns the sums at the current weights, `(2, num_units)`.
         clients_report_sums: Whether clients upload numbers per channel.
         needs_plain_sgd: Whether displacements must be those of SGD.
-        load: What it transfers and computes beyond training and channel sums.
+        load: Adds bytes and FLOPs beyond training and channel sums.
     """
 
     hook: LocalHook
@@ -76,10 +76,10 @@ def hutchinson(view: ClientView, draws: int) -> tuple[Params, Params]:
 
 
 def _sums_report(view: ClientView, options: MethodOptions, gradient: Params, curvature: Params) -> Report:
+    plan, form = view.workload.plan, form_of(options.score)
     sums = gradient_and_curvature_sums(
-        view.workload.plan, form_of(options.score), view.start, gradient, curvature, view.cut,
-        options.include_consumers,
-    )  # fmt: skip
+        plan, form, view.start, gradient, curvature, view.cut, options.include_consumers
+    )
     if not np.isfinite(sums).all():
         raise OverflowError("the channel sums of its gradients are not finite")
     return Report(channel_sums=sums)
@@ -125,7 +125,7 @@ def update_fisher(memory: Params, report: CohortReport) -> Params:
 
 
 def fisher_sums(view: RoundView) -> Scores:
-    """Return the running means themselves: they already are sums per channel."""
+    """Return the running means, which already are sums per channel."""
     return np.asarray(view.memory["channel_sums"].numpy(), dtype=np.float64)
 
 
@@ -143,7 +143,7 @@ def update_variation(memory: Params, report: CohortReport) -> Params:
 def update_secant(memory: Params, report: CohortReport) -> Params:
     """Update running means of g, and of h = clip((g_t - g_s) / (w_t - w_s), 0, curvature_max).
 
-    s is the last round in which somebody held the entry; h keeps its value where the weight moved by less
+    s is the last round in which a client held the entry; h keeps its value where the weight moved by less
     than 1e-8.
     """
     updated, observed = dict(memory), {}
@@ -166,7 +166,7 @@ def update_secant(memory: Params, report: CohortReport) -> Params:
 def _update_estimates(
     memory: Params, report: CohortReport, curvature: dict[str, tuple[torch.Tensor, torch.Tensor]]
 ) -> Params:
-    """Move the running means of g where somebody held an entry, of h where it could be observed."""
+    """Update the running means of g where a client held an entry, and of h where it could be observed."""
     updated, decay = dict(memory), report.view.options.score_decay
     gradients = report.contribution.sums["gradient"]
     for key, observed in curvature.items():
@@ -183,14 +183,14 @@ def _update_estimates(
 def entrywise_sums(view: RoundView) -> Scores:
     """Return each channel's sums at the current weights, from estimates entry by entry."""
     options = view.options
+    gradient, curvature = estimates(view.memory, "gradient"), estimates(view.memory, "curvature")
     return gradient_and_curvature_sums(
-        view.plan, form_of(options.score), view.params, estimates(view.memory, "gradient"),
-        estimates(view.memory, "curvature"), consumers=options.include_consumers,
-    )  # fmt: skip
+        view.plan, form_of(options.score), view.params, gradient, curvature, consumers=options.include_consumers
+    )
 
 
 def estimates(memory: Params, name: str) -> Params:
-    """Return what is remembered entry by entry under a name."""
+    """Return the estimates of a name in a method's memory, by state-dict key."""
     prefix = f"{name}/"
     return {key.removeprefix(prefix): value for key, value in memory.items() if key.startswith(prefix)}
 

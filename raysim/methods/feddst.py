@@ -1,4 +1,4 @@
-"""FedDST (arXiv 2112.09824): one sparse mask that participants readjust while they train."""
+"""FedDST (arXiv 2112.09824): one sparse mask that clients readjust while they train."""
 
 from dataclasses import replace
 from math import cos, pi, prod
@@ -53,7 +53,7 @@ def layer_counts(weights: Params, sparsity: float) -> dict[str, int]:
 
 
 def is_readjusting(round: int, options: MethodOptions) -> bool:
-    """Whether masks move in this round."""
+    """Whether clients readjust their masks in this round."""
     return round % int(options["readjust_rounds"]) == 0
 
 
@@ -66,7 +66,7 @@ def adjusted_share(round: int, options: MethodOptions) -> float:
 def readjust(view: ClientView, options: MethodOptions) -> LocalHooks:
     """Half-way through the training, prune by magnitude and regrow as many by gradient, layer by layer.
 
-    A client of a single step leaves its mask alone: it could not train what it regrows.
+    A client with a single step does not change its mask: it could not train what it regrows.
     """
     if not is_readjusting(view.broadcast.round, options) or view.num_steps < 2:
         return LocalHooks()
@@ -100,7 +100,7 @@ def pruned_and_regrown(
 
 
 def unite_and_prune(params: Params, memory: Params, report: CohortReport) -> tuple[Params, Params]:
-    """Take the union of the participants' masks and prune it by magnitude back to the densities (algorithm 1)."""
+    """Unite the clients' masks and prune the union by magnitude back to the densities (algorithm 1)."""
     view = report.view
     if not is_readjusting(view.round, view.options):
         return params, memory
@@ -114,7 +114,7 @@ def unite_and_prune(params: Params, memory: Params, report: CohortReport) -> tup
 
 
 def add_mask_bytes(view: RoundView, chosen: CohortMasks, load: CohortLoad) -> CohortLoad:
-    """Count the masks that clients send back when they have moved them."""
+    """Count the masks that clients send back when they have readjusted them."""
     if not is_readjusting(view.round, view.options):
         return load
     pruned = view.costs.pruned_elements(chosen[0])

@@ -16,6 +16,6 @@ def variable_work(view: RoundView) -> NDArray[np.int64]:
     order = seeding.generator(view.seed, "stragglers", view.round).permutation(size)
     epochs = np.full(size, view.local.epochs)
     chance = seeding.generator(view.seed, "number of stragglers", view.round, int(view.clients[0])).random()
-    for place in order[: int(size * view.options["straggler_share"] + chance)]:  # of one client, sometimes one
-        epochs[place] = draw(view, "epochs", place).integers(1, view.local.epochs + 1)
+    for index in order[: int(size * view.options["straggler_share"] + chance)]:  # a cohort of one has one, sometimes
+        epochs[index] = draw(view, "epochs", index).integers(1, view.local.epochs + 1)
     return epochs

@@ -25,7 +25,7 @@ WIDTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 def widest_fitting(affordable: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Give a client the widest of FjORD's widths that it affords, the narrowest where none fits."""
+    """Give each client the widest of FjORD's widths that it can afford, the narrowest if none fits."""
     return widest_of(WIDTHS, affordable)
 
 

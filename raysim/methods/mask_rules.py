@@ -1,4 +1,4 @@
-"""From scores to the masks of a cohort: per group, across groups, or for the whole cohort together."""
+"""Mask rules: masks of a cohort from scores, per group, across groups, or for the whole cohort together."""
 
 import heapq
 import itertools
@@ -24,14 +24,14 @@ def top_of_group(view: RoundView, scores: Scores) -> list[Mask]:
 def top_of_model(view: RoundView, scores: Scores) -> list[Mask]:
     """Keep the same number of channels as `top`, but the best of all groups together; one stays in each group.
 
-    A group's scores are divided by their root mean square first, so that layers of another scale compare
+    A group's scores are divided by their root mean square first, so that layers of different scales can be compared
     (Molchanov et al., arXiv 1611.06440, section 2.2).
     """
     return _across_groups(view, scores, np.ones(view.plan.num_units))
 
 
 def top_per_flop(view: RoundView, scores: Scores) -> list[Mask]:
-    """Keep as `global` does, by score per FLOP that a channel costs."""
+    """Keep channels as `global` does, by score per FLOP of the channel."""
     return _across_groups(view, scores, unit_flops(view))
 
 
@@ -41,8 +41,8 @@ def _across_groups(view: RoundView, scores: Scores, costs: NDArray[np.float64]) 
     ranked = [np.where(row < 0, row * costs, row / costs) for row in normalised]
     cache: dict[tuple[int, float], Mask] = {}
     chosen = []
-    for place, ratio in enumerate(view.keep_ratios.tolist()):
-        row = place if scores.ndim == 2 else 0
+    for index, ratio in enumerate(view.keep_ratios.tolist()):
+        row = index if scores.ndim == 2 else 0
         if (row, ratio) not in cache:
             cache[row, ratio] = _keep_best(view.plan, ranked[row], ratio)
         chosen.append(cache[row, ratio])
@@ -76,7 +76,7 @@ def unit_flops(view: RoundView) -> NDArray[np.float64]:
 
 
 def spread_over_cohort(view: RoundView, scores: Scores) -> list[Mask]:
-    """Choose masks for the whole cohort by the marginal cost of eq 14, given what is already pruned elsewhere.
+    """Choose masks for the whole cohort by the marginal cost of eq 14, given what other clients already prune.
 
     dJ_ki = -p_k g_i w_i + h_i w_i^2 / 2 (2 q_i p_k + p_k^2), summed over the channel, in the form of the
     score; greedy, cheapest first, until each client meets its budget (specification, "coverage-aware masks").
@@ -108,13 +108,13 @@ def _spread(first: Scores, second: Scores, shares: NDArray[np.float64], to_drop:
     queue = [(cost(client, unit), client, unit) for client, unit in pairs]
     heapq.heapify(queue)
     while queue:
-        believed, client, unit = heapq.heappop(queue)
+        queued, client, unit = heapq.heappop(queue)
         if left[client] == 0:
             continue
         now = cost(client, unit)
         if not kept[client, unit]:
             continue
-        if now > believed:  # others have dropped it since
+        if now > queued:  # other clients have dropped it since
             heapq.heappush(queue, (now, client, unit))
             continue
         kept[client, unit] = False
@@ -151,7 +151,7 @@ def current(plan: ChannelPlan, memory: Params) -> Params:
 
 
 def shared_mask(view: RoundView, scores: Scores) -> list[Mask]:
-    """Give everybody the remembered mask; all channels stay."""
+    """Give every client the stored mask; all channels stay."""
     dense = np.ones(view.plan.num_units, dtype=np.bool_)
     mask = Mask(dense, {key: bits.numpy() for key, bits in remembered(view.memory).items()})
     return [mask] * len(view.clients)

@@ -1,4 +1,4 @@
-"""What a method is: one record of rules, each a function of what the server knows in a round."""
+"""A method: one record of rules, each a function of the server's view of a round."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,22 +27,22 @@ from raysim.server.updates import ClientUpdates
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoundView:
-    """What the server knows when it decides on a round; arrays are `(cohort,)`, in ascending order of ids.
+    """What the server knows when it plans a round.
 
     Attributes:
         plan: The model's channel groups.
-        costs: What submodels cost.
-        local: How clients train.
+        costs: Costs of submodels.
+        local: Optimizer, epochs and batch size of local training.
         options: The method's options.
         seed: Seed of the experiment.
         num_clients: Registered clients.
-        num_examples: Training rows of all of them.
-        devices: Devices of all of them.
+        num_examples: Training rows of all clients.
+        devices: Devices of all clients.
         cohort: Who takes part, with how much of the model and how many epochs.
         params: Global parameters and buffers.
-        memory: What the method remembers.
-        client_memory: What it remembers of single clients, by id.
-        update_bytes: From a mask to the bytes that its client's update takes.
+        memory: Memory of the method.
+        client_memory: Its memory of single clients, by id.
+        update_bytes: Returns the bytes of a client's update, from its mask.
     """
 
     plan: ChannelPlan
@@ -95,8 +95,8 @@ class CohortReport:
     """What the server knows after a round.
 
     Attributes:
-        view: What it knew before; its parameters are those the cohort started from, but for stale clients.
-        contribution: What the clients sent; one row per client, in the view's order.
+        view: What it knew before; its parameters are those the cohort started from, except stale clients.
+        contribution: The updates of the clients; one row per client, in the view's order.
         masks: What each client sent back.
         coverage: Examples behind each entry.
         total_s: Simulated seconds of each client, `(cohort,)`.
@@ -110,15 +110,15 @@ class CohortReport:
 
 
 class Trainer(Protocol):
-    """Trains clients before the first round; what that costs is counted like any round."""
+    """Trains clients before round 1; the costs count like those of any round."""
 
     def __call__(
         self, clients: NDArray[np.int64], mask: Mask, epochs: int, hooks: tuple[Callable[..., LocalHooks], ...],
         params: Params, travels: bool = True,
     ) -> tuple[ClientUpdates, Params]:  # fmt: skip
-        """Train some clients on equal masks; return what they send and their weighted mean.
+        """Train some clients on equal masks; return their updates and the weighted mean of their weights.
 
-        Nothing is transferred where one client goes on with what it has: `travels` is false.
+        If `travels` is false, nothing is transferred: one client continues with its own weights.
         """
         ...
 
@@ -126,26 +126,26 @@ class Trainer(Protocol):
 ScoreRule = Callable[[RoundView], Scores]
 """Returns scores, large = keep: shared `(num_units,)`, or one row per client `(cohort, num_units)`."""
 MaskRule = Callable[[RoundView, Scores], Sequence[Mask]]
-"""Returns what each client of the cohort downloads; equal masks may be one object."""
+"""Returns the mask of each client of the cohort; equal masks may be one object."""
 WidthRule = Callable[[RoundView], NDArray[np.float64]]
 """Returns the budgets of this round, `(cohort,)`, where they depend on more than the device."""
 WorkRule = Callable[[RoundView], NDArray[np.int64]]
 """Returns the epochs each client trains, `(cohort,)`."""
 LoadRule = Callable[[RoundView, CohortMasks, CohortLoad], CohortLoad]
-"""Corrects what a cohort transfers and computes, where it is not just its submodels."""
+"""Corrects the load of a cohort, where it is more than that of its submodels."""
 ExtraRule = Callable[[RoundView], Params]
-"""Returns what is sent to all clients beside the parameters."""
+"""Returns tensors that are sent to all clients beside the parameters."""
 AfterRound = Callable[[Params, Params, CohortReport], tuple[Params, Params]]
-"""From aggregated parameters, memory and report to the parameters and the memory that are kept."""
+"""Returns the parameters and memory that are kept, from aggregated parameters, memory and report."""
 PrepareRule = Callable[[RoundView, Trainer], tuple[Params, Params]]
-"""Returns parameters and memory to begin with; the view's cohort is the whole population."""
+"""Returns parameters and memory at the start of round 1; the view's cohort is the whole population."""
 LocalHook = Callable[..., LocalHooks]
 """`(ClientView, MethodOptions) -> LocalHooks`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A local objective: what clients minimise beside the loss, and what the server keeps for it."""
+    """A local objective: what clients minimise beside the loss, and the state that the server keeps for it."""
 
     hook: LocalHook | None = None
     extra: ExtraRule | None = None
@@ -163,26 +163,26 @@ class Method:
         name: Name in the settings.
         source: Paper and equations.
         score: Ranks the channels.
-        budget: How much of what a client can afford it trains.
-        options: The method's choices.
+        budget: Share of its budget that a client trains.
+        options: Values of the shared options.
         reads: Which shared options it reads; the others are refused.
         own: Options of its own.
-        rules: What it asks of clients beyond local training.
+        rules: What clients do beyond plain local training.
         local: Hooks of its local training.
-        mask: Chooses masks from scores; none = the rule that `options.mask` names.
-        fill: Normalises what the cohort sends; set from `options.fill`.
+        mask: Chooses masks from scores. None: the rule that `options.mask` names.
+        fill: Normalises the summed updates; set from `options.fill`.
         widths: Budgets of a round, where they depend on more than the device.
         work: Epochs of each client, where they are not all equal.
         load: Corrects bytes and FLOPs.
-        most_load: What `load` is at most, where it depends on draws; budgets are solved for that.
-        prepare: What happens before the first round.
-        after_round: What is learned from a round.
+        most_load: Upper bound of `load`, where it depends on random draws; budgets are solved for it.
+        prepare: Preparation before round 1.
+        after_round: Learns from a round.
         objective: Local objective; set from `options.objective`.
-        sends_memory: Whether a client's assignment carries what is remembered of it.
+        sends_memory: Whether a client's assignment carries its memory.
         learns_widths: Whether the size of submodels depends on what is learned.
         chooses_widths: Whether it drops channels whatever the budget.
-        one_version: Whether all updates of a round have to start from one version of the model.
-        min_epochs: Fewest epochs of local training it makes sense with.
+        one_version: Whether all updates of a round must start from one version of the model.
+        min_epochs: Fewest epochs of local training that it needs.
         claims: Laws of `tests/test_laws.py` it claims beyond those that hold for all.
     """
 
@@ -212,21 +212,28 @@ class Method:
     claims: frozenset[str] = frozenset()
 
     def cuts_channels(self, affordable: NDArray[np.float64]) -> bool:
-        """Whether some client would train less than all channels, from what each can afford."""
+        """Whether some client would train less than all channels, from the clients' budgets."""
         return self.chooses_widths or bool((self.budget(affordable) < 1).any())
 
     @property
     def is_plain(self) -> bool:
         """Whether clients do nothing but train the submodel they are sent."""
-        asks = (
-            self.rules.hooks, self.local, self.rules.choose_locally, self.objective.hook, self.rules.static_norm,
-            self.rules.scale_by_keep_ratio, self.rules.own_classes_only, self.sends_memory,
-        )  # fmt: skip
-        return not any(asks)
+        return not any(
+            (
+                self.rules.hooks,
+                self.local,
+                self.rules.choose_locally,
+                self.objective.hook,
+                self.rules.static_norm,
+                self.rules.scale_by_keep_ratio,
+                self.rules.own_classes_only,
+                self.sends_memory,
+            )
+        )
 
     @property
-    def leaves_budgets_aside(self) -> bool:
-        """Whether every client trains the full model, however little it can afford."""
+    def ignores_budgets(self) -> bool:
+        """Whether every client trains the full model, whatever its budget."""
         return bool(self.budget(np.array([1e-9]))[0] == 1)
 
     @property

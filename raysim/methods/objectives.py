@@ -1,4 +1,4 @@
-"""Local objectives: what clients minimise beside the loss; usable with every method."""
+"""Local objectives: what clients minimise beside the loss; each works with every method."""
 
 from dataclasses import replace
 
@@ -65,7 +65,7 @@ def _in_full(view: ClientView, variate: Params) -> Params:
 
 
 def server_variate(view: RoundView) -> Params:
-    """Return the server's variate c, which travels beside the parameters."""
+    """Return the server's variate c, which is sent beside the parameters."""
     return {
         f"variate/{key}": view.memory[f"variate/{key}"].to(value.dtype)
         for key, value in view.params.items()
@@ -76,7 +76,7 @@ def server_variate(view: RoundView) -> Params:
 def update_variate(params: Params, memory: Params, report: CohortReport) -> tuple[Params, Params]:
     """Move c by the clients' changes (SCAFFOLD, eq 5), each weighted with its share of all registered rows.
 
-    So c stays the mean of all clients' variates under the weights of the global objective; with equal weights
+    This keeps c the mean of all clients' variates under the weights of the global objective; with equal weights
     the optimum of that objective would not be a fixed point.
     """
     change, updated = report.contribution.sums["variate"], dict(memory)

@@ -1,4 +1,4 @@
-"""What can be changed of a method: options shared by several rows, and options of a row's own."""
+"""Options of methods: those shared by several rows of the table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class MethodOptions:
-    """What can be changed of a method; the fields are those of the `method` settings.
+    """The options of a method; the fields are those of the `method` settings.
 
     `own` holds the options that belong to one row alone, complete with their defaults.
     """

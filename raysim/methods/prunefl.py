@@ -66,7 +66,7 @@ def reconfigure(params: Params, memory: Params, report: CohortReport) -> tuple[P
 
 
 def reconfigured(view: RoundView, params: Params, kept: Params, squares: Params) -> Params:
-    """Return the mask that maximises squared gradient per round time, small weights and pruned ones permitting.
+    """Return the mask that maximises squared gradient per round time, among small and pruned weights.
 
     Source: PruneFL, theorem 1 and algorithm 2. Z_i / t_i is taken in descending order as long as it is above
     (sum of kept Z) / (constant + sum of kept t); biases and the like are always kept.
@@ -109,8 +109,8 @@ def round_seconds(view: RoundView) -> tuple[float, dict[str, float]]:
 def add_reconfiguration_bytes(view: RoundView, chosen: CohortMasks, load: CohortLoad) -> CohortLoad:
     """Count the squared gradients that clients upload, pruned entries included.
 
-    Where everybody takes part in every round, clients add them up and send them when the mask is to be chosen
-    anew; else in every round, since who takes part then need not have taken part before.
+    If all clients take part in every round, they add them up and send them when the mask is chosen anew; otherwise
+    they send them in every round, since other clients may take part then.
     """
     everybody = len(view.clients) == view.num_clients
     if everybody and view.round % view.options["reconfigure_rounds"]:

@@ -1,4 +1,4 @@
-"""From the settings' names and options to a method that is ready to run, and its shared verbs."""
+"""Resolves a method from names and options, and runs its rules: rank, mask, load, learn, serve."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -33,12 +33,12 @@ NORMALIZATIONS = ("batch", "static", "group")
 
 
 def resolve(name: str, given: Mapping[str, Any], local: LocalTraining) -> Method:
-    """Look up a method and apply the options that were given.
+    """Look up a method and apply the given options.
 
     Args:
-        name: A row of the table, or a dotted path to a `Method` of the user's.
-        given: Options by name; `options` holds those of the row's own.
-        local: How clients train.
+        name: A row of the table, or a dotted path to a user's `Method`.
+        given: Options by name; `options` holds the row's own.
+        local: Optimizer, epochs and batch size of local training.
 
     Raises:
         SettingError: If the method is unknown, does not read an option, or an option's value is unknown.
@@ -108,7 +108,7 @@ def _score(row: Method, options: MethodOptions) -> Callable[[RoundView], Scores]
 
 
 def uses_estimator(method: Method) -> bool:
-    """Whether clients report what gradient and curvature are estimated from."""
+    """Whether the method estimates gradient and curvature from the clients' reports."""
     return "estimator" in method.reads
 
 
@@ -188,7 +188,7 @@ def _rules(row: Method) -> Any:
 
 
 def check_task(method: Method, task: Task) -> None:
-    """Raise SettingError if a method asks something of the task that it does not have."""
+    """Raise SettingError if a method needs something that the task lacks."""
     if method.rules.own_classes_only:
         task.own_classes_for(f"method.name={method.name!r}")
     if method.options.own.get("distill"):
@@ -196,10 +196,10 @@ def check_task(method: Method, task: Task) -> None:
 
 
 def rank(method: Method, view: RoundView) -> tuple[Scores, Params]:
-    """Score the channels, or repeat the last ranking where it is not yet due to be refreshed.
+    """Score the channels, or return the last ranking if a refresh is not yet due.
 
     Returns:
-        The scores, and the memory with a shared ranking remembered.
+        The scores, and the memory with a shared ranking stored.
     """
     every = method.options.refresh_rounds
     due = (view.round - 1 - last_random_round(method)) % every == 0
@@ -228,7 +228,7 @@ def checked_scores(method: Method, view: RoundView) -> Scores:
 
 
 def choose_masks(method: Method, view: RoundView, scores: Scores) -> CohortMasks:
-    """Return what each client of the cohort downloads.
+    """Return the mask of each client of the cohort.
 
     Raises:
         ValueError: If there are not as many masks as clients, or one does not fit the model.
@@ -246,14 +246,14 @@ def choose_masks(method: Method, view: RoundView, scores: Scores) -> CohortMasks
 
 
 def extra(method: Method, view: RoundView) -> Params:
-    """Return what is sent to all clients beside the parameters."""
+    """Return the tensors that are sent to all clients beside the parameters."""
     return {} if method.objective.extra is None else method.objective.extra(view)
 
 
 def served(method: Method, plan: ChannelPlan, params: Params, memory: Params) -> Params:
-    """Return the global model as it is scored and handed out: channels nobody has trained yet may be silent.
+    """Return the global model as it is scored and served: channels that no client has trained yet may be silent.
 
-    A silent channel's readers are zero (specification, "silent dormant channels"); nothing travels for it.
+    The weights that read a silent channel are zero; this costs no bytes.
     """
     if not method.options.silent_dormant or "trained" not in memory:
         return params
@@ -267,7 +267,7 @@ def served(method: Method, plan: ChannelPlan, params: Params, memory: Params) ->
 
 
 def needed_to_serve(memory: Params) -> Params:
-    """Return what `served` needs of a method's memory."""
+    """Return the part of a method's memory that `served` needs."""
     return {key: value for key, value in memory.items() if key == "trained"}
 
 
@@ -277,7 +277,7 @@ def last_random_round(method: Method) -> int:
 
 
 def load_of(method: Method, view: RoundView, masks: CohortMasks, load: CohortLoad) -> CohortLoad:
-    """Add what the method's parts transfer and compute beyond submodels."""
+    """Return the load with the bytes and FLOPs of the method beyond those of submodels."""
     rules = [method.load, method.objective.load]
     rules += [ESTIMATORS[method.options.estimator].load] if uses_estimator(method) else []
     for rule in rules:
@@ -287,7 +287,7 @@ def load_of(method: Method, view: RoundView, masks: CohortMasks, load: CohortLoa
 
 
 def learn(method: Method, params: Params, memory: Params, report: CohortReport) -> tuple[Params, Params]:
-    """Return the parameters and the memory that are kept after a round."""
+    """Return the parameters and memory that are kept after a round."""
     if uses_estimator(method):
         memory = ESTIMATORS[method.options.estimator].update(memory, report)
     if method.options.hysteresis or method.options.silent_dormant:
@@ -299,7 +299,7 @@ def learn(method: Method, params: Params, memory: Params, report: CohortReport) 
 
 
 def remember_kept(memory: Params, report: CohortReport) -> Params:
-    """Remember the share of the cohort that kept each channel, and which channels were ever trained."""
+    """Store the share of the cohort that kept each channel, and which channels were ever trained."""
     kept = report.masks.kept
     trained = torch.from_numpy(kept.any(axis=0))
     return {
@@ -318,7 +318,7 @@ def update_bytes(method: Method, costs: CostTable, mask: Mask) -> int:
 
 
 def remembered_bytes(method: Method, costs: CostTable, mask: Mask) -> int:
-    """Return the memory that a client needs for what a compression remembers of the entries it sends."""
+    """Return the bytes of memory that a client needs for the residual of its compression."""
     return VALUE_BYTES * sum(costs.sent_entries(mask).values()) if method.rules.remembers_updates else 0
 
 

@@ -1,4 +1,4 @@
-"""How methods rank channels: one function each, large = keep."""
+"""Scores: how methods rank channels, one function each; channels with high scores are kept."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ def random_score(view: RoundView) -> Scores:
 
 
 def index_score(view: RoundView) -> Scores:
-    """Score by minus the channel's index: everybody keeps the first channels (HeteroFL, arXiv 2010.01264)."""
+    """Score by minus the channel's index: every client keeps the first channels (HeteroFL, arXiv 2010.01264)."""
     return significance.first_channels(view.plan)
 
 
@@ -25,8 +25,8 @@ def rolling_score(view: RoundView) -> Scores:
     Source: FedRolex, arXiv 2212.01548, section 3.
     """
     sizes = [group.size for group in view.plan.groups]
-    places = [-((np.arange(size) - (view.round - 1)) % size).astype(np.float64) for size in sizes]
-    return np.concatenate(places or [np.zeros(0)])
+    ranks = [-((np.arange(size) - (view.round - 1)) % size).astype(np.float64) for size in sizes]
+    return np.concatenate(ranks or [np.zeros(0)])
 
 
 def l1_score(view: RoundView) -> Scores:
@@ -51,10 +51,10 @@ def with_bonus(view: RoundView, scores: Scores) -> Scores:
 
 
 def is_warming_up(view: RoundView) -> bool:
-    """Whether masks are still random: in the first rounds, and until something has been estimated."""
+    """Whether masks are still random: in the warm-up rounds, and until a curvature has been estimated."""
     return view.round <= view.options.warmup_rounds or not is_ready(view.memory)
 
 
-def draw(view: RoundView, purpose: str, place: int) -> np.random.Generator:
-    """Return the generator of one client's draws in this round."""
-    return seeding.generator(view.seed, purpose, view.round, int(view.clients[place]))
+def draw(view: RoundView, purpose: str, index: int) -> np.random.Generator:
+    """Return the generator of one client of the cohort in this round."""
+    return seeding.generator(view.seed, purpose, view.round, int(view.clients[index]))

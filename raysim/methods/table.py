@@ -72,7 +72,7 @@ METHODS: dict[str, Method] = {
             widths=fedmp.chosen_widths, after_round=fedmp.remember_rewards, learns_widths=True, chooses_widths=True,
             claims=frozenset({NESTED}),
             own={
-                "discount": Option(0.95, "weight of a play one round ago", high=1.0),
+                "discount": Option(0.95, "weight of a trial one round ago", high=1.0),
                 "leaf_width": Option(0.1, "width under which an interval of ratios is not split", 0.001, 0.9),
             },
         ),

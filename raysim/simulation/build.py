@@ -154,7 +154,7 @@ def _build(settings: ExperimentSettings) -> Scenario:
         pack_size=_pack_size(settings, method, workload),
     )
     if settings.budget.rule == "solved":
-        if method.leaves_budgets_aside:
+        if method.ignores_budgets:
             warn(f"budgets are ignored: method.name={settings.method.name!r} trains the full model")
         deadline_s = settings.budget.deadline_s or settings.clock.deadline_s
         scenario = with_solved_budgets(scenario, deadline_s, settings.budget.steps)

@@ -46,7 +46,7 @@ def with_solved_budgets(scenario: Scenario, deadline_s: float | None, steps: int
             "budget.rule='solved' has no effect without budget.deadline_s and without a device that has "
             "memory_bytes or data_cap_bytes; allowed: one of these, or budget.rule='tier'"
         )
-    if scenario.method.leaves_budgets_aside:
+    if scenario.method.ignores_budgets:
         return scenario
     rungs = np.arange(1, (steps or STEPS) + 1) / (steps or STEPS)
     ladder = ladder_of_ratios(scenario, np.unique(scenario.method.budget(rungs)))

@@ -23,10 +23,11 @@ from raysim.pruning.costs import CostTable
 from raysim.pruning.masks import Mask
 from raysim.pruning.plan import ChannelPlan
 from raysim.server.updates import merge
+from raysim.simulation.assignments import assign
 from raysim.simulation.build import build_scenario, check_names
-from raysim.simulation.round import group_of, initial_state
-from raysim.simulation.round import plan_round as plan
+from raysim.simulation.planning import plan_round as plan
 from raysim.simulation.state import RoundReport
+from raysim.simulation.transition import initial_state
 from tests.client.test_packing import MLP
 from tests.conftest import settings_of, tiny_settings
 from tests.methods import slow_rounds as slow
@@ -238,7 +239,7 @@ def test_clients_of_a_pack_send_what_they_send_alone(share: float) -> None:
     overrides = ("population.clients=40", "selection.clients_per_round=12", "training.pack=4")
     scenario = build_scenario(tiny_settings(*MLP, *overrides, "compression.name=top-k", f"compression.share={share}"))
     state = initial_state(scenario)
-    assignments, broadcast = group_of(scenario, state, plan(scenario, state).ended[0].counted)
+    assignments, broadcast = assign(scenario, state, plan(scenario, state).ended[0].counted)
     assert (assignments.packs >= 0).sum() >= 6
     whole = ClientTrainer(scenario.workload).train(assignments, broadcast)
     chunks = [ClientTrainer(scenario.workload).train(chunk, broadcast) for chunk in assignments.chunks([0.5, 0.5])]

@@ -53,4 +53,4 @@ def test_the_page_lists_what_there_is():
     assert first_cells == [*LIMITS, *(name for name in sorted(SELECTIONS, key=first_cells.index))]
     assert all(f"`{option}`" in PAGE for option in OPTIONS)
     aside = re.findall(r"`([a-z]+)`", PAGE.split("train the full model (")[1].split(")")[0])
-    assert aside == [name for name, method in METHODS.items() if method.leaves_budgets_aside]
+    assert aside == [name for name, method in METHODS.items() if method.ignores_budgets]

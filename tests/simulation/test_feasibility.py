@@ -23,7 +23,7 @@ from raysim.terminal.console import print_forecast
 from tests.conftest import settings_of, tiny_settings
 
 SOLVED = ("budget.rule=solved", "budget.deadline_s=1000")
-OBEY = [name for name, method in METHODS.items() if not method.leaves_budgets_aside]
+OBEY = [name for name, method in METHODS.items() if not method.ignores_budgets]
 EXACT = [name for name in OBEY if name != "fjord"]
 STEADY = tuple(
     f"population.tiers.{tier}.{name}=0.0" for tier in range(4) for name in ("compute_variation", "link_variation")

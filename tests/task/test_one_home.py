@@ -11,7 +11,7 @@ LOSSES = {"cross_entropy", "nll_loss", "mse_loss", "binary_cross_entropy_with_lo
 OF_CLASSES = {
     "calibration": "calibrates networks that classify",
     "client/local_rules.py": "own classes of a client (HeteroFL)",
-    "simulation/cohort.py": "own classes of a client (HeteroFL)",
+    "simulation/aggregation.py": "own classes of a client (HeteroFL)",
     "simulation/build.py": "outputs of the network that is built",
     "experiment/run.py": "picture of the partition",
     "tracking/datasets.py": "rows of each class of a data set",
