@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from raysim.analysis.comparison.curves import curve_of
-from raysim.analysis.tables.statistics import LAST
+from raysim.analysis.tables.means import LAST
 from raysim.core.tensors import Columns
 
 Figures = dict[str, float]

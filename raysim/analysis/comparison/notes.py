@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from raysim.analysis.comparison.columns import STAR
 from raysim.analysis.comparison.rows import Row
 from raysim.analysis.tables.columns import Column
-from raysim.analysis.tables.statistics import LAST
+from raysim.analysis.tables.means import LAST
 
 
 def how_to_read(baseline: str, columns: Sequence[Column]) -> str:

@@ -15,8 +15,6 @@ from raysim.tracking.run_reader import STATES, RunReader, digests_in
 if TYPE_CHECKING:
     from raysim.tracking.mlflow_reader import MlflowReader, TrackedRun
 
-STOPPED_EARLY = "stopped early"
-"""The state of a trial that its sweep stopped in favour of better ones."""
 COLUMNS = ("round", "accuracy", "simulated_s", "bytes", "energy_j")
 """Columns that a table of rounds must have."""
 JOULES = "energy/total_j"

@@ -9,7 +9,7 @@ from raysim.analysis.comparison.figures import figures_of
 from raysim.analysis.comparison.rows import Row
 from raysim.analysis.comparison.run_record import RunRecord
 from raysim.analysis.tables.columns import ACCURACIES
-from raysim.analysis.tables.statistics import against
+from raysim.analysis.tables.means import against
 
 SPENT = ("megabytes", "simulated_s", "energy_j")
 """The costs that accuracy is compared with, in the order of the table's columns."""

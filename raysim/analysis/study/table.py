@@ -12,7 +12,7 @@ from raysim.analysis.study.one_run import Outcome
 from raysim.analysis.study.plan import MethodEntry, Run
 from raysim.analysis.tables import text
 from raysim.analysis.tables.columns import ACCURACIES, Column, accuracy
-from raysim.analysis.tables.statistics import LAST, spread
+from raysim.analysis.tables.means import LAST, spread
 from raysim.simulation.state import summary_of
 
 Figures = dict[str, Any]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from raysim.analysis.tables.statistics import LAST
+from raysim.analysis.tables.means import LAST
 
 ACCURACIES = {"accuracy_last10": f"last {LAST}", "accuracy": "final", "best_accuracy": "best"}
 """The accuracies of a row, with the second line of their headings."""
