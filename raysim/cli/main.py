@@ -184,7 +184,7 @@ def _runner(settings: ExperimentSettings | None, folder: StoragePath) -> Any:
         executor = settings.executor
         return RayRunner(
             executor.num_actors, executor.address, settings.population.clients, executor.client_timeout_s,
-            on_this_node=folder.path is not None, on_gpus=executor.device == "cuda",
+            on_this_machine=folder.path is not None, on_gpus=executor.device == "cuda",
             dashboard_host=executor.dashboard_host,
         )  # fmt: skip
     from raysim.executors.in_process import InProcessRunner

@@ -83,11 +83,11 @@ def _follow(job: Any, as_json: bool) -> int:
         log.append(text)
         click.echo(text, nl=False, err=as_json)
 
-    say(f"job {job.id}: {job.ways()}")
+    say(f"job {job.id}: {job.commands()}")
     try:
         code = ray_jobs.exit_code(job.follow(write))
     except KeyboardInterrupt:
-        warn(f"raysim: job {job.id} goes on: {job.ways()}")
+        warn(f"raysim: job {job.id} goes on: {job.commands()}")
         return signals.code_of_interrupt()
     if code:
         warn(f"raysim: job {job.id} failed")

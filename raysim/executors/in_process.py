@@ -1,4 +1,4 @@
-"""Run tasks in this process."""
+"""Trains clients in this process, one after another."""
 
 from collections.abc import Iterator, Sequence
 
@@ -16,33 +16,33 @@ from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import FIRST, RoundReport, Score, ServerState, Start, Storage
 
 ROWS_PER_CALL = 2000
-"""Test rows one call scores: fixed, since the grouping of a float sum decides its last bits."""
+"""Number of test rows that one call scores: fixed, since the grouping of a float sum decides its last bits."""
 
 
 class InProcessExecutor:
-    """Runs everything in this process, one client after another."""
+    """Trains clients in this process, one after another."""
 
     def __init__(self, workload: Workload) -> None:
-        self._stage = ClientTrainer(workload)
+        self._trainer = ClientTrainer(workload)
 
-    def train(self, tasks: Assignments, broadcast: Broadcast) -> ClientUpdates:
+    def train(self, assignments: Assignments, broadcast: Broadcast) -> ClientUpdates:
         """Train some clients that start from one version of the model."""
-        return merge([self._stage.train(tasks, broadcast)])
+        return merge([self._trainer.train(assignments, broadcast)])
 
     def train_versions(self, groups: Sequence[tuple[Assignments, Broadcast]]) -> list[ClientUpdates]:
         """Train groups of clients, each from a version of its own."""
-        return [self.train(tasks, broadcast) for tasks, broadcast in groups]
+        return [self.train(assignments, broadcast) for assignments, broadcast in groups]
 
     def score(self, params: Params, rows: NDArray[np.int64]) -> Score:
         """Score the global model on test rows."""
-        return total_score([self._stage.score(params, piece) for piece in pieces(rows)], len(rows))
+        return total_score([self._trainer.score(params, piece) for piece in pieces(rows)], len(rows))
 
     def estimate_statistics(self, params: Params, rows: NDArray[np.int64]) -> Params:
         """Re-estimate the global model's running statistics on training rows."""
-        return self._stage.estimate_statistics(params, rows)
+        return self._trainer.estimate_statistics(params, rows)
 
     def incidents(self) -> tuple[str, ...]:
-        """Return nothing: what goes wrong in this process ends the run."""
+        """Return nothing: a failure in this process ends the run."""
         return ()
 
 
@@ -60,7 +60,7 @@ def total_score(counts: Sequence[tuple[int, float]], num_rows: int) -> Score:
 
 
 class InProcessRunner:
-    """Plays a scenario in this process."""
+    """Runs a scenario in this process."""
 
     def __init__(self) -> None:
         self._state: ServerState | None = None
@@ -76,7 +76,7 @@ class InProcessRunner:
         """Do nothing: this process is ready."""
 
     def run(self, scenario: Scenario, storage: Storage, start: Start = FIRST) -> Iterator[RoundReport]:
-        """Yield the report of each round that is left."""
+        """Yield the report of each remaining round."""
         executor = InProcessExecutor(scenario.workload)
         self._state = first_state(scenario, storage, start)
         for state, report in run_rounds(scenario, self._state, executor, storage, start.wall_s, self._last):
@@ -84,7 +84,7 @@ class InProcessRunner:
             yield report
 
     def stop(self) -> int:
-        """Let the round in progress be the last, and return which one that is."""
+        """Let the round in progress be the last, and return its number."""
         return self._last.ask()
 
     def final_state(self) -> ServerState:

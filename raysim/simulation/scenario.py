@@ -33,7 +33,7 @@ from raysim.simulation.state import (
 class Executor(Protocol):
     """Runs what a round asks for; what comes out does not depend on where."""
 
-    def train(self, tasks: Assignments, broadcast: Broadcast) -> ClientUpdates:
+    def train(self, assignments: Assignments, broadcast: Broadcast) -> ClientUpdates:
         """Train some clients that start from one version of the model."""
         ...
 
