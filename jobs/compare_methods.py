@@ -9,6 +9,7 @@ import click
 
 from raysim.analysis.study import plan
 from raysim.cli import main as cli
+from raysim.cli.run import mlflow_page
 from raysim.core.storage.defaults import default_folder
 from raysim.terminal.console import quiet_option
 
@@ -57,7 +58,7 @@ def show(kept: "Record", as_json: bool) -> None:
         return
     rows = kept.rows
     views.show(kept.title, table.columns_of(rows), [not row["seeds"] for row in rows], table.notes_of(rows))
-    command, page = cli.mlflow_page(kept.content)
+    command, page = mlflow_page(kept.content)
     for label, value in (("files in", kept.folder), ("open in MLflow", command), ("", f"then {page}")):
         click.echo(f"{label:<16}{value}")
 
