@@ -9,6 +9,7 @@ import click
 
 from raysim.analysis.study import plan
 from raysim.cli import main as cli
+from raysim.cli.run import mlflow_page
 from raysim.core.storage.defaults import default_folder
 from raysim.terminal.console import quiet_option
 
@@ -55,7 +56,7 @@ def show(written: "ComparisonWriter", as_json: bool) -> None:
     rows = written.rows
     is_dim = [not row["seeds"] for row in rows]
     terminal.show(written.title, table.columns_of(rows), is_dim, table.notes_of(rows))
-    command, page = cli.mlflow_page(written.content)
+    command, page = mlflow_page(written.content)
     for label, value in (("files in", written.folder), ("open in MLflow", command), ("", f"then {page}")):
         click.echo(f"{label:<16}{value}")
 

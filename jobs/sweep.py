@@ -12,6 +12,7 @@ import click
 from raysim.analysis.sweep import plan
 from raysim.cli import compare
 from raysim.cli import main as cli
+from raysim.cli.run import mlflow_page
 from raysim.core.errors import StoppedError
 from raysim.core.log import say
 from raysim.core.storage.defaults import default_folder
@@ -75,7 +76,7 @@ def show(written: "SweepWriter", as_json: bool) -> None:
     compared = run.table_of(written.folder)
     if compared is not None:
         compare.show(compared)
-    best, (opens, page) = content["best"], cli.mlflow_page(content)
+    best, (opens, page) = content["best"], mlflow_page(content)
     values = ", ".join(f"{name}={value}" for name, value in best["values"].items())
     found = f"trial {best['trial']}: {values} ({content['metric']} {best['value']:.4f}, round {best['rounds']})"
     lines = (("best", found), ("files in", written.folder), ("open in MLflow", opens), ("", f"then {page}"))

@@ -34,7 +34,7 @@ LAYERS = (
 
 HOMES = {
     "ray": ("executors.ray", "analysis.sweep.tuning"),
-    "grpc": ("executors.ray.cluster",),
+    "grpc": ("executors.ray.private_api",),
     "jinja2": ("report.page",),
     "mlflow": (
         "tracking.mlflow_writer",
@@ -115,6 +115,7 @@ def test_a_library_stays_at_home(graph, library):
             {"ray", "mlflow", "pydantic", "torch_pruning", "torchvision", "matplotlib", "plotly", "scipy", "grpc"},
         ),
         ("raysim.population.summary", {"matplotlib", "torch", "ray", "mlflow"}),
+        ("raysim.executors.ray.failure_policy", {"ray", "torch", "numpy", "mlflow"}),
         ("raysim.executors.ray.client_actor", {"mlflow", "pydantic", "torch_pruning", "matplotlib", "plotly"}),
     ],
 )

@@ -14,31 +14,39 @@ if TYPE_CHECKING:
     from raysim.analysis.comparison.compare import Compared
 
 
-@click.command(short_help="Put runs side by side: a table and a report.")
+@click.command(short_help="Compare runs: a table and a report.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option(
     "--tracking-uri",
     metavar="URI",
     help="MLflow store of ids and experiments [MLFLOW_TRACKING_URI, or runs/mlflow.db].",
 )
-@click.option("--baseline", metavar="ROW", help="Row that others are held against [fedavg, or the first].")
+@click.option("--baseline", metavar="ROW", help="Row that the others are compared with [fedavg, or the first].")
 @click.option(
-    "--target", "targets", multiple=True, type=float, metavar="ACCURACY",
-    help="Accuracy whose cost is told, as 0.8; repeatable [evaluation.targets, or 95 % of the baseline's].",
-)  # fmt: skip
+    "--target",
+    "targets",
+    multiple=True,
+    type=float,
+    metavar="ACCURACY",
+    help="Accuracy to show the cost of, as 0.8; may be repeated [evaluation.targets, or 95 % of the baseline's].",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for all files [runs/compare-<time>].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @quiet_option
 def compare(
-    runs: tuple[str, ...], tracking_uri: str | None, baseline: str | None, targets: tuple[float, ...],
-    output: Path | None, as_json: bool,
-) -> None:  # fmt: skip
-    """Put RUNs side by side: one table, and a report with Pareto fronts and curves.
+    runs: tuple[str, ...],
+    tracking_uri: str | None,
+    baseline: str | None,
+    targets: tuple[float, ...],
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare RUNs: one table, and a report with Pareto fronts and curves.
 
     RUN is the output folder of a run, a comparison or a sweep; the id of a run in MLflow, or of the parent run of a
     comparison or a sweep; or an MLflow experiment, as experiment:NAME. Runs that differ only in their seed are a row.
     """
-    from raysim.analysis.comparison import compare as comparing  # what it imports takes seconds
+    from raysim.analysis.comparison import compare as comparing  # its imports take seconds
 
     compared = comparing.compare(runs, tracking_uri, baseline, targets)
     folder = (output or defaults.default_folder() / f"compare-{time.strftime('%Y%m%d-%H%M%S')}").absolute()

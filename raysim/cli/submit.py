@@ -29,10 +29,12 @@ from raysim.terminal.console import quiet_option
 @click.option("--output", metavar="URI", help="Where the run's files go, as seen from the cluster.")
 @click.option("--tracking-uri", metavar="URI", help="MLflow store, as seen from the cluster [MLFLOW_TRACKING_URI].")
 @click.option(
-    "--working-dir", "folder", type=click.Path(path_type=Path, exists=True, file_okay=False),
+    "--working-dir",
+    "folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Folder to send along, for files and modules that CONFIG names [CONFIG alone].",
-)  # fmt: skip
-@click.option("--no-wait", is_flag=True, help="Print the job's id and leave; else its log is followed to its end.")
+)
+@click.option("--no-wait", is_flag=True, help="Print the job's id and exit; otherwise follow its log to the end.")
 @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object, the run's own.")
 @quiet_option
 def submit(
@@ -45,20 +47,19 @@ def submit(
     no_wait: bool,
     as_json: bool,
 ) -> int:
-    """Run the experiment in the file CONFIG as a job on a Ray cluster, and end as the job ends.
+    """Run the experiment in the file CONFIG as a job on a Ray cluster, and exit with the job's exit code.
 
-    The cluster's machines have raysim installed. A token is taken from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or
-    ~/.ray/auth_token.
+    The cluster's machines need raysim. A token is read from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
     """
     settings = loader.load(config, overrides)
-    from raysim.executors.ray import jobs as ray_jobs
+    from raysim.executors.ray import jobs
 
     stores = {"tracking.uri": settings.tracking.uri, "--tracking-uri": tracking_uri, "--output": output}
     for name, uri in {"MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI"), **stores}.items():
         uris.check(name, uri or "", "a URI without; credentials belong into the environment of the cluster")
 
     if folder is None:
-        ray_jobs.check_files(loader.flatten(settings))
+        jobs.check_files(loader.flatten(settings))
     arguments = [part for override in overrides for part in ("--set", override)]
     arguments += ["--output", output] if output else []
     variables = {"MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI", "")}
@@ -67,7 +68,7 @@ def submit(
     arguments += ["--json"] if as_json else []
     arguments += ["--quiet"] if is_quiet() else []
     given = {name: value for name, value in variables.items() if value}
-    job = ray_jobs.submit(ray_jobs.Request(address, config, arguments, folder, given))
+    job = jobs.submit(jobs.Request(address, config, arguments, folder, given))
     if no_wait:
         click.echo(json.dumps({"job": job.id, "address": address}) if as_json else job.id)
         return 0
@@ -75,7 +76,7 @@ def submit(
 
 
 def _follow(job: Any, as_json: bool) -> int:
-    from raysim.executors.ray import jobs as ray_jobs
+    from raysim.executors.ray import jobs
 
     log: list[str] = []
 
@@ -83,11 +84,11 @@ def _follow(job: Any, as_json: bool) -> int:
         log.append(text)
         click.echo(text, nl=False, err=as_json)
 
-    say(f"job {job.id}: {job.ways()}")
+    say(f"job {job.id}: {job.commands()}")
     try:
-        code = ray_jobs.exit_code(job.follow(write))
+        code = jobs.exit_code(job.follow(write))
     except KeyboardInterrupt:
-        warn(f"raysim: job {job.id} goes on: {job.ways()}")
+        warn(f"raysim: job {job.id} goes on: {job.commands()}")
         return signals.code_of_interrupt()
     if code:
         warn(f"raysim: job {job.id} failed")

@@ -17,33 +17,33 @@ from raysim.simulation.state import FIRST, RoundReport, ServerState, Start, Stor
 from raysim.task.task import ScoreSums
 
 ROWS_PER_CALL = 2000
-"""Test rows one call scores: fixed, since the grouping of a float sum decides its last bits."""
+"""Number of test rows that one call scores: fixed, since the grouping of a float sum decides its last bits."""
 
 
 class InProcessExecutor:
-    """Runs everything in this process, one client after another."""
+    """Trains clients in this process, one after another."""
 
     def __init__(self, workload: Workload) -> None:
-        self._stage = ClientTrainer(workload)
+        self._trainer = ClientTrainer(workload)
 
     def train(self, assignments: Assignments, broadcast: Broadcast) -> ClientUpdates:
         """Train some clients that start from one version of the model."""
-        return merge([self._stage.train(assignments, broadcast)])
+        return merge([self._trainer.train(assignments, broadcast)])
 
     def train_versions(self, groups: Sequence[tuple[Assignments, Broadcast]]) -> list[ClientUpdates]:
         """Train groups of clients, each from a version of its own."""
         return [self.train(assignments, broadcast) for assignments, broadcast in groups]
 
     def score(self, params: Params, rows: NDArray[np.int64]) -> ScoreSums:
-        """Return what scoring the global model on test rows comes to."""
-        return total_score([self._stage.score(params, piece) for piece in pieces(rows)])
+        """Return the sums of the global model's scores on test rows."""
+        return total_score([self._trainer.score(params, piece) for piece in pieces(rows)])
 
     def estimate_statistics(self, params: Params, rows: NDArray[np.int64]) -> Params:
         """Re-estimate the global model's running statistics on training rows."""
-        return self._stage.estimate_statistics(params, rows)
+        return self._trainer.estimate_statistics(params, rows)
 
     def incidents(self) -> tuple[str, ...]:
-        """Return nothing: what goes wrong in this process ends the run."""
+        """Return nothing: a failure in this process ends the run."""
         return ()
 
 
@@ -59,7 +59,7 @@ def total_score(parts: Sequence[ScoreSums]) -> ScoreSums:
 
 
 class InProcessRunner:
-    """Plays a scenario in this process."""
+    """Runs a scenario in this process."""
 
     def __init__(self) -> None:
         self._state: ServerState | None = None
@@ -75,7 +75,7 @@ class InProcessRunner:
         """Do nothing: this process is ready."""
 
     def run(self, scenario: Scenario, storage: Storage, start: Start = FIRST) -> Iterator[RoundReport]:
-        """Yield the report of each round that is left."""
+        """Yield the report of each remaining round."""
         executor = InProcessExecutor(scenario.workload)
         self._state = first_state(scenario, storage, start)
         for state, report in run_rounds(scenario, self._state, executor, storage, start.wall_s, self._last):
@@ -83,7 +83,7 @@ class InProcessRunner:
             yield report
 
     def stop(self) -> int:
-        """Let the round in progress be the last, and return which one that is."""
+        """Let the round in progress be the last, and return its number."""
         return self._last.ask()
 
     def final_state(self) -> ServerState:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from raysim.cli import devices as device_console
+from raysim.cli import device_tables
 from raysim.cli import main as cli
 from raysim.population import figure as device_figure
 from raysim.population import summary as device_summary
@@ -84,16 +84,16 @@ def test_figures_at_their_defaults_are_left_out_of_the_further_table(devices):
 
 
 def test_every_figure_has_a_column():
-    columns = (*device_console.COLUMNS, *device_console.FURTHER)
+    columns = (*device_tables.COLUMNS, *device_tables.FURTHER)
     assert sorted(figure for _, figure, _ in columns) == sorted(("keep_ratio", *FIGURES))
 
 
-@pytest.mark.parametrize("figure", [figure for _, figure, _ in device_console.FURTHER])
+@pytest.mark.parametrize("figure", [figure for _, figure, _ in device_tables.FURTHER])
 def test_a_figure_that_is_set_has_its_column(devices, folder, figure):
     (folder / "mine.csv").write_text(
         f"flops_per_s,down_bytes_per_s,up_bytes_per_s,{figure}\n1,1,1,\n1,1,1,0.5\n", encoding="utf-8"
     )
-    (heading,) = [heading for heading, name, _ in device_console.FURTHER if name == figure]
+    (heading,) = [heading for heading, name, _ in device_tables.FURTHER if name == figure]
     assert heading.splitlines()[0] in devices("mine.csv")[1].split("further figures")[1]
 
 

@@ -52,9 +52,9 @@ class Machine:
     process: int
 
     def processes(self) -> str:
-        """The command lines of all its processes."""
+        """The command lines of all its processes, however long: `ps` cuts them at 80 columns without `-ww`."""
         entered = ["nsenter", "--target", str(self.process), "--pid", "--mount", "--net"]
-        return run(*entered, "ps", "-eo", "args")
+        return run(*entered, "ps", "-ww", "-eo", "args")
 
 
 def keep_to_itself(folder: Path) -> None:
@@ -68,8 +68,8 @@ def keep_to_itself(folder: Path) -> None:
     layers = f"lowerdir=/tmp,upperdir={over}/upper,workdir={over}/work"
     run("mount", "-t", "overlay", "overlay", "-o", layers, "/tmp")
     Path("/tmp/ray").mkdir(exist_ok=True)
-    for place in ("/tmp/ray", "/dev/shm"):
-        run("mount", "-t", "tmpfs", "tmpfs", place)
+    for path in ("/tmp/ray", "/dev/shm"):
+        run("mount", "-t", "tmpfs", "tmpfs", path)
 
 
 def lay_bridge() -> None:
@@ -80,7 +80,7 @@ def lay_bridge() -> None:
     run("ip", "link", "set", BRIDGE, "up")
 
 
-def start(name: str, place: int, folder: Path, public_key: str, venv: Path) -> Machine:
+def start(name: str, number: int, folder: Path, public_key: str, venv: Path) -> Machine:
     """Start a machine: a home of its own, the shared environment laid under what it writes, and sshd."""
     home = folder / name
     (home / ".ssh").mkdir(parents=True)
@@ -93,7 +93,7 @@ def start(name: str, place: int, folder: Path, public_key: str, venv: Path) -> M
     (home / "passwd").write_text("\n".join(mine) + "\n")
     run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(home / "host_key"))
     (home / "sshd_config").write_text(
-        f"Port 22\nListenAddress {NETWORK}.{place}\nHostKey {home}/host_key\n"
+        f"Port 22\nListenAddress {NETWORK}.{number}\nHostKey {home}/host_key\n"
         f"AuthorizedKeysFile {home}/.ssh/authorized_keys\nPermitRootLogin yes\n"
         f"StrictModes no\nUsePAM no\nPidFile none\nMaxSessions 100\nMaxStartups 100\n"
     )
@@ -105,7 +105,7 @@ hostname {name}
 mount --make-rprivate /
 mount --bind {home}/passwd /etc/passwd
 mkdir -p /tmp/ray /run/sshd
-for place in /tmp/ray /run /dev/shm; do mount -t tmpfs tmpfs $place; done
+for path in /tmp/ray /run /dev/shm; do mount -t tmpfs tmpfs $path; done
 mkdir /run/sshd /run/upper /run/work
 mount -t overlay overlay -o lowerdir={venv},upperdir=/run/upper,workdir=/run/work {venv}
 mkdir -p {home}/raysim/.venv
@@ -113,7 +113,7 @@ mount --bind {venv} {home}/raysim/.venv
 touch {ready}
 until test -e {go}; do sleep 0.1; done
 ip link set lo up
-ip addr add {NETWORK}.{place}/24 dev inside
+ip addr add {NETWORK}.{number}/24 dev inside
 ip link set inside up
 ip route add default via {NETWORK}.1  # by its default route Ray tells its address
 exec env -i PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin {sshd} -D -e -f {home}/sshd_config
@@ -125,7 +125,7 @@ exec env -i PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin {sshd} -D -e -f {h
     run("ip", "link", "add", f"to-{name}"[:15], "type", "veth", "peer", "name", "inside", "netns", children[0])
     run("ip", "link", "set", f"to-{name}"[:15], "master", BRIDGE, "up")
     go.touch()
-    return Machine(name, f"{NETWORK}.{place}", home, int(children[0]))
+    return Machine(name, f"{NETWORK}.{number}", home, int(children[0]))
 
 
 def wait(file: Path, process: subprocess.Popen, log: Path) -> None:

@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
     key = folder / "key"
     hosts.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key))
     public = key.with_suffix(".pub").read_text()
-    machines = [hosts.start(name, place, folder, public, VENV) for name, place in (("head", 2), ("worker", 3))]
+    machines = [hosts.start(name, number, folder, public, VENV) for name, number in (("head", 2), ("worker", 3))]
     cluster = write_cluster(folder, *machines, key)
     env = environment(folder / "launcher")
     token = make_token(env, folder / "launcher")

@@ -55,6 +55,19 @@ def test_bench_tracking_proves_its_sides_equal_and_prints_one_line():
 
 
 @pytest.mark.slow
+def test_bench_freed_memory_proves_its_sides_equal_and_prints_one_line():
+    command = [sys.executable, str(ROOT / "jobs" / "bench_freed_memory.py"), "--repeats", "3", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    result = json.loads(line)
+    for model in ("resnet32", "vgg16"):
+        assert result[f"{model}_gain"] > 0
+        assert result[f"{model}_page_faults"] > 10 * result[f"{model}_page_faults_kept"]
+    assert {"machine", "versions", "commit", "repeats"} <= set(result)
+
+
+@pytest.mark.slow
 def test_too_few_repeats_are_refused():
     command = [sys.executable, str(ROOT / "jobs" / "bench_training.py"), "--repeats", "4"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from raysim.cli.devices import settings_of
+from raysim.cli.device_page import settings_of
 from raysim.config.population import PopulationSettings
 from raysim.core.errors import SettingError
 from raysim.models import cost

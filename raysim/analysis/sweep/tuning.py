@@ -25,8 +25,8 @@ from raysim.core.log import say, warn
 from raysim.core.signals import FirstInterrupt
 from raysim.core.storage.local import storage_path
 from raysim.executors.in_process import InProcessRunner
-from raysim.executors.ray import pool
-from raysim.executors.ray.cluster import connect, let_modules_travel
+from raysim.executors.ray.cluster import connect, pickle_users_modules
+from raysim.executors.ray.pool_config import check_gpus
 from raysim.executors.ray.runner import RayRunner
 from raysim.simulation.scenario import Runner
 
@@ -73,7 +73,7 @@ def run(sweep: Sweep, folder: Path, before: Sequence[Entry], left: Sequence[int]
     Raises:
         SettingError: If the cluster has no room for a trial.
     """
-    let_modules_travel()
+    pickle_users_modules()
     halving = None if sweep.settings.asha is None else ResumableASHA(sweep, sweep.settings.asha, before, left)
     known = {entry.trial: entry.round for entry in before}
     train = tune.with_parameters(_train, sweep=sweep, folder=str(folder), known=known)
@@ -123,7 +123,7 @@ def _runner(settings: ExperimentSettings) -> Runner:
     executor = settings.executor
     if executor.kind == "ray":
         return RayRunner(
-            executor.num_actors, None, settings.population.clients, executor.client_timeout_s, on_this_node=False
+            executor.num_actors, None, settings.population.clients, executor.client_timeout_s, on_this_machine=False
         )
     return InProcessRunner()
 
@@ -222,18 +222,17 @@ def started_ray(sweep: Sweep) -> Iterator[None]:
     for noisy in ("ray.tune", "ray.train"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     address = sweep.settings.address or os.environ.get("RAY_ADDRESS")
-    owns_ray = not ray.is_initialized()
+    owns_ray, session = not ray.is_initialized(), dict[str, Any]()
     try:
         if owns_ray:
             say(f"joining Ray at {address}" if address else "starting Ray")
-            connect(max(len(os.sched_getaffinity(0)), sweep.num_cpus), address)
+            session = connect(max(len(os.sched_getaffinity(0)), sweep.num_cpus), address)
         say(f"trials at a time: {at_once(sweep)}")
         yield
     finally:
         if owns_ray and ray.is_initialized():
-            own: Any = ray._private.worker._global_node
-            if not address or address == "local":  # on a shared cluster other users have files there
-                shutil.rmtree(Path(own.get_session_dir_path()) / "artifacts", ignore_errors=True)  # Tune's
+            if session and address in (None, "", "local"):  # on a shared cluster other users have files there
+                shutil.rmtree(Path(session["session_dir"]) / "artifacts", ignore_errors=True)  # Tune's
             ray.shutdown()
 
 
@@ -252,5 +251,5 @@ def at_once(sweep: Sweep) -> int:
         )
     room = cpus // sweep.num_cpus
     if executor.device == "cuda":
-        room = min(room, pool.check_gpus())
+        room = min(room, check_gpus())
     return min(room, len(sweep.trials), sweep.settings.concurrent or room)

@@ -1,13 +1,10 @@
-"""What client actors are asked to do, and how a call that was lost is cut into smaller ones."""
+"""Calls of a client actor: what is sent, and how a call of several clients is split."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from raysim.client.assignments import Assignments
-
-NAMED = 8
-"""Clients that a message names one by one."""
+from raysim.executors.ray.failure_policy import Attempt, Kind, Work
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -15,55 +12,47 @@ class Call:
     """A call of a client actor's method; pure, so it may be repeated.
 
     Attributes:
-        place: Which result it belongs to.
-        method: `train`, `score` or `estimate_statistics`.
-        work: Its first argument: assignments, or rows.
+        index: Which result it belongs to.
+        method: What it does.
+        argument: Its first argument: assignments, or rows.
         others: Its other arguments.
-        losses: How often it was lost, or a larger call it was part of.
-        hung: Whether one of these did not answer in time.
+        losses: Number of times it was lost, or a larger call it was part of.
+        timeouts: Number of times it did not finish in time, or a larger call it was part of.
     """
 
-    place: int
-    method: str
-    work: Any
+    index: int
+    method: Work
+    argument: Any
     others: tuple[Any, ...]
     losses: int = 0
-    hung: bool = False
+    timeouts: int = 0
 
     def send(self, actor: Any) -> Any:
-        """Send it to an actor and return a reference to what it will answer."""
-        return getattr(actor, self.method).remote(self.work, *self.others)
+        """Send the call to an actor and return a reference to its result."""
+        return getattr(actor, self.method).remote(self.argument, *self.others)
 
     @property
     def clients(self) -> list[int]:
-        """The clients that it trains."""
-        return self.work.clients.tolist() if isinstance(self.work, Assignments) else []
+        """Ids of the clients that it trains."""
+        return self.argument.clients.tolist() if isinstance(self.argument, Assignments) else []
 
     @property
-    def client(self) -> int:
-        """The client that it trains, -1 where it is not one."""
-        return self.clients[0] if len(self.clients) == 1 else -1
+    def cost(self) -> float:
+        """Predicted FLOPs of its clients."""
+        return float(self.argument.costs.sum()) if isinstance(self.argument, Assignments) else 0.0
 
-    def apart(self) -> "list[Call]":
+    def attempt(self, timeout_s: float | None) -> Attempt:
+        """Return what the failure policy has to know of it."""
+        return Attempt(self.method, tuple(self.clients), self.losses, self.timeouts, timeout_s or 0.0)
+
+    def after(self, kind: Kind) -> "Call":
+        """Return the call as it is repeated after a failure, which it counts."""
+        if kind is Kind.TIMED_OUT:
+            return replace(self, timeouts=self.timeouts + 1)
+        return replace(self, losses=self.losses + 1)
+
+    def split(self) -> "list[Call]":
         """Return a call for each of its clients, or each of its packs."""
-        if not isinstance(self.work, Assignments):
+        if not isinstance(self.argument, Assignments):
             return [self]
-        return [replace(self, work=assignments) for assignments in self.work.apart()]
-
-    @property
-    def done_again(self) -> str:
-        """What is done when it is repeated, as the end of a sentence."""
-        if not self.clients:
-            return {"score": "test rows are scored again"}.get(self.method, "running statistics are estimated again")
-        return f"{named(self.clients)} {'is' if len(self.clients) == 1 else 'are'} trained again"
-
-
-def named(clients: Sequence[int]) -> str:
-    """Name clients, or count them where they are many.
-
-    >>> named([4]), named([5, 1]), named(list(range(12)))
-    ('client 4', 'clients 1, 5', '12 clients')
-    """
-    if len(clients) > NAMED:
-        return f"{len(clients)} clients"
-    return f"client{'s' if len(clients) > 1 else ''} {', '.join(map(str, sorted(clients)))}"
+        return [replace(self, argument=each) for each in self.argument.apart()]

@@ -1,4 +1,4 @@
-"""An actor that plays clients."""
+"""The actor that trains clients."""
 
 import ctypes
 import os
@@ -17,7 +17,7 @@ from raysim.client.packing import packed
 from raysim.client.trainer import ClientTrainer
 from raysim.core.log import Remark, caught
 from raysim.core.tensors import as_arrays, as_tensors
-from raysim.executors.ray.readiness import Presence, check_versions, presence
+from raysim.executors.ray.readiness import ProcessInfo, check_versions, process_info
 from raysim.pruning.masks import Mask
 from raysim.server.updates import ClientUpdates
 from raysim.simulation.scenario import Scenario
@@ -26,56 +26,56 @@ from raysim.task.task import ScoreSums
 Arrays = dict[str, NDArray[np.generic]]
 Value = TypeVar("Value")
 Answer: TypeAlias = tuple[Value, tuple[Remark, ...]]
-"""What comes out of a call, and what was said meanwhile."""
+"""The result of a call, and the lines that were logged during it."""
 
 
 class ClientActor:
-    """Plays clients; fetches a scenario once, before its first round."""
+    """Trains clients; fetches the scenario once, before its first round."""
 
     def __init__(self) -> None:
         keep_freed_memory()
-        self._stage: ClientTrainer | None = None
+        self._trainer: ClientTrainer | None = None
 
     def process_id(self) -> int:
         """Return the id of the process this actor runs in."""
         return os.getpid()
 
-    def presence(self) -> Presence:
-        """Return where this actor runs, and its versions."""
-        return presence()
+    def process_info(self) -> ProcessInfo:
+        """Return which machine this actor runs on, and its versions."""
+        return process_info()
 
-    def prepare(self, scenario: "list[ray.ObjectRef[Scenario]]", started: Presence) -> Answer[None]:
-        """Have the scenario at hand that all later calls belong to.
+    def prepare(self, scenario: "list[ray.ObjectRef[Scenario]]", started: ProcessInfo) -> Answer[None]:
+        """Fetch the scenario that all later calls belong to.
 
         Args:
-            scenario: In a list, since Ray would wait for a bare reference, and send it with every call.
-            started: Where the run was started, and its versions there.
+            scenario: Its reference, in a list: Ray would wait for a bare one, and send it with every call.
+            started: The process that started the run.
 
         Raises:
-            SettingError: If this machine has other versions, or its data is loaded here, and is not that of the run.
+            SettingError: If this machine has other versions, or loads other data than the run's.
         """
-        check_versions([presence()], started)
+        check_versions([process_info()], started)
         with caught() as remarks:
-            self._stage = ClientTrainer(ray.get(scenario[0]).workload.at_hand())
+            self._trainer = ClientTrainer(ray.get(scenario[0]).workload.at_hand())
         return None, remarks.taken()
 
     def gpu_share(self, scenario: "list[ray.ObjectRef[Scenario]]") -> Answer[float]:
-        """Return the share of a GPU that training the largest client needs; this actor has one for itself."""
-        _, prepared = self.prepare(scenario, presence())
+        """Return the share of a GPU that the largest client's training needs, measured on the GPU of this actor."""
+        _, prepared = self.prepare(scenario, process_info())
         with caught() as remarks:
-            share = measured(self._prepared, ray.get(scenario[0]).pack_size)
+            share = measured_share(self._prepared, ray.get(scenario[0]).pack_size)
         return share, (*prepared, *remarks.taken())
 
     def train(
         self, assignments: Assignments, params: Arrays, extra: Arrays, round: int, rules: LocalRules
-    ) -> Answer[ClientUpdates]:  # fmt: skip
-        """Train a chunk of clients; extra is what the method sends beside the global parameters."""
+    ) -> Answer[ClientUpdates]:
+        """Train a chunk of clients; `extra` is what the method sends beside the global parameters."""
         with caught() as remarks:
             value = self._prepared.train(assignments, Broadcast(round, as_tensors(params), rules, as_tensors(extra)))
         return value, remarks.taken()
 
     def score(self, rows: NDArray[np.int64], params: Arrays) -> Answer[ScoreSums]:
-        """Return what scoring the global model on test rows comes to."""
+        """Return the sums of the global model's scores on test rows."""
         with caught() as remarks:
             value = self._prepared.score(as_tensors(params), rows)
         return value, remarks.taken()
@@ -88,9 +88,9 @@ class ClientActor:
 
     @property
     def _prepared(self) -> ClientTrainer:
-        if self._stage is None:
+        if self._trainer is None:
             raise RuntimeError("no scenario has been prepared")
-        return self._stage
+        return self._trainer
 
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # what <malloc.h> calls them, with M_ before
@@ -98,10 +98,11 @@ LARGEST_MMAP_THRESHOLD_BYTES = 32 * 2**20
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep freed memory; one that has no such choice (not glibc) is left as it is.
+    """Have glibc keep freed memory; other C libraries stay as they are.
 
-    By default glibc hands large blocks back to the system and gets them again page by page: thousands of page faults
-    for the gradients and activations of one client.
+    By default glibc returns large blocks to the system and gets them back page by page, with thousands of page faults
+    for the gradients and activations of one client. Without this a client takes 1.12 times the CPU seconds with
+    ResNet-32 and 1.05 times with VGG16, on 64 images of 32 x 32 (`jobs/bench_freed_memory.py`).
     """
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
@@ -110,11 +111,11 @@ def keep_freed_memory() -> None:
 
 
 MARGIN = 1.25
-"""Memory that is reserved over memory that was measured: methods keep more than plain training does."""
+"""Memory to reserve over measured memory: methods keep more than plain training does."""
 
 
 def needed_share(used_bytes: int, total_bytes: int) -> float:
-    """Return the share of a GPU that an actor takes, in hundredths, rounded up; at most all of it.
+    """Return the share of a GPU that an actor takes, rounded up to hundredths; at most 1.
 
     >>> needed_share(1_000_000_000, 80_000_000_000), needed_share(70, 80)
     (0.02, 1.0)
@@ -122,13 +123,12 @@ def needed_share(used_bytes: int, total_bytes: int) -> float:
     return min(1.0, ceil(100 * MARGIN * used_bytes / total_bytes) / 100)
 
 
-def measured(stage: ClientTrainer, pack_size: int) -> float:
-    """Train those clients with the most rows on the full model, on a GPU of their own; return the share needed.
+def measured_share(trainer: ClientTrainer, pack_size: int) -> float:
+    """Train the clients with the most rows on the full model and return the share of the GPU that this took.
 
-    What counts is all that is taken of the GPU afterwards: PyTorch keeps what it has had, and its context is part
-    of it.
+    All memory in use afterwards counts: PyTorch keeps what it has freed, and its context takes some, too.
     """
-    workload = stage.workload
+    workload = trainer.workload
     counts = workload.population.train.counts
     mask = Mask(np.ones(workload.plan.num_units, dtype=np.bool_))
     largest = np.argpartition(-counts, min(pack_size, len(counts)) - 1)[:pack_size]
@@ -137,7 +137,7 @@ def measured(stage: ClientTrainer, pack_size: int) -> float:
     )
     assignments = packed(assignments, counts[assignments.clients], workload.local.batch_size, pack_size)
     params = dict(workload.model.state_dict())
-    stage.train(assignments, Broadcast(1, params, LocalRules()))
-    stage.score(params, np.arange(min(evaluation.BATCH, len(workload.data.test_labels))))
+    trainer.train(assignments, Broadcast(1, params, LocalRules()))
+    trainer.score(params, np.arange(min(evaluation.BATCH, len(workload.data.test_labels))))
     free_bytes, total_bytes = torch.cuda.mem_get_info()
     return needed_share(total_bytes - free_bytes, total_bytes)

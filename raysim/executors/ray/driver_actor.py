@@ -12,8 +12,8 @@ from raysim.core.signals import StopRequest
 from raysim.core.tensors import as_arrays
 from raysim.executors.ray.client_actor import Arrays, keep_freed_memory
 from raysim.executors.ray.executor import RayExecutor
-from raysim.executors.ray.pool import PoolConfig
-from raysim.executors.ray.readiness import Presence, check_versions, presence
+from raysim.executors.ray.pool_config import PoolConfig
+from raysim.executors.ray.readiness import ProcessInfo, check_versions, process_info
 from raysim.methods import resolve as methods
 from raysim.simulation.loop import first_state, run_rounds
 from raysim.simulation.scenario import Scenario
@@ -32,36 +32,45 @@ class DriverActor:
         """Return the id of the process this actor runs in."""
         return os.getpid()
 
-    def presence(self) -> Presence:
-        """Return where this actor runs, and its versions."""
-        return presence()
+    def process_info(self) -> ProcessInfo:
+        """Return which machine this actor runs on, and its versions."""
+        return process_info()
 
     def run(
         self,
         scenario: Scenario,
         reference: "list[ray.ObjectRef[Scenario]]",
         actors: Sequence[Any],
-        rules: PoolConfig,
+        config: PoolConfig,
         storage: Storage,
         start: Start,
-        started: Presence,
+        started: ProcessInfo,
     ) -> Iterator[RoundReport]:
-        """Yield the report of each round that is left, once it is on disk.
+        """Yield the report of each remaining round, once it is on disk.
+
+        Args:
+            scenario: The scenario.
+            reference: Its reference for client actors, in a list, since Ray would resolve a bare one.
+            actors: Handles of the client actors.
+            config: How further client actors are started.
+            storage: Where the run's files are written, and how often.
+            start: Where to begin.
+            started: The process that started the run.
 
         Raises:
-            SettingError: If this machine has other versions than those of `started`, where the run was started.
+            SettingError: If this machine has other versions than that process.
         """
-        check_versions([presence()], started)
+        check_versions([process_info()], started)
         with caught() as remarks:
             scenario = replace(scenario, workload=scenario.workload.at_hand())
-            executor = RayExecutor(actors, rules, reference[0])
+            executor = RayExecutor(actors, config, reference[0])
             self._state = first_state(scenario, storage, start)
             for state, report in run_rounds(scenario, self._state, executor, storage, start.wall_s, self._last):
                 self._state = state
                 yield replace(report, remarks=remarks.taken())
 
     def stop(self) -> int:
-        """Let the round in progress be the last, and return which one that is."""
+        """Let the round in progress be the last, and return its number."""
         return self._last.ask()
 
     def final_state(self) -> tuple[ServerState, Arrays]:

@@ -1,4 +1,4 @@
-"""Spreads a round's work over client actors."""
+"""Spread a round's work over client actors."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,31 +14,33 @@ from raysim.executors.in_process import pieces, total_score
 from raysim.executors.ray.calls import Call
 from raysim.executors.ray.client_actor import Arrays
 from raysim.executors.ray.dispatch import Dispatch
-from raysim.executors.ray.failures import failure_of
-from raysim.executors.ray.pool import ActorPool, PoolConfig
+from raysim.executors.ray.failure_policy import Work
+from raysim.executors.ray.failures import run_error_of
+from raysim.executors.ray.pool import ActorPool
+from raysim.executors.ray.pool_config import PoolConfig
 from raysim.server.updates import Accumulator, ClientUpdates
 from raysim.simulation.scenario import Scenario
 from raysim.task.task import ScoreSums
 
 SHARES = (0.6, 0.2, 0.2)
-"""Shares of an actor's part of a round: the first chunk, and those that even out what the others leave."""
+"""Shares of an actor's part of a round: its first chunk, and the two that even out differences between actors."""
 
 SMALL_BYTES = 32 * 1024
-"""Arrays up to this size travel inside each call: putting them into the object store takes longer."""
+"""Arrays up to this size are sent inside each call: putting them into the object store takes longer."""
 
 
 class RayExecutor:
-    """Spreads a round's work over client actors; results do not depend on who did what."""
+    """Spreads a round's work over client actors; results do not depend on which actor did what."""
 
-    def __init__(self, actors: Sequence[Any], rules: PoolConfig, scenario: "ray.ObjectRef[Scenario]") -> None:
+    def __init__(self, actors: Sequence[Any], config: PoolConfig, scenario: "ray.ObjectRef[Scenario]") -> None:
         """Prepare actors for a scenario.
 
         Args:
-            actors: Handles of the client actors there are.
-            rules: How others are started, where some are lost or machines join.
-            scenario: What is played; each actor fetches it once.
+            actors: Handles of the client actors that have been started.
+            config: How others are started, where some are lost or machines join.
+            scenario: Reference to the scenario; each actor fetches it once.
         """
-        self._cast = ActorPool(rules, actors, scenario)
+        self._pool = ActorPool(config, actors, scenario)
         self._round = 0
         self._incidents: list[str] = []
         self._last: tuple[Params, Any] = ({}, {})
@@ -49,57 +51,56 @@ class RayExecutor:
 
     def train_versions(self, groups: Sequence[tuple[Assignments, Broadcast]]) -> list[ClientUpdates]:
         """Train groups of clients, each from a version of its own, all at once."""
-        self._cast.fit()
+        self._pool.resize()
         calls: list[Call] = []
-        for place, (assignments, broadcast) in enumerate(groups):
+        for index, (assignments, broadcast) in enumerate(groups):
             self._round = broadcast.round
-            sent = self._shared(broadcast.params), _travelling(as_arrays(broadcast.extra), self._round)
+            sent = self._shared(broadcast.params), _sendable(as_arrays(broadcast.extra), self._round)
             others = (*sent, broadcast.round, broadcast.rules)
-            calls += [Call(place, "train", chunk, others) for chunk in self._chunks(assignments)]
-        calls.sort(key=lambda call: -call.work.costs.sum())
+            calls += [Call(index, Work.TRAIN, chunk, others) for chunk in self._chunks(assignments)]
+        calls.sort(key=lambda call: -call.cost)
         sums = [Accumulator() for _ in groups]
-        for place, contribution in self._answers(calls):
-            sums[place].add(contribution)
+        for index, updates in self._results(calls):
+            sums[index].add(updates)
         return [each.total() for each in sums]
 
     def score(self, params: Params, rows: NDArray[np.int64]) -> ScoreSums:
-        """Return what scoring the global model on test rows comes to."""
+        """Return the sums of the global model's scores on test rows."""
         shared = self._shared(params)
-        calls = [Call(place, "score", piece, (shared,)) for place, piece in enumerate(pieces(rows))]
-        counts = dict(self._answers(calls))
-        return total_score([counts[place] for place in range(len(calls))])
+        calls = [Call(index, Work.SCORE, piece, (shared,)) for index, piece in enumerate(pieces(rows))]
+        counts = dict(self._results(calls))
+        return total_score([counts[index] for index in range(len(calls))])
 
     def estimate_statistics(self, params: Params, rows: NDArray[np.int64]) -> Params:
         """Re-estimate the global model's running statistics on training rows, in one actor."""
-        call = Call(0, "estimate_statistics", rows, (self._shared(params),))
-        buffers: Arrays = dict(self._answers([call]))[0]
+        call = Call(0, Work.ESTIMATE, rows, (self._shared(params),))
+        buffers: Arrays = dict(self._results([call]))[0]
         return {key: buffer.clone() for key, buffer in as_tensors(buffers).items()}
 
     def incidents(self) -> tuple[str, ...]:
-        """Return what went wrong and was made good since this was last asked."""
-        told, self._incidents = tuple(self._incidents), []
-        return told
+        """Return the failures that were made good since the last call of this method, a sentence each."""
+        incidents, self._incidents = tuple(self._incidents), []
+        return incidents
 
-    def _answers(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
-        dispatch = Dispatch(self._cast, calls, self._round)
+    def _results(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
+        dispatch = Dispatch(self._pool, calls, self._round)
         try:
             yield from dispatch
         except RunFailedError as error:
-            round, client, cause, *details = error.args
-            told = "".join(f"{incident}\n" for incident in (*self._incidents, *dispatch.incidents))
-            raise RunFailedError(round, client, cause, f"{told}{''.join(details)}") from None
+            before = "".join(f"{incident}\n" for incident in (*self._incidents, *dispatch.incidents))
+            raise RunFailedError(error.round, error.client, error.cause, f"{before}{error.details}") from None
         self._incidents += dispatch.incidents
 
     def _chunks(self, assignments: Assignments) -> list[Assignments]:
-        if self._cast.rules.own_clients:
+        if self._pool.config.own_clients:
             return assignments.apart()
-        return assignments.chunks(chunk_shares(len(self._cast.members)))
+        return assignments.chunks(chunk_shares(len(self._pool.actors)))
 
     def _shared(self, params: Params) -> Any:
         """Return the global parameters as an argument of calls; put once while they stay the same tensors."""
         known, argument = self._last
         if known.keys() != params.keys() or any(known[key] is not tensor for key, tensor in params.items()):
-            argument = _travelling(as_arrays(params), self._round)
+            argument = _sendable(as_arrays(params), self._round)
             self._last = params, argument
         return argument
 
@@ -107,16 +108,16 @@ class RayExecutor:
 def chunk_shares(num_actors: int) -> list[float]:
     """Return the shares of a round's predicted cost that its chunks have, so that actors end together.
 
-    The first chunks are large, since each chunk sends back sums of the whole model's size; the last are small.
+    The first chunks are large, since the result of a chunk is sums of the whole model's size; the last are small.
     """
     return [share / num_actors for share in SHARES for _ in range(num_actors)]
 
 
-def _travelling(arrays: Mapping[str, NDArray[np.generic]], round: int) -> Any:
+def _sendable(arrays: Mapping[str, NDArray[np.generic]], round: int) -> Any:
     """Return arrays as they are, or a reference to them where they are large."""
     if sum(array.nbytes for array in arrays.values()) <= SMALL_BYTES:
         return arrays
     try:
         return ray.put(arrays)
     except ray.exceptions.RayError as error:
-        raise failure_of(error, round) from None
+        raise run_error_of(error, round) from None

@@ -33,7 +33,7 @@ def main(folder: Path) -> None:
     ray.init(address=cluster.address, log_to_driver=False)
     raylet = lost.all_processes["raylet"][0].process.pid
     scenario, rounds = build_scenario(tiny_settings(*LONG)), []
-    with RayRunner(2, None, on_this_node=False) as runner:
+    with RayRunner(2, None, on_this_machine=False) as runner:
         while raylet_of(runner.driver_actor) != raylet:  # Ray places what needs no CPU anywhere
             runner._driver = runner._new_driver()
         for report in runner.run(scenario, Storage(folder, 2, 2)):

@@ -1,4 +1,7 @@
 import os
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,3 +116,30 @@ def test_every_client_may_have_an_actor_of_its_own(local_ray: None, tmp_path: Pa
         pids = ray.get([actor.process_id.remote() for actor in runner.client_actors])
     assert len(set(pids)) == 12
     assert {f"pid-{pids[client]}" for client in report.clients["client"]} == {p.name for p in tmp_path.glob("pid-*")}
+
+
+FAULTS = """
+import resource
+import numpy as np
+from raysim.executors.ray.client_actor import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        blocks = [np.ones(2**21) for _ in range(4)]
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+print(faults())
+keep_freed_memory()
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such choice")
+def test_memory_that_is_freed_is_taken_again_without_page_faults():
+    printed = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
+    before, after = map(int, printed.split())
+    assert after < before / 10

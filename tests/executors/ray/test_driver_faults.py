@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from raysim.core import tensors
+from raysim.executors.ray.failure_policy import Kind
 from raysim.executors.ray.runner import RayRunner
 from raysim.simulation import checkpoint
 from raysim.simulation.build import build_scenario
@@ -114,9 +115,7 @@ def test_a_driver_actor_that_is_killed_is_replaced(whole, local_ray: None, tmp_p
                 killed.append(pid)
         digest = tensors.digest(runner.final_state().params)
         cut_off = runner.driver_actor
-        again = runner._after_loss(
-            scenario, Storage(tmp_path, 2, 2), FIRST, ray.exceptions.RayError("unreachable"), 1
-        )
+        again = runner._replace_driver(scenario, Storage(tmp_path, 2, 2), FIRST, Kind.UNREACHABLE, 2)
         with pytest.raises(ray.exceptions.RayActorError):  # it lived on, and could have written
             ray.get(cut_off.process_id.remote())
     assert again.round == 12

@@ -18,14 +18,11 @@ import torch
 import yaml
 from torch import nn
 
-from raysim.client.assignments import Assignment, Assignments
 from raysim.config.experiment import ExecutorSettings
 from raysim.core import tensors
 from raysim.core.errors import RunFailedError, SettingError
 from raysim.executors import in_process
-from raysim.executors.ray.calls import Call
-from raysim.executors.ray.cluster import RESTARTS
-from raysim.pruning.masks import Mask
+from raysim.executors.ray.failure_policy import Attempt, Failure, Kind, Work, decide
 from raysim.pruning.plan import ChannelPlan
 from raysim.simulation import checkpoint
 from raysim.simulation.build import build_scenario
@@ -234,12 +231,7 @@ def test_the_page_shows_settings_and_messages_as_they_are() -> None:
     [block] = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     assert ExecutorSettings(**yaml.safe_load(block)["executor"]).client_timeout_s == 60
     assert str(RunFailedError(2, VICTIM, CAUSES["crash"])) in PAGE
-    again = Call(0, "train", Assignments.of_rows([assignment_of(client) for client in (34, 4, 19)]), ()).done_again
-    assert f"a client actor was lost (its machine was lost); {again} (1 of {RESTARTS})" in PAGE
-
-
-def assignment_of(client: int) -> Assignment:
-    return Assignment(client, Mask(np.ones(1, dtype=np.bool_)), 1.0, 1.0, 1, False, 1.0)
+    assert decide(Failure(Kind.MACHINE_LOST), Attempt(Work.TRAIN, (34, 4, 19))).incident in PAGE
 
 
 def assert_stopped(error: RunFailedError, fault: str, folder: Path, expected: dict[str, torch.Tensor]) -> None:

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 
 from raysim.cli.submit import submit
-from raysim.core.errors import SettingError
-from raysim.executors.ray import jobs as job_package
 from tests.conftest import CONFIGS, ROOT
 from tests.heads import RAY, Head, environment, head
 
@@ -75,7 +73,7 @@ def test_rays_own_command_runs_the_script_with_a_token(guarded, tmp_path, digest
     assert json.loads(summary)["params_sha256"] == digest
     assert guarded.token not in done.stdout + done.stderr
     (sent,) = guarded.sessions.glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
-    assert (sent / "raysim" / "rounds.py").is_file()
+    assert (sent / "raysim" / "simulation" / "round.py").is_file()
     assert {".git", ".venv", "runs", ".mypy_cache", ".ruff_cache"}.isdisjoint(os.listdir(sent))
     assert sum(path.stat().st_size for path in sent.rglob("*.*")) < 20e6
 
@@ -110,7 +108,7 @@ def test_a_job_ends_with_its_own_exit_code_and_finds_the_users_modules(guarded, 
     common = ["submit", "my.yaml", *SET, *HERE, *target, *theirs]
     alone = raysim(common, guarded.environment(), folder)
     assert alone.returncode == 2
-    assert "method.score='mine:score' names what lies in this directory" in alone.stderr
+    assert "method.score='mine:score' names a file or folder of this directory" in alone.stderr
     failed = raysim([*common, "--working-dir", ".", "--output", str(tmp_path / "a")], guarded.environment(), folder)
     assert failed.returncode == 1
     assert "the score of mine" in failed.stdout
@@ -159,7 +157,7 @@ def test_who_has_no_token_or_another_is_turned_away(guarded, tmp_path) -> None:
     )  # fmt: skip
     assert joined.returncode == 2
     assert (
-        f"executor.address='{guarded.address}' asks for a token: Ray looks for it in RAY_AUTH_TOKEN" in joined.stderr
+        f"executor.address='{guarded.address}' demands a token: Ray looks for it in RAY_AUTH_TOKEN" in joined.stderr
     )
     here = raysim(
         ["run", str(CONFIGS / "digits.yaml"), *SET, "--set", f"executor.address={guarded.address}"],
@@ -221,26 +219,3 @@ def test_the_page_tells_every_option_of_submit() -> None:
     page = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
     options = {option for each in submit.params for option in each.opts if option.startswith("--")} - {"--address"}
     assert set(re.findall(r"^\| `(--[a-z-]+)", page, re.MULTILINE)) == options
-
-
-def test_what_ignore_files_name_stays_behind(tmp_path) -> None:
-    for name in ("my.yaml", "runs/a/b", ".venv/lib/x.py", "sub/data/big.bin", "sub/code.py", "notes.tmp"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(name)
-    (tmp_path / ".gitignore").write_text("*.tmp\n")
-    (tmp_path / "sub" / ".rayignore").write_text("data/\n")
-    kept = {str(path.relative_to(tmp_path)) for path in job_package.kept_files(tmp_path)}
-    assert kept == {"my.yaml", "sub/code.py", ".gitignore", "sub/.rayignore"}
-
-
-def test_a_folder_that_is_too_large_is_refused_with_what_is_largest(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(job_package, "LIMIT_BYTES", 2 * job_package.MIB)
-    folder = tmp_path / "folder"
-    (folder / "data").mkdir(parents=True)
-    (folder / "my.yaml").write_text("rounds: 1\n")
-    (folder / "data" / "zeros.bin").write_bytes(bytes(3 * job_package.MIB))
-    job_package.pack(folder, tmp_path / "packed.zip", "--working-dir")  # what counts is the packed size
-    assert (tmp_path / "packed.zip").stat().st_size < job_package.MIB
-    (folder / "data" / "noise.bin").write_bytes(os.urandom(3 * job_package.MIB))
-    with pytest.raises(SettingError, match=r"more than 2 MiB packed; largest: data \(6.0 MiB\), my.yaml"):
-        job_package.pack(folder, tmp_path / "packed.zip", "--working-dir")

@@ -33,7 +33,7 @@ def load(root):
 
 BUSY = """
 import sys
-from raysim.actors.connection import connect
+from raysim.executors.ray.cluster import connect
 import ray
 
 class Busy:
@@ -144,7 +144,7 @@ def test_the_data_set_reaches_a_machine_once(local_ray) -> None:
     import ray
 
     from raysim.executors.ray.client_actor import ClientActor
-    from raysim.executors.ray.readiness import presence
+    from raysim.executors.ray.readiness import process_info
 
     class Probe(ClientActor):
         def private_mb(self) -> float:
@@ -160,7 +160,7 @@ def test_the_data_set_reaches_a_machine_once(local_ray) -> None:
     actors = [ray.remote(num_cpus=1)(Probe).remote() for _ in range(3)]
     before = ray.get([actor.private_mb.remote() for actor in actors])
     reference = ray.put(scenario)
-    ray.get([actor.prepare.remote([reference], presence()) for actor in actors])
+    ray.get([actor.prepare.remote([reference], process_info()) for actor in actors])
     after = ray.get([actor.private_mb.remote() for actor in actors])
     assert max(np.subtract(after, before)) < 20
     for actor in actors:
@@ -173,7 +173,7 @@ def test_it_is_said_what_the_start_of_many_actors_waits_for(local_ray, monkeypat
     import ray
 
     from raysim.executors.ray import pool, readiness
-    from raysim.executors.ray.pool import PoolConfig
+    from raysim.executors.ray.pool_config import PoolConfig
 
     class Busy:
         def ping(self) -> str:
@@ -191,7 +191,7 @@ def test_it_is_said_what_the_start_of_many_actors_waits_for(local_ray, monkeypat
         last.cancel()
         ray.kill(busy)
 
-    monkeypatch.setattr(readiness, "SAID_AFTER_S", 0.2)
+    monkeypatch.setattr(readiness, "REPORT_AFTER_S", 0.2)
     monkeypatch.setattr(readiness, "warn", say)
     actors: list = []
     pool.start_actors(PoolConfig(cpus, at_once=2), cpus, actors)
@@ -207,11 +207,11 @@ def test_a_driver_actor_with_other_versions_is_refused(local_ray) -> None:
 
     from raysim.executors.ray.client_actor import ClientActor
     from raysim.executors.ray.driver_actor import DriverActor
-    from raysim.executors.ray.readiness import Presence, presence, wait_for
+    from raysim.executors.ray.readiness import ProcessInfo, process_info, wait_for
 
     class Odd(DriverActor):
-        def presence(self) -> Presence:
-            return Presence("there", presence().versions | {"torch": "1.0"})
+        def process_info(self) -> ProcessInfo:
+            return ProcessInfo("there", process_info().versions | {"torch": "1.0"})
 
     client = ray.remote(num_cpus=1)(ClientActor).remote()
     odd, even = (ray.remote(num_cpus=0)(each).remote() for each in (Odd, DriverActor))
@@ -224,24 +224,24 @@ def test_a_driver_actor_with_other_versions_is_refused(local_ray) -> None:
 
 def test_a_driver_actor_of_a_machine_that_joins_later_drives_only_with_the_same_versions() -> None:
     from raysim.executors.ray.driver_actor import DriverActor
-    from raysim.executors.ray.pool import PoolConfig
-    from raysim.executors.ray.readiness import Presence
+    from raysim.executors.ray.pool_config import PoolConfig
+    from raysim.executors.ray.readiness import ProcessInfo
     from raysim.simulation.state import FIRST, Storage
 
     scenario = build_scenario(tiny_settings())
     rounds = DriverActor().run(
-        scenario, [], [], PoolConfig(), Storage(Path("x"), 1, 1), FIRST, Presence("there", {"torch": "1.0"})
+        scenario, [], [], PoolConfig(), Storage(Path("x"), 1, 1), FIRST, ProcessInfo("there", {"torch": "1.0"})
     )
     with pytest.raises(SettingError, match=r"torch \S+ on \S+, torch 1.0 on there, where the run was started"):
         next(rounds)
 
 
-def test_an_actor_of_a_machine_that_joins_later_plays_only_with_the_same_versions() -> None:
+def test_an_actor_of_a_machine_that_joins_later_trains_only_with_the_same_versions() -> None:
     from raysim.executors.ray.client_actor import ClientActor
-    from raysim.executors.ray.readiness import Presence
+    from raysim.executors.ray.readiness import ProcessInfo
 
     with pytest.raises(SettingError, match=r"torch \S+ on \S+, torch 1.0 on there, where the run was started"):
-        ClientActor().prepare([], Presence("there", {"torch": "1.0"}))
+        ClientActor().prepare([], ProcessInfo("there", {"torch": "1.0"}))
 
 
 @pytest.mark.parametrize(

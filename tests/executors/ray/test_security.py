@@ -20,18 +20,18 @@ LOCAL = """
 import json, os, urllib.error, urllib.request
 from pathlib import Path
 import ray
-from raysim.actors import tokens
-from raysim.actors.connection import connect
+from raysim.executors.ray import tokens
+from raysim.executors.ray.cluster import connect
 
-connect(1, None, {host!r})
+session = connect(1, None, {host!r})
 context = ray.get_runtime_context()
-url = ray._private.worker.global_worker.node.webui_url
+url = session["webui_url"]
 try:
     status = url and urllib.request.urlopen(f"http://{{url}}/api/jobs/").status
 except urllib.error.HTTPError as error:
     status = error.code
 token = Path.home() / ".ray" / "auth_token"
-print(json.dumps([tokens._is_asked(context.gcs_address), url, status, oct(token.stat().st_mode & 0o777)]))
+print(json.dumps([tokens.is_demanded(context.gcs_address), url, status, oct(token.stat().st_mode & 0o777)]))
 ray.shutdown()
 """
 
