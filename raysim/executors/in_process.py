@@ -35,7 +35,7 @@ class InProcessExecutor:
         return [self.train(assignments, broadcast) for assignments, broadcast in groups]
 
     def score(self, params: Params, rows: NDArray[np.int64]) -> ScoreSums:
-        """Return what scoring the global model on test rows comes to."""
+        """Score the global model on test rows; return sums over the rows."""
         return total_score([self._stage.score(params, piece) for piece in pieces(rows)])
 
     def estimate_statistics(self, params: Params, rows: NDArray[np.int64]) -> Params:

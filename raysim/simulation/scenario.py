@@ -42,7 +42,7 @@ class Executor(Protocol):
         ...
 
     def score(self, params: Params, rows: NDArray[np.int64]) -> ScoreSums:
-        """Return what scoring the global model on test rows comes to."""
+        """Score the global model on test rows; return sums over the rows."""
         ...
 
     def estimate_statistics(self, params: Params, rows: NDArray[np.int64]) -> Params:

@@ -75,7 +75,7 @@ class ClientActor:
         return value, remarks.taken()
 
     def score(self, rows: NDArray[np.int64], params: Arrays) -> Answer[ScoreSums]:
-        """Return what scoring the global model on test rows comes to."""
+        """Score the global model on test rows; return sums over the rows."""
         with caught() as remarks:
             value = self._prepared.score(as_tensors(params), rows)
         return value, remarks.taken()

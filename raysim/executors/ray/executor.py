@@ -63,7 +63,7 @@ class RayExecutor:
         return [each.total() for each in sums]
 
     def score(self, params: Params, rows: NDArray[np.int64]) -> ScoreSums:
-        """Return what scoring the global model on test rows comes to."""
+        """Score the global model on test rows; return sums over the rows."""
         shared = self._shared(params)
         calls = [Call(place, "score", piece, (shared,)) for place, piece in enumerate(pieces(rows))]
         counts = dict(self._answers(calls))
