@@ -159,7 +159,7 @@ class ClientTrainer:
         return metric, loss
 
     def score(self, params: Params, rows: NDArray[np.int64]) -> ScoreSums:
-        """Score the global model on test rows."""
+        """Score the global model on test rows; return sums over the rows."""
         inputs, targets = moved(self._workload.data.test_rows(rows), self._workload.device)
         with one_thread():
             return evaluation.score(self._workload.task, self._global_model(params), inputs, targets)

@@ -60,7 +60,7 @@ class _Trainer:
             cohort_of(scenario, clients, self._round), epochs=np.full(len(clients), epochs),
             keep_ratios=np.ones(len(clients)),
         )  # fmt: skip
-        rules = LocalRules(hooks)  # what is sent before round 1 is sent whole
+        rules = LocalRules(hooks)  # updates before round 1 are not compressed
         method = replace(scenario.method, load=None, objective=Objective(), rules=rules)
         unscored = replace(scenario, scored_share=0.0, method=method)
         masks = CohortMasks.of([mask] * len(clients))

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Accuracy, or what the task's primary metric is, and mean loss over a set of rows."""
+    """Accuracy, which stands for the task's primary metric, and mean loss over a set of rows."""
 
     accuracy: float
     loss: float
 
     @staticmethod
     def of(task: Task, sums: ScoreSums) -> "Score":
-        """Return what sums over all rows come to."""
+        """Return the scores that follow from sums over all rows."""
         return Score(task.primary_of(sums), sums.mean_loss)
 
 
