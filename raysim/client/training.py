@@ -195,7 +195,7 @@ def train(
         for batch in batches:
             rows = shuffled[batch]
             batch_inputs = inputs[rows] if augment is None else augment(inputs[rows])
-            with computing_on(model, local.memory_format), descent.watching():
+            with computing_on(local.memory_format), descent.watching():
                 with computing_in(local.precision, batch_inputs):
                     loss = hooks.loss(model, batch_inputs, labels[rows])
                 descent.step(loss)
@@ -212,7 +212,7 @@ def train(
 class Descent(Protocol):
     """Changes parameters along the gradient of a loss."""
 
-    def watching(self) -> AbstractContextManager[None]:
+    def watching(self) -> AbstractContextManager[object]:
         """Return the context in which the loss is computed, and the step taken."""
         ...
 
@@ -230,7 +230,7 @@ class HookedDescent:
         self._parameters, self._clip_norm, self._hooks = parameters, local.clip_norm, hooks
         self._step = optimizer_step(parameters, learning_rate, local)
 
-    def watching(self) -> AbstractContextManager[None]:
+    def watching(self) -> AbstractContextManager[object]:
         """Return a context that does nothing."""
         return nullcontext()
 
