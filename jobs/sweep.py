@@ -13,7 +13,7 @@ from raysim.analysis.sweep import plan
 from raysim.cli import compare
 from raysim.cli import main as cli
 from raysim.core.errors import StoppedError
-from raysim.core.log import say
+from raysim.core.log import info
 from raysim.core.storage.defaults import default_folder
 from raysim.terminal.console import quiet_option
 
@@ -50,7 +50,7 @@ def sweep(
 
 
 def _run(planned: plan.Sweep, folder: Path, goes_on: bool, as_json: bool) -> None:
-    say(planned.title)
+    info(planned.title)
 
     from raysim.analysis.sweep import (
         record,  # Ray and MLflow take seconds to import, and bad input is refused before

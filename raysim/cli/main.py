@@ -22,7 +22,7 @@ from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
 from raysim.core import signals
 from raysim.core.errors import ReportLostError, RunFailedError, SettingError, StoppedError, TrackingLostError
-from raysim.core.log import be_quiet, listening, say, warn
+from raysim.core.log import info, set_quiet, showing_warnings, warning
 from raysim.core.signals import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED
 from raysim.core.storage.local import is_uri, storage_path
 from raysim.core.storage.path import StoragePath
@@ -139,7 +139,7 @@ def _run(settings: ExperimentSettings, output: str | None, as_json: bool) -> Non
     )
     check_names(settings)
     if output is None and defaults.in_job():
-        say(f"a job's own folder is deleted with it: the run's files go to {folder}")
+        info(f"a job's own folder is deleted with it: the run's files go to {folder}")
 
     def prepare() -> Any:
         from raysim.experiment import run as experiment  # in a thread of its own: MLflow imports while Ray starts
@@ -334,8 +334,8 @@ def main(arguments: list[str] | None = None, command: click.Command = cli, kept:
         kept: What is kept when it is interrupted.
     """
     signals.listen()
-    be_quiet(False)
-    with listening():
+    set_quiet(False)
+    with showing_warnings():
         code = _code_of(command, arguments, kept)
     if code == TERMINATED or (code == INTERRUPTED and _are_threads_at_work()):  # Python would wait for all of them
         sys.stdout.flush()
@@ -376,26 +376,26 @@ def _code_of(command: click.Command, arguments: list[str] | None, kept: str) -> 
     try:
         return int(command.main(args=arguments, standalone_mode=False) or 0)
     except SettingError as error:
-        warn(f"raysim: {error}")
+        warning(f"raysim: {error}")
         return BAD_INPUT
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except RunFailedError as error:
-        warn(f"{error.details}raysim: the run failed: {error}; {kept}")
+        warning(f"{error.details}raysim: the run failed: {error}; {kept}")
         return FAILED
     except (ReportLostError, TrackingLostError) as error:
-        warn(f"raysim: {error}")
+        warning(f"raysim: {error}")
         return FAILED
     except StoppedError as error:
-        warn(f"raysim: {error}")
+        warning(f"raysim: {error}")
         return signals.code_of_interrupt()
     except (KeyboardInterrupt, click.Abort):
-        warn(f"raysim: interrupted; {kept}")
+        warning(f"raysim: interrupted; {kept}")
         return signals.code_of_interrupt()
     except Exception as error:
         traceback.print_exc()
-        warn(f"raysim: unexpected {type(error).__name__}: {error}")
+        warning(f"raysim: unexpected {type(error).__name__}: {error}")
         return FAILED
 
 

@@ -18,7 +18,7 @@ from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
 from raysim.core import tensors
 from raysim.core.errors import ReportLostError, RunFailedError, SettingError, StoppedError, TrackingLostError
-from raysim.core.log import warn
+from raysim.core.log import warning
 from raysim.core.signals import FirstInterrupt
 from raysim.core.storage.local import AnyPath, storage_path
 from raysim.core.storage.path import StoragePath
@@ -159,7 +159,7 @@ def _stop(runner: Runner, rounds: int) -> None:
         when = f"round {min(runner.stop(), rounds)}"
     except Exception:  # who plays is lost, and is being replaced
         when = "the round in progress"
-    warn(f"stopping after {when}; Ctrl-C again stops at once")
+    warning(f"stopping after {when}; Ctrl-C again stops at once")
 
 
 @contextmanager
@@ -321,7 +321,7 @@ def report_lost(experiment: Experiment) -> str:
 
         write.of_ended(experiment.folder)
     except Exception as error:
-        warn(traceback.format_exc())
+        warning(traceback.format_exc())
         return f"{type(error).__name__}: {error}"
     return ""
 

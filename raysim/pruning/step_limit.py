@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from raysim.core.log import warn
+from raysim.core.log import warning
 
 WARN_AFTER_S = 10.0
 MAX_STEPS = 40_000_000
@@ -44,7 +44,9 @@ class StepCounter:
             raise StepLimitError(f"the search for channel groups takes more than max_steps={self._max_steps:,} steps")
         if time.monotonic() > self._warn_at_s:
             self._warn_at_s = float("inf")
-            warn(f"tracing the model has taken {WARN_AFTER_S:g} s so far; smaller example inputs are traced faster")
+            warning(
+                f"tracing the model has taken {WARN_AFTER_S:g} s so far; smaller example inputs are traced faster"
+            )
 
 
 def limit_steps(graph: Any, model: nn.Module, max_steps: int) -> None:

@@ -13,7 +13,7 @@ from raysim.analysis.sweep.record import SweepRecord
 from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
 from raysim.core.errors import SettingError, StoppedError, TrackingLostError
-from raysim.core.log import be_quiet, is_quiet, say
+from raysim.core.log import info, is_quiet, set_quiet
 from raysim.core.storage import atomic
 from raysim.core.storage.local import storage_path
 from raysim.executors.in_process import InProcessRunner
@@ -38,7 +38,7 @@ def complete(record: SweepRecord) -> None:
     trial = record.sweep.trials[best]
     left = [run for run in trial.runs if not _is_complete(record.folder_of(trial, run))]
     if left:
-        say(f"the best is {trial.title}; writing its reports and models")
+        info(f"the best is {trial.title}; writing its reports and models")
     with _in_silence():
         for run in left:
             _complete(record, trial, run)
@@ -48,11 +48,11 @@ def complete(record: SweepRecord) -> None:
 def _in_silence() -> Iterator[None]:
     """Show no progress of runs that have played all their rounds."""
     before = is_quiet()
-    be_quiet(True)
+    set_quiet(True)
     try:
         yield
     finally:
-        be_quiet(before)
+        set_quiet(before)
 
 
 def _is_complete(folder: Path) -> bool:

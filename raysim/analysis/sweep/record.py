@@ -15,7 +15,7 @@ from raysim.analysis.sweep.plan import FILE, Sweep, Trial
 from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
 from raysim.core.errors import SettingError, TrackingLostError
-from raysim.core.log import warn
+from raysim.core.log import warning
 from raysim.core.storage import atomic
 from raysim.core.storage.local import storage_path
 from raysim.experiment.finish import HASTY_S
@@ -118,7 +118,7 @@ class SweepRecord:
             self._is_lost = False
         except (TrackingLostError, SettingError) as error:  # a store that cannot be opened is told as a setting
             if not self._is_lost:
-                warn(f"trials cannot be logged to MLflow for now, the sweep goes on: {error}")
+                warning(f"trials cannot be logged to MLflow for now, the sweep goes on: {error}")
             self._is_lost = True
 
     def _log(self, trial: Trial, up_to: int) -> None:

@@ -15,7 +15,7 @@ from raysim.analysis.sweep.plan import Sweep
 from raysim.analysis.sweep.record import SweepRecord
 from raysim.analysis.sweep.scored import metrics_of
 from raysim.core.errors import RunFailedError, SettingError, StoppedError, TrackingLostError, nearest_first
-from raysim.core.log import say, warn
+from raysim.core.log import info, warning
 from raysim.experiment.run import ANSWER_S, digests_of
 from raysim.simulation.build import build_scenario
 from raysim.tracking.mlflow_writer import few_retries
@@ -38,7 +38,7 @@ class _Listening:
     def ended(self, entry: Entry, details: str) -> None:
         self.record.end_of(self.record.sweep.trials[entry.trial], entry)
         if details:
-            warn(details.rstrip())
+            warning(details.rstrip())
         self.display.told(entry)
 
 
@@ -59,7 +59,7 @@ def run(record: SweepRecord, digests: Mapping[str, str]) -> None:
     sweep, journal = record.sweep, record.journal
     left = journal.unfinished
     over = len(sweep.trials) - len(left)
-    say(f"files in {record.folder}{f'; trials that are over: {over}' if over else ''}")
+    info(f"files in {record.folder}{f'; trials that are over: {over}' if over else ''}")
     with few_retries(ANSWER_S), tuning.started_ray(sweep) if left else nullcontext():
         try:
             _play(record, digests, left)
@@ -115,7 +115,7 @@ def _leave(record: SweepRecord, error: Exception) -> None:
         except (TrackingLostError, SettingError) as reason:
             lost = reason
     if lost is not None and not isinstance(error, TrackingLostError):
-        warn(f"MLflow could not be told of all of it, which is made up for when the sweep goes on: {lost}")
+        warning(f"MLflow could not be told of all of it, which is made up for when the sweep goes on: {lost}")
 
 
 def check(sweep: Sweep) -> dict[str, str]:

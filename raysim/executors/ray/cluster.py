@@ -13,7 +13,7 @@ from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
 from raysim.core import plugins
 from raysim.core.errors import SettingError
-from raysim.core.log import say
+from raysim.core.log import info
 
 QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 RESTARTS = 3
@@ -58,7 +58,7 @@ def _start(num_cpus: int | None, address: str | None, dashboard_host: str | None
         context = ray.init(address="local", num_cpus=count, **shown, **QUIET)
         keep_private()
         if dashboard_host:
-            say(f"dashboard: http://{context.dashboard_url}")
+            info(f"dashboard: http://{context.dashboard_url}")
 
 
 def _join(address: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from raysim.core.errors import RunFailedError
-from raysim.core.log import pass_on
+from raysim.core.log import relay
 from raysim.executors.ray.calls import Call, named
 from raysim.executors.ray.cluster import RESTARTS
 from raysim.executors.ray.failures import failure_of, is_loss, loss_of
@@ -83,7 +83,7 @@ class Dispatch:
             self._lost(member, error)
             return
         value, remarks = answer
-        pass_on(remarks)
+        relay(remarks)
         if member.prepared is not None:
             member.prepared = None
             return

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import ray
 
 from raysim.core.errors import SettingError
-from raysim.core.log import pass_on
+from raysim.core.log import relay
 from raysim.executors.ray.calls import Call
 from raysim.executors.ray.client_actor import ClientActor
 from raysim.executors.ray.cluster import num_workers
@@ -165,7 +165,7 @@ def pool_config_on_gpus(
     up = measuring.presence.remote()
     wait_saying([up], lambda _: "a client actor of 1 GPU, which measures how many share one", of="GPU")
     share, remarks = ray.get(measuring.gpu_share.remote([scenario]))
-    pass_on(remarks)
+    relay(remarks)
     ray.kill(measuring)
     fits = min(floor(1 / share) * check_gpus(), num_workers(None))
     if wanted is not None and wanted > fits:

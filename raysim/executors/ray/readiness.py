@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from raysim.core.errors import SettingError
-from raysim.core.log import say, warn
+from raysim.core.log import info, warning
 
 SAID_AFTER_S, SAID_AGAIN_S = 10.0, 60.0
 SAME_EVERYWHERE = ("raysim", "torch")
@@ -61,7 +61,7 @@ def wait_for(actors: Sequence[Any], driver: Any, num_cpus: float, address: str |
     check_versions([driving, *present], presence())
     if address:
         machines = Counter(each.host for each in present)
-        say("client actors: " + ", ".join(f"{count} on {host}" for host, count in sorted(machines.items())))
+        info("client actors: " + ", ".join(f"{count} on {host}" for host, count in sorted(machines.items())))
     return present
 
 
@@ -87,7 +87,7 @@ def wait_saying(
             return waiting
         there, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
         room = f"the cluster has {there.get(of, 0):g} {of}s, {free.get(of, 0):g} free"
-        warn(f"waiting for {what(len(waiting))}: {room}")
+        warning(f"waiting for {what(len(waiting))}: {room}")
         patience_s = SAID_AGAIN_S
 
 
