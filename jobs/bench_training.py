@@ -1,11 +1,18 @@
 """How fast is a client's local training, against a plain PyTorch loop, and how much faster is a submodel?
 
+With `--compare`, how much faster is it by what exists for speed alone, on a client of W1 (`configs/bench_w1.yaml`)?
 Both sides first prove that they did the same work; only then are they timed, in turns. Prints one JSON line.
 """
 
 import argparse
+import copy
 import json
-from collections.abc import Callable
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +20,17 @@ from benchmark import medians_in_turns, surroundings
 from torch import nn
 
 from raysim.client.assignments import Assignment, Assignments, Broadcast, LocalRules
+from raysim.client.hooks import LocalHooks
 from raysim.client.trainer import ClientTrainer
-from raysim.client.training import LocalTraining
+from raysim.client.training import LocalTraining, train
 from raysim.client.view import Workload
+from raysim.config import loader
 from raysim.core import seeding
 from raysim.core.tensors import Params
 from raysim.data import datasets
 from raysim.data.batches import batch_slices
 from raysim.data.partition import to_row_sets
+from raysim.executors.ray.client_actor import keep_freed_memory
 from raysim.models import zoo
 from raysim.population import population, sampling
 from raysim.population.profiles import DeviceProfile
@@ -30,12 +40,16 @@ from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.significance import first_channels
 from raysim.server.fixed_point import ExactSum
 from raysim.server.updates import ClientUpdates
+from raysim.simulation.build import build_scenario
 
 SEED, ROUND, CLIENT = 0, 1, 0
 SMALL_CNN = LocalTraining(learning_rate=0.2, momentum=0.9, epochs=3, batch_size=16)
 """The local training of `jobs/configs/digits.yaml`, without clipping."""
 DIGITS_ROWS = (200, 21)
 """Rows of the timed client: enough to time training itself, and the median client of `digits.yaml`."""
+W1 = Path(__file__).parent / "configs" / "bench_w1.yaml"
+SAME_WORK = 1e-4
+"""Largest difference of two trained models, as a share of the update's norm: float sums in another order."""
 VGG16 = LocalTraining(learning_rate=0.01, momentum=0.9, epochs=1, batch_size=64)
 WIDTHS = {1.0: 15.120, 0.5: 3.950, 0.25: 1.123}
 """Millions of parameters of VGG16 with these shares of its filters (CA-HFP, arXiv 2603.12591, Table I)."""
@@ -152,9 +166,73 @@ def noise_images(rows: int) -> datasets.Dataset:
     return datasets.Dataset("noise", images, labels, images, labels, 10, 255, (0.5,) * 3, (0.3,) * 3)
 
 
+def compare(what: str, repeats: int) -> dict[str, Any]:
+    """Time a client of W1 with and without something that exists for speed alone.
+
+    The seconds are CPU seconds, which other processes disturb less; the gain is the median over the repeats' ratios.
+    """
+    keep_freed_memory()  # as in an actor
+    workload = build_scenario(loader.load(W1)).workload
+    sides = {name: one_client(workload, *options) for name, options in COMPARED[what](workload.local).items()}
+    difference = prove_close(workload, {name: side() for name, side in sides.items()})
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for repeat in range(repeats):
+        for name in sorted(sides, reverse=repeat % 2 == 0):
+            started = time.thread_time()
+            sides[name]()
+            seconds[name].append(time.thread_time() - started)
+    ratios = [other / own for own, other in zip(seconds["with"], seconds["without"], strict=True)]
+    return {
+        "compare": what,
+        "times_as_fast": statistics.median(ratios),
+        **{f"{name}_s": statistics.median(measured) for name, measured in seconds.items()},
+        "difference": difference,
+    }
+
+
+def one_client(workload: Workload, local: LocalTraining, hooks: LocalHooks) -> Callable[[], Params]:
+    """Return what trains the client and returns the trained model's parameters."""
+    inputs, labels = workload.data.train_rows(workload.population.train[CLIENT])
+    model, start = copy.deepcopy(workload.model), dict(workload.model.state_dict())
+
+    def trained() -> Params:
+        model.load_state_dict(start)
+        order = seeding.generator(SEED, "batches", ROUND, CLIENT)
+        with seeding.torch_seeded(SEED, "layers", ROUND, CLIENT):
+            train(model, inputs, labels, workload.task, local, local.learning_rate, order, hooks)
+        return dict(model.state_dict())
+
+    return trained
+
+
+def prove_close(workload: Workload, trained: Mapping[str, Params]) -> float:
+    """Check that both sides trained the same model; return their difference as a share of the update's norm."""
+    start = workload.model.state_dict()
+    moved = {
+        name: torch.cat([(params[key] - start[key]).flatten() for key in start]) for name, params in trained.items()
+    }
+    difference = float((moved["with"] - moved["without"]).norm() / moved["without"].norm())
+    if not difference < SAME_WORK:
+        raise SystemExit(f"the two sides did not do the same work: they differ by {difference:.2g} of the update")
+    return difference
+
+
+COMPARED: dict[str, Callable[[LocalTraining], dict[str, tuple[LocalTraining, LocalHooks]]]] = {
+    "fused-sgd": lambda local: {
+        "with": (local, LocalHooks()),
+        "without": (local, LocalHooks(observe=(lambda gradients: None,))),  # whoever observes needs the gradients
+    },
+    "channels-last": lambda local: {
+        "with": (local, LocalHooks()),
+        "without": (replace(local, memory_format="contiguous"), LocalHooks()),
+    },
+}
+
+
 def main() -> None:
     """Run the benchmark and print its line."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--compare", choices=COMPARED, help="time W1's client with and without it, and nothing else")
     parser.add_argument("--repeats", type=int, default=25, help="repeats of the first part, 5 or more [25]")
     parser.add_argument("--quick", action="store_true", help="5 repeats, and one batch of VGG16 instead of four")
     arguments = parser.parse_args()
@@ -163,6 +241,9 @@ def main() -> None:
         parser.error(f"--repeats={repeats} is not allowed; allowed: 5 or more")
 
     torch.set_num_threads(1)
+    if arguments.compare:
+        print(json.dumps({**compare(arguments.compare, repeats), "repeats": repeats, **surroundings()}))
+        return
     floors = [against_floor(rows, repeats) for rows in DIGITS_ROWS]
     widths = of_widths(1 if arguments.quick else 4, max(3, repeats // 5))
     result = {

@@ -14,7 +14,7 @@ from raysim.cli import compare
 from raysim.cli import main as cli
 from raysim.cli.run import mlflow_page
 from raysim.core.errors import StoppedError
-from raysim.core.log import say
+from raysim.core.log import info
 from raysim.core.storage.defaults import default_folder
 from raysim.terminal.console import quiet_option
 
@@ -51,7 +51,7 @@ def sweep(
 
 
 def _run(planned: plan.Sweep, folder: Path, resumes: bool, as_json: bool) -> None:
-    say(planned.title)
+    info(planned.title)
 
     from raysim.analysis.sweep import run, writer  # Ray and MLflow take seconds to import, and bad input is refused
 

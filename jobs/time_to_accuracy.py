@@ -11,7 +11,7 @@ from raysim.cli import main as cli
 from raysim.config import loader
 from raysim.config.data import Settings, Share
 from raysim.core.errors import SettingError
-from raysim.core.log import say
+from raysim.core.log import info
 from raysim.core.storage import atomic
 from raysim.core.storage.defaults import default_folder
 from raysim.terminal.console import quiet_option
@@ -83,7 +83,7 @@ def write(folder: Path, by_mode: "dict[str, dict[str, Curve]]", settings: TimeTo
     figure = cost_figure.draw(folder / "time_to_accuracy.png", by_mode, settings.title, target)
     table = atomic.write_text(folder / "time_to_accuracy.md", cost_figure.markdown(rows, target))
     click.echo(cost_figure.markdown(rows, target), nl=False)
-    say(f"figure in {figure}, table in {table}")
+    info(f"figure in {figure}, table in {table}")
 
 
 if __name__ == "__main__":

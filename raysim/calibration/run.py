@@ -14,7 +14,7 @@ from raysim.calibration.fit import Calibration
 from raysim.calibration.measure import Subject, calibrate, check_counts, different_widths, subject_of
 from raysim.config import loader
 from raysim.core.errors import SettingError
-from raysim.core.log import say
+from raysim.core.log import info
 from raysim.core.storage import atomic
 
 RESULT = "calibration.json"
@@ -62,7 +62,7 @@ def run(request: Request, folder: Path) -> list[Calibration]:
 
 def _calibrate(subject: Subject, request: Request) -> Calibration:
     def progress(done: int) -> None:
-        say(f"{subject.name}: {done} of {request.repeats} repeats")
+        info(f"{subject.name}: {done} of {request.repeats} repeats")
 
     return calibrate(subject, request.batch_size, request.repeats, progress=progress)
 

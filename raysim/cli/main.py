@@ -19,7 +19,7 @@ from raysim.cli.schema import schema
 from raysim.cli.submit import submit
 from raysim.core import signals
 from raysim.core.errors import ReportLostError, RunFailedError, SettingError, StoppedError, TrackingLostError
-from raysim.core.log import be_quiet, listening, warn
+from raysim.core.log import set_quiet, showing_warnings, warning
 from raysim.core.signals import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED
 
 LAST_CHECKPOINT = "rounds that a checkpoint covers are kept, and `raysim resume` goes on after them"
@@ -44,8 +44,8 @@ def main(arguments: list[str] | None = None, command: click.Command = cli, kept:
         kept: What is kept when it is interrupted, as the end of a message.
     """
     signals.listen()
-    be_quiet(False)
-    with listening():
+    set_quiet(False)
+    with showing_warnings():
         code = _exit_code(command, arguments, kept)
     if code == TERMINATED or (code == INTERRUPTED and _are_threads_at_work()):  # Python would wait for all of them
         sys.stdout.flush()
@@ -86,26 +86,26 @@ def _exit_code(command: click.Command, arguments: list[str] | None, kept: str) -
     try:
         return int(command.main(args=arguments, standalone_mode=False) or 0)
     except SettingError as error:
-        warn(f"raysim: {error}")
+        warning(f"raysim: {error}")
         return BAD_INPUT
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except RunFailedError as error:
-        warn(f"{error.details}raysim: the run failed: {error}; {kept}")
+        warning(f"{error.details}raysim: the run failed: {error}; {kept}")
         return FAILED
     except (ReportLostError, TrackingLostError) as error:
-        warn(f"raysim: {error}")
+        warning(f"raysim: {error}")
         return FAILED
     except StoppedError as error:
-        warn(f"raysim: {error}")
+        warning(f"raysim: {error}")
         return signals.code_of_interrupt()
     except (KeyboardInterrupt, click.Abort):
-        warn(f"raysim: interrupted; {kept}")
+        warning(f"raysim: interrupted; {kept}")
         return signals.code_of_interrupt()
     except Exception as error:
         traceback.print_exc()
-        warn(f"raysim: unexpected {type(error).__name__}: {error}")
+        warning(f"raysim: unexpected {type(error).__name__}: {error}")
         return FAILED
 
 

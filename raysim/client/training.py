@@ -108,7 +108,7 @@ def train(
         for batch in batches:
             rows = shuffled[batch]
             batch_inputs = inputs[rows] if augment is None else augment(inputs[rows])
-            with computing_on(model, local.memory_format), descent.watching():
+            with computing_on(local.memory_format), descent.watching():
                 with computing_in(local.precision, batch_inputs):
                     loss = loss_of(model, batch_inputs, targets[rows])
                 descent.step(loss)

@@ -117,8 +117,8 @@ class TrainingSettings(Settings):
     precision: Literal["float32", "bf16"] = "float32"
     """`float32`, or `bf16`: layers compute in bfloat16 where PyTorch's autocast says so; weights stay in float32."""
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
-    """How images lie in memory: `contiguous` or `channels_last`, which convolutions and pooling often run faster on;
-    the last bits differ. Dropout layers of `torch.nn` drop the same, other layers that draw may draw differently."""
+    """Order of images in memory: `contiguous` or `channels_last`, on which convolutions and pooling often run faster.
+    The last bits differ. Dropout drops the same entries; other layers that draw may draw differently."""
     pack: Literal["auto"] | Count = "auto"
     """Clients of equal masks and steps that are trained together as one batch of models, at most; 1 = each by itself.
     `auto` packs small models without convolutions, random layers or buffers, where the method asks for no more than

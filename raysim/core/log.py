@@ -1,33 +1,28 @@
-"""What a process says to whoever started it: line by line, with the round and the clients that a line is about."""
+"""Logs lines to standard error, each with the round and the clients that it is about."""
 
-import io
 import logging
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-from raysim.core.errors import RunFailedError
-
-MOST_LINES = 50
-"""Different lines that are kept of a round; a layer that prints its inputs says more."""
-NAMED = 3
-"""Clients that a line names; of others it tells how many."""
+MAX_NAMED = 3
+"""Number of clients that a line names; it counts the others."""
 
 
 @dataclass(frozen=True, slots=True)
-class Remark:
-    """A line, and what it is about.
+class LogLine:
+    """A line of the log.
 
     Attributes:
-        text: The line.
-        round: Counted from 1; 0 = no round.
-        clients: Their ids, ascending; empty = no client.
-        is_warning: Whether it is said to those, too, who asked for quiet.
+        text: The line without what it is about.
+        round: The round it is about, counted from 1; 0: no round.
+        clients: Ids of the clients it is about, ascending; empty: no client.
+        is_warning: Whether `--quiet` shows it, too.
     """
 
     text: str
@@ -36,9 +31,9 @@ class Remark:
     is_warning: bool = False
 
     def __str__(self) -> str:
-        where = [f"round {self.round}"] if self.round > 0 else []
-        where += [_named(self.clients)] if self.clients else []
-        return f"{', '.join(where)}: {self.text}" if where else self.text
+        subject = [f"round {self.round}"] if self.round > 0 else []
+        subject += [_named(self.clients)] if self.clients else []
+        return f"{', '.join(subject)}: {self.text}" if subject else self.text
 
 
 def _named(clients: Sequence[int]) -> str:
@@ -47,188 +42,112 @@ def _named(clients: Sequence[int]) -> str:
     >>> _named([7]), _named([1, 2]), _named(range(60))
     ('client 7', 'clients 1, 2', 'clients 0, 1, 2 and 57 more')
     """
-    first = ", ".join(map(str, clients[:NAMED]))
-    more = f" and {len(clients) - NAMED} more" if len(clients) > NAMED else ""
+    first = ", ".join(map(str, clients[:MAX_NAMED]))
+    more = f" and {len(clients) - MAX_NAMED} more" if len(clients) > MAX_NAMED else ""
     return f"client{'s' if len(clients) > 1 else ''} {first}{more}"
 
 
-class Remarks:
-    """What is said while others do the talking: each line of a round once, however many clients it is about."""
+class LineHandler(logging.Handler):
+    """Prints our lines, and the warnings of other loggers as lines, to standard error."""
 
-    def __init__(self) -> None:
-        self._clients: dict[Remark, set[int]] = {}
-        self._left_out = 0
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is a line of ours, or a warning."""
+        return isinstance(record.msg, LogLine) or record.levelno >= logging.WARNING
 
-    def add(self, remark: Remark) -> None:
-        """Take down a line."""
-        line = replace(remark, clients=())
-        if line in self._clients or len(self._clients) < MOST_LINES:
-            self._clients.setdefault(line, set()).update(remark.clients)
-        else:
-            self._left_out += 1
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record as a line."""
+        try:
+            line = record.msg
+            if not isinstance(line, LogLine):
+                line = _warning(f"{record.name}: {logging.Formatter().format(record)}")
+            self.write(line)
+        except Exception:
+            self.handleError(record)
 
-    def taken(self) -> tuple[Remark, ...]:
-        """Return the lines so far, in the order of their first time, and forget them."""
-        found = [replace(line, clients=tuple(sorted(clients))) for line, clients in self._clients.items()]
-        if self._left_out:
-            found.append(Remark(f"{self._left_out} more lines are left out", found[-1].round))
-        self._clients, self._left_out = {}, 0
-        return tuple(found)
+    def write(self, line: LogLine) -> None:
+        """Print a line."""
+        print(line, file=sys.stderr, flush=True)
 
 
-@dataclass(slots=True)
-class _Listener:
-    is_quiet: bool = False
-    remarks: Remarks | None = None
+logger = logging.getLogger("raysim")
+logger.setLevel(logging.INFO)
+logger.propagate = False
+terminal = LineHandler()
+logger.addHandler(terminal)
+_subject: ContextVar[LogLine] = ContextVar("subject", default=LogLine(""))  # noqa: B039  (it is frozen)
 
 
-_listener = _Listener()
-_about: ContextVar[Remark] = ContextVar("about", default=Remark(""))  # noqa: B039  (it is frozen)
+def info(text: str) -> None:
+    """Log a line that `--quiet` leaves out."""
+    _log(replace(_subject.get(), text=text))
 
 
-def say(text: str) -> None:
-    """Write a line to standard error, unless quiet was asked for."""
-    tell(replace(_about.get(), text=text))
+def warning(text: str) -> None:
+    """Log a line that everybody has to read."""
+    _log(_warning(text))
 
 
-def warn(text: str) -> None:
-    """Write a line to standard error that everybody has to read."""
-    tell(replace(_about.get(), text=text, is_warning=True))
+def relay(lines: Iterable[LogLine]) -> None:
+    """Log lines of another process; in a round of this thread's, they are about that round."""
+    for line in lines:
+        _log(replace(line, round=_subject.get().round or line.round))
 
 
-def tell(remark: Remark) -> None:
-    """Write a remark to standard error, or leave it to those who catch what is said here."""
-    if _listener.remarks is not None:
-        _listener.remarks.add(remark)
-    elif remark.is_warning or not _listener.is_quiet:
-        print(remark, file=sys.stderr, flush=True)
+def _warning(text: str) -> LogLine:
+    return replace(_subject.get(), text=text, is_warning=True)
 
 
-def pass_on(remarks: Iterable[Remark]) -> None:
-    """Tell what was said elsewhere as something of the round that this thread is in."""
-    for remark in remarks:
-        tell(replace(remark, round=_about.get().round or remark.round))
+def _log(line: LogLine) -> None:
+    logger.disabled = False  # a user's logging.config.dictConfig disables the loggers that it does not name
+    logger.log(logging.WARNING if line.is_warning else logging.INFO, line)
 
 
-def be_quiet(is_quiet: bool) -> None:
-    """Say nothing but warnings from now on, or everything again."""
-    _listener.is_quiet = is_quiet
+def set_quiet(quiet: bool) -> None:
+    """Log only warnings from now on, or everything again."""
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 def is_quiet() -> bool:
-    """Whether only warnings are said."""
-    return _listener.is_quiet
+    """Whether only warnings are logged."""
+    return logger.level > logging.INFO
 
 
 @contextmanager
 def about(round: int, clients: Iterable[int] = ()) -> Iterator[None]:
-    """Name a round, and clients of it, in all that this thread says while the context lasts.
+    """Let all lines of this thread name a round, and clients of it, while the context lasts.
 
-    A round that is named already stays: a client may have started in one before.
+    Inside another round's context that round stays: a client may have started in it.
     """
-    before = _about.set(Remark("", _about.get().round or round, tuple(clients)))
+    before = _subject.set(LogLine("", _subject.get().round or round, tuple(clients)))
     try:
         yield
     finally:
-        _about.reset(before)
+        _subject.reset(before)
 
 
 @contextmanager
-def caught() -> Iterator[Remarks]:
-    """Catch what is said, printed, logged and warned of in this process, which nobody looks at.
-
-    Raises:
-        RunFailedError: As it was raised inside, with what was said before among its details.
-    """
-    remarks = _listener.remarks = Remarks()
-    printed, complained = _Lines(), _Lines()
-    try:
-        with listening(), redirect_stdout(printed), redirect_stderr(complained):
-            try:
-                yield remarks
-            finally:
-                printed.finish()
-                complained.finish()
-    except RunFailedError as error:
-        said = "".join(f"{remark}\n" for remark in remarks.taken())
-        raise RunFailedError(error.round, error.client, error.cause, f"{said}{error.details}") from None
-    finally:
-        _listener.remarks = None
-
-
-@contextmanager
-def listening() -> Iterator[None]:
-    """Let warnings of Python's and of all loggers be said as our own are."""
-    listener, before = _Forward(logging.WARNING), warnings.showwarning
-    logging.getLogger().addHandler(listener)
+def showing_warnings(handler: LineHandler = terminal) -> Iterator[None]:
+    """Write Python's warnings, and those of all loggers, as lines while the context lasts."""
+    before = warnings.showwarning
+    logging.getLogger().addHandler(handler)
     warnings.showwarning = _show_warning
     try:
         yield
     finally:
         warnings.showwarning = before
-        logging.getLogger().removeHandler(listener)
-
-
-class _Forward(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        if _is_printed(record):
-            return
-        try:
-            warn(f"{record.name}: {logging.Formatter().format(record)}")
-        except Exception:
-            self.handleError(record)
-
-
-def _is_printed(record: logging.LogRecord) -> bool:
-    """Whether a handler of its logger's own prints a record to where lines are caught."""
-    logger: logging.Logger | None = logging.getLogger(record.name)
-    while logger is not None:
-        streams = [each.stream for each in logger.handlers if isinstance(each, logging.StreamHandler)]
-        if any(isinstance(stream, _Lines) for stream in streams):
-            return True
-        logger = logger.parent if logger.propagate else None
-    return False
+        logging.getLogger().removeHandler(handler)
 
 
 def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int,
-    file: TextIO | None = None, line: str | None = None,
-) -> None:  # fmt: skip
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     text = f"{category.__name__}: {message} ({Path(filename).name}:{lineno})"
     if file is None:
-        warn(text)
+        warning(text)
     else:
         print(text, file=file)
-
-
-class _Bytes(io.RawIOBase):
-    """What is written to a stream's buffer, as text of the stream."""
-
-    def __init__(self, lines: "_Lines") -> None:
-        self._lines = lines
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, content: Any) -> int:
-        self._lines.write(bytes(content).decode(errors="replace"))
-        return len(content)
-
-
-class _Lines(io.TextIOBase):
-    """What is printed, as lines that are said."""
-
-    def __init__(self) -> None:
-        self._unfinished = ""
-        self.buffer = _Bytes(self)
-
-    def finish(self) -> None:
-        """Say what has no end of line."""
-        if self._unfinished:
-            self.write("\n")
-
-    def write(self, text: str) -> int:
-        *lines, self._unfinished = (self._unfinished + text).split("\n")
-        for line in filter(None, lines):
-            say(line)
-        return len(text)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from raysim.client.view import Workload
 from raysim.core.errors import StoppedError, TrackingLostError, reason_of
-from raysim.core.log import say
+from raysim.core.log import info
 from raysim.core.storage.path import StoragePath
 from raysim.pruning import submodel
 from raysim.simulation import records
@@ -188,7 +188,7 @@ def _report(folder: StoragePath) -> None:
     from raysim.report import write  # Plotly takes a while to import
 
     with suppress(Exception):
-        say(f"report of the rounds so far: {write.of_ended(folder)}")
+        info(f"report of the rounds so far: {write.of_ended(folder)}")
 
 
 def _upload_so_far(tracker: MlflowTracker, folder: StoragePath) -> None:

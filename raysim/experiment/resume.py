@@ -9,7 +9,7 @@ from typing import Any
 from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
 from raysim.core.errors import SettingError
-from raysim.core.log import say, warn
+from raysim.core.log import info, warning
 from raysim.core.storage import atomic
 from raysim.core.storage.defaults import default_folder
 from raysim.core.storage.local import storage_path
@@ -124,7 +124,7 @@ def _without_folder(run: RunReader, uri: str, overrides: Sequence[str]) -> Stopp
     if summary and run.mlflow_status == "FINISHED":
         return Stopped(settings, folder, uri, noted, summary, is_finished=True)
     new = storage_path(default_folder() / f"{settings.experiment}-{time.strftime('%Y%m%d-%H%M%S')}")
-    warn(f"the files of run {run.name} in {folder} cannot be reached: starting at round 1, new files in {new}")
+    warning(f"the files of run {run.name} in {folder} cannot be reached: starting at round 1, new files in {new}")
     return Stopped(settings, new, uri, noted, None, is_finished=False)
 
 
@@ -173,11 +173,11 @@ def _start_of(stopped: Stopped) -> Start:
 
 def _say_where(start: Start, rounds: int, is_over: bool) -> None:
     if is_over:
-        say("all rounds have been played: telling MLflow what it has missed")
+        info("all rounds have been played: telling MLflow what it has missed")
     elif start.round == 0:
-        say("there is no checkpoint: starting at round 1")
+        info("there is no checkpoint: starting at round 1")
     else:
-        say(f"going on after round {start.round} of {rounds}")
+        info(f"going on after round {start.round} of {rounds}")
 
 
 def _warn_of_others(stopped: Stopped) -> None:
@@ -187,7 +187,7 @@ def _warn_of_others(stopped: Stopped) -> None:
         return  # that nobody else holds it is known
     run = MlflowReader(stopped.tracking_uri).run(noted["run_id"])
     if run is not None and run.status == "RUNNING":
-        warn(
+        warning(
             f"warning: MLflow has run {noted['run_id']} as RUNNING, and {noted['output_dir']} cannot be held against "
             "others: go on only if no other process does, else rounds are logged twice"
         )
@@ -205,4 +205,4 @@ def warn_of_changes(stopped: Stopped) -> None:
     if noted and noted.get("config_sha256") != loader.digest(stopped.settings):
         changed.append("config.yaml has been edited")
     if changed:
-        warn(f"warning: the result may differ from that of an uninterrupted run: {'; '.join(changed)}")
+        warning(f"warning: the result may differ from that of an uninterrupted run: {'; '.join(changed)}")

@@ -24,7 +24,7 @@ from raysim.core.errors import (
     TrackingLostError,
     TrackingUnavailableError,
 )
-from raysim.core.log import warn
+from raysim.core.log import warning
 from raysim.core.signals import FirstInterrupt
 from raysim.core.storage.local import AnyPath, storage_path
 from raysim.core.storage.path import StoragePath
@@ -165,7 +165,7 @@ def _stop(runner: Runner, rounds: int) -> None:
         when = f"round {min(runner.stop(), rounds)}"
     except Exception:  # who plays is lost, and is being replaced
         when = "the round in progress"
-    warn(f"stopping after {when}; Ctrl-C again stops at once")
+    warning(f"stopping after {when}; Ctrl-C again stops at once")
 
 
 @contextmanager
@@ -328,7 +328,7 @@ def report_lost(experiment: Experiment) -> str:
 
         write.of_ended(experiment.folder)
     except Exception as error:
-        warn(traceback.format_exc())
+        warning(traceback.format_exc())
         return f"{type(error).__name__}: {error}"
     return ""
 

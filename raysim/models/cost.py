@@ -1,4 +1,4 @@
-"""What one training step of a model costs: parameters, bytes, FLOPs, saved activations, memory."""
+"""Counts what one training step of a model costs: parameters, bytes, FLOPs, saved activations, memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +11,6 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from raysim.models.uncompiled import without_compiler
-
 BATCH = 2
 """Examples in the counted step: BatchNorm needs two."""
 
@@ -22,8 +20,8 @@ class ModelCost:
     """Costs of a model; `train_flops` and `activation_bytes` are per example and training step.
 
     FLOPs count two per multiply-accumulate of convolutions and matrix products, forward and backward, as
-    PyTorch's counter does. `model_bytes` are what travels: floating-point parameters and buffers;
-    `gradient_bytes` those of the parameters that are trained.
+    PyTorch's counter does. `model_bytes` counts what is sent, floating-point parameters and buffers;
+    `gradient_bytes` counts the parameters that are trained.
     """
 
     parameters: int
@@ -34,7 +32,11 @@ class ModelCost:
 
 
 def count(model: nn.Module, input_shape: Sequence[int]) -> ModelCost:
-    """Count the costs of a model in training mode; on the meta device nothing is computed."""
+    """Count the costs of a model in training mode; on the meta device nothing is computed.
+
+    The first count of a process imports PyTorch's compiler, which takes more than a second: its meta device and its
+    counter both reach it.
+    """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     example = torch.zeros(BATCH, *input_shape, device=device)
     model.train()
@@ -46,9 +48,9 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> ModelCost:
         return tensor
 
     own_storages = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    attention = sdpa_kernel(SDPBackend.MATH)  # the other kernels are not there on every device
+    attention = sdpa_kernel(SDPBackend.MATH)  # not every device has the other kernels
     counting = FlopCounterMode(display=False, custom_mapping=_CONVOLUTION_FORMULAS)
-    with without_compiler(), attention, counting as counter:
+    with attention, counting as counter:
         with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
             output = model(example)
         output.sum().backward()
@@ -80,8 +82,7 @@ def weight_flops(model: nn.Module, input_shape: Sequence[int]) -> dict[str, int]
         if isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)
     ]
     try:
-        with without_compiler():
-            model.train()(torch.zeros(BATCH, *input_shape, device=device))
+        model.train()(torch.zeros(BATCH, *input_shape, device=device))
     finally:
         for handle in handles:
             handle.remove()
@@ -96,7 +97,7 @@ def training_bytes(cost: ModelCost, optimizer_buffers: int, rows: int) -> int:
 
     Args:
         cost: Costs of the model.
-        optimizer_buffers: Buffers the optimizer keeps per parameter: SGD 1 with momentum, else 0; Adam 2.
+        optimizer_buffers: Buffers that the optimizer keeps per parameter: SGD 1 with momentum, else 0; Adam 2.
         rows: Rows of the batch.
 
     >>> training_bytes(ModelCost(10, 48, 40, 600, 100), optimizer_buffers=1, rows=7)
@@ -106,7 +107,7 @@ def training_bytes(cost: ModelCost, optimizer_buffers: int, rows: int) -> int:
 
 
 def transfer_bytes(model: nn.Module) -> int:
-    """Return the bytes of a model's floating-point parameters and buffers (counters stay at home)."""
+    """Return the bytes of a model's floating-point parameters and buffers; integer counters are not sent."""
     tensors = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -119,24 +120,19 @@ def convolution_flops(
     return 2 * input_shape[0] * positions * prod(weight_shape)
 
 
-def _forward(
-    x: Sequence[int], w: Sequence[int], _bias: Any, _stride: Any, _padding: Any, _dilation: Any,
-    transposed: bool, *_: Any, out_shape: Sequence[int], **__: Any,
-) -> int:  # fmt: skip
+def _forward_flops(x: Sequence[int], w: Sequence[int], *others: Any, out_shape: Sequence[int], **_: Any) -> int:
+    _bias, _stride, _padding, _dilation, transposed = others[:5]
     return convolution_flops(x, w, out_shape, transposed)
 
 
-def _backward(
-    grad_out: Sequence[int], x: Sequence[int], w: Sequence[int], _bias: Any, _stride: Any, _padding: Any,
-    _dilation: Any, transposed: bool, _output_padding: Any, _groups: int, output_mask: Sequence[bool],
-    **_: Any,
-) -> int:  # fmt: skip
+def _backward_flops(grad_out: Sequence[int], x: Sequence[int], w: Sequence[int], *others: Any, **_: Any) -> int:
     """Gradients of input and of weight cost one forward each, in every group (PyTorch ignores groups)."""
+    _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, output_mask = others
     return (int(output_mask[0]) + int(output_mask[1])) * convolution_flops(x, w, grad_out, transposed)
 
 
 _CONVOLUTION_FORMULAS = {
-    torch.ops.aten.convolution: _forward,
-    torch.ops.aten._convolution: _forward,
-    torch.ops.aten.convolution_backward: _backward,
+    torch.ops.aten.convolution: _forward_flops,
+    torch.ops.aten._convolution: _forward_flops,
+    torch.ops.aten.convolution_backward: _backward_flops,
 }

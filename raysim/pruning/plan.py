@@ -18,6 +18,7 @@ from raysim.core.tensors import Params
 from raysim.pruning import masks, outputs, submodel
 from raysim.pruning.groups import ChannelGroup, ChannelGroups, from_json, to_json
 from raysim.pruning.masks import Mask
+from raysim.pruning.step_limit import MAX_STEPS
 
 if TYPE_CHECKING:
     from raysim.pruning.proof import Forward
@@ -37,7 +38,7 @@ class ChannelPlan(ChannelGroups):
         keep_whole: Sequence[str] = (),
         keep_residual: bool = False,
         forward: "Forward | None" = None,
-        time_limit_s: float = 60.0,
+        max_steps: int = MAX_STEPS,
     ) -> "ChannelPlan":
         """Find which channels of which layers can only be dropped together.
 
@@ -49,7 +50,8 @@ class ChannelPlan(ChannelGroups):
             keep_residual: Leave channels whole that an addition joins across several layers.
             forward: How to apply the model to the example, `(model, example) -> output`, where
                 `model(example)` will not do.
-            time_limit_s: After how many seconds to give up.
+            max_steps: Steps of the search for channel groups after which to give up: a count, so that a busy machine
+                does not change the outcome.
 
         Returns:
             A plan whose groups together satisfy: in eval mode, the compact submodel computes what the full model
@@ -62,7 +64,7 @@ class ChannelPlan(ChannelGroups):
         """
         from raysim.pruning.trace import trace  # the tracer is not needed, and not imported, to cut
 
-        return _plan_of(trace(model, example_input, keep_whole, keep_residual, forward, time_limit_s))
+        return _plan_of(trace(model, example_input, keep_whole, keep_residual, forward, max_steps))
 
     @staticmethod
     def dense(

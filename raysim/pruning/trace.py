@@ -2,11 +2,9 @@
 
 import copy
 import fnmatch
-import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,11 +14,13 @@ from torch import nn
 from torch.utils import _pytree
 
 from raysim.core.errors import SettingError, UntraceableError, nearest_first
-from raysim.pruning import layers, proof, submodel, timeout
+from raysim.core.tensors import one_thread
+from raysim.pruning import layers, proof, submodel
 from raysim.pruning.groups import ChannelGroup, ChannelGroups
 from raysim.pruning.layers import UnsupportedLayerError
 from raysim.pruning.masks import Mask
 from raysim.pruning.proof import Forward
+from raysim.pruning.step_limit import MAX_STEPS, StepLimitError, limit_steps
 from raysim.pruning.units import UnitTable
 
 ROOTS = (layers.Convolution, nn.Linear, nn.Embedding)
@@ -50,22 +50,17 @@ def trace(
     keep_whole: Sequence[str] = (),
     keep_residual: bool = False,
     forward: Forward | None = None,
-    time_limit_s: float = 60.0,
+    max_steps: int = MAX_STEPS,
 ) -> ChannelGroups:
     """Find which channels of which layers can only be dropped together; see `ChannelPlan.trace`."""
     if not isinstance(model, nn.Module):
         raise SettingError(f"model is {type(model).__name__}; allowed: a torch.nn.Module")
     _check_example(example_input)
     _check_patterns(model, keep_whole)
-    if not 0 < time_limit_s <= threading.TIMEOUT_MAX:
-        raise SettingError(f"time_limit_s={time_limit_s!r} is not a number of seconds above 0")
-    twin = _twin(model)
-    work = partial(_trace, twin, example_input, keep_whole, keep_residual, forward or proof.call)
-    try:
-        return timeout.within(time_limit_s, work)
-    except TimeoutError as error:
-        place = _place(error.__cause__ or error, twin)
-        raise UntraceableError(f"the model cannot be traced within time_limit_s={time_limit_s:g}{place}") from None
+    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+        raise SettingError(f"max_steps={max_steps!r} is not a whole number above 0")
+    with one_thread():  # small layers: threads would wait for each other where other processes are busy
+        return _trace(_twin(model), example_input, keep_whole, keep_residual, forward or proof.call, max_steps)
 
 
 def _check_example(example: Any) -> None:
@@ -88,12 +83,17 @@ def _check_patterns(model: nn.Module, patterns: Sequence[str]) -> None:
 
 
 def _trace(
-    twin: nn.Module, example_input: Any, keep_whole: Sequence[str], keep_residual: bool, forward: Forward
+    twin: nn.Module,
+    example_input: Any,
+    keep_whole: Sequence[str],
+    keep_residual: bool,
+    forward: Forward,
+    max_steps: int,
 ) -> ChannelGroups:
     shapes = {key: tuple(tensor.shape) for key, tensor in twin.state_dict().items()}
-    example = _pytree.tree_map(_telling, example_input)
+    example = _pytree.tree_map(_informative, example_input)
     normal_shapes = _run(twin, forward, example)
-    found = _find(twin, forward, example)
+    found = _find(twin, forward, example, max_steps)
     unprunable, cuttable, outputs = {}, [], []
     for each in found:
         pattern = _kept_whole(each.layers, keep_whole)
@@ -127,8 +127,8 @@ def _twin(model: nn.Module) -> nn.Module:
     return twin
 
 
-def _telling(leaf: Any) -> Any:
-    """Return floating-point inputs in double precision, noise in place of constants, which prove nothing."""
+def _informative(leaf: Any) -> Any:
+    """Return floating-point inputs in double precision, noise instead of constants, which prove nothing."""
     if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point():
         return leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf
     values = leaf.detach().cpu().double()
@@ -143,14 +143,14 @@ def _run(model: nn.Module, forward: Forward, example: Any) -> list[torch.Size]:
         with torch.no_grad():
             outputs = proof.tensors_of(forward(model, example))
     except Exception as error:
-        what = f"the model does not run on the example input in double precision{_place(error, model)}"
+        what = f"the model does not run on the example input in double precision{_location(error, model)}"
         raise UntraceableError(f"{what}: {proof.first_line(error)}") from error
     if not outputs:
         raise UntraceableError("the model's output holds no floating-point tensor; give a `forward` that returns one")
     return [output.shape for output in outputs]
 
 
-def _find(model: nn.Module, forward: Forward, example: Any) -> list[Found]:
+def _find(model: nn.Module, forward: Forward, example: Any, max_steps: int) -> list[Found]:
     """Let the tracer find the groups, in the order of the model's layers."""
     try:
         with warnings.catch_warnings(), torch.enable_grad():
@@ -162,14 +162,14 @@ def _find(model: nn.Module, forward: Forward, example: Any) -> list[Found]:
                 forward_fn=lambda model, example: proof.tensors_of(forward(model, example)),
                 verbose=False,
             )
+            limit_steps(graph, model, max_steps)
             dependencies = list(graph.get_all_groups(root_module_types=ROOTS))
     except Exception as error:
-        raise UntraceableError(
-            f"the model cannot be traced{_place(error, model)}: {proof.first_line(error)}"
-        ) from error
+        reason = str(error) if isinstance(error, StepLimitError) else proof.first_line(error)
+        raise UntraceableError(f"the model cannot be traced{_location(error, model)}: {reason}") from error
     names = {id(module): name for name, module in model.named_modules()}
     names |= {id(parameter): name for name, parameter in model.named_parameters()}
-    order = {name: place for place, name in enumerate(names.values())}
+    order = {name: index for index, name in enumerate(names.values())}
     aliases = _aliases(model)
     found = [_to_found(each, graph, names, order, aliases) for each in dependencies]
     return sorted(found, key=lambda each: order[each.name])
@@ -256,17 +256,17 @@ def _is_output(
     return [output.shape for output in outputs] != normal_shapes
 
 
-def _place(error: BaseException, model: nn.Module) -> str:
+def _location(error: BaseException, model: nn.Module) -> str:
     """Return the layer at which an error arose: the innermost one among the frames of its traceback."""
     names = {id(module): name for name, module in model.named_modules()}
-    place, traceback = "", error.__traceback__
+    location, traceback = "", error.__traceback__
     while traceback is not None:
         for value in traceback.tb_frame.f_locals.values():
             name = names.get(id(value)) or names.get(id(_nearest_layer(value)))
             if name:
-                place = f" at layer {name!r}"
+                location = f" at layer {name!r}"
         traceback = traceback.tb_next
-    return place
+    return location
 
 
 def _nearest_layer(value: Any) -> Any:

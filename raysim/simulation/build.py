@@ -18,7 +18,7 @@ from raysim.clock.modes import MODES, ClockRules
 from raysim.config.experiment import ExperimentSettings
 from raysim.core import seeding
 from raysim.core.errors import SettingError, UntraceableError, nearest_first
-from raysim.core.log import say, warn
+from raysim.core.log import info, warning
 from raysim.core.tensors import one_thread
 from raysim.data import datasets
 from raysim.data.batches import batch_slices
@@ -155,7 +155,7 @@ def _build(settings: ExperimentSettings) -> Scenario:
     )
     if settings.budget.rule == "solved":
         if method.ignores_budgets:
-            warn(f"budgets are ignored: method.name={settings.method.name!r} trains the full model")
+            warning(f"budgets are ignored: method.name={settings.method.name!r} trains the full model")
         deadline_s = settings.budget.deadline_s or settings.clock.deadline_s
         scenario = with_solved_budgets(scenario, deadline_s, settings.budget.steps)
     check_deadline(scenario)
@@ -233,7 +233,7 @@ def _plan_of(
                 f"model.name={settings.model.name!r} cannot be cut, as method.name={settings.method.name!r} asks: "
                 f"{error}; allowed: a method that trains the full model, as 'fedavg' does, or keep_ratio=1 everywhere"
             ) from None
-        warn(f"model.name={settings.model.name!r} is trained whole: {error}")
+        warning(f"model.name={settings.model.name!r} is trained whole: {error}")
         return ChannelPlan.dense(model, str(error), example)
 
 
@@ -290,7 +290,7 @@ def _build_model(settings: ExperimentSettings, data: datasets.Dataset) -> nn.Mod
     if chosen.weights is not None:
         fresh = weights.load_into(model, chosen.weights, chosen.name, data.num_classes)
         if fresh:
-            say(f"model.weights={chosen.weights!r}: fresh values for {', '.join(fresh)}")
+            info(f"model.weights={chosen.weights!r}: fresh values for {', '.join(fresh)}")
     return model
 
 

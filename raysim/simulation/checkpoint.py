@@ -14,7 +14,7 @@ from safetensors import torch as safetensors
 from raysim.clock import serialization
 from raysim.core import tensors as arrays
 from raysim.core.errors import SettingError, reason_of
-from raysim.core.log import warn
+from raysim.core.log import warning
 from raysim.core.storage.local import AnyPath, storage_path
 from raysim.core.storage.path import StoragePath
 from raysim.core.tensors import Params
@@ -226,9 +226,9 @@ def resume_point(folder: StoragePath) -> Start:
     Raises:
         OSError: If an existing file cannot be read: it may be intact.
     """
-    for state in intact(folder / "checkpoints", warn):
+    for state in intact(folder / "checkpoints", warning):
         try:
             return Start(state.round, records.logged(folder / "rounds", state.round).wall_s)
         except (FileNotFoundError, records.TornRecordError) as error:
-            warn(f"skipping the checkpoint of round {state.round}, whose record is lost: {reason_of(error)}")
+            warning(f"skipping the checkpoint of round {state.round}, whose record is lost: {reason_of(error)}")
     return FIRST

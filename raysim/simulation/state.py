@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.core.log import Remark
+from raysim.core.log import LogLine
 from raysim.core.storage.local import AnyPath, storage_path
 from raysim.core.storage.path import StoragePath
 from raysim.core.tensors import Columns, Params
@@ -137,7 +137,7 @@ class RoundReport:
     is_saved: bool = False
     driver_bytes: int = 0
     incidents: tuple[str, ...] = ()
-    remarks: tuple[Remark, ...] = ()
+    remarks: tuple[LogLine, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from raysim.clock.outcomes import COUNTED
 from raysim.core.formatting import duration, joules, output
-from raysim.core.log import be_quiet
+from raysim.core.log import set_quiet
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -22,7 +22,7 @@ def quiet_option(command: Command) -> Command:
 
 
 def _be_quiet(_context: click.Context, _option: click.Parameter, is_given: bool) -> None:
-    be_quiet(is_given)
+    set_quiet(is_given)
 
 
 def summary_lines(summary: Mapping[str, Any], command: str, page: str) -> list[str]:

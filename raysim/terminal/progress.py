@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.text import Text
 
 from raysim.core.formatting import duration
-from raysim.core.log import Remark, is_quiet, say, tell
+from raysim.core.log import LogLine, info, is_quiet, relay
 from raysim.simulation.state import RoundReport
 from raysim.terminal.tier_lines import TierLine, tier_lines
 
@@ -40,7 +40,7 @@ class ProgressDisplay:
         self._view: _View | None = None
         if not is_quiet():
             pace = Pace(rounds, done)
-            self._view = _Screen(console, rounds, pace) if is_live(console) else _Lines(rounds, pace)
+            self._view = _Screen(console, rounds, pace) if is_live(console) else _PlainLines(rounds, pace)
 
     def __enter__(self) -> "ProgressDisplay":
         if self._view is not None:
@@ -53,10 +53,8 @@ class ProgressDisplay:
 
     def show(self, report: RoundReport) -> None:
         """Show one round, and above it what was said or went wrong in it."""
-        for remark in report.remarks:
-            tell(remark)
-        for incident in report.incidents:
-            tell(Remark(incident, report.round, is_warning=True))
+        relay(report.remarks)
+        relay(LogLine(incident, report.round, is_warning=True) for incident in report.incidents)
         if self._view is not None:
             self._view.show(report)
 
@@ -101,7 +99,7 @@ class Pace:
         return max(0.0, expected - (self._now() - until))
 
 
-class _Lines:
+class _PlainLines:
     """A line per round, of many quick ones one a second, and the last; below some of them, and it, the tiers."""
 
     def __init__(self, rounds: int, pace: Pace) -> None:
@@ -118,7 +116,7 @@ class _Lines:
         if self._left_out is not None:
             self._tell(self._left_out)
         if self._without_tiers is not None:
-            say(tiers_in_line(self._without_tiers))
+            info(tiers_in_line(self._without_tiers))
 
     def show(self, report: RoundReport) -> None:
         self._pace.note(report.round)
@@ -131,10 +129,10 @@ class _Lines:
         accuracy, simulated = _reached(report)
         left_s = self._pace.left_s if report.round < self._rounds else None
         left = "" if left_s is None else f"  left {duration(left_s)}"
-        say(f"round {report.round}/{self._rounds}  accuracy {accuracy}  simulated {simulated}{left}")
+        info(f"round {report.round}/{self._rounds}  accuracy {accuracy}  simulated {simulated}{left}")
         if self._told_at >= self._tiers_at + TIERS_EVERY_S:
             self._tiers_at, self._without_tiers = self._told_at, None
-            say(tiers_in_line(report))
+            info(tiers_in_line(report))
 
 
 class _Screen:

@@ -7,7 +7,7 @@ from threading import Condition, Thread
 from typing import Protocol
 
 from raysim.core.errors import TrackingLostError, reason_of
-from raysim.core.log import warn
+from raysim.core.log import warning
 
 COLLECT_S = 2.0
 """Seconds between two calls, so that quick rounds share what each costs MLflow besides its metrics."""
@@ -146,11 +146,11 @@ class BackgroundLogger:
                 self._finished = True
         except Exception as error:
             if self._failure is None:
-                warn(f"rounds cannot be logged to MLflow for now, the run goes on: {reason_of(error)}")
+                warning(f"rounds cannot be logged to MLflow for now, the run goes on: {reason_of(error)}")
             self._failure, failed = error, True
         else:
             if self._failure is not None:
-                warn("MLflow is back: rounds are logged again, those it has missed included")
+                warning("MLflow is back: rounds are logged again, those it has missed included")
             self._failure, failed = None, False
         with self._changed:
             self._is_late = any(told < each.told < last for told, each in zip(before, self._curves, strict=True))

@@ -15,7 +15,7 @@ from torch import nn
 
 from raysim.core import plugins
 from raysim.core.errors import reason_of
-from raysim.core.log import say
+from raysim.core.log import info
 from raysim.tracking.mlflow_writer import MlflowTracker, telling
 
 
@@ -34,7 +34,7 @@ def keep(tracker: MlflowTracker, model: nn.Module, example: torch.Tensor, name: 
     with _as_default(tracker.uri):
         model_id = logged(tracker)
         if model_id is None:
-            say("logging the final model to MLflow")
+            info("logging the final model to MLflow")
             model_id = _log(tracker, model, example)
         if name is None:
             return None
@@ -98,7 +98,7 @@ def _has_graph(model: nn.Module, example: torch.Tensor) -> bool:
         with redirect_stdout(unread), redirect_stderr(unread):
             torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
     except Exception as error:
-        say(f"the final model is pickled, since PyTorch cannot export it: {reason_of(error)}")
+        info(f"the final model is pickled, since PyTorch cannot export it: {reason_of(error)}")
         return False
     return True
 

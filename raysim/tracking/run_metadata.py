@@ -3,7 +3,7 @@
 from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
 from raysim.core import provenance
-from raysim.core.log import say
+from raysim.core.log import info
 from raysim.core.storage.path import StoragePath
 from raysim.core.tensors import Columns
 from raysim.population import population
@@ -81,7 +81,7 @@ def of_clients(
     """Return the runs of single clients, which are told of the rounds recorded in a folder."""
     clients, most = scenario.workload.population, client_runs.MOST
     if len(clients) > most:
-        say(f"tracking.client_runs: the first {most} of {len(clients)} clients have runs of their own")
+        info(f"tracking.client_runs: the first {most} of {len(clients)} clients have runs of their own")
 
     def read(round: int) -> tuple[int, Columns]:
         (ended_ms,) = records.read(records.path_of(folder / "rounds", round), ("timestamp_ms",))["timestamp_ms"]

@@ -25,6 +25,18 @@ def test_bench_training_prints_one_line():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("what", ["fused-sgd", "channels-last"])
+def test_bench_training_compares_with_and_without(what):
+    command = [sys.executable, str(ROOT / "jobs" / "bench_training.py"), "--compare", what, "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["compare"], result["repeats"]) == (what, 5)
+    assert 0 < result["difference"] < 1e-4  # the same work, by other sums
+    assert min(result["times_as_fast"], result["with_s"], result["without_s"]) > 0
+
+
+@pytest.mark.slow
 def test_bench_submodel_prints_one_line():
     command = [sys.executable, str(ROOT / "jobs" / "bench_submodel.py"), "--quick"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from raysim.clock.outcomes import COUNTED, LATE, UNREACHABLE
-from raysim.core.log import Remark, be_quiet
+from raysim.core.log import LogLine, set_quiet
 from raysim.pruning.coverage import CoverageSummary
 from raysim.simulation.state import RoundReport, Totals
 from raysim.terminal import progress
@@ -37,15 +37,15 @@ def cohort(size: int, tiers: tuple[str, ...], seed: int = 0) -> dict[str, np.nda
 
 @pytest.fixture
 def quiet():
-    be_quiet(True)
+    set_quiet(True)
     yield
-    be_quiet(False)
+    set_quiet(False)
 
 
 def test_what_was_said_and_went_wrong_in_a_round_is_told_before_it(capsys):
     long = "a client actor was lost (its process ended); " + "clients 1, 2, 3 are trained again " * 5
     with ProgressDisplay(2) as display:
-        said = Remark("loss is odd", 1, (2, 5), is_warning=True)
+        said = LogLine("loss is odd", 1, (2, 5), is_warning=True)
         display.show(replace(report(1, 0.5), incidents=(long, "[red] client 4"), remarks=(said,)))
     told = capsys.readouterr()
     remark, first, second, third, _ = told.err.splitlines()
@@ -72,7 +72,7 @@ def test_without_a_terminal_a_round_is_one_line_on_standard_error(capsys, monkey
 def test_quiet_shows_what_went_wrong_alone(capsys, quiet):
     with ProgressDisplay(2) as display:
         display.show(report(1, 0.5))
-        printed = Remark("a layer prints", 2, (1,))
+        printed = LogLine("a layer prints", 2, (1,))
         display.show(replace(report(2, 0.5), incidents=("an actor was lost",), remarks=(printed,)))
     assert capsys.readouterr().err == "round 2: an actor was lost\n"
 

@@ -8,7 +8,7 @@ from raysim.analysis.study.table import Figures
 from raysim.analysis.study.writer import ComparisonWriter
 from raysim.core.errors import RunFailedError, SettingError
 from raysim.core.formatting import duration
-from raysim.core.log import say, warn
+from raysim.core.log import info, warning
 from raysim.simulation.build import build_scenario
 from raysim.simulation.scenario import Scenario
 
@@ -77,9 +77,9 @@ def built(comparison: Comparison) -> Iterable[Scenario]:
 def _log(figures: Figures, outcome: Outcome, count: str) -> None:
     name = f"{count}  {figures['label']} seed {figures['seed']}"
     if outcome.failure:
-        warn(f"{outcome.details}{name}  failed: {outcome.failure}")
+        warning(f"{outcome.details}{name}  failed: {outcome.failure}")
         return
-    say(
+    info(
         f"{name}  accuracy {figures['accuracy']:.4f}  simulated {duration(figures['simulated_s'])}  "
         f"({duration(outcome.wall_s)})"
     )

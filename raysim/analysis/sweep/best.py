@@ -13,7 +13,7 @@ from raysim.analysis.sweep.writer import SweepWriter
 from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
 from raysim.core.errors import SettingError, StoppedError, TrackingLostError, TrackingUnavailableError
-from raysim.core.log import be_quiet, is_quiet, say
+from raysim.core.log import info, is_quiet, set_quiet
 from raysim.core.storage import atomic
 from raysim.core.storage.local import storage_path
 from raysim.executors.in_process import InProcessRunner
@@ -38,7 +38,7 @@ def complete(writer: SweepWriter) -> None:
     trial = writer.sweep.trials[best]
     left = [run for run in trial.runs if not _is_complete(trial.folder_of(run, writer.folder))]
     if left:
-        say(f"the best is {trial.title}; writing its reports and models")
+        info(f"the best is {trial.title}; writing its reports and models")
     with _quietly():
         for run in left:
             _complete(writer, trial, run)
@@ -48,11 +48,11 @@ def complete(writer: SweepWriter) -> None:
 def _quietly() -> Iterator[None]:
     """Show no progress, since all rounds are over."""
     before = is_quiet()
-    be_quiet(True)
+    set_quiet(True)
     try:
         yield
     finally:
-        be_quiet(before)
+        set_quiet(before)
 
 
 def _is_complete(folder: Path) -> bool:

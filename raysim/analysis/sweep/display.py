@@ -7,7 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from raysim.analysis.sweep.journal import FAILED, FINISHED, STOPPED, Entry, Journal
 from raysim.analysis.sweep.plan import Sweep
-from raysim.core.log import is_quiet, say, warn
+from raysim.core.log import info, is_quiet, warning
 from raysim.terminal.progress import is_live
 
 
@@ -67,7 +67,7 @@ class SweepDisplay:
 
     def _print(self, line: str, is_failure: bool) -> None:
         if self._bar is None:
-            (warn if is_failure else say)(line)
+            (warning if is_failure else info)(line)
         else:
             self._bar.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 

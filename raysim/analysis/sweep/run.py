@@ -15,7 +15,7 @@ from raysim.analysis.sweep.metrics import comparable_metrics
 from raysim.analysis.sweep.plan import Sweep
 from raysim.analysis.sweep.writer import SweepWriter
 from raysim.core.errors import RunFailedError, SettingError, StoppedError, TrackingLostError, nearest_first
-from raysim.core.log import say, warn
+from raysim.core.log import info, warning
 from raysim.experiment.run import ANSWER_S, digests_of
 from raysim.simulation.build import build_scenario
 from raysim.tracking.mlflow_writer import few_retries
@@ -38,7 +38,7 @@ class _Listener:
     def ended(self, entry: Entry, details: str) -> None:
         self.writer.add_end(self.writer.sweep.trials[entry.trial], entry)
         if details:
-            warn(details.rstrip())
+            warning(details.rstrip())
         self.display.show(entry)
 
 
@@ -59,7 +59,7 @@ def run(writer: SweepWriter, digests: Mapping[str, str]) -> None:
     sweep, journal = writer.sweep, writer.journal
     left = journal.unfinished
     over = len(sweep.trials) - len(left)
-    say(f"files in {writer.folder}{f'; trials that are over: {over}' if over else ''}")
+    info(f"files in {writer.folder}{f'; trials that are over: {over}' if over else ''}")
     with few_retries(ANSWER_S), tuning.started_ray(sweep) if left else nullcontext():
         try:
             _run_trials(writer, digests, left)
@@ -118,7 +118,7 @@ def _abort(writer: SweepWriter, error: Exception) -> None:
         except (TrackingLostError, SettingError) as reason:
             lost = reason
     if lost is not None and not isinstance(error, TrackingLostError):
-        warn(f"MLflow lacks some of the results, which are logged when the sweep is resumed: {lost}")
+        warning(f"MLflow lacks some of the results, which are logged when the sweep is resumed: {lost}")
 
 
 def check(sweep: Sweep) -> dict[str, str]:

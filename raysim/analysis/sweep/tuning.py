@@ -21,7 +21,7 @@ from raysim.analysis.sweep.journal import FAILED, FINISHED, STOPPED, Entry
 from raysim.analysis.sweep.plan import HalvingSettings, Sweep
 from raysim.config.experiment import ExperimentSettings
 from raysim.core.errors import RunFailedError, SettingError
-from raysim.core.log import say, warn
+from raysim.core.log import info, warning
 from raysim.core.signals import FirstInterrupt
 from raysim.core.storage.local import storage_path
 from raysim.executors.in_process import InProcessRunner
@@ -106,7 +106,7 @@ def run(sweep: Sweep, folder: Path, before: Sequence[Entry], left: Sequence[int]
 
 def _stop() -> None:
     """Let Tune end in order, which it does at SIGUSR1; before it handles that signal, end at once."""
-    warn("stopping: what the trials have done is kept; Ctrl-C again stops at once")
+    warning("stopping: what the trials have done is kept; Ctrl-C again stops at once")
     is_handled = callable(signal.getsignal(signal.SIGUSR1))
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1 if is_handled else signal.SIGINT)
 
@@ -225,9 +225,9 @@ def started_ray(sweep: Sweep) -> Iterator[None]:
     owns_ray, session = not ray.is_initialized(), dict[str, Any]()
     try:
         if owns_ray:
-            say(f"joining Ray at {address}" if address else "starting Ray")
+            info(f"joining Ray at {address}" if address else "starting Ray")
             session = connect(max(len(os.sched_getaffinity(0)), sweep.num_cpus), address)
-        say(f"trials at a time: {at_once(sweep)}")
+        info(f"trials at a time: {at_once(sweep)}")
         yield
     finally:
         if owns_ray and ray.is_initialized():

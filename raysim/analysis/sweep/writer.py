@@ -12,7 +12,7 @@ from raysim.analysis.sweep.plan import FILE, Sweep, Trial
 from raysim.analysis.sweep.trial_runs import IN_MLFLOW, TrialRuns
 from raysim.config import loader
 from raysim.core.errors import SettingError, TrackingLostError
-from raysim.core.log import warn
+from raysim.core.log import warning
 from raysim.core.storage import atomic
 from raysim.core.storage.local import storage_path
 from raysim.experiment.finish import HASTY_S
@@ -96,7 +96,7 @@ class SweepWriter:
             self._is_lost = False
         except (TrackingLostError, SettingError) as error:  # SettingError: the store cannot be opened
             if not self._is_lost:
-                warn(f"trials cannot be logged to MLflow for now, the sweep goes on: {error}")
+                warning(f"trials cannot be logged to MLflow for now, the sweep goes on: {error}")
             self._is_lost = True
 
     def end(self, status: str, tables: Mapping[str, Path]) -> None:

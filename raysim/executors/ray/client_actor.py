@@ -15,7 +15,8 @@ from raysim.client import evaluation
 from raysim.client.assignments import Assignment, Assignments, Broadcast, LocalRules
 from raysim.client.packing import packed
 from raysim.client.trainer import ClientTrainer
-from raysim.core.log import Remark, caught
+from raysim.core.capture import captured
+from raysim.core.log import LogLine
 from raysim.core.tensors import as_arrays, as_tensors
 from raysim.executors.ray.readiness import ProcessInfo, check_versions, process_info
 from raysim.pruning.masks import Mask
@@ -25,7 +26,7 @@ from raysim.task.task import ScoreSums
 
 Arrays = dict[str, NDArray[np.generic]]
 Value = TypeVar("Value")
-Answer: TypeAlias = tuple[Value, tuple[Remark, ...]]
+Answer: TypeAlias = tuple[Value, tuple[LogLine, ...]]
 """The result of a call, and the lines that were logged during it."""
 
 
@@ -55,36 +56,36 @@ class ClientActor:
             SettingError: If this machine has other versions, or loads other data than the run's.
         """
         check_versions([process_info()], started)
-        with caught() as remarks:
+        with captured() as remarks:
             self._trainer = ClientTrainer(ray.get(scenario[0]).workload.at_hand())
-        return None, remarks.taken()
+        return None, remarks.pop()
 
     def gpu_share(self, scenario: "list[ray.ObjectRef[Scenario]]") -> Answer[float]:
         """Return the share of a GPU that the largest client's training needs, measured on the GPU of this actor."""
         _, prepared = self.prepare(scenario, process_info())
-        with caught() as remarks:
+        with captured() as remarks:
             share = measured_share(self._prepared, ray.get(scenario[0]).pack_size)
-        return share, (*prepared, *remarks.taken())
+        return share, (*prepared, *remarks.pop())
 
     def train(
         self, assignments: Assignments, params: Arrays, extra: Arrays, round: int, rules: LocalRules
     ) -> Answer[ClientUpdates]:
         """Train a chunk of clients; `extra` is what the method sends beside the global parameters."""
-        with caught() as remarks:
+        with captured() as remarks:
             value = self._prepared.train(assignments, Broadcast(round, as_tensors(params), rules, as_tensors(extra)))
-        return value, remarks.taken()
+        return value, remarks.pop()
 
     def score(self, rows: NDArray[np.int64], params: Arrays) -> Answer[ScoreSums]:
         """Return the sums of the global model's scores on test rows."""
-        with caught() as remarks:
+        with captured() as remarks:
             value = self._prepared.score(as_tensors(params), rows)
-        return value, remarks.taken()
+        return value, remarks.pop()
 
     def estimate_statistics(self, rows: NDArray[np.int64], params: Arrays) -> Answer[Arrays]:
         """Re-estimate the global model's running statistics on training rows."""
-        with caught() as remarks:
+        with captured() as remarks:
             value = as_arrays(self._prepared.estimate_statistics(as_tensors(params), rows))
-        return value, remarks.taken()
+        return value, remarks.pop()
 
     @property
     def _prepared(self) -> ClientTrainer:

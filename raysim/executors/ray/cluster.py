@@ -9,7 +9,7 @@ import ray
 
 from raysim.core import plugins
 from raysim.core.errors import SettingError
-from raysim.core.log import say
+from raysim.core.log import info
 from raysim.executors.ray import private_api, tokens
 
 QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -55,7 +55,7 @@ def _start(num_cpus: int | None, address: str | None, dashboard_host: str | None
     context = ray.init(address="local", num_cpus=num_cpus or len(os.sched_getaffinity(0)), **dashboard, **QUIET)
     tokens.protect_token_file()
     if dashboard_host:
-        say(f"dashboard: http://{context.dashboard_url}")
+        info(f"dashboard: http://{context.dashboard_url}")
     return context
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from raysim.core.log import pass_on
+from raysim.core.log import relay
 from raysim.executors.ray.calls import Call
 from raysim.executors.ray.failure_policy import (
     POLICY,
@@ -81,7 +81,7 @@ class Dispatch:
         except ray.exceptions.RayError as error:
             self._recover(actor, failure_of(error, self._round))
             return
-        pass_on(remarks)
+        relay(remarks)
         if actor.is_ready:
             yield actor.finish().index, value
         else:

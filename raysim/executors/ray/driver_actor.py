@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from raysim.core.log import caught
+from raysim.core.capture import captured
 from raysim.core.signals import StopRequest
 from raysim.core.tensors import as_arrays
 from raysim.executors.ray.client_actor import Arrays, keep_freed_memory
@@ -61,13 +61,13 @@ class DriverActor:
             SettingError: If this machine has other versions than that process.
         """
         check_versions([process_info()], started)
-        with caught() as remarks:
+        with captured() as remarks:
             scenario = replace(scenario, workload=scenario.workload.at_hand())
             executor = RayExecutor(actors, config, reference[0])
             self._state = first_state(scenario, storage, start)
             for state, report in run_rounds(scenario, self._state, executor, storage, start.wall_s, self._last):
                 self._state = state
-                yield replace(report, remarks=remarks.taken())
+                yield replace(report, remarks=remarks.pop())
 
     def stop(self) -> int:
         """Let the round in progress be the last, and return its number."""

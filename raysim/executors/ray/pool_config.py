@@ -7,7 +7,7 @@ from typing import Any, Literal
 import ray
 
 from raysim.core.errors import SettingError
-from raysim.core.log import pass_on
+from raysim.core.log import relay
 from raysim.executors.ray.client_actor import ClientActor
 from raysim.executors.ray.cluster import num_at_once
 from raysim.executors.ray.readiness import wait_and_report
@@ -97,7 +97,7 @@ def pool_config_on_gpus(
     up = measuring.process_info.remote()
     wait_and_report([up], lambda _: "a client actor of 1 GPU, which measures how many share one", resource="GPU")
     share, remarks = ray.get(measuring.gpu_share.remote([scenario]))
-    pass_on(remarks)
+    relay(remarks)
     ray.kill(measuring)
     fits = min(floor(1 / share) * check_gpus(), num_at_once(None))
     if wanted is not None and wanted > fits:

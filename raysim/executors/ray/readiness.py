@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from raysim.core.errors import SettingError
-from raysim.core.log import say, warn
+from raysim.core.log import info, warning
 
 REPORT_AFTER_S, REPORT_EVERY_S = 10.0, 60.0
 SAME_EVERYWHERE = ("raysim", "torch")
@@ -63,7 +63,7 @@ def wait_for(actors: Sequence[Any], driver: Any, num_cpus: float, address: str |
     check_versions([driving, *found], process_info())
     if address:
         machines = Counter(each.host for each in found)
-        say("client actors: " + ", ".join(f"{count} on {host}" for host, count in sorted(machines.items())))
+        info("client actors: " + ", ".join(f"{count} on {host}" for host, count in sorted(machines.items())))
     return found
 
 
@@ -89,7 +89,7 @@ def wait_and_report(
             return waiting
         total, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
         room = f"the cluster has {total.get(resource, 0):g} {resource}s, {free.get(resource, 0):g} free"
-        warn(f"waiting for {what(len(waiting))}: {room}")
+        warning(f"waiting for {what(len(waiting))}: {room}")
         timeout_s = REPORT_EVERY_S
 
 

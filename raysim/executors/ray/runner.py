@@ -9,8 +9,9 @@ from typing import Any, Literal
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raysim.core.capture import LineCollector
 from raysim.core.errors import RunFailedError, SettingError, reason_of
-from raysim.core.log import Remarks, pass_on, warn
+from raysim.core.log import relay, warning
 from raysim.core.storage.local import storage_path
 from raysim.core.tensors import as_tensors
 from raysim.executors.ray import pool_config
@@ -182,7 +183,7 @@ class RayRunner:
         decision = decide(Failure(loss, newest.round + 1), attempt)
         if isinstance(decision, Raise):
             raise decision.error
-        warn(decision.incident)
+        warning(decision.incident)
         self._driver = self._new_driver()
         return Start(newest.round, max(start.wall_s, newest.wall_s))
 
@@ -216,7 +217,7 @@ def _load_everywhere(actors: Sequence[Any], reference: "ray.ObjectRef[Scenario]"
         if isinstance(error.cause, SettingError):
             raise SettingError(str(error.cause)) from None
         raise run_error_of(error, 0) from None
-    said = Remarks()
+    said = LineCollector()
     for remark in (remark for _, remarks in answers for remark in remarks):
         said.add(remark)
-    pass_on(said.taken())
+    relay(said.pop())
