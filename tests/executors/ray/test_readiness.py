@@ -192,7 +192,7 @@ def test_it_is_said_what_the_start_of_many_actors_waits_for(local_ray, monkeypat
         ray.kill(busy)
 
     monkeypatch.setattr(readiness, "REPORT_AFTER_S", 0.2)
-    monkeypatch.setattr(readiness, "warn", say)
+    monkeypatch.setattr(readiness, "warning", say)
     actors: list = []
     pool.start_actors(PoolConfig(cpus, at_once=2), cpus, actors)
     assert len(ray.get([actor.process_id.remote() for actor in actors])) == cpus
