@@ -325,7 +325,7 @@ class Backwards(InProcessExecutor):
 
     def train_versions(self, groups):
         trained = [
-            merge([self._stage.train(Assignments.of_rows([one]), broadcast) for one in reversed(list(assignments))])
+            merge([self._trainer.train(Assignments.of_rows([one]), broadcast) for one in reversed(list(assignments))])
             for assignments, broadcast in reversed(groups)
         ]
         return trained[::-1]

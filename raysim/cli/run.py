@@ -174,4 +174,4 @@ def _runner(settings: ExperimentSettings | None, folder: StoragePath) -> Any:
         )
     from raysim.executors.in_process import InProcessRunner
 
-    return InProcessRunner()
+    return InProcessRunner("cpu" if settings is None else settings.executor.device)

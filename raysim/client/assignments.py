@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim.client.compression import Compression
+from raysim.clock.work import Cohort
 from raysim.core.tensors import Params
 from raysim.pruning.masks import CohortMasks, Mask
 
@@ -90,22 +91,16 @@ class Assignments:
     """What clients do in a round, arrays `(clients,)`; a sequence of `Assignment`.
 
     Attributes:
-        clients: Their ids.
+        cohort: The clients, with their keep ratios and epochs.
         masks: What each downloads.
-        budgets: Share of channels the method's budget rule gives each.
-        keep_ratios: Share of channels each trains.
-        epochs: Passes over its rows.
         scored: Whether it scores its submodel on its held-out rows.
         costs: Predicted FLOPs.
         packs: Pack numbers: clients of one pack are trained together; `ALONE`: by itself.
         memories: What the method and the compression remember of them, by id.
     """
 
-    clients: NDArray[np.int64]
+    cohort: Cohort
     masks: CohortMasks
-    budgets: NDArray[np.float64]
-    keep_ratios: NDArray[np.float64]
-    epochs: NDArray[np.int64]
     scored: NDArray[np.bool_]
     costs: NDArray[np.float64]
     packs: NDArray[np.int64]
@@ -114,17 +109,33 @@ class Assignments:
     @staticmethod
     def of_rows(rows: Sequence[Assignment]) -> "Assignments":
         """Return single assignments as columns; each is trained by itself."""
+        cohort = Cohort(
+            round=0,
+            clients=np.array([row.client for row in rows], dtype=np.int64),
+            budgets=np.array([row.budget for row in rows]),
+            keep_ratios=np.array([row.keep_ratio for row in rows]),
+            limited_by=np.full(len(rows), ""),
+            examples=np.zeros(len(rows), dtype=np.int64),
+            epochs=np.array([row.epochs for row in rows], dtype=np.int64),
+        )
         return Assignments(
-            np.array([row.client for row in rows], dtype=np.int64),
+            cohort,
             CohortMasks.of([row.mask for row in rows]),
-            np.array([row.budget for row in rows]),
-            np.array([row.keep_ratio for row in rows]),
-            np.array([row.epochs for row in rows], dtype=np.int64),
             np.array([row.score_heldout for row in rows], dtype=np.bool_),
             np.array([row.cost for row in rows]),
             np.full(len(rows), ALONE),
             {row.client: row.memory for row in rows if row.memory},
         )
+
+    @property
+    def clients(self) -> NDArray[np.int64]:
+        """Ids of the clients, `(clients,)`."""
+        return self.cohort.clients
+
+    @property
+    def epochs(self) -> NDArray[np.int64]:
+        """Passes of each client over its rows, `(clients,)`."""
+        return self.cohort.epochs
 
     def __len__(self) -> int:
         return len(self.clients)
@@ -134,8 +145,8 @@ class Assignments:
         return Assignment(
             client,
             self.masks[index],
-            float(self.budgets[index]),
-            float(self.keep_ratios[index]),
+            float(self.cohort.budgets[index]),
+            float(self.cohort.keep_ratios[index]),
             int(self.epochs[index]),
             bool(self.scored[index]),
             float(self.costs[index]),
@@ -147,16 +158,12 @@ class Assignments:
 
     def take(self, indices: NDArray[np.int64]) -> "Assignments":
         """Return the assignments of some clients."""
-        clients = self.clients[indices]
-        memories = self.memories
+        cohort, memories = self.cohort.take(indices), self.memories
         if memories:
-            memories = {client: memories[client] for client in clients.tolist() if client in memories}
+            memories = {client: memories[client] for client in cohort.clients.tolist() if client in memories}
         return Assignments(
-            clients,
+            cohort,
             self.masks.take(indices),
-            self.budgets[indices],
-            self.keep_ratios[indices],
-            self.epochs[indices],
             self.scored[indices],
             self.costs[indices],
             self.packs[indices],

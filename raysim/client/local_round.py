@@ -37,6 +37,7 @@ class LocalResults:
 
 def train_client(
     workload: Workload,
+    device: str,
     submodels: SubmodelCache,
     assignment: Assignment,
     broadcast: Broadcast,
@@ -45,7 +46,7 @@ def train_client(
     """Cut one client's submodel, train it, add its update to the sums, and score it."""
     rules, epochs = broadcast.rules, assignment.epochs
     order = seeding.generator(workload.seed, "batches", broadcast.round, assignment.client)
-    view = view_of(workload, submodels, assignment, broadcast)
+    view = view_of(workload, device, submodels, assignment, broadcast)
     if rules.choose_locally is not None:
         view, trained_before = rules.choose_locally(view, order)
         epochs -= trained_before
@@ -104,16 +105,18 @@ def received_on(broadcast: Broadcast, device: str) -> Broadcast:
     return replace(broadcast, params=on_device(broadcast.params, device), extra=on_device(broadcast.extra, device))
 
 
-def view_of(workload: Workload, submodels: SubmodelCache, assignment: Assignment, broadcast: Broadcast) -> ClientView:
+def view_of(
+    workload: Workload, device: str, submodels: SubmodelCache, assignment: Assignment, broadcast: Broadcast
+) -> ClientView:
     """Cut a client's submodel, load the global values into it, and return the client's view."""
     cut = submodel.cut_for(workload.plan, assignment.mask)
-    elements = on_device(element_masks.of_submodel(assignment.mask, workload.plan.shapes, cut), workload.device)
+    elements = on_device(element_masks.of_submodel(assignment.mask, workload.plan.shapes, cut), device)
     model = submodels.module_for(assignment.mask, cut)
     start = element_masks.apply(elements, submodel.extract_params(broadcast.params, cut))
     submodel.load_params(model, start)
-    inputs, targets = moved(workload.data.train_rows(workload.population.train[assignment.client]), workload.device)
+    inputs, targets = moved(workload.data.train_rows(workload.population.train[assignment.client]), device)
     if assignment.memory:
-        assignment = replace(assignment, memory=on_device(assignment.memory, workload.device))
+        assignment = replace(assignment, memory=on_device(assignment.memory, device))
     return ClientView(
         workload, broadcast, assignment, submodels, model, assignment.mask, cut, elements, start, inputs, targets
     )
@@ -127,7 +130,8 @@ def _score_heldout(view: ClientView) -> tuple[float, float]:
         return float("nan"), float("nan")
     if view.broadcast.rules.static_norm:
         evaluation.estimate_statistics(view.model, [view.inputs])
-    sums = evaluation.score(workload.task, view.model, *moved(workload.data.train_rows(rows), workload.device))
+    inputs, targets = moved(workload.data.train_rows(rows), view.inputs.device.type)
+    sums = evaluation.score(workload.task, view.model, inputs, targets)
     return workload.task.primary_of(sums), sums.mean_loss
 
 

@@ -31,14 +31,15 @@ from raysim.task.task import ScoreSums
 class ClientTrainer:
     """Trains clients, one after another or packed together; keeps the submodel skeletons it has built."""
 
-    def __init__(self, workload: Workload) -> None:
+    def __init__(self, workload: Workload, device: str = "cpu") -> None:
         """Prepare for a run.
 
         Args:
             workload: The run's data, model and training settings.
+            device: PyTorch's name of the device that trains clients, `cpu` or `cuda`.
         """
-        self._workload = workload
-        model = workload.model if workload.device == "cpu" else copy.deepcopy(workload.model).to(workload.device)
+        self._workload, self._device = workload, device
+        model = workload.model if device == "cpu" else copy.deepcopy(workload.model).to(device)
         self._submodels = submodel.SubmodelCache(model, workload.plan)
 
     @property
@@ -52,7 +53,7 @@ class ClientTrainer:
         Raises:
             RunFailedError: If a client's training diverges or raises; it names round and client.
         """
-        broadcast = received_on(broadcast, self._workload.device)
+        broadcast = received_on(broadcast, self._device)
         sums = {"update": ExactSum.zeros_like(broadcast.params)}
         results: list[LocalResults] = []
         alone, packs = split_packs(assignments.packs)
@@ -75,13 +76,13 @@ class ClientTrainer:
         )
 
     def _train_one(self, assignment: Assignment, broadcast: Broadcast, sums: dict[str, ExactSum]) -> LocalResults:
-        seed, device, round, client = self._workload.seed, self._workload.device, broadcast.round, assignment.client
+        seed, round, client = self._workload.seed, broadcast.round, assignment.client
         with (
             about(round, [client]),
             _named(round, client),
-            seeding.torch_seeded(seed, "layers", round, client, device),
+            seeding.torch_seeded(seed, "layers", round, client, self._device),
         ):
-            return train_client(self._workload, self._submodels, assignment, broadcast, sums)
+            return train_client(self._workload, self._device, self._submodels, assignment, broadcast, sums)
 
     def _train_pack(self, assignments: Assignments, broadcast: Broadcast, sums: dict[str, ExactSum]) -> LocalResults:
         """Train clients of one mask together; the method has no local rules."""
@@ -90,7 +91,7 @@ class ClientTrainer:
         cut = submodel.cut_for(workload.plan, mask)
         model, start = self._submodels.module_for(mask, cut), submodel.extract_params(broadcast.params, cut)
         with self._blaming_one(assignments, broadcast):
-            pack = vmap.pack_of(workload.data, assignments.clients, workload.population.train, workload.device)
+            pack = vmap.pack_of(workload.data, assignments.clients, workload.population.train, self._device)
             rate = local.learning_rate_in(broadcast.round)
             weights, losses = vmap.train_pack(
                 model, start, pack, workload.task, local, rate, workload.seed, broadcast.round
@@ -151,7 +152,7 @@ class ClientTrainer:
         heldout, task = self._workload.population.heldout, self._workload.task
         scored = np.flatnonzero(assignments.scored & (heldout.counts_of(assignments.clients) > 0))
         if len(scored):
-            pack = vmap.pack_of(self._workload.data, assignments.clients[scored], heldout, self._workload.device)
+            pack = vmap.pack_of(self._workload.data, assignments.clients[scored], heldout, self._device)
             own = {key: tensor[torch.from_numpy(scored).to(tensor.device)] for key, tensor in weights.items()}
             sums = vmap.score_each(task, model, own, pack)
             metric[scored] = [task.primary_of(each) for each in sums]
@@ -160,7 +161,7 @@ class ClientTrainer:
 
     def score(self, params: Params, rows: NDArray[np.int64]) -> ScoreSums:
         """Score the global model on test rows; return sums over the rows."""
-        inputs, targets = moved(self._workload.data.test_rows(rows), self._workload.device)
+        inputs, targets = moved(self._workload.data.test_rows(rows), self._device)
         with one_thread():
             return evaluation.score(self._workload.task, self._global_model(params), inputs, targets)
 
@@ -169,7 +170,7 @@ class ClientTrainer:
         model = self._global_model(params)
         pieces = np.array_split(rows, max(1, len(rows) // evaluation.BATCH))
         with one_thread():
-            rows_of = (moved(self._workload.data.train_rows(piece), self._workload.device)[0] for piece in pieces)
+            rows_of = (moved(self._workload.data.train_rows(piece), self._device)[0] for piece in pieces)
             evaluation.estimate_statistics(model, rows_of)
         return {key: buffer.cpu() for key, buffer in evaluation.statistics_of(model).items()}
 

@@ -28,7 +28,6 @@ class Workload:
         model: The full model, as it was built.
         plan: Its channel groups.
         local: How every client trains.
-        device: Where clients are trained.
         task: What they train for, and what models are scored by.
     """
 
@@ -38,7 +37,6 @@ class Workload:
     model: nn.Module
     plan: ChannelPlan
     local: LocalTraining
-    device: str = "cpu"
     task: Task = TASKS["classification"]
 
     def at_hand(self) -> "Workload":

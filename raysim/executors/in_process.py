@@ -23,8 +23,8 @@ ROWS_PER_CALL = 2000
 class InProcessExecutor:
     """Trains clients in this process, one after another."""
 
-    def __init__(self, workload: Workload) -> None:
-        self._trainer = ClientTrainer(workload)
+    def __init__(self, workload: Workload, device: str = "cpu") -> None:
+        self._trainer = ClientTrainer(workload, device)
 
     def train(self, assignments: Assignments, broadcast: Broadcast) -> ClientUpdates:
         """Train some clients that start from one version of the model."""
@@ -61,7 +61,8 @@ def total_score(parts: Sequence[ScoreSums]) -> ScoreSums:
 class InProcessRunner:
     """Runs a scenario in this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
+        self._device = device
         self._state: ServerState | None = None
         self._last = StopRequest()
 
@@ -76,7 +77,7 @@ class InProcessRunner:
 
     def run(self, scenario: Scenario, storage: Storage, start: Start = FIRST) -> Iterator[RoundReport]:
         """Yield the report of each remaining round."""
-        executor = InProcessExecutor(scenario.workload)
+        executor = InProcessExecutor(scenario.workload, self._device)
         self._state = first_state(scenario, storage, start)
         for state, report in run_rounds(scenario, self._state, executor, storage, start.wall_s, self._last):
             self._state = state

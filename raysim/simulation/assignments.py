@@ -41,11 +41,8 @@ def assignments_of(
     is_read = method.sends_memory or method.objective.sends_memory or method.rules.remembers_updates
     memory = memory if is_read else {}
     return Assignments(
-        cohort.clients,
+        cohort,
         masks,
-        cohort.budgets,
-        cohort.keep_ratios,
-        cohort.epochs,
         scored_clients(scenario, cohort),
         load.train_flops.astype(np.float64),
         np.full(len(cohort.clients), ALONE),

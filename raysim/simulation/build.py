@@ -126,7 +126,7 @@ def _build(settings: ExperimentSettings) -> Scenario:
     model = _build_model(settings, data)
     model = _normalized(model, method.options.normalization)
     plan = _plan_of(settings, model, method, owned, data.test_rows(np.arange(2))[0])
-    workload = Workload(seed, data, clients, model, plan, local, settings.executor.device)
+    workload = Workload(seed, data, clients, model, plan, local)
     methods.check_task(method, workload.task)
     check_batches(workload)
     costs = CostTable(model, plan, data.input_shape)
@@ -172,7 +172,7 @@ def _pack_size(settings: ExperimentSettings, method: Method, workload: Workload)
     reason = why_alone(method, workload)
     if reason is None:
         largest = int(workload.population.train.counts.max()) * math.prod(workload.data.input_shape)
-        return pack_size(wanted, workload.model, cohort, largest, on_gpu=workload.device == "cuda")
+        return pack_size(wanted, workload.model, cohort, largest, on_gpu=settings.executor.device == "cuda")
     if wanted not in ("auto", 1):
         raise SettingError(
             f"training.pack={wanted} is not allowed: clients are trained one by one, since {reason}; allowed: auto, 1"

@@ -58,8 +58,13 @@ class Outcome:
         return [report.score.accuracy for report in self.reports if report.score is not None]
 
 
-def run_one(scenario: Scenario) -> Outcome:
-    """Run a scenario in this process; a failure is part of the outcome, not an exception."""
+def run_one(scenario: Scenario, device: str = "cpu") -> Outcome:
+    """Run a scenario in this process; a failure is part of the outcome, not an exception.
+
+    Args:
+        scenario: The run.
+        device: PyTorch's name of the device that trains clients.
+    """
     devices = scenario.workload.population.devices
     found: dict[str, Any] = {
         "started_ms": int(time.time() * 1000),
@@ -71,7 +76,7 @@ def run_one(scenario: Scenario) -> Outcome:
     reports: list[RoundReport] = []
     started = time.monotonic()
     try:
-        found |= _execute(scenario, reports)
+        found |= _execute(scenario, device, reports)
     except RunFailedError as error:
         found |= {"failure": str(error), "details": error.details}
     except Exception as error:
@@ -79,8 +84,8 @@ def run_one(scenario: Scenario) -> Outcome:
     return Outcome(wall_s=time.monotonic() - started, reports=tuple(reports), **found)
 
 
-def _execute(scenario: Scenario, reports: list[RoundReport]) -> dict[str, Any]:
-    runner = InProcessRunner()
+def _execute(scenario: Scenario, device: str, reports: list[RoundReport]) -> dict[str, Any]:
+    runner = InProcessRunner(device)
     with tempfile.TemporaryDirectory() as folder:  # runs of a comparison are not resumed
         for report in runner.run(scenario, Storage(Path(folder), every=scenario.rounds, keep=1)):
             reports.append(report)

@@ -140,6 +140,10 @@ def _check_executor(executor: ExecutorSettings) -> None:
         raise SettingError(
             f"executor.client_timeout_s={executor.client_timeout_s:g} has no effect in a comparison; allowed: null"
         )
+    if executor.kind == "ray" and executor.device == "cuda":
+        raise SettingError(
+            "executor.device='cuda' is not allowed in a comparison with executor.kind='ray'; allowed: 'in-process'"
+        )
 
 
 def check_tracking(tracking: TrackingSettings, where: str) -> None:

@@ -60,7 +60,7 @@ def outcomes(comparison: Comparison, digests: dict[str, str]) -> Iterator[tuple[
     scenarios, executor = built(comparison), comparison.base.executor
     if executor.kind == "in-process":
         for index, scenario in enumerate(scenarios):
-            yield index, run_one(scenario)
+            yield index, run_one(scenario, executor.device)
         return
     from raysim.executors.ray.map_tasks import run_tasks  # takes seconds to import, and is needed only here
 

@@ -125,7 +125,7 @@ def _runner(settings: ExperimentSettings) -> Runner:
         return RayRunner(
             executor.num_actors, None, settings.population.clients, executor.client_timeout_s, on_this_machine=False
         )
-    return InProcessRunner()
+    return InProcessRunner(executor.device)
 
 
 def resources_of(sweep: Sweep) -> Any:

@@ -45,24 +45,27 @@ class ClientActor:
         """Return which machine this actor runs on, and its versions."""
         return process_info()
 
-    def prepare(self, scenario: "list[ray.ObjectRef[Scenario]]", started: ProcessInfo) -> Answer[None]:
+    def prepare(
+        self, scenario: "list[ray.ObjectRef[Scenario]]", started: ProcessInfo, device: str = "cpu"
+    ) -> Answer[None]:
         """Fetch the scenario that all later calls belong to.
 
         Args:
             scenario: Its reference, in a list: Ray would wait for a bare one, and send it with every call.
             started: The process that started the run.
+            device: PyTorch's name of the device that trains clients.
 
         Raises:
             SettingError: If this machine has other versions, or loads other data than the run's.
         """
         check_versions([process_info()], started)
         with captured() as remarks:
-            self._trainer = ClientTrainer(ray.get(scenario[0]).workload.at_hand())
+            self._trainer = ClientTrainer(ray.get(scenario[0]).workload.at_hand(), device)
         return None, remarks.pop()
 
     def gpu_share(self, scenario: "list[ray.ObjectRef[Scenario]]") -> Answer[float]:
         """Return the share of a GPU that the largest client's training needs, measured on the GPU of this actor."""
-        _, prepared = self.prepare(scenario, process_info())
+        _, prepared = self.prepare(scenario, process_info(), "cuda")
         with captured() as remarks:
             share = measured_share(self._prepared, ray.get(scenario[0]).pack_size)
         return share, (*prepared, *remarks.pop())

@@ -98,7 +98,7 @@ class ActorPool:
         self.actors[self.actors.index(actor)] = self._prepared(actor.index, self.config.start())
 
     def _prepared(self, index: int, handle: Any) -> PooledActor:
-        return PooledActor(index, handle, handle.prepare.remote(self._scenario, process_info()))
+        return PooledActor(index, handle, handle.prepare.remote(self._scenario, process_info(), self.config.device))
 
     def _wanted(self) -> int:
         return self.config.num_actors or max(1, int(ray.cluster_resources().get("CPU", 0)))  # type: ignore[no-untyped-call]

@@ -23,6 +23,7 @@ class PoolConfig:
         own_clients: Whether each trains one client only, the one whose id is its index.
         num_cpus: Share of a CPU that each takes.
         num_gpus: Share of a GPU that each takes.
+        device: PyTorch's name of the device that trains clients, `cpu` or `cuda`.
         memory_bytes: Memory that each reserves.
         at_once: Largest number that work at a time; None: all.
         client_timeout_s: Seconds after which the training of a client is considered hanging; None: never.
@@ -32,6 +33,7 @@ class PoolConfig:
     own_clients: bool = False
     num_cpus: float = 1.0
     num_gpus: float = 0.0
+    device: str = "cpu"
     memory_bytes: int = 0
     at_once: int | None = None
     client_timeout_s: float | None = None
@@ -105,7 +107,7 @@ def pool_config_on_gpus(
             f"executor.num_actors={wanted} is more than fit: the largest client needs {share:.0%} of a GPU; "
             f"allowed: 1 to {fits}"
         )
-    return replace(config, num_actors=wanted or fits, num_gpus=share), wanted or fits
+    return replace(config, num_actors=wanted or fits, num_gpus=share, device="cuda"), wanted or fits
 
 
 def actors_per_cpu(num_clients: int) -> tuple[int, int]:

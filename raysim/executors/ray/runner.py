@@ -133,7 +133,7 @@ class RayRunner:
             wait_for(self._actors, self._driver, self._config.num_cpus, self._address)
             self._are_up = True
         if data.on_nodes is not None:
-            _load_everywhere(self._actors, self._reference)
+            _load_everywhere(self._actors, self._reference, self._config.device)
 
     def executor(self, scenario: Scenario, num_actors: int | None = None) -> RayExecutor:
         """Return an executor on all or some of the actors, for rounds that are run in this process."""
@@ -210,9 +210,9 @@ class RayRunner:
         return ServerState(state.round, as_tensors(params), {}, state.totals)
 
 
-def _load_everywhere(actors: Sequence[Any], reference: "ray.ObjectRef[Scenario]") -> None:
+def _load_everywhere(actors: Sequence[Any], reference: "ray.ObjectRef[Scenario]", device: str) -> None:
     try:
-        answers = ray.get([actor.prepare.remote([reference], process_info()) for actor in actors])
+        answers = ray.get([actor.prepare.remote([reference], process_info(), device) for actor in actors])
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, SettingError):
             raise SettingError(str(error.cause)) from None

@@ -210,6 +210,10 @@ def test_a_run_that_fails_leaves_the_others_and_exit_code_1(tmp_path, capsys):
             "executor.num_actors='clients' is not allowed in a comparison; allowed: how many runs to execute at once",
         ),
         (
+            {}, ["--set", "executor.kind=ray", "--set", "executor.device=cuda"],
+            "executor.device='cuda' is not allowed in a comparison with executor.kind='ray'; allowed: 'in-process'",
+        ),
+        (
             {}, ["--set", "executor.kind=ray", "--set", "executor.client_timeout_s=9"],
             "executor.client_timeout_s=9 has no effect in a comparison; allowed: null",
         ),
