@@ -130,10 +130,7 @@ def _run(settings: ExperimentSettings, output: str | None, as_json: bool) -> Non
 def _run_prepared(
     settings: ExperimentSettings | None, folder: StoragePath, prepare: Callable[[], Any], started: float
 ) -> dict[str, Any]:
-    """Run an experiment, whose preparation goes on while its runner starts.
-
-    Settings are None where all rounds have been run: results are logged without Ray.
-    """
+    """Run an experiment, which is prepared while its runner starts; settings are None where no round is left."""
     preparing = ThreadPoolExecutor(1).submit(prepare)
     with _runner(settings, folder) as runner:
         prepared = preparing.result()

@@ -73,8 +73,12 @@ def test_an_interrupted_run_is_killed_in_mlflow_and_keeps_its_checkpoint(
     before = ray_processes()
     process = subprocess.Popen(
         command(tmp_path, "digits.yaml", "--set", "rounds=500"),
-        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
-    )  # fmt: skip
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("round 3/"):
@@ -103,7 +107,10 @@ def test_training_on_ray_equals_training_in_process(tmp_path: Path) -> None:
         arguments = ["--set", f"executor.kind={kind}", "--set", "rounds=5", "--json"]
         done = subprocess.run(
             command(tmp_path / str(place), "digits.yaml", *arguments),
-            capture_output=True, text=True, cwd=ROOT, check=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=True,
+        )
         digests.add(json.loads(done.stdout.splitlines()[-1])["params_sha256"])
     assert len(digests) == 1

@@ -118,9 +118,13 @@ def wait_for_worker(cluster: Path, env: dict[str, str]) -> None:
 
 def run_job(cluster: Path, head: hosts.Machine, env: dict[str, str]) -> dict[str, object]:
     forwarding = subprocess.Popen(
-        [RAY, "dashboard", str(cluster)], env=env, cwd=ROOT,
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [RAY, "dashboard", str(cluster)],
+        env=env,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     wait_for_dashboard()
     arguments = [part for setting in (*SETTINGS, "executor.num_actors=4") for part in ("--set", setting)]
     store = ["--output", f"{head.home}/out", "--tracking-uri", f"sqlite:///{head.home}/mlflow.db", "--json"]

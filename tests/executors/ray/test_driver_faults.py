@@ -193,8 +193,11 @@ def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(whole, tmp_path
     spaces = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
     done = subprocess.run(
         [*spaces, "sh", "-c", DISK_FULL, "sh", str(tmp_path), sys.executable, *given],
-        capture_output=True, text=True, cwd=ROOT, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
     if not (tmp_path / "first").exists():
         pytest.skip(f"no file system can be mounted here: {done.stderr.strip().splitlines()[-1]}")
     codes = [(tmp_path / name).read_text().strip() for name in ("first", "second")]

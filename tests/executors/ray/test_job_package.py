@@ -38,11 +38,12 @@ def test_what_ignore_files_name_stays_behind(tmp_path) -> None:
 def test_the_files_are_those_that_ray_would_send(tmp_path, monkeypatch, ignores_gitignore) -> None:
     monkeypatch.setenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", ignores_gitignore)
     folder = tmp_path / "folder"
-    make(
-        folder, "my.yaml", "a.tmp", "keep.tmp", "out/x", "out/keep.txt", "deep/out/y", "deep/a/b/c.log", "deep/z.log",
+    names = (
+        "my.yaml", "a.tmp", "keep.tmp", "out/x", "out/keep.txt", "deep/out/y", "deep/a/b/c.log", "deep/z.log",
         "sub/root.txt", "root.txt", "x.egg-info/PKG-INFO", "sub/__pycache__/m.pyc", "mlflow.db", "data/big.bin",
         "data/small.csv", "d/one", "d/e/two", "odd name.txt",
     )  # fmt: skip
+    make(folder, *names)
     make(tmp_path, "elsewhere/linked/file.py", "elsewhere/linked/skip.tmp")
     (folder / "link").symlink_to(tmp_path / "elsewhere" / "linked")
     (folder / "broken").symlink_to(tmp_path / "nowhere")

@@ -50,9 +50,14 @@ def with_rays_command(running: Head, folder: Path, **more: str) -> subprocess.Co
     store = ["--set", f"tracking.uri=sqlite:///{folder}/m.db", "--output", str(folder / "out"), "--json"]
     train = ["python", "jobs/train.py", "jobs/configs/digits.yaml", *SET, *ON_RAY, *store]
     return subprocess.run(
-        [*submit, *train], env=running.environment(**more), cwd=ROOT,
-        capture_output=True, text=True, timeout=TIMEOUT, check=False,
-    )  # fmt: skip
+        [*submit, *train],
+        env=running.environment(**more),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
 
 
 def lines_with(text: str, start: str) -> list[str]:
@@ -153,16 +158,18 @@ def test_who_has_no_token_or_another_is_turned_away(guarded, tmp_path) -> None:
     assert other not in wrong.stdout + wrong.stderr
     joined = raysim(
         ["run", str(CONFIGS / "digits.yaml"), *SET, "--set", f"executor.address={guarded.address}"],
-        environment(tmp_path), tmp_path,
-    )  # fmt: skip
+        environment(tmp_path),
+        tmp_path,
+    )
     assert joined.returncode == 2
     assert (
         f"executor.address='{guarded.address}' demands a token: Ray looks for it in RAY_AUTH_TOKEN" in joined.stderr
     )
     here = raysim(
         ["run", str(CONFIGS / "digits.yaml"), *SET, "--set", f"executor.address={guarded.address}"],
-        guarded.environment(), tmp_path,
-    )  # fmt: skip
+        guarded.environment(),
+        tmp_path,
+    )
     assert here.returncode == 0, here.stderr[-2000:]
 
 
@@ -193,8 +200,9 @@ def test_an_address_that_is_none_or_does_not_answer_is_refused_in_one_line(tmp_p
         assert done.returncode == 2
         (line,) = done.stderr.splitlines()
         assert line.startswith(f"raysim: --address='{address}' {reason}")
-    wrong = raysim(["submit", config, "--set", "rounds=0", "--address", "http://127.0.0.1:1"], environment(tmp_path),
-                   tmp_path)  # fmt: skip
+    wrong = raysim(
+        ["submit", config, "--set", "rounds=0", "--address", "http://127.0.0.1:1"], environment(tmp_path), tmp_path
+    )
     assert (wrong.returncode, "rounds=0 is not allowed" in wrong.stderr) == (2, True)
 
 

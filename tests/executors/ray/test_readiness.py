@@ -91,8 +91,10 @@ def test_a_busy_or_mixed_cluster_is_said_and_data_may_lie_on_its_machines(cluste
     assert next(busy.stdout) == "busy\n"
     waiting = subprocess.Popen(
         command(tmp_path, "waiting", address, "executor.num_actors=2"),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     told = next(line for line in waiting.stderr if "waiting" in line)
     assert told == "waiting for 1 of 2 client actors of 1 CPU each: the cluster has 2 CPUs, 0 free\n"
     busy.communicate("", timeout=60)

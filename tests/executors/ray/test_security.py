@@ -52,8 +52,12 @@ class Running:
 def test_a_local_ray_wants_a_token_and_shows_a_dashboard_only_where_asked(tmp_path, host) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LOCAL.format(host=host)],
-        env=environment(tmp_path), capture_output=True, text=True, timeout=180, check=False,
-    )  # fmt: skip
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     asked, url, status, mode = json.loads(done.stdout.splitlines()[-1])
     assert asked
