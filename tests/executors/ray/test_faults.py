@@ -19,7 +19,7 @@ import yaml
 from torch import nn
 
 from raysim.client.assignments import Assignment, Assignments
-from raysim.config.experiment import ExecutorSettings
+from raysim.config.executor import ExecutorSettings
 from raysim.core import tensors
 from raysim.core.errors import RunFailedError, SettingError
 from raysim.executors import in_process
