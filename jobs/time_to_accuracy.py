@@ -9,7 +9,7 @@ import click
 
 from raysim.cli import main as cli
 from raysim.config import loader
-from raysim.config.data import Settings, Share
+from raysim.config.settings import Settings, Share
 from raysim.core.errors import SettingError
 from raysim.core.log import info
 from raysim.core.storage import atomic

@@ -13,18 +13,15 @@ from typing import Any, NamedTuple
 import pytest
 from mlflow.tracking import MlflowClient
 
-from raysim.config.experiment import CompressionSettings, ExperimentSettings, TrackingSettings
-from raysim.config.population import (
-    BudgetSettings,
-    ClockSettings,
-    CostSettings,
-    DeviceSettings,
-    PopulationSettings,
-    ProfileSettings,
-    SelectionSettings,
-    StopSettings,
-    TierSettings,
-)
+from raysim.config.budget import BudgetSettings
+from raysim.config.clock import ClockSettings
+from raysim.config.compression import CompressionSettings
+from raysim.config.costs import CostSettings
+from raysim.config.experiment import ExperimentSettings
+from raysim.config.population import DeviceSettings, PopulationSettings, ProfileSettings, TierSettings
+from raysim.config.selection import SelectionSettings
+from raysim.config.stop import StopSettings
+from raysim.config.tracking import TrackingSettings
 from raysim.core import tensors
 from raysim.core.errors import SettingError
 from raysim.executors import in_process

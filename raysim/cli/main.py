@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None, command: click.Command = cli, kept:
         command: The command they belong to.
         kept: What is kept when it is interrupted, as the end of a message.
     """
-    signals.listen()
+    signals.interrupt_on_sigterm()
     set_quiet(False)
     with showing_warnings():
         code = _exit_code(command, arguments, kept)

@@ -1,21 +1,10 @@
-"""Settings of data and model, and the types of which all settings are made."""
+"""Settings of the data: which, from where, and how its rows are divided among the clients."""
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Settings(BaseModel):
-    """Base of all settings: frozen, no unknown keys, no silent conversion of text to numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+from raysim.config.settings import Count, FiniteFloat, Positive, Settings
 
 
 class PartitionSettings(Settings):
@@ -56,7 +45,7 @@ class TransformSettings(Settings):
     """Height and width in pixels to pad the images to, with zeros on all sides; null = as they are."""
     grey_to_rgb: bool = False
     """Whether images of one channel are repeated in three."""
-    augment: list[dict[str, Any]] = []
+    augment: list[dict[str, Any]] = Field(default_factory=list)
     """Random transforms of whole batches in local training, each the `name` of a class in `torchvision.transforms.v2`
     and its keyword arguments, as `{name: RandomCrop, size: 32, padding: 4}`; they see values in [0, 1]."""
 
@@ -75,7 +64,7 @@ class DataSettings(Settings):
     on_nodes: bool = False
     """Whether every actor loads the data set from `root` on its own machine, where it must be the same to the byte;
     false = it travels to each machine once. Only for `executor.kind: ray`."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the loader: `{split: letters}` of `emnist`, or those of a dotted path."""
     transform: TransformSettings = TransformSettings()
     """Transforms of the images."""
@@ -93,19 +82,3 @@ class DataSettings(Settings):
         if self.on_nodes and self.download:
             raise ValueError("on_nodes=True is not allowed with download=True; allowed: files that are there already")
         return self
-
-
-class ModelSettings(Settings):
-    """Which network."""
-
-    name: str = "cnn"
-    """Model: `cnn`, `cnn-dropout`, `lenet`, `mlp`, `vgg16`, `resnet32`, a classification model of torchvision as
-    `torchvision/resnet18`, or a dotted path `my_pkg.net:build`."""
-    options: dict[str, Any] = {}
-    """Keyword arguments of the model's builder, for example `{channels: [16, 32]}`."""
-    weights: str | None = None
-    """Local file with a state dict to start from, `.pt`, `.pth` or `.safetensors`; null = drawn from the seed."""
-    keep_residual: bool = False
-    """Whether channels that residual additions join across layers are left whole."""
-    keep_whole: list[str] | None = None
-    """Layers never cut, as names with wildcards (`classifier.*`); null = the model's own choice."""

@@ -1,12 +1,12 @@
-"""Settings of devices: who has which, what they can afford, who is asked, when a round ends."""
+"""Settings of the population: how many clients, on which devices."""
 
 import math
 from collections import Counter
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from raysim.config.data import Count, NotNegative, Positive, Probability, Settings, Share
+from raysim.config.settings import Count, NotNegative, Positive, Probability, Settings, Share
 
 
 class ProfileSettings(Settings):
@@ -140,111 +140,3 @@ def check_tiers(tiers: list[TierSettings]) -> None:
     twice = [name for name, times in Counter(tier.name for tier in tiers).items() if times > 1]
     if twice:
         raise ValueError(f"tier name {twice[0]!r} is given twice, names must differ")
-
-
-class BudgetSettings(Settings):
-    """How much of the model a client trains. Methods that train the whole model leave budgets aside."""
-
-    rule: Literal["tier", "solved"] = "tier"
-    """`tier` (the device's `keep_ratio`) or `solved` (the widest submodel, up to `keep_ratio`, that meets the
-    deadline and fits the device's memory and data cap)."""
-    deadline_s: Positive | None = None
-    """Seconds in which download, training and upload have to be predicted to end, above 0; null = those of
-    `clock.deadline_s`, else any. For `rule: solved`."""
-    steps: Count | None = None
-    """Rungs of the ladder of keep ratios, at least 1; default 32. For `rule: solved`."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        for name in ("deadline_s", "steps"):
-            if getattr(self, name) is not None and self.rule != "solved":
-                raise ValueError(
-                    f"{name}={getattr(self, name)} has no effect with rule='tier'; it belongs to 'solved'"
-                )
-        return self
-
-
-class SelectionSettings(Settings):
-    """Who takes part in a round."""
-
-    clients_per_round: Count
-    """Clients whose updates a round is made of, at least 1."""
-    rule: str = "uniform"
-    """`uniform` (any registered client; who is offline does not answer), or among those that can be reached:
-    `available` (uniform), `power-of-choice` (the highest last loss of some candidates), `oort` (utility of data and
-    speed, with exploration), `round-robin` (longest not asked) or `by-examples` (in proportion to training rows); or
-    `package.module:name`, a function of your own."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the rule, by name, for example `{candidates: 30}` of `power-of-choice`."""
-
-
-class ClockSettings(Settings):
-    """When a round ends in simulated time, and whose work counts."""
-
-    mode: Literal["sync", "deadline", "over-selection", "async"] = "sync"
-    """`sync` (wait for everybody), `deadline` (until `deadline_s`), `over-selection` (ask more, take the first) or
-    `async` (FedBuff: aggregate whenever a buffer is full)."""
-    deadline_s: Positive | None = None
-    """Seconds after which a round ends, above 0. For `mode: deadline`."""
-    accept_partial: bool | None = None
-    """Whether late clients send the epochs they have done by then; default false. For `mode: deadline`."""
-    over_selection: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
-    """Clients asked over clients taken, at least 1; default 1.3. For `mode: over-selection`."""
-    buffer_size: Count | None = None
-    """Updates of one aggregation, at least 1; default `selection.clients_per_round`. For `mode: async`."""
-    concurrency: Count | None = None
-    """Clients training at a time, at least 1; default `selection.clients_per_round`. For `mode: async`."""
-    staleness_exponent: NotNegative | None = None
-    """Weight of an update that is s versions old: (1 + s) to minus this, at least 0; default 0.5. For
-    `mode: async`."""
-    server_s: NotNegative = 0.0
-    """Seconds the server takes for a round, at least 0."""
-    empty_round_s: Positive | None = None
-    """Seconds that pass where nobody takes part, above 0; default 60. With `mode: deadline` it is the deadline."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        readers = {
-            "deadline": ("deadline_s", "accept_partial"),
-            "over-selection": ("over_selection",),
-            "async": ("buffer_size", "concurrency", "staleness_exponent"),
-        }
-        for mode, names in readers.items():
-            for name in names:
-                if getattr(self, name) is not None and self.mode != mode:
-                    raise ValueError(
-                        f"{name}={getattr(self, name)} has no effect with mode={self.mode!r}; it belongs to {mode!r}"
-                    )
-        if self.mode == "deadline" and self.empty_round_s is not None:
-            raise ValueError(
-                f"empty_round_s={self.empty_round_s:g} has no effect with mode='deadline', where deadline_s passes"
-            )
-        if self.mode == "deadline" and self.deadline_s is None:
-            raise ValueError("deadline_s is missing; mode='deadline' needs it, above 0")
-        return self
-
-
-class CostSettings(Settings):
-    """What energy and machines cost, to tell money and CO2 of a run; null = not told."""
-
-    price_per_kwh: NotNegative | None = None
-    """Price of a kilowatt-hour, in any currency, at least 0."""
-    carbon_g_per_kwh: NotNegative | None = None
-    """Grams of CO2 per kilowatt-hour, at least 0."""
-    cluster_watts: NotNegative | None = None
-    """Power of the machines that run the simulation, watts, at least 0; counted over wall time."""
-    cluster_price_per_hour: NotNegative | None = None
-    """Price of an hour of those machines, in the same currency, at least 0."""
-
-
-class StopSettings(Settings):
-    """What ends a run before its last round; null = nothing."""
-
-    accuracy: Share | None = None
-    """Global test accuracy to reach, in (0, 1]."""
-    simulated_s: Positive | None = None
-    """Simulated seconds to spend, above 0."""
-    bytes: Positive | None = None
-    """Bytes to move, up and down, above 0."""
-    energy_j: Positive | None = None
-    """Joules the devices spend, above 0."""

@@ -1,1 +1,1 @@
-"""Errors, seeds, logging, storage: what every other package builds on."""
+"""Errors, seeds, logging and storage for all other packages."""

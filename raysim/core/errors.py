@@ -1,4 +1,4 @@
-"""Errors a user meets: bad settings (exit code 2) and failed runs (exit code 1)."""
+"""Errors for users: bad settings (exit code 2) and failed runs (exit code 1)."""
 
 import difflib
 import textwrap
@@ -6,21 +6,21 @@ from collections.abc import Iterable
 
 
 class SettingError(ValueError):
-    """A setting has a value that is not allowed; the message names setting, value and what is allowed."""
+    """A setting has a value that is not allowed; the message names the setting, the value and what is allowed."""
 
 
 class UntraceableError(SettingError):
-    """A model's channel groups cannot be found; the message names the layer, where one can be told, and why."""
+    """A model's channel groups cannot be found; the message gives the reason and, where known, the layer."""
 
 
 class RunFailedError(RuntimeError):
     """A run stopped before its last round.
 
     Attributes:
-        round: The round that failed, counted from 1; 0 where it failed between rounds.
-        client: The client that failed, or -1 where no single client did.
-        cause: What went wrong, in one sentence.
-        details: The traceback of the cause where it is an unexpected exception, else empty.
+        round: The round that failed, counted from 1; 0: between rounds.
+        client: The client that failed; -1: no single client.
+        cause: The cause in one sentence.
+        details: The traceback of an unexpected exception, else empty.
     """
 
     def __init__(self, round: int, client: int, cause: str, details: str = "") -> None:
@@ -28,13 +28,13 @@ class RunFailedError(RuntimeError):
         self.round, self.client, self.cause, self.details = round, client, cause, details
 
     def __str__(self) -> str:
-        where = [f"round {self.round}"] if self.round > 0 else []
-        where += [f"client {self.client}"] if self.client >= 0 else []
-        return f"{', '.join(where)}: {self.cause}" if where else self.cause
+        subject = [f"round {self.round}"] if self.round > 0 else []
+        subject += [f"client {self.client}"] if self.client >= 0 else []
+        return f"{', '.join(subject)}: {self.cause}" if subject else self.cause
 
 
 class StoppedError(RuntimeError):
-    """A run has stopped, as it was asked to, before all of it was done; the message says how far it has come."""
+    """A run was stopped on request before its end; the message names the last round."""
 
 
 class TrackingLostError(RuntimeError):
@@ -62,11 +62,11 @@ class TrackingUnavailableError(SettingError):
 
 
 class ReportLostError(RuntimeError):
-    """The report of a run could not be made; its results are complete, and MLflow has them."""
+    """The report of a run could not be written; its results are complete, and MLflow has them."""
 
 
 def reason_of(error: BaseException | None) -> str:
-    """Return the first line of what went wrong, cut where servers answer with pages.
+    """Return the first line of an error's message, shortened: some servers answer with whole pages.
 
     >>> reason_of(None), reason_of(TimeoutError()), reason_of(OSError("no space"))
     ('no answer in time', 'TimeoutError', 'no space')
@@ -78,12 +78,12 @@ def reason_of(error: BaseException | None) -> str:
 
 
 def unknown_name(setting: str, name: str, known: Iterable[str]) -> SettingError:
-    """Return the error for a name that is not in a table, listing the known names, nearest first."""
+    """Return the error for a name that a table lacks; it lists the known names, nearest first."""
     return SettingError(f"{setting}={name!r} is unknown; known: {', '.join(nearest_first(name, known))}")
 
 
 def nearest_first(name: str, known: Iterable[str]) -> list[str]:
-    """Sort the known names by likeness to `name`, most alike first.
+    """Sort the known names by similarity to `name`, most similar first.
 
     >>> nearest_first("fedvag", ["random", "fedavg"])
     ['fedavg', 'random']

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Writes numbers for people."""
 
 import sys
 from math import floor, isfinite, log10
@@ -9,7 +9,7 @@ UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def with_unit(value: float, unit: str, digits: int = 3) -> str:
-    """Write a number with a prefix to its unit.
+    """Write a number with a unit and its prefix.
 
     >>> with_unit(18_334_000, "B"), with_unit(412.4, "J"), with_unit(0, "J"), with_unit(float("nan"), "J")
     ('18.3 MB', '412 J', '0 J', '-')
@@ -21,7 +21,7 @@ def with_unit(value: float, unit: str, digits: int = 3) -> str:
 
 
 def rounded(value: float, digits: int = 3) -> str:
-    """Write a number with so many digits that count, no whole one left out.
+    """Write a number with as many significant digits, and all digits before the point.
 
     >>> rounded(0.123456), rounded(12.3456), rounded(123456.7), rounded(0)
     ('0.123', '12.3', '123,457', '0')
@@ -30,12 +30,12 @@ def rounded(value: float, digits: int = 3) -> str:
         return "-"
     if value == 0:
         return "0"
-    places = max(0, digits - 1 - floor(log10(abs(value))))
-    return f"{value:,.{places}f}"
+    decimals = max(0, digits - 1 - floor(log10(abs(value))))
+    return f"{value:,.{decimals}f}"
 
 
 def percent(value: float, digits: int = 1) -> str:
-    """Write per cent.
+    """Write a percentage.
 
     >>> percent(48.04), percent(float("nan"))
     ('48.0 %', '-')
@@ -44,16 +44,21 @@ def percent(value: float, digits: int = 1) -> str:
 
 
 NOT_A_TERMINAL_WIDTH = 160
+"""Columns of output to a file or pipe."""
 
 
 def output(width: int | None = None) -> Console:
-    """Return standard output, wide where nobody watches; names with brackets or colons are printed as they are."""
-    at_most = None if sys.stdout.isatty() else NOT_A_TERMINAL_WIDTH
-    return Console(width=width or at_most, markup=False, emoji=False, highlight=False)
+    """Return a console on standard output that prints names with brackets or colons unchanged.
+
+    Args:
+        width: Columns. None: those of the terminal, or `NOT_A_TERMINAL_WIDTH`.
+    """
+    default = None if sys.stdout.isatty() else NOT_A_TERMINAL_WIDTH
+    return Console(width=width or default, markup=False, emoji=False, highlight=False)
 
 
 def duration(seconds: float) -> str:
-    """Write seconds as a person would.
+    """Write a duration in words.
 
     >>> duration(75.24), duration(3.2), duration(90000)
     ('1 min 15 s', '3.2 s', '25 h 0 min')
@@ -66,7 +71,7 @@ def duration(seconds: float) -> str:
 
 
 def joules(energy_j: float) -> str:
-    """Write joules with three digits at least.
+    """Write joules with at least three digits.
 
     >>> joules(1234.5), joules(3.14159)
     ('1,234 J', '3.14 J')

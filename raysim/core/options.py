@@ -1,4 +1,4 @@
-"""Options of a method's own, and how they are checked."""
+"""Declares and checks the options of one row of a table, such as a method."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from raysim.core.errors import SettingError, nearest_first
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """An option of one row: its default, what it means and what is allowed.
+    """An option of one row: its default, its meaning and what is allowed.
 
     Attributes:
-        default: Value where the settings give none; its type is the option's type.
-        about: One sentence.
-        low: Least allowed number.
-        high: Greatest allowed number.
+        default: Value without a setting; its type is the type of the option.
+        about: Its meaning in one sentence.
+        low: Smallest allowed number.
+        high: Largest allowed number.
         choices: Allowed texts.
     """
 
@@ -27,15 +27,15 @@ class Option:
     choices: tuple[str, ...] = ()
 
     def check(self, name: str, value: Any, section: str = "method") -> Any:
-        """Return a value of the option's type.
+        """Return a value from the settings in the type of the option.
 
         Args:
-            name: The option.
-            value: What the settings give.
-            section: The section of the settings that it stands in.
+            name: The name of the option.
+            value: The value in the settings.
+            section: The section of the settings that contains it.
 
         Raises:
-            SettingError: If it is of another type or out of range.
+            SettingError: If the value has another type or is not allowed.
         """
         kind = type(self.default)
         if kind is float and type(value) is int:
@@ -49,7 +49,7 @@ class Option:
 
     @property
     def allowed(self) -> str:
-        """What is allowed, in words."""
+        """The allowed values in words."""
         if self.choices:
             return ", ".join(self.choices)
         if isinstance(self.default, bool):
@@ -61,12 +61,12 @@ class Option:
 def own_options(
     row: str, declared: Mapping[str, Option], given: Mapping[str, Any], setting: str = "method.name"
 ) -> dict[str, Any]:
-    """Return a row's own options, those given checked and the others at their defaults.
+    """Return all options of a row: checked values from the settings, and defaults for the others.
 
     Args:
         row: Name of the row.
-        declared: Its options.
-        given: Those in the settings, by name.
+        declared: The options of the row by name.
+        given: The values in the settings by name.
         setting: The setting that names the row.
 
     Raises:

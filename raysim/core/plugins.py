@@ -1,4 +1,4 @@
-"""A user's own members: what a dotted path such as `my_pkg.scores:my_score` in the settings stands for."""
+"""Imports what users' dotted paths name, such as `my_pkg.scores:my_score` in the settings."""
 
 import importlib
 import os
@@ -20,7 +20,7 @@ def is_dotted(name: str) -> bool:
 
 
 def load(setting: str, path: str) -> Any:
-    """Import what a dotted path names; modules in the working directory are found, too.
+    """Import what a dotted path names, from installed modules or the working directory.
 
     Args:
         setting: The setting that holds the path, for the error.
@@ -43,12 +43,12 @@ def load(setting: str, path: str) -> Any:
         known = ", ".join(nearest_first(name, [other for other in vars(module) if not other.startswith("_")])[:5])
         raise SettingError(f"{setting}={path!r}: module {module_name!r} has no {name!r}; nearest: {known}")
     if module_name.partition(".")[0] != "raysim":
-        _LOADED.add(module_name)  # raysim itself is on every worker
+        _LOADED.add(module_name)  # raysim itself is installed on every machine
     return getattr(module, name)
 
 
 def users_modules() -> list[ModuleType]:
-    """Return the user's modules that are not installed: their code has to travel to other processes."""
+    """Return the user's modules that are not installed: their code must be sent to other processes."""
     packages = {name.partition(".")[0] for name in _LOADED}
     return [
         module
@@ -59,7 +59,7 @@ def users_modules() -> list[ModuleType]:
 
 def _is_installed(module: ModuleType) -> bool:
     file = getattr(module, "__file__", None) or ""
-    return not file or any(place in Path(file).parts for place in ("site-packages", "dist-packages"))
+    return not file or bool({"site-packages", "dist-packages"} & set(Path(file).parts))
 
 
 _LOADED: set[str] = set()

@@ -1,4 +1,4 @@
-"""Where a run comes from: who started it, by which command, at which commit, as which job."""
+"""Records where a run comes from: user, command, git commit and Ray job."""
 
 import getpass
 import json
@@ -10,12 +10,12 @@ from pathlib import Path
 from raysim.core.storage.defaults import JOB, in_job
 
 COMMIT = "RAYSIM_GIT_COMMIT"
-"""Environment variable that tells a job the commit it was submitted from: its own folder has no history."""
+"""Environment variable with the commit from which a job was submitted: the job's own folder has no history."""
 DIRTY = "-dirty"
 
 
 def tags() -> dict[str, str]:
-    """Return tags that fill MLflow's columns, and what they leave out; what cannot be told is left out."""
+    """Return tags for MLflow's own columns and for what these leave out; unknown values are missing."""
     commit = os.environ.get(COMMIT) or commit_of(Path.cwd())
     own = commit_of(Path(__file__).parent, is_code=True)
     found = {
@@ -31,11 +31,11 @@ def tags() -> dict[str, str]:
 
 
 def commit_of(folder: Path, is_code: bool = False) -> str:
-    """Return the commit that a folder is at, with `-dirty` where files were changed since; empty = none is known.
+    """Return the commit of a folder, with `-dirty` where files were changed since; empty: unknown.
 
     Args:
         folder: A folder.
-        is_code: Whether its files must belong to the commit: an environment below a checkout does not.
+        is_code: Whether its files must belong to the commit: those of an environment below a checkout do not.
     """
     git = ["git", "-C", str(folder)]
     try:
@@ -51,7 +51,7 @@ def _output(command: list[str]) -> str:
 
 
 def command() -> str:
-    """Return the name of the program that was started."""
+    """Return the name of the running program."""
     started = Path(sys.argv[0] if sys.argv and sys.argv[0] else "python")
     return started.parent.name if started.name == "__main__.py" else started.name
 
@@ -59,12 +59,12 @@ def command() -> str:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container may have no name for its user
+    except (OSError, KeyError):  # a container's user may have no name
         return ""
 
 
 def _job() -> str:
-    """Return the id under which the Ray job was submitted that this process belongs to."""
+    """Return the submission id of the Ray job that this process belongs to; empty: no job."""
     try:
         return str(json.loads(os.environ[JOB])["metadata"]["job_submission_id"])
     except (KeyError, ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""Seeds derived from (experiment, purpose, round, client); never a global generator."""
+"""Derives seeds from (experiment, purpose, round, client), so that no random number depends on the order of calls."""
 
 import hashlib
 from collections.abc import Iterator
@@ -7,6 +7,10 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+"""Increment of SplitMix64's counter."""
+FEISTEL_TURNS = 6
 
 
 def derive_seed(seed: int, purpose: str, round: int = 0, client: int = 0) -> int:
@@ -21,10 +25,10 @@ def generator(seed: int, purpose: str, round: int = 0, client: int = 0) -> np.ra
 
 
 def uniform(seed: int, purpose: str, round: int, clients: NDArray[np.int64], draws: int = 1) -> NDArray[np.float64]:
-    """Return numbers drawn uniformly from (0, 1) for many clients at once, `(draws, clients)`.
+    """Return uniform numbers from (0, 1) for many clients at once, `(draws, clients)`.
 
-    A client's numbers depend on (seed, purpose, round, client, draw) alone, not on who else is asked. They are
-    outputs of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), whose state is a hash of those five.
+    A client's numbers depend on (seed, purpose, round, client, draw) alone, not on other clients. They are outputs
+    of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), whose state is a hash of these five.
     """
     key = np.uint64(derive_seed(seed, purpose, round))
     with np.errstate(over="ignore"):
@@ -32,9 +36,6 @@ def uniform(seed: int, purpose: str, round: int, clients: NDArray[np.int64], dra
         counters = np.arange(1, draws + 1, dtype=np.uint64)[:, None] * GOLDEN_GAMMA
         bits = _mixed(state + counters) >> np.uint64(11)
     return (bits.astype(np.float64) + 0.5) * 2.0**-53
-
-
-GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -52,8 +53,8 @@ def normal(seed: int, purpose: str, round: int, clients: NDArray[np.int64], draw
 def choices(seed: int, purpose: str, clients: NDArray[np.int64], size: int, count: int) -> NDArray[np.int64]:
     """Return `count` different numbers below `size` for each of many clients at once, `(clients, count)`.
 
-    They are the first places of a permutation that depends on (seed, purpose, client) alone: a Feistel network on the
-    next power of two, walked on until the number is below `size` (Black and Rogaway, CT-RSA 2002).
+    They start a permutation that depends on (seed, purpose, client) alone: a Feistel network on the next power of
+    two, applied again until the number is below `size` (Black and Rogaway, CT-RSA 2002).
     """
     bits = max(2, (size - 1).bit_length())
     low_bits = np.uint64(bits // 2)
@@ -73,19 +74,14 @@ def choices(seed: int, purpose: str, clients: NDArray[np.int64], size: int, coun
         keys = _mixed(np.uint64(derive_seed(seed, purpose)) + clients.astype(np.uint64) * GOLDEN_GAMMA)[:, None]
         found = permuted(np.arange(count, dtype=np.uint64)[None], keys)
         while len(outside := np.nonzero(found >= size)[0]):
-            places = found >= size
-            found[places] = permuted(found[places], keys[outside, 0])
+            is_outside = found >= size
+            found[is_outside] = permuted(found[is_outside], keys[outside, 0])
     return found.astype(np.int64)
 
 
-FEISTEL_TURNS = 6
-
-
 @contextmanager
-def torch_seeded(
-    seed: int, purpose: str, round: int = 0, client: int = 0, device: str = "cpu"
-) -> Iterator[None]:  # fmt: skip
-    """Seed torch's default generators, which layers such as dropout draw from, and put them back afterwards."""
+def torch_seeded(seed: int, purpose: str, round: int = 0, client: int = 0, device: str = "cpu") -> Iterator[None]:
+    """Seed torch's default generators, which layers such as dropout use, and restore them afterwards."""
     if device != "cpu":
         with torch.random.fork_rng([torch.device(device)], device_type=torch.device(device).type):
             torch.manual_seed(derive_seed(seed, purpose, round, client))

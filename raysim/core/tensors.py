@@ -1,39 +1,35 @@
-"""Tensors as NumPy arrays and back, and their digest."""
+"""Converts tensors to NumPy arrays and back, and hashes them."""
 
 import hashlib
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import torch
-
-
-Params = dict[str, "torch.Tensor"]
+Params = dict[str, torch.Tensor]
 """Parameters and buffers of a model by state-dict key."""
 Columns = dict[str, NDArray[Any]]
 """A table as equally long one-dimensional arrays by column name."""
 
 
 def as_arrays(params: Params) -> dict[str, NDArray[np.generic]]:
-    """Return views of tensors as arrays."""
+    """Return NumPy views of tensors."""
     return {key: tensor.detach().numpy() for key, tensor in params.items()}
 
 
 def as_tensors(arrays: Mapping[str, NDArray[np.generic]]) -> Params:
-    """Return tensors that share memory with arrays; those of read-only arrays must not be written."""
+    """Return tensors that share memory with arrays; do not write to those of read-only arrays."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return {key: torch.from_numpy(array) for key, array in arrays.items()}
 
 
 def digest(params: Params) -> str:
-    """Return the SHA-256 of keys in ascending order, each with dtype, shape and bytes: equal digests, equal bits."""
+    """Return the SHA-256 of all keys in ascending order, each with dtype, shape and bytes."""
     sha = hashlib.sha256()
     for key in sorted(params):
         tensor = params[key].detach().cpu().contiguous()
@@ -44,7 +40,7 @@ def digest(params: Params) -> str:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread, as in a one-CPU actor, so that sums have the same order everywhere."""
+    """Compute on one thread, as an actor with one CPU does, so that sums have the same order everywhere."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

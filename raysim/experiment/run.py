@@ -148,7 +148,7 @@ def _play(experiment: Experiment, runner: Runner, log: BackgroundLogger, started
         last = follow(
             runner.run(experiment.scenario, storage, experiment.start), log, settings.rounds, experiment.start
         )
-    if interrupt.has_come and last < settings.rounds:
+    if interrupt.is_interrupted and last < settings.rounds:
         raise StoppedError(f"stopped after round {last}; `raysim resume {experiment.folder}` goes on from there")
     state = runner.final_state()
     wall_s = experiment.start.wall_s + time.monotonic() - started

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,9 +11,6 @@ from numpy.typing import NDArray
 from raysim.core.tensors import Columns, Params
 from raysim.pruning.groups import ChannelGroups
 from raysim.pruning.masks import CohortMasks, Mask
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ def held(folder: StoragePath) -> Iterator[None]:
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(folder.held())
+            stack.enter_context(folder.locked())
         except BlockingIOError:
             raise SettingError(f"{str(folder)!r} is in use: its run is going on in another process") from None
         yield

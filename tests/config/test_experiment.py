@@ -7,9 +7,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from raysim.client.training import LocalTraining
-from raysim.config.data import Settings
-from raysim.config.experiment import ExperimentSettings, MethodSettings, TrainingSettings
+from raysim.config.experiment import ExperimentSettings
+from raysim.config.method import MethodSettings
 from raysim.config.population import TierSettings
+from raysim.config.settings import Settings
+from raysim.config.training import TrainingSettings
 from raysim.methods.options import MethodOptions
 from tests.conftest import CONFIGS, tiny_settings
 

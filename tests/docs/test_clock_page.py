@@ -8,7 +8,7 @@ import pytest
 
 from raysim.cli import main as cli
 from raysim.clock.outcomes import OUTCOMES
-from raysim.config.population import ClockSettings
+from raysim.config.clock import ClockSettings
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "clock.md").read_text(encoding="utf-8")

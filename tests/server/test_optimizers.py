@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from raysim.config.experiment import ServerSettings
+from raysim.config.server import ServerSettings
 from raysim.executors.in_process import InProcessExecutor
 from raysim.server.optimizers import STEPS, ServerOptimizer, step
 from raysim.simulation.build import build_scenario

@@ -10,7 +10,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from raysim.clock.outcomes import COUNTED, LATE, OUTCOME_DTYPE, OUTCOMES, SURPLUS, UNFINISHED
-from raysim.config.population import ClockSettings
+from raysim.config.clock import ClockSettings
 from raysim.core.errors import SettingError, TrackingLostError
 from raysim.executors.in_process import InProcessExecutor
 from raysim.methods.table import METHODS

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from raysim.config import loader
-from raysim.config.data import Settings
-from raysim.config.experiment import ExecutorSettings, ExperimentSettings, TrackingSettings
+from raysim.config.executor import ExecutorSettings
+from raysim.config.experiment import ExperimentSettings
+from raysim.config.settings import Settings
+from raysim.config.tracking import TrackingSettings
 from raysim.core.errors import SettingError, nearest_first
 from raysim.simulation.build import check_names
 

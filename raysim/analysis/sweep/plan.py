@@ -11,8 +11,8 @@ from pydantic import Field, model_validator
 from raysim.analysis.study.plan import check_tracking
 from raysim.analysis.sweep.search import Domain, configurations
 from raysim.config import loader
-from raysim.config.data import Count, Settings
 from raysim.config.experiment import ExperimentSettings
+from raysim.config.settings import Count, Settings
 from raysim.core.errors import SettingError
 from raysim.simulation.build import check_names
 

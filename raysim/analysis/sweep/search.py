@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from raysim.config.data import Settings
+from raysim.config.settings import Settings
 from raysim.core import seeding
 
 DIGITS = 4

@@ -1,4 +1,4 @@
-"""Files of ours appear whole or not at all."""
+"""Writes files on this machine so that they appear whole or not at all."""
 
 import os
 import uuid
@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], flush_folder: bool = True) -> Path:
-    """Let `write` fill a file beside `path`, bring it to the disk, then give it its name.
+    """Let `write` fill a file beside `path`, flush it to the disk, then rename it to `path`.
 
-    Each call has a file of its own: of two that write at the same time, the one that ends last stays, whole.
+    Each call fills a file of its own: of two simultaneous writers the one that ends last wins, with its whole file.
 
     Args:
-        path: Where the file is to be.
-        write: Fills a file at the path it is given.
-        flush_folder: Whether the name is on the disk, too, when this returns.
+        path: Path of the final file.
+        write: Fills the file at the path that it receives.
+        flush_folder: Whether the name, too, is on the disk when this returns.
     """
     partial = path.with_name(partial_name(path.name))
     try:
@@ -30,12 +30,12 @@ def write_atomically(path: Path, write: Callable[[Path], object], flush_folder: 
 
 
 def partial_name(name: str) -> str:
-    """Return what a file is called until it is whole."""
+    """Return the name of a file until it is complete."""
     return f".{name}.{uuid.uuid4().hex[:12]}.partial"
 
 
 def remove_partials(folder: Path) -> None:
-    """Delete what writers that were killed have left in a folder and below."""
+    """Delete the incomplete files of killed writers in a folder and below."""
     for partial in folder.rglob(".*.partial"):
         partial.unlink(missing_ok=True)
 

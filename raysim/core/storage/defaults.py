@@ -1,4 +1,4 @@
-"""Where results go when nobody says: a job of Ray's runs in a folder that is deleted with it."""
+"""Default folder of runs; a Ray job's working folder is deleted with the job, so that it is elsewhere."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ def in_job() -> bool:
 
 
 def default_folder() -> Path:
-    """Return the folder of runs: `runs` in the working directory, in a job `raysim/runs` in the home directory."""
+    """Return `runs` in the working directory, or in a job `raysim/runs` in the home directory."""
     return Path.home() / "raysim" / "runs" if in_job() else Path("runs")
 
 

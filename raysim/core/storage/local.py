@@ -1,105 +1,97 @@
-"""Where files live: by a path on this machine, or by a URI in any file system that pyarrow knows."""
+"""Paths on this machine, and `storage_path`, which turns any path or URI into a path."""
 
 import fcntl
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePath
+from typing import Self
 from urllib.parse import unquote, urlsplit
 
 from raysim.core.errors import SettingError
 from raysim.core.storage import atomic
-from raysim.core.storage.path import StoragePath, writing
+from raysim.core.storage.path import StoragePath
 
 AnyPath = str | Path | StoragePath
-"""What a place may be given as."""
+"""A path as callers may give it."""
 
 
 class LocalPath(StoragePath):
-    """A place on this machine, or in a file system that is mounted here."""
+    """A path on this machine, or in a file system that is mounted here."""
 
-    __slots__ = ("_path",)
+    __slots__ = ()
 
-    def __init__(self, path: Path) -> None:
-        self._path = path.absolute()
+    def __init__(self, path: PurePath) -> None:
+        super().__init__(Path(path).absolute())
 
     def __str__(self) -> str:
-        return str(self._path)
+        return str(self._inside)
 
     def __fspath__(self) -> str:
-        return str(self._path)
+        return str(self._inside)
 
-    def __truediv__(self, name: str) -> "LocalPath":
-        return LocalPath(self._path / name)
-
-    @property
-    def name(self) -> str:
-        """The last part of its path."""
-        return self._path.name
-
-    @property
-    def parent(self) -> "LocalPath":
-        """The folder it is in."""
-        return LocalPath(self._path.parent)
+    def _with(self, inside: PurePath) -> Self:
+        return type(self)(inside)
 
     @property
     def path(self) -> Path:
-        """Its path."""
-        return self._path
+        """The path itself."""
+        return Path(self._inside)
 
     def is_file(self) -> bool:
         """Whether there is a file."""
-        return self._path.is_file()
+        return self.path.is_file()
 
     def is_folder(self) -> bool:
         """Whether there is a folder."""
-        return self._path.is_dir()
+        return self.path.is_dir()
 
     def children(self) -> list[StoragePath]:
-        """Return the files in a folder in the order of their names; hidden ones are not finished."""
-        if not self._path.is_dir():
+        """Return what a folder contains, by name; hidden files are not finished."""
+        if not self.path.is_dir():
             return []
-        return [LocalPath(child) for child in sorted(self._path.iterdir()) if not child.name.startswith(".")]
+        return [LocalPath(child) for child in sorted(self.path.iterdir()) if not child.name.startswith(".")]
 
     def make(self) -> None:
         """Make a folder where there is none."""
-        self._path.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
 
     def remove(self) -> None:
         """Delete a file."""
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
     def read(self) -> bytes:
-        """Return what is in a file."""
-        return self._path.read_bytes()
+        """Return the content of a file."""
+        return self.path.read_bytes()
 
     def write(self, fill: Callable[[Path], object]) -> "LocalPath":
-        """Let `fill` write a file beside this place, which then gets its name."""
+        """Let `fill` write a file beside this path, then rename it."""
         self.parent.make()
-        atomic.write_atomically(self._path, fill)
+        atomic.write_atomically(self.path, fill)
         return self
 
     def write_all(self, contents: Mapping[str, bytes]) -> None:
-        """Write several files, the folder being brought to the disk once."""
+        """Write several files, and flush the folder once."""
         self.make()
         for name, content in contents.items():
-            atomic.write_atomically(self._path / name, writing(content), flush_folder=False)
-        atomic.flush(self._path)
+            atomic.write_atomically(self.path / name, partial(Path.write_bytes, data=content), flush_folder=False)
+        atomic.flush(self.path)
 
     @contextmanager
     def fetched(self) -> Iterator[Path]:
-        """Give the file's path."""
-        yield self._path
+        """Return a context with this path."""
+        yield self.path
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold a folder against other processes until the context ends, or this process does.
+    def locked(self) -> Iterator[None]:
+        """Lock a folder until the context ends, or this process does.
 
         Raises:
-            BlockingIOError: If another process holds it.
+            BlockingIOError: If another process has locked it.
         """
-        descriptor = os.open(self._path, os.O_RDONLY)
+        descriptor = os.open(self.path, os.O_RDONLY)
         try:
             _lock(descriptor)
             yield
@@ -117,7 +109,7 @@ def _lock(descriptor: int) -> None:
 
 
 def storage_path(given: AnyPath) -> StoragePath:
-    """Return the place of a path or URI; `file://` is a path.
+    """Return the path that a text names; `file://` is a path on this machine.
 
     Raises:
         SettingError: If it is a URI that pyarrow does not know, or holds a secret, or `file://` names a host.
@@ -132,7 +124,7 @@ def storage_path(given: AnyPath) -> StoragePath:
         return LocalPath(Path(given))
     if text.startswith("file:"):
         return LocalPath(_path_of(text))
-    from raysim.core.storage.object_store import ObjectStorePath  # pyarrow takes its time to import
+    from raysim.core.storage.object_store import ObjectStorePath  # importing pyarrow takes longer than all else here
 
     return ObjectStorePath.of(text)
 
@@ -141,8 +133,8 @@ def _path_of(uri: str) -> Path:
     parts = urlsplit(uri)
     if parts.netloc not in ("", "localhost"):
         raise SettingError(
-            f"{uri!r} is not allowed: after file:// stands a host, here {parts.netloc!r}; allowed: file:///FOLDER, "
-            "or a path"
+            f"{uri!r} is not allowed: file:// is followed by a host, here {parts.netloc!r}; "
+            "allowed: file:///FOLDER, or a path"
         )
     return Path(unquote(parts.path))
 

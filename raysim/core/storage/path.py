@@ -1,36 +1,44 @@
-"""The verbs of a place where files live, on this machine or not."""
+"""Paths to files and folders, on this machine or in an object store."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Self
 
 
 class StoragePath(ABC):
     """A file or folder; files appear whole or not at all, and are kept when a write returns."""
 
-    __slots__ = ()
+    __slots__ = ("_inside",)
+
+    def __init__(self, inside: PurePath) -> None:
+        self._inside = inside
 
     @abstractmethod
     def __str__(self) -> str: ...
 
     @abstractmethod
-    def __truediv__(self, name: str) -> "StoragePath":
-        """Return the place of this name in a folder."""
+    def _with(self, inside: PurePath) -> Self:
+        """Return another path of the same file system."""
+
+    def __truediv__(self, name: str) -> Self:
+        """Return the path of this name in a folder."""
+        return self._with(self._inside / name)
 
     @property
-    @abstractmethod
     def name(self) -> str:
-        """The last part of its path."""
+        """The last part of the path."""
+        return self._inside.name
 
     @property
-    @abstractmethod
-    def parent(self) -> "StoragePath":
-        """The folder it is in."""
+    def parent(self) -> Self:
+        """The folder that contains this path."""
+        return self._with(self._inside.parent)
 
     @property
     def path(self) -> Path | None:
-        """Its path where it is on this machine."""
+        """The path on this machine, where it is on this machine."""
         return None
 
     @abstractmethod
@@ -39,27 +47,27 @@ class StoragePath(ABC):
 
     @abstractmethod
     def is_folder(self) -> bool:
-        """Whether there is a folder, or anything below this place."""
+        """Whether there is a folder; in an object store, whether anything lies below this path."""
 
     @abstractmethod
     def children(self) -> "list[StoragePath]":
-        """Return the files in a folder in the order of their names; none where there is no folder."""
+        """Return what a folder contains, by name, without hidden files; nothing where there is no folder."""
 
     @abstractmethod
     def make(self) -> None:
-        """Make a folder where there is none."""
+        """Make a folder and those that contain it, where they are missing."""
 
     @abstractmethod
     def remove(self) -> None:
-        """Delete a file."""
+        """Delete a file, if there is one."""
 
     @abstractmethod
     def read(self) -> bytes:
-        """Return what is in a file."""
+        """Return the content of a file."""
 
     @abstractmethod
     def write(self, fill: Callable[[Path], object]) -> "StoragePath":
-        """Let `fill` write a file at a path of this machine, which then appears here at once; return this place."""
+        """Let `fill` write a file on this machine, which then appears here at once; return this path."""
 
     @abstractmethod
     def write_all(self, contents: Mapping[str, bytes]) -> None:
@@ -67,14 +75,14 @@ class StoragePath(ABC):
 
     @abstractmethod
     def fetched(self) -> AbstractContextManager[Path]:
-        """Give a file's path on this machine, for as long as the context lasts."""
+        """Return a context with the path of this file, or of a copy, on this machine."""
 
-    def held(self) -> AbstractContextManager[None]:
-        """Hold a folder against other processes, where its file system can."""
+    def locked(self) -> AbstractContextManager[None]:
+        """Return a context that locks a folder against other processes, where its file system has locks."""
         return nullcontext()
 
     def read_text(self) -> str:
-        """Return what is in a text file."""
+        """Return the content of a text file."""
         return self.read().decode("utf-8")
 
     def write_text(self, text: str) -> "StoragePath":
@@ -83,7 +91,7 @@ class StoragePath(ABC):
 
     def write_bytes(self, content: bytes) -> "StoragePath":
         """Write a file."""
-        return self.write(writing(content))
+        return self.write(lambda partial: partial.write_bytes(content))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, StoragePath) and str(self) == str(other)
@@ -93,8 +101,3 @@ class StoragePath(ABC):
 
     def __repr__(self) -> str:
         return f"storage_path({str(self)!r})"
-
-
-def writing(content: bytes) -> Callable[[Path], object]:
-    """Return what writes bytes into a file at the path it is given."""
-    return lambda partial: partial.write_bytes(content)

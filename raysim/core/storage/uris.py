@@ -1,28 +1,32 @@
-"""Secrets in URIs, which are written down in files, in MLflow and in messages: they are refused, and not shown."""
+"""Refuses and hides secrets in URIs, which are written to files, to MLflow and into messages.
+
+Not by SQLAlchemy, which MLflow brings: its `make_url` ends a password at the first `@` and shows what follows, and
+databases are only one kind of the URIs here.
+"""
 
 import re
 
 from raysim.core.errors import SettingError
 
 PASSWORD = re.compile(r"(?<=://)([^:/?#@]*):(?!\d+(?:[/?#]|$))(.*)(?=@)")
-"""User and password of a URI: the password up to its last `@`, as it may hold what should have been escaped."""
+"""User and password of a URI; the password ends at the last `@`, since it may hold unescaped ones."""
 SECRET = re.compile(
     r"([?&;][^=&;]*(?:secret|passw|token|signature|(?<!ssl)key)[^=&;]*=|[?&;](?:sig|pass)=|pwd(?:=|%3d))[^&;]*",
     re.IGNORECASE,
 )
-"""Options whose values are secrets; `sslkey` is a file, and `credential_kind` and the like tell nothing."""
+"""Options with secret values; `sslkey` names a file."""
 
 
 def check(setting: str, uri: str, allowed: str) -> None:
     """Refuse a URI that holds a secret.
 
     Args:
-        setting: What it was given as; empty = not known.
+        setting: The setting that holds the URI; empty: unknown.
         uri: The URI.
         allowed: Where the secret belongs instead.
 
     Raises:
-        SettingError: If it holds one; the message does not.
+        SettingError: If the URI holds a secret; the message does not show it.
     """
     if masked(uri) != uri:
         shown = f"{setting}={masked(uri)!r}" if setting else repr(masked(uri))

@@ -10,8 +10,8 @@ import pytest
 
 from raysim.core import errors
 from raysim.core.errors import RunFailedError, SettingError
-from raysim.core.storage import defaults, uris
-from raysim.core.storage import local as places
+from raysim.core.storage import defaults, local
+from raysim.core.storage.local import storage_path
 from raysim.core.storage.path import StoragePath
 from raysim.experiment.resume import find
 from raysim.simulation import checkpoint, records
@@ -40,13 +40,12 @@ def bucket(s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stora
     options = f"region=us-east-1&scheme=http&endpoint_override={endpoint}"
     found, path = fs.FileSystem.from_uri(f"s3://{name}?{options}&allow_bucket_creation=true")
     found.create_dir(path)
-    return places.storage_path(f"s3://{name}/runs?{options}")
+    return storage_path(f"s3://{name}/runs?{options}")
 
 
 def test_the_examples_hold() -> None:
-    assert doctest.testmod(places).failed == 0
+    assert doctest.testmod(local).failed == 0
     assert doctest.testmod(errors).failed == 0
-    assert doctest.testmod(uris).failed == 0
 
 
 @pytest.mark.parametrize(
@@ -58,22 +57,22 @@ def test_the_examples_hold() -> None:
 )  # fmt: skip
 def test_a_secret_in_the_uri_of_an_output_is_refused_and_not_shown(uri: str) -> None:
     with pytest.raises(SettingError, match="it holds a secret") as refused:
-        places.storage_path(uri)
+        storage_path(uri)
     assert "hush" not in str(refused.value)
     assert repr(uri.replace("hush", "...")) in str(refused.value)
 
 
 def test_a_file_uri_with_a_host_is_refused() -> None:
-    assert str(places.storage_path("file://localhost/runs/one")) == "/runs/one"
+    assert str(storage_path("file://localhost/runs/one")) == "/runs/one"
     with pytest.raises(SettingError, match=r"'file://runs/one' is not allowed: .*, here 'runs'; allowed: file:///"):
-        places.storage_path("file://runs/one")
+        storage_path("file://runs/one")
 
 
 @pytest.mark.parametrize("kind", ["path", "file URI", "s3", "mock"])
-def test_a_place_holds_files_whole_or_not_at_all(kind: str, tmp_path: Path, request) -> None:
-    """The same verbs everywhere; `mock` stands for file systems that have folders and rename."""
+def test_files_appear_whole_or_not_at_all(kind: str, tmp_path: Path, request) -> None:
+    """The same methods everywhere; `mock` represents file systems that have folders and rename files."""
     given = {"path": tmp_path / "a b", "file URI": f"file://{tmp_path}/a%20b", "mock": "mock:///a"}
-    folder = request.getfixturevalue("bucket") if kind == "s3" else places.storage_path(given[kind])
+    folder = request.getfixturevalue("bucket") if kind == "s3" else storage_path(given[kind])
     assert (kind in ("path", "file URI")) == (folder.path is not None)
     assert not folder.is_folder()
     assert folder.children() == []
@@ -120,9 +119,7 @@ def test_a_run_in_an_object_store_is_stopped_and_goes_on_there(bucket: StoragePa
     assert summary["params_sha256"] == whole["params_sha256"]
     assert summary["simulated_s"] == whole["simulated_s"]
     assert curves(summary) == curves(whole)
-    ours, theirs = (
-        records.read(place / "clients.parquet") for place in (folder, places.storage_path(tmp_path / "whole"))
-    )
+    ours, theirs = (records.read(place / "clients.parquet") for place in (folder, storage_path(tmp_path / "whole")))
     assert {name: column.tolist() for name, column in ours.items() if name != "accuracy"} == {
         name: column.tolist() for name, column in theirs.items() if name != "accuracy"
     }
@@ -130,6 +127,22 @@ def test_a_run_in_an_object_store_is_stopped_and_goes_on_there(bucket: StoragePa
     assert left_with("replay", str(folder), "--json") == 0
     with pytest.raises(SettingError, match="holds a run already"):
         played(folder, settings)
+
+
+def test_paths_below_a_root_stay_below_it() -> None:
+    root = storage_path("mock://?options=1")
+    assert [str(root), str(root / "one" / "two"), str((root / "one").parent)] == [
+        "mock:///?options=1", "mock:///one/two?options=1", "mock:///?options=1",
+    ]  # fmt: skip
+    assert (root / "one.txt").name == "one.txt"
+
+
+def test_a_locked_folder_cannot_be_locked_again(tmp_path: Path) -> None:
+    folder = storage_path(tmp_path)
+    with folder.locked(), pytest.raises(BlockingIOError), folder.locked():
+        pass
+    with folder.locked():
+        pass
 
 
 def test_a_bucket_that_is_not_there_is_refused(bucket: StoragePath, tmp_path: Path, capsys) -> None:

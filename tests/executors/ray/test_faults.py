@@ -18,7 +18,7 @@ import torch
 import yaml
 from torch import nn
 
-from raysim.config.experiment import ExecutorSettings
+from raysim.config.executor import ExecutorSettings
 from raysim.core import tensors
 from raysim.core.errors import RunFailedError, SettingError
 from raysim.executors import in_process

@@ -1,0 +1,23 @@
+"""Settings of the model."""
+
+from typing import Any
+
+from pydantic import Field
+
+from raysim.config.settings import Settings
+
+
+class ModelSettings(Settings):
+    """Which network."""
+
+    name: str = "cnn"
+    """Model: `cnn`, `cnn-dropout`, `lenet`, `mlp`, `vgg16`, `resnet32`, a classification model of torchvision as
+    `torchvision/resnet18`, or a dotted path `my_pkg.net:build`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the model's builder, for example `{channels: [16, 32]}`."""
+    weights: str | None = None
+    """Local file with a state dict to start from, `.pt`, `.pth` or `.safetensors`; null = drawn from the seed."""
+    keep_residual: bool = False
+    """Whether channels that residual additions join across layers are left whole."""
+    keep_whole: list[str] | None = None
+    """Layers never cut, as names with wildcards (`classifier.*`); null = the model's own choice."""
