@@ -143,7 +143,6 @@ def test_the_readme_has_every_method_with_its_source():
 def test_the_readme_has_every_command_and_page_and_names_no_file_that_is_not_there():
     for name in cli.cli.commands:
         assert f"| `raysim {name}" in README
-        assert re.search(rf"\b{name}\b", cli.__doc__)
     tables = README.split("\n## Working on it")[0]
     for page in (ROOT / "docs").glob("*.md"):
         assert f"(docs/{page.name})" in tables
