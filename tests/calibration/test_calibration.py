@@ -133,7 +133,7 @@ def test_a_width_that_rounds_to_a_fitted_submodel_is_no_test():
 def test_measuring_uses_one_thread_in_turns_and_leaves_the_rest_alone(monkeypatch):
     seen, threads, state = [], torch.get_num_threads(), torch.get_rng_state()
 
-    def remember(model, inputs, labels, local, *_):
+    def remember(model, inputs, classes, task, local, *_):
         seen.append((id(model), torch.get_num_threads(), len(inputs), local.batch_size))
 
     monkeypatch.setattr(measure, "train", remember)
