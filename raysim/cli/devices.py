@@ -101,7 +101,7 @@ def of(source: str, clients: int | None, seed: int) -> Page:
             f"({', '.join(nearest_first(source, PRESETS))}), a table (.csv, .parquet), FedScale's capacities "
             "(.pkl, .pickle, .json, or without an ending), or settings with a population section (.yaml, .yml)"
         )
-    return Page(source, None, sampling.dealt(found, clients or len(found), seed))
+    return Page(source, None, sampling.for_clients(found, clients or len(found), seed))
 
 
 def _what_is(path: Path) -> str:
