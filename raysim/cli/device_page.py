@@ -93,7 +93,7 @@ def of(source: str, clients: int | None, seed: int) -> DevicePage:
             f"({', '.join(nearest_first(source, PRESETS))}), a table (.csv, .parquet), FedScale's capacities "
             "(.pkl, .pickle, .json, or without an ending), or settings with a population section (.yaml, .yml)"
         )
-    return DevicePage(source, None, sampling.dealt(found, clients or len(found), seed))
+    return DevicePage(source, None, sampling.for_clients(found, clients or len(found), seed))
 
 
 def _kind_of(path: Path) -> str:

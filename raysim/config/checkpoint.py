@@ -9,4 +9,4 @@ class CheckpointSettings(Settings):
     every: Count = 1
     """Rounds between two checkpoints, at least 1; the last round is always saved."""
     keep: Count = 2
-    """How many of the newest checkpoints stay on disk, at least 1."""
+    """Number of newest checkpoints that stay on disk, at least 1."""

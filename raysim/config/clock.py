@@ -8,28 +8,29 @@ from raysim.config.settings import Count, NotNegative, Positive, Settings
 
 
 class ClockSettings(Settings):
-    """When a round ends in simulated time, and whose work counts."""
+    """When a round ends in simulated time, and which updates count."""
 
     mode: Literal["sync", "deadline", "over-selection", "async"] = "sync"
-    """`sync` (wait for everybody), `deadline` (until `deadline_s`), `over-selection` (ask more, take the first) or
-    `async` (FedBuff: aggregate whenever a buffer is full)."""
+    """`sync` (wait for all clients), `deadline` (wait for `deadline_s`), `over-selection` (select more clients, use
+    the first updates) or `async` (FedBuff: aggregate whenever a buffer is full)."""
     deadline_s: Positive | None = None
     """Seconds after which a round ends, above 0. For `mode: deadline`."""
     accept_partial: bool | None = None
-    """Whether late clients send the epochs they have done by then; default false. For `mode: deadline`."""
+    """Whether late clients send the epochs that they have completed by then; default false. For `mode: deadline`."""
     over_selection: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
-    """Clients asked over clients taken, at least 1; default 1.3. For `mode: over-selection`."""
+    """Selected clients over used updates, at least 1; default 1.3. For `mode: over-selection`."""
     buffer_size: Count | None = None
-    """Updates of one aggregation, at least 1; default `selection.clients_per_round`. For `mode: async`."""
+    """Number of updates in one aggregation, at least 1; default `selection.clients_per_round`. For `mode: async`."""
     concurrency: Count | None = None
-    """Clients training at a time, at least 1; default `selection.clients_per_round`. For `mode: async`."""
+    """Number of clients that train at the same time, at least 1; default `selection.clients_per_round`. For `mode:
+    async`."""
     staleness_exponent: NotNegative | None = None
-    """Weight of an update that is s versions old: (1 + s) to minus this, at least 0; default 0.5. For
+    """Exponent a of the weight (1 + s)^-a of an update that is s versions old, at least 0; default 0.5. For
     `mode: async`."""
     server_s: NotNegative = 0.0
-    """Seconds the server takes for a round, at least 0."""
+    """Seconds that the server needs for a round, at least 0."""
     empty_round_s: Positive | None = None
-    """Seconds that pass where nobody takes part, above 0; default 60. With `mode: deadline` it is the deadline."""
+    """Seconds of a round without clients, above 0; default 60. With `mode: deadline` it is the deadline."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

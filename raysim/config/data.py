@@ -8,41 +8,42 @@ from raysim.config.settings import Count, FiniteFloat, Positive, Settings
 
 
 class PartitionSettings(Settings):
-    """How the training rows are divided among the clients. A setting the chosen rule does not read is refused."""
+    """How the training rows are divided among the clients. Settings that the rule does not read are refused."""
 
     name: str = "dirichlet"
     """Rule: `iid`, `dirichlet` (label shares drawn per class), `dirichlet-clients` (class mix drawn per client),
-    `shards` (sorted by label), `classes` (so many per client), `quantity` (unequal sizes), `natural` (the data set's
-    users), `file` (rows from a file) or `resample` (rows drawn by each client when needed)."""
+    `shards` (sorted by label), `classes` (a number of classes per client), `quantity` (unequal sizes), `natural` (the
+    data set's users), `file` (rows from a file) or `resample` (rows drawn by each client when needed)."""
     alpha: Positive | None = None
-    """Concentration of `dirichlet`, `dirichlet-clients` and `quantity`, above 0, default 0.5; small = unequal."""
+    """Concentration of `dirichlet`, `dirichlet-clients` and `quantity`, above 0, default 0.5; small: unequal."""
     min_examples: Count | None = None
-    """Fewest rows of a client, held-out ones included, at least 1, default 2: poorer clients are given rows of the
-    richest; `natural` leaves poorer users out. Read by `iid`, both Dirichlet rules, `quantity` and `natural`."""
+    """Smallest number of rows of a client, held-out rows included, at least 1, default 2: clients with fewer get rows
+    of the client with most; `natural` leaves such users out. Read by `iid`, both Dirichlet rules, `quantity` and
+    `natural`."""
     shards_per_client: Count | None = None
-    """Pieces of the sorted rows that a client of `shards` gets, at least 1, default 2."""
+    """Number of pieces of the sorted rows that a client of `shards` gets, at least 1, default 2."""
     classes_per_client: Count | None = None
-    """Classes that a client of `classes` gets rows of, at least 1, default 2."""
+    """Number of classes of which a client of `classes` gets rows, at least 1, default 2."""
     examples_per_client: Count | None = None
-    """Rows that a client of `resample` draws, held-out ones included, at least 1, default 100."""
+    """Number of rows that a client of `resample` draws, held-out rows included, at least 1, default 100."""
     path: str | None = None
     """File of `file`: `.json` with one list of row numbers per client, `.npz` or `.parquet` with columns `client` and
-    `row`. Of `natural`: `.npy` or `.json` with the user of each training row; null = the data set's own users."""
+    `row`. Of `natural`: `.npy` or `.json` with the user of each training row; null: the data set's own users."""
 
 
 class TransformSettings(Settings):
     """Transforms of the images: once, in the order grey to RGB, resize, pad; and on every batch in training."""
 
     normalize: bool = True
-    """Whether each channel is brought to mean 0 and standard deviation 1; false = values in [0, 1]."""
+    """Whether each channel is scaled to mean 0 and standard deviation 1; false: values in [0, 1]."""
     mean: list[FiniteFloat] | None = None
-    """Mean of each channel, of values in [0, 1]; null = that of the training images. Needs `std`."""
+    """Mean of each channel, of values in [0, 1]; null: the mean of the training images. Needs `std`."""
     std: list[Positive] | None = None
-    """Standard deviation of each channel, above 0; null = that of the training images. Needs `mean`."""
+    """Standard deviation of each channel, above 0; null: that of the training images. Needs `mean`."""
     resize: Count | None = None
-    """Height and width in pixels to bring the images to, bilinear; null = as they are."""
+    """Height and width in pixels to which images are resized, bilinear; null: unchanged."""
     pad_to: Count | None = None
-    """Height and width in pixels to pad the images to, with zeros on all sides; null = as they are."""
+    """Height and width in pixels to which images are padded, with zeros on all sides; null: unchanged."""
     grey_to_rgb: bool = False
     """Whether images of one channel are repeated in three."""
     augment: list[dict[str, Any]] = Field(default_factory=list)
@@ -58,24 +59,25 @@ class DataSettings(Settings):
     `cifar100`, `svhn` (torchvision), `imagefolder` (`train/<class>/*` and `test/<class>/*`), `noise` (random, for
     benchmarks), or a dotted path `my_pkg.data:load`."""
     root: str | None = None
-    """Folder of the data set's files, where it has any; relative to the working directory."""
+    """Folder of the data set's files, if it has any, relative to the working directory."""
     download: bool = False
-    """Whether a missing data set may be fetched into `root`."""
+    """Whether a missing data set may be downloaded into `root`."""
     on_nodes: bool = False
     """Whether every actor loads the data set from `root` on its own machine, where it must be the same to the byte;
-    false = it travels to each machine once. Only for `executor.kind: ray`."""
+    false: it is sent to each machine once. Only for `executor.kind: ray`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the loader: `{split: letters}` of `emnist`, or those of a dotted path."""
     transform: TransformSettings = TransformSettings()
     """Transforms of the images."""
     max_train_examples: Count | None = None
-    """Use only so many training rows, drawn in equal shares per class; null = all."""
+    """Largest number of training rows, drawn in equal shares per class; null: all rows."""
     heldout_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Share of a client's own rows kept out of training to score its submodel, in [0, 1)."""
+    """Share of a client's rows that is held out of training to score its submodel, in [0, 1)."""
     partition: PartitionSettings = PartitionSettings()
     """How the training rows are divided among the clients."""
     split_seed: Annotated[int, Field(ge=0)] | None = None
-    """Seed of the split: which rows are used, who owns and holds out which, who has which device; null = `seed`."""
+    """Seed of the split: which rows are used, which client owns and holds out which, and which device it has; null:
+    `seed`."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

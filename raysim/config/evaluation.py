@@ -8,14 +8,14 @@ from raysim.config.settings import Count, Settings, Share
 
 
 class EvaluationSettings(Settings):
-    """When and on what models are scored."""
+    """When, and on which rows, models are scored."""
 
     every: Count = 1
-    """Rounds between two scorings of the global model, at least 1; the last round is always scored."""
+    """Rounds between two scores of the global model, at least 1; the last round is always scored."""
     max_examples: Count | None = None
-    """Score the global model on at most so many test rows; null = the full test set."""
+    """Largest number of test rows on which the global model is scored; null: the full test set."""
     client_share: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Share of a cohort whose submodels are scored on their own held-out rows, in [0, 1]."""
+    """Share of a cohort whose submodels are scored on the clients' own held-out rows, in [0, 1]."""
     targets: list[Share] = Field(default_factory=list)
-    """Global test accuracies, each in (0, 1]: the summary tells in which round each was first reached, and after how
-    many simulated seconds, bytes, FLOPs and joules."""
+    """Global test accuracies, each in (0, 1]: the summary reports in which round each was first reached, and after
+    how many simulated seconds, bytes, FLOPs and joules."""

@@ -6,20 +6,20 @@ from raysim.config.settings import Count, Positive, Settings
 
 
 class ExecutorSettings(Settings):
-    """Where clients are trained; never what comes out."""
+    """Where clients are trained; this changes no result."""
 
     kind: Literal["ray", "in-process"] = "ray"
     """`ray` (actors) or `in-process` (one client after another); both give the same bits."""
     num_actors: Count | Literal["clients"] | None = None
-    """Client actors, one CPU each; null = one per CPU, also of machines that join; `clients` = one per registered
-    client, each with a share of a CPU and about 600 MB of memory. Only for `kind: ray`."""
+    """Number of client actors, one CPU each; null: one per CPU, also of machines that join; `clients`: one per
+    registered client, each with a share of a CPU and about 600 MB of memory. Only for `kind: ray`."""
     client_timeout_s: Positive | None = None
-    """Real seconds for the training of one client, above 0: one that takes longer is tried once more by itself, then
-    ends the run; null = no limit. Only for `kind: ray`."""
+    """Real seconds for the training of one client, above 0: a client that exceeds them is retried once by itself,
+    then ends the run; null: no limit. Only for `kind: ray`."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """`cpu` or `cuda`. In-process, clients are trained one after another on one GPU; on Ray each actor takes the
-    share of a GPU that the largest client was measured to need. Results are equal to the bit on CPUs only."""
+    """`cpu` or `cuda`. In-process, clients are trained one after another on one GPU; on Ray each actor uses the share
+    of a GPU that the largest client was measured to need. Results are equal to the bit only on CPUs."""
     address: str | None = None
-    """Address of a running Ray cluster; null = RAY_ADDRESS if set, else a local Ray of our own."""
+    """Address of a running Ray cluster; null: RAY_ADDRESS if set, else a new local Ray."""
     dashboard_host: str | None = None
-    """Where the dashboard of a local Ray listens, `127.0.0.1` for this machine alone; null = no dashboard."""
+    """Host on which the dashboard of a local Ray listens, `127.0.0.1` for this machine alone; null: no dashboard."""

@@ -25,11 +25,11 @@ from raysim.config.tracking import TrackingSettings
 from raysim.config.training import TrainingSettings
 
 ONLY_ON_RAY = ("num_actors", "client_timeout_s", "address", "dashboard_host")
-"""Settings of the executor without effect in this process."""
+"""Settings of the executor that have no effect in-process."""
 
 
 class ExperimentSettings(Settings):
-    """One experiment: everything that decides what comes out, and where it runs."""
+    """One experiment: all settings that decide its results, and where it runs."""
 
     experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "raysim"
     """Name of the MLflow experiment and of the run's folder: letters, digits, `.`, `-` and `_`."""
@@ -40,47 +40,47 @@ class ExperimentSettings(Settings):
     data: DataSettings = DataSettings()
     """Which data, from where, and how its rows are divided among the clients."""
     model: ModelSettings = ModelSettings()
-    """Which network."""
+    """Which network is trained."""
     population: PopulationSettings
     """How many clients, on which devices."""
     budget: BudgetSettings = BudgetSettings()
     """How much of the model a client trains."""
     selection: SelectionSettings
-    """Who takes part in a round."""
+    """Which clients take part in a round."""
     clock: ClockSettings = ClockSettings()
-    """When a round ends, and whose work counts."""
+    """When a round ends, and which updates count."""
     costs: CostSettings = CostSettings()
-    """What energy and machines cost."""
+    """Prices of energy and machines."""
     stop: StopSettings = StopSettings()
-    """What ends a run before its last round."""
+    """Conditions that end a run before its last round."""
     method: MethodSettings = MethodSettings()
     """Which pruning method."""
     server: ServerSettings = ServerSettings()
-    """How the server steps along what aggregation gives."""
+    """How the server applies the aggregated update."""
     training: TrainingSettings = TrainingSettings()
     """Local training of one client."""
     compression: CompressionSettings = CompressionSettings()
     """How clients make their updates smaller before they send them."""
     evaluation: EvaluationSettings = EvaluationSettings()
-    """When and on what models are scored."""
+    """When, and on which rows, models are scored."""
     diagnostics: DiagnosticsSettings = DiagnosticsSettings()
-    """When a method's own predictions are held against what happens."""
+    """When a method's predictions are compared with measured changes of the loss."""
     executor: ExecutorSettings = ExecutorSettings()
-    """Where clients are trained; never what comes out."""
+    """Where clients are trained; this changes no result."""
     tracking: TrackingSettings = TrackingSettings()
-    """Where MLflow keeps the run, and what of it."""
+    """Where MLflow stores the run, and which parts of it."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     """When the server state is saved."""
 
     @property
     def model_name(self) -> str | None:
-        """Name of the final model in MLflow's registry; none = it is not registered."""
-        asked = self.tracking.register_model
-        return self.experiment if asked == "auto" else asked
+        """Name of the final model in MLflow's registry. None: it is not registered."""
+        name = self.tracking.register_model
+        return self.experiment if name == "auto" else name
 
     @property
     def split_seed(self) -> int:
-        """Seed of all that is drawn before training: rows, owners, held-out rows, devices."""
+        """Seed of everything that is drawn before training: rows, their owners, held-out rows, devices."""
         return self.seed if self.data.split_seed is None else self.data.split_seed
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Reads an experiment file with dotted overrides; turns what is wrong with it into one clear message."""
+"""Reads an experiment file with dotted overrides, and describes all that is wrong with it in one message."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> ExperimentSettings:
 
     Args:
         path: The experiment file.
-        overrides: Settings that replace the file's, as `training.learning_rate=0.05`; values are YAML.
+        overrides: Settings that replace those of the file, as `training.learning_rate=0.05`; values are YAML.
 
     Raises:
         SettingError: If the file cannot be read or a setting is not allowed.
@@ -33,10 +33,10 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> ExperimentSettings:
 
 
 def validated(settings: dict[str, Any], kind: type[AnySettings]) -> AnySettings:
-    """Return settings of a kind.
+    """Return checked settings of a class.
 
     Raises:
-        SettingError: If one of them is not allowed.
+        SettingError: If a setting is not allowed.
     """
     try:
         return kind.model_validate(settings)
@@ -49,7 +49,7 @@ def read_yaml(path: Path, given_as: str = "CONFIG") -> dict[str, Any]:
 
     Args:
         path: The file.
-        given_as: What the command line calls it.
+        given_as: Name of the file's argument on the command line.
 
     Raises:
         SettingError: If the file is missing, is not YAML or holds no mapping.
@@ -66,7 +66,7 @@ def read_yaml(path: Path, given_as: str = "CONFIG") -> dict[str, Any]:
 
 
 def population_section(path: Path, given_as: str) -> dict[str, Any]:
-    """Return the population of a YAML file: what an experiment's `population` holds, or a whole experiment's.
+    """Return the population section of a YAML file that holds only this section or a whole experiment.
 
     Raises:
         SettingError: If the file cannot be read or its population holds no settings.
@@ -79,15 +79,15 @@ def population_section(path: Path, given_as: str) -> dict[str, Any]:
 
 
 def apply_override(settings: dict[str, Any], override: str) -> None:
-    """Set one dotted `name=value` in nested settings; a number in a name is a place in a list."""
+    """Set one dotted `name=value` in nested settings; a number in a name is an index of a list."""
     set_value(settings, *parse_override(override))
 
 
 def parse_override(override: str) -> tuple[str, Any]:
-    """Return name and value of one `name=value`, the value read as YAML.
+    """Return the name and the YAML value of one `name=value`.
 
     Raises:
-        SettingError: If it has another form.
+        SettingError: If the text has another form.
     """
     name, equals, value = override.partition("=")
     if not equals or not all(name.strip().split(".")):
@@ -99,15 +99,15 @@ def parse_override(override: str) -> tuple[str, Any]:
 
 
 def set_value(settings: dict[str, Any], name: str, value: Any) -> None:
-    """Set what a dotted name stands for in nested settings."""
+    """Set the value of a dotted name in nested settings."""
     *parents, last = name.split(".")
-    place: Any = settings
+    section: Any = settings
     for parent in parents:
-        place = _child(place, parent, name)
-    if isinstance(place, list):
-        place[_list_index(place, last, name)] = value
+        section = _child(section, parent, name)
+    if isinstance(section, list):
+        section[_list_index(section, last, name)] = value
     else:
-        place[last] = value
+        section[last] = value
 
 
 class _Loader(yaml.SafeLoader):
@@ -130,41 +130,41 @@ def parse_value(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)
 
 
-def _child(place: Any, key: str, name: str) -> Any:
-    if isinstance(place, list):
-        child = place[_list_index(place, key, name)]
+def _child(section: Any, key: str, name: str) -> Any:
+    if isinstance(section, list):
+        child = section[_list_index(section, key, name)]
     else:
-        child = place.get(key)
+        child = section.get(key)
         if child is None:
-            child = place[key] = {}
+            child = section[key] = {}
     if not isinstance(child, (dict, list)):
         raise SettingError(f"--set {name}: {key!r} is a single value, it has no settings of its own")
     return child
 
 
-def _list_index(place: list[Any], key: str, name: str) -> int:
-    if not key.isdecimal() or int(key) >= len(place):
-        allowed = f"0 to {len(place) - 1}" if place else "none, it is empty"
-        raise SettingError(f"--set {name}: {key!r} is no place in a list of {len(place)}; allowed: {allowed}")
+def _list_index(section: list[Any], key: str, name: str) -> int:
+    if not key.isdecimal() or int(key) >= len(section):
+        allowed = f"0 to {len(section) - 1}" if section else "none, it is empty"
+        raise SettingError(f"--set {name}: {key!r} is no index of a list of {len(section)}; allowed: {allowed}")
     return int(key)
 
 
-OF_NAMES = ("extra_forbidden", "missing", "value_error", "model_type")
-"""Kinds of problems that are of a setting's name, or that say themselves what is allowed."""
+COMPLETE = ("extra_forbidden", "missing", "value_error", "model_type")
+"""Kinds of problems that concern a setting's name, or whose message contains what is allowed."""
 
 
 def describe(error: ValidationError, kind: type[BaseModel] = ExperimentSettings) -> str:
-    """Say of every wrong setting its name, its value, what is allowed and the nearest valid name."""
+    """Describe every wrong setting by its name, its value, what is allowed and the nearest valid name."""
     problems = [dict(problem) for problem in error.errors(include_url=False)]
     return "\n".join(_describe_one(problem, kind) for problem in _once_each(problems, kind))
 
 
 def _once_each(problems: Sequence[dict[str, Any]], kind: type[BaseModel]) -> list[dict[str, Any]]:
-    """Join what is said of one value by each kind of value that its setting may have."""
+    """Join the problems of one value, one for each type that its setting may have."""
     found: dict[Any, dict[str, Any]] = {}
-    for place, problem in enumerate(problems):
-        is_of_value = problem["type"] not in OF_NAMES
-        key = tuple(_without_branches([str(part) for part in problem["loc"]], kind)) if is_of_value else place
+    for index, problem in enumerate(problems):
+        is_of_value = problem["type"] not in COMPLETE
+        key = tuple(_without_branches([str(part) for part in problem["loc"]], kind)) if is_of_value else index
         before = found.get(key)
         named = problem if before is None or problem["type"] == "literal_error" else before
         allowed = [before["allowed"]] if before is not None else []
@@ -201,20 +201,20 @@ def _describe_one(problem: dict[str, Any], kind: type[BaseModel]) -> str:
 
 
 def _without_branches(location: list[str], kind: type[BaseModel]) -> list[str]:
-    """Return where a setting is, without the kind of value that it was taken for where several are allowed."""
+    """Return the location of a setting, without the type that was tried where several are allowed."""
     model = kind
-    for place, part in enumerate(location, 1):
+    for depth, part in enumerate(location, 1):
         if part.isdecimal():
             continue
         inner = [found for found in _classes_in(model.model_fields[part].annotation) if issubclass(found, BaseModel)]
         if not inner:
-            return location[:place] + [index for index in location[place:] if index.isdecimal()]
+            return location[:depth] + [index for index in location[depth:] if index.isdecimal()]
         model = inner[0]
     return location
 
 
 def _meaning(location: list[str], kind: type[BaseModel]) -> str:
-    """Return what the documentation says of a setting, its whole range included."""
+    """Return the description of a setting, which contains its whole range."""
     *parents, last = [part for part in location if not part.isdecimal()]
     field = _settings_at(parents, kind).model_fields.get(last)
     return f" ({' '.join(field.description.split())})" if field is not None and field.description else ""
@@ -242,18 +242,18 @@ def _classes_in(annotation: Any) -> list[type]:
 
 
 def to_yaml(settings: BaseModel) -> str:
-    """Return the complete settings as YAML, defaults filled in."""
+    """Return the complete settings, with defaults, as YAML."""
     return yaml.safe_dump(settings.model_dump(), sort_keys=False)
 
 
 def digest(settings: BaseModel) -> str:
-    """Return the SHA-256 of all settings that decide what comes out, and not only where."""
+    """Return the SHA-256 of all settings that decide the results, not only where they are computed."""
     deciding = settings.model_dump(mode="json", exclude={"executor", "tracking", "checkpoint"})
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
 def flatten(settings: BaseModel) -> dict[str, str]:
-    """Return the settings as one level of dotted names and text values."""
+    """Return the settings as text values by dotted name."""
     flat: dict[str, str] = {}
 
     def walk(prefix: str, value: Any) -> None:

@@ -8,10 +8,10 @@ from raysim.config.settings import Count, NotNegative, Positive, Settings
 
 
 class MethodSettings(Settings):
-    """Which pruning method, and what to change of its own choices (null = the method's default).
+    """Which pruning method, and changes to its defaults (null: the method's default).
 
-    A setting the chosen method does not read is refused. Where a name is asked for, `package.module:name` is
-    a function of your own.
+    A setting that the chosen method does not read is refused. Names may be `package.module:name`, a function of your
+    own.
     """
 
     name: str = "ca-hfp"
@@ -19,20 +19,20 @@ class MethodSettings(Settings):
     `dapperfl`, `fisher`, `scaffold`, `prunefl`, `feddst`, `autoflip`, `ca-hfp`, `ca-hfp+`, or a `Method` of your
     own."""
     fill: str | None = None
-    """How the server fills what a client did not train: `global`, `holders`, `zero`, `damped` or your own."""
+    """How the server fills entries that a client did not train: `global`, `holders`, `zero`, `damped` or your own."""
     fill_gamma: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Exponent of the coverage in `fill: damped`, in [0, 1]: 0 = `global`, 1 = `holders`."""
+    """Exponent of the coverage in `fill: damped`, in [0, 1]; 0: as `global`, 1: as `holders`."""
     score: str | None = None
     """Form of CA-HFP's significance: `printed`, `exact`, `robust` or `curvature`; or a score of your own."""
     mask: str | None = None
-    """Which channels stay: `top` (the best of each group), `global` (the best of the model), `global-per-flop`,
+    """Which channels are kept: `top` (the best of each group), `global` (the best of the model), `global-per-flop`,
     `coverage` (chosen for the whole cohort together) or your own."""
     estimator: str | None = None
-    """Where gradient and curvature come from: `fisher` (squared minibatch gradients, reported by clients),
+    """How gradient and curvature are estimated: `fisher` (squared minibatch gradients, reported by clients),
     `variation` or `secant` (from displacements, SGD only; clipping and weight decay are part of them) or
     `hutchinson` (Hessian-vector products)."""
     warmup_rounds: Annotated[int, Field(ge=0)] | None = None
-    """First rounds with random masks, at least 0."""
+    """Number of first rounds with random masks, at least 0."""
     refresh_rounds: Count | None = None
     """Rounds between two rankings of the channels, at least 1."""
     score_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -42,13 +42,13 @@ class MethodSettings(Settings):
     curvature_max: Positive | None = None
     """Largest curvature of `estimator: secant`, above 0."""
     hutchinson_draws: Annotated[int, Field(ge=1, le=4)] | None = None
-    """Random vectors of `estimator: hutchinson`, 1 to 4."""
+    """Number of random vectors of `estimator: hutchinson`, 1 to 4."""
     include_consumers: bool | None = None
     """Whether a channel's score also counts the weights that read it in the next layer."""
     hysteresis: NotNegative | None = None
-    """Bonus for channels that were kept in the round before, as a share of their score, at least 0."""
+    """Bonus for channels that were kept in the previous round, as a share of their score, at least 0."""
     silent_dormant: bool | None = None
-    """Whether channels nobody has trained yet stay silent in the global model that is scored and handed out."""
+    """Whether channels that no client has trained yet are zero in the global model that is scored and sent."""
     normalization: Literal["batch", "static", "group"] | None = None
     """`batch` (running statistics averaged over holders), `static` (none in training, re-estimated before scoring)
     or `group` (every BatchNorm replaced by a GroupNorm)."""
@@ -57,4 +57,4 @@ class MethodSettings(Settings):
     proximal_mu: NotNegative | None = None
     """Weight of `objective: proximal`, at least 0."""
     options: dict[str, Any] | None = None
-    """Options of the method's own, by name, for example `{prune_share: 0.3}` of `autoflip`."""
+    """Options of this method alone, by name, for example `{prune_share: 0.3}` of `autoflip`."""

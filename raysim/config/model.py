@@ -8,7 +8,7 @@ from raysim.config.settings import Settings
 
 
 class ModelSettings(Settings):
-    """Which network."""
+    """Which network is trained."""
 
     name: str = "cnn"
     """Model: `cnn`, `cnn-dropout`, `lenet`, `mlp`, `vgg16`, `resnet32`, a classification model of torchvision as
@@ -16,8 +16,9 @@ class ModelSettings(Settings):
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the model's builder, for example `{channels: [16, 32]}`."""
     weights: str | None = None
-    """Local file with a state dict to start from, `.pt`, `.pth` or `.safetensors`; null = drawn from the seed."""
+    """Local file with a state dict to start from, `.pt`, `.pth` or `.safetensors`; null: weights are drawn from the
+    seed."""
     keep_residual: bool = False
     """Whether channels that residual additions join across layers are left whole."""
     keep_whole: list[str] | None = None
-    """Layers never cut, as names with wildcards (`classifier.*`); null = the model's own choice."""
+    """Layers that are never cut, as names with wildcards (`classifier.*`); null: the default of the model."""

@@ -15,7 +15,7 @@ class ProfileSettings(Settings):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
     """Name of the tier: letters, digits, `-` and `_`."""
     keep_ratio: Share = 1.0
-    """Share of the channels of every prunable layer a client trains at most, in (0, 1]; at least one stays."""
+    """Largest share of the channels of every prunable layer that a client trains, in (0, 1]; at least one is kept."""
     flops_per_s: Positive
     """Training speed in floating-point operations per second, above 0."""
     down_bytes_per_s: Positive
@@ -27,35 +27,35 @@ class ProfileSettings(Settings):
     step_overhead_s: NotNegative = 0.0
     """Seconds added to every optimizer step, at least 0."""
     memory_bytes_per_s: Positive | None = None
-    """Memory bandwidth that saved activations pass through, bytes per second; null = not counted."""
+    """Memory bandwidth for saved activations, in bytes per second, above 0; null: not counted."""
     compute_variation: NotNegative = 0.0
     """Standard deviation of the training speed from round to round, as a share of the mean, at least 0."""
     link_variation: NotNegative = 0.0
     """Standard deviation of each bandwidth from round to round, as a share of the mean, at least 0."""
     link_drift: NotNegative = 0.0
     """Standard deviation of the slow drift of both bandwidths, as a share of the mean, at least 0; the server
-    measures it, and solves budgets anew."""
+    measures it and solves budgets again."""
     memory_bytes: Positive | None = None
-    """Memory that local training may use, bytes, above 0; null = any. Read by `budget.rule: solved`."""
+    """Memory that local training may use, in bytes, above 0; null: no limit. Read by `budget.rule: solved`."""
     data_cap_bytes: Positive | None = None
-    """Bytes a client may transfer in a round, up and down together, above 0; null = any. Read by
+    """Bytes that a client may transfer in a round, up and down together, above 0; null: no limit. Read by
     `budget.rule: solved`."""
     train_watts: NotNegative = 0.0
-    """Power while it trains, watts, at least 0."""
+    """Power in training, in watts, at least 0."""
     idle_watts: NotNegative = 0.0
-    """Power while it waits for the round to end, watts, at least 0."""
+    """Power while the client waits for the end of the round, in watts, at least 0."""
     radio_j_per_byte: NotNegative = 0.0
-    """Energy of a transferred byte, joules, at least 0."""
+    """Energy of a transferred byte, in joules, at least 0."""
     battery_j: Positive | None = None
-    """Energy in a full battery, joules, above 0; null = on mains."""
+    """Energy of a full battery, in joules, above 0; null: on mains."""
     charge_watts: NotNegative = 0.0
-    """Power that fills the battery while the client does not take part, watts, at least 0."""
+    """Power that charges the battery while the client does not take part, in watts, at least 0."""
     availability: Share = 1.0
-    """Mean share of the time at which it can be reached, in (0, 1]."""
+    """Mean share of the time in which the client is online, in (0, 1]."""
     availability_swing: Probability = 0.0
     """Amplitude of the daily sine around that mean, in [0, 1]."""
     failure_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability that it drops out of a round it takes part in, in [0, 1)."""
+    """Probability that the client drops out of a round, in [0, 1)."""
 
     @model_validator(mode="after")
     def _check_battery(self) -> Self:
@@ -84,21 +84,21 @@ class TierSettings(ProfileSettings):
 
 
 class DeviceSettings(Settings):
-    """Devices from a preset, a list, a file or public traces: exactly one of them."""
+    """Devices from exactly one source: a preset, a list, a file or public traces."""
 
     preset: str | None = None
     """`phones-2020`, `heterofl-a-e`, `fedrolex-real`, `ca-hfp-rank0` to `ca-hfp-rank3`, `ca-hfp-ranks` or `uniform`;
-    `raysim devices NAME` shows one."""
+    `raysim devices NAME` shows it."""
     profiles: Annotated[list[ProfileSettings], Field(min_length=1)] | None = None
-    """One profile per device: dealt in order to as many clients, else drawn from the seed."""
+    """One profile per device: in order for as many clients, else drawn from the seed."""
     path: str | None = None
-    """`.csv` or `.parquet` with a row per device and columns named as in a profile; dealt as `profiles` are."""
+    """`.csv` or `.parquet` file with a row per device and columns named as in a profile; assigned like `profiles`."""
     fedscale: str | None = None
     """FedScale's device capacity file: milliseconds of inference and kbit/s per device."""
     fedscale_flops: Positive | None = None
-    """FLOPs of the inference that FedScale's milliseconds are of, above 0; default 6e+8."""
+    """FLOPs of the inference that FedScale timed, above 0; default 6e+8."""
     availability: str | None = None
-    """FedScale's availability file: when each device can be reached; goes with any of the others."""
+    """FedScale's availability file: when each device is online; it may accompany any of the others."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -118,7 +118,7 @@ class PopulationSettings(Settings):
     clients: Count
     """Number of registered clients, at least 1."""
     tiers: Annotated[list[TierSettings], Field(min_length=1, max_length=12)] | None = None
-    """Device tiers, 1 to 12; more would not be readable as curves."""
+    """Device tiers, 1 to 12, since curves of more could not be distinguished."""
     devices: DeviceSettings | None = None
     """Devices from a preset, a list, a file or traces."""
 

@@ -8,10 +8,10 @@ from raysim.config.settings import Positive, Settings
 
 
 class ServerSettings(Settings):
-    """How the server steps along what aggregation gives; only where somebody trained."""
+    """How the server applies the aggregated update; entries that no client trained do not change."""
 
     optimizer: Literal["sgd", "momentum", "adam", "yogi"] = "sgd"
-    """`sgd` (with rate 1: take over the aggregate), `momentum`, `adam` or `yogi`."""
+    """`sgd` (with rate 1: the aggregate itself), `momentum`, `adam` or `yogi`."""
     learning_rate: Positive = 1.0
     """Step size, above 0."""
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None

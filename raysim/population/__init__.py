@@ -1,1 +1,1 @@
-"""Clients and their devices: profiles, presets, files, traces."""
+"""The clients and their devices: profiles, presets, files, traces."""

@@ -1,4 +1,4 @@
-"""Who can be reached: always, by a daily sine, or as traces tell; a function of seed, client and simulated time."""
+"""Computes from seed, client and simulated time who is online: always, by a daily sine, or by traces."""
 
 from collections.abc import Callable
 
@@ -10,24 +10,24 @@ from raysim.population.profiles import Devices, OnlineIntervals
 
 DAY_S = 86400.0
 SLOT_S = 3600.0
-"""Seconds for which a client of the daily sine stays as it is."""
+"""Seconds for which a client of the daily sine stays online or offline."""
 HORIZON_SLOTS = 7 * 24
-"""How far the future of the daily sine is looked into: who stays online for a week is taken never to leave."""
+"""Number of slots that are examined: a client that stays online for a week never leaves."""
 
 
 def is_online(
     devices: Devices, clients: NDArray[np.int64], now_s: float | NDArray[np.float64], seed: int
-) -> NDArray[np.bool_]:  # fmt: skip
-    """Tell which clients can be reached.
+) -> NDArray[np.bool_]:
+    """Return which clients are online.
 
-    Traces tell where there are any. Else a client of availability 1 without a swing always can; others are drawn
-    once an hour, online with probability availability + swing x sin(2 pi (days + phase)), clipped to [0, 1]; the
-    phase is the client's own.
+    Traces decide where there are any. Otherwise a client with availability 1 and no swing always is; others are drawn
+    once an hour, online with probability availability + swing x sin(2 pi (days + phase)), clipped to [0, 1], where
+    each client has its own phase.
 
     Args:
         devices: Devices of the clients.
-        clients: Their ids, `(clients,)`.
-        now_s: Simulated seconds, one for all or `(clients,)`.
+        clients: Ids of the clients, `(clients,)`.
+        now_s: Simulated seconds, one number or `(clients,)`.
         seed: Seed of the experiment.
 
     Returns:
@@ -44,17 +44,17 @@ def is_online(
 
 def online_for_s(
     devices: Devices, clients: NDArray[np.int64], now_s: float | NDArray[np.float64], seed: int
-) -> NDArray[np.float64]:  # fmt: skip
-    """Return the seconds for which each client can still be reached, as `is_online` tells.
+) -> NDArray[np.float64]:
+    """Return the seconds for which each client stays online, according to `is_online`.
 
     Args:
         devices: Devices of the clients.
-        clients: Their ids, `(clients,)`.
-        now_s: Simulated seconds, one for all or `(clients,)`.
+        clients: Ids of the clients, `(clients,)`.
+        now_s: Simulated seconds, one number or `(clients,)`.
         seed: Seed of the experiment.
 
     Returns:
-        `(clients,)`: 0 where it is offline, infinite where it never leaves.
+        `(clients,)`: 0 for an offline client, infinite for one that never leaves.
     """
     now = np.broadcast_to(np.asarray(now_s, np.float64), clients.shape)
     if devices.online is not None:
@@ -74,21 +74,21 @@ def _slot(now: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 Drawing = Callable[[NDArray[np.int64], NDArray[np.int64] | None], NDArray[np.bool_]]
-"""From the hours some clients are asked about, and their places (none = all), to who is online."""
+"""Returns which clients are online, from an hour for each and their indices. None: all clients."""
 
 
 def _sine(devices: Devices, clients: NDArray[np.int64], seed: int) -> Drawing:
     mean, swing = devices.column("availability"), devices.column("availability_swing")
     phase = seeding.uniform(seed, "online phase", 0, clients)[0]
 
-    def online(slots: NDArray[np.int64], places: NDArray[np.int64] | None) -> NDArray[np.bool_]:
-        asked = slice(None) if places is None else places
-        angle = 2 * np.pi * (slots * (SLOT_S / DAY_S) + phase[asked])
-        probability = mean[asked] + swing[asked] * np.sin(angle)  # beyond [0, 1] it is never or always
+    def online(slots: NDArray[np.int64], indices: NDArray[np.int64] | None) -> NDArray[np.bool_]:
+        chosen = slice(None) if indices is None else indices
+        angle = 2 * np.pi * (slots * (SLOT_S / DAY_S) + phase[chosen])
+        probability = mean[chosen] + swing[chosen] * np.sin(angle)  # beyond [0, 1] it is never or always
         drawn = np.empty(len(slots))
         for slot in np.unique(slots):
             here = slots == slot
-            drawn[here] = seeding.uniform(seed, "online", int(slot), clients[asked][here])[0]
+            drawn[here] = seeding.uniform(seed, "online", int(slot), clients[chosen][here])[0]
         return np.asarray(drawn < probability)
 
     return online
@@ -114,7 +114,7 @@ def _traces(devices: Devices) -> NDArray[np.int64]:
 def _current_interval(
     online: OnlineIntervals, traces: NDArray[np.int64], now: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]:
-    """Return each trace's last interval that has started, whether it lasts, and the second within the period."""
+    """Return each trace's last interval that has started, whether it still lasts, and the second in the period."""
     second = np.mod(now, online.periods[traces])
     first, beyond = online.offsets[traces], online.offsets[traces + 1]
     low, high = first.copy(), beyond.copy()

@@ -1,9 +1,9 @@
-"""Devices from FedScale's two public trace formats: what devices can do, and when they can be reached."""
+"""Reads FedScale's two public traces: the capacity of devices, and when they are online."""
 
 import json
 import pickle
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from io import BytesIO
 from itertools import chain
@@ -28,15 +28,15 @@ CAPACITY, AVAILABILITY = "population.devices.fedscale", "population.devices.avai
 def read_capacity(path: str, inference_flops: float | None = None) -> Devices:
     """Read FedScale's device capacities, `{id: {"computation": ms, "communication": kbit/s}}`.
 
-    FedScale takes a training step for three inferences, and so do counted FLOPs: the speed is that of inference.
-    Both directions have the same bandwidth, as in FedScale.
+    FedScale counts a training step as three inferences, and so do counted FLOPs: the speed is that of inference. Both
+    directions have the same bandwidth, as in FedScale.
 
     Args:
-        path: Pickle or JSON.
-        inference_flops: FLOPs of the inference that the milliseconds are of; none = `INFERENCE_FLOPS`.
+        path: A pickle or JSON file.
+        inference_flops: FLOPs of the timed inference. None: `INFERENCE_FLOPS`.
 
     Returns:
-        One client on each device, in the file's order, in thirds by speed.
+        One client for each device, in the order of the file, in tiers of thirds by speed.
 
     Raises:
         SettingError: If the file holds anything else.
@@ -51,7 +51,7 @@ def read_capacity(path: str, inference_flops: float | None = None) -> Devices:
 
 
 def with_availability(owned: Devices, path: str, seed: int) -> Devices:
-    """Give every client a trace of when it can be reached: in order to as many, else drawn from the seed.
+    """Give every client a trace of when it is online: in order for as many clients, else drawn from the seed.
 
     Raises:
         SettingError: If the file holds no such traces, or the devices have an availability of their own.
@@ -62,15 +62,15 @@ def with_availability(owned: Devices, path: str, seed: int) -> Devices:
             value = owned.figures[name][np.argmax(others)]
             raise SettingError(f"{name}={value:g} has no effect with {AVAILABILITY}={path!r}; allowed: {always:g}")
     online = read_availability(path)
-    trace_of = sampling.drawn_places(len(online.periods), len(owned), seed, "availability traces")
+    trace_of = sampling.drawn_indices(len(online.periods), len(owned), seed, "availability traces")
     return replace(owned, online=online, trace_of=trace_of)
 
 
 def read_availability(path: str) -> OnlineIntervals:
     """Read FedScale's availability, `{id: {"active": [s], "inactive": [s], "finish_time": s}}`.
 
-    A device can be reached from each `active` to the `inactive` in the same place, and all over again after
-    `finish_time`; what a trace tells of later seconds is never reached, as in FedScale.
+    A device is online from each `active` second to the `inactive` second of the same index, and again after every
+    `finish_time` seconds; as in FedScale, later seconds of a trace are ignored.
 
     Raises:
         SettingError: If the file holds anything else.
@@ -81,21 +81,19 @@ def read_availability(path: str) -> OnlineIntervals:
     ends, end_counts = _flat(records, "inactive", path)
     unequal = counts != end_counts
     if unequal.any():
-        place = int(np.argmax(unequal))
-        raise _wrong(
-            records, place, path, AVAILABILITY,
-            f"has {counts[place]} active and {end_counts[place]} inactive seconds; allowed: equally many",
-        )  # fmt: skip
+        index = int(np.argmax(unequal))
+        problem = f"has {counts[index]} active and {end_counts[index]} inactive seconds; allowed: equally many"
+        raise _wrong(records, index, path, AVAILABILITY, problem)
     trace = np.repeat(np.arange(len(counts)), counts)
     _check_order(records, trace, starts, ends, path)
     intervals = _merged(trace, starts, np.minimum(ends, periods[trace]), periods)
     if not len(intervals.starts):
-        raise SettingError(f"{AVAILABILITY}={path!r} tells of no device that can ever be reached")
+        raise SettingError(f"{AVAILABILITY}={path!r} holds no device that is ever online")
     return intervals
 
 
 Records = tuple[Sequence[Any], Sequence[Any]]
-"""Ids and records of a trace file, in its order."""
+"""Ids and records of a trace file, in the order of the file."""
 
 
 def _records(path: str, setting: str, keys: tuple[str, ...]) -> Records:
@@ -106,10 +104,10 @@ def _records(path: str, setting: str, keys: tuple[str, ...]) -> Records:
             f"allowed: a dict of records with {', '.join(keys)} by id"
         )
     records = list(content), list(content.values())
-    for place, record in enumerate(records[1]):
+    for index, record in enumerate(records[1]):
         if not isinstance(record, dict) or not all(key in record for key in keys):
             found = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
-            raise _wrong(records, place, path, setting, f"holds {found or 'nothing'}; needed: {', '.join(keys)}")
+            raise _wrong(records, index, path, setting, f"holds {found or 'nothing'}; needed: {', '.join(keys)}")
     return records
 
 
@@ -117,27 +115,27 @@ def _positive(records: Records, key: str, path: str, setting: str) -> NDArray[np
     values = _numbers([record[key] for record in records[1]])
     wrong = ~((values > 0) & (values < np.inf))
     if wrong.any():
-        place = int(np.argmax(wrong))
-        value = records[1][place][key]
-        raise _wrong(records, place, path, setting, f"has {key}={value!r}; allowed: a number above 0 and finite")
+        index = int(np.argmax(wrong))
+        value = records[1][index][key]
+        raise _wrong(records, index, path, setting, f"has {key}={value!r}; allowed: a number above 0 and finite")
     return values
 
 
 def _flat(records: Records, key: str, path: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the seconds of all records one after another, and how many each has."""
+    """Return the seconds of all records in one array, and the number of each record's seconds."""
     lists = [record[key] for record in records[1]]
-    for place, seconds in enumerate(lists):
+    for index, seconds in enumerate(lists):
         if not isinstance(seconds, list | tuple):
-            raise _wrong(records, place, path, AVAILABILITY, f"has {key}={seconds!r}; allowed: a list of seconds")
+            raise _wrong(records, index, path, AVAILABILITY, f"has {key}={seconds!r}; allowed: a list of seconds")
     counts = np.array([len(seconds) for seconds in lists])
     every = list(chain.from_iterable(lists))
     values = _numbers(every)
     wrong = ~((values >= 0) & (values < np.inf))
     if wrong.any():
         first = int(np.argmax(wrong))
-        place = int(np.searchsorted(np.cumsum(counts), first, side="right"))
+        index = int(np.searchsorted(np.cumsum(counts), first, side="right"))
         raise _wrong(
-            records, place, path, AVAILABILITY, f"has {every[first]!r} in {key}; allowed: seconds, at least 0"
+            records, index, path, AVAILABILITY, f"has {every[first]!r} in {key}; allowed: seconds, at least 0"
         )
     return values, counts
 
@@ -148,12 +146,12 @@ def _check_order(
     wrong = ends < starts
     wrong[1:] |= (trace[1:] == trace[:-1]) & (starts[1:] < ends[:-1])
     if wrong.any():
-        at = int(np.argmax(wrong))
-        raise _wrong(
-            records, int(trace[at]), path, AVAILABILITY,
-            f"has active={starts[at]:g} with inactive={ends[at]:g} out of order; allowed: active up to inactive, one "
-            "interval after another",
-        )  # fmt: skip
+        first = int(np.argmax(wrong))
+        problem = (
+            f"has active={starts[first]:g} with inactive={ends[first]:g} out of order; "
+            "allowed: active up to inactive, one interval after another"
+        )
+        raise _wrong(records, int(trace[first]), path, AVAILABILITY, problem)
 
 
 def _merged(
@@ -170,7 +168,7 @@ def _merged(
 
 
 def _numbers(values: list[Any]) -> NDArray[np.float64]:
-    """Return a list as numbers; what is none becomes NaN, which no bound allows."""
+    """Return a list as numbers; other values become NaN, which no bound allows."""
     if set(map(type, values)) <= {int, float}:
         try:
             return np.array(values, np.float64)
@@ -186,25 +184,19 @@ def _number(value: object) -> float:
         return np.nan
 
 
-def _wrong(records: Records, place: int, path: str, setting: str, what: str) -> SettingError:
-    return SettingError(f"{setting}={path!r}: device {records[0][place]!r} {what}")
-
-
-NUMBER_FORMATS = {
-    "f4": "f", "f8": "d", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q",
-}  # fmt: skip
-"""How `struct` reads what NumPy's types are called."""
+def _wrong(records: Records, index: int, path: str, setting: str, problem: str) -> SettingError:
+    return SettingError(f"{setting}={path!r}: device {records[0][index]!r} {problem}")
 
 
 def read(path: str, setting: str) -> Any:
-    """Return what a pickle or a JSON file holds; no code of the pickle runs.
+    """Return the content of a pickle or JSON file; no code of the pickle runs.
 
     Args:
         path: The file.
-        setting: Its setting, for errors.
+        setting: The setting that names the file, for errors.
 
     Raises:
-        SettingError: If it cannot be read, or asks for anything but containers, numbers and text.
+        SettingError: If the file cannot be read, or needs anything but containers, numbers and text.
     """
     try:
         content = Path(path).read_bytes()
@@ -212,7 +204,7 @@ def read(path: str, setting: str) -> Any:
         raise SettingError(f"{setting}={path!r} cannot be read: {error.strerror}") from None
     try:
         return json.loads(content) if content[:64].lstrip()[:1] == b"{" else _PlainUnpickler(content).load()
-    except _ForbiddenGlobal as error:
+    except _ForbiddenGlobalError as error:
         raise SettingError(
             f"{setting}={path!r} asks for {error}, which could run code; allowed: a pickle or JSON of dicts, lists, "
             "numbers and text"
@@ -224,48 +216,52 @@ def read(path: str, setting: str) -> Any:
         ) from None
 
 
-class _ForbiddenGlobal(Exception):  # noqa: N818 - a global, not an error
-    pass
+class _ForbiddenGlobalError(Exception):
+    """A pickle needs something that could run code."""
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Finds no globals but stand-ins for NumPy's single numbers, which traces hold here and there.
+    """Reads containers, numbers and text, and in place of NumPy's single numbers, which some traces hold, Python's.
 
-    The stand-ins are made for each file: nothing that a pickle does to them outlives it.
+    The three functions that build these are made for each file, since a pickle can change what it gets.
     """
 
     def __init__(self, content: bytes) -> None:
         super().__init__(BytesIO(content), encoding="latin1")
-        self._stand_ins = _number_stand_ins()
+
+        class NumberType:
+            def __init__(self, kind: str, *_: object) -> None:
+                self.format, self.order = _NUMBER_FORMATS[kind], "<"
+
+            def __setstate__(self, state: tuple[Any, ...]) -> None:
+                self.order = {"<": "<", ">": ">", "|": "<"}[state[1]]
+
+        def number(kind: NumberType, content: str | bytes) -> Any:
+            raw = content.encode("latin1") if isinstance(content, str) else content
+            return struct.unpack(kind.order + kind.format, raw)[0]
+
+        def encoded(text: str, _codec: str) -> bytes:
+            return text.encode("latin1")  # the form of bytes before protocol 3
+
+        self._allowed: dict[tuple[str, str], Any] = {
+            ("numpy", "dtype"): NumberType,
+            ("numpy.core.multiarray", "scalar"): number,
+            ("_codecs", "encode"): encoded,
+        }
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return a stand-in, or refuse."""
+        """Return one of the three functions, or refuse."""
         try:
-            return self._stand_ins[module.replace("numpy._core", "numpy.core"), name]
+            return self._allowed[module.replace("numpy._core", "numpy.core"), name]
         except KeyError:
-            raise _ForbiddenGlobal(f"{module}.{name}") from None
+            raise _ForbiddenGlobalError(f"{module}.{name}") from None
 
     def persistent_load(self, pid: Any) -> Any:
-        """Refuse: plain content refers to nothing outside."""
-        raise _ForbiddenGlobal(f"the outside object {pid!r}")
+        """Refuse objects outside the pickle."""
+        raise _ForbiddenGlobalError(f"the outside object {pid!r}")
 
 
-def _number_stand_ins() -> dict[tuple[str, str], Callable[..., Any]]:
-    class NumberType:
-        def __init__(self, kind: str, *_: object) -> None:
-            self.format, self.order = NUMBER_FORMATS[kind], "<"
-
-        def __setstate__(self, state: tuple[Any, ...]) -> None:
-            self.order = {"<": "<", ">": ">", "|": "<"}[state[1]]
-
-    def number(kind: NumberType, content: str | bytes) -> float:
-        raw = content.encode("latin1") if isinstance(content, str) else content
-        value: float = struct.unpack(kind.order + kind.format, raw)[0]
-        return value
-
-    def encoded(text: str, _codec: str) -> bytes:
-        return text.encode("latin1")  # how bytes were written before protocol 3
-
-    return {
-        ("numpy", "dtype"): NumberType, ("numpy.core.multiarray", "scalar"): number, ("_codecs", "encode"): encoded,
-    }  # fmt: skip
+_NUMBER_FORMATS = {
+    "f4": "f", "f8": "d", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q",
+}  # fmt: skip
+"""Formats of `struct` by the names of NumPy's types."""

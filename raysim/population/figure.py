@@ -1,4 +1,4 @@
-"""A picture of a population's devices: how speed, memory and bandwidths spread in each tier."""
+"""Draws how speed, memory and bandwidths of a population's devices are distributed in each tier."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,9 +23,9 @@ BINS = 80
 
 
 def draw(path: Path, devices: Devices, title: str) -> Path:
-    """Draw how figures are distributed over each tier's clients as PNG, a line at the median.
+    """Draw a PNG with one panel per figure and one row per tier that has clients, each with a line at the median.
 
-    A panel per figure, a row per tier that has clients. Axes are logarithmic; each row has its own height.
+    Axes are logarithmic; each row has its own height.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -54,19 +54,17 @@ def _rows(axes: "Axes", groups: list[NDArray[np.float64]]) -> None:
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     _plain_ticks(axes, high / low, any_value=len(every) > 0)
-    for place, (group, color) in enumerate(zip(finite, colors(len(groups)), strict=True)):
-        axes.axhline(place, color="0.85", linewidth=0.8, zorder=0)
+    for row, (group, color) in enumerate(zip(finite, colors(len(groups)), strict=True)):
+        axes.axhline(row, color="0.85", linewidth=0.8, zorder=0)
         if not len(group):
-            axes.annotate(
-                "no limit", (0.5, place - 0.4), xycoords=("axes fraction", "data"), ha="center", va="center"
-            )
+            axes.annotate("no limit", (0.5, row - 0.4), xycoords=("axes fraction", "data"), ha="center", va="center")
         elif group.min() == group.max():
-            axes.vlines(group[0], place - 0.85, place, color=color, linewidth=5, alpha=0.8)
+            axes.vlines(group[0], row - 0.85, row, color=color, linewidth=5, alpha=0.8)
         else:
             counts = np.histogram(group, edges)[0]
-            heights = place - 0.85 * counts / counts.max()
-            axes.stairs(heights, edges, baseline=place, fill=True, color=color, alpha=0.8)
-            axes.vlines(np.median(group), place - 0.95, place, color="black", linewidth=1.5)
+            heights = row - 0.85 * counts / counts.max()
+            axes.stairs(heights, edges, baseline=row, fill=True, color=color, alpha=0.8)
+            axes.vlines(np.median(group), row - 0.95, row, color="black", linewidth=1.5)
 
 
 def _plain_ticks(axes: "Axes", span: float, any_value: bool) -> None:

@@ -1,8 +1,7 @@
-"""Puts devices and rows together: who the clients are."""
+"""The population: all clients with their devices and rows, as columns."""
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +12,12 @@ from raysim.data.resample import DrawnRows
 from raysim.data.row_sets import ClientRows, RowSets
 from raysim.population.profiles import FIGURES, DeviceProfile, Devices
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """One row of the population: who it is, its device, and how many training and held-out rows it owns.
+    """One client: its id, its device, and the numbers of its training and held-out rows.
 
-    `keep_ratio` is the share of channels its device trains at most.
+    `keep_ratio` is the largest share of channels that its device trains.
     """
 
     id: int
@@ -33,7 +29,7 @@ class Client:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Population:
-    """All clients as columns; nothing is built per registered client."""
+    """All clients as columns, so that no object per client is built."""
 
     devices: Devices
     train: ClientRows
@@ -51,13 +47,13 @@ class Population:
 
 
 def build(devices: Devices, rows: RowSets | DrawnRows, heldout_share: float, seed: int) -> Population:
-    """Give every client its device and split its rows into training and held-out ones.
+    """Build the population: each client's device, and its rows split into training and held-out rows.
 
     Args:
         devices: The device of each client.
-        rows: The rows of each client; where they are drawn when asked for, so are the held-out ones.
-        heldout_share: Share of a client's rows kept out of training, rounded; at least one row where the
-            share is above 0 and the client has two, and never all of them.
+        rows: The rows of each client; rows that are drawn on demand give held-out rows that are, too.
+        heldout_share: Share of a client's rows that is held out, rounded; at least one row where the share is above
+            0 and the client has two rows, and never all of them.
         seed: Seed of the experiment.
     """
     if isinstance(rows, DrawnRows):
@@ -72,7 +68,7 @@ def build(devices: Devices, rows: RowSets | DrawnRows, heldout_share: float, see
 
 
 def num_heldout(num_examples: int, share: float) -> int:
-    """Return how many of a client's rows are held out.
+    """Return the number of a client's held-out rows.
 
     >>> [num_heldout(rows, 0.2) for rows in (1, 2, 10)]
     [0, 1, 2]
@@ -83,7 +79,7 @@ def num_heldout(num_examples: int, share: float) -> int:
 
 
 def digest(population: Population) -> str:
-    """Return the SHA-256 of who owns which rows and which device, and of what the devices can do."""
+    """Return the SHA-256 of all clients' rows and devices, with all figures of the devices."""
     sha = hashlib.sha256()
     owned = population.devices
     whole: list[NDArray[np.int64]] = [owned.tier_of_device, owned.device_of]
@@ -102,7 +98,7 @@ def digest(population: Population) -> str:
 
 
 def leftover_rows(population: Population, num_rows: int) -> int | None:
-    """Return how many training rows no client owns; None where clients draw rows that others may draw, too."""
+    """Return the number of training rows that no client owns. None: clients may draw the same rows."""
     if isinstance(population.train, DrawnRows):
         return None
     return num_rows - int(population.train.counts.sum() + population.heldout.counts.sum())

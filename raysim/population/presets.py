@@ -1,4 +1,4 @@
-"""Devices by name, each with the source of its figures; what has none is called illustrative."""
+"""Presets of devices with the sources of their figures; figures without a source are called illustrative."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ class Preset:
     """Tiers with a name.
 
     Attributes:
-        summary: What they are, in one line.
-        sources: Where figures come from.
-        illustrative: What has no source.
+        summary: Description of the tiers in one line.
+        sources: Sources of figures.
+        illustrative: Figures without a source.
         tiers: The tiers.
     """
 
@@ -31,29 +31,29 @@ FEMNIST_FLOPS_PER_BATCH = 10 * 102_017_024
 """Training FLOPs of FLASH's batch of 10: `models.cost.count` of LEAF's FEMNIST network (two convolutions of 32 and 64
 filters 5 x 5, each pooled by 2, a layer of 2,048, 62 classes) on 28 x 28 pixels."""
 FEMNIST_S_PER_BATCH = {"low": 1.642, "mid": 0.588, "high": 0.179}
-"""FLASH, `models/utils/device_util`: three phones that stand for their classes."""
+"""FLASH, `models/utils/device_util`: one phone for each of three classes."""
 FLASH_SHARES = {"low": 53.2, "mid": 46.4, "high": 0.45}
 """Percent of the devices in FLASH's trace; they add up to 100.05."""
 COMPUTE_SPREAD = 0.275
-"""So that the preset's speeds have p90 / p10 = 4.4, as AI-Benchmark's CPU scores of phones with more than 2 GB."""
+"""With it the preset's speeds have p90 / p10 = 4.4, as AI-Benchmark's CPU scores of phones with more than 2 GB."""
 WIFI_DOWN_MEDIAN, WIFI_UP_MEDIAN = 35 * MBIT_S, 26 * MBIT_S
 """FLASH, `speed_distri.json`, 19 users."""
 WIFI_SPREAD = 0.43
 """Lognormal between p10 and p90 of the same users: 26 and 73 Mbit/s down give 0.42, 16 and 47 up give 0.44."""
 WIFI_MEAN_PER_MEDIAN = (1 + WIFI_SPREAD**2) ** 0.5
-"""Of a lognormal; profiles tell means."""
+"""Of a lognormal; profiles hold means."""
 RAM = {"low": 3 * GB, "mid": 6 * GB, "high": 8 * GB}
 """Quartiles of AI-Benchmark's phones for the lower and the upper half, p90 for the best."""
 TRAINING_SHARE_OF_RAM = 0.25
-"""Illustrative: the system and other apps have the rest."""
+"""Illustrative: the system and other apps use the rest."""
 MEMORY_SPREAD = 0.35
 """Illustrative; about a third of the RAM, as from the p75 to the p90 of all phones."""
 FIXED_LINE_LATENCY_S = 0.021
 """Ookla, September 2020, fixed lines, worldwide; quoted from secondary pages."""
 COMPUTE_VARIATION, LINK_VARIATION = 0.14, 0.385
-"""FLASH: from batch to batch 0.1 to 0.18 of the mean, WiFi 0.37 to 0.40; the middles."""
+"""FLASH: from batch to batch 0.1 to 0.18 of the mean, WiFi 0.37 to 0.40; the middle of each range."""
 PHONE_KEEP_RATIOS = {"low": 0.5, "mid": 1.0, "high": 1.0}
-"""Illustrative: the widest of 1, 1/2, 1/4 ... at which a class takes no longer than the middle one for the whole
+"""Illustrative: the widest of 1, 1/2, 1/4 ... at which a class needs no longer than the middle class for the whole
 model, as FLOPs grow with the width squared. The best class, 0.45 % of the phones, could not train the rest alone."""
 WIFI_J_PER_BYTE = 1.0 / WIFI_DOWN_MEDIAN
 """Illustrative: a radio of 1 W at the median bandwidth."""
@@ -80,12 +80,16 @@ def _phone(name: str, train_watts: float, battery_wh: float, charge_watts: float
 
 
 def _level(name: str, share: float, keep_ratio: float) -> Tier:
-    """Return a device made for a width: speed as its square, so that all take as long, links as the width."""
+    """Return a device for a width: its speed grows as the width squared, so that all train equally long."""
     device = DeviceProfile(
-        name, flops_per_s=1e10 * keep_ratio**2, down_bytes_per_s=86 * MBIT_S * keep_ratio,
-        up_bytes_per_s=46 * MBIT_S * keep_ratio, latency_s=FIXED_LINE_LATENCY_S, train_watts=4 * keep_ratio,
+        name,
+        flops_per_s=1e10 * keep_ratio**2,
+        down_bytes_per_s=86 * MBIT_S * keep_ratio,
+        up_bytes_per_s=46 * MBIT_S * keep_ratio,
+        latency_s=FIXED_LINE_LATENCY_S,
+        train_watts=4 * keep_ratio,
         radio_j_per_byte=WIFI_J_PER_BYTE,
-    )  # fmt: skip
+    )
     return Tier(device, share, keep_ratio)
 
 
@@ -109,7 +113,7 @@ def preset(name: str) -> Preset:
     """Return a preset.
 
     Raises:
-        SettingError: If there is none of that name.
+        SettingError: If the name is unknown.
     """
     if name not in PRESETS:
         raise unknown_name("population.devices.preset", name, PRESETS)
@@ -117,9 +121,14 @@ def preset(name: str) -> Preset:
 
 
 _UNIFORM = DeviceProfile(
-    "all", FEMNIST_FLOPS_PER_BATCH / FEMNIST_S_PER_BATCH["mid"], WIFI_DOWN_MEDIAN, WIFI_UP_MEDIAN,
-    latency_s=FIXED_LINE_LATENCY_S, train_watts=2.5, radio_j_per_byte=WIFI_J_PER_BYTE,
-)  # fmt: skip
+    "all",
+    FEMNIST_FLOPS_PER_BATCH / FEMNIST_S_PER_BATCH["mid"],
+    WIFI_DOWN_MEDIAN,
+    WIFI_UP_MEDIAN,
+    latency_s=FIXED_LINE_LATENCY_S,
+    train_watts=2.5,
+    radio_j_per_byte=WIFI_J_PER_BYTE,
+)
 
 PRESETS: dict[str, Preset] = {
     "phones-2020": Preset(
@@ -170,4 +179,4 @@ PRESETS: dict[str, Preset] = {
         (Tier(_UNIFORM, 1.0, 1.0),),
     ),
 }  # fmt: skip
-"""By name; `population.devices.preset` is one of them."""
+"""Presets by name, for `population.devices.preset`."""

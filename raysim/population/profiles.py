@@ -1,42 +1,38 @@
-"""Device profiles, tiers, and the devices of a population as columns."""
+"""Records of device profiles and tiers, and the devices of a population as columns."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from math import inf
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True, slots=True)
 class DeviceProfile:
-    """What a device can do; every constant belongs to the simulated clock, not to this machine.
+    """Figures of a device; all belong to the simulated clock, not to this machine.
 
     Attributes:
-        name: The tier it belongs to.
+        name: Name of its tier.
         flops_per_s: Training speed.
         down_bytes_per_s: Download bandwidth.
         up_bytes_per_s: Upload bandwidth.
-        latency_s: Before each transfer.
-        step_overhead_s: Added to every optimizer step.
-        memory_bytes_per_s: Bandwidth that saved activations pass through; infinite = not counted.
+        latency_s: Seconds before each transfer.
+        step_overhead_s: Seconds added to every optimizer step.
+        memory_bytes_per_s: Memory bandwidth for saved activations; infinite: not counted.
         compute_variation: Standard deviation of the speed from round to round, as a share of the mean.
-        link_variation: The same of each bandwidth.
+        link_variation: The same for each bandwidth.
         link_drift: Standard deviation of the slow drift of both bandwidths, which the server measures.
         memory_bytes: Memory that local training may use.
-        data_cap_bytes: Bytes it may transfer in one round, both ways together.
-        train_watts: Power while it trains.
-        idle_watts: Power while it waits for the round to end.
+        data_cap_bytes: Bytes that it may transfer in one round, in both directions together.
+        train_watts: Power in training.
+        idle_watts: Power while it waits for the end of the round.
         radio_j_per_byte: Energy of a transferred byte.
-        battery_j: Energy in a full battery; infinite = on mains.
-        charge_watts: Power that fills the battery while it does not take part.
-        availability: Mean share of the time at which it can be reached, in [0, 1].
+        battery_j: Energy of a full battery; infinite: on mains.
+        charge_watts: Power that charges the battery while it does not take part.
+        availability: Mean share of the time in which it is online, in [0, 1].
         availability_swing: Amplitude of the daily sine around that mean, in [0, 1].
-        failure_rate: Probability that it drops out of a round it takes part in.
+        failure_rate: Probability that it drops out of a round.
     """
 
     name: str
@@ -62,14 +58,14 @@ class DeviceProfile:
 
 
 FIGURES = tuple(field.name for field in fields(DeviceProfile) if field.name != "name")
-"""The numbers of a device profile, by name."""
+"""Names of the figures of a device profile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tier:
     """A share of the population with one kind of device.
 
-    `keep_ratio` is the share of channels its clients train at most; the spreads are standard deviations between
+    `keep_ratio` is the largest share of channels that its clients train; the spreads are standard deviations between
     the tier's clients, as shares of the mean.
     """
 
@@ -83,10 +79,10 @@ class Tier:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OnlineIntervals:
-    """When devices can be reached: intervals `[start, end)` in seconds, repeated after each trace's period.
+    """When devices are online: intervals `[start, end)` in seconds, repeated after each trace's period.
 
     Attributes:
-        offsets: Where the intervals of a trace begin, `(traces + 1,)`.
+        offsets: Index of the first interval of each trace, and the number of intervals, `(traces + 1,)`.
         starts: `(intervals,)`, at least 0, ascending within a trace; intervals do not touch.
         ends: `(intervals,)`, at most the trace's period.
         periods: Seconds after which a trace's intervals repeat, `(traces,)`.
@@ -100,16 +96,16 @@ class OnlineIntervals:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Devices:
-    """The clients' devices: a table of distinct ones, and which of them each client has.
+    """The clients' devices: a table of distinct devices, and the index of each client's device in it.
 
     Attributes:
-        figures: The numbers of the profiles by name (`FIGURES`), `(devices,)` each.
-        keep_ratios: Share of channels a device trains at most, `(devices,)`.
+        figures: The figures of the profiles by name (`FIGURES`), `(devices,)` each.
+        keep_ratios: Largest share of channels that a device trains, `(devices,)`.
         tiers: Names of the tiers.
         tier_of_device: The tier of each device, `(devices,)`.
         device_of: The device of each client, `(clients,)`.
-        online: When devices can be reached, where traces tell.
-        trace_of: The trace of each client, `(clients,)`; none = that of its device, in order.
+        online: When devices are online, if traces decide.
+        trace_of: The trace of each client, `(clients,)`. None: the trace of its device.
     """
 
     figures: Mapping[str, NDArray[np.float64]]
@@ -129,12 +125,12 @@ class Devices:
         return replace(self, device_of=self.device_of[clients], trace_of=trace_of)
 
     def column(self, name: str) -> NDArray[np.float64]:
-        """Return a number of the profiles, `(clients,)`."""
+        """Return a figure of each client's device, `(clients,)`."""
         return self.figures[name][self.device_of]
 
     @property
     def keep_ratio(self) -> NDArray[np.float64]:
-        """Share of channels each client trains at most, `(clients,)`."""
+        """Largest share of channels that each client trains, `(clients,)`."""
         return self.keep_ratios[self.device_of]
 
     @property

@@ -1,4 +1,4 @@
-"""Devices of a population: who has which, and how speeds vary between devices and over time."""
+"""Draws the clients' devices, and how speeds vary between devices and over time."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -14,15 +14,13 @@ SPREADS = {
     "link_spread": ("down_bytes_per_s", "up_bytes_per_s"),
     "memory_spread": ("memory_bytes",),
 }
-"""What varies together between the devices of a tier."""
-
-
+"""Figures that a spread varies together between the devices of a tier."""
 DRIFT_ROUNDS = 10
 """Rounds for which a slow drift of the bandwidths lasts."""
 
 
 def of_tiers(tiers: Sequence[Tier], num_clients: int, seed: int) -> Devices:
-    """Deal the clients to tiers; where a tier has a spread, every client gets a device of its own.
+    """Assign the clients to tiers; if a tier has a spread, every client gets a device of its own.
 
     The factors of a spread are lognormal with mean 1.
     """
@@ -39,15 +37,16 @@ def of_tiers(tiers: Sequence[Tier], num_clients: int, seed: int) -> Devices:
 
 
 def listed(
-    profiles: Sequence[DeviceProfile], keep_ratios: Sequence[float] | None = None,
+    profiles: Sequence[DeviceProfile],
+    keep_ratios: Sequence[float] | None = None,
     device_of: NDArray[np.int64] | None = None,
-) -> Devices:  # fmt: skip
-    """Return given devices as columns: one client on each, or as `device_of` says.
+) -> Devices:
+    """Return devices as columns.
 
     Args:
-        profiles: The devices; profiles of equal names are of one tier.
-        keep_ratios: Share of channels each trains at most; none = all.
-        device_of: The device of each client, `(clients,)`.
+        profiles: The devices; profiles with equal names form one tier.
+        keep_ratios: Largest share of channels that each trains. None: all channels.
+        device_of: The device of each client, `(clients,)`. None: one client for each device, in order.
     """
     tiers = tuple(dict.fromkeys(profile.name for profile in profiles))
     return Devices(
@@ -60,7 +59,7 @@ def listed(
 
 
 def assign_tiers(tiers: Sequence[Tier], num_clients: int, seed: int) -> NDArray[np.int64]:
-    """Deal the clients to the tiers in proportion to their shares, by largest remainder.
+    """Assign the clients to the tiers in proportion to their shares, by largest remainder.
 
     Returns:
         The tier of each client, `(num_clients,)`, in an order drawn from the seed.
@@ -74,18 +73,18 @@ def assign_tiers(tiers: Sequence[Tier], num_clients: int, seed: int) -> NDArray[
 
 
 def link_drift(devices: Devices, clients: NDArray[np.int64], round: int, seed: int) -> NDArray[np.float64]:
-    """Return the factors on each client's download and upload bandwidth that the server has measured.
+    """Return the factors of each client's download and upload bandwidth, which the server measures.
 
-    Lognormal with mean 1, drawn anew every `DRIFT_ROUNDS` rounds for (seed, client).
+    They are lognormal with mean 1, and drawn from (seed, client) every `DRIFT_ROUNDS` rounds.
 
     Args:
         devices: Devices of the clients.
-        clients: Their ids, `(clients,)`.
+        clients: Ids of the clients, `(clients,)`.
         round: Counted from 1.
         seed: Seed of the experiment.
 
     Returns:
-        `(2, clients)`: down, up.
+        `(2, clients)`: download, upload.
     """
     normal = seeding.normal(seed, "link drift", max(round - 1, 0) // DRIFT_ROUNDS, clients, 2)
     return lognormal_factors(devices.column("link_drift"), normal)
@@ -102,20 +101,21 @@ def lognormal_factors(mean_one_std: NDArray[np.float64], normal: NDArray[np.floa
 
 
 SPEED_TIERS = ("slow", "medium", "fast")
-"""Tiers of devices that were given no names: thirds by training speed."""
+"""Tiers of devices without names: thirds by training speed."""
 
 
 def of_columns(
-    figures: Mapping[str, NDArray[np.float64]], keep_ratios: NDArray[np.float64] | None = None,
+    figures: Mapping[str, NDArray[np.float64]],
+    keep_ratios: NDArray[np.float64] | None = None,
     tiers: tuple[tuple[str, ...], NDArray[np.int64]] | None = None,
-) -> Devices:  # fmt: skip
-    """Return given columns as devices, one client on each.
+) -> Devices:
+    """Return columns as devices, one client for each.
 
     Args:
-        figures: Some numbers of the profiles, `(devices,)` each, the three speeds among them; the rest has the
-            defaults of `DeviceProfile`.
-        keep_ratios: Share of channels each trains at most, `(devices,)`; none = all.
-        tiers: Names of the tiers and the tier of each device, `(devices,)`; none = thirds by speed.
+        figures: Some figures of the profiles, `(devices,)` each, with the three speeds; the others have the defaults
+            of `DeviceProfile`.
+        keep_ratios: Largest share of channels that each trains, `(devices,)`. None: all channels.
+        tiers: Names of the tiers and the tier of each device, `(devices,)`. None: thirds by speed.
     """
     num_devices = len(figures["flops_per_s"])
     defaults = {field.name: field.default for field in fields(DeviceProfile)}
@@ -137,16 +137,16 @@ def thirds_by_speed(speeds: NDArray[np.float64]) -> tuple[tuple[str, ...], NDArr
     >>> thirds_by_speed(np.array([9.0, 1.0, 4.0, 4.0]))
     (('slow', 'medium', 'fast'), array([2, 0, 1, 1]))
     """
-    _, place, times = np.unique(speeds, return_inverse=True, return_counts=True)
+    _, value_of, times = np.unique(speeds, return_inverse=True, return_counts=True)
     middle_ranks = (np.cumsum(times) - times / 2) / len(speeds)
     thirds = np.minimum((3 * middle_ranks).astype(np.int64), 2)
     used, tier_of_value = np.unique(thirds, return_inverse=True)
-    return tuple(SPEED_TIERS[third] for third in used), tier_of_value[place]
+    return tuple(SPEED_TIERS[third] for third in used), tier_of_value[value_of]
 
 
-def dealt(devices: Devices, num_clients: int, seed: int) -> Devices:
-    """Deal given devices to clients: in order to as many clients, else drawn, each once while there are enough."""
-    drawn = drawn_places(len(devices), num_clients, seed, "devices")
+def for_clients(devices: Devices, num_clients: int, seed: int) -> Devices:
+    """Return the devices of all clients: in order for as many clients, else drawn, each once if there are enough."""
+    drawn = drawn_indices(len(devices), num_clients, seed, "devices")
     if len(devices) < num_clients:
         return replace(devices, device_of=drawn)
     return replace(
@@ -158,8 +158,8 @@ def dealt(devices: Devices, num_clients: int, seed: int) -> Devices:
     )
 
 
-def drawn_places(num_given: int, num_clients: int, seed: int, purpose: str) -> NDArray[np.int64]:
-    """Return which of the given ones each client has, `(num_clients,)`: its own where there are as many."""
+def drawn_indices(num_given: int, num_clients: int, seed: int, purpose: str) -> NDArray[np.int64]:
+    """Return the index of each client's item, `(num_clients,)`: in order for as many clients, else drawn."""
     if num_given == num_clients:
         return np.arange(num_clients)
     generator = seeding.generator(seed, purpose)

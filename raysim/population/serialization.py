@@ -1,4 +1,4 @@
-"""The clients' devices in one file, as they were dealt: to the bit, wherever they came from."""
+"""Saves the clients' devices in one Parquet file, and loads them to the bit."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ ONLINE = tuple(f"online_{name}" for name in OnlineIntervals.__slots__)
 def save(devices: Devices, path: Path) -> Path:
     """Write devices as a Parquet table of one row, whose columns are lists of different lengths.
 
-    The numbers are written once per distinct device, and equal ones once; what nobody has is null.
+    Figures are written once per distinct device; columns that no device has are null.
     """
     numbers: Columns = {
         **devices.figures,
@@ -44,9 +44,9 @@ def load(path: Path) -> Devices:
         ValueError: If it holds anything else.
     """
     table = pq.read_table(path)
-    lacking = [name for name in (*NUMBERS, *ONLINE, "trace_of", "tiers") if name not in table.column_names]
-    if lacking or table.num_rows != 1:
-        raise ValueError(f"{path.name} holds no devices" + (f": {lacking[0]} is missing" if lacking else ""))
+    missing = [name for name in (*NUMBERS, *ONLINE, "trace_of", "tiers") if name not in table.column_names]
+    if missing or table.num_rows != 1:
+        raise ValueError(f"{path.name} holds no devices" + (f": {missing[0]} is missing" if missing else ""))
     lists = {name: table[name].combine_chunks() for name in table.column_names}
     numbers = {
         name: np.asarray(each.flatten()) for name, each in lists.items() if name != "tiers" and not each.null_count

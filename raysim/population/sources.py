@@ -1,18 +1,17 @@
-"""Where devices come from: tiers in the settings, presets, lists, files, public traces."""
+"""Builds the clients' devices from the settings: tiers, presets, lists, files or public traces."""
 
 from raysim.config.population import DeviceSettings, PopulationSettings, ProfileSettings, TierSettings
 from raysim.core.errors import SettingError
-from raysim.population import fedscale, sampling
-from raysim.population import tables as device_files
+from raysim.population import fedscale, sampling, tables
 from raysim.population.presets import preset
 from raysim.population.profiles import DeviceProfile, Devices, Tier
 
 MAX_TIERS = 12
-"""More would not be readable as curves."""
+"""More could not be distinguished in figures."""
 
 
 def check(settings: PopulationSettings) -> None:
-    """Resolve names without reading anything.
+    """Check names without reading files.
 
     Raises:
         SettingError: If the preset is unknown.
@@ -22,14 +21,14 @@ def check(settings: PopulationSettings) -> None:
 
 
 def of_settings(settings: PopulationSettings, seed: int) -> Devices:
-    """Give every client its device.
+    """Return the device of every client.
 
     Args:
-        settings: How many clients, on which devices.
+        settings: The section `population`.
         seed: Seed of the split.
 
     Raises:
-        SettingError: If a name is unknown, or a file cannot be read or holds what is not allowed.
+        SettingError: If a name is unknown, a file cannot be read, or its content is not allowed.
     """
     if settings.devices is None:
         return sampling.of_tiers([tier_of(tier) for tier in settings.tiers or ()], settings.clients, seed)
@@ -37,7 +36,7 @@ def of_settings(settings: PopulationSettings, seed: int) -> Devices:
     if source.preset is not None:
         owned = sampling.of_tiers(preset(source.preset).tiers, settings.clients, seed)
     else:
-        owned = sampling.dealt(given(source), settings.clients, seed)
+        owned = sampling.for_clients(given(source), settings.clients, seed)
     return owned if source.availability is None else fedscale.with_availability(owned, source.availability, seed)
 
 
@@ -45,10 +44,10 @@ def given(source: DeviceSettings) -> Devices:
     """Return the devices of a list, a file or a trace, one client on each.
 
     Raises:
-        SettingError: If a file cannot be read or holds what is not allowed.
+        SettingError: If a file cannot be read or its content is not allowed.
     """
     if source.path is not None:
-        found, setting = device_files.read(source.path), f"population.devices.path={source.path!r}"
+        found, setting = tables.read(source.path), f"population.devices.path={source.path!r}"
     elif source.fedscale is not None:
         return fedscale.read_capacity(source.fedscale, source.fedscale_flops)
     else:
@@ -61,14 +60,14 @@ def given(source: DeviceSettings) -> Devices:
     return found
 
 
-OF_TIER = {"share", "keep_ratio", "compute_spread", "link_spread", "memory_spread"}
+TIER_FIELDS = {"share", "keep_ratio", "compute_spread", "link_spread", "memory_spread"}
 
 
 def profile_of(settings: ProfileSettings) -> DeviceProfile:
-    """Return a profile as the record that the engine knows."""
-    return DeviceProfile(**settings.model_dump(exclude=OF_TIER, exclude_none=True))
+    """Return the record of a profile's settings."""
+    return DeviceProfile(**settings.model_dump(exclude=TIER_FIELDS, exclude_none=True))
 
 
 def tier_of(settings: TierSettings) -> Tier:
-    """Return a tier as the record that the engine knows."""
-    return Tier(profile_of(settings), **settings.model_dump(include=OF_TIER))
+    """Return the record of a tier's settings."""
+    return Tier(profile_of(settings), **settings.model_dump(include=TIER_FIELDS))

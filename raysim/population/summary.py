@@ -1,4 +1,4 @@
-"""What a population's devices look like, tier by tier, in numbers."""
+"""Summarises a population's devices in numbers, tier by tier."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ SPREAD_OUT = (
     "keep_ratio", "flops_per_s", "down_bytes_per_s", "up_bytes_per_s", "memory_bytes_per_s", "memory_bytes",
     "data_cap_bytes", "battery_j",
 )  # fmt: skip
-"""Told as p10, p50 and p90 of a tier's clients: what spreads in a tier, or has no limit for some."""
+"""Figures of which a tier has p10, p50 and p90: they spread within a tier, or have no limit for some clients."""
 AVERAGED = tuple(name for name in FIGURES if name not in SPREAD_OUT)
-"""Told as means."""
+"""Figures of which a tier has the mean."""
 
 
 def of_devices(devices: Devices) -> list[dict[str, Any]]:
-    """Describe each tier that has clients: how many, and their figures; None = without limit."""
+    """Return a row per tier that has clients, with their number and figures. None: no limit."""
     columns = {"keep_ratio": devices.keep_ratio, **{name: devices.column(name) for name in FIGURES}}
     described = []
     for tier, name in enumerate(devices.tiers):
@@ -40,5 +40,5 @@ def _finite(value: np.floating[Any]) -> float | None:
 
 
 def _mean(values: NDArray[np.float64]) -> float:
-    """Return the mean; exactly the value where all are equal."""
+    """Return the mean, which is exact where all values are equal."""
     return float(values[0] if values.min() == values.max() else values.mean())

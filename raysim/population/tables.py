@@ -1,4 +1,4 @@
-"""Devices from a table in a file: a row per device, columns named as in a profile."""
+"""Reads devices from a CSV or Parquet table: a row per device, columns named as in a profile."""
 
 import re
 from collections.abc import Callable
@@ -20,12 +20,12 @@ REQUIRED = ("flops_per_s", "down_bytes_per_s", "up_bytes_per_s")
 NUMBERS = ("keep_ratio", *FIGURES)
 KNOWN = ("name", *NUMBERS)
 UNLIMITED = ("memory_bytes_per_s", "memory_bytes", "data_cap_bytes", "battery_j")
-"""Columns in which an empty cell means no limit, as everywhere it means the default."""
+"""Columns in which an empty cell means no limit; elsewhere it means the default."""
 DEFAULTS: dict[str, Any] = {"keep_ratio": 1.0, **{field.name: field.default for field in fields(DeviceProfile)}}
 
 
 class Range(NamedTuple):
-    """Which numbers are allowed, in words, and the test of it."""
+    """A range of numbers in words, and its test."""
 
     words: str
     holds: Callable[[NDArray[np.float64]], NDArray[np.bool_]]
@@ -41,15 +41,15 @@ ALLOWED = {
     "availability_swing": Range("in [0, 1]", lambda values: (values >= 0) & (values <= 1)),
     "failure_rate": Range("in [0, 1)", lambda values: (values >= 0) & (values < 1)),
 }
-"""What a file allows of each figure: what the settings of a profile do."""
+"""Allowed range of each figure, as in the settings of a profile."""
 
 
 def read(path: str) -> Devices:
-    """Read a `.csv` or `.parquet` file, one client on each device.
+    """Read a `.csv` or `.parquet` file, with one client for each device.
 
     Raises:
-        SettingError: If it cannot be read, or a column or a value is not allowed; rows are counted from 1, without
-            the header.
+        SettingError: If it cannot be read, or a column or a value is not allowed; rows are counted from 1, after the
+            header.
     """
     setting = f"population.devices.path={path!r}"
     table = _table(path, setting)
@@ -95,7 +95,7 @@ def _check_columns(table: Any, setting: str) -> None:
 
 
 def _numbers(column: Any, name: str, setting: str, is_text: bool) -> NDArray[np.float64]:
-    """Return a column's numbers, empty cells as the profile's default, `(devices,)`."""
+    """Return the numbers of a column, with the default for empty cells, `(devices,)`."""
     empty = column.is_null().to_numpy()
     values = _as_floats(column, name, setting, is_text)
     wrong = ~ALLOWED[name].holds(values) & ~empty
@@ -138,7 +138,7 @@ def _not_allowed(setting: str, row: int, name: str, value: object) -> SettingErr
 
 
 def _tiers(column: Any, setting: str) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Return the names in order of appearance, and which each device has."""
+    """Return the names in order of appearance, and the index of each device's name."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):

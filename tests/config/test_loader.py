@@ -173,10 +173,10 @@ def test_contradictions_are_explained():
         ("seed.more=1", "--set seed.more: 'seed' is a single value, it has no settings of its own"),
         (
             "population.tiers.4.share=1",
-            "--set population.tiers.4.share: '4' is no place in a list of 4; allowed: 0 to 3",
+            "--set population.tiers.4.share: '4' is no index of a list of 4; allowed: 0 to 3",
         ),
-        ("population.tiers.first.share=1", "--set population.tiers.first.share: 'first' is no place in a list of 4"),
-        ("population.tiers.-1=1", "--set population.tiers.-1: '-1' is no place in a list of 4; allowed: 0 to 3"),
+        ("population.tiers.first.share=1", "--set population.tiers.first.share: 'first' is no index of a list of 4"),
+        ("population.tiers.-1=1", "--set population.tiers.-1: '-1' is no index of a list of 4; allowed: 0 to 3"),
     ],
 )
 def test_a_malformed_override_is_refused(override, message):
@@ -189,8 +189,8 @@ def test_an_override_below_a_list_of_single_values_is_refused():
     )
 
 
-def test_a_place_must_be_a_plain_number():
-    assert "'²' is no place in a list of 4" in refusal("population.tiers.²=1")
+def test_an_index_must_be_a_plain_number():
+    assert "'²' is no index of a list of 4" in refusal("population.tiers.²=1")
 
 
 @pytest.mark.parametrize(

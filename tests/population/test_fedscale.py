@@ -190,7 +190,7 @@ def test_a_capacity_file_is_no_availability_file(dump):
 
 def test_traces_in_which_nobody_is_ever_online_are_refused(dump):
     path = dump({5: {"active": [], "inactive": [], "finish_time": 1}})
-    assert "tells of no device that can ever be reached" in refusal(fedscale.read_availability, path)
+    assert "holds no device that is ever online" in refusal(fedscale.read_availability, path)
 
 
 def test_traces_are_dealt_in_order_or_drawn(dump):
