@@ -94,9 +94,12 @@ def prove_same_work(rounds: Rounds, after: Sequence[Params], floor: Floor) -> fl
     examples = rounds.scenario.workload.population.train
     totals = [int(examples.counts_of(clients).sum()) for clients in rounds.cohorts.values()]
     ours = [
-        sum((state[name].double() - rounds.start.params[name].double()) * total for state, total in zip(after, totals,
-            strict=True)) for name in names
-    ]  # fmt: skip
+        sum(
+            (state[name].double() - rounds.start.params[name].double()) * total
+            for state, total in zip(after, totals, strict=True)
+        )
+        for name in names
+    ]
     theirs = [torch.from_numpy(sums) for sums in floor.summed(rounds.cohorts)]
     norm = float(torch.stack([sums.norm() for sums in theirs]).norm())
     apart = float(torch.stack([(our - their).norm() for our, their in zip(ours, theirs, strict=True)]).norm())

@@ -46,7 +46,7 @@ class Sides:
 
     def __init__(
         self, settings: ExperimentSettings, scenario: Scenario, executor: Executor, folder: Path, store: str | None
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._settings, self._scenario, self._executor, self._folder = settings, scenario, executor, folder
         self._tracker = MlflowTracker(resolve_uri(store or f"sqlite:///{folder}/mlflow.db"), "bench")
         self._params = loader.flatten(settings)
@@ -112,9 +112,11 @@ class Sides:
         curves.finish()
         ended = curves.taken - taken
         return {
-            "client_runs": ended, "begin_s": told[0] - told_s, "round_told_s": told_s,
+            "client_runs": ended,
+            "begin_s": told[0] - told_s,
+            "round_told_s": told_s,
             "end_s": time.perf_counter() - started,
-        }  # fmt: skip
+        }
 
     def _place(self) -> StoragePath:
         self._count += 1
@@ -133,7 +135,7 @@ class Sides:
 
 def measure(
     settings: ExperimentSettings, executor: Executor, scenario: Scenario, arguments: argparse.Namespace
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Time both sides in turns, or the runs of single clients."""
     repeats = arguments.repeats
     with tempfile.TemporaryDirectory() as folder:

@@ -53,10 +53,12 @@ def surroundings() -> dict[str, object]:
             "threads": torch.get_num_threads(),
         },
         "versions": {
-            "python": platform.python_version(), "torch": version("torch"), "raysim": version("raysim"),
+            "python": platform.python_version(),
+            "torch": version("torch"),
+            "raysim": version("raysim"),
         },
         "commit": git_commit(),
-    }  # fmt: skip
+    }
 
 
 def git_commit() -> str | None:

@@ -28,9 +28,13 @@ KEPT = "the runs that had finished are kept"
 @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
 @quiet_option
 def compare(
-    config: Path, overrides: tuple[str, ...], methods: str | None, seeds: str | None, output: Path | None,
+    config: Path,
+    overrides: tuple[str, ...],
+    methods: str | None,
+    seeds: str | None,
+    output: Path | None,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Run the methods in the file CONFIG with every seed and print one table."""
     comparison = plan.load(config, overrides, methods, seeds)
 

@@ -31,9 +31,7 @@ KEPT = "what the trials have done is kept, and `--resume` with the sweep's folde
 @click.option("--resume", type=click.Path(path_type=Path), metavar="FOLDER", help="Go on with an interrupted sweep.")
 @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
 @quiet_option
-def sweep(
-    config: Path, overrides: tuple[str, ...], output: Path | None, resume: Path | None, as_json: bool
-) -> None:  # fmt: skip
+def sweep(config: Path, overrides: tuple[str, ...], output: Path | None, resume: Path | None, as_json: bool) -> None:
     """Run the trials of the sweep in the file CONFIG, and print them side by side."""
     if output is not None and resume is not None:
         raise click.UsageError("--output and --resume do not go together: a sweep goes on in its own folder")

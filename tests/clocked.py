@@ -76,9 +76,12 @@ def played(scenario: Scenario, rounds: int | None = None) -> tuple[ServerState, 
 
 
 def work_of(
-    phases: list[tuple[float, float, float]], clients: list[int] | None = None, start_s: float = 0.0, round: int = 1,
+    phases: list[tuple[float, float, float]],
+    clients: list[int] | None = None,
+    start_s: float = 0.0,
+    round: int = 1,
     outcomes: list[str] | None = None,
-) -> Work:  # fmt: skip
+) -> Work:
     """Clients with seconds of download, training and upload; 1,000 bytes down, 500 up, 10,000 FLOPs, 10 steps."""
     size = len(phases)
     timing = CohortTiming(*np.array(phases, np.float64).T)

@@ -176,9 +176,13 @@ def held_entries(plan: ChannelGroups, mask: Mask, params: Params) -> dict[str, t
 
 
 def filled(
-    fill: str, gamma: float, current: torch.Tensor, updates: list[torch.Tensor],
-    held: list[torch.Tensor], examples: list[int],
-) -> torch.Tensor:  # fmt: skip
+    fill: str,
+    gamma: float,
+    current: torch.Tensor,
+    updates: list[torch.Tensor],
+    held: list[torch.Tensor],
+    examples: list[int],
+) -> torch.Tensor:
     """The fill rules of the specification, entry by entry in float64."""
     total = sum(examples)
     result = current.double().clone().flatten()

@@ -67,8 +67,10 @@ def mlflow_server(folder: Path, store: str = "", *options: str) -> Iterator[Serv
     where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     server = Server(
         [sys.executable, "-m", "mlflow", "server", *options, *where],
-        f"http://127.0.0.1:{port}/health", folder / "mlflow.log", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
-    )  # fmt: skip
+        f"http://127.0.0.1:{port}/health",
+        folder / "mlflow.log",
+        MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
+    )
     try:
         server.start()
         yield server
@@ -111,8 +113,13 @@ def postgres_server() -> Iterator[str]:
     def call(program: str, *arguments: str) -> None:
         done = subprocess.run(
             [programs[program], "-D", str(cluster), *arguments],
-            user=user, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
-        )  # fmt: skip
+            user=user,
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr + (log.read_text() if log.is_file() else "")
 
     call("initdb", "--username=me", "--auth=trust", "--encoding=UTF8", "--no-sync")

@@ -21,18 +21,29 @@ class Terminal:
     """Runs a command with standard error on a terminal, and standard output in a file."""
 
     def __init__(
-        self, command: Sequence[str], cwd: Path, output: Path, env: Mapping[str, str] | None = None,
-        rows: int = 30, columns: int = 100,
-    ) -> None:  # fmt: skip
+        self,
+        command: Sequence[str],
+        cwd: Path,
+        output: Path,
+        env: Mapping[str, str] | None = None,
+        rows: int = 30,
+        columns: int = 100,
+    ) -> None:
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.shown, self._output = "", output
         given = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
         with output.open("w") as file:
             self.process = subprocess.Popen(
-                command, stdin=theirs, stdout=file, stderr=theirs, cwd=cwd, start_new_session=True,
-                env=given | {"TERM": "xterm-256color"} | dict(env or {}), preexec_fn=_control_terminal,
-            )  # fmt: skip
+                command,
+                stdin=theirs,
+                stdout=file,
+                stderr=theirs,
+                cwd=cwd,
+                start_new_session=True,
+                env=given | {"TERM": "xterm-256color"} | dict(env or {}),
+                preexec_fn=_control_terminal,
+            )
         os.close(theirs)
 
     @property

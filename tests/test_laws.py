@@ -65,7 +65,7 @@ from tests.oracles import (
     held_entries,
     norms_over_kept_channels,
     random_mask,
-)  # fmt: skip
+)
 from tests.planned import plan_round, view_for
 
 COMPRESSED = {
@@ -457,8 +457,9 @@ def test_law_8_a_budget_meets_its_limit_and_the_next_rung_does_not(settings: tup
 def test_law_9_every_row_is_placed_once_or_reported(rule: str, num_clients: int, tmp_path) -> None:
     labels = np.random.default_rng(0).integers(0, 7, 1003)
     users = np.random.default_rng(1).integers(0, 25, 1003)
-    (tmp_path / "rows.json").write_text(json.dumps(np.arange(1000).reshape(num_clients, -1).tolist()
-                                                   if num_clients == 20 else [[1, 5], [2], [1002]]))  # fmt: skip
+    (tmp_path / "rows.json").write_text(
+        json.dumps(np.arange(1000).reshape(num_clients, -1).tolist() if num_clients == 20 else [[1, 5], [2], [1002]])
+    )
     options = PartitionOptions(path=str(tmp_path / "rows.json") if rule == "file" else None)
     rows = partition(labels, num_clients, rule, options, 5, users)
     devices = listed([DeviceProfile("any", 1e9, 1e6, 1e6)] * num_clients)
@@ -758,11 +759,19 @@ def test_law_12_a_killed_actor_changes_nothing(local_ray: None, tmp_path, law_12
 @pytest.mark.parametrize("size", [(2, 8), (1, 5), (3, 3)], ids=str)
 def test_running_variances_stay_positive_whatever_version_clients_start_from(size: tuple[int, int]) -> None:
     settings = tiny_settings(
-        "method.name=fedavg", "model={name: resnet32, options: {}}", "rounds=6", "training.epochs=3",
-        "training.batch_size=4", "population.clients=12", "data.max_train_examples=240", "clock.mode=async",
-        "data.transform={grey_to_rgb: true}", f"clock.buffer_size={size[0]}", f"clock.concurrency={size[1]}",
+        "method.name=fedavg",
+        "model={name: resnet32, options: {}}",
+        "rounds=6",
+        "training.epochs=3",
+        "training.batch_size=4",
+        "population.clients=12",
+        "data.max_train_examples=240",
+        "clock.mode=async",
+        "data.transform={grey_to_rgb: true}",
+        f"clock.buffer_size={size[0]}",
+        f"clock.concurrency={size[1]}",
         "evaluation.max_examples=40",
-    )  # fmt: skip
+    )
     scenario = build_scenario(settings)
     state, executor = initial_state(scenario), InProcessExecutor(scenario.workload)
     for _ in range(6):

@@ -113,9 +113,14 @@ class Trainer(Protocol):
     """Trains clients before round 1; the costs count like those of any round."""
 
     def __call__(
-        self, clients: NDArray[np.int64], mask: Mask, epochs: int, hooks: tuple[Callable[..., LocalHooks], ...],
-        params: Params, travels: bool = True,
-    ) -> tuple[ClientUpdates, Params]:  # fmt: skip
+        self,
+        clients: NDArray[np.int64],
+        mask: Mask,
+        epochs: int,
+        hooks: tuple[Callable[..., LocalHooks], ...],
+        params: Params,
+        travels: bool = True,
+    ) -> tuple[ClientUpdates, Params]:
         """Train some clients on equal masks; return their updates and the weighted mean of their weights.
 
         If `travels` is false, nothing is transferred: one client continues with its own weights.

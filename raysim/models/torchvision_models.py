@@ -43,10 +43,10 @@ def build(name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_
     From 64 pixels on a model is as published, if it runs. Otherwise a model whose first convolution has a stride is
     *softened*: at most twice, the first remaining halving of the map is undone (stride 2 becomes 1, stride 4 becomes
     2, a pooling is dropped), until the last feature map has 4 x 4 pixels. A first convolution wider than 3 x 3
-    becomes 3 x 3, a patch embedding as wide as its stride shrinks with it. At 32 pixels this is the usual ResNet for small
-    images: a 3 x 3 stem of stride 1 without pooling. Models that start without a stride (VGG) do not change. The
-    patches of a vision transformer are halved until there are 4 x 4. If images do not have three channels, the first
-    convolution is replaced.
+    becomes 3 x 3, a patch embedding as wide as its stride shrinks with it. At 32 pixels this is the usual ResNet for
+    small images: a 3 x 3 stem of stride 1 without pooling. Models that start without a stride (VGG) do not change.
+    The patches of a vision transformer are halved until there are 4 x 4. If images do not have three channels, the
+    first convolution is replaced.
 
     Raises:
         SettingError: If an option is not allowed, or the model does not accept the size; names the smallest one.

@@ -117,9 +117,13 @@ def _build(settings: ExperimentSettings) -> Scenario:
     _check_asynchronous(settings, method)
     data = _load_data(settings)
     rows = partition(
-        data.train_labels, settings.population.clients, settings.data.partition.name, _partition_options(settings),
-        split, data.train_users,
-    )  # fmt: skip
+        data.train_labels,
+        settings.population.clients,
+        settings.data.partition.name,
+        _partition_options(settings),
+        split,
+        data.train_users,
+    )
     owned = sources.of_settings(settings.population, split)
     clients = population.build(owned, rows, settings.data.heldout_share, split)
 

@@ -40,7 +40,9 @@ def forecast(scenario: Scenario) -> dict[str, Any]:
         "clients": len(workload.population),
         "cohort_size": scenario.cohort_size,
         "examples_per_client": {
-            "min": int(examples.min()), "median": float(np.median(examples)), "max": int(examples.max()),
+            "min": int(examples.min()),
+            "median": float(np.median(examples)),
+            "max": int(examples.max()),
         },
         "channel_groups": len(workload.plan.groups),
         "channels": workload.plan.num_units,
@@ -48,7 +50,7 @@ def forecast(scenario: Scenario) -> dict[str, Any]:
         "exact": is_exact(scenario),
         "tiers": tier_rows(scenario, history),
         **summary_of(totals),
-    }  # fmt: skip
+    }
 
 
 def is_exact(scenario: Scenario) -> bool:
@@ -79,13 +81,15 @@ def tier_rows(scenario: Scenario, history: list[Columns]) -> list[dict[str, Any]
     for index, name in enumerate(devices.tiers):
         members = everybody.take(tier_of == index)
         if len(members.clients):
-            rows.append({
-                "tier": name,
-                "clients": len(members.clients),
-                **_median_budget(scenario, members),
-                "infeasible": int((members.keep_ratios == 0).sum()),
-                **_mean_seconds(seen, name),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "tier": name,
+                    "clients": len(members.clients),
+                    **_median_budget(scenario, members),
+                    "infeasible": int((members.keep_ratios == 0).sum()),
+                    **_mean_seconds(seen, name),
+                }
+            )
     return rows
 
 
@@ -96,8 +100,11 @@ def _median_budget(scenario: Scenario, members: Cohort) -> dict[str, Any]:
         reasons, counts = np.unique(members.limited_by, return_counts=True)
         nothing = dict.fromkeys(("parameters", "train_flops_per_example", "down_bytes", "up_bytes"), 0)
         return {
-            "keep_ratio": 0.0, "limited_by": str(reasons[counts.argmax()]), "pruning_ratio": 1.0, **nothing,
-        }  # fmt: skip
+            "keep_ratio": 0.0,
+            "limited_by": str(reasons[counts.argmax()]),
+            "pruning_ratio": 1.0,
+            **nothing,
+        }
     ranked = able[np.argsort(members.keep_ratios[able], kind="stable")]
     median = ranked[(len(ranked) - 1) // 2]
     keep_ratio, plan = float(members.keep_ratios[median]), scenario.workload.plan

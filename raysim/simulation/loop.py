@@ -19,9 +19,13 @@ from raysim.simulation.transition import initial_state
 
 
 def run_rounds(
-    scenario: Scenario, state: ServerState, executor: Executor, storage: Storage, wall_s: float = 0.0,
+    scenario: Scenario,
+    state: ServerState,
+    executor: Executor,
+    storage: Storage,
+    wall_s: float = 0.0,
     last: StopRequest | None = None,
-) -> Iterator[tuple[ServerState, RoundReport]]:  # fmt: skip
+) -> Iterator[tuple[ServerState, RoundReport]]:
     """Play the rounds that are left; each is on disk before it is reported.
 
     The last one has a checkpoint, also where the run is asked to stop before its end.

@@ -168,9 +168,12 @@ def _slopes(value: torch.Tensor, leaves: Params, create_graph: bool = False, ret
     if not value.requires_grad:
         return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     found = torch.autograd.grad(
-        value, list(leaves.values()), create_graph=create_graph, retain_graph=create_graph or retain_graph,
+        value,
+        list(leaves.values()),
+        create_graph=create_graph,
+        retain_graph=create_graph or retain_graph,
         materialize_grads=True,
-    )  # fmt: skip
+    )
     return dict(zip(leaves, found, strict=True))
 
 

@@ -32,9 +32,15 @@ def select_clients(
     everybody = np.arange(len(workload.population))
     online = None if rule.name == "uniform" else reachable(scenario, state, everybody)
     view = SelectionView(
-        len(everybody), size, state.round + 1, workload.seed, workload.population.train.counts, online, busy,
+        len(everybody),
+        size,
+        state.round + 1,
+        workload.seed,
+        workload.population.train.counts,
+        online,
+        busy,
         state.history,
-    )  # fmt: skip
+    )
     return selection.choose(rule, view)
 
 

@@ -57,9 +57,10 @@ class _Trainer:
         scenario, state = self._scenario, self.state
         self._round -= 1  # 0, -1, ...: every call draws its own random numbers
         cohort = replace(
-            cohort_of(scenario, clients, self._round), epochs=np.full(len(clients), epochs),
+            cohort_of(scenario, clients, self._round),
+            epochs=np.full(len(clients), epochs),
             keep_ratios=np.ones(len(clients)),
-        )  # fmt: skip
+        )
         rules = LocalRules(hooks)  # updates before round 1 are not compressed
         method = replace(scenario.method, load=None, objective=Objective(), rules=rules)
         unscored = replace(scenario, scored_share=0.0, method=method)
@@ -81,9 +82,15 @@ class _Trainer:
         )
         coverage = count_coverage(scenario.workload.plan, masks, cohort.examples)
         aggregated = apply_updates(
-            params, scenario.buffers, contribution.sums["update"].value, coverage, int(cohort.examples.sum()),
-            fill_holders, 1.0, average_buffers=True,
-        )  # fmt: skip
+            params,
+            scenario.buffers,
+            contribution.sums["update"].value,
+            coverage,
+            int(cohort.examples.sum()),
+            fill_holders,
+            1.0,
+            average_buffers=True,
+        )
         return contribution, aggregated
 
     def _energy_j(self, cohort: Cohort, masks: CohortMasks, load: CohortLoad, timing: CohortTiming) -> float:

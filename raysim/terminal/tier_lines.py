@@ -53,9 +53,13 @@ def tier_lines(clients: Columns, tiers: Sequence[str], most: int = MOST_TIERS) -
 def _line(tier: str, clients: Columns, asked: NDArray[np.int64], counts: NDArray[np.bool_]) -> TierLine:
     counted = asked[counts[asked]]
     return TierLine(
-        tier, len(counted), len(asked), _mean(clients["pruning_ratio"][counted]), _mean(clients["accuracy"][asked]),
+        tier,
+        len(counted),
+        len(asked),
+        _mean(clients["pruning_ratio"][counted]),
+        _mean(clients["accuracy"][asked]),
         float(np.median(clients["total_s"][counted])) if len(counted) else nan,
-    )  # fmt: skip
+    )
 
 
 def _mean(values: NDArray[Any]) -> float:

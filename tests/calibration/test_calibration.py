@@ -254,8 +254,12 @@ def test_the_command_measures_two_models_and_leaves_its_files(command, tmp_path,
     code, out, err = command(*mlp)
     assert code == 0, err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "calibration-lenet.png", "calibration-mlp.png", "calibration.png", "calibration.md", "calibration.json",
-    }  # fmt: skip
+        "calibration-lenet.png",
+        "calibration-mlp.png",
+        "calibration.png",
+        "calibration.md",
+        "calibration.json",
+    }
     result = json.loads(out.splitlines()[-1])
     assert result == json.loads((tmp_path / "out" / "calibration.json").read_text())
     assert [each["model"] for each in result["models"]] == ["mlp", "lenet"]

@@ -279,9 +279,20 @@ def test_a_run_ends_with_its_summary_as_json(finished):
     assert finished.code == 0
     summary = json.loads(finished.out.splitlines()[-1])
     assert summary.keys() >= {
-        "run_id", "method", "rounds", "accuracy", "best_accuracy", "pruning_ratio_mean", "simulated_s", "wall_s",
-        "up_bytes", "down_bytes", "train_flops", "params_sha256", "output_dir",
-    }  # fmt: skip
+        "run_id",
+        "method",
+        "rounds",
+        "accuracy",
+        "best_accuracy",
+        "pruning_ratio_mean",
+        "simulated_s",
+        "wall_s",
+        "up_bytes",
+        "down_bytes",
+        "train_flops",
+        "params_sha256",
+        "output_dir",
+    }
     assert (summary["method"], summary["rounds"]) == ("ca-hfp", 2)
     assert summary["output_dir"] == str(finished.folder)
     assert 0 < summary["accuracy"] <= summary["best_accuracy"] <= 1

@@ -124,9 +124,15 @@ def test_a_person_reads_before_and_after_and_what_is_not_known(capsys, finished,
     )
     printed = capsys.readouterr().out
     for part in (
-        "recorded", "replayed", "simulated time", "energy of the devices", "accuracy 0.05", "not known",
-        "mean seconds of a client's work", "their devices' keep_ratio differs, they would have trained another",
-    ):  # fmt: skip
+        "recorded",
+        "replayed",
+        "simulated time",
+        "energy of the devices",
+        "accuracy 0.05",
+        "not known",
+        "mean seconds of a client's work",
+        "their devices' keep_ratio differs, they would have trained another",
+    ):
         assert part in printed
     assert left_with("replay", finished) == 0
     assert "exact: " in capsys.readouterr().out

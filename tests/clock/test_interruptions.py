@@ -78,9 +78,10 @@ def test_batteries_drain_by_training_radio_and_waiting_then_charge_until_the_nex
     state, (first, second) = played(scenario, 2)
     rows = first.clients
     level = 50 - (
-        2.0 * rows["compute_s"] + 1e-4 * (rows["down_bytes"] + rows["up_bytes"])
+        2.0 * rows["compute_s"]
+        + 1e-4 * (rows["down_bytes"] + rows["up_bytes"])
         + 0.5 * (rows["total_s"].max() - rows["total_s"])
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(50 - rows["energy_j"], level, rtol=1e-12)
     np.testing.assert_allclose(state.history[energy.LEVEL], level - second.clients["energy_j"], rtol=1e-12)
     assert (state.history[energy.SINCE] == state.totals.simulated_s).all()
@@ -133,8 +134,9 @@ def test_devices_that_come_and_go_by_a_trace(mode):
     begins = np.arange(count) * 0.06
     online = OnlineIntervals(np.arange(count + 1), begins, begins + 0.6, np.ones(count))
     traced = with_devices(
-        scenario, replace(devices, online=online, trace_of=np.arange(count)),
-    )  # fmt: skip
+        scenario,
+        replace(devices, online=online, trace_of=np.arange(count)),
+    )
     state, reports = played(traced)
     assert state.totals.outcomes.keys() >= {OFFLINE, UNREACHABLE}
     for report in reports:

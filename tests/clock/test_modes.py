@@ -70,8 +70,10 @@ def test_a_synchronous_round_lasts_until_the_slowest_is_done_or_has_stopped():
 
 def test_a_deadline_cuts_what_comes_later_and_equal_time_counts():
     assert deadline(lasting(3, 10, 10.001, 40), 10.0) == (
-        [COUNTED, COUNTED, LATE, LATE], [3.0, 10.0, 10.0, 10.0], 10.0,
-    )  # fmt: skip
+        [COUNTED, COUNTED, LATE, LATE],
+        [3.0, 10.0, 10.0, 10.0],
+        10.0,
+    )
 
 
 def test_a_round_ends_before_its_deadline_when_everybody_is_done():
@@ -86,8 +88,10 @@ def test_a_deadline_nobody_meets_loses_everybody():
 
 def test_over_selection_takes_the_first_by_time_then_by_id_and_stops_the_others():
     assert first(lasting(5, 3, 9, 4), 2) == (
-        [SURPLUS, COUNTED, SURPLUS, COUNTED], [4.0, 3.0, 4.0, 4.0], 4.0,
-    )  # fmt: skip
+        [SURPLUS, COUNTED, SURPLUS, COUNTED],
+        [4.0, 3.0, 4.0, 4.0],
+        4.0,
+    )
     assert first(lasting(5, 5, 5, clients=[7, 8, 9]), 2) == ([COUNTED, COUNTED, SURPLUS], [5.0] * 3, 5.0)
     assert first(lasting(6, 5, 5, clients=[7, 8, 9]), 1) == ([SURPLUS, COUNTED, SURPLUS], [5.0] * 3, 5.0)
 
@@ -237,8 +241,16 @@ def test_a_run_in_which_everybody_drops_out_ends_with_the_model_it_began_with(mo
     assert state.totals.client_rounds == 0
     summary = summary_of(state.totals)
     json.dumps(summary, allow_nan=False)
-    shown = summary | {"method": "m", "rounds": 4, "output_dir": "", "accuracy": 0.1, "best_accuracy": 0.1,
-                       "targets": [], "wall_s": 1.0, "costs": {}}  # fmt: skip
+    shown = summary | {
+        "method": "m",
+        "rounds": 4,
+        "output_dir": "",
+        "accuracy": 0.1,
+        "best_accuracy": 0.1,
+        "targets": [],
+        "wall_s": 1.0,
+        "costs": {},
+    }
     assert any("work that did not count" in line for line in summary_lines(shown, "", ""))
 
 

@@ -69,8 +69,10 @@ def test_a_clients_speed_does_not_depend_on_who_else_takes_part():
 
 
 def test_speeds_are_drawn_anew_for_each_seed_round_and_client():
-    totals = [timing(VARYING, (client,), round, seed).total_s[0] for client, round, seed in
-              ((0, 1, 0), (1, 1, 0), (0, 2, 0), (0, 1, 1))]  # fmt: skip
+    totals = [
+        timing(VARYING, (client,), round, seed).total_s[0]
+        for client, round, seed in ((0, 1, 0), (1, 1, 0), (0, 2, 0), (0, 1, 1))
+    ]
     assert len(set(totals)) == 4
     assert totals[0] == timing(VARYING, (0,)).total_s[0]
 

@@ -33,8 +33,12 @@ def test_what_is_done_of_each_phase_when_a_client_stops(second, shares, spent):
     assert (done.download_s[0], done.compute_s[0], done.upload_s[0]) == shares
     load = work.spent
     assert (
-        load.down_bytes[0], load.up_bytes[0], load.train_flops[0], load.activation_bytes[0], load.steps[0],
-    ) == spent  # fmt: skip
+        load.down_bytes[0],
+        load.up_bytes[0],
+        load.train_flops[0],
+        load.activation_bytes[0],
+        load.steps[0],
+    ) == spent
 
 
 def test_work_stops_only_where_it_would_have_lasted_longer():

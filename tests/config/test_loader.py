@@ -38,11 +38,20 @@ def test_values_are_yaml_and_numbers_such_as_1e_3(text, value):
 
 
 def test_overrides_reach_every_level_and_the_last_one_wins():
-    settings = load(DIGITS, (
-        "seed=4", "seed=5", "training.learning_rate=1e-3", "population.tiers.0.keep_ratio=0.5",
-        "training.clip_norm=null", "model.options.channels=[4, 8]", "evaluation.every=7",
-        "method={name: random, fill: holders}", "tracking.uri=sqlite:///a=b.db",
-    ))  # fmt: skip
+    settings = load(
+        DIGITS,
+        (
+            "seed=4",
+            "seed=5",
+            "training.learning_rate=1e-3",
+            "population.tiers.0.keep_ratio=0.5",
+            "training.clip_norm=null",
+            "model.options.channels=[4, 8]",
+            "evaluation.every=7",
+            "method={name: random, fill: holders}",
+            "tracking.uri=sqlite:///a=b.db",
+        ),
+    )
     assert settings.seed == 5
     assert settings.training.learning_rate == 0.001
     assert [tier.keep_ratio for tier in settings.population.tiers] == [0.5, 0.5, 0.75, 1.0]
@@ -140,8 +149,10 @@ def test_a_setting_with_values_of_several_kinds_is_named_once_with_all_of_them(o
 
 def test_every_wrong_setting_has_its_line():
     assert [line.partition(" ")[0] for line in refusal("rounds=0", "training.epochs=0", "sed=1").split("\n")] == [
-        "rounds=0", "training.epochs=0", "sed=1",
-    ]  # fmt: skip
+        "rounds=0",
+        "training.epochs=0",
+        "sed=1",
+    ]
 
 
 def test_missing_settings_are_named(tmp_path):
@@ -247,5 +258,9 @@ def test_numbers_with_an_exponent_are_numbers_at_any_depth(tmp_path: Path) -> No
     file = tmp_path / "x.yaml"
     file.write_text("{a: 1e9, b: [2E-3, -1.5e+2], c: {d: .5e1}, e: 1e, f: run1e3}")
     assert loader.read_yaml(file) == {
-        "a": 1e9, "b": [2e-3, -150.0], "c": {"d": 5.0}, "e": "1e", "f": "run1e3",
-    }  # fmt: skip
+        "a": 1e9,
+        "b": [2e-3, -150.0],
+        "c": {"d": 5.0},
+        "e": "1e",
+        "f": "run1e3",
+    }

@@ -18,8 +18,10 @@ def test_equal_lines_of_several_clients_are_captured_once_and_not_shown(capsys):
                 print("printed\n  twice", file=sys.stderr)
                 warning("warned")
     assert remarks.pop() == (
-        LogLine("printed", 1, (2, 4)), LogLine("  twice", 1, (2, 4)), LogLine("warned", 1, (2, 4), is_warning=True),
-    )  # fmt: skip
+        LogLine("printed", 1, (2, 4)),
+        LogLine("  twice", 1, (2, 4)),
+        LogLine("warned", 1, (2, 4), is_warning=True),
+    )
     assert remarks.pop() == ()
     assert capsys.readouterr() == ("", "")
     with about(8):
@@ -61,8 +63,13 @@ def test_everything_that_prints_is_captured_in_its_order(capsys):
         logging.getLogger("their.layer").warning("gain is %s", 3)
         print("unfinished", end="")
     assert [line.text.split(" (")[0] for line in lines.pop()] == [
-        "no end yet", "an end", "halves of ü", "UserWarning: odd", "their.layer: gain is 3", "unfinished",
-    ]  # fmt: skip
+        "no end yet",
+        "an end",
+        "halves of ü",
+        "UserWarning: odd",
+        "their.layer: gain is 3",
+        "unfinished",
+    ]
     assert capsys.readouterr() == ("", "")
 
 

@@ -38,8 +38,11 @@ def left_with(folder, *options) -> int:
     handler = signal.getsignal(signal.SIGTERM)
     store = ("--set", f"tracking.uri=sqlite:///{folder}/store/mlflow.db")
     with pytest.raises(SystemExit) as left:
-        cli.main([str(folder / "modes.yaml"), *store, "--output", str(folder / "out"), *options],
-                 JOB.time_to_accuracy, JOB.KEPT)  # fmt: skip
+        cli.main(
+            [str(folder / "modes.yaml"), *store, "--output", str(folder / "out"), *options],
+            JOB.time_to_accuracy,
+            JOB.KEPT,
+        )
     signal.signal(signal.SIGTERM, handler)
     return int(left.value.code)
 

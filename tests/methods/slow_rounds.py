@@ -97,12 +97,20 @@ def ordered(scenario: Scenario, round: int, id: int) -> np.random.Generator:
 
 
 def train(
-    scenario: Scenario, params: Params, id: int, round: int, held: Params | None = None, *, epochs: int | None = None,
-    loss: Callable[..., torch.Tensor] = plain_loss, observe: Callable[[Params], None] | None = None,
+    scenario: Scenario,
+    params: Params,
+    id: int,
+    round: int,
+    held: Params | None = None,
+    *,
+    epochs: int | None = None,
+    loss: Callable[..., torch.Tensor] = plain_loss,
+    observe: Callable[[Params], None] | None = None,
     correct: Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-    after_step: Callable[[nn.Module], None] | None = None, order: np.random.Generator | None = None,
+    after_step: Callable[[nn.Module], None] | None = None,
+    order: np.random.Generator | None = None,
     stop: Callable[[float], bool] | None = None,
-) -> tuple[Params, list[float]]:  # fmt: skip
+) -> tuple[Params, list[float]]:
     """The client's parameters after training, dropped entries at zero, and each epoch's mean loss.
 
     `held` may change while training, in `after_step`; `correct` gives a gradient from name, weight, gradient.
@@ -208,9 +216,11 @@ def l1(plan: ChannelPlan, params: Params) -> dict[str, list[float]]:
 
 
 def agree(
-    scenario: Scenario, play: Callable[[int, Params, RoundReport], Params], rounds: int = 2,
+    scenario: Scenario,
+    play: Callable[[int, Params, RoundReport], Params],
+    rounds: int = 2,
     params: Params | None = None,
-) -> ServerState:  # fmt: skip
+) -> ServerState:
     """Hold raysim's parameters after every round against those of a slow round."""
     state, executor = initial_state(scenario), InProcessExecutor(scenario.workload)
     params = state.params if params is None else params

@@ -175,8 +175,10 @@ def test_a_hybrid_mask_counts_what_is_left_of_the_submodel() -> None:
     workload = scenario.workload
     units = np.ones(workload.plan.num_units, dtype=np.bool_)
     units[workload.plan.units["0"].start] = False
-    bits = {key: torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.7 for key, shape in
-            ((key, workload.plan.shapes[key]) for key in ("0.weight", "0.bias", "2.weight"))}  # fmt: skip
+    bits = {
+        key: torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.7
+        for key, shape in ((key, workload.plan.shapes[key]) for key in ("0.weight", "0.bias", "2.weight"))
+    }
     mask = Mask(units, elements.pack(bits))
     pruned = scenario.costs.pruned_elements(mask)
     gone = {

@@ -167,9 +167,14 @@ def test_an_unknown_name_lists_the_nearest():
 @pytest.mark.slow
 def test_a_round_of_fedavg_trains_one_dense(capsys):
     settings = tiny_settings(
-        "model.name=torchvision/mobilenet_v3_small", "model.options={}", "method.name=fedavg", "rounds=1",
-        "population.clients=40", "selection.clients_per_round=2", "model.keep_whole=['classifier.*']",
-    )  # fmt: skip
+        "model.name=torchvision/mobilenet_v3_small",
+        "model.options={}",
+        "method.name=fedavg",
+        "rounds=1",
+        "population.clients=40",
+        "selection.clients_per_round=2",
+        "model.keep_whole=['classifier.*']",
+    )
     scenario = build_scenario(settings)
     state, report = run_round(scenario, initial_state(scenario), InProcessExecutor(scenario.workload))
     assert np.isfinite(report.train_loss)

@@ -42,10 +42,17 @@ def test_an_unknown_preset_is_told_with_the_nearest():
 
 def test_flops_of_femnist_are_counted():
     network = nn.Sequential(
-        nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(64 * 7 * 7, 2048), nn.ReLU(), nn.Linear(2048, 62),
-    )  # fmt: skip
+        nn.Conv2d(1, 32, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * 7 * 7, 2048),
+        nn.ReLU(),
+        nn.Linear(2048, 62),
+    )
     per_example = cost.count(network, (1, 28, 28)).train_flops
     assert 10 * per_example == presets.FEMNIST_FLOPS_PER_BATCH
     means = [tier.device.flops_per_s for tier in preset("phones-2020").tiers]

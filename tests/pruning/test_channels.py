@@ -88,8 +88,11 @@ def test_a_round_that_nobody_ends_is_written_as_zeros_and_merged_with_the_others
     assert table["round"].tolist() == [1] * scenario.workload.plan.num_units + [2] * scenario.workload.plan.num_units
     assert not table["clients"].any()
     assert {name: column.dtype for name, column in table.items()} == {
-        "round": np.int32, "unit": np.int32, "clients": np.int32, "examples": np.int64,
-    }  # fmt: skip
+        "round": np.int32,
+        "unit": np.int32,
+        "clients": np.int32,
+        "examples": np.int64,
+    }
 
 
 def test_records_of_a_run_that_began_before_channels_were_counted_are_merged(tmp_path):

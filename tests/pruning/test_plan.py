@@ -158,8 +158,11 @@ def test_grouped_layers_keep_their_number_of_groups() -> None:
     small = plan.extract(model, plan.random_mask(0.5))
     assert {group.name: group.size for group in plan.groups} == {"first": 4, "grouped": 3, "last": 3}
     assert (small.grouped.groups, small.grouped.in_channels, small.norm.num_groups, small.norm.num_channels) == (
-        3, 12, 2, 12,
-    )  # fmt: skip
+        3,
+        12,
+        2,
+        12,
+    )
     np.testing.assert_array_equal(plan.groups[0].slots[0].indices, np.arange(24).reshape(6, 4).T)
 
 

@@ -6,7 +6,7 @@ from raysim.client.training import effective_steps
 from raysim.pruning import submodel
 from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.significance import (
-    FORMS,  # fmt: skip
+    FORMS,
     channel_sums,
     first_channels,
     gradient_and_curvature_sums,

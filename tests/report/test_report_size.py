@@ -75,8 +75,11 @@ def folder(tmp_path_factory) -> Path:
 
 def write_rounds(small: Path, folder: Path, rng: np.random.Generator) -> None:
     one = records.read(records.path_of(small / "rounds", 1))
-    grown = {name: np.repeat(column, ROUNDS).astype(np.float64) * np.cumsum(rng.random(ROUNDS))
-             for name, column in one.items() if column.dtype.kind in "fi"}  # fmt: skip
+    grown = {
+        name: np.repeat(column, ROUNDS).astype(np.float64) * np.cumsum(rng.random(ROUNDS))
+        for name, column in one.items()
+        if column.dtype.kind in "fi"
+    }
     records.write_all([grown | {"round": np.arange(1, ROUNDS + 1)}], folder / "rounds.parquet")
 
 
@@ -112,9 +115,7 @@ def write_channels(folder: Path, rng: np.random.Generator) -> None:
 @pytest.mark.slow
 def test_the_report_of_ten_thousand_clients_in_two_hundred_rounds_is_small_and_quick(folder):
     assert pq.read_metadata(folder / "clients.parquet").num_rows == CLIENTS * ROUNDS
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURING, str(folder)], capture_output=True, text=True, check=False
-    )  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", MEASURING, str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     took = json.loads(done.stdout.splitlines()[-1])
     html = (folder / "report.html").read_bytes()

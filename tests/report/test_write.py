@@ -83,8 +83,11 @@ def test_a_page_asks_for_nothing_from_elsewhere_and_keeps_nothing(run):
     for tag, name, value in run.page.attributes:
         assert name not in ("src", "srcset", "data") or value.startswith("data:"), (tag, name, value)
         assert name != "href" or value.startswith("#"), (tag, name, value)
-    assert ("meta", "content", "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-            "img-src data: blob:") in run.page.attributes  # fmt: skip
+    assert (
+        "meta",
+        "content",
+        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:",
+    ) in run.page.attributes
     ours = run.page.html.replace(page.get_plotlyjs(), "")
     assert len(ours) < 400_000
     assert not re.search(r"https?:|//cdn|localStorage|cookie|top\.location|import\(|fetch\(", ours)

@@ -166,8 +166,19 @@ def test_power_of_choice_draws_its_candidates_in_proportion_to_rows():
 
 def test_power_of_choice_draws_twice_as_many_candidates_as_it_keeps():
     losses = np.arange(100.0)
-    lowest = [min(chosen("power-of-choice", num_clients=100, size=20, round=round, examples=np.ones(100),
-                         history={"last_loss": losses})) for round in range(1, 200)]  # fmt: skip
+    lowest = [
+        min(
+            chosen(
+                "power-of-choice",
+                num_clients=100,
+                size=20,
+                round=round,
+                examples=np.ones(100),
+                history={"last_loss": losses},
+            )
+        )
+        for round in range(1, 200)
+    ]
     assert 30 < np.mean(lowest) < 70  # the median of 40 of 100; of all 100 it would be 80
 
 

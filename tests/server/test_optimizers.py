@@ -53,8 +53,11 @@ def test_steps_are_those_of_a_loop_over_entries_and_wait_where_nobody_trained(ki
         torch.testing.assert_close(params["w"].flatten(), torch.tensor(expected), rtol=1e-5, atol=1e-6)
     assert params["seen"] == 13, "buffers are taken over"
     assert {key.split("/")[1] for key in memory} == {
-        "sgd": set(), "momentum": {"first"}, "adam": {"first", "second"}, "yogi": {"first", "second"}
-    }[kind]  # fmt: skip
+        "sgd": set(),
+        "momentum": {"first"},
+        "adam": {"first", "second"},
+        "yogi": {"first", "second"},
+    }[kind]
 
 
 @pytest.mark.parametrize("kind", ["sgd", "momentum", "adam", "yogi"])

@@ -71,8 +71,10 @@ def play(scenario: Scenario, rounds: int) -> list[Buffer]:
                     places = rng.choice(len(free), min(wanted, len(free)), replace=False)
                     standby = sorted(free[place] for place in places)
                     asked |= set(standby)
-                    order = {c: seeding.uniform(workload.seed, "start order", version, np.array([c]))[0, 0]
-                             for c in standby}  # fmt: skip
+                    order = {
+                        c: seeding.uniform(workload.seed, "start order", version, np.array([c]))[0, 0]
+                        for c in standby
+                    }
                     standby.sort(key=lambda client: order[client])
                     first_draw = False
                     if not standby:

@@ -75,12 +75,16 @@ def test_who_ends_up_in_each_buffer_and_when_it_is_full(case: str, failure_rate:
 
 def test_the_cases_differ_in_what_they_are_about() -> None:
     buffers = {case: play(of_case(case), 6) for case in CASES}
-    late = {case: sum(one.version < place + 1 for place, each in enumerate(found) for one in each.ended)
-            for case, found in buffers.items()}  # fmt: skip
+    late = {
+        case: sum(one.version < place + 1 for place, each in enumerate(found) for one in each.ended)
+        for case, found in buffers.items()
+    }
     assert late["one at a time"] == 0
     assert late["buffer > concurrency"] < late["buffer < concurrency"]
-    assert max(place + 1 - one.version for place, each in enumerate(buffers["an update at once"])
-               for one in each.ended) >= 3  # fmt: skip
+    assert (
+        max(place + 1 - one.version for place, each in enumerate(buffers["an update at once"]) for one in each.ended)
+        >= 3
+    )
 
 
 @pytest.mark.parametrize("failure_rate", [0.0, 0.4])
@@ -98,8 +102,10 @@ def test_nobody_is_twice_at_work_and_nobody_starts_twice_from_one_version(failur
 
 @pytest.mark.parametrize("mode", ["a third of a buffer is stale", "nobody is there"])
 def test_a_buffer_that_cannot_be_filled_is_taken_as_it_is_after_the_seconds_of_an_empty_round(mode: str) -> None:
-    scenario = with_figures(clocked("magnitude", "async", "clock.empty_round_s=7.0", "clock.buffer_size=4",
-                                    "clock.concurrency=2"), failure_rate=0.75 if mode[0] == "a" else 1.0)  # fmt: skip
+    scenario = with_figures(
+        clocked("magnitude", "async", "clock.empty_round_s=7.0", "clock.buffer_size=4", "clock.concurrency=2"),
+        failure_rate=0.75 if mode[0] == "a" else 1.0,
+    )
     expected = play(scenario, 4)
     _, reports = played(scenario, 3)
     short = 0
@@ -144,8 +150,9 @@ def test_parameters_after_three_buffers_are_those_of_a_slow_recomputation(expone
 def test_stale_updates_count_for_less() -> None:
     digests = set()
     for exponent in (0.0, 0.5, 3.0):
-        scenario = clocked("magnitude", "async", *POPULATION, "clock.concurrency=7",
-                           f"clock.staleness_exponent={exponent}")  # fmt: skip
+        scenario = clocked(
+            "magnitude", "async", *POPULATION, "clock.concurrency=7", f"clock.staleness_exponent={exponent}"
+        )
         state, reports = played(scenario)
         assert max(report.round - report.clients["started_round"].min() for report in reports) >= 1
         digests.add(float(sum(value.double().abs().sum() for value in state.params.values())))
@@ -155,8 +162,15 @@ def test_stale_updates_count_for_less() -> None:
 def test_equally_fast_clients_without_a_standby_are_one_synchronous_round_after_another() -> None:
     """With a buffer as large as what is at work and equal seconds, a buffer is the cohort that started together."""
     scenario = clocked("fedavg", "async", "clock.buffer_size=3", "clock.concurrency=3")
-    even = with_figures(scenario, flops_per_s=1e30, compute_variation=0, link_variation=0, latency_s=1,
-                        down_bytes_per_s=1e30, up_bytes_per_s=1e30)  # fmt: skip
+    even = with_figures(
+        scenario,
+        flops_per_s=1e30,
+        compute_variation=0,
+        link_variation=0,
+        latency_s=1,
+        down_bytes_per_s=1e30,
+        up_bytes_per_s=1e30,
+    )
     _, reports = played(even, 3)
     for report in reports:
         rows = report.clients
@@ -214,9 +228,18 @@ def test_a_standby_that_has_left_since_does_not_start(monkeypatch) -> None:
 
 
 def test_a_population_that_is_all_away_is_asked_in_few_draws(monkeypatch) -> None:
-    scenario = clocked("fedavg", "async", "population.clients=700", "data.max_train_examples=null",
-                       "data.partition.name=iid", "data.partition.alpha=null", "data.heldout_share=0.0",
-                       "data.partition.min_examples=null", "clock.buffer_size=1", "clock.concurrency=1")  # fmt: skip
+    scenario = clocked(
+        "fedavg",
+        "async",
+        "population.clients=700",
+        "data.max_train_examples=null",
+        "data.partition.name=iid",
+        "data.partition.alpha=null",
+        "data.heldout_share=0.0",
+        "data.partition.min_examples=null",
+        "clock.buffer_size=1",
+        "clock.concurrency=1",
+    )
     draws = []
     monkeypatch.setattr(
         availability,

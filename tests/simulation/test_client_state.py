@@ -53,12 +53,15 @@ def test_a_client_has_one_file_per_version_and_old_ones_go_with_their_checkpoint
     assert all(isinstance(entry, Stored) for entry in state.clients.entries.values())
     state = saved(ServerState(2, params, clients=updated(state.clients, {8: tensors(4)})), tmp_path)
     assert files_in(tmp_path) == [
-        "0000003_000001.safetensors", "0000008_000001.safetensors", "0000008_000002.safetensors"
-    ]  # fmt: skip
+        "0000003_000001.safetensors",
+        "0000008_000001.safetensors",
+        "0000008_000002.safetensors",
+    ]
     referred = checkpoint.load(checkpoint.path_of(tmp_path, 2)).clients.entries
     assert {client: entry.path.name for client, entry in referred.items()} == {
-        3: "0000003_000001.safetensors", 8: "0000008_000002.safetensors"
-    }  # fmt: skip
+        3: "0000003_000001.safetensors",
+        8: "0000008_000002.safetensors",
+    }
     earlier = checkpoint.load(checkpoint.path_of(tmp_path, 1))
     assert earlier.clients[8]["variate/0.bias"] == 2, "round 1 still finds its own version"
     saved(ServerState(3, params, clients=state.clients), tmp_path, keep=2)

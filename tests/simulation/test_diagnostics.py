@@ -94,9 +94,12 @@ def test_all_diagnostics_and_all_tiers_are_recorded() -> None:
     tier = "{{name: t{0}, share: {1}, keep_ratio: 0.5, flops_per_s: 1.0, down_bytes_per_s: 1.0, up_bytes_per_s: 1.0}}"
     tiers = ", ".join(tier.format(k, 1 / 12) for k in range(12))
     _, reports = played(
-        f"population.tiers=[{tiers}]", "population.clients=24", "selection.clients_per_round=24",
-        "method.estimator=variation", "diagnostics.every=2",
-    )  # fmt: skip
+        f"population.tiers=[{tiers}]",
+        "population.clients=24",
+        "selection.clients_per_round=24",
+        "method.estimator=variation",
+        "diagnostics.every=2",
+    )
     metrics = metrics_of(reports[1])
     assert {f"diagnostics/{name}" for name in ALWAYS} < set(metrics)
     assert sum(key.startswith("pruning_ratio/tier/") for key in metrics) == 12
@@ -185,7 +188,7 @@ def test_spread_of_gradients_client_by_client(subject: Subject) -> None:
     clients, shares = subject.cohort.clients, subject.shares
     variance, dissimilarity = convergence.gradient_spread(
         workload, subject.surface, weights, clients, shares, round=1
-    )  # fmt: skip
+    )
     own = [
         subject.surface.on(*workload.data.train_rows(workload.population.train[client])).gradient(weights)
         for client in clients.tolist()
@@ -218,11 +221,7 @@ def test_churn_compares_with_the_next_rounds_masks() -> None:
     scenario = build_scenario(tiny_settings(*SMALL, "method.name=fedrolex"))
     state = initial_state(scenario)
     cohort, _ = respond(scenario, state, select_clients(scenario, state, scenario.cohort_size))
-    pairs = [
-        choose_masks(scenario, view_of(scenario, state, replace(cohort, round=round)))[0] for round in (1, 2)
-    ]  # fmt: skip
-    changes = [
-        1 - (old.kept & new.kept).sum() / (old.kept | new.kept).sum() for old, new in zip(*pairs, strict=True)
-    ]  # fmt: skip
+    pairs = [choose_masks(scenario, view_of(scenario, state, replace(cohort, round=round)))[0] for round in (1, 2)]
+    changes = [1 - (old.kept & new.kept).sum() / (old.kept | new.kept).sum() for old, new in zip(*pairs, strict=True)]
     assert report.diagnostics["mask_churn"] == pytest.approx(np.average(changes, weights=cohort.examples))
     assert max(changes) > 0

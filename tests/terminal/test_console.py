@@ -26,8 +26,17 @@ def test_durations_read_as_a_person_would_say_them(seconds, text):
 def test_a_summary_says_what_was_reached_and_where_to_look():
     lines = summary_lines(SUMMARY, "mlflow ui", "http://127.0.0.1:5000/#/runs/1")
     text = "\n".join(lines)
-    for part in ("ca-hfp, 2 rounds, files in /runs/a", "0.9123 (best 0.9500)", "0.2500 of the parameters", "61.0 %",
-                 "48.0 %", "1 min 15 s", "3.2 s", "mlflow ui", "http://127.0.0.1:5000/#/runs/1"):  # fmt: skip
+    for part in (
+        "ca-hfp, 2 rounds, files in /runs/a",
+        "0.9123 (best 0.9500)",
+        "0.2500 of the parameters",
+        "61.0 %",
+        "48.0 %",
+        "1 min 15 s",
+        "3.2 s",
+        "mlflow ui",
+        "http://127.0.0.1:5000/#/runs/1",
+    ):
         assert part in text
 
 

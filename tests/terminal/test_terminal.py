@@ -200,8 +200,10 @@ def test_what_is_no_terminal_gets_no_escape_codes_and_a_dumb_one_plain_lines(tmp
     assert dumb.end() == 0
     assert "\x1b" not in dumb.shown
     assert [line.split()[1] for line in dumb.shown.splitlines() if line.startswith("round ")][-3:] == [
-        "1/3", "2/3", "3/3",
-    ]  # fmt: skip
+        "1/3",
+        "2/3",
+        "3/3",
+    ]
     assert "global test accuracy" in dumb.output
 
     (folder / "uncoloured").mkdir()

@@ -94,9 +94,12 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     url = f"http://127.0.0.1:{free_port()}"
     where = ["--host", "127.0.0.1", "--port", url.rpartition(":")[2], "--workers", "1"]
     server = Server(
-        [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, *where], f"{url}/health",
-        folder / "mlflow.log", MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
-    )  # fmt: skip
+        [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, *where],
+        f"{url}/health",
+        folder / "mlflow.log",
+        MLFLOW_DISABLE_TELEMETRY="true",
+        MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
+    )
     try:
         server.start()
         yield Shown(url, store, folder / "out", noted["run_id"], noted["experiment_id"])
@@ -121,7 +124,7 @@ def pages(shown: Shown) -> dict[str, Path]:
     return {
         "report": shown.folder / "report.html",
         "comparison": shown.folder.parent / "compared" / "compare.html",
-    }  # fmt: skip
+    }
 
 
 def complaints(seen: Visit) -> list[str]:
@@ -240,7 +243,7 @@ def test_the_artifact_pane_shows_the_report_with_its_figures(shown: Shown, brows
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_opens_from_disk(
     pages: dict[str, Path], browser: Any, name: str, size: tuple[int, int], dark: bool
-) -> None:  # fmt: skip
+) -> None:
     home, (sections, figures, shown_first) = pages[name].as_uri(), PAGES[name]
     with visit(browser, home, size, dark) as seen:
         page = seen.page

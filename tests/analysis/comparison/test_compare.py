@@ -36,9 +36,14 @@ from tests.conftest import CONFIGS, ROOT, TINY, tiny_settings
 
 
 def record(
-    *overrides: str, accuracies=(0.5, 0.7, 0.8), state: str = "", data: str = "a", name: str = "", scale: float = 1.0,
+    *overrides: str,
+    accuracies=(0.5, 0.7, 0.8),
+    state: str = "",
+    data: str = "a",
+    name: str = "",
+    scale: float = 1.0,
     joules: float = 5.0,
-) -> RunRecord:  # fmt: skip
+) -> RunRecord:
     """A run of the tiny experiment that had these accuracies; each round costs as much as the one before."""
     settings, count = tiny_settings(*overrides), len(accuracies)
     place = np.arange(1, count + 1)
@@ -272,8 +277,11 @@ def made(tmp_path_factory) -> SimpleNamespace:
     done = test_comparison.compared(folder, "--methods", "fedavg,heterofl")
     assert done.code == 0
     alone = folder / "alone"
-    given = [part for override in (*TINY, "rounds=3", f"tracking.uri={done.uri}", "method.name=random",
-                                   "experiment=apart") for part in ("--set", override)]  # fmt: skip
+    given = [
+        part
+        for override in (*TINY, "rounds=3", f"tracking.uri={done.uri}", "method.name=random", "experiment=apart")
+        for part in ("--set", override)
+    ]
     assert left_with("run", str(CONFIGS / "digits.yaml"), *given, "--output", str(alone)) == 0
     content = test_comparison.content_of(done)
     return SimpleNamespace(out=done.out, uri=done.uri, alone=alone, folder=folder, content=content)
@@ -308,8 +316,12 @@ def test_folder_parent_experiment_and_single_runs_are_the_same_comparison(made, 
     assert [row["label"] for row in found[0]] == ["fedavg", "heterofl"]
     for row in found[0]:
         told = by_label[row["label"]]
-        for ours, theirs in (("accuracy_last10", "accuracy_last10"), ("best_accuracy", "best_accuracy"),
-                             ("simulated_s", "simulated_s"), ("pruning_ratio", "pruning_ratio_mean")):  # fmt: skip
+        for ours, theirs in (
+            ("accuracy_last10", "accuracy_last10"),
+            ("best_accuracy", "best_accuracy"),
+            ("simulated_s", "simulated_s"),
+            ("pruning_ratio", "pruning_ratio_mean"),
+        ):
             assert row[ours]["mean"] == pytest.approx(told[theirs]["mean"], rel=1e-12)
         assert row["megabytes"]["mean"] == pytest.approx(told["total_bytes"]["mean"] / 1e6)
     given = [str(made.out), str(made.alone), "--target", "0.3", "--target", "0.99", "--output", str(tmp_path / "out")]

@@ -48,9 +48,15 @@ BUSY = ("clock.server_s=0.7",)
 def run_into(folder: Path, *overrides: str, tiers=TIERS, method: str = "random", rounds: int = 4) -> Path:
     """Run a tiny experiment and leave what a replay reads, without MLflow, which takes longer than the run."""
     settings = settings_of(
-        method, f"population.tiers={json.dumps(list(tiers))}", "population.clients=8", f"rounds={rounds}",
-        "evaluation.targets=[0.05, 0.1, 0.99]", "costs.price_per_kwh=0.3", "experiment=replay", *overrides,
-    )  # fmt: skip
+        method,
+        f"population.tiers={json.dumps(list(tiers))}",
+        "population.clients=8",
+        f"rounds={rounds}",
+        "evaluation.targets=[0.05, 0.1, 0.99]",
+        "costs.price_per_kwh=0.3",
+        "experiment=replay",
+        *overrides,
+    )
     folder.mkdir()
     scenario = build_scenario(settings)
     runner, nowhere = in_process.InProcessRunner(), SimpleNamespace(run_id="", uri="", experiment_id="")
@@ -301,8 +307,9 @@ def test_who_would_have_trained_another_submodel_is_flagged_and_timed_with_the_o
     assert submodels["rounds"] == len(np.unique(clients["round"][slow]))
     assert accuracy == {
         "reason": f"accuracy from round {first} on: another model would have been learned",
-        "rounds": 5 - first, "client_rounds": 0,
-    }  # fmt: skip
+        "rounds": 5 - first,
+        "client_rounds": 0,
+    }
     assert told["accuracy"] is told["best_accuracy"] is None
     lost = told["targets"][-1]
     assert (lost["round"], lost["known"]) == (None, False)

@@ -289,9 +289,11 @@ def test_asha_gives_up_what_is_worse_and_the_table_says_so(whole):
     assert content["best"]["trial"] in (0, 2)
     told = (whole / "stderr").read_text(encoding="utf-8").splitlines()
     assert told[:4] == [
-        "4 trials of training.learning_rate on digits with cnn, 4 rounds, seeds 0, 1", f"files in {whole / 'out'}",
-        "starting Ray", "trials at a time: 1",
-    ]  # fmt: skip
+        "4 trials of training.learning_rate on digits with cnn, 4 rounds, seeds 0, 1",
+        f"files in {whole / 'out'}",
+        "starting Ray",
+        "trials at a time: 1",
+    ]
     assert [line[:10] for line in told[4:8]] == [f"{place}/4  trial" for place in range(1, 5)]
     best = content["best"]
     rate = best["values"]["training.learning_rate"]
@@ -328,9 +330,12 @@ def tier_metric(folder: Path, seed: int) -> Iterator[tuple[int, float, float]]:
     """What a trial reaches by `accuracy/tier/b`, and what the round itself has had of that, NaN if none."""
     tier = "keep_ratio: 1.0, flops_per_s: 1e9, down_bytes_per_s: 1e6, up_bytes_per_s: 1e6}"
     settings = tiny_settings(
-        f"population.tiers=[{{name: a, share: 0.7, {tier}, {{name: b, share: 0.3, {tier}]", "data.split_seed=0",
-        "selection.clients_per_round=1", "rounds=6", f"seed={seed}",
-    )  # fmt: skip
+        f"population.tiers=[{{name: a, share: 0.7, {tier}, {{name: b, share: 0.3, {tier}]",
+        "data.split_seed=0",
+        "selection.clients_per_round=1",
+        "rounds=6",
+        f"seed={seed}",
+    )
     place = storage_path(folder)
     for result in trial.results([(settings, place, in_process.InProcessRunner())], "accuracy/tier/b"):
         own = records.logged(place / "rounds", result.round).metrics.get("accuracy/tier/b", math.nan)
@@ -514,12 +519,16 @@ def test_trials_in_their_own_process_spread_over_machines(whole, machines, tmp_p
 @pytest.mark.slow
 def test_a_trial_that_fails_is_told_the_others_go_on_and_actors_on_two_machines_give_the_same(
     whole, machines, tmp_path
-):  # fmt: skip
+):
     wild = SWEEP["set"] | {"training.clip_norm": None, "executor.kind": "ray", "executor.num_actors": 1}
     config = configured(
-        tmp_path, set=wild, search={"training.learning_rate": {"grid": [1.0e9, 0.2]}}, asha=None, concurrent=None,
+        tmp_path,
+        set=wild,
+        search={"training.learning_rate": {"grid": [1.0e9, 0.2]}},
+        asha=None,
+        concurrent=None,
         address=machines.address,
-    )  # fmt: skip
+    )
     code, out, err = done(config, "--output", str(tmp_path / "out"), "--json")
     assert code == 1, err
     assert err.splitlines()[3] == "trials at a time: 1"  # each takes a CPU of both machines

@@ -132,8 +132,10 @@ def test_a_run_in_an_object_store_is_stopped_and_goes_on_there(bucket: StoragePa
 def test_paths_below_a_root_stay_below_it() -> None:
     root = storage_path("mock://?options=1")
     assert [str(root), str(root / "one" / "two"), str((root / "one").parent)] == [
-        "mock:///?options=1", "mock:///one/two?options=1", "mock:///?options=1",
-    ]  # fmt: skip
+        "mock:///?options=1",
+        "mock:///one/two?options=1",
+        "mock:///?options=1",
+    ]
     assert (root / "one.txt").name == "one.txt"
 
 
