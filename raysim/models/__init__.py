@@ -1,1 +1,1 @@
-"""Named models and what they cost."""
+"""Models by name, and their costs."""

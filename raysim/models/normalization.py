@@ -1,11 +1,11 @@
-"""Replaces a model's BatchNorm layers."""
+"""Replaces the BatchNorm layers of a model by GroupNorm."""
 
 from math import gcd
 
 from torch import nn
 
 GROUPS = 4
-"""Groups of a GroupNorm that takes the place of a BatchNorm: few, so that each keeps channels in narrow submodels."""
+"""Groups of a new GroupNorm: few, so that each keeps channels in narrow submodels."""
 
 
 def group_normalized(model: nn.Module) -> nn.Module:

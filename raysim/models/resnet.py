@@ -1,4 +1,4 @@
-"""ResNet-32 for small images, in the form whose size CA-HFP prints."""
+"""ResNet-32 for small images, with the size in CA-HFP's table."""
 
 import torch
 from torch import nn
@@ -31,9 +31,8 @@ def resnet32(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     Source: CA-HFP, arXiv 2603.12591, Table II.
     """
     model = nn.Sequential()
-    model.add_module("stem", nn.Sequential(
-        nn.Conv2d(input_shape[0], 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
-    ))  # fmt: skip
+    stem = nn.Sequential(nn.Conv2d(input_shape[0], 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+    model.add_module("stem", stem)
     channels = 16
     for stage, width in enumerate((16, 32, 64)):
         for block in range(5):

@@ -1,4 +1,4 @@
-"""Torchvision's classification models, adapted to the channels and size of the images at hand."""
+"""Builds torchvision's classification models, adapted to the channels and the size of the images."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -12,14 +12,14 @@ from raysim.core.errors import SettingError, nearest_first
 
 PREFIX = "torchvision/"
 LARGE_PIXELS = 64
-"""From this size on a model is left as it was published."""
+"""Size from which a model stays as published."""
 SMALLEST_MAP = 4
-"""Height and width that the last feature map of a softened model reaches, if two steps are enough."""
+"""Smallest height and width of a softened model's last feature map, if two steps are enough."""
 MOST_STEPS = 2
 SEARCHED_PIXELS = 256
-GIVEN = ("weights", "num_classes", "progress", "aux_logits")
+FIXED = ("weights", "num_classes", "progress", "aux_logits")
 CONFIGURED = ("width_mult", "reduced_tail", "dilated")
-"""What MobileNetV3 builders read besides the constructor's arguments."""
+"""Options of MobileNetV3's builders besides the constructor's arguments."""
 
 
 def names() -> list[str]:
@@ -40,27 +40,27 @@ def check_name(name: str) -> None:
 def build(name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """Build a model for inputs `(channels, height, width)`; fresh weights come from torch's default generator.
 
-    From 64 pixels on the model is as published, if it runs. Else a model whose first convolution has a stride is
-    *softened*: at most twice, the first halving of the map that is left is undone (stride 2 becomes 1, stride 4
-    becomes 2, a pooling is dropped), until the last feature map has 4 x 4 pixels. A first convolution wider than
-    3 x 3 becomes 3 x 3, a patch embedding as wide as its stride shrinks with it. At 32 pixels this is the usual
-    ResNet for small images: a 3 x 3 stem of stride 1 without pooling. Models that start without a stride (VGG)
-    stay as they are. A vision transformer's patches are halved until there are 4 x 4. Where images do not have
-    three channels, the first convolution is replaced.
+    From 64 pixels on a model is as published, if it runs. Otherwise a model whose first convolution has a stride is
+    *softened*: at most twice, the first remaining halving of the map is undone (stride 2 becomes 1, stride 4 becomes
+    2, a pooling is dropped), until the last feature map has 4 x 4 pixels. A first convolution wider than 3 x 3
+    becomes 3 x 3, a patch embedding as wide as its stride shrinks with it. At 32 pixels this is the usual ResNet for
+    small images: a 3 x 3 stem of stride 1 without pooling. Models that start without a stride (VGG) do not change.
+    The patches of a vision transformer are halved until there are 4 x 4. If images do not have three channels, the
+    first convolution is replaced.
 
     Raises:
-        SettingError: If an option is not allowed or the model cannot take the size; names the smallest it takes.
+        SettingError: If an option is not allowed, or the model does not accept the size; names the smallest one.
     """
     check_name(name)
     for option in options:
-        if option in GIVEN:
+        if option in FIXED:
             raise SettingError(f"model.options.{option}={options[option]!r} is not allowed; it is not free to choose")
     model = _adapted(name, options, input_shape, num_classes)
     problem = problem_of(model, input_shape, num_classes)
     if problem is not None:
         size = " x ".join(str(pixels) for pixels in input_shape[1:])
         raise SettingError(
-            f"model.name={name!r} cannot take images of {size} pixels ({problem}); "
+            f"model.name={name!r} does not accept images of {size} pixels ({problem}); "
             f"{_smallest(name, options, input_shape, num_classes)}"
         )
     return model
@@ -98,7 +98,7 @@ def _adapted(name: str, options: dict[str, Any], input_shape: tuple[int, ...], n
 
 
 def _refuse_swallowed(name: str, model: nn.Module, options: dict[str, Any]) -> None:
-    """Raise SettingError for options that a constructor with `**kwargs` would take and forget."""
+    """Raise SettingError for options that a constructor with `**kwargs` would ignore."""
     parameters = inspect.signature(type(model).__init__).parameters
     if all(parameter.kind != inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
@@ -114,17 +114,15 @@ def _refuse_swallowed(name: str, model: nn.Module, options: dict[str, Any]) -> N
 def _maxvit_error(name: str, input_shape: tuple[int, ...]) -> SettingError:
     size = " x ".join(str(pixels) for pixels in input_shape[1:])
     return SettingError(
-        f"model.name={name!r} cannot take images of {size} pixels: its attention windows are 7 x 7; smallest size: "
-        "224 x 224, then multiples; data.transform.resize brings images there"
+        f"model.name={name!r} does not accept images of {size} pixels: its attention windows are 7 x 7; "
+        "smallest size: 224 x 224, then multiples; data.transform.resize changes the size"
     )
 
 
 def _like(old: nn.Conv2d, **changes: Any) -> nn.Conv2d:
-    """Return a fresh convolution like another one but for some arguments, initialised as in He et al. (2015)."""
-    arguments: dict[str, Any] = {
-        "in_channels": old.in_channels, "out_channels": old.out_channels, "kernel_size": old.kernel_size,
-        "stride": old.stride, "padding": old.padding, "bias": old.bias is not None,
-    }  # fmt: skip
+    """Return a new convolution with some other arguments, initialised as in He et al. (2015)."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding")
+    arguments = {name: getattr(old, name) for name in names} | {"bias": old.bias is not None}
     fresh = nn.Conv2d(**(arguments | changes), device=old.weight.device)
     nn.init.kaiming_normal_(fresh.weight, mode="fan_out", nonlinearity="relu")
     if fresh.bias is not None:
@@ -133,11 +131,11 @@ def _like(old: nn.Conv2d, **changes: Any) -> nn.Conv2d:
 
 
 def _fit_patches(model: Any, size: int) -> None:
-    """Give a vision transformer the image size, with patches halved until there are 4 x 4 and they fit."""
+    """Set a vision transformer's image size, and halve its patches until they fit and there are 4 x 4."""
     patch = int(model.patch_size)
     while patch > 2 and patch % 2 == 0 and (size // patch < SMALLEST_MAP or size % patch):
         patch //= 2
-    model.image_size = size // patch * patch  # of another size it refuses the images
+    model.image_size = size // patch * patch  # it refuses images of another size
     if patch != model.patch_size:
         model.conv_proj = _like(model.conv_proj, kernel_size=patch, stride=patch)
         model.patch_size = patch
@@ -154,8 +152,8 @@ def _soften(model: nn.Module, size: tuple[int, ...]) -> None:
         halvings, last = _halvings(model, size)
         if last >= (SMALLEST_MAP if min(size) < LARGE_PIXELS else 1) or not halvings:
             return
-        at = halvings[0][1]
-        for key in [key for key, seen in halvings if seen == at]:  # a block's shortcut halves beside it
+        side = halvings[0][1]
+        for key in [key for key, seen in halvings if seen == side]:  # a block's shortcut halves the same map
             model.set_submodule(key, _undone(model.get_submodule(key)))
 
 
@@ -177,9 +175,9 @@ def _stride(layer: nn.Module) -> int:
 
 
 def _halvings(model: nn.Module, size: tuple[int, ...]) -> tuple[list[tuple[str, int]], int]:
-    """Return the layers that make the map smaller, with the side they see, and the side of the last map (0: none).
+    """Return the layers that shrink the map, in the order of a forward pass, and the side of the last map.
 
-    Both in the order in which a forward pass meets them.
+    Each layer is given with the side of its input; the last side is 0 where the model does not run.
     """
     halvings: list[tuple[str, int]] = []
     last = [0]
@@ -189,7 +187,7 @@ def _halvings(model: nn.Module, size: tuple[int, ...]) -> tuple[list[tuple[str, 
             seen = min(inputs[0].shape[-2:])
             if _stride(layer) > 1:
                 halvings.append((key, seen))
-            if seen > 1 or last[0] <= 1:  # squeeze-and-excitation looks at one pixel beside the map
+            if seen > 1 or last[0] <= 1:  # squeeze-and-excitation reads a single pixel
                 last[0] = min(output.shape[-2:])
 
         return hook
@@ -210,7 +208,7 @@ def _halvings(model: nn.Module, size: tuple[int, ...]) -> tuple[list[tuple[str, 
 
 
 def problem_of(model: nn.Module, input_shape: tuple[int, ...], num_classes: int) -> str | None:
-    """Return why a model cannot score two images, None where it can."""
+    """Return why a model cannot score two images. None: it can."""
     try:
         with _still(model):
             output = model(_zeros(model, input_shape))
@@ -223,7 +221,7 @@ def problem_of(model: nn.Module, input_shape: tuple[int, ...], num_classes: int)
 
 
 def _smallest(name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_classes: int) -> str:
-    """Say which square size is the smallest the model takes, tried without weights."""
+    """Describe the smallest square size that the model accepts, found without weights."""
     below, works = min(input_shape[1:]), SEARCHED_PIXELS
 
     def runs(pixels: int) -> bool:
@@ -243,7 +241,7 @@ def _smallest(name: str, options: dict[str, Any], input_shape: tuple[int, ...], 
             found = works
     if found is None:
         return f"no larger size up to {SEARCHED_PIXELS} works either"
-    return f"smallest size: {found} x {found}; data.transform.resize or pad_to brings images there"
+    return f"smallest size: {found} x {found}; data.transform.resize or pad_to changes the size"
 
 
 def _zeros(model: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
@@ -252,7 +250,7 @@ def _zeros(model: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
 
 @contextmanager
 def _still(model: nn.Module) -> Iterator[None]:
-    """Let a model compute in eval mode, without gradients; then put its mode back."""
+    """Let a model compute in eval mode without gradients, then restore its mode."""
     training = model.training
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""VGG16 for 32 x 32 images, in the form whose sizes CA-HFP prints."""
+"""VGG16 for 32 x 32 images, with the sizes in CA-HFP's table."""
 
 from torch import nn
 
@@ -25,9 +25,6 @@ def vgg16(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     model = nn.Sequential()
     model.add_module("features", nn.Sequential(*layers))
     model.add_module("flatten", nn.Flatten())
-    model.add_module("classifier", nn.Sequential(
-        nn.Linear(512 * pixels, 512), nn.ReLU(),
-        nn.Linear(512, 256), nn.ReLU(),
-        nn.Linear(256, num_classes),
-    ))  # fmt: skip
+    hidden = [nn.Linear(512 * pixels, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU()]
+    model.add_module("classifier", nn.Sequential(*hidden, nn.Linear(256, num_classes)))
     return model

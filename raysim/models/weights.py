@@ -1,4 +1,4 @@
-"""Starts a model from a local file with a state dict."""
+"""Loads the start weights of a model from a local state dict."""
 
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ from raysim.models import torchvision_models
 
 SUFFIXES = (".pt", ".pth", ".safetensors")
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
-"""Heads that torchvision's files hold and that we build without."""
+"""Heads in torchvision's files that our models lack."""
 
 
 def check_path(path: str | None) -> None:
-    """Raise SettingError if a file of weights is given that is not a local one of a known kind."""
+    """Raise SettingError if a path is not a local file of a known type."""
     if path is None:
         return
     allowed = f"allowed: a local file ending in {', '.join(SUFFIXES)}, or null"
@@ -30,7 +30,7 @@ def check_path(path: str | None) -> None:
 def load_into(model: nn.Module, path: str, name: str, num_classes: int) -> list[str]:
     """Replace a model's parameters and buffers by those in a file.
 
-    The classifier (the last layer with as many outputs as classes) keeps fresh values where the file has another
+    The classifier (the last layer with as many outputs as classes) keeps its new values if the file has another
     number of classes, and so does the first convolution of a torchvision model that was adapted to the images.
 
     Args:
@@ -40,7 +40,7 @@ def load_into(model: nn.Module, path: str, name: str, num_classes: int) -> list[
         num_classes: Number of classes of the data.
 
     Returns:
-        The state-dict keys that keep fresh values.
+        The state-dict keys that keep new values.
 
     Raises:
         SettingError: If the file cannot be read, or any other key or shape differs.
@@ -92,9 +92,7 @@ def _read(path: str) -> dict[str, torch.Tensor]:
     return dict(content)
 
 
-def _may_differ(
-    model: nn.Module, key: str, own: torch.Size, found: torch.Size, name: str, num_classes: int
-) -> bool:  # fmt: skip
+def _may_differ(model: nn.Module, key: str, own: torch.Size, found: torch.Size, name: str, num_classes: int) -> bool:
     layers = [
         (layer_name, layer)
         for layer_name, layer in model.named_modules()

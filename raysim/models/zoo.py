@@ -1,4 +1,4 @@
-"""Builds models: the table of named ones, torchvision's, and a user's own."""
+"""Builds models: those of a table, torchvision's, and users' own."""
 
 import inspect
 import itertools
@@ -18,7 +18,7 @@ from raysim.models.vgg import vgg16
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
-    """A builder `(input_shape, num_classes, **options)` and the layers it keeps whole by default."""
+    """A builder `(input_shape, num_classes, **options)`, and the layers that are never cut by default."""
 
     build: Callable[..., nn.Module]
     keep_whole: tuple[str, ...] = ()
@@ -34,24 +34,34 @@ def cnn(
     first, second = channels
     in_channels, height, width = input_shape
     return nn.Sequential(
-        nn.Conv2d(in_channels, first, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(first, second, 3, padding=1), nn.ReLU(),
-        nn.MaxPool2d(2), nn.Flatten(),
-        nn.Linear(second * (height // 2) * (width // 2), hidden), nn.ReLU(),
+        nn.Conv2d(in_channels, first, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(first, second, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(second * (height // 2) * (width // 2), hidden),
+        nn.ReLU(),
         nn.Linear(hidden, num_classes),
-    )  # fmt: skip
+    )
 
 
 def cnn_dropout(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """Return the network with dropout that Reddi et al. train on EMNIST (arXiv 2003.00295, table 4)."""
     in_channels, height, width = input_shape
     return nn.Sequential(
-        nn.Conv2d(in_channels, 32, 3), nn.ReLU(),
-        nn.Conv2d(32, 64, 3), nn.ReLU(),
-        nn.MaxPool2d(2), nn.Dropout(0.25), nn.Flatten(),
-        nn.Linear(64 * ((height - 4) // 2) * ((width - 4) // 2), 128), nn.ReLU(), nn.Dropout(0.5),
+        nn.Conv2d(in_channels, 32, 3),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Dropout(0.25),
+        nn.Flatten(),
+        nn.Linear(64 * ((height - 4) // 2) * ((width - 4) // 2), 128),
+        nn.ReLU(),
+        nn.Dropout(0.5),
         nn.Linear(128, num_classes),
-    )  # fmt: skip
+    )
 
 
 def lenet(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
@@ -59,12 +69,19 @@ def lenet(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     in_channels, height, width = input_shape
     pooled = ((height // 2 - 4) // 2) * ((width // 2 - 4) // 2)
     return nn.Sequential(
-        nn.Conv2d(in_channels, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-        nn.Linear(16 * pooled, 120), nn.ReLU(),
-        nn.Linear(120, 84), nn.ReLU(),
+        nn.Conv2d(in_channels, 6, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * pooled, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
         nn.Linear(84, num_classes),
-    )  # fmt: skip
+    )
 
 
 def mlp(input_shape: tuple[int, ...], num_classes: int, hidden: Sequence[int] = (200, 200)) -> nn.Module:
@@ -77,7 +94,7 @@ def mlp(input_shape: tuple[int, ...], num_classes: int, hidden: Sequence[int] = 
 
 
 def check_name(name: str) -> None:
-    """Raise SettingError if there is no model of this name."""
+    """Raise SettingError if the name is unknown."""
     if plugins.is_dotted(name):
         plugins.load("model.name", name)
     elif name.startswith(torchvision_models.PREFIX):
@@ -91,7 +108,7 @@ def check_name(name: str) -> None:
 
 
 def kept_whole(name: str) -> list[str]:
-    """Return the layers that a model keeps whole by its own choice; only those of the table have one."""
+    """Return the layers of a model that are never cut by default; only models of the table have such layers."""
     return list(MODELS[name].keep_whole) if name in MODELS else []
 
 
@@ -100,7 +117,7 @@ def build(name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_
 
     Args:
         name: A name of `MODELS`, `torchvision/<builder>`, or the dotted path of a callable that returns a module;
-            it is given `input_shape` and `num_classes` where its signature names them.
+            it gets `input_shape` and `num_classes` if its signature names them.
         options: Keyword arguments of the builder.
         input_shape: Channels, height, width.
         num_classes: Number of classes.
@@ -135,7 +152,7 @@ def _from_path(name: str, options: dict[str, Any], input_shape: tuple[int, ...],
         raise SettingError(f"model.name={name!r} gives a {type(model).__name__}; allowed: a torch.nn.Module")
     if problem := torchvision_models.problem_of(model, input_shape, num_classes):
         size = " x ".join(str(each) for each in input_shape)
-        raise SettingError(f"model.name={name!r} cannot take inputs of {size}: {problem}")
+        raise SettingError(f"model.name={name!r} does not accept inputs of {size}: {problem}")
     return model
 
 

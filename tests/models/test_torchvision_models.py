@@ -153,7 +153,7 @@ def test_a_size_that_is_too_small_is_refused_with_the_smallest(name, pixels, sma
     with pytest.raises(SettingError) as refused:
         on_meta(name, (3, pixels, pixels))
     message = str(refused.value)
-    assert message.startswith(f"model.name='torchvision/{name}' cannot take images of {pixels} x {pixels} pixels")
+    assert message.startswith(f"model.name='torchvision/{name}' does not accept images of {pixels} x {pixels} pixels")
     assert f"smallest size: {smallest} x {smallest}" in message
     assert on_meta(name, (3, smallest, smallest)) is not None
 
