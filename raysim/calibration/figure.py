@@ -1,4 +1,4 @@
-"""A picture of a calibration: measured and predicted seconds over the widths, and how far they are apart."""
+"""Draws a calibration: measured and predicted seconds over the widths, and the errors of the prediction."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FITTED_COLOR, HELD_OUT_COLOR, LINE_COLOR, PLAIN_COLOR = "#0072B2", "#D55E00", "#333333", "#9A9A9A"
-"""Okabe and Ito's blue and vermilion, which colour-blind people tell apart, and two greys."""
+"""Okabe and Ito's blue and vermilion, which colour-blind people can distinguish, and two greys."""
 ALLOWED_PERCENT = 20
 PANEL_INCHES = 4.3
 TICKS = (0.125, 0.25, 0.5, 0.75, 1.0)
@@ -25,8 +25,9 @@ def draw(path: Path, calibrations: Sequence[Calibration]) -> Path:
     count = len(calibrations)
     figure = Figure(figsize=(max(6.0, PANEL_INCHES * count), 5.6), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(2, count, sharex="col", sharey="row" if count == 1 else False,
-                             squeeze=False, height_ratios=(2.4, 1))  # fmt: skip
+    panels = figure.subplots(
+        2, count, sharex="col", sharey="row" if count == 1 else False, squeeze=False, height_ratios=(2.4, 1)
+    )
     limit = max(1.15 * ALLOWED_PERCENT, 115 * max(_worst(calibration) for calibration in calibrations))
     for calibration, above, below in zip(calibrations, panels[0], panels[1], strict=True):
         _seconds(above, calibration)
@@ -55,9 +56,11 @@ def _seconds(axes: "Axes", calibration: Calibration) -> None:
     for held_out, label in ((False, "measured, fitted"), (True, "measured, held out")):
         chosen = [measured for measured in calibration.measurements if measured.held_out == held_out]
         axes.plot(
-            [measured.load.keep_ratio for measured in chosen], [1e3 * measured.step_s for measured in chosen],
-            **_marker(held_out), label=label,
-        )  # fmt: skip
+            [measured.load.keep_ratio for measured in chosen],
+            [1e3 * measured.step_s for measured in chosen],
+            **_marker(held_out),
+            label=label,
+        )
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
@@ -76,9 +79,15 @@ def _errors(axes: "Axes", calibration: Calibration) -> None:
         axes.plot([width], [percent], **marker)
         if measured.held_out:
             axes.text(
-                width, 1.03, f"{round(percent):+d}", transform=axes.get_xaxis_transform(), fontsize=8, ha="center",
-                va="bottom", color=HELD_OUT_COLOR,
-            )  # fmt: skip
+                width,
+                1.03,
+                f"{round(percent):+d}",
+                transform=axes.get_xaxis_transform(),
+                fontsize=8,
+                ha="center",
+                va="bottom",
+                color=HELD_OUT_COLOR,
+            )
     axes.set_xlabel("keep ratio (share of channels)")
     axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
     _tidy(axes)

@@ -1,4 +1,4 @@
-"""Fits the clock's three constants to measured training steps; widths that are held out only test the fit."""
+"""Fits the clock's three constants to measured training steps; held-out widths only test the fit."""
 
 import statistics
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from raysim.models.cost import ModelCost
 
 @dataclass(frozen=True, slots=True)
 class StepLoad:
-    """What one training step of a submodel computes: the clock's terms, for all rows of the batch."""
+    """The load of one training step of a submodel: the clock's terms, for all rows of the batch."""
 
     keep_ratio: float
     parameters: int
@@ -29,7 +29,7 @@ class StepLoad:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """How long a submodel's training step took: seconds per step of each repeat."""
+    """Measured training steps of a submodel: seconds per step of each repeat."""
 
     load: StepLoad
     held_out: bool
@@ -37,18 +37,18 @@ class Measurement:
 
     @property
     def step_s(self) -> float:
-        """Seconds of one step in the fastest repeat: whatever else runs on a machine only adds to them."""
+        """Seconds of one step in the fastest repeat: other processes can only add to them."""
         return min(self.repeats_s)
 
     @property
     def spread(self) -> float:
-        """How much longer than the fastest repeat the median one took, as a share."""
+        """Relative difference between the median repeat and the fastest one."""
         return statistics.median(self.repeats_s) / self.step_s - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Constants:
-    """The three constants of a device profile that its training seconds depend on; infinite = not charged."""
+    """The three constants of a device profile on which its training seconds depend; infinite: not charged."""
 
     step_overhead_s: float
     flops_per_s: float
@@ -60,14 +60,14 @@ class Constants:
         return self.step_overhead_s + computing + load.activation_bytes / self.memory_bytes_per_s
 
     def error(self, measured: Measurement) -> float:
-        """Return how far the prediction is from what was measured, as a share of it; negative = too fast."""
+        """Return the relative error of the prediction; negative: too fast."""
         return self.step_s(measured.load) / measured.step_s - 1
 
 
 def fit(measurements: Sequence[Measurement]) -> Constants:
-    """Find the constants with the least squared relative error over the widths that are not held out.
+    """Find the constants with the least squared relative error over the fitted widths.
 
-    None of them is negative: a term that does not help to explain the seconds is left out.
+    No constant is negative: a term that does not explain the seconds is left out.
     """
     fitted = [measured for measured in measurements if not measured.held_out]
     loads = [(1, measured.load.train_flops, measured.load.activation_bytes) for measured in fitted]
@@ -87,13 +87,13 @@ class Calibration:
     """A model's measured training steps, and the constants fitted to them.
 
     Attributes:
-        model: Its name.
+        model: Name of the model.
         input_shape: Channels, height, width.
         num_classes: Number of classes.
-        batch_size: Rows of a step; the constants hold for this one.
+        batch_size: Rows of a step; the constants hold for this size only.
         measurements: From the widest submodel to the narrowest.
         constants: Fitted to the measurements that are not held out.
-        curve: Loads of widths in between, for a drawing.
+        curve: Loads of widths in between, for a figure.
     """
 
     model: str
@@ -122,5 +122,5 @@ class Calibration:
 
     @property
     def spread(self) -> float:
-        """How much longer than the fastest repeat the median one took, as a share: median over widths."""
+        """Relative difference between the median repeat and the fastest one: median over widths."""
         return statistics.median(measured.spread for measured in self.measurements)

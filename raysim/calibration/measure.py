@@ -1,4 +1,4 @@
-"""Measures how long a training step takes on this machine, over the widths of a model."""
+"""Measures the seconds of a training step on this machine, over the widths of a model."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,29 +24,29 @@ from raysim.task.table import TASKS
 
 SEED = 0
 FITTED = (1.0, 0.8, 0.6, 0.5, 0.4, 0.25, 0.2, 0.125)
-"""Keep ratios the constants are fitted to.
+"""Keep ratios to which the constants are fitted.
 
-Channels are computed in blocks of 8 or 16, and a block that is not full costs as much as a full one. Halves alone
-leave full blocks in most models, and constants fitted to them are too fast for all other widths.
+Channels are computed in blocks of 8 or 16, and a partial block costs as much as a full one. Halvings give full blocks
+in most models, and constants that were fitted to halvings alone would be too fast for all other widths.
 """
 HELD_OUT = (0.875, 0.7, 0.625, 0.375, 0.3, 0.1875)
-"""Keep ratios that only test the fit, with full blocks and without."""
+"""Keep ratios that only test the fit, with full and with partial blocks."""
 CURVE_POINTS = 57
 REPEAT_S = 0.1
-"""Seconds that one repeat should take: long against the clock's resolution, short enough to meet calm moments."""
+"""Seconds of one repeat: long against the timer's resolution, short enough to fall into calm moments."""
 STEPS_PER_EPOCH = 2
-"""So few that images of any size fit into memory; a repeat is so many epochs as its seconds ask for."""
+"""Few steps, so that images of any size fit into memory; a repeat has as many epochs as `REPEAT_S` allows."""
 FEWEST_REPEATS, FEWEST_ROWS = 3, 2
 SMALL_LEARNING_RATE = 1e-4
-"""So that weights stay finite over all repeats; a step takes as long as with any other."""
+"""With it weights stay finite over all repeats; it does not change the seconds of a step."""
 IMAGES = (3, 32, 32)
 DEFAULT_SHAPES = {"cnn": (1, 28, 28), "lenet": (1, 28, 28), "mlp": (1, 28, 28)}
-"""Channels, height and width where they are not `IMAGES`."""
+"""Channels, height and width of models whose default is not `IMAGES`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subject:
-    """A model that can be measured: built, traced, and its costs counted when asked for."""
+    """A model to measure: built and traced; its costs are counted on demand."""
 
     name: str
     input_shape: tuple[int, ...]
@@ -56,11 +56,11 @@ class Subject:
     costs: CostTable
 
     def mask(self, keep_ratio: float) -> Mask:
-        """Return the mask of a width: the first channels, since seconds depend on how many there are."""
+        """Return the mask of a width; it keeps the first channels, since seconds depend only on their number."""
         return masks.keep_top(self.plan, first_channels(self.plan), keep_ratio)
 
     def load(self, keep_ratio: float, batch_size: int) -> StepLoad:
-        """Return what a training step of that width computes."""
+        """Return the load of a training step of a width."""
         return StepLoad.of(self.costs.of(self.mask(keep_ratio)), keep_ratio, batch_size)
 
 
@@ -75,7 +75,7 @@ def subject_of(
     Args:
         name: As `model.name` in an experiment.
         options: As `model.options`.
-        input_shape: Channels, height, width; none = `DEFAULT_SHAPES`, or `IMAGES`.
+        input_shape: Channels, height, width. None: `DEFAULT_SHAPES`, or `IMAGES`.
         num_classes: Number of classes.
 
     Raises:
@@ -102,10 +102,10 @@ def calibrate(
     Args:
         subject: The model.
         batch_size: Rows of a step, at least 2.
-        repeats: How often each width is measured, at least 3; the fastest counts.
+        repeats: Number of measurements of each width, at least 3; the fastest counts.
         fitted: Keep ratios to fit, in (0, 1].
-        held_out: Keep ratios to test the fit with.
-        progress: Called with the number of repeats done.
+        held_out: Keep ratios that test the fit.
+        progress: Called with the number of completed repeats.
 
     Raises:
         SettingError: If a number is not allowed, or too few widths differ.
@@ -119,13 +119,18 @@ def calibrate(
     ]
     curve = [subject.load(float(ratio), batch_size) for ratio in np.linspace(min(ratios), 1, CURVE_POINTS)]
     return Calibration(
-        subject.name, subject.input_shape, subject.num_classes, batch_size, tuple(measurements),
-        fit(measurements), tuple(curve),
-    )  # fmt: skip
+        subject.name,
+        subject.input_shape,
+        subject.num_classes,
+        batch_size,
+        tuple(measurements),
+        fit(measurements),
+        tuple(curve),
+    )
 
 
 def check_counts(batch_size: int, repeats: int) -> None:
-    """Raise SettingError if the rows of a step or the repeats are too few."""
+    """Raise SettingError if a step has too few rows, or if there are too few repeats."""
     for name, value, fewest in (("batch_size", batch_size, FEWEST_ROWS), ("repeats", repeats, FEWEST_REPEATS)):
         if value < fewest:
             raise SettingError(f"{name}={value} is not allowed; allowed: {fewest} or more")
@@ -134,10 +139,9 @@ def check_counts(batch_size: int, repeats: int) -> None:
 def different_widths(
     subject: Subject, fitted: Sequence[float] = FITTED, held_out: Sequence[float] = HELD_OUT
 ) -> dict[float, bool]:
-    """Return which keep ratios to measure, and whether each is held out.
+    """Return the keep ratios to measure, and whether each is held out.
 
-    Narrow layers round several ratios to the same submodel. It is measured once, and if it is fitted it is not
-    held out: that would be no test.
+    Narrow layers round several ratios to the same submodel. It is measured once, and never both fitted and held out.
 
     Raises:
         SettingError: If fewer than three fitted widths, or no held-out ones, are left.
@@ -163,32 +167,32 @@ def step_seconds(
 ) -> dict[float, tuple[float, ...]]:
     """Return the CPU seconds per training step of each repeat, by keep ratio.
 
-    All of the work is done by the calling thread, so that on an idle machine they are those of the wall clock. Every
-    repeat measures all widths, each time in another order, so that a noisy moment meets all of them alike.
+    The calling thread does all of the work, so that on an idle machine they equal wall-clock seconds. Every repeat
+    measures all widths in another order, so that noise affects all of them alike.
     """
     order = seeding.generator(SEED, "calibration order")
     seconds: dict[float, list[float]] = {ratio: [] for ratio in ratios}
     with one_thread(), seeding.torch_seeded(SEED, "calibration"):
         inputs = torch.randn(STEPS_PER_EPOCH * batch_size, *subject.input_shape)
-        classes = torch.arange(len(inputs)) % subject.num_classes
+        labels = torch.arange(len(inputs)) % subject.num_classes
         models = {ratio: subject.plan.extract(subject.model, subject.mask(ratio)) for ratio in ratios}
 
         def timed(ratio: float, epochs: int) -> float:
             local = LocalTraining(batch_size=batch_size, epochs=epochs)
-            started = time.thread_time()  # as on an idle machine: what waits for a CPU does not count
-            train(models[ratio], inputs, classes, TASKS["classification"], local, SMALL_LEARNING_RATE, order)
+            started = time.thread_time()  # as on an idle machine: waiting for a CPU does not count
+            train(models[ratio], inputs, labels, TASKS["classification"], local, SMALL_LEARNING_RATE, order)
             return (time.thread_time() - started) / (epochs * STEPS_PER_EPOCH)
 
         epochs = {ratio: epochs_for(min(timed(ratio, 1) for _ in range(2))) for ratio in ratios}
         for repeat in range(repeats):
-            for place in order.permutation(len(ratios)):
-                seconds[ratios[place]].append(timed(ratios[place], epochs[ratios[place]]))
+            for index in order.permutation(len(ratios)):
+                seconds[ratios[index]].append(timed(ratios[index], epochs[ratios[index]]))
             progress(repeat + 1)
-    return {ratio: tuple(taken) for ratio, taken in seconds.items()}
+    return {ratio: tuple(measured) for ratio, measured in seconds.items()}
 
 
 def epochs_for(step_s: float) -> int:
-    """Return how many epochs a repeat takes where one step takes so long.
+    """Return the number of epochs of a repeat, from the seconds of one step.
 
     >>> epochs_for(0.001), epochs_for(0.1), epochs_for(5.0)
     (50, 1, 1)

@@ -1,4 +1,4 @@
-"""Times packs of several sizes on this machine and recommends one; `training.pack: auto` looks at no clock."""
+"""Times packs of several sizes on this machine and recommends one; `training.pack: auto` never measures time."""
 
 import time
 from dataclasses import replace
@@ -19,11 +19,11 @@ REPEATS = 3
 
 
 def probe(scenario: Scenario) -> dict[str, Any]:
-    """Train the cohort of round 1 in packs of several sizes, in turns, and return what is fastest here.
+    """Train the cohort of round 1 in packs of several sizes, in turns, and return the fastest size.
 
     Returns:
-        `auto`: what the rule chooses; `recommended`: the fastest size; `sizes`: one entry per size with
-        `clients_per_s`, and the share of `packed` clients.
+        `auto`: the size that the rule chooses; `recommended`: the fastest size; `sizes`: one entry per size with
+        `clients_per_s` and the share of `packed` clients.
 
     Raises:
         SettingError: If the model or the method cannot be trained in packs.

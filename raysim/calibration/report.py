@@ -1,4 +1,4 @@
-"""What a calibration tells: tables for a person, lines for an experiment file, everything as JSON."""
+"""Reports a calibration: as tables, as lines for an experiment file, and completely as JSON."""
 
 import os
 import platform
@@ -14,13 +14,13 @@ from rich.table import Table
 from raysim.calibration.fit import Calibration, Constants, Measurement
 
 FASTEST_FLOPS_PER_S = 1e18
-"""Written where FLOPs are not charged: an experiment wants a number, and this one costs less than a nanosecond."""
+"""Speed where FLOPs are not charged: an experiment needs a number, and with this one they cost less than 1 ns."""
 NOISY_SPREAD = 0.2
-"""From where on a machine counts as busy; on an idle one repeats take 5 to 10 % longer than the fastest."""
+"""Spread from which a machine counts as busy; on an idle one the median repeat is 5 to 10 % above the fastest."""
 
 
 def table(calibration: Calibration) -> Table:
-    """Return measured and predicted milliseconds per step of every width, widest first."""
+    """Return the measured and predicted milliseconds per step of every width, widest first."""
     shape = " x ".join(map(str, calibration.input_shape))
     title = f"{calibration.model}, inputs {shape}, steps of {calibration.batch_size} rows"
     found = Table(title=title, box=box.SIMPLE_HEAD)
@@ -46,7 +46,7 @@ def _cells(measured: Measurement, constants: Constants) -> list[str]:
 
 
 def summary_lines(calibration: Calibration) -> list[str]:
-    """Return the errors of the held-out widths, and a warning where the machine was not calm."""
+    """Return the errors of the held-out widths, and a warning if the machine was busy."""
     lines = [
         f"held-out widths: largest error {100 * calibration.largest_error:.1f} %, "
         f"median {100 * calibration.median_error:.1f} %; "
@@ -72,12 +72,12 @@ def _settings(constants: Constants) -> dict[str, float | None]:
 
 
 def _yaml(value: float | None) -> str:
-    """With point and sign, so that every version of YAML reads a number."""
+    """Write a number with point and sign, so that every version of YAML reads it as a number."""
     return "null" if value is None else f"{value:.3e}"
 
 
 def markdown(calibrations: Sequence[Calibration]) -> str:
-    """Return the errors of all models' held-out widths as Markdown, one row per model."""
+    """Return the errors of all models' held-out widths as a Markdown table, one row per model."""
     ratios = sorted({ratio for calibration in calibrations for ratio in calibration.held_out}, reverse=True)
     headings = [*(f"{ratio:g}" for ratio in ratios), "largest", "median"]
     lines = [_row("model, error % at keep ratio", headings), _row("---", ["---:"] * len(headings))]
@@ -93,12 +93,12 @@ def _row(first: str, others: Sequence[str]) -> str:
 
 
 def to_json(calibrations: Sequence[Calibration]) -> dict[str, Any]:
-    """Return all that was measured and fitted, and on what."""
+    """Return all measurements and fits, with the machine."""
     return {"models": [_model(calibration) for calibration in calibrations], "machine": machine()}
 
 
 def machine() -> dict[str, Any]:
-    """Return what the seconds depend on beyond the model: the CPU's type, its number, and versions."""
+    """Return the machine on which the seconds depend: type and number of CPUs, and versions."""
     return {
         "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "cpus": os.cpu_count(),

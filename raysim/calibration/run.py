@@ -1,4 +1,4 @@
-"""Calibrates several models one after another, and writes down what came out."""
+"""Calibrates several models one after another, and writes the results."""
 
 import json
 import re
@@ -22,15 +22,15 @@ RESULT = "calibration.json"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to calibrate.
+    """A request for calibrations.
 
     Attributes:
-        models: Names as `model.name` in an experiment.
-        input_shape: Text like `3,32,32` for all of them; none = each model's default.
+        models: Names, as `model.name` in an experiment.
+        input_shape: Text like `3,32,32` for all models. None: the default of each model.
         num_classes: Number of classes, at least 2.
-        options: YAML mapping for all of them, as `model.options`; none = no options.
+        options: YAML mapping for all models, as `model.options`. None: no options.
         batch_size: Rows of a step, at least 2.
-        repeats: How often each width is measured, at least 3.
+        repeats: Number of measurements of each width, at least 3.
     """
 
     models: Sequence[str]
@@ -42,10 +42,10 @@ class Request:
 
 
 def run(request: Request, folder: Path) -> list[Calibration]:
-    """Calibrate models and leave figures, a table and everything as JSON in a folder, which is made if need be.
+    """Calibrate models, and write figures, a table and a complete JSON file into a folder.
 
     Raises:
-        SettingError: If an argument is not allowed; nothing has been measured then.
+        SettingError: If an argument is not allowed, before anything is measured.
     """
     check_counts(request.batch_size, request.repeats)
     if request.num_classes < 2:
@@ -103,7 +103,7 @@ def parse_options(text: str | None) -> dict[str, Any]:
 
 
 def file_name(calibrations: Sequence[Calibration]) -> str:
-    """Return the name of a figure: that of its model, if it shows one."""
+    """Return the file name of a figure, with the model's name if it shows only one."""
     if len(calibrations) > 1:
         return "calibration.png"
     return f"calibration-{re.sub(r'[^A-Za-z0-9._]+', '-', calibrations[0].model)}.png"

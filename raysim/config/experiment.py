@@ -110,10 +110,10 @@ class ExperimentSettings(Settings):
                 f"selection.clients_per_round={cohort} is more than population.clients={clients}; "
                 f"allowed: 1 to {clients}"
             )
-        asked = math.ceil(cohort * (self.clock.over_selection or 1.3) - 1e-9)
-        if self.clock.mode == "over-selection" and asked > clients:
+        selected = math.ceil(cohort * (self.clock.over_selection or 1.3) - 1e-9)
+        if self.clock.mode == "over-selection" and selected > clients:
             raise ValueError(
-                f"clock.over_selection={self.clock.over_selection or 1.3:g} asks {asked} clients for "
+                f"clock.over_selection={self.clock.over_selection or 1.3:g} selects {selected} clients for "
                 f"selection.clients_per_round={cohort}, more than population.clients={clients}; "
                 f"allowed: up to {clients / cohort:.4g}"
             )

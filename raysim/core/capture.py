@@ -40,7 +40,7 @@ class LineCollector:
 
 @contextmanager
 def captured() -> Iterator[LineCollector]:
-    """Collect what this process logs, prints and warns of, in place of showing it.
+    """Collect what this process logs, prints and warns of, instead of showing it.
 
     Raises:
         RunFailedError: As it was raised inside, with the lines before it among its details.

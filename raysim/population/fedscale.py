@@ -20,7 +20,7 @@ from raysim.population.profiles import Devices, OnlineIntervals
 INFERENCE_FLOPS = 6e8
 """FLOPs of an inference of MobileNet v2 (300 million multiply-accumulates, Sandler et al., arXiv 1801.04381).
 
-FedScale's README does not say which network its milliseconds are of; a mobile one is assumed.
+FedScale's README does not name the timed network; a mobile one is assumed.
 """
 CAPACITY, AVAILABILITY = "population.devices.fedscale", "population.devices.availability"
 
@@ -221,9 +221,9 @@ class _ForbiddenGlobalError(Exception):
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads containers, numbers and text, and in place of NumPy's single numbers, which some traces hold, Python's.
+    """Reads containers, numbers and text; NumPy's single numbers, which some traces hold, become Python's.
 
-    The three functions that build these are made for each file, since a pickle can change what it gets.
+    The three callables behind them are made for each file, since a pickle can modify what it receives.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -250,7 +250,7 @@ class _PlainUnpickler(pickle.Unpickler):
         }
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return one of the three functions, or refuse."""
+        """Return one of the three callables, or refuse."""
         try:
             return self._allowed[module.replace("numpy._core", "numpy.core"), name]
         except KeyError:

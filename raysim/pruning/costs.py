@@ -1,4 +1,4 @@
-"""What the submodel a mask leaves costs, counted once per width."""
+"""Counts what the submodels of masks cost, once per width."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -14,7 +14,7 @@ from raysim.pruning.masks import Mask
 
 
 class CostTable:
-    """Costs of a model's submodels by the widths of their channel groups."""
+    """Costs of a model's submodels, by the widths of their channel groups."""
 
     def __init__(self, model: nn.Module, plan: ChannelGroups, input_shape: Sequence[int]) -> None:
         self._model, self._plan, self._input_shape = model, plan, tuple(input_shape)
@@ -60,12 +60,12 @@ class CostTable:
         return {key: tensor.element_size() for key, tensor in self._model.state_dict().items()}
 
     def masked_entries(self, mask: Mask) -> int:
-        """Return how many entries of its submodel a mask of single entries tells about."""
+        """Return the number of entries in the submodel's tensors that a mask of single entries covers."""
         shapes = self._compact_shapes(mask)
         return sum(prod(shapes[key]) for key in mask.elements)
 
     def sent_entries(self, mask: Mask) -> dict[str, int]:
-        """Return how many entries of each parameter travel with an update, by key; a shared parameter counts once."""
+        """Return the number of entries of each parameter that travel with an update; a shared one counts once."""
         shapes, pruned = self._compact_shapes(mask), self.pruned_elements(mask)
         floating = [name for name, value in self._model.named_parameters() if value.is_floating_point()]
         return {name: prod(shapes[name]) - pruned.get(name, 0) for name in floating}

@@ -1,4 +1,4 @@
-"""How many examples stand behind every entry of the model, counted per pair of channel groups."""
+"""Counts the examples of the clients that train each entry of the model, per pair of channel groups."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from raysim.pruning.masks import CohortMasks, Mask
 
 @dataclass(frozen=True, slots=True)
 class CoverageSummary:
-    """How much of the model a cohort trained: shares of the cohort's examples per parameter entry."""
+    """How much of the model a cohort trained, as shares of the cohort's examples per parameter entry."""
 
     mean: float
     min: float
@@ -24,9 +24,9 @@ class CoverageSummary:
 
 
 Coverage = dict[str, torch.Tensor]
-"""Examples behind each entry by state-dict key, float64, broadcastable to the entry's tensor."""
+"""Examples of the clients that hold each entry, by state-dict key: float64, broadcastable to the key's tensor."""
 AT_ONCE = 32
-"""Masks whose channels are summed up together: few enough to stay in the processor's cache."""
+"""Number of masks whose channels are summed together: few enough for the processor's cache."""
 
 
 def count_coverage(
@@ -39,13 +39,13 @@ def count_coverage(
 
     Args:
         plan: The model's channel groups.
-        masks: Mask of each client; clients that share one mask may share the object.
+        masks: Mask of each client; clients with equal masks may share the object.
         weights: Training examples of each client, `(clients,)`.
-        classes: Where given, which classifier rows each client may change, `(clients, num_classes)`.
+        classes: Which classifier rows each client may change, `(clients, num_classes)`. None: all rows.
 
     Returns:
-        For every state-dict key a tensor with the key's number of dimensions, of size 1 along dimensions
-        no mask cuts. Counts are exact: integers in float64.
+        For every state-dict key a tensor with the key's number of dimensions, of size 1 along dimensions that no mask
+        cuts. Counts are exact: integers in float64.
     """
     rows, counts, owned = _merge_equal(CohortMasks.of(masks), weights, classes)
     coverage: Coverage = {}
@@ -93,16 +93,16 @@ def _outer(factors: dict[int, NDArray[np.bool_]], counts: NDArray[np.float64], n
 
 def channel_columns(
     plan: ChannelGroups, round: int, masks: Sequence[Mask] = (), examples: NDArray[np.int64] | None = None
-) -> Columns:  # fmt: skip
-    """Return who trained each unit in a round as a table: a row per unit, in the plan's order.
+) -> Columns:
+    """Return a table of the clients and examples that trained each unit in a round, in the order of the plan.
 
-    Where single entries are masked, a unit is trained if at least one of its own weights is sent back.
+    With masks of single entries, a unit is trained if at least one of its own weights is sent back.
 
     Args:
         plan: The model's channel groups.
         round: Counted from 1.
-        masks: What each client sent back whose work counts; none = nobody's does.
-        examples: Training examples of each of them, `(clients,)`.
+        masks: Mask of each client whose update counts.
+        examples: Training examples of each of these clients, `(clients,)`. None: no update counts.
     """
     counts = np.zeros((2, plan.num_units))  # exact: integers
     if examples is not None and len(examples):
@@ -138,12 +138,12 @@ def _trained_units(plan: ChannelGroups, mask: Mask) -> NDArray[np.bool_]:
 
 
 def summarise(coverage: Coverage, params: Params, trained: NDArray[np.bool_], total: int) -> CoverageSummary:
-    """Return mean and least coverage over all floating-point entries, as shares of the cohort's examples.
+    """Return mean and smallest coverage of all floating-point entries, as shares of the cohort's examples.
 
     Args:
-        coverage: Counts of `count_coverage`.
+        coverage: Counts from `count_coverage`.
         params: The full model.
-        trained: Which units somebody trained, `(num_units,)`; see `channel_columns`.
+        trained: Which units at least one client trained, `(num_units,)`; see `channel_columns`.
         total: Training examples of the whole cohort.
     """
     floating = [key for key, tensor in params.items() if tensor.is_floating_point()]

@@ -1,4 +1,4 @@
-"""Masks of single entries: bits in the full model's coordinates, cut to a submodel where it is trained."""
+"""Masks of single entries: bits in the full model's coordinates, and their part in a submodel."""
 
 from collections.abc import Mapping, Sequence
 
@@ -30,17 +30,17 @@ def unpack(bits: Mapping[str, NDArray[np.uint8]], shapes: Mapping[str, Sequence[
 
 
 def of_submodel(mask: Mask, shapes: Mapping[str, Sequence[int]], cut: Cut) -> Params:
-    """Return a mask's kept entries in its submodel's coordinates."""
+    """Return the kept entries of a mask in the coordinates of its submodel."""
     return {key: take(kept, cut.get(key, {})) for key, kept in unpack(mask.elements, shapes).items()}
 
 
 def apply(elements: Params, params: Params) -> Params:
-    """Return parameters with the entries that are not kept at zero; tensors without a mask are passed on."""
+    """Return parameters with zeros in place of entries that are not kept; tensors without a mask are shared."""
     return {key: value * elements[key] if key in elements else value for key, value in params.items()}
 
 
 def keep_largest(scores: Params, count: int) -> Params:
-    """Keep the `count` entries of highest score, all tensors pooled; of equal scores the first."""
+    """Keep the `count` entries with the highest scores over all tensors; of equal scores the first."""
     flat = torch.cat([score.flatten().double() for score in scores.values()])
     kept = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
     kept[torch.sort(flat, descending=True, stable=True).indices[: max(0, min(count, len(flat)))]] = True
@@ -49,7 +49,7 @@ def keep_largest(scores: Params, count: int) -> Params:
 
 
 def mask_bytes(num_entries: int, num_kept: int) -> int:
-    """Return the bytes that tell which entries are kept: a bitmap or a list of 32-bit indices, the shorter one.
+    """Return the bytes that encode which entries are kept: a bitmap or a list of 32-bit indices, the shorter one.
 
     >>> mask_bytes(64, 1), mask_bytes(64, 30)
     (4, 8)

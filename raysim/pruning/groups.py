@@ -1,4 +1,4 @@
-"""Coupled channel groups of a model as plain index arrays in original coordinates, to JSON and back."""
+"""Coupled channel groups of a model as index arrays in the full model's coordinates, to JSON and back."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Role = Literal["weight", "statistic", "consumer"]
-"""What a slot is to its unit: its own filter or affine pair, its running statistics, or who reads it."""
+"""Role of a slot for its unit: own filter or affine pair, running statistics, or weights that read it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slot:
-    """Where the units of a group sit in one tensor: `indices[unit]` along `dim`, `(size, width)`."""
+    """Indices of a group's units in one tensor: `indices[unit]` along `dim`, `(size, width)`."""
 
     key: str
     dim: int
@@ -24,7 +24,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChannelGroup:
-    """Channels that can only be kept or dropped together, unit by unit, named after the first layer."""
+    """Channels that can only be kept or dropped together, unit by unit; named after their first layer."""
 
     name: str
     size: int
@@ -39,22 +39,22 @@ class ChannelGroup:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pattern:
-    """Dimensions of tensors that are cut alike: their size, the mask's units and their indices, and where."""
+    """Dimensions of tensors that are cut alike: their size, the mask's units with their indices, and their list."""
 
     size: int
     slots: list[tuple[slice, NDArray[np.int64]]]
-    places: list[tuple[str, int]]
+    dims: list[tuple[str, int]]
 
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroups:
-    """All that is needed to cut a model and to put it back, as plain data.
+    """The plan by which a model is cut and reconstructed, as plain data.
 
     Attributes:
         groups: The prunable channel groups, in the order of the model's layers.
         shapes: Shape of every state-dict entry of the full model.
         outputs: The rows of the classifier, one unit per class; never pruned.
-        unprunable: Layers left whole and why.
+        unprunable: Layers that are left whole, with the reason.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -64,12 +64,12 @@ class ChannelGroups:
 
     @cached_property
     def num_units(self) -> int:
-        """Units of all groups together: the length of a mask."""
+        """Number of units of all groups together: the length of a mask."""
         return sum(group.size for group in self.groups)
 
     @cached_property
     def units(self) -> dict[str, slice]:
-        """Where the units of each group lie in a mask or a vector of scores."""
+        """Slice of each group's units in a mask or in a vector of scores."""
         ends = np.cumsum([0] + [group.size for group in self.groups])
         return {
             group.name: slice(int(start), int(end))
@@ -78,7 +78,7 @@ class ChannelGroups:
 
     @cached_property
     def axes(self) -> dict[str, dict[int, list[tuple[slice, NDArray[np.int64]]]]]:
-        """For every state-dict key and cut dimension: the mask's units and their indices there."""
+        """For every state-dict key and cut dimension, the mask's units and their indices."""
         axes: dict[str, dict[int, list[tuple[slice, NDArray[np.int64]]]]] = {}
         for group, slot in self.slots():
             dims = axes.setdefault(slot.key, {})
@@ -87,13 +87,13 @@ class ChannelGroups:
 
     @cached_property
     def patterns(self) -> list["Pattern"]:
-        """The cut dimensions, those that are cut alike together: a channel is found once, not once per tensor."""
+        """The cut dimensions, grouped if they are cut alike: a channel is searched once, not once per tensor."""
         alike: dict[object, Pattern] = {}
         for key, dims in self.axes.items():
             for dim, slots in dims.items():
                 size = self.shapes[key][dim]
                 content = (size, *((units.start, indices.tobytes()) for units, indices in slots))
-                alike.setdefault(content, Pattern(size, slots, [])).places.append((key, dim))
+                alike.setdefault(content, Pattern(size, slots, [])).dims.append((key, dim))
         return list(alike.values())
 
     def slots(self) -> Iterator[tuple[ChannelGroup, Slot]]:
@@ -114,7 +114,7 @@ def to_json(plan: ChannelGroups) -> dict[str, Any]:
 
 
 def from_json(content: dict[str, Any]) -> ChannelGroups:
-    """Build the plan from what `to_json` returned."""
+    """Build the plan from the result of `to_json`."""
     outputs = content["outputs"]
     return ChannelGroups(
         groups=tuple(_group_from_json(group) for group in content["groups"]),

@@ -1,4 +1,4 @@
-"""What cutting channels means for each type of layer: which of its tensors, and which of its attributes."""
+"""Lists, for each type of layer, the tensors and attributes that cutting channels changes."""
 
 from dataclasses import dataclass
 
@@ -16,13 +16,13 @@ class UnsupportedLayerError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """The channels a layer reads or writes.
+    """The channels that a layer reads or writes.
 
     Attributes:
-        channels: How many.
-        tensors: Which of the layer's tensors hold them: name, dimension and role.
-        together: Into how many groups of neighbours the layer parts its channels, each of which must lose
-            the same relative positions; 1 where channels can go one by one.
+        channels: Number of channels.
+        tensors: The layer's tensors that hold them: name, dimension and role.
+        together: Number of groups of neighbours into which the layer divides its channels, each of which must lose
+            the same relative positions; 1: channels can be dropped one by one.
         wraps: Whether the tensor's dimension only counts the positions within a group.
     """
 
@@ -33,13 +33,13 @@ class Side:
 
 
 def side_of(layer: str, module: nn.Module, reads: bool) -> Side:
-    """Return the channels a layer reads, or those it writes.
+    """Return the channels that a layer reads, or those that it writes.
 
     Args:
         layer: The layer's name, for the error.
         module: The layer.
-        reads: Whether its inputs are meant; layers that keep channels apart (norms, depthwise convolutions)
-            have one side only.
+        reads: Whether to return its inputs; layers that do not mix channels (norms, depthwise convolutions) have
+            only one side.
 
     Raises:
         UnsupportedLayerError: If the layer's channels cannot be cut.
@@ -94,17 +94,17 @@ def _present(module: nn.Module, names: tuple[str, ...], role: Role) -> tuple[tup
 
 
 def is_depthwise(module: nn.Module) -> bool:
-    """Whether a layer is a convolution that gives every channel a filter of its own."""
+    """Whether a layer is a convolution with one filter of its own per channel."""
     return isinstance(module, Convolution) and 1 < module.groups == module.in_channels == module.out_channels
 
 
 def writes_own_channels(module: nn.Module) -> bool:
-    """Whether a layer makes new channels rather than passing on those it reads."""
+    """Whether a layer makes new channels, rather than passing on its inputs."""
     return isinstance(module, Convolution | nn.Linear | nn.Embedding) and not is_depthwise(module)
 
 
 def refit(module: nn.Module) -> None:
-    """Make a layer's own attributes agree with the shapes of its tensors."""
+    """Set a layer's attributes to the shapes of its tensors."""
     if isinstance(module, Convolution):
         _refit_convolution(module)
     elif isinstance(module, nn.Linear):

@@ -1,4 +1,4 @@
-"""Masks from scores: which units of each group a client keeps."""
+"""Masks: which units of each channel group a client keeps, from scores and for whole cohorts."""
 
 import base64
 import json
@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,18 +16,15 @@ from raysim.core.errors import SettingError
 from raysim.core.storage import atomic
 from raysim.pruning.groups import ChannelGroups
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mask:
-    """What a submodel keeps.
+    """The units and entries that a submodel keeps.
 
     Attributes:
-        kept: Which units, `(num_units,)` booleans: the plan's channel groups one after another.
-        elements: For hybrid masks, which entries of single tensors: by state-dict key, in the full model's
-            coordinates, eight to a byte (`numpy.packbits`); tensors without an entry are whole.
+        kept: Whether each unit is kept, `(num_units,)` booleans: the plan's channel groups one after another.
+        elements: For hybrid masks, whether each entry of a tensor is kept: by state-dict key, in the full model's
+            coordinates, eight to a byte (`numpy.packbits`); other tensors are whole.
     """
 
     kept: NDArray[np.bool_]
@@ -67,7 +64,7 @@ Scores = NDArray[np.float64]
 
 
 def num_kept(size: int, keep_ratio: float) -> int:
-    """Return how many of a group's units stay: at least one (CA-HFP, reference algorithm, step 1).
+    """Return the number of a group's units that are kept: at least one (CA-HFP, reference algorithm, step 1).
 
     >>> [num_kept(10, ratio) for ratio in (0.01, 0.25, 0.3, 1.0)]
     [1, 3, 3, 10]
@@ -112,17 +109,17 @@ def noise(plan: ChannelGroups, clients: NDArray[np.int64], round: int, seed: int
 
 
 def identity(mask: Mask) -> Hashable:
-    """Return what is equal for masks that keep the same."""
+    """Return a key that is equal for equal masks."""
     return mask.kept.tobytes(), tuple(sorted((key, bits.tobytes()) for key, bits in mask.elements.items()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CohortMasks(Sequence[Mask]):
-    """What each of several clients keeps; a sequence of masks, equal ones being one object.
+    """The masks of several clients as a sequence, in which equal masks share one object.
 
     Attributes:
-        distinct: The masks that differ, in the order in which they come first.
-        mask_of: Which of them each client has, `(clients,)`.
+        distinct: The distinct masks, in the order of their first client.
+        mask_of: Index of each client's mask in `distinct`, `(clients,)`.
     """
 
     distinct: tuple[Mask, ...]
@@ -130,58 +127,58 @@ class CohortMasks(Sequence[Mask]):
 
     @staticmethod
     def of(masks: Sequence[Mask]) -> "CohortMasks":
-        """Return the masks of clients, one each; those that keep the same are told apart no longer."""
+        """Return the masks of clients; equal masks share one object."""
         if isinstance(masks, CohortMasks):
             return masks
-        places: dict[Hashable, int] = {}
+        index_of: dict[Hashable, int] = {}
         distinct: list[Mask] = []
-        place_of_object: dict[int, int] = {}
+        index_of_object: dict[int, int] = {}
         for key, mask in {id(mask): mask for mask in masks}.items():
-            place = places.setdefault(identity(mask), len(distinct))
-            if place == len(distinct):
+            index = index_of.setdefault(identity(mask), len(distinct))
+            if index == len(distinct):
                 distinct.append(mask)
-            place_of_object[key] = place
-        mask_of = np.fromiter((place_of_object[id(mask)] for mask in masks), np.int64, len(masks))
+            index_of_object[key] = index
+        mask_of = np.fromiter((index_of_object[id(mask)] for mask in masks), np.int64, len(masks))
         return CohortMasks(tuple(distinct), mask_of)
 
     @staticmethod
     def joined(several: Sequence["CohortMasks"]) -> "CohortMasks":
-        """Return the masks of several cohorts, one after another."""
+        """Return the masks of several cohorts one after another."""
         distinct = CohortMasks.of([mask for masks in several for mask in masks.distinct])
         starts = np.cumsum([0, *(len(masks.distinct) for masks in several)])
-        places = [masks.mask_of + start for masks, start in zip(several, starts, strict=False)]
-        return CohortMasks(distinct.distinct, distinct.mask_of[np.concatenate(places)])
+        indices = [masks.mask_of + start for masks, start in zip(several, starts, strict=False)]
+        return CohortMasks(distinct.distinct, distinct.mask_of[np.concatenate(indices)])
 
     def __len__(self) -> int:
         return len(self.mask_of)
 
     @overload
-    def __getitem__(self, place: int) -> Mask: ...
+    def __getitem__(self, index: int) -> Mask: ...
 
     @overload
-    def __getitem__(self, place: slice) -> Sequence[Mask]: ...
+    def __getitem__(self, index: slice) -> Sequence[Mask]: ...
 
-    def __getitem__(self, place: int | slice) -> Mask | Sequence[Mask]:
-        if isinstance(place, slice):
-            return CohortMasks(self.distinct, self.mask_of[place])
-        return self.distinct[int(self.mask_of[place])]
+    def __getitem__(self, index: int | slice) -> Mask | Sequence[Mask]:
+        if isinstance(index, slice):
+            return CohortMasks(self.distinct, self.mask_of[index])
+        return self.distinct[int(self.mask_of[index])]
 
     def __iter__(self) -> Iterator[Mask]:
-        return (self.distinct[place] for place in self.mask_of.tolist())
+        return (self.distinct[index] for index in self.mask_of.tolist())
 
-    def take(self, places: NDArray[np.int64]) -> "CohortMasks":
-        """Return the masks of some clients."""
-        mask_of = self.mask_of[places]
+    def take(self, indices: NDArray[np.int64]) -> "CohortMasks":
+        """Return the masks of some clients, by index."""
+        mask_of = self.mask_of[indices]
         if len(self.distinct) == 1:
             return CohortMasks(self.distinct, mask_of)
         used, mask_of = np.unique(mask_of, return_inverse=True)
-        return CohortMasks(tuple(self.distinct[place] for place in used), mask_of.astype(np.int64).reshape(-1))
+        return CohortMasks(tuple(self.distinct[index] for index in used), mask_of.astype(np.int64).reshape(-1))
 
     def each(self, value_of: Callable[[Mask], Any], dtype: type = np.int64) -> NDArray[Any]:
-        """Return a number, or some, of each client's mask, computed once for masks that keep the same."""
+        """Return one value, or several, per client, computed once for equal masks."""
         return np.array([value_of(mask) for mask in self.distinct], dtype=dtype)[self.mask_of]
 
     @property
     def kept(self) -> NDArray[np.bool_]:
-        """Which units each client keeps, `(clients, num_units)`."""
+        """Whether each client keeps each unit, `(clients, num_units)`."""
         return np.stack([mask.kept for mask in self.distinct])[self.mask_of]

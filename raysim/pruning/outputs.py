@@ -1,4 +1,4 @@
-"""Finds the rows of a model's classifier without tracing it."""
+"""Finds the rows of a model's classifier without a trace."""
 
 import copy
 from typing import Any
@@ -12,14 +12,14 @@ from raysim.pruning.proof import Forward, call
 
 
 def find(model: nn.Module, example: Any, forward: Forward | None = None) -> ChannelGroup | None:
-    """Return the classifier's rows, one unit per class, or nothing where no layer can be shown to be it.
+    """Return the classifier's rows, one unit per class. None: no layer can be shown to be the classifier.
 
-    It is the last linear layer or convolution whose every row changes one column of the output, its own.
+    It is the last linear layer or convolution of which every row changes exactly its own column of the output.
 
     Args:
         model: The model; it is left unchanged.
         example: A batch of inputs.
-        forward: Applies the model to the example, where `model(example)` will not do.
+        forward: Applies the model to the example. None: `model(example)`.
     """
     twin = copy.deepcopy(model).eval()
     forward = forward or call

@@ -1,4 +1,4 @@
-"""What several masks have in common, and what they drop of the model between them."""
+"""Compares masks: their overlap, their changes, and the share of the model that they drop."""
 
 import itertools
 from collections.abc import Hashable, Sequence
@@ -15,14 +15,14 @@ from raysim.pruning.masks import CohortMasks, Mask, identity
 
 
 def masked(plan: ChannelGroups, mask: Mask, params: Params) -> Params:
-    """Return the full model, or some of its tensors, with every entry that a mask drops at zero."""
+    """Return the full model, or some of its tensors, with zeros in place of entries that a mask drops."""
     bits = {key: packed for key, packed in mask.elements.items() if key in params}
     whole_or_zero = submodel.zero_dropped(params, submodel.cut_for(plan, mask))
     return elements.apply(elements.unpack(bits, plan.shapes), whole_or_zero)
 
 
 def share_of_each(masks: Sequence[Mask], shares: NDArray[np.float64]) -> list[tuple[Mask, float]]:
-    """Return the distinct masks, in the order in which they come, each with the sum of its shares."""
+    """Return the distinct masks in the order of their first client, each with the sum of its shares."""
     each = CohortMasks.of(masks)
     return list(zip(each.distinct, np.bincount(each.mask_of, weights=shares).tolist(), strict=True))
 
@@ -36,7 +36,7 @@ def pruned_share(plan: ChannelGroups, masks: Sequence[Mask], examples: NDArray[n
         examples: Training rows n_k of each client, `(clients,)`.
 
     Returns:
-        Float64 by state-dict key, broadcastable to the entry's tensor; exactly 0 where nobody drops.
+        Float64 by state-dict key, broadcastable to the key's tensor; exactly 0 for entries that no client drops.
     """
     total = float(examples.sum())
     held = count_coverage(plan, masks, examples)
@@ -50,7 +50,7 @@ def pruned_share(plan: ChannelGroups, masks: Sequence[Mask], examples: NDArray[n
 
 
 def jaccard(plan: ChannelGroups, first: Mask, second: Mask) -> float:
-    """Return |both| / |either| of what two masks keep: channels, or entries of the tensors with masks of entries.
+    """Return |both| / |either| of the channels that two masks keep, or of entries where masks of entries exist.
 
     >>> none = ChannelPlan((), {}, None, {})
     >>> jaccard(none, Mask(np.array([True, True, False])), Mask(np.array([True, False, True])))
@@ -70,7 +70,7 @@ def _kept(plan: ChannelGroups, mask: Mask, keys: Sequence[str]) -> NDArray[np.bo
 
 
 def mean_overlap(plan: ChannelGroups, masks: Sequence[Mask]) -> float:
-    """Return the mean Jaccard index over all pairs of two clients or more."""
+    """Return the mean Jaccard index over all pairs of clients."""
     each = share_of_each(masks, np.ones(len(masks)))
     alike = sum(count * (count - 1) / 2 for _, count in each)
     pairs = itertools.combinations(each, 2)
@@ -81,7 +81,7 @@ def mean_overlap(plan: ChannelGroups, masks: Sequence[Mask]) -> float:
 def mean_change(
     plan: ChannelGroups, before: Sequence[Mask], after: Sequence[Mask], shares: NDArray[np.float64]
 ) -> float:
-    """Return the mean of 1 - the Jaccard index of each client's two masks, weighted with shares."""
+    """Return the mean of 1 - the Jaccard index of each client's two masks, weighted by shares."""
     known: dict[Hashable, float] = {}
     changes = []
     for old, new in zip(before, after, strict=True):

@@ -1,4 +1,4 @@
-"""The plan of a model's channel groups: trace, choose, cut, put back; usable on its own."""
+"""The plan of a model's channel groups: trace, choose, extract, reconstruct; usable on its own."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 class ChannelPlan(ChannelGroups):
-    """Which channels of a model can only be dropped together, and all that is done with them.
+    """The channels of a model that can only be dropped together, and how they are cut.
 
-    Works without Ray, MLflow or an experiment. Masks hold one boolean per *unit*: a channel with everything
-    that makes and reads it, in the full model's coordinates.
+    It works without Ray, MLflow or an experiment. Masks hold one boolean per *unit*: a channel with everything that
+    makes and reads it, in the full model's coordinates.
     """
 
     @staticmethod
@@ -40,16 +40,15 @@ class ChannelPlan(ChannelGroups):
         forward: "Forward | None" = None,
         max_steps: int = MAX_STEPS,
     ) -> "ChannelPlan":
-        """Find which channels of which layers can only be dropped together.
+        """Find the channels of all layers that can only be dropped together.
 
         Args:
-            model: Any module that torch-pruning's dependency graph can trace; it is left unchanged.
+            model: Any module that Torch-Pruning's dependency graph can trace; it is left unchanged.
             example_input: A batch of two inputs or more; a tuple or list of several arguments, or a mapping of
                 named ones. Small inputs are traced faster.
             keep_whole: Names of layers whose output channels are never dropped, with wildcards.
-            keep_residual: Leave channels whole that an addition joins across several layers.
-            forward: How to apply the model to the example, `(model, example) -> output`, where
-                `model(example)` will not do.
+            keep_residual: Whether channels that an addition joins across several layers are left whole.
+            forward: Applies the model to the example, `(model, example) -> output`. None: `model(example)`.
             max_steps: Steps of the search for channel groups after which to give up: a count, so that a busy machine
                 does not change the outcome.
 
@@ -59,7 +58,7 @@ class ChannelPlan(ChannelGroups):
             channels only). This is proved in numbers; groups that do not satisfy it are in `unprunable`.
 
         Raises:
-            UntraceableError: If the model cannot be traced; names the layer, where one can be told, and why.
+            UntraceableError: If the model cannot be traced; gives the reason and, where known, the layer.
             SettingError: If an argument is not allowed.
         """
         from raysim.pruning.trace import trace  # the tracer is not needed, and not imported, to cut
@@ -70,12 +69,12 @@ class ChannelPlan(ChannelGroups):
     def dense(
         model: nn.Module, reason: str, example_input: Any = None, forward: "Forward | None" = None
     ) -> "ChannelPlan":
-        """Return a plan without groups, for a model that cannot be traced and is always whole.
+        """Return a plan without groups, for a model that cannot be traced and stays whole.
 
         Args:
             model: The model; it is left unchanged.
-            reason: Why nothing is prunable.
-            example_input: Where given, the classifier is looked for, as for `trace`.
+            reason: The reason why nothing is prunable.
+            example_input: As for `trace`, to find the classifier. None: the plan has no classifier.
             forward: As for `trace`.
         """
         shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
@@ -84,10 +83,10 @@ class ChannelPlan(ChannelGroups):
         return ChannelPlan((), shapes, classifier, dict.fromkeys(named, reason))
 
     def keep_top(self, scores: Mapping[str, ArrayLike], keep_ratio: float) -> Mask:
-        """Return the mask that keeps each group's highest-scored units; of equal scores the first.
+        """Return the mask that keeps the units with the highest scores in each group; of equal scores the first.
 
         Args:
-            scores: For every group, a score per unit, `(size,)`.
+            scores: The scores of every group's units, `(size,)`.
             keep_ratio: Share of each group's units to keep, in (0, 1]; at least one unit stays.
 
         Raises:
@@ -114,10 +113,10 @@ class ChannelPlan(ChannelGroups):
         return masks.keep_top(self, scores, keep_ratio)
 
     def extract(self, model: nn.Module, mask: Mask) -> nn.Module:
-        """Return the submodel a mask leaves: a smaller, ordinary, independent module.
+        """Return the submodel of a mask: a smaller, ordinary, independent module.
 
-        It has the model's mode, dtypes, device and frozen parameters, none of its gradients, and as with
-        `copy.deepcopy` its hooks. The model is left unchanged. Single entries the mask drops are zero in it.
+        It has the model's mode, dtypes, device, frozen parameters and, as with `copy.deepcopy`, hooks, but none of
+        its gradients. The model is left unchanged. Single entries that the mask drops are zero.
 
         Raises:
             SettingError: If the mask or the model's shapes are not this plan's.
@@ -127,19 +126,19 @@ class ChannelPlan(ChannelGroups):
         return submodel.extract(model, self, mask)
 
     def reconstruct(self, compact: Params, into: Params, mask: Mask) -> tuple[Params, dict[str, torch.Tensor]]:
-        """Put a submodel's tensors back into the full model's coordinates.
+        """Write a submodel's tensors back in the full model's coordinates.
 
         Args:
             compact: The submodel's state dict.
             into: The full model's state dict; it is left unchanged.
-            mask: What the submodel was cut by.
+            mask: The mask of the submodel.
 
         Returns:
-            The full model's tensors, of every key of `into`, entries the submodel does not hold with their
-            value in `into`; and by key where it holds them, booleans that broadcast to the tensor's shape.
+            The full model's tensors by key, in which entries outside the submodel have the value in `into`; and
+            booleans by key, broadcastable to the tensor's shape, that are true for entries of the submodel.
 
         Raises:
-            SettingError: If a key is missing, or mask or shapes are not this plan's.
+            SettingError: If a key is missing, or the mask or a shape is not this plan's.
         """
         self._check_mask(mask)
         self._check_full("into", into)
@@ -153,7 +152,7 @@ class ChannelPlan(ChannelGroups):
         return params, coverage
 
     def summary(self) -> str:
-        """Return in words which groups can be pruned, and which channels are left whole and why."""
+        """Describe which groups can be pruned, and which channels are left whole and why."""
         lines = [f"{len(self.groups)} channel groups with {self.num_units} units can be pruned"]
         for group in self.groups:
             layers = sorted({slot.key.rpartition(".")[0] for slot in group.slots if slot.role == "weight"})
@@ -173,7 +172,7 @@ class ChannelPlan(ChannelGroups):
 
     @staticmethod
     def load(path: str | Path) -> "ChannelPlan":
-        """Read a plan written by `save`; needs neither the model nor the tracer.
+        """Read a plan written by `save`, without the model or the tracer.
 
         Raises:
             SettingError: If the file does not hold a plan.

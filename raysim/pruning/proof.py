@@ -1,4 +1,4 @@
-"""Proves channel groups numerically: the compact submodel computes what the full model computes without them."""
+"""Proves channel groups in numbers: the submodel computes what the full model computes with zeros for the rest."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -35,7 +35,7 @@ def prove(
 ) -> tuple[list[ChannelGroup], dict[str, str]]:
     """Return the groups that can be cut together, and the reasons for the others.
 
-    All are tried at once; only where that fails, halves are, so that one bad group among n costs log n proofs.
+    First all groups are tried at once, then halves of those that fail: one bad group among n costs log n proofs.
 
     Args:
         model: The model, in double precision and eval mode, its parameters randomised.
@@ -64,10 +64,10 @@ def prove(
 
 
 def fault_of(model: nn.Module, forward: Forward, example: Any, groups: ChannelGroups) -> str | None:
-    """Return what is wrong with a random submodel's outputs, against the full model with dropped entries at zero.
+    """Compare a random submodel's outputs with those of the full model with dropped entries at zero.
 
     Returns:
-        Nothing where every output agrees within the tolerance, else the reason why not.
+        The fault. None: every output agrees within the tolerance.
     """
     cut = submodel.cut_for(groups, half_of_each(groups, np.random.default_rng(0)))
     try:
@@ -87,8 +87,8 @@ def fault_of(model: nn.Module, forward: Forward, example: Any, groups: ChannelGr
 def full_without_dropped(model: nn.Module, forward: Forward, example: Any, shapes: Shapes, cut: submodel.Cut) -> Any:
     """Return what the full model computes with every dropped entry at zero.
 
-    Norms that mix channels (LayerNorm, GroupNorm, RMSNorm) take their statistics over the kept channels only:
-    a channel that is not there cannot count as a zero.
+    Norms that mix channels (LayerNorm, GroupNorm, RMSNorm) compute their statistics over the kept channels only: a
+    missing channel cannot count as a zero.
     """
     full = submodel.skeleton(model, shapes, device="meta")
     submodel.adopt(full, submodel.zero_dropped(dict(model.state_dict()), cut))
@@ -97,14 +97,14 @@ def full_without_dropped(model: nn.Module, forward: Forward, example: Any, shape
 
 
 def compact(model: nn.Module, groups: ChannelGroups, cut: submodel.Cut) -> nn.Module:
-    """Return the submodel; tensors it leaves whole are the model's own."""
+    """Return the submodel; whole tensors are shared with the model."""
     small = submodel.skeleton(model, submodel.compact_shapes(groups, cut), device="meta")
     submodel.adopt(small, submodel.extract_params(dict(model.state_dict()), cut))
     return small
 
 
 class KeptStatistics(TorchFunctionMode):
-    """While it lasts, norms that mix channels see only the channels that are kept; the others come out zero."""
+    """Lets norms that mix channels read only the kept channels; their other outputs are zero."""
 
     def __init__(self, model: nn.Module, cut: submodel.Cut) -> None:
         super().__init__()
@@ -118,10 +118,10 @@ class KeptStatistics(TorchFunctionMode):
         kwargs = kwargs or {}
         rule = _NORMS.get(func)
         if rule is not None:
-            dim, shape_place = rule
+            dim, shape_index = rule
             weight = kwargs.get("weight", args[2] if len(args) > 2 else None)
             if id(weight) in self._kept:
-                return _on_kept(func, self._kept[id(weight)], dim, shape_place, args, kwargs)
+                return _on_kept(func, self._kept[id(weight)], dim, shape_index, args, kwargs)
         return func(*args, **kwargs)
 
 
@@ -130,23 +130,23 @@ _NORMS: dict[Any, tuple[int, int | None]] = {
     nn.functional.rms_norm: (-1, 1),
     nn.functional.group_norm: (1, None),
 }
-"""Which dimension a norm mixes, and which of its arguments is the size of it."""
+"""The dimension that a norm mixes, and the index of the argument that holds its size."""
 
 
 def _on_kept(
-    func: Any, kept: torch.Tensor, dim: int, shape_place: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    func: Any, kept: torch.Tensor, dim: int, shape_index: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> torch.Tensor:
     inputs: torch.Tensor = args[0]
     own = [each[kept] if isinstance(each, torch.Tensor) else each for each in args[1:]]
-    if shape_place is not None:
-        own[shape_place - 1] = (len(kept),)
+    if shape_index is not None:
+        own[shape_index - 1] = (len(kept),)
     named = {name: each[kept] if isinstance(each, torch.Tensor) else each for name, each in kwargs.items()}
     normed = func(inputs.index_select(dim, kept), *own, **named)
     return torch.zeros_like(inputs).index_copy_(dim % inputs.dim(), kept, normed)
 
 
 def randomise(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw all parameters and running statistics anew, so that no two channels look alike."""
+    """Draw new parameters and running statistics, so that no two channels are equal."""
     for key, tensor in model.state_dict().items():
         if not tensor.is_floating_point():
             continue
@@ -168,7 +168,7 @@ def half_of_each(groups: ChannelGroups, rng: np.random.Generator) -> Mask:
 
 
 def tensors_of(output: Any) -> list[torch.Tensor]:
-    """Return the floating-point tensors in a model's output, however they are packed."""
+    """Return the floating-point tensors in a model's output, in any containers."""
     leaves = [leaf for leaf in _pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
     return [leaf for leaf in leaves if leaf.is_floating_point()]
 

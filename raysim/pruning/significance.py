@@ -1,4 +1,4 @@
-"""How much each channel matters: l1 norms, curvature-aware scores, running means of what clients report."""
+"""Scores channels: l1 norms, curvature-aware scores, and running means of clients' reports."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class ScoreForm:
-    """A channel's score from its sums of g w (or |g w|) and h w^2, as weights of the two.
+    """Weights of a channel's two sums, of g w (or |g w|) and of h w^2, in its score.
 
-    CA-HFP, arXiv 2603.12591: eq 15 as printed, and the loss change of eq 14 that it stands for.
+    CA-HFP, arXiv 2603.12591: eq 15 as printed, and the loss change of eq 14 that it approximates.
     """
 
     gradient: Literal["signed", "absolute", "none"]
@@ -28,7 +28,7 @@ class ScoreForm:
 
     @property
     def num_sums(self) -> int:
-        """How many numbers per channel a client has to report for this form."""
+        """Number of values per channel that a client must report."""
         return 1 if self.gradient == "none" else 2
 
     def combine(self, gradient_sum: Scores, curvature_sum: Scores) -> Scores:
@@ -45,23 +45,23 @@ FORMS: dict[str, ScoreForm] = {
 
 
 def form_of(name: str) -> ScoreForm:
-    """Return a named form; a score of the user's own gets the sums of `robust` to work with."""
+    """Return a named form; users' own scores get the sums of `robust`."""
     return FORMS.get(name, FORMS["robust"])
 
 
 def channel_sums(
     plan: ChannelGroups, values: Mapping[str, torch.Tensor], cut: Cut | None = None, consumers: bool = False
 ) -> Scores:
-    """Add up per-parameter values over each channel's own filter: weight row, bias and affine pair.
+    """Sum values of parameter entries over each channel's own filter: weight row, bias and affine pair.
 
     Args:
         plan: The model's channel groups.
-        values: One value per parameter entry, by state-dict key; missing keys count nothing.
-        cut: What the values were cut by, where they are a submodel's.
-        consumers: Whether the weights that read the channel in the next layer count too.
+        values: One value per parameter entry, by state-dict key; missing keys count as zero.
+        cut: The cut of the values, if they are a submodel's.
+        consumers: Whether the weights that read the channel in the next layer count, too.
 
     Returns:
-        `(num_units,)` in float64; zero for channels the submodel does not hold.
+        `(num_units,)` in float64; zero for channels that the submodel does not hold.
     """
     sums = np.zeros(plan.num_units)
     for group, slot in plan.slots():
@@ -94,19 +94,24 @@ def first_channels(plan: ChannelGroups) -> Scores:
 
 
 def gradient_and_curvature_sums(
-    plan: ChannelGroups, form: ScoreForm, params: Params, gradient: Params, curvature: Params,
-    cut: Cut | None = None, consumers: bool = False,
-) -> Scores:  # fmt: skip
+    plan: ChannelGroups,
+    form: ScoreForm,
+    params: Params,
+    gradient: Params,
+    curvature: Params,
+    cut: Cut | None = None,
+    consumers: bool = False,
+) -> Scores:
     """Return each channel's sum of g w (or |g w|) and of h w^2, `(2, num_units)`.
 
     Args:
         plan: The model's channel groups.
-        form: Which gradient sum is needed.
+        form: Decides which gradient sum is needed.
         params: Weights w.
         gradient: Estimates g by state-dict key.
         curvature: Estimates h of the Hessian's diagonal by state-dict key.
-        cut: What all three were cut by, where they are a submodel's.
-        consumers: Whether the weights that read a channel count too.
+        cut: The cut of all three, if they are a submodel's.
+        consumers: Whether the weights that read a channel count, too.
     """
     second = {key: h.double() * params[key].double() ** 2 for key, h in curvature.items()}
     curvature_sum = channel_sums(plan, second, cut, consumers)
@@ -121,13 +126,13 @@ def gradient_and_curvature_sums(
 def running_mean(
     old: torch.Tensor, observed: torch.Tensor, held: torch.Tensor, seen: torch.Tensor, decay: float
 ) -> torch.Tensor:
-    """Move a running mean where somebody held the entry; the first observation starts it.
+    """Update a running mean for entries that a client held; the first observation starts it.
 
     Args:
-        old: The mean so far.
-        observed: This round's observation, of the same shape.
-        held: Where this round has an observation, broadcastable to `old`.
-        seen: Where an earlier round had one.
+        old: The mean before this round.
+        observed: The observation of this round, of the same shape.
+        held: Whether this round has an observation of an entry, broadcastable to `old`.
+        seen: Whether an earlier round had one.
         decay: Weight of the past, in [0, 1).
     """
     moved = torch.where(seen, decay * old + (1 - decay) * observed, observed)

@@ -1,4 +1,4 @@
-"""Cuts the submodel a mask leaves out of the full model, and puts it back."""
+"""Extracts the submodel of a mask from the full model, and reconstructs the full model."""
 
 import copy
 from collections import OrderedDict
@@ -20,7 +20,7 @@ Cut = dict[str, dict[int, torch.Tensor]]
 
 
 def cut_for(plan: ChannelGroups, mask: Mask) -> Cut:
-    """Return which indices of which tensors a mask keeps; tensors it leaves whole are absent."""
+    """Return the indices of tensors that a mask keeps; whole tensors are absent."""
     cut: Cut = {}
     for pattern in plan.patterns:
         kept = np.ones(pattern.size, dtype=np.bool_)
@@ -28,7 +28,7 @@ def cut_for(plan: ChannelGroups, mask: Mask) -> Cut:
             kept[indices[~mask.kept[units]].ravel()] = False
         if not kept.all():
             found = torch.from_numpy(np.flatnonzero(kept))
-            for key, dim in pattern.places:
+            for key, dim in pattern.dims:
                 cut.setdefault(key, {})[dim] = found
     return cut
 
@@ -39,11 +39,11 @@ def extract_params(params: Params, cut: Cut, out: Params | None = None) -> Param
     Args:
         params: The full model's tensors.
         cut: Which indices are kept.
-        out: Tensors of the submodel's shapes to write to instead of new ones, as those of a skeleton are. Without
-            it, whole tensors are passed on without a copy.
+        out: Tensors of the submodel's shapes to write to, such as those of a skeleton. None: new tensors, of which
+            whole ones are not copied.
 
     Returns:
-        The compact tensors; `out` where it is given.
+        The compact tensors; `out` if given.
     """
     if out is None:
         return {key: take(tensor, cut.get(key, {})) for key, tensor in params.items()}
@@ -56,21 +56,21 @@ def extract_params(params: Params, cut: Cut, out: Params | None = None) -> Param
 
 
 def take(tensor: torch.Tensor, dims: Mapping[int, torch.Tensor], out: torch.Tensor | None = None) -> torch.Tensor:
-    """Select indices along several dimensions at once, into `out` where it is given and there are any."""
+    """Select indices along several dimensions at once; write the result to `out` if given and anything is cut."""
     inner = _entries_behind(tensor, dims)
     if inner > 1 and (out is None or out.is_contiguous()):  # whole kernels at once: several times faster
         rows, columns = dims[0].to(tensor.device), dims[1].to(tensor.device)
         into = None if out is None else out.view(-1, inner)
         kernels = torch.index_select(tensor.view(-1, inner), 0, _pairs(rows, columns, tensor.shape[1]), out=into)
         return kernels.view(len(rows), len(columns), *tensor.shape[2:])
-    for place, (dim, indices) in enumerate(dims.items(), start=1):
-        into = out if place == len(dims) else None
+    for count, (dim, indices) in enumerate(dims.items(), start=1):
+        into = out if count == len(dims) else None
         tensor = torch.index_select(tensor, dim, indices.to(tensor.device), out=into)
     return tensor
 
 
 def put(tensor: torch.Tensor, dims: Mapping[int, torch.Tensor], values: torch.Tensor) -> None:
-    """Write a submodel's values to where they belong in a full tensor, in place."""
+    """Write a submodel's values into a full tensor, in place."""
     values, inner = values.to(tensor), _entries_behind(tensor, dims)
     if inner > 1 and tensor.device.type == "cpu":
         pairs = _pairs(dims[0], dims[1], tensor.shape[1]).numpy()
@@ -80,7 +80,7 @@ def put(tensor: torch.Tensor, dims: Mapping[int, torch.Tensor], values: torch.Te
 
 
 def add(tensor: torch.Tensor, dims: Mapping[int, torch.Tensor], values: torch.Tensor) -> None:
-    """Add a submodel's values to where they belong in a full tensor, in place."""
+    """Add a submodel's values to a full tensor, in place."""
     _write(torch.Tensor.index_add_, tensor, dims, values.to(tensor))
 
 
@@ -107,7 +107,7 @@ def _write(
 
 
 def _entries_behind(tensor: torch.Tensor, dims: Mapping[int, torch.Tensor]) -> int:
-    """Return how many entries lie behind each pair of the first two dimensions; 0 where pairs cannot be addressed."""
+    """Return the number of entries per pair of the first two dimensions; 0: pairs cannot be addressed."""
     if set(dims) != {0, 1} or not tensor.is_contiguous():
         return 0
     return prod(tensor.shape[2:])
@@ -118,32 +118,31 @@ def _pairs(rows: torch.Tensor, columns: torch.Tensor, num_columns: int) -> torch
 
 
 def region(dims: Mapping[int, torch.Tensor], num_dims: int) -> tuple[torch.Tensor | slice, ...]:
-    """Return an index that addresses, in the full tensor, the entries a submodel holds."""
+    """Return an index of the entries of a full tensor that a submodel holds."""
     index: list[torch.Tensor | slice] = [slice(None)] * num_dims
     cut_dims = sorted(dims)
-    for place, dim in enumerate(cut_dims):
+    for order, dim in enumerate(cut_dims):
         shape = [1] * len(cut_dims)
-        shape[place] = -1
+        shape[order] = -1
         index[dim] = dims[dim].view(shape)
     return tuple(index)
 
 
 def reconstruct(compact: Params, cut: Cut, into: Params, out: Params | None = None) -> Params:
-    """Put a submodel's tensors back into the full model's coordinates.
+    """Write a submodel's tensors back in the full model's coordinates.
 
-    Entries the submodel does not hold keep the values of `into`, which is left unchanged
-    (CA-HFP, arXiv 2603.12591, eq 4: "fill with the current global values").
+    Entries that the submodel does not hold keep the values of `into`, which does not change (CA-HFP, arXiv
+    2603.12591, eq 4: "fill with the current global values").
 
     Args:
         compact: The submodel's tensors.
-        cut: What they were cut by.
+        cut: The cut of these tensors.
         into: The full model's tensors.
-        out: Tensors to write to instead of new ones. They must hold the values of `into` already: only the
-            entries the submodel holds are written, so that the cost is the submodel's, not the model's.
-            `into` itself is allowed, and then changes.
+        out: Tensors to write to, with the values of `into`: only the entries of the submodel are written, so that the
+            cost is that of the submodel. `into` itself is allowed, and changes then. None: new tensors.
 
     Returns:
-        The full model's tensors; `out` where it is given.
+        The full model's tensors; `out` if given.
     """
     if out is None:
         out = {key: tensor.clone() if key in cut else torch.empty_like(tensor) for key, tensor in into.items()}
@@ -156,7 +155,7 @@ def reconstruct(compact: Params, cut: Cut, into: Params, out: Params | None = No
 
 
 def zero_dropped(params: Params, cut: Cut) -> Params:
-    """Return the full model with every entry the submodel does not hold at zero; whole tensors are shared."""
+    """Return the full model with zeros for entries that the submodel does not hold; whole tensors are shared."""
     zeroed = dict(params)
     for key in zeroed.keys() & cut.keys():
         zeroed[key] = torch.zeros_like(params[key])
@@ -165,7 +164,7 @@ def zero_dropped(params: Params, cut: Cut) -> Params:
 
 
 def held(cut: Cut, params: Params) -> dict[str, torch.Tensor]:
-    """Return where a submodel holds entries: booleans by key, of size 1 along dimensions that are not cut."""
+    """Return whether a submodel holds each entry: booleans by key, of size 1 along dimensions that are not cut."""
     coverage = {}
     for key, tensor in params.items():
         coverage[key] = torch.ones([1] * tensor.dim(), dtype=torch.bool)
@@ -184,7 +183,7 @@ def skeleton(
     Args:
         model: The full model; it is left unchanged.
         shapes: Shape of every state-dict entry of the copy.
-        device: Where the new tensors live, if not where the model's do; `meta` for counting costs without memory.
+        device: Device of the new tensors, `meta` for counting costs without memory. None: that of the model.
     """
     resized: dict[int, object] = {}
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
@@ -211,9 +210,9 @@ def compact_shapes(plan: ChannelGroups, cut: Cut) -> dict[str, tuple[int, ...]]:
 
 
 def extract(model: nn.Module, plan: ChannelGroups, mask: Mask) -> nn.Module:
-    """Return the submodel a mask leaves as an independent module; the model is left unchanged.
+    """Return the submodel of a mask as an independent module; the model is left unchanged.
 
-    Single entries the mask drops are zero.
+    Single entries that the mask drops are zero.
     """
     cut = cut_for(plan, mask)
     small = skeleton(model, compact_shapes(plan, cut))
@@ -226,7 +225,7 @@ def extract(model: nn.Module, plan: ChannelGroups, mask: Mask) -> nn.Module:
 
 
 def kept_elements(packed: NDArray[np.uint8], shape: Sequence[int]) -> torch.Tensor:
-    """Return which entries of one tensor a hybrid mask keeps, booleans of the full model's shape."""
+    """Return whether a hybrid mask keeps each entry of a tensor, booleans of the full model's shape."""
     bits = np.unpackbits(packed, count=prod(shape)).astype(np.bool_)
     return torch.from_numpy(bits).view(*shape)
 
@@ -239,7 +238,7 @@ def load_params(module: nn.Module, params: Params) -> None:
 
 
 def adopt(module: nn.Module, params: Params) -> None:
-    """Make tensors a module's own, without copying them."""
+    """Set a module's parameters and buffers to tensors, without copies."""
     for key, tensor in params.items():
         owner, _, name = key.rpartition(".")
         layer = module.get_submodule(owner)
@@ -250,11 +249,11 @@ def adopt(module: nn.Module, params: Params) -> None:
 
 
 MOST_SKELETONS = 32
-"""Widths that are kept; the one that was not asked for longest goes first."""
+"""Number of widths in the cache; the least recently used one is dropped first."""
 
 
 class SubmodelCache:
-    """Skeletons by width, so that a model is taken apart only once per width."""
+    """Caches skeletons by width, so that each is built only once."""
 
     def __init__(self, model: nn.Module, plan: ChannelGroups) -> None:
         self._model, self._plan = model, plan
@@ -263,7 +262,7 @@ class SubmodelCache:
         self._unsaved = {key: buffer.clone() for key, buffer in model.named_buffers() if key not in saved}
 
     def module_for(self, mask: Mask, cut: Cut) -> nn.Module:
-        """Return the skeleton of a mask's width; the tensors of its state dict hold whatever was there last."""
+        """Return the skeleton of a mask's width; the tensors of its state dict hold the values of their last use."""
         width = widths(self._plan, mask)
         if width not in self._by_width:
             self._by_width[width] = skeleton(self._model, compact_shapes(self._plan, cut))
@@ -281,6 +280,6 @@ class SubmodelCache:
 
 
 def widths(plan: ChannelGroups, mask: Mask) -> tuple[int, ...]:
-    """Return how many units each group keeps: masks of equal widths leave submodels of equal shape."""
+    """Return the number of units that each group keeps; masks of equal widths give submodels of equal shapes."""
     kept: NDArray[np.bool_] = mask.kept
     return tuple(int(kept[units].sum()) for units in plan.units.values())

@@ -1,4 +1,4 @@
-"""Finds the coupled channel groups of a model and proves each of them numerically."""
+"""Finds the coupled channel groups of a model, and proves each of them in numbers."""
 
 import copy
 import fnmatch
@@ -29,13 +29,13 @@ ROOTS = (layers.Convolution, nn.Linear, nn.Embedding)
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A group of channels as the tracer sees it.
+    """A group of channels that the tracer found.
 
     Attributes:
-        name: The first of its layers.
-        layers: All layers its channels pass through, from where they are made to where they are read.
+        name: Name of its first layer.
+        layers: All layers that its channels pass through, from the one that makes them to those that read them.
         summed: Whether an addition joins channels that several layers make.
-        group: The group, or why it cannot be cut.
+        group: The group, or the reason why it cannot be cut.
     """
 
     name: str
@@ -115,7 +115,7 @@ def _trace(
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """Return a copy to work on: in double precision on the CPU, random, with all gradients and no hooks."""
+    """Return a copy for the trace: double precision on the CPU, random values, all gradients, no hooks."""
     try:
         twin = copy.deepcopy(model).cpu().double().requires_grad_(True).eval()
         proof.randomise(twin, torch.Generator().manual_seed(0))
@@ -151,7 +151,7 @@ def _run(model: nn.Module, forward: Forward, example: Any) -> list[torch.Size]:
 
 
 def _find(model: nn.Module, forward: Forward, example: Any, max_steps: int) -> list[Found]:
-    """Let the tracer find the groups, in the order of the model's layers."""
+    """Let Torch-Pruning find the groups, in the order of the model's layers."""
     try:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
@@ -213,7 +213,7 @@ def _to_units(dependencies: Any, graph: Any, names: dict[int, str]) -> UnitTable
 
 
 def _aliases(model: nn.Module) -> dict[str, list[str]]:
-    """Return, for every state-dict key, all keys of the same tensor: shared layers, tied weights."""
+    """Return, for every state-dict key, all keys of the same tensor, as of shared layers and tied weights."""
     keys: dict[int, list[str]] = {}
     named = model.state_dict(keep_vars=True)
     for key, tensor in named.items():
@@ -240,9 +240,13 @@ def _kept_whole(names: frozenset[str], patterns: Sequence[str]) -> str | None:
 
 
 def _is_output(
-    model: nn.Module, forward: Forward, example: Any, normal_shapes: list[torch.Size], group: ChannelGroup,
+    model: nn.Module,
+    forward: Forward,
+    example: Any,
+    normal_shapes: list[torch.Size],
+    group: ChannelGroup,
     shapes: proof.Shapes,
-) -> bool:  # fmt: skip
+) -> bool:
     """Whether dropping units of the group changes the shape of the output."""
     if any(slot.role == "consumer" for slot in group.slots):
         return False
@@ -251,13 +255,13 @@ def _is_output(
     try:
         with torch.no_grad():
             outputs = proof.tensors_of(forward(proof.compact(model, plan, submodel.cut_for(plan, mask)), example))
-    except Exception:  # whatever a layer raises when channels are missing
+    except Exception:  # anything that a layer raises when channels are missing
         return False
     return [output.shape for output in outputs] != normal_shapes
 
 
 def _location(error: BaseException, model: nn.Module) -> str:
-    """Return the layer at which an error arose: the innermost one among the frames of its traceback."""
+    """Return the layer of an error: the innermost one in the frames of its traceback."""
     names = {id(module): name for name, module in model.named_modules()}
     location, traceback = "", error.__traceback__
     while traceback is not None:
@@ -270,7 +274,7 @@ def _location(error: BaseException, model: nn.Module) -> str:
 
 
 def _nearest_layer(value: Any) -> Any:
-    """Return the first layer on the way from a node of the tracer's graph to the inputs."""
+    """Return the nearest layer before a node of Torch-Pruning's graph."""
     queue, seen = [value] if isinstance(value, torch_pruning.dependency.Node) else [], set()
     while queue:
         node = queue.pop(0)

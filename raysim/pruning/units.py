@@ -1,4 +1,4 @@
-"""Turns channel indices a tracer found into the units of a group, merging those that can only go together."""
+"""Turns the channel indices of a trace into the units of a group, and merges inseparable units."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,13 @@ Indices = NDArray[np.int64]
 
 @dataclass(slots=True)
 class UnitTable:
-    """The units of a group while it is being put together.
+    """The units of a group while it is being built.
 
     Attributes:
-        size: Units before merging.
-        slots: For every tensor and dimension, each unit's indices there, `(size, width)`, and the role.
-        together: Layers that part their channels: name, each unit's channels `(size, width)`, number of
-            channels, number of parts.
+        size: Number of units before merging.
+        slots: For every tensor and dimension, the indices of each unit, `(size, width)`, and the role.
+        together: Layers that divide their channels: name, each unit's channels `(size, width)`, number of channels,
+            number of parts.
     """
 
     size: int
@@ -29,10 +29,10 @@ class UnitTable:
     together: list[tuple[str, Indices, int, int]] = field(default_factory=list)
 
     def reach(self, layer: str, side: Side, indices: Sequence[int], units: Sequence[int]) -> None:
-        """Note that channels `indices` of a layer belong to `units`, pairwise.
+        """Record that channels `indices` of a layer belong to `units`, pairwise.
 
         Raises:
-            UnsupportedLayerError: If some units have more channels there than others, or the layer fewer channels.
+            UnsupportedLayerError: If units differ in their number of channels, or the layer has fewer channels.
         """
         by_unit = self._by_unit(layer, indices, units)
         if by_unit.max() >= side.channels:
@@ -44,7 +44,7 @@ class UnitTable:
             self.add(f"{layer}.{tensor}" if layer else tensor, dim, within, role)
 
     def add(self, key: str, dim: int, indices: Indices, role: Role) -> None:
-        """Add a slot; what a tensor is reached by twice is united."""
+        """Add a slot, or join it with the one that the tensor already has."""
         if (key, dim) in self.slots:
             before, role = self.slots[key, dim]
             indices = np.concatenate([before, indices], axis=1)
@@ -61,7 +61,7 @@ class UnitTable:
         return np.array(rows, dtype=np.int64)
 
     def to_group(self, name: str, aliases: Mapping[str, Sequence[str]]) -> ChannelGroup:
-        """Return the group, units that can only go together merged into one.
+        """Return the group with inseparable units merged into one.
 
         Args:
             name: The group's name.
@@ -105,7 +105,7 @@ class UnitTable:
 
     @staticmethod
     def _check_whole(layer: str, channels: Indices, positions: Indices, parts: int) -> None:
-        """Every position this group holds, it must hold in all parts of the layer."""
+        """Check that the group holds each of its positions in all parts of the layer."""
         distinct = np.unique(np.stack([channels.ravel(), positions.ravel()]), axis=1)
         if (np.bincount(distinct[1])[np.unique(distinct[1])] != parts).any():
             raise UnsupportedLayerError(f"layer {layer!r} shares its groups of channels with other layers' channels")

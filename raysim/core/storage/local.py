@@ -112,7 +112,7 @@ def storage_path(given: AnyPath) -> StoragePath:
     """Return the path that a text names; `file://` is a path on this machine.
 
     Raises:
-        SettingError: If it is a URI that pyarrow does not know, or holds a secret, or `file://` names a host.
+        SettingError: If pyarrow does not support the URI, it holds a secret, or `file://` names a host.
 
     >>> str(storage_path("/data/runs") / "one"), str(storage_path("s3://bucket/runs?region=eu-west-1") / "one")
     ('/data/runs/one', 's3://bucket/runs/one?region=eu-west-1')
@@ -124,7 +124,7 @@ def storage_path(given: AnyPath) -> StoragePath:
         return LocalPath(Path(given))
     if text.startswith("file:"):
         return LocalPath(_path_of(text))
-    from raysim.core.storage.object_store import ObjectStorePath  # importing pyarrow takes longer than all else here
+    from raysim.core.storage.object_store import ObjectStorePath  # importing pyarrow is slow
 
     return ObjectStorePath.of(text)
 

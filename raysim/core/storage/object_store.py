@@ -38,7 +38,7 @@ class ObjectStorePath(StoragePath):
         """Return the path of a URI.
 
         Raises:
-            SettingError: If pyarrow does not know its scheme or options, or it holds a secret.
+            SettingError: If pyarrow does not support its scheme or options, or it holds a secret.
         """
         uris.check("", uri, ALLOWED)
         parts = urlsplit(uri)
