@@ -11,9 +11,9 @@ from raysim.client.view import Workload
 from raysim.core.signals import StopRequest
 from raysim.core.tensors import Params
 from raysim.server.updates import ClientUpdates, merge
-from raysim.simulation.loop import first_state, run_rounds
+from raysim.simulation.loop import final_state, first_state, run_rounds
 from raysim.simulation.scenario import Scenario
-from raysim.simulation.state import FIRST, RoundReport, Score, ServerState, Start, Storage
+from raysim.simulation.state import FIRST, FinalState, RoundReport, Score, ServerState, Start, Storage
 
 ROWS_PER_CALL = 2000
 """Test rows one call scores: fixed, since the grouping of a float sum decides its last bits."""
@@ -63,6 +63,7 @@ class InProcessRunner:
     """Plays a scenario in this process."""
 
     def __init__(self) -> None:
+        self._scenario: Scenario | None = None
         self._state: ServerState | None = None
         self._last = StopRequest()
 
@@ -78,7 +79,7 @@ class InProcessRunner:
     def run(self, scenario: Scenario, storage: Storage, start: Start = FIRST) -> Iterator[RoundReport]:
         """Yield the report of each round that is left."""
         executor = InProcessExecutor(scenario.workload)
-        self._state = first_state(scenario, storage, start)
+        self._scenario, self._state = scenario, first_state(scenario, storage, start)
         for state, report in run_rounds(scenario, self._state, executor, storage, start.wall_s, self._last):
             self._state = state
             yield report
@@ -87,8 +88,8 @@ class InProcessRunner:
         """Let the round in progress be the last, and return which one that is."""
         return self._last.ask()
 
-    def final_state(self) -> ServerState:
-        """Return the state after the last round."""
-        if self._state is None:
-            raise RuntimeError("no round has been played")
-        return self._state
+    def final_state(self) -> FinalState:
+        """Return what the run leaves after its last round."""
+        if self._scenario is None or self._state is None:
+            raise RuntimeError("no round has been run")
+        return final_state(self._scenario, self._state)

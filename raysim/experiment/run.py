@@ -24,12 +24,11 @@ from raysim.core.storage.local import AnyPath, storage_path
 from raysim.core.storage.path import StoragePath
 from raysim.experiment import finish as telling
 from raysim.experiment.cost import Prices, costs_of
-from raysim.methods import resolve as methods
 from raysim.population import population, serialization
 from raysim.simulation import checkpoint, records
 from raysim.simulation.build import build_scenario, resolved
 from raysim.simulation.scenario import Runner, Scenario
-from raysim.simulation.state import FIRST, RoundReport, ServerState, Start, Storage, summary_of, targets_of
+from raysim.simulation.state import FIRST, FinalState, RoundReport, Start, Storage, summary_of, targets_of
 from raysim.terminal.progress import ProgressDisplay
 from raysim.tracking import description as run_note
 from raysim.tracking import run_metadata, system_metrics
@@ -144,12 +143,12 @@ def _play(experiment: Experiment, runner: Runner, log: BackgroundLogger, started
         )
     if interrupt.has_come and last < settings.rounds:
         raise StoppedError(f"stopped after round {last}; `raysim resume {experiment.folder}` goes on from there")
-    state = runner.final_state()
+    final = runner.final_state()
     wall_s = experiment.start.wall_s + time.monotonic() - started
-    costs = costs_of(Prices(**settings.costs.model_dump()), state.totals.energy_j, wall_s)
-    summary = summarise(experiment, state) | {"wall_s": wall_s, "costs": costs}
-    with _as_failure(state.round, "the results cannot be kept"):
-        keep_results(experiment, state, summary)
+    costs = costs_of(Prices(**settings.costs.model_dump()), final.totals.energy_j, wall_s)
+    summary = summarise(experiment, final) | {"wall_s": wall_s, "costs": costs}
+    with _as_failure(final.round, "the results cannot be kept"):
+        keep_results(experiment, final, summary)
     return summary
 
 
@@ -273,32 +272,31 @@ def follow(reports: Iterator[RoundReport], log: BackgroundLogger, rounds: int, s
     return last
 
 
-def summarise(experiment: Experiment, state: ServerState) -> dict[str, Any]:
+def summarise(experiment: Experiment, final: FinalState) -> dict[str, Any]:
     """Return what a run reached and spent."""
-    totals, settings = state.totals, experiment.settings
+    totals, settings = final.totals, experiment.settings
     return {
         "run_id": experiment.tracker.run_id,
         "experiment": settings.experiment,
         "method": settings.method.name,
         "seed": settings.seed,
-        "rounds": state.round,
+        "rounds": final.round,
         "accuracy": totals.accuracy,
         "best_accuracy": totals.best_accuracy,
         **summary_of(totals),
         "targets": targets_of(totals, experiment.scenario.targets),
         "full_model": asdict(experiment.scenario.costs.dense),
-        "params_sha256": tensors.digest(state.params),
+        "params_sha256": tensors.digest(final.params),
         "output_dir": str(experiment.folder),
         "tracking_uri": experiment.tracker.uri,
         "experiment_id": experiment.tracker.experiment_id,
     }
 
 
-def keep_results(experiment: Experiment, state: ServerState, summary: Mapping[str, Any]) -> None:
+def keep_results(experiment: Experiment, final: FinalState, summary: Mapping[str, Any]) -> None:
     """Write the final model, the tables of rounds and clients, and at the end the summary."""
-    folder, workload = experiment.folder, experiment.scenario.workload
-    params = methods.served(experiment.scenario.method, workload.plan, state.params, state.memory)
-    checkpoint.save_params(params, folder / "model.safetensors")
+    folder = experiment.folder
+    checkpoint.save_params(final.served_params, folder / "model.safetensors")
     records.merge_all(folder)
     draw_partition(experiment)
     if (folder / "report.html").is_file():

@@ -11,10 +11,11 @@ from raysim.core.errors import RunFailedError, reason_of
 from raysim.core.log import about
 from raysim.core.signals import StopRequest
 from raysim.core.tensors import one_thread
+from raysim.methods import resolve as methods
 from raysim.simulation import checkpoint, records
 from raysim.simulation.round import initial_state, run_round
 from raysim.simulation.scenario import Executor, Scenario
-from raysim.simulation.state import RoundReport, ServerState, Start, Storage
+from raysim.simulation.state import FinalState, RoundReport, ServerState, Start, Storage
 
 
 def run_rounds(
@@ -98,3 +99,12 @@ def first_state(scenario: Scenario, storage: Storage, start: Start) -> ServerSta
         return checkpoint.load(checkpoint.path_of(storage.part("checkpoints"), start.round))
     except (OSError, checkpoint.TornCheckpointError) as error:
         raise RunFailedError(start.round + 1, -1, f"where it goes on cannot be read: {reason_of(error)}") from error
+
+
+def final_state(scenario: Scenario, state: ServerState) -> FinalState:
+    """Return what a run leaves that ends with a state.
+
+    The served model depends on the method's memory, so it is made where that memory is: beside the state.
+    """
+    served = methods.served(scenario.method, scenario.workload.plan, state.params, state.memory)
+    return FinalState(state.round, state.totals, state.params, served)

@@ -19,15 +19,7 @@ from raysim.pruning.costs import CostTable
 from raysim.selection.table import SELECTIONS, SelectionRule
 from raysim.server.optimizers import ServerOptimizer
 from raysim.server.updates import ClientUpdates
-from raysim.simulation.state import (
-    FIRST,
-    RoundReport,
-    Score,
-    ServerState,
-    Start,
-    Storage,
-    Totals,
-)
+from raysim.simulation.state import FIRST, FinalState, RoundReport, Score, ServerState, Start, Storage, Totals
 
 
 class Executor(Protocol):
@@ -149,6 +141,6 @@ class Runner(Protocol):
         """Let the round in progress be the last, and return which one that is; called from another thread."""
         ...
 
-    def final_state(self) -> ServerState:
-        """Return the state after the last round."""
+    def final_state(self) -> FinalState:
+        """Return what the run leaves after its last round."""
         ...

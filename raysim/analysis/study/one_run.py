@@ -14,7 +14,6 @@ from raysim.core import tensors
 from raysim.core.errors import RunFailedError
 from raysim.core.tensors import Columns
 from raysim.executors.in_process import InProcessRunner
-from raysim.methods import resolve as methods
 from raysim.population import population
 from raysim.population.profiles import Devices
 from raysim.simulation import metrics
@@ -84,9 +83,8 @@ def _play(scenario: Scenario, reports: list[RoundReport]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:  # a run of a comparison is not resumed: nothing is kept on disk
         for report in runner.run(scenario, Storage(Path(folder), every=scenario.rounds, keep=1)):
             reports.append(report)
-        state = runner.final_state()
-    served = methods.served(scenario.method, scenario.workload.plan, state.params, state.memory)
-    return {"params": tensors.as_arrays(served), "params_sha256": tensors.digest(state.params)}
+        final = runner.final_state()
+    return {"params": tensors.as_arrays(final.served_params), "params_sha256": tensors.digest(final.params)}
 
 
 def digests_of(scenario: Scenario) -> dict[str, str]:

@@ -12,7 +12,6 @@ from raysim.config.experiment import ExperimentSettings
 from raysim.core.errors import RunFailedError
 from raysim.core.storage.path import StoragePath
 from raysim.experiment.run import environment, write_scenario
-from raysim.methods import resolve as methods
 from raysim.population import population
 from raysim.simulation import checkpoint, metrics, records
 from raysim.simulation import checkpoint as continuation
@@ -91,7 +90,7 @@ class _Player:
         scenario = build_scenario(settings)
         settings = resolved(settings, scenario)
         folder.make()
-        self._folder, self._runner, self._scenario = folder, runner, scenario
+        self._folder, self._runner = folder, runner
         if not (folder / "config.yaml").is_file():
             write_scenario(scenario, folder)
             workload, is_diagnosed = scenario.workload, settings.diagnostics.every is not None
@@ -126,6 +125,4 @@ class _Player:
 
     def _keep(self) -> None:
         """Write the final model."""
-        state = self._runner.final_state()
-        params = methods.served(self._scenario.method, self._scenario.workload.plan, state.params, state.memory)
-        checkpoint.save_params(params, self._folder / "model.safetensors")
+        checkpoint.save_params(self._runner.final_state().served_params, self._folder / "model.safetensors")
