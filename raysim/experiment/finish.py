@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from raysim.client.view import Workload
 from raysim.core.errors import StoppedError, TrackingLostError, reason_of
 from raysim.core.log import say
+from raysim.core.retry import retry
 from raysim.core.storage.path import StoragePath
 from raysim.pruning import submodel
 from raysim.simulation import records
@@ -92,38 +93,35 @@ def _upload(ending: Ending) -> None:
     tracker, folder, workload = ending.tracker, ending.folder, ending.workload
     for name in (*ARTIFACTS, *WHERE_THERE):
         if name in ARTIFACTS or (folder / name).is_file():
-            retry(partial(tracker.artifact, folder / name), name)
+            until_logged(name, partial(tracker.artifact, folder / name))
     with (folder / "model.safetensors").fetched() as path:
         submodel.load_params(workload.model, load_file(path))
     example, _ = workload.data.test_rows(np.arange(2))
-    version = retry(lambda: logged_model.keep(tracker, workload.model, example, ending.model_name), "the final model")
+    version = until_logged(
+        "the final model", lambda: logged_model.keep(tracker, workload.model, example, ending.model_name)
+    )
     model = None if version is None else f"models:/{ending.model_name}/{version}"
     summary = json.loads((folder / "summary.json").read_text())
-    retry(lambda: tracker.note(description.TAG, description.after(ending.note, summary, model)), "the description")
-    retry(lambda: tracker.end("FINISHED"), "the end of the run")
+    note = description.after(ending.note, summary, model)
+    until_logged("the description", lambda: tracker.note(description.TAG, note))
+    until_logged("the end of the run", lambda: tracker.end("FINISHED"))
 
 
-def retry(call: Callable[[], Value], what: str, patience_s: float = PATIENCE_S) -> Value:
-    """Repeat a call that MLflow does not take, with longer and longer pauses.
+def until_logged(what: str, call: Callable[[], Value], patience_s: float = PATIENCE_S) -> Value:
+    """Repeat a call to MLflow until it works.
 
     Args:
-        call: What may be done again.
-        what: What it tells MLflow of.
-        patience_s: Seconds since it was first refused from which on it is not repeated.
+        what: What it logs.
+        call: Can be repeated without harm.
+        patience_s: Seconds after the first failure from which on it is not repeated.
 
     Raises:
         TrackingLostError: If it has not worked by then.
     """
-    pause_s, refused = 0.5, None
-    while True:
-        try:
-            return call()
-        except TrackingLostError as error:
-            refused = refused or time.monotonic()
-            if time.monotonic() + pause_s > refused + patience_s:
-                raise TrackingLostError(f"{what} could not be logged: {error}") from error
-        time.sleep(pause_s)
-        pause_s *= 2
+    try:
+        return retry(call, TrackingLostError, patience_s)
+    except TrackingLostError as error:
+        raise TrackingLostError(f"{what} could not be logged: {error}") from error
 
 
 def record_abort(

@@ -33,11 +33,8 @@ from raysim.terminal.progress import ProgressDisplay
 from raysim.tracking import description as run_note
 from raysim.tracking import run_metadata, system_metrics
 from raysim.tracking.background import BackgroundLogger
-from raysim.tracking.mlflow_writer import NOTHING, Known, MlflowTracker, few_retries, resolve_uri
+from raysim.tracking.mlflow_writer import NOTHING, Known, MlflowTracker, resolve_uri
 from raysim.tracking.run_folder import as_setting, check_folder, held, make_folder
-
-ANSWER_S = 60
-"""How long MLflow may take to answer; a large model takes its time to travel."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,7 +98,7 @@ def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any
     log: BackgroundLogger | None = None
     if experiment.summary is None:
         runner.make_ready(experiment.scenario)  # before anything is written down
-    with few_retries(ANSWER_S), nullcontext() if experiment.is_held else held(experiment.folder):
+    with nullcontext() if experiment.is_held else held(experiment.folder):
         try:
             log = begin(experiment)
             summary = experiment.summary or _play(experiment, runner, log, started)

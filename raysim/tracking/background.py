@@ -8,11 +8,10 @@ from typing import Protocol
 
 from raysim.core.errors import TrackingLostError, reason_of
 from raysim.core.log import warn
+from raysim.core.retry import pause_s
 
 COLLECT_S = 2.0
 """Seconds between two calls, so that quick rounds share what each costs MLflow besides its metrics."""
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
-"""Pause after a first call that failed, doubled from call to call, and where that ends."""
 LOOK_S = 0.5
 """Seconds between two looks at whether anything goes through, at the end of a run."""
 
@@ -131,7 +130,7 @@ class BackgroundLogger:
     def _pause_s(self) -> float:
         if not self._failures:
             return 0.0 if self._is_late else COLLECT_S
-        return min(FIRST_PAUSE_S * 2.0 ** (self._failures - 1), LONGEST_PAUSE_S)
+        return pause_s(self._failures)
 
     def _log(self, last: int, hurry: bool, is_over: bool) -> None:
         """Tell some rounds, and note how it went."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raysim.core.errors import SettingError, reason_of
-from raysim.tracking.mlflow_writer import few_retries
 
 from mlflow.entities import Run  # isort: skip - raysim.tracking tells MLflow first not to send telemetry
 from mlflow.exceptions import MlflowException  # isort: skip
@@ -63,8 +62,7 @@ class MlflowReader:
     @contextmanager
     def _reading(self) -> Iterator[None]:
         try:
-            with few_retries():
-                yield
+            yield
         except Exception as error:
             raise SettingError(f"tracking.uri={self.uri!r} cannot be read: {reason_of(error)}") from None
 

@@ -109,9 +109,8 @@ class MlflowTracker:
         try:
             if self._file is not None:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
-            with few_retries():
-                self.client = MlflowClient(uri)
-                self.experiment_id = self._experiment(experiment, beside)
+            self.client = MlflowClient(uri)
+            self.experiment_id = self._experiment(experiment, beside)
         except SettingError:
             raise
         except Exception as error:
@@ -186,10 +185,9 @@ class MlflowTracker:
             SettingError: If the store has no such run.
         """
         try:
-            with few_retries():
-                run = self.client.get_run(run_id)
-                rounds = self.client.get_metric_history(run_id, TIME_OF_RUN)
-                seconds = self.client.get_metric_history(run_id, EVERY_SECOND)
+            run = self.client.get_run(run_id)
+            rounds = self.client.get_metric_history(run_id, TIME_OF_RUN)
+            seconds = self.client.get_metric_history(run_id, EVERY_SECOND)
         except Exception as error:
             raise SettingError(f"tracking.uri={self.uri!r}: run {run_id} cannot go on: {reason_of(error)}") from None
         self.run_id, self.experiment_id = run_id, str(run.info.experiment_id)
@@ -305,8 +303,7 @@ def status_of(uri: str, run_id: str) -> str:
         SettingError: If the store cannot be read, or has no such run.
     """
     try:
-        with few_retries():
-            return str(MlflowClient(uri).get_run(run_id).info.status)
+        return str(MlflowClient(uri).get_run(run_id).info.status)
     except Exception as error:
         raise SettingError(f"RUN={run_id!r} cannot be read from tracking.uri={uri!r}: {reason_of(error)}") from None
 
@@ -322,34 +319,15 @@ def download(uri: str, run_id: str, names: Sequence[str], folder: Path, optional
         raise SettingError(f"RUN={run_id!r} is no folder, and tracking.uri={uri!r}, where runs are kept, is no file")
     logging.getLogger("alembic").setLevel(logging.ERROR)
     try:
-        with few_retries():
-            client = MlflowClient(uri)
-            there = {item.path for item in client.list_artifacts(run_id)}
-            missing = [name for name in names if name not in there]
-            for name in (*names, *(set(optional) & there)) if not missing else ():
-                client.download_artifacts(run_id, name, str(folder))
+        client = MlflowClient(uri)
+        there = {item.path for item in client.list_artifacts(run_id)}
+        missing = [name for name in names if name not in there]
+        for name in (*names, *(set(optional) & there)) if not missing else ():
+            client.download_artifacts(run_id, name, str(folder))
     except Exception as error:
         raise SettingError(f"RUN={run_id!r} cannot be read from tracking.uri={uri!r}: {reason_of(error)}") from None
     if missing:
         raise SettingError(f"RUN={run_id!r} has not finished, or is of another version: {missing[0]} is no artifact")
-
-
-@contextmanager
-def few_retries(timeout_s: int = 10) -> Iterator[None]:
-    """Let a server that is not there be noticed in seconds instead of MLflow's four minutes.
-
-    Args:
-        timeout_s: How long it may take to answer.
-    """
-    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s)}
-    added = {name: value for name, value in limits.items() if name not in os.environ}
-    os.environ.update(added)
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # what a retry meets is told once, at the end
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
 
 
 def _is_database(uri: str) -> bool:

@@ -24,7 +24,7 @@ from raysim.core.errors import RunFailedError, SettingError, TrackingLostError
 from raysim.core.storage.local import storage_path
 from raysim.executors import in_process
 from raysim.experiment import run as experiment
-from raysim.experiment.finish import retry
+from raysim.experiment.finish import until_logged
 from raysim.experiment.resume import locked_run, prepare
 from raysim.report import write
 from raysim.simulation import checkpoint, records
@@ -430,7 +430,7 @@ def test_only_what_mlflow_does_not_take_is_repeated() -> None:
 
     calls: list[str] = []
     with pytest.raises(FileNotFoundError):
-        retry(lost_file, "a file")
+        until_logged("a file", lost_file)
     with pytest.raises(TrackingLostError):
-        retry(away, "a file", 0.7)
+        until_logged("a file", away, 0.7)
     assert calls == ["file", "store", "store"]

@@ -11,6 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from raysim.clock.outcomes import COUNTED, LATE, OUTCOME_DTYPE, OUTCOMES, SURPLUS, UNFINISHED
 from raysim.config.population import ClockSettings
+from raysim.core import retry
 from raysim.core.errors import SettingError, TrackingLostError
 from raysim.executors.in_process import InProcessExecutor
 from raysim.methods.table import METHODS
@@ -242,7 +243,7 @@ def test_rounds_that_a_checkpoint_covers_are_told_without_waiting_for_the_end(mo
 
 
 def test_the_end_of_the_curves_that_cannot_be_told_is_said(monkeypatch):
-    monkeypatch.setattr(background, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.01)
 
     def send(points) -> None:
         if is_away:

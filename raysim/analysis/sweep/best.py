@@ -18,7 +18,7 @@ from raysim.core.storage import atomic
 from raysim.core.storage.local import storage_path
 from raysim.executors.in_process import InProcessRunner
 from raysim.experiment import run as experiment
-from raysim.experiment.finish import retry
+from raysim.experiment.finish import until_logged
 from raysim.simulation import checkpoint
 from raysim.simulation.build import build_scenario
 
@@ -86,4 +86,4 @@ def _complete(record: SweepRecord, trial: Trial, run: ExperimentSettings) -> Non
     summary = path / "summary.json"
     both = record.summary_of(trial, run) | _json_of(summary)
     atomic.write_text(summary, json.dumps(both, indent=2))
-    retry(lambda: tracker.artifact(summary), summary.name)
+    until_logged(summary.name, lambda: tracker.artifact(summary))

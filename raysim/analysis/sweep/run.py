@@ -16,9 +16,8 @@ from raysim.analysis.sweep.record import SweepRecord
 from raysim.analysis.sweep.scored import metrics_of
 from raysim.core.errors import RunFailedError, SettingError, StoppedError, TrackingLostError, nearest_first
 from raysim.core.log import say, warn
-from raysim.experiment.run import ANSWER_S, digests_of
+from raysim.experiment.run import digests_of
 from raysim.simulation.build import build_scenario
-from raysim.tracking.mlflow_writer import few_retries
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +59,7 @@ def run(record: SweepRecord, digests: Mapping[str, str]) -> None:
     left = journal.unfinished
     over = len(sweep.trials) - len(left)
     say(f"files in {record.folder}{f'; trials that are over: {over}' if over else ''}")
-    with few_retries(ANSWER_S), tuning.started_ray(sweep) if left else nullcontext():
+    with tuning.started_ray(sweep) if left else nullcontext():
         try:
             _play(record, digests, left)
         except KeyboardInterrupt:
