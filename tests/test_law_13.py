@@ -195,7 +195,7 @@ def folder(tmp_path_factory) -> Any:
             (folder / f"{name}.csv").write_text(TABLE.format(speed), encoding="utf-8")
             (folder / f"{name}.json").write_text(CAPACITY.format(speed / 1e8), encoding="utf-8")
         (folder / "online.json").write_text(ONLINE, encoding="utf-8")
-        patch.setattr(system_metrics, "LAST_WORDS_S", 30)
+        patch.setattr(system_metrics, "LAST_SAMPLE_S", 30)
         patch.chdir(folder)
         yield folder
 

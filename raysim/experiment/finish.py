@@ -22,7 +22,7 @@ from raysim.simulation import records
 from raysim.tracking import description
 from raysim.tracking import model as logged_model
 from raysim.tracking.background import BackgroundLogger
-from raysim.tracking.mlflow_writer import MlflowTracker
+from raysim.tracking.mlflow_writer import MlflowWriter
 
 PATIENCE_S = 30.0
 """How long a run that is over waits while MLflow takes nothing."""
@@ -49,7 +49,7 @@ class Ending:
         model_name: Under which the final model is registered; none = it is not.
     """
 
-    tracker: MlflowTracker
+    tracker: MlflowWriter
     folder: StoragePath
     workload: Workload
     note: str
@@ -125,7 +125,7 @@ def until_logged(what: str, call: Callable[[], Value], patience_s: float = PATIE
 
 
 def record_abort(
-    tracker: MlflowTracker, folder: StoragePath, log: BackgroundLogger | None, error: BaseException
+    tracker: MlflowWriter, folder: StoragePath, log: BackgroundLogger | None, error: BaseException
 ) -> None:
     """Tell how an unfinished run ended, its folder first, then MLflow, as far as that listens and time allows.
 
@@ -151,7 +151,7 @@ def record_abort(
 
 
 def _farewell(
-    tracker: MlflowTracker, folder: StoragePath, log: BackgroundLogger | None, failure: str | None, patience_s: float
+    tracker: MlflowWriter, folder: StoragePath, log: BackgroundLogger | None, failure: str | None, patience_s: float
 ) -> Iterator[Callable[[], object]]:
     """Yield what there is to do when a run ends unfinished; what it failed of is none if it was stopped."""
     state, status = ("stopped", "KILLED") if failure is None else ("failed", "FAILED")
@@ -170,7 +170,7 @@ def _farewell(
         yield page.join
     yield partial(_upload_so_far, tracker, folder)
     if log is not None:
-        yield partial(log.leave, status)
+        yield partial(log.abort, status)
 
 
 def _is_finished(folder: StoragePath) -> bool:
@@ -188,7 +188,7 @@ def _report(folder: StoragePath) -> None:
         say(f"report of the rounds so far: {write.of_ended(folder)}")
 
 
-def _upload_so_far(tracker: MlflowTracker, folder: StoragePath) -> None:
+def _upload_so_far(tracker: MlflowWriter, folder: StoragePath) -> None:
     for name in ("run.json", "report.html"):
         if (folder / name).is_file():
             tracker.artifact(folder / name)

@@ -19,7 +19,8 @@ from raysim.simulation import checkpoint
 from raysim.simulation.build import build_scenario
 from raysim.simulation.state import Start
 from raysim.tracking import run_reader
-from raysim.tracking.mlflow_writer import NOTHING, MlflowTracker, resolve_uri, status_of
+from raysim.tracking.curves import LoggedSoFar
+from raysim.tracking.mlflow_writer import MlflowWriter, resolve_uri, status_of
 from raysim.tracking.run_folder import held, make_folder
 
 BITS_DEPEND_ON = ("version.raysim", "version.torch", "version.numpy", "cpu")
@@ -148,9 +149,9 @@ def prepare(stopped: Stopped) -> Experiment:
     settings, folder = stopped.settings, stopped.folder
     scenario = build_scenario(settings)
     make_folder(folder)
-    tracker = MlflowTracker(stopped.tracking_uri, settings.experiment, beside=str(folder.parent))
+    tracker = MlflowWriter(stopped.tracking_uri, settings.experiment, beside=str(folder.parent))
     warn_of_changes(stopped)
-    known = NOTHING
+    known = LoggedSoFar()
     if stopped.noted:
         for what, digest in digests_of(scenario).items():
             if digest != stopped.noted[f"{what}_sha256"]:

@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -31,10 +31,12 @@ from raysim.simulation.scenario import Runner, Scenario
 from raysim.simulation.state import FIRST, FinalState, RoundReport, Start, Storage, summary_of, targets_of
 from raysim.terminal.progress import ProgressDisplay
 from raysim.tracking import description as run_note
-from raysim.tracking import run_metadata, system_metrics
+from raysim.tracking import run_metadata
 from raysim.tracking.background import BackgroundLogger
-from raysim.tracking.mlflow_writer import NOTHING, Known, MlflowTracker, resolve_uri
+from raysim.tracking.curves import LoggedSoFar
+from raysim.tracking.mlflow_writer import MlflowWriter, resolve_uri
 from raysim.tracking.run_folder import as_setting, check_folder, held, make_folder
+from raysim.tracking.system_metrics import SystemMetrics
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,9 +57,9 @@ class Experiment:
     settings: ExperimentSettings
     folder: StoragePath
     scenario: Scenario
-    tracker: MlflowTracker
+    tracker: MlflowWriter
     start: Start = FIRST
-    known: Known = NOTHING
+    known: LoggedSoFar = field(default_factory=LoggedSoFar)
     summary: dict[str, Any] | None = None
     is_held: bool = False
 
@@ -77,7 +79,7 @@ def prepare(settings: ExperimentSettings, folder: AnyPath) -> Experiment:
     scenario = build_scenario(settings)
     make_folder(place)
     settings = resolved(settings, scenario)
-    return Experiment(settings, place, scenario, MlflowTracker(uri, settings.experiment, beside=str(place.parent)))
+    return Experiment(settings, place, scenario, MlflowWriter(uri, settings.experiment, beside=str(place.parent)))
 
 
 def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any]:
@@ -130,9 +132,9 @@ def _ending(experiment: Experiment) -> telling.Ending:
 def _play(experiment: Experiment, runner: Runner, log: BackgroundLogger, started: float) -> dict[str, Any]:
     settings = experiment.settings
     storage = Storage(experiment.folder, settings.checkpoint.every, settings.checkpoint.keep)
-    tracker, is_watched = experiment.tracker, settings.tracking.system_metrics
+    tracker = experiment.tracker
     with (
-        system_metrics.watched(tracker.uri, tracker.run_id) if is_watched else nullcontext(),
+        _watched(tracker) if settings.tracking.system_metrics else nullcontext(),
         FirstInterrupt(lambda: _stop(runner, settings.rounds)) as interrupt,
     ):
         last = follow(
@@ -147,6 +149,15 @@ def _play(experiment: Experiment, runner: Runner, log: BackgroundLogger, started
     with _as_failure(final.round, "the results cannot be kept"):
         keep_results(experiment, final, summary)
     return summary
+
+
+@contextmanager
+def _watched(tracker: MlflowWriter) -> Iterator[None]:
+    machine = SystemMetrics(tracker.uri, tracker.run_id)
+    try:
+        yield
+    finally:
+        machine.finish()
 
 
 def _stop(runner: Runner, rounds: int) -> None:

@@ -16,10 +16,10 @@ from torch import nn
 from raysim.core import plugins
 from raysim.core.errors import reason_of
 from raysim.core.log import say
-from raysim.tracking.mlflow_writer import MlflowTracker, telling
+from raysim.tracking.mlflow_writer import MlflowWriter, as_tracking_lost
 
 
-def keep(tracker: MlflowTracker, model: nn.Module, example: torch.Tensor, name: str | None) -> str | None:
+def keep(tracker: MlflowWriter, model: nn.Module, example: torch.Tensor, name: str | None) -> str | None:
     """Log a model in eval mode so that `mlflow.pytorch.load_model` gives it back, and register it; each once.
 
     Args:
@@ -41,9 +41,9 @@ def keep(tracker: MlflowTracker, model: nn.Module, example: torch.Tensor, name: 
         return registered(tracker, name) or _register(tracker, model_id, name)
 
 
-def logged(tracker: MlflowTracker) -> str | None:
+def logged(tracker: MlflowWriter) -> str | None:
     """Return the id of the run's model, if there is one that is whole."""
-    with telling():
+    with as_tracking_lost():
         outputs = tracker.client.get_run(tracker.run_id).outputs
         for output in [] if outputs is None else outputs.model_outputs:
             if tracker.client.get_logged_model(output.model_id).status == LoggedModelStatus.READY:
@@ -51,15 +51,15 @@ def logged(tracker: MlflowTracker) -> str | None:
     return None
 
 
-def registered(tracker: MlflowTracker, name: str) -> str | None:
+def registered(tracker: MlflowWriter, name: str) -> str | None:
     """Return the version under which the run's model is registered, if it is."""
-    with telling():
+    with as_tracking_lost():
         found = tracker.client.search_model_versions(f"name = '{name}' and run_id = '{tracker.run_id}'")
     return str(found[0].version) if found else None
 
 
-def _register(tracker: MlflowTracker, model_id: str, name: str) -> str:
-    with telling():
+def _register(tracker: MlflowWriter, model_id: str, name: str) -> str:
+    with as_tracking_lost():
         try:
             tracker.client.create_registered_model(name)
         except MlflowException as error:
@@ -69,7 +69,7 @@ def _register(tracker: MlflowTracker, model_id: str, name: str) -> str:
         return str(tracker.client.create_model_version(name, source, tracker.run_id, model_id=model_id).version)
 
 
-def _log(tracker: MlflowTracker, model: nn.Module, example: torch.Tensor) -> str:
+def _log(tracker: MlflowWriter, model: nn.Module, example: torch.Tensor) -> str:
     """Log a model as a graph, which needs no code of its user's; where it has none, with that code."""
     inputs = example.numpy().astype(np.float32)
     with torch.no_grad():
@@ -80,7 +80,7 @@ def _log(tracker: MlflowTracker, model: nn.Module, example: torch.Tensor) -> str
         "signature": mlflow.models.infer_signature(inputs, outputs),
         "pip_requirements": [f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"],
     }
-    with telling(), mlflow.start_run(run_id=tracker.run_id, nested=True, log_system_metrics=False):
+    with as_tracking_lost(), mlflow.start_run(run_id=tracker.run_id, nested=True, log_system_metrics=False):
         if _has_graph(model, example):
             info = mlflow.pytorch.log_model(model, serialization_format="pt2", **known)
         else:

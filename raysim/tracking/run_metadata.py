@@ -12,8 +12,8 @@ from raysim.simulation.scenario import Scenario
 from raysim.tracking import client_runs, datasets, description
 from raysim.tracking.background import MetricStream
 from raysim.tracking.client_runs import ClientRuns
-from raysim.tracking.curves import RunCurves
-from raysim.tracking.mlflow_writer import Known, MlflowTracker
+from raysim.tracking.curves import LoggedSoFar, RunCurves
+from raysim.tracking.mlflow_writer import MlflowWriter
 
 
 def tags_of(settings: ExperimentSettings) -> dict[str, str]:
@@ -29,7 +29,7 @@ def tags_of(settings: ExperimentSettings) -> dict[str, str]:
 
 
 def create(
-    tracker: MlflowTracker,
+    tracker: MlflowWriter,
     settings: ExperimentSettings,
     scenario: Scenario,
     folder: StoragePath,
@@ -54,7 +54,7 @@ def create(
 
 
 def describe(
-    tracker: MlflowTracker, settings: ExperimentSettings, scenario: Scenario, digests: dict[str, str]
+    tracker: MlflowWriter, settings: ExperimentSettings, scenario: Scenario, digests: dict[str, str]
 ) -> None:  # fmt: skip
     """Log settings and data; what the run has of it already is left as it is."""
     inputs = datasets.inputs_of(scenario.workload.data, settings.data.root)
@@ -62,7 +62,7 @@ def describe(
 
 
 def curves_of(
-    tracker: MlflowTracker, settings: ExperimentSettings, scenario: Scenario, folder: StoragePath, known: Known
+    tracker: MlflowWriter, settings: ExperimentSettings, scenario: Scenario, folder: StoragePath, known: LoggedSoFar
 ) -> list[MetricStream]:  # fmt: skip
     """Return what grows by rounds: the run's curves, and those of its clients where they are asked for."""
     rounds, devices = folder / "rounds", scenario.workload.population.devices
@@ -76,7 +76,7 @@ def curves_of(
 
 
 def of_clients(
-    tracker: MlflowTracker, settings: ExperimentSettings, scenario: Scenario, folder: StoragePath
+    tracker: MlflowWriter, settings: ExperimentSettings, scenario: Scenario, folder: StoragePath
 ) -> ClientRuns:  # fmt: skip
     """Return the runs of single clients, which are told of the rounds recorded in a folder."""
     clients, most = scenario.workload.population, client_runs.MOST

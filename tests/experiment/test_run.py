@@ -409,7 +409,7 @@ def test_a_store_that_is_gone_when_the_run_begins_is_a_setting_and_leaves_a_way_
 
 def test_a_description_can_be_sent_again(tmp_path: Path) -> None:
     """What was told stays; what is missing is added."""
-    tracker = mlflow_writer.MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", "digits")
+    tracker = mlflow_writer.MlflowWriter(f"sqlite:///{tmp_path}/mlflow.db", "digits")
     tracker.create("one", {"data": "digits"})
     digests = {"data": "1" * 64, "partition": "2" * 64}
     tracker.describe({"seed": "0", "executor.num_actors": "2"}, {"data": "1" * 64, "partition": "2" * 64})

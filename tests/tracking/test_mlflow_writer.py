@@ -25,7 +25,7 @@ from raysim.simulation.state import RoundReport
 from raysim.tracking import background, mlflow_writer
 from raysim.tracking.client_runs import READ, ClientRun, ClientRuns
 from raysim.tracking.curves import EVERY_SECOND, MAIN, RunCurves, over_time
-from raysim.tracking.mlflow_writer import CLIENT, MlflowTracker, resolve_uri
+from raysim.tracking.mlflow_writer import CLIENT, MlflowWriter, resolve_uri
 from tests.clocked import played, with_figures
 from tests.conftest import settings_of, tiny_settings
 
@@ -201,8 +201,8 @@ def test_a_simulated_second_has_the_last_value_of_its_rounds_wherever_a_run_is_s
     for last in (*cuts, 7):
         seconds = [point.step for point in told if point.key == EVERY_SECOND]
         curves = RunCurves(lambda round: rounds[round - 1], told.extend, known, max(seconds, default=-1))
-        curves.tell(last, hurry=False)
-        assert curves.told == last
+        curves.flush(last, hurry=False)
+        assert curves.last_logged == last
         known = last
     curves.finish()
     curves.finish()
@@ -220,8 +220,8 @@ def test_a_call_has_whole_rounds_and_at_most_a_thousand_points():
     rounds = rounds_of([float(round) for round in range(1, 501)], scored=set(range(1, 501)))
     calls: list[list[Point]] = []
     curves = RunCurves(lambda round: rounds[round - 1], calls.append)
-    while curves.told < 500:
-        curves.tell(500, hurry=False)
+    while curves.last_logged < 500:
+        curves.flush(500, hurry=False)
     curves.finish()
     assert max(map(len, calls)) <= 1000
     assert len(calls) == 4
@@ -281,7 +281,7 @@ def test_the_end_is_waited_for_as_long_as_something_goes_through() -> None:
     log = background.BackgroundLogger([curves])
     log.cover(500)
     log.close(1.5, is_over=True)
-    assert curves.taken >= 3, "calls of 0.6 s"
+    assert curves.num_calls >= 3, "calls of 0.6 s"
     assert {point.step for point in told if point.key == "clock/simulated_s"} == set(range(1, 501))
 
 
@@ -333,16 +333,16 @@ def test_the_default_store_is_sqlite_unless_the_environment_says_otherwise(monke
 
 def test_an_experiment_that_was_deleted_is_told_with_the_way_back(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    tracker = MlflowTracker(uri, "digits")
+    tracker = MlflowWriter(uri, "digits")
     tracker.client.delete_experiment(tracker.experiment_id)
     with pytest.raises(SettingError, match=f"^experiment='digits' was deleted .* {tracker.experiment_id}`$"):
-        MlflowTracker(uri, "digits")
+        MlflowWriter(uri, "digits")
 
 
 def test_a_store_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.db").write_text("this is no database, and long enough to be looked at as one" * 10)
     with pytest.raises(SettingError, match=r"broken.db.*cannot be opened"):
-        MlflowTracker(f"sqlite:///{tmp_path}/broken.db", "x")
+        MlflowWriter(f"sqlite:///{tmp_path}/broken.db", "x")
 
 
 def test_artifacts_of_a_database_without_files_lie_beside_the_output(tmp_path: Path, monkeypatch) -> None:
@@ -353,11 +353,11 @@ def test_artifacts_of_a_database_without_files_lie_beside_the_output(tmp_path: P
         ("s3://bucket/runs?region=eu-west-1", "s3://bucket/runs/artifacts/two"),
     ):
         name = expected.rpartition("/")[2]
-        tracker = MlflowTracker(uri, name, beside=beside)
+        tracker = MlflowWriter(uri, name, beside=beside)
         assert MlflowClient(uri).get_experiment(tracker.experiment_id).artifact_location == expected
 
 
-class _LeftMeanwhile(MlflowTracker):
+class _LeftMeanwhile(MlflowWriter):
     """After its second run of a client, the run they belong to is given up."""
 
     runs: ClientRuns
@@ -365,7 +365,7 @@ class _LeftMeanwhile(MlflowTracker):
     def child(self, name: str, tags: Mapping[str, str]) -> str:
         made = super().child(name, tags)
         if name == "client 1":
-            self.runs.leave("KILLED")
+            self.runs.abort("KILLED")
         return made
 
 
@@ -374,6 +374,6 @@ def test_a_run_that_is_given_up_makes_no_more_runs_of_clients(tmp_path: Path) ->
     tracker.create("parent", {})
     clients = [ClientRun(place, f"client {place}", {CLIENT: str(place)}) for place in range(5)]
     tracker.runs = ClientRuns(tracker, lambda _: (0, {name: np.zeros(5) for name in READ}), clients)
-    tracker.runs.tell(1, hurry=True)
+    tracker.runs.flush(1, hurry=True)
     assert sorted(tracker.clients()) == [0, 1]
     assert MlflowClient(tracker.uri).get_run(tracker.clients()[0]).info.status == "KILLED"

@@ -21,7 +21,7 @@ from raysim.core.storage.local import AnyPath
 from raysim.experiment.run import environment
 from raysim.population import serialization
 from raysim.simulation import checkpoint, records
-from raysim.tracking.mlflow_writer import MlflowTracker, resolve_uri
+from raysim.tracking.mlflow_writer import MlflowWriter, resolve_uri
 from raysim.tracking.run_folder import make_folder
 from raysim.tracking.run_metadata import tags_of
 
@@ -36,7 +36,7 @@ class Record:
 
     comparison: Comparison
     folder: Path
-    tracker: MlflowTracker
+    tracker: MlflowWriter
     figures: list[table.Figures] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
 
@@ -105,9 +105,9 @@ class Record:
         self.figures.append(figures)
         return figures
 
-    def _begun(self, run: Run, outcome: Outcome) -> MlflowTracker:
+    def _begun(self, run: Run, outcome: Outcome) -> MlflowWriter:
         settings = run.settings
-        tracker = MlflowTracker(self.tracker.uri, settings.experiment, parent=self.tracker.run_id)
+        tracker = MlflowWriter(self.tracker.uri, settings.experiment, parent=self.tracker.run_id)
         tags = tags_of(settings) | {"label": run.label}
         name = f"{run.label} seed {run.seed}"
         tracker.start(
@@ -140,7 +140,7 @@ class Record:
         self.tracker.end(status)
 
 
-def _track(tracker: MlflowTracker, outcome: Outcome, written: Sequence[AnyPath]) -> None:
+def _track(tracker: MlflowWriter, outcome: Outcome, written: Sequence[AnyPath]) -> None:
     tracker.track(outcome.reports, outcome.untold)
     for path in written:
         tracker.artifact(path)
@@ -170,4 +170,4 @@ def open_record(comparison: Comparison, folder: Path) -> Record:
     if (folder / "comparison.yaml").exists():
         raise SettingError(f"--output={str(folder)!r} holds a comparison already; give a folder without one")
     make_folder(folder)
-    return Record(comparison, folder, MlflowTracker(uri, comparison.base.experiment, beside=str(folder.parent)))
+    return Record(comparison, folder, MlflowWriter(uri, comparison.base.experiment, beside=str(folder.parent)))

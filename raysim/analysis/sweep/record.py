@@ -21,8 +21,8 @@ from raysim.core.storage.local import storage_path
 from raysim.experiment.finish import HASTY_S
 from raysim.experiment.run import environment
 from raysim.simulation import records
-from raysim.tracking.curves import RunCurves
-from raysim.tracking.mlflow_writer import NOTHING, MlflowTracker, resolve_uri
+from raysim.tracking.curves import LoggedSoFar, RunCurves
+from raysim.tracking.mlflow_writer import MlflowWriter, resolve_uri
 from raysim.tracking.run_folder import held, make_folder
 from raysim.tracking.run_metadata import tags_of
 
@@ -38,7 +38,7 @@ LEFT = (
 class _Child:
     """A run of a trial in MLflow: what writes it, and its curves."""
 
-    tracker: MlflowTracker
+    tracker: MlflowWriter
     curves: RunCurves
 
 
@@ -48,7 +48,7 @@ class SweepRecord:
     A store that takes nothing for a while holds nothing up: what it has missed is logged with what comes next.
     """
 
-    def __init__(self, sweep: Sweep, folder: Path, tracker: MlflowTracker, noted: Mapping[str, Any]) -> None:
+    def __init__(self, sweep: Sweep, folder: Path, tracker: MlflowWriter, noted: Mapping[str, Any]) -> None:
         """Take up a sweep's folder; `opened` makes it.
 
         Args:
@@ -127,13 +127,13 @@ class SweepRecord:
             curves, rounds = self._child(trial, run).curves, self.folder_of(trial, run) / "rounds"
             there = takewhile(
                 lambda round: records.path_of(rounds, round).is_file(),  # noqa: B023  (used up at once)
-                range(curves.told + 1, up_to + 1),
+                range(curves.last_logged + 1, up_to + 1),
             )
-            last = max(there, default=curves.told)
-            while curves.told < last:
-                curves.tell(last, hurry=False)
+            last = max(there, default=curves.last_logged)
+            while curves.last_logged < last:
+                curves.flush(last, hurry=False)
 
-    def tracker_of(self, trial: Trial, run: ExperimentSettings) -> MlflowTracker:
+    def tracker_of(self, trial: Trial, run: ExperimentSettings) -> MlflowWriter:
         """Return what writes a run of a trial in MLflow."""
         return self._child(trial, run).tracker
 
@@ -142,7 +142,7 @@ class SweepRecord:
         key = self._key(trial, run)
         if key in self._children:
             return self._children[key]
-        tracker, known = MlflowTracker(self.tracker.uri, run.experiment, parent=self.tracker.run_id), NOTHING
+        tracker, known = MlflowWriter(self.tracker.uri, run.experiment, parent=self.tracker.run_id), LoggedSoFar()
         folder = self.folder_of(trial, run)
         noted = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         if key in self._ids:
@@ -283,7 +283,7 @@ def opened(sweep: Sweep, folder: Path, goes_on: bool) -> Iterator[SweepRecord]:
 
 def _begun(sweep: Sweep, folder: Path) -> SweepRecord:
     uri = resolve_uri(sweep.base.tracking.uri)
-    return SweepRecord(sweep, folder, MlflowTracker(uri, sweep.base.experiment, beside=str(folder.parent)), {})
+    return SweepRecord(sweep, folder, MlflowWriter(uri, sweep.base.experiment, beside=str(folder.parent)), {})
 
 
 def _taken_up(sweep: Sweep, folder: Path) -> SweepRecord:
@@ -300,5 +300,5 @@ def _taken_up(sweep: Sweep, folder: Path) -> SweepRecord:
     noted = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     uri = noted.get("tracking_uri") or resolve_uri(sweep.base.tracking.uri)
     atomic.remove_partials(folder)
-    tracker = MlflowTracker(uri, sweep.base.experiment, beside=str(folder.parent))
+    tracker = MlflowWriter(uri, sweep.base.experiment, beside=str(folder.parent))
     return SweepRecord(sweep, folder, tracker, noted)
