@@ -47,6 +47,7 @@ HOMES = {
     "scipy": ("calibration.fit",),
     "torchvision": ("data", "models"),
     "torch_pruning": ("pruning.trace",),
+    "tensorboardX": ("tracking.tensorboard",),
     "pydantic": ("config", "analysis.sweep.plan", "analysis.sweep.search"),
 }
 """Where a library may be imported: in these modules, or in the modules of these packages."""
@@ -114,6 +115,10 @@ def test_a_library_stays_at_home(graph, library):
             {"ray", "mlflow", "pydantic", "torch_pruning", "torchvision", "matplotlib", "plotly", "scipy", "grpc"},
         ),
         ("raysim.population.summary", {"matplotlib", "torch", "ray", "mlflow"}),
+        (
+            "raysim.experiment.run, raysim.experiment.resume",
+            {"ray", "mlflow", "tensorboardX", "matplotlib", "plotly", "jinja2", "torchvision", "scipy", "grpc"},
+        ),
         ("raysim.executors.ray.client_actor", {"mlflow", "pydantic", "torch_pruning", "matplotlib", "plotly"}),
     ],
 )

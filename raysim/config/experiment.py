@@ -170,11 +170,16 @@ class ExecutorSettings(Settings):
     """Where the dashboard of a local Ray listens, `127.0.0.1` for this machine alone; null = no dashboard."""
 
 
+WITHOUT_MLFLOW = "none"
+"""Value of `tracking.uri` for a run without MLflow."""
+
+
 class TrackingSettings(Settings):
-    """Where MLflow keeps the run, and what of it."""
+    """Where the run is tracked: in MLflow, and by which other observers."""
 
     uri: str | None = None
-    """MLflow tracking URI, without a password; null = MLFLOW_TRACKING_URI if set, else `sqlite:///runs/mlflow.db`."""
+    """MLflow tracking URI, without a password; null = MLFLOW_TRACKING_URI if set, else `sqlite:///runs/mlflow.db`;
+    `none` = without MLflow: the run is in its folder alone."""
     register_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-][A-Za-z0-9 ._-]*$")] | None = "auto"
     """Name under which the final model gets a version in MLflow's registry: letters, digits, space, `.`, `-` and `_`;
     `auto` = that of the experiment, null = it is logged and not registered."""
@@ -182,6 +187,23 @@ class TrackingSettings(Settings):
     """Whether each client, up to the first 200, has a run of its own below this one, with its own curves."""
     system_metrics: bool = True
     """Whether CPU, memory, disk, network and GPU of the machine that runs the command are watched, as `system/`."""
+    also: list[str] = Field(default_factory=list)
+    """More observers of the run: `tensorboard` (event files in its folder; `pip install 'raysim[tensorboard]'`), or
+    dotted paths as `my_pkg:observer`, each of a class or function without arguments that gives a
+    `raysim.RunObserver`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        twice = [name for name in self.also if self.also.count(name) > 1]
+        if twice:
+            raise ValueError(f"also: {twice[0]!r} is given twice; allowed: each once")
+        if self.uri == WITHOUT_MLFLOW:
+            for name, allowed in (("register_model", ("auto", None)), ("client_runs", (False,))):
+                if getattr(self, name) not in allowed:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)!r} has no effect with uri={WITHOUT_MLFLOW!r}, without MLflow"
+                    )
+        return self
 
 
 class CheckpointSettings(Settings):
@@ -231,7 +253,7 @@ class ExperimentSettings(Settings):
     executor: ExecutorSettings = ExecutorSettings()
     """Where clients are trained; never what comes out."""
     tracking: TrackingSettings = TrackingSettings()
-    """Where MLflow keeps the run, and what of it."""
+    """Where the run is tracked: in MLflow, and by which other observers."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     """When the server state is saved."""
 

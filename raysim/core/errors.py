@@ -38,7 +38,27 @@ class StoppedError(RuntimeError):
 
 
 class TrackingLostError(RuntimeError):
-    """MLflow could not be told of all that happened; the run's files are complete."""
+    """MLflow lacks some of the results; the files of the run are complete.
+
+    Attributes:
+        reason: What went wrong, without advice on how to go on.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
+
+
+class TrackingUnavailableError(SettingError):
+    """MLflow cannot be written when a run begins; the message says how to resume it later.
+
+    Attributes:
+        reason: What went wrong, without advice on how to go on.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
 
 
 class ReportLostError(RuntimeError):

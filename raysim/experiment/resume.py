@@ -1,4 +1,4 @@
-"""Goes on with a run that was stopped: from its newest intact checkpoint, in the same MLflow run."""
+"""Resume a run that was stopped: from its newest intact checkpoint, in the same MLflow run."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,20 +7,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raysim.config import loader
-from raysim.config.experiment import ExperimentSettings
+from raysim.config.experiment import WITHOUT_MLFLOW, ExperimentSettings
 from raysim.core.errors import SettingError
 from raysim.core.log import say, warn
-from raysim.core.storage import atomic
+from raysim.core.storage import atomic, uris
 from raysim.core.storage.defaults import default_folder
 from raysim.core.storage.local import storage_path
 from raysim.core.storage.path import StoragePath
-from raysim.experiment.run import Experiment, digests_of, environment
+from raysim.experiment.experiment import Experiment
+from raysim.experiment.start import data_digests, environment
+from raysim.experiment.store import open_tracker, store_of
 from raysim.simulation import checkpoint
 from raysim.simulation.build import build_scenario
 from raysim.simulation.state import Start
 from raysim.tracking import run_reader
 from raysim.tracking.curves import LoggedSoFar
-from raysim.tracking.mlflow_writer import MlflowWriter, resolve_uri, status_of
 from raysim.tracking.run_folder import held, make_folder
 
 BITS_DEPEND_ON = ("version.raysim", "version.torch", "version.numpy", "cpu")
@@ -28,16 +29,16 @@ BITS_DEPEND_ON = ("version.raysim", "version.torch", "version.numpy", "cpu")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stopped:
-    """A run that is to go on.
+    """A run to be resumed.
 
     Attributes:
         settings: The experiment; where it runs may have been changed.
-        folder: Where its files are, or where they go if they are lost.
-        tracking_uri: The MLflow store.
-        noted: What run.json tells; empty where the run stopped before that.
-        summary: What it has reached, if all its rounds have been played.
+        folder: Its files; a new folder if they are lost.
+        tracking_uri: The MLflow store, or `none`.
+        noted: The content of run.json; empty if the run stopped before it was written.
+        summary: What it has reached, if all its rounds are over.
         is_finished: Whether there is nothing left to do.
-        is_held: Whether its folder is held, so that what was read of it stays true.
+        is_held: Whether its folder is locked, so that what was read of it stays true.
     """
 
     settings: ExperimentSettings
@@ -51,10 +52,10 @@ class Stopped:
 
 @contextmanager
 def locked_run(run: str, tracking_uri: str | None = None, overrides: Sequence[str] = ()) -> Iterator[Stopped]:
-    """Find a run as `find` does, and hold its folder for as long as the context lasts; a finished one needs no hold.
+    """Find a run as `find` does, and lock its folder while the context lasts; a finished run needs no lock.
 
     Raises:
-        SettingError: If there is no such run, another process goes on with it, or a setting may not be changed.
+        SettingError: If there is no such run, another process runs it, or a setting may not be changed.
     """
     found = find(run, tracking_uri, overrides)
     if found.is_finished:
@@ -62,7 +63,7 @@ def locked_run(run: str, tracking_uri: str | None = None, overrides: Sequence[st
         return
     make_folder(found.folder)
     with held(found.folder):
-        if (found.folder / "config.yaml").is_file():  # it may have gone on, or ended, until it was held
+        if (found.folder / "config.yaml").is_file():  # it may have been resumed, or have ended, before the lock
             found = _in_folder(found.folder, found.tracking_uri, overrides)
         if found.folder.path is not None:
             atomic.remove_partials(found.folder.path)
@@ -70,12 +71,12 @@ def locked_run(run: str, tracking_uri: str | None = None, overrides: Sequence[st
 
 
 def find(run: str, tracking_uri: str | None = None, overrides: Sequence[str] = ()) -> Stopped:
-    """Find a run that is to go on.
+    """Find a run to be resumed.
 
     Args:
         run: Its output folder, or its id in MLflow.
-        tracking_uri: The MLflow store; none = where the run was, or for an id MLFLOW_TRACKING_URI or the default one.
-        overrides: Settings of `executor`, as `executor.num_actors=1`.
+        tracking_uri: The MLflow store; None: that of the run, or for an id MLFLOW_TRACKING_URI or the default one.
+        overrides: Settings that may be changed, as `executor.num_actors=1`.
 
     Raises:
         SettingError: If there is no such run, or a setting may not be changed.
@@ -84,6 +85,8 @@ def find(run: str, tracking_uri: str | None = None, overrides: Sequence[str] = (
     folder = run_reader.folder_of(run)
     if folder is not None:
         return _in_folder(folder, tracking_uri, overrides)
+    from raysim.tracking.mlflow_writer import resolve_uri, status_of  # MLflow takes seconds to import
+
     uri = resolve_uri(tracking_uri)
     with run_reader.artifacts(run, uri, ("config.yaml", "run.json"), optional=("summary.json",)) as copied:
         with run_reader.reading(run):
@@ -103,17 +106,17 @@ def find(run: str, tracking_uri: str | None = None, overrides: Sequence[str] = (
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Refuse to change what comes out of a run.
+    """Refuse to change the results of a run.
 
     Raises:
-        SettingError: If a setting is not one of `executor`.
+        SettingError: If a setting is neither one of `executor` nor `tracking.also`.
     """
     for override in overrides:
         name, _ = loader.parse_override(override)
-        if not name.startswith("executor."):
+        if not name.startswith("executor.") and name != "tracking.also":
             raise SettingError(
                 f"--set {override!r} is not allowed for a run that goes on, since it would be another run; allowed: "
-                "executor.*, which tells where it runs"
+                "executor.*, where it runs, and tracking.also, what follows it"
             )
 
 
@@ -127,12 +130,29 @@ def _in_folder(folder: StoragePath, tracking_uri: str | None, overrides: Sequenc
         raise SettingError(f"RUN={str(folder)!r} is of a comparison, which plays it whole; allowed: a run of its own")
     if noted and not is_finished:
         _check_alone(noted, str(folder), str(folder.parent.parent.parent))
-    uri = resolve_uri(tracking_uri or noted.get("tracking_uri") or settings.tracking.uri)
-    return Stopped(settings, folder, uri, noted, summary or None, is_finished)
+    return Stopped(settings, folder, _store_of(settings, noted, tracking_uri), noted, summary or None, is_finished)
+
+
+def _store_of(settings: ExperimentSettings, noted: Mapping[str, Any], tracking_uri: str | None) -> str:
+    """Return the store of the run, or the one that was given; a run without MLflow is resumed without it.
+
+    Raises:
+        SettingError: If a store is given for a run without MLflow, or it is not allowed.
+    """
+    own = noted.get("tracking_uri") or settings.tracking.uri
+    if tracking_uri in (None, own):
+        return store_of(own)
+    if own == WITHOUT_MLFLOW:
+        raise SettingError(
+            f"--tracking-uri={uris.masked(str(tracking_uri))!r} is not allowed: the run has tracking.uri={own!r}"
+        )
+    from raysim.tracking.mlflow_writer import resolve_uri
+
+    return resolve_uri(tracking_uri)
 
 
 def _check_alone(noted: Mapping[str, Any], run: str, sweep: str = "FOLDER") -> None:
-    """Refuse a trial's run, whose rounds are played and written down by its sweep."""
+    """Refuse the run of a trial, which only its sweep can resume."""
     if "run_id" not in noted:
         raise SettingError(
             f"RUN={run!r} belongs to a trial of a sweep, and goes on with it: `python jobs/sweep.py CONFIG --resume "
@@ -141,7 +161,7 @@ def _check_alone(noted: Mapping[str, Any], run: str, sweep: str = "FOLDER") -> N
 
 
 def prepare(stopped: Stopped) -> Experiment:
-    """Build the scenario, open the MLflow store, and find where to begin; nothing is written.
+    """Build the scenario, open the MLflow store, and find the round to begin with; nothing is written.
 
     Raises:
         SettingError: If the data have changed, its files cannot be read, or the store has no such run.
@@ -149,23 +169,23 @@ def prepare(stopped: Stopped) -> Experiment:
     settings, folder = stopped.settings, stopped.folder
     scenario = build_scenario(settings)
     make_folder(folder)
-    tracker = MlflowWriter(stopped.tracking_uri, settings.experiment, beside=str(folder.parent))
+    tracker = open_tracker(stopped.tracking_uri, settings.experiment, folder)
     warn_of_changes(stopped)
+    for what, digest in data_digests(scenario).items() if stopped.noted else ():
+        if digest != stopped.noted[f"{what}_sha256"]:
+            raise SettingError(f"RUN={str(folder)!r} cannot go on: its {what} has changed since it began")
     known = LoggedSoFar()
-    if stopped.noted:
-        for what, digest in digests_of(scenario).items():
-            if digest != stopped.noted[f"{what}_sha256"]:
-                raise SettingError(f"RUN={str(folder)!r} cannot go on: its {what} has changed since it began")
+    if tracker is not None and stopped.noted.get("run_id"):
         known = tracker.find(stopped.noted["run_id"])
         _warn_of_others(stopped)
     start = _start_of(stopped)
-    start = Start(start.round, max(start.wall_s, known.wall_s))  # rounds that are played again take their time, too
+    start = Start(start.round, max(start.wall_s, known.wall_s))  # rounds that are repeated take their time, too
     _say_where(start, settings.rounds, stopped.summary is not None)
     return Experiment(settings, folder, scenario, tracker, start, known, stopped.summary, stopped.is_held)
 
 
 def _start_of(stopped: Stopped) -> Start:
-    """Return where it goes on; a run that is over needs no checkpoint for that."""
+    """Return the round after which the run is resumed; a run whose rounds are over needs no checkpoint."""
     if stopped.summary is not None:
         return Start(stopped.summary["rounds"], stopped.summary["wall_s"])
     with run_reader.reading(stopped.folder):
@@ -174,7 +194,7 @@ def _start_of(stopped: Stopped) -> Start:
 
 def _say_where(start: Start, rounds: int, is_over: bool) -> None:
     if is_over:
-        say("all rounds have been played: telling MLflow what it has missed")
+        say("all rounds are over: completing the report and MLflow")
     elif start.round == 0:
         say("there is no checkpoint: starting at round 1")
     else:
@@ -182,10 +202,12 @@ def _say_where(start: Start, rounds: int, is_over: bool) -> None:
 
 
 def _warn_of_others(stopped: Stopped) -> None:
-    """Say so where only MLflow could tell that the run is going on: one that was killed looks the same there."""
+    """Warn if the run may be going on elsewhere: in MLflow a killed run looks as if it were running."""
     folder, noted = stopped.folder, stopped.noted
     if folder.path is not None and str(folder) == noted["output_dir"]:
-        return  # that nobody else holds it is known
+        return  # the lock of the folder has shown that nobody else runs it
+    from raysim.tracking.mlflow_writer import status_of
+
     if status_of(stopped.tracking_uri, noted["run_id"]) == "RUNNING":
         warn(
             f"warning: MLflow has run {noted['run_id']} as RUNNING, and {noted['output_dir']} cannot be held against "
@@ -194,7 +216,7 @@ def _warn_of_others(stopped: Stopped) -> None:
 
 
 def warn_of_changes(stopped: Stopped) -> None:
-    """Say what the bits depend on and is not as it was when the run began."""
+    """Warn if something has changed since the run began on which bits depend."""
     noted = stopped.noted
     before, now = noted.get("environment", {}), environment()
     changed = [

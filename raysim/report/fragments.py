@@ -88,7 +88,7 @@ def section(recorded: Recorded) -> Section:
     """Return the complete settings, folded, and which run it is, with versions and digests."""
     noted = recorded.noted
     told = {
-        "MLflow run": noted.get("run_id"),
+        "MLflow run": noted.get("run_id") or None,
         "MLflow store": noted.get("tracking_uri"),
         "folder": noted.get("output_dir"),
         "data (SHA-256)": noted.get("data_sha256"),

@@ -25,8 +25,15 @@ def _be_quiet(_context: click.Context, _option: click.Parameter, is_given: bool)
     be_quiet(is_given)
 
 
-def summary_lines(summary: Mapping[str, Any], command: str, page: str) -> list[str]:
-    """Return the lines a run ends with."""
+def summary_lines(summary: Mapping[str, Any], command: str = "", page: str = "") -> list[str]:
+    """Return the last lines of a run.
+
+    Args:
+        summary: What it reached and spent.
+        command: Opens MLflow's pages; empty: the run is not in MLflow.
+        page: The page of the run.
+    """
+    in_mlflow = [f"open in MLflow          {command}", f"                        then {page}"]
     return [
         f"run                     {summary['method']}, {summary['rounds']} rounds, files in {summary['output_dir']}",
         f"global test accuracy    {summary['accuracy']:.4f} (best {summary['best_accuracy']:.4f})",
@@ -38,8 +45,7 @@ def summary_lines(summary: Mapping[str, Any], command: str, page: str) -> list[s
         *_lost_lines(summary),
         *map(_target_line, summary["targets"]),
         f"wall time               {summary['wall_s']:.1f} s",
-        f"open in MLflow          {command}",
-        f"                        then {page}",
+        *(in_mlflow if command else []),
     ]
 
 

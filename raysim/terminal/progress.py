@@ -16,6 +16,7 @@ from raysim.core.formatting import duration
 from raysim.core.log import Remark, is_quiet, say, tell
 from raysim.simulation.state import RoundReport
 from raysim.terminal.tier_lines import TierLine, tier_lines
+from raysim.tracking.observer import RunInfo, RunOutcome
 
 REFRESHES_PER_S = 2.0
 ALL_SHOWN, LINE_EVERY_S = 20, 1.0
@@ -59,6 +60,29 @@ class ProgressDisplay:
             tell(Remark(incident, report.round, is_warning=True))
         if self._view is not None:
             self._view.show(report)
+
+
+class ProgressObserver:
+    """Shows the rounds of a run while it is going on."""
+
+    def __init__(self) -> None:
+        self._display: ProgressDisplay | None = None
+
+    def on_begin(self, run: RunInfo, resumed_from: int) -> None:
+        """Open the display."""
+        self._display = ProgressDisplay(run.settings.rounds, resumed_from)
+        self._display.__enter__()
+
+    def on_round(self, report: RoundReport) -> None:
+        """Show a round."""
+        if self._display is not None:
+            self._display.show(report)
+
+    def on_end(self, outcome: RunOutcome) -> None:
+        """Close the display."""
+        if self._display is not None:
+            self._display.__exit__()
+            self._display = None
 
 
 def is_live(console: Console) -> bool:

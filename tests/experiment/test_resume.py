@@ -13,10 +13,10 @@ from mlflow.tracking import MlflowClient
 
 from raysim.core.errors import RunFailedError, SettingError, TrackingLostError
 from raysim.executors import in_process
-from raysim.experiment import finish as telling
 from raysim.experiment import run as experiment
 from raysim.experiment.resume import find, locked_run, prepare, warn_of_changes
 from raysim.simulation import checkpoint, records
+from raysim.tracking import mlflow_observer
 from tests.cli.test_main import left_with, termination_handler  # noqa: F401
 from tests.clocked import FRAIL, MODES, QUICK
 from tests.conftest import settings_of, tiny_settings
@@ -214,14 +214,14 @@ class Untold(in_process.InProcessRunner):
 
 def test_a_run_that_is_over_tells_all_rounds_without_its_checkpoints(tmp_path: Path, whole, monkeypatch) -> None:
     store, folder = tmp_path / "mlflow.db", tmp_path / "out"
-    monkeypatch.setattr(telling, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(mlflow_observer, "PATIENCE_S", 0.5)
     with pytest.raises(TrackingLostError):
         played(folder, tiny_settings(*FOUR, f"tracking.uri=sqlite:///{store}"), Untold(store))
     store.rmdir()
     store.with_suffix(".away").rename(store)
     newest = checkpoint.saved_in(folder / "checkpoints")[-1]
     newest.write_bytes(b"")
-    monkeypatch.setattr(telling, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(mlflow_observer, "PATIENCE_S", 60.0)
     assert_same_run(resumed(folder), whole)
     assert newest.read() == b""
 

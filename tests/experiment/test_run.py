@@ -24,11 +24,12 @@ from raysim.core.errors import RunFailedError, SettingError, TrackingLostError
 from raysim.core.storage.local import storage_path
 from raysim.executors import in_process
 from raysim.experiment import run as experiment
-from raysim.experiment.finish import until_logged
+from raysim.experiment.observers import early_end, observers_of
 from raysim.experiment.resume import locked_run, prepare
 from raysim.report import write
 from raysim.simulation import checkpoint, records
 from raysim.tracking import datasets, mlflow_writer
+from raysim.tracking.mlflow_observer import until_logged
 from tests.conftest import ROOT, tiny_settings
 
 
@@ -172,7 +173,7 @@ def test_the_clients_table_has_every_client_of_every_round(finished, tmp_path: P
 
 PAGE = (ROOT / "docs" / "tracking.md").read_text(encoding="utf-8")
 """How the model is loaded, as its user reads it."""
-(LOADING,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+LOADING, _ = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
 def scores_elsewhere(summary, data, folder: Path, name: str = "digits") -> float:
@@ -326,9 +327,11 @@ def test_an_unfinished_run_keeps_what_was_earned(error: BaseException, status: s
         assert "This run has failed (round 3, client 5: burnt): 2 of 4 rounds are told here." in page.read_text()
         assert f"report of the rounds so far: {page}" in capsys.readouterr().err
     with locked_run(str(tmp_path / "out")) as stopped:
-        going_on = experiment.begin(prepare(stopped))
+        resumed = prepare(stopped)
+        observers = observers_of(resumed)
+        experiment.begin(resumed, observers)
     assert run_record.of_folder(storage_path(tmp_path / "out")).standing == "unfinished after round 2 of 4"
-    going_on.close(30.0)
+    observers.on_early_end(early_end(error))
 
 
 def test_a_report_that_cannot_be_made_hides_no_failure(tmp_path: Path, monkeypatch) -> None:
@@ -345,12 +348,20 @@ def test_a_report_that_cannot_be_made_hides_no_failure(tmp_path: Path, monkeypat
 
 
 def test_a_run_that_cannot_write_its_files_is_failed_not_running(tmp_path: Path) -> None:
+    """Its file is in the way first when the run has been created in MLflow, then from the beginning."""
     settings = tiny_settings(f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
     prepared = experiment.prepare(settings, tmp_path / "out")
-    (tmp_path / "out" / "run.json").mkdir()
-    with pytest.raises(SettingError, match=f"--output='{tmp_path}/out' cannot be written: Is a directory"):
+    file, create = tmp_path / "out" / "run.json", prepared.tracker.create
+    object.__setattr__(prepared.tracker, "create", lambda *given: (create(*given), file.unlink(), file.mkdir()))
+    refused = f"--output='{tmp_path}/out' cannot be written: Is a directory"
+    with pytest.raises(SettingError, match=refused):
         experiment.run(prepared, in_process.InProcessRunner(), time.monotonic())
-    assert MlflowClient(prepared.tracker.uri).get_run(prepared.tracker.run_id).info.status == "FAILED"
+    client = MlflowClient(prepared.tracker.uri)
+    assert client.get_run(prepared.tracker.run_id).info.status == "FAILED"
+    prepared.tracker.run_id = ""
+    with pytest.raises(SettingError, match=refused):
+        experiment.run(prepared, in_process.InProcessRunner(), time.monotonic())
+    assert len(client.search_runs([prepared.tracker.experiment_id])) == 1
 
 
 def test_results_that_cannot_be_kept_are_a_failed_run_that_goes_on(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from raysim.config import loader
 from raysim.core.errors import SettingError
 from raysim.core.storage import atomic
 from raysim.core.storage.local import AnyPath
-from raysim.experiment.run import environment
+from raysim.experiment.start import environment
 from raysim.population import serialization
 from raysim.simulation import checkpoint, records
 from raysim.tracking.mlflow_writer import MlflowWriter, resolve_uri

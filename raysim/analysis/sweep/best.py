@@ -12,15 +12,15 @@ from raysim.analysis.sweep.plan import Trial
 from raysim.analysis.sweep.record import SweepRecord
 from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
-from raysim.core.errors import SettingError, StoppedError, TrackingLostError
+from raysim.core.errors import SettingError, StoppedError, TrackingLostError, TrackingUnavailableError
 from raysim.core.log import be_quiet, is_quiet, say
 from raysim.core.storage import atomic
 from raysim.core.storage.local import storage_path
 from raysim.executors.in_process import InProcessRunner
 from raysim.experiment import run as experiment
-from raysim.experiment.finish import until_logged
 from raysim.simulation import checkpoint
 from raysim.simulation.build import build_scenario
+from raysim.tracking.mlflow_observer import until_logged
 
 
 def complete(record: SweepRecord) -> None:
@@ -79,10 +79,8 @@ def _complete(record: SweepRecord, trial: Trial, run: ExperimentSettings) -> Non
         experiment.run(played, InProcessRunner(), time.monotonic())
     except StoppedError:
         raise KeyboardInterrupt from None
-    except (TrackingLostError, SettingError) as error:  # both name the single run's way to go on
-        if isinstance(error.__context__, TrackingLostError):
-            raise error.__context__ from None
-        raise
+    except (TrackingLostError, TrackingUnavailableError) as error:  # their messages say how a single run is resumed
+        raise TrackingLostError(error.reason) from None
     summary = path / "summary.json"
     both = record.summary_of(trial, run) | _json_of(summary)
     atomic.write_text(summary, json.dumps(both, indent=2))

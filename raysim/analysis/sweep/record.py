@@ -18,8 +18,8 @@ from raysim.core.errors import SettingError, TrackingLostError
 from raysim.core.log import warn
 from raysim.core.storage import atomic
 from raysim.core.storage.local import storage_path
-from raysim.experiment.finish import HASTY_S
-from raysim.experiment.run import environment
+from raysim.experiment.observers import HASTY_S
+from raysim.experiment.start import environment
 from raysim.simulation import records
 from raysim.tracking.curves import LoggedSoFar, RunCurves
 from raysim.tracking.mlflow_writer import MlflowWriter, resolve_uri

@@ -16,7 +16,7 @@ from raysim.analysis.sweep.record import SweepRecord
 from raysim.analysis.sweep.scored import metrics_of
 from raysim.core.errors import RunFailedError, SettingError, StoppedError, TrackingLostError, nearest_first
 from raysim.core.log import say, warn
-from raysim.experiment.run import digests_of
+from raysim.experiment.start import data_digests
 from raysim.simulation.build import build_scenario
 
 
@@ -124,7 +124,7 @@ def check(sweep: Sweep) -> dict[str, str]:
         SettingError: If it does not fit the data or the model, or a trial will not have the metric.
     """
     _check_metric(sweep)
-    return digests_of(build_scenario(sweep.trials[0].runs[0]))
+    return data_digests(build_scenario(sweep.trials[0].runs[0]))
 
 
 def _check_metric(sweep: Sweep) -> None:

@@ -11,7 +11,7 @@ from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
 from raysim.core.errors import RunFailedError
 from raysim.core.storage.path import StoragePath
-from raysim.experiment.run import environment, write_scenario
+from raysim.experiment.start import environment, write_scenario
 from raysim.population import population
 from raysim.simulation import checkpoint, metrics, records
 from raysim.simulation import checkpoint as continuation
