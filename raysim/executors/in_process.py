@@ -1,4 +1,4 @@
-"""Run tasks in this process."""
+"""Train clients and run whole scenarios in this process."""
 
 from collections.abc import Iterator, Sequence
 
@@ -20,7 +20,7 @@ ROWS_PER_CALL = 2000
 
 
 class InProcessExecutor:
-    """Runs everything in this process, one client after another."""
+    """Trains clients in this process, one after another."""
 
     def __init__(self, workload: Workload) -> None:
         self._stage = ClientTrainer(workload)
@@ -30,7 +30,7 @@ class InProcessExecutor:
         return merge([self._stage.train(tasks, broadcast)])
 
     def train_versions(self, groups: Sequence[tuple[Assignments, Broadcast]]) -> list[ClientUpdates]:
-        """Train groups of clients, each from a version of its own."""
+        """Train groups of clients, each from its own version of the model."""
         return [self.train(tasks, broadcast) for tasks, broadcast in groups]
 
     def score(self, params: Params, rows: NDArray[np.int64]) -> Score:
@@ -42,7 +42,7 @@ class InProcessExecutor:
         return self._stage.estimate_statistics(params, rows)
 
     def incidents(self) -> tuple[str, ...]:
-        """Return nothing: what goes wrong in this process ends the run."""
+        """Return nothing: an error in this process ends the run."""
         return ()
 
 
@@ -60,7 +60,7 @@ def total_score(counts: Sequence[tuple[int, float]], num_rows: int) -> Score:
 
 
 class InProcessRunner:
-    """Plays a scenario in this process."""
+    """Runs a scenario in this process."""
 
     def __init__(self) -> None:
         self._scenario: Scenario | None = None
@@ -85,7 +85,7 @@ class InProcessRunner:
             yield report
 
     def stop(self) -> int:
-        """Let the round in progress be the last, and return which one that is."""
+        """Stop after the round in progress, and return its number."""
         return self._last.ask()
 
     def final_state(self) -> FinalState:

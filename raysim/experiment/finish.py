@@ -63,7 +63,7 @@ def write_partition(experiment: Experiment) -> None:
     from raysim.data import figure  # Matplotlib would delay the first round
 
     settings, folder, workload = experiment.settings, experiment.folder, experiment.scenario.workload
-    title = f"{settings.data.name} dealt by {settings.data.partition.name}, seed {settings.split_seed}"
+    title = f"{settings.data.name} partitioned by {settings.data.partition.name}, seed {settings.split_seed}"
     owned = (workload.population.train, workload.population.heldout)
     labels, num_classes = workload.data.train_labels, workload.data.num_classes
     clients, counts = figure.class_counts(labels, owned, num_classes)

@@ -21,9 +21,10 @@ three seconds."""
 
 
 class Observers:
-    """Calls the observers of one run, as contexts are: they begin in their order, and end in the reverse order.
+    """Calls the observers of one run: like contexts, they begin in their order and end in the reverse order.
 
-    An observer that must not end the run is guarded by its own. Others raise what the user is promised to learn.
+    A guarded observer raises nothing. MLflow and the report are not guarded: the user is promised to learn of their
+    errors, by exit code and message.
     """
 
     def __init__(self, observers: Sequence[RunObserver]) -> None:
@@ -42,9 +43,9 @@ class Observers:
             each.on_round(report)
 
     def on_finish(self, summary: Mapping[str, Any]) -> list[ReportLostError | TrackingLostError]:
-        """End after a run whose results are in its folder; return what went wrong in reports and tracking.
+        """End after a run that has written its results; return the errors of report and MLflow.
 
-        Any other error leaves the observers that have not ended to `on_early_end`.
+        After any other error, `on_early_end` ends the observers that have not ended.
         """
         lost: list[ReportLostError | TrackingLostError] = []
         while self._open:
@@ -56,11 +57,11 @@ class Observers:
         return lost
 
     def on_early_end(self, outcome: RunOutcome, first: Callable[[], object] | None = None) -> None:
-        """End after a run that failed or was stopped, within the patience of the outcome; nothing is raised.
+        """End after a run that failed or was stopped, within the patience of its outcome; nothing is raised.
 
         Args:
-            outcome: How the run ended, and how many seconds there are for all.
-            first: Is called before the observers end.
+            outcome: How the run ended; its patience is for all observers together.
+            first: Called before they end.
         """
         until = time.monotonic() + outcome.patience_s
         steps: list[Callable[[RunOutcome], object]] = [each.on_end for each in reversed(self._open)]
@@ -97,7 +98,7 @@ def observers_of(experiment: Experiment) -> Observers:
     return Observers(observers)
 
 
-def early_end(error: BaseException) -> RunOutcome:
+def outcome_of(error: BaseException) -> RunOutcome:
     """Return the outcome of a run that an error ended."""
     if isinstance(error, KeyboardInterrupt):
         return RunOutcome("killed", error=error, patience_s=HASTY_S)

@@ -15,7 +15,7 @@ from raysim.core.storage.local import AnyPath, storage_path
 from raysim.core.storage.path import StoragePath
 from raysim.experiment.experiment import Experiment as Experiment
 from raysim.experiment.finish import summarise, write_results
-from raysim.experiment.observers import Observers, early_end, observers_of
+from raysim.experiment.observers import Observers, observers_of, outcome_of
 from raysim.experiment.start import write_start
 from raysim.experiment.store import open_tracker, store_of
 from raysim.simulation.build import build_scenario, resolved
@@ -80,7 +80,7 @@ def _run_to_results(experiment: Experiment, runner: Runner, observers: Observers
             write_results(experiment, final, summary)
         return summary
     except BaseException as error:
-        outcome = early_end(error)
+        outcome = outcome_of(error)
         has_results = experiment.summary is not None
         observers.on_early_end(outcome, None if has_results else partial(_write_end, experiment.folder, outcome))
         raise
@@ -105,7 +105,7 @@ def _run_rounds(experiment: Experiment, runner: Runner, observers: Observers) ->
 
 
 def _stop(runner: Runner, rounds: int) -> None:
-    """Ask a run to stop, and say when it will."""
+    """Stop a run after the round in progress, and print which one that is."""
     try:
         when = f"round {min(runner.stop(), rounds)}"
     except Exception:  # the driver actor is lost, and is being replaced
@@ -130,7 +130,7 @@ def _end(experiment: Experiment, observers: Observers, summary: dict[str, Any]) 
             if not any(isinstance(error, TrackingLostError) for error in lost):
                 update_run_json(folder, finished=True)
     except BaseException as error:
-        observers.on_early_end(early_end(error))
+        observers.on_early_end(outcome_of(error))
         if not isinstance(error, KeyboardInterrupt):
             raise
         raise StoppedError(

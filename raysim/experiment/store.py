@@ -19,7 +19,7 @@ def store_of(uri: str | None) -> str:
         return uri
     from raysim.tracking.mlflow_writer import resolve_uri
 
-    return resolve_uri(uri)
+    return resolve_uri(uri, WITHOUT_MLFLOW)
 
 
 def open_tracker(uri: str, name: str, folder: StoragePath) -> "MlflowWriter | None":

@@ -35,19 +35,22 @@ TIME_OF_RUN = "clock/wall_s"
 """A metric of every round: its last step is the last round that was logged."""
 
 
-def resolve_uri(uri: str | None) -> str:
-    """Return the tracking URI to use, with an absolute path where it is an SQLite file.
+def resolve_uri(uri: str | None, *others: str) -> str:
+    """Return the tracking URI to use, with an absolute path if it is an SQLite file.
+
+    Args:
+        uri: The value of `tracking.uri`; None: MLFLOW_TRACKING_URI if set, else the default store.
+        others: Values that are allowed besides, for the message.
 
     Raises:
-        SettingError: If MLflow could not keep a run there, or the URI holds a secret.
+        SettingError: If MLflow cannot keep a run there, or the URI holds a secret.
     """
     given = uri or os.environ.get("MLFLOW_TRACKING_URI")
     uri = given or f"sqlite:///{default_folder() / 'mlflow.db'}"
     scheme = uri.partition(":")[0].partition("+")[0]
     if scheme not in DATABASES + SERVERS:
-        allowed = ", ".join(f"{name}://..." for name in ("sqlite:///FILE", "postgresql", "http", "https"))
-        shown = uris.masked(uri)
-        raise SettingError(f"tracking.uri={shown!r} is not allowed; allowed: {allowed.replace('FILE://...', 'FILE')}")
+        allowed = ", ".join(("sqlite:///FILE", "postgresql://...", "http://...", "https://...", *others))
+        raise SettingError(f"tracking.uri={uris.masked(uri)!r} is not allowed; allowed: {allowed}")
     uris.check("tracking.uri", uri, WITHOUT)
     file = _sqlite_file(uri)
     if file is None:

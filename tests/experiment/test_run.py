@@ -24,7 +24,7 @@ from raysim.core.errors import RunFailedError, SettingError, TrackingLostError
 from raysim.core.storage.local import storage_path
 from raysim.executors import in_process
 from raysim.experiment import run as experiment
-from raysim.experiment.observers import early_end, observers_of
+from raysim.experiment.observers import observers_of, outcome_of
 from raysim.experiment.resume import locked_run, prepare
 from raysim.report import write
 from raysim.simulation import checkpoint, records
@@ -331,7 +331,7 @@ def test_an_unfinished_run_keeps_what_was_earned(error: BaseException, status: s
         observers = observers_of(resumed)
         experiment.begin(resumed, observers)
     assert run_record.of_folder(storage_path(tmp_path / "out")).standing == "unfinished after round 2 of 4"
-    observers.on_early_end(early_end(error))
+    observers.on_early_end(outcome_of(error))
 
 
 def test_a_report_that_cannot_be_made_hides_no_failure(tmp_path: Path, monkeypatch) -> None:

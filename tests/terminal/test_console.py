@@ -29,6 +29,7 @@ def test_a_summary_says_what_was_reached_and_where_to_look():
     for part in ("ca-hfp, 2 rounds, files in /runs/a", "0.9123 (best 0.9500)", "0.2500 of the parameters", "61.0 %",
                  "48.0 %", "1 min 15 s", "3.2 s", "mlflow ui", "http://127.0.0.1:5000/#/runs/1"):  # fmt: skip
         assert part in text
+    assert summary_lines(SUMMARY) == lines[:-2], "a run that is not in MLflow"
 
 
 def test_the_summary_tells_energy_lost_work_and_targets_where_there_are_any():

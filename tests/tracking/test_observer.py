@@ -14,7 +14,7 @@ from raysim.core.errors import ReportLostError, RunFailedError, SettingError, St
 from raysim.core.storage.local import storage_path
 from raysim.executors.in_process import InProcessRunner
 from raysim.experiment import run as experiment
-from raysim.experiment.observers import Observers, early_end
+from raysim.experiment.observers import Observers, outcome_of
 from raysim.experiment.resume import locked_run, prepare
 from raysim.simulation.state import RoundReport
 from raysim.tracking import observer
@@ -233,7 +233,7 @@ def test_observers_end_in_reverse_order_and_what_could_not_be_reported_is_collec
     assert observers.on_finish({}) == [lost[1], lost[0]]
     assert notes == ["mlflow begins", "report begins", "last begins", "last finished", "report finished",
                      "mlflow finished"]  # fmt: skip
-    observers.on_early_end(early_end(KeyboardInterrupt()))
+    observers.on_early_end(outcome_of(KeyboardInterrupt()))
     assert len(notes) == 6, "they have ended"
 
 
@@ -245,7 +245,7 @@ def test_observers_that_have_not_ended_when_the_end_is_interrupted_end_early(err
     notes.clear()
     with pytest.raises(type(error)):
         observers.on_finish({})
-    observers.on_early_end(early_end(error))
+    observers.on_early_end(outcome_of(error))
     assert notes == ["third finished", "second finished", f"second {state}", f"first {state}"]
 
 
@@ -261,7 +261,7 @@ def test_observers_that_hang_or_fail_leave_time_to_the_others_when_a_run_ends_ea
     observers.on_begin(RUN, 0)
     notes.clear()
     started = time.monotonic()
-    observers.on_early_end(early_end(KeyboardInterrupt()), lambda: notes.append("folder"))
+    observers.on_early_end(outcome_of(KeyboardInterrupt()), lambda: notes.append("folder"))
     assert time.monotonic() - started < 10
     assert notes == ["folder", "hanging killed", "failing killed", "first killed"]
 
