@@ -32,10 +32,11 @@ from raysim.simulation.records import Point
 from raysim.simulation.scenario import Executor, Scenario
 from raysim.simulation.state import ServerState, Storage
 from raysim.simulation.transition import initial_state
-from raysim.tracking import run_metadata, system_metrics
+from raysim.tracking import run_metadata
 from raysim.tracking.background import BackgroundLogger
 from raysim.tracking.curves import RunCurves
-from raysim.tracking.mlflow_writer import MlflowTracker, resolve_uri
+from raysim.tracking.mlflow_writer import MlflowWriter, resolve_uri
+from raysim.tracking.system_metrics import SystemMetrics
 
 CONFIG = Path(__file__).parent / "configs" / "bench_tracking.yaml"
 PATIENCE_S = 600.0
@@ -48,7 +49,7 @@ class Sides:
         self, settings: ExperimentSettings, scenario: Scenario, executor: Executor, folder: Path, store: str | None
     ) -> None:
         self._settings, self._scenario, self._executor, self._folder = settings, scenario, executor, folder
-        self._tracker = MlflowTracker(resolve_uri(store or f"sqlite:///{folder}/mlflow.db"), "bench")
+        self._tracker = MlflowWriter(resolve_uri(store or f"sqlite:///{folder}/mlflow.db"), "bench")
         self._params = loader.flatten(settings)
         self._runs: list[str] = []
         self._count = 0
@@ -79,8 +80,9 @@ class Sides:
 
         curves = RunCurves(lambda round: records.logged(place / "rounds", round, without), send)
         log = BackgroundLogger([curves])
-        with system_metrics.watched(tracker.uri, tracker.run_id):
-            state = self._play(place, log)
+        machine = SystemMetrics(tracker.uri, tracker.run_id)
+        state = self._play(place, log)
+        machine.finish()
         log.close(PATIENCE_S, is_over=True)
         self.thread_s.append(spent[0])
         return state
@@ -105,12 +107,12 @@ class Sides:
         curves = run_metadata.of_clients(self._tracker, self._settings, self._scenario, place)
         started = time.perf_counter()
         for last in range(1, self._scenario.rounds + 1):
-            curves.tell(last, hurry=True)
+            curves.flush(last, hurry=True)
             told.append(time.perf_counter() - started - sum(told))
-        told_s, taken = statistics.median(told[1:]), curves.taken
+        told_s, taken = statistics.median(told[1:]), curves.num_calls
         started = time.perf_counter()
         curves.finish()
-        ended = curves.taken - taken
+        ended = curves.num_calls - taken
         return {
             "client_runs": ended,
             "begin_s": told[0] - told_s,

@@ -79,6 +79,14 @@ def tracked(settings: ExperimentSettings) -> Any:
     return Path(summary["tracking_uri"]).name, names, len(children), is_watched
 
 
+def left(settings: ExperimentSettings) -> Any:
+    """What lies in the folder of a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = experiment.prepare(settings, Path(folder) / "out")
+        experiment.run(prepared, in_process.InProcessRunner(), time.monotonic())
+        return sorted(path.name for path in (Path(folder) / "out").iterdir())
+
+
 class Change(NamedTuple):
     """A run, and what is set in it."""
 
@@ -178,6 +186,7 @@ CHANGES: dict[str, Change] = {
     "tracking.register_model": Change(SHORT, ("tracking.register_model=mine",), tracked),
     "tracking.client_runs": Change(SHORT, ("tracking.client_runs=true",), tracked),
     "tracking.system_metrics": Change(SHORT, ("tracking.system_metrics=false",), tracked),
+    "tracking.also": Change((*SHORT, "tracking.uri=none"), ("tracking.also=[tensorboard]",), left),
 }
 
 PROFILE = "{name: a, flops_per_s: 1e+9, down_bytes_per_s: 1e+6, up_bytes_per_s: 1e+6}"
@@ -195,7 +204,7 @@ def folder(tmp_path_factory) -> Any:
             (folder / f"{name}.csv").write_text(TABLE.format(speed), encoding="utf-8")
             (folder / f"{name}.json").write_text(CAPACITY.format(speed / 1e8), encoding="utf-8")
         (folder / "online.json").write_text(ONLINE, encoding="utf-8")
-        patch.setattr(system_metrics, "LAST_WORDS_S", 30)
+        patch.setattr(system_metrics, "LAST_SAMPLE_S", 30)
         patch.chdir(folder)
         yield folder
 
@@ -247,6 +256,9 @@ REFUSED = {
         "selection.options.preferred_quantile=0.5 has no effect with preferred_s=3; it belongs to preferred_s=0"
     ),
     ("tracking.register_model=a/b",): "tracking.register_model='a/b' is not allowed",
+    ("tracking.uri=none", "tracking.register_model=a"): "tracking: register_model='a' has no effect with uri='none'",
+    ("tracking.uri=none", "tracking.client_runs=true"): "tracking: client_runs=True has no effect with uri='none'",
+    ("tracking.also=[tensorboard, tensorboard]",): "tracking: also: 'tensorboard' is given twice; allowed: each once",
     ("executor.client_timeout_s=5.0",): "executor.client_timeout_s=5.0 has no effect with executor.kind='in-process'",
     ("executor.num_actors=clients",): "executor.num_actors='clients' has no effect with executor.kind='in-process'",
     ("budget.deadline_s=1.0",): "deadline_s=1.0 has no effect with rule='tier'",

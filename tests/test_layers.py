@@ -48,6 +48,7 @@ HOMES = {
     "scipy": ("calibration.fit",),
     "torchvision": ("data", "models"),
     "torch_pruning": ("pruning.trace",),
+    "tensorboardX": ("tracking.tensorboard",),
     "pydantic": ("config", "analysis.sweep.plan", "analysis.sweep.search"),
 }
 """Where a library may be imported: in these modules, or in the modules of these packages."""
@@ -116,6 +117,10 @@ def test_a_library_stays_at_home(graph, library):
         ),
         ("raysim.population.summary", {"matplotlib", "torch", "ray", "mlflow"}),
         ("raysim.executors.ray.failure_policy", {"ray", "torch", "numpy", "mlflow"}),
+        (
+            "raysim.experiment.run, raysim.experiment.resume",
+            {"ray", "mlflow", "tensorboardX", "matplotlib", "plotly", "jinja2", "torchvision", "scipy", "grpc"},
+        ),
         ("raysim.executors.ray.client_actor", {"mlflow", "pydantic", "torch_pruning", "matplotlib", "plotly"}),
     ],
 )

@@ -1,6 +1,9 @@
 """Rules that no tool checks: what the code of raysim never does."""
 
 import ast
+import io
+import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 from tests.conftest import ROOT
 
 MODULES = sorted((ROOT / "raysim").rglob("*.py"))
+DISPLAYS = ast.Dict | ast.List | ast.Tuple | ast.Set
 
 
 def changed_targets(tree: ast.AST) -> Iterator[ast.expr]:
@@ -48,3 +52,51 @@ def test_the_check_finds_patches(code):
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_module_patches_others_or_raises_into_threads(path: Path):
     assert not patches_modules(ast.parse(path.read_text(encoding="utf-8")))
+
+
+SWITCH = re.compile(r"#\s*fmt:\s*(skip|off|on)")
+
+
+def hand_formatted(source: str) -> Iterator[int]:
+    """The lines on which a comment switches the formatter off."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT and SWITCH.match(token.string):
+            yield token.start[0]
+
+
+def is_table(node: ast.AST) -> bool:
+    """A constant, or the cases of a parametrized test."""
+    if isinstance(node, ast.Assign):
+        return isinstance(node.value, DISPLAYS) or ast.unparse(node.targets[0]).isupper()
+    if isinstance(node, ast.AnnAssign):
+        return isinstance(node.value, DISPLAYS) or ast.unparse(node.target).isupper()
+    return isinstance(node, ast.Call) and ast.unparse(node.func).endswith("parametrize")
+
+
+def wrongly_hand_formatted(source: str) -> list[int]:
+    ends = {node.end_lineno for node in ast.walk(ast.parse(source)) if is_table(node)}
+    return [line for line in hand_formatted(source) if line not in ends]
+
+
+@pytest.mark.parametrize(
+    ("code", "wrong"),
+    [
+        ("TABLE = {\n  1: 2,\n}  # fmt: skip\n", []),
+        ("NAMES = A | frozenset({1,\n 2})  # fmt: skip\n", []),
+        ("@pytest.mark.parametrize('a', [1,\n 2])  # fmt: skip\ndef test(a): pass\n", []),
+        ("text = '# fmt: skip'\n", []),
+        ("x = f(a, b,\n c)  # fmt: skip\n", [2]),
+        ("def f(\n  a):  # fmt: skip\n  pass\n", [2]),
+        ("# fmt: off\nx = 1\n", [1]),
+    ],
+)
+def test_the_check_finds_code_formatted_by_hand(code: str, wrong: list[int]):
+    assert wrongly_hand_formatted(code) == wrong
+
+
+@pytest.mark.parametrize("folder", ["raysim", "jobs", "tests"])
+def test_only_literal_tables_are_formatted_by_hand(folder: str):
+    paths = sorted((ROOT / folder).rglob("*.py"))
+    assert paths
+    wrong = {str(path): wrongly_hand_formatted(path.read_text(encoding="utf-8")) for path in paths}
+    assert not {path: lines for path, lines in wrong.items() if lines}

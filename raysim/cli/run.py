@@ -92,12 +92,14 @@ def resume(run: str, overrides: tuple[str, ...], tracking_uri: str | None, as_js
 
 
 def _print_forecast(settings: ExperimentSettings, as_json: bool) -> None:
+    from raysim.experiment.store import store_of
     from raysim.simulation.build import build_scenario, check_names
     from raysim.simulation.forecast import forecast
-    from raysim.tracking.mlflow_writer import resolve_uri
+    from raysim.tracking import observer
 
     check_names(settings)
-    resolve_uri(settings.tracking.uri)
+    observer.check_names(settings.tracking)
+    store_of(settings.tracking.uri)
     predicted = {**forecast(build_scenario(settings)), "model": settings.model.name}
     if as_json:
         click.echo(json.dumps(predicted))
@@ -108,6 +110,7 @@ def _print_forecast(settings: ExperimentSettings, as_json: bool) -> None:
 def _run(settings: ExperimentSettings, output: str | None, as_json: bool) -> None:
     from raysim.core.storage import defaults
     from raysim.simulation.build import check_names
+    from raysim.tracking import observer
 
     started = time.monotonic()
     if output is not None and not is_uri(output):
@@ -116,6 +119,7 @@ def _run(settings: ExperimentSettings, output: str | None, as_json: bool) -> Non
         output or defaults.default_folder() / f"{settings.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
     )
     check_names(settings)
+    observer.check_names(settings.tracking)
     if output is None and defaults.in_job():
         info(f"a job's own folder is deleted with it: the run's files go to {folder}")
 
@@ -144,7 +148,7 @@ def _print_summary(summary: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(summary))
         return
-    for line in console.summary_lines(summary, *mlflow_page(summary)):
+    for line in console.summary_lines(summary, *(mlflow_page(summary) if summary["run_id"] else ())):
         click.echo(line)
 
 

@@ -59,7 +59,8 @@ def submit(
         uris.check(name, uri or "", "a URI without; credentials belong into the environment of the cluster")
 
     if folder is None:
-        jobs.check_files(loader.flatten(settings))
+        observers = {f"tracking.also.{number}": name for number, name in enumerate(settings.tracking.also)}
+        jobs.check_files(loader.flatten(settings) | observers)
     arguments = [part for override in overrides for part in ("--set", override)]
     arguments += ["--output", output] if output else []
     variables = {"MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI", "")}

@@ -1,4 +1,4 @@
-"""Trains clients in this process, one after another."""
+"""Train clients and run whole scenarios in this process."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,9 +11,9 @@ from raysim.client.view import Workload
 from raysim.core.signals import StopRequest
 from raysim.core.tensors import Params
 from raysim.server.updates import ClientUpdates, merge
-from raysim.simulation.loop import first_state, run_rounds
+from raysim.simulation.loop import final_state, first_state, run_rounds
 from raysim.simulation.scenario import Scenario
-from raysim.simulation.state import FIRST, RoundReport, ServerState, Start, Storage
+from raysim.simulation.state import FIRST, FinalState, RoundReport, ServerState, Start, Storage
 from raysim.task.task import ScoreSums
 
 ROWS_PER_CALL = 2000
@@ -31,7 +31,7 @@ class InProcessExecutor:
         return merge([self._trainer.train(assignments, broadcast)])
 
     def train_versions(self, groups: Sequence[tuple[Assignments, Broadcast]]) -> list[ClientUpdates]:
-        """Train groups of clients, each from a version of its own."""
+        """Train groups of clients, each from its own version of the model."""
         return [self.train(assignments, broadcast) for assignments, broadcast in groups]
 
     def score(self, params: Params, rows: NDArray[np.int64]) -> ScoreSums:
@@ -43,7 +43,7 @@ class InProcessExecutor:
         return self._trainer.estimate_statistics(params, rows)
 
     def incidents(self) -> tuple[str, ...]:
-        """Return nothing: a failure in this process ends the run."""
+        """Return nothing: an error in this process ends the run."""
         return ()
 
 
@@ -63,6 +63,7 @@ class InProcessRunner:
 
     def __init__(self, device: str = "cpu") -> None:
         self._device = device
+        self._scenario: Scenario | None = None
         self._state: ServerState | None = None
         self._last = StopRequest()
 
@@ -78,17 +79,17 @@ class InProcessRunner:
     def run(self, scenario: Scenario, storage: Storage, start: Start = FIRST) -> Iterator[RoundReport]:
         """Yield the report of each remaining round."""
         executor = InProcessExecutor(scenario.workload, self._device)
-        self._state = first_state(scenario, storage, start)
+        self._scenario, self._state = scenario, first_state(scenario, storage, start)
         for state, report in run_rounds(scenario, self._state, executor, storage, start.wall_s, self._last):
             self._state = state
             yield report
 
     def stop(self) -> int:
-        """Let the round in progress be the last, and return its number."""
+        """Stop after the round in progress, and return its number."""
         return self._last.ask()
 
-    def final_state(self) -> ServerState:
-        """Return the state after the last round."""
-        if self._state is None:
-            raise RuntimeError("no round has been played")
-        return self._state
+    def final_state(self) -> FinalState:
+        """Return what the run leaves after its last round."""
+        if self._scenario is None or self._state is None:
+            raise RuntimeError("no round has been run")
+        return final_state(self._scenario, self._state)

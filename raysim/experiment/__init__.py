@@ -1,1 +1,1 @@
-"""One experiment from settings to summary."""
+"""Run one experiment, from settings to summary."""

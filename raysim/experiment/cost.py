@@ -1,4 +1,4 @@
-"""What a run costs in money and CO2: the devices it simulates, and the machines that simulate it."""
+"""Compute what a run costs in money and CO2: its simulated devices, and the machines that simulate them."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,13 @@ SECONDS_PER_HOUR = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """What energy and machines cost; None = not known.
+    """Prices of energy and machines; None: not known.
 
     Attributes:
         price_per_kwh: In any currency.
         carbon_g_per_kwh: Grams of CO2.
-        cluster_watts: Power of the machines that run the simulation.
-        cluster_price_per_hour: Price of an hour of them, their energy included, in the same currency.
+        cluster_watts: The power of the machines that run the simulation.
+        cluster_price_per_hour: The price of an hour of these, energy included, in the same currency.
     """
 
     price_per_kwh: float | None = None
@@ -24,12 +24,12 @@ class Prices:
 
 
 def costs_of(prices: Prices, energy_j: float, wall_s: float) -> dict[str, float]:
-    """Return what is known of a run's money and CO2.
+    """Return the energy, money and CO2 of a run, as far as prices are known.
 
     Args:
-        prices: What energy and machines cost.
+        prices: Prices of energy and machines.
         energy_j: Joules that the simulated devices spent.
-        wall_s: Seconds that the machines really ran.
+        wall_s: Measured seconds that the machines ran.
 
     >>> costs_of(Prices(price_per_kwh=0.5, carbon_g_per_kwh=400, cluster_watts=100), 7.2e6, 1800)
     {'device_kwh': 2.0, 'device_price': 1.0, 'device_co2_g': 800.0, 'cluster_kwh': 0.05, 'cluster_price': 0.025, \

@@ -1,4 +1,4 @@
-"""Goes on with a run that was stopped: from its newest intact checkpoint, in the same MLflow run."""
+"""Resume a run that was stopped: from its newest intact checkpoint, in the same MLflow run."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,19 +8,21 @@ from typing import Any
 
 from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
+from raysim.config.tracking import WITHOUT_MLFLOW
 from raysim.core.errors import SettingError
 from raysim.core.log import info, warning
-from raysim.core.storage import atomic
+from raysim.core.storage import atomic, uris
 from raysim.core.storage.defaults import default_folder
 from raysim.core.storage.local import storage_path
 from raysim.core.storage.path import StoragePath
-from raysim.experiment.run import Experiment, digests_of, environment
+from raysim.experiment.experiment import Experiment
+from raysim.experiment.start import data_digests, environment
+from raysim.experiment.store import open_tracker, store_of
 from raysim.simulation import checkpoint
 from raysim.simulation.build import build_scenario
 from raysim.simulation.state import Start
 from raysim.tracking import run_reader
-from raysim.tracking.mlflow_reader import MlflowReader
-from raysim.tracking.mlflow_writer import NOTHING, MlflowTracker, resolve_uri
+from raysim.tracking.curves import LoggedSoFar
 from raysim.tracking.run_files import reading
 from raysim.tracking.run_folder import held, make_folder
 from raysim.tracking.run_reader import RunReader
@@ -30,16 +32,16 @@ BITS_DEPEND_ON = ("version.raysim", "version.torch", "version.numpy", "cpu")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stopped:
-    """A run that is to go on.
+    """A run to be resumed.
 
     Attributes:
         settings: The experiment; where it runs may have been changed.
-        folder: Where its files are, or where they go if they are lost.
-        tracking_uri: The MLflow store.
-        noted: What run.json tells; empty where the run stopped before that.
-        summary: What it has reached, if all its rounds have been played.
+        folder: Its files; a new folder if they are lost.
+        tracking_uri: The MLflow store, or `none`.
+        noted: The content of run.json; empty if the run stopped before it was written.
+        summary: What it has reached, if all its rounds are over.
         is_finished: Whether there is nothing left to do.
-        is_held: Whether its folder is held, so that what was read of it stays true.
+        is_held: Whether its folder is locked, so that what was read of it stays true.
     """
 
     settings: ExperimentSettings
@@ -53,10 +55,10 @@ class Stopped:
 
 @contextmanager
 def locked_run(run: str, tracking_uri: str | None = None, overrides: Sequence[str] = ()) -> Iterator[Stopped]:
-    """Find a run as `find` does, and hold its folder for as long as the context lasts; a finished one needs no hold.
+    """Find a run as `find` does, and lock its folder while the context lasts; a finished run needs no lock.
 
     Raises:
-        SettingError: If there is no such run, another process goes on with it, or a setting may not be changed.
+        SettingError: If there is no such run, another process runs it, or a setting may not be changed.
     """
     found = find(run, tracking_uri, overrides)
     if found.is_finished:
@@ -64,7 +66,7 @@ def locked_run(run: str, tracking_uri: str | None = None, overrides: Sequence[st
         return
     make_folder(found.folder)
     with held(found.folder):
-        if (found.folder / "config.yaml").is_file():  # it may have gone on, or ended, until it was held
+        if (found.folder / "config.yaml").is_file():  # it may have been resumed, or have ended, before the lock
             found = _in_folder(found.folder, found.tracking_uri, overrides)
         if found.folder.path is not None:
             atomic.remove_partials(found.folder.path)
@@ -72,12 +74,12 @@ def locked_run(run: str, tracking_uri: str | None = None, overrides: Sequence[st
 
 
 def find(run: str, tracking_uri: str | None = None, overrides: Sequence[str] = ()) -> Stopped:
-    """Find a run that is to go on.
+    """Find a run to be resumed.
 
     Args:
         run: Its output folder, or its id in MLflow.
-        tracking_uri: The MLflow store; none = where the run was, or for an id MLFLOW_TRACKING_URI or the default one.
-        overrides: Settings of `executor`, as `executor.num_actors=1`.
+        tracking_uri: The MLflow store; None: that of the run, or for an id MLFLOW_TRACKING_URI or the default one.
+        overrides: Settings that may be changed, as `executor.num_actors=1`.
 
     Raises:
         SettingError: If there is no such run, or a setting may not be changed.
@@ -86,21 +88,21 @@ def find(run: str, tracking_uri: str | None = None, overrides: Sequence[str] = (
     with run_reader.load(run, tracking_uri) as found:
         if found.folder is not None:
             return _in_folder(found.folder, found.tracking_uri or tracking_uri, overrides)
-        return _without_folder(found, resolve_uri(tracking_uri), overrides)
+        return _without_folder(found, overrides)
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Refuse to change what comes out of a run.
+    """Refuse to change the results of a run.
 
     Raises:
-        SettingError: If a setting is not one of `executor`.
+        SettingError: If a setting is neither one of `executor` nor `tracking.also`.
     """
     for override in overrides:
         name, _ = loader.parse_override(override)
-        if not name.startswith("executor."):
+        if not name.startswith("executor.") and name != "tracking.also":
             raise SettingError(
                 f"--set {override!r} is not allowed for a run that goes on, since it would be another run; allowed: "
-                "executor.*, which tells where it runs"
+                "executor.*, where it runs, and tracking.also, what follows it"
             )
 
 
@@ -110,16 +112,15 @@ def _in_folder(folder: StoragePath, tracking_uri: str | None, overrides: Sequenc
     is_finished = bool(summary and noted.get("finished"))
     if not is_finished:
         _check_alone(run, str(folder.parent.parent.parent))
-    uri = resolve_uri(tracking_uri or noted.get("tracking_uri") or settings.tracking.uri)
-    return Stopped(settings, folder, uri, noted, summary or None, is_finished)
+    return Stopped(settings, folder, _store_of(settings, noted, tracking_uri), noted, summary or None, is_finished)
 
 
-def _without_folder(run: RunReader, uri: str, overrides: Sequence[str]) -> Stopped:
+def _without_folder(run: RunReader, overrides: Sequence[str]) -> Stopped:
     """Return a run whose folder cannot be reached: it starts again, in a new folder, unless it has finished."""
-    noted, summary = run.metadata, run.summary
+    noted, summary, uri = run.metadata, run.summary, str(run.tracking_uri)
     _check_alone(run)
     if not noted:
-        raise SettingError(f"RUN={run.name!r} cannot go on: run.json is not among its artifacts in MLflow")
+        raise SettingError(f"RUN={run.name!r} cannot be resumed: run.json is not among its artifacts in MLflow")
     settings, folder = run.settings_with(overrides), storage_path(noted["output_dir"])
     if summary and run.mlflow_status == "FINISHED":
         return Stopped(settings, folder, uri, noted, summary, is_finished=True)
@@ -128,19 +129,39 @@ def _without_folder(run: RunReader, uri: str, overrides: Sequence[str]) -> Stopp
     return Stopped(settings, new, uri, noted, None, is_finished=False)
 
 
+def _store_of(settings: ExperimentSettings, noted: Mapping[str, Any], tracking_uri: str | None) -> str:
+    """Return the store of the run, or the one that was given; a run without MLflow is resumed without it.
+
+    Raises:
+        SettingError: If a store is given for a run without MLflow, or it is not allowed.
+    """
+    own = noted.get("tracking_uri") or settings.tracking.uri
+    if tracking_uri in (None, own):
+        return store_of(own)
+    if own == WITHOUT_MLFLOW:
+        raise SettingError(
+            f"--tracking-uri={uris.masked(str(tracking_uri))!r} is not allowed: the run has tracking.uri={own!r}"
+        )
+    from raysim.tracking.mlflow_writer import resolve_uri
+
+    return resolve_uri(tracking_uri)
+
+
 def _check_alone(run: RunReader, sweep: str = "FOLDER") -> None:
-    """Refuse a run that only its comparison or its sweep can continue."""
+    """Refuse a run that only its comparison or its sweep can resume."""
     if run.summary and not run.metadata:
-        raise SettingError(f"RUN={run.name!r} is of a comparison, which plays it whole; allowed: a run of its own")
+        raise SettingError(
+            f"RUN={run.name!r} belongs to a comparison, which is run as a whole; allowed: a run of its own"
+        )
     if run.metadata and "run_id" not in run.metadata:
         raise SettingError(
-            f"RUN={run.name!r} belongs to a trial of a sweep, and goes on with it: `python jobs/sweep.py CONFIG "
+            f"RUN={run.name!r} belongs to a trial of a sweep, which resumes it: `python jobs/sweep.py CONFIG "
             f"--resume {sweep}`"
         )
 
 
 def prepare(stopped: Stopped) -> Experiment:
-    """Build the scenario, open the MLflow store, and find where to begin; nothing is written.
+    """Build the scenario, open the MLflow store, and find the round to begin with; nothing is written.
 
     Raises:
         SettingError: If the data have changed, its files cannot be read, or the store has no such run.
@@ -148,23 +169,23 @@ def prepare(stopped: Stopped) -> Experiment:
     settings, folder = stopped.settings, stopped.folder
     scenario = build_scenario(settings)
     make_folder(folder)
-    tracker = MlflowTracker(stopped.tracking_uri, settings.experiment, beside=str(folder.parent))
+    tracker = open_tracker(stopped.tracking_uri, settings.experiment, folder)
     warn_of_changes(stopped)
-    known = NOTHING
-    if stopped.noted:
-        for what, digest in digests_of(scenario).items():
-            if digest != stopped.noted[f"{what}_sha256"]:
-                raise SettingError(f"RUN={str(folder)!r} cannot go on: its {what} has changed since it began")
+    for what, digest in data_digests(scenario).items() if stopped.noted else ():
+        if digest != stopped.noted[f"{what}_sha256"]:
+            raise SettingError(f"RUN={str(folder)!r} cannot go on: its {what} has changed since it began")
+    known = LoggedSoFar()
+    if tracker is not None and stopped.noted.get("run_id"):
         known = tracker.find(stopped.noted["run_id"])
         _warn_of_others(stopped)
     start = _start_of(stopped)
-    start = Start(start.round, max(start.wall_s, known.wall_s))  # rounds that are played again take their time, too
+    start = Start(start.round, max(start.wall_s, known.wall_s))  # rounds that are repeated take their time, too
     _say_where(start, settings.rounds, stopped.summary is not None)
     return Experiment(settings, folder, scenario, tracker, start, known, stopped.summary, stopped.is_held)
 
 
 def _start_of(stopped: Stopped) -> Start:
-    """Return where it goes on; a run that is over needs no checkpoint for that."""
+    """Return the round after which the run is resumed; a run whose rounds are over needs no checkpoint."""
     if stopped.summary is not None:
         return Start(stopped.summary["rounds"], stopped.summary["wall_s"])
     with reading(stopped.folder):
@@ -173,7 +194,7 @@ def _start_of(stopped: Stopped) -> Start:
 
 def _say_where(start: Start, rounds: int, is_over: bool) -> None:
     if is_over:
-        info("all rounds have been played: telling MLflow what it has missed")
+        info("all rounds are over: completing the report and MLflow")
     elif start.round == 0:
         info("there is no checkpoint: starting at round 1")
     else:
@@ -181,10 +202,12 @@ def _say_where(start: Start, rounds: int, is_over: bool) -> None:
 
 
 def _warn_of_others(stopped: Stopped) -> None:
-    """Say so where only MLflow could tell that the run is going on: one that was killed looks the same there."""
+    """Warn if the run may be going on elsewhere: in MLflow a killed run looks as if it were running."""
     folder, noted = stopped.folder, stopped.noted
     if folder.path is not None and str(folder) == noted["output_dir"]:
-        return  # that nobody else holds it is known
+        return  # the lock of the folder has shown that nobody else runs it
+    from raysim.tracking.mlflow_reader import MlflowReader  # MLflow takes seconds to import
+
     run = MlflowReader(stopped.tracking_uri).run(noted["run_id"])
     if run is not None and run.status == "RUNNING":
         warning(
@@ -194,7 +217,7 @@ def _warn_of_others(stopped: Stopped) -> None:
 
 
 def warn_of_changes(stopped: Stopped) -> None:
-    """Say what the bits depend on and is not as it was when the run began."""
+    """Warn if something has changed since the run began on which bits depend."""
     noted = stopped.noted
     before, now = noted.get("environment", {}), environment()
     changed = [

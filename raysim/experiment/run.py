@@ -1,93 +1,47 @@
-"""Runs one experiment from settings to summary: its folder, its MLflow run, its honest end."""
+"""Run one experiment: prepare it, run its rounds, write its results, and let its observers end."""
 
-import json
-import platform
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
-
-from raysim.budgets.solver import BudgetSolver
-from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
-from raysim.core import tensors
-from raysim.core.errors import (
-    ReportLostError,
-    RunFailedError,
-    StoppedError,
-    TrackingLostError,
-    TrackingUnavailableError,
-)
+from raysim.core.errors import RunFailedError, StoppedError, TrackingLostError, reason_of
 from raysim.core.log import warning
 from raysim.core.signals import FirstInterrupt
 from raysim.core.storage.local import AnyPath, storage_path
 from raysim.core.storage.path import StoragePath
-from raysim.experiment import finish as telling
-from raysim.experiment.cost import Prices, costs_of
-from raysim.methods import resolve as methods
-from raysim.population import population, serialization
-from raysim.simulation import checkpoint, records
+from raysim.experiment.experiment import Experiment as Experiment
+from raysim.experiment.finish import summarise, write_results
+from raysim.experiment.observers import Observers, observers_of, outcome_of
+from raysim.experiment.start import write_start
+from raysim.experiment.store import open_tracker, store_of
 from raysim.simulation.build import build_scenario, resolved
-from raysim.simulation.scenario import Runner, Scenario
-from raysim.simulation.state import FIRST, RoundReport, ServerState, Start, Storage, summary_of, targets_of
-from raysim.terminal.progress import ProgressDisplay
-from raysim.tracking import description as run_note
-from raysim.tracking import run_metadata, system_metrics
-from raysim.tracking.background import BackgroundLogger
-from raysim.tracking.mlflow_writer import NOTHING, Known, MlflowTracker, few_retries, resolve_uri
-from raysim.tracking.run_folder import as_setting, check_folder, held, make_folder
-
-ANSWER_S = 60
-"""How long MLflow may take to answer; a large model takes its time to travel."""
+from raysim.simulation.scenario import Runner
+from raysim.simulation.state import FinalState, Storage
+from raysim.tracking.observer import RunOutcome
+from raysim.tracking.run_folder import as_setting, check_folder, held, make_folder, update_run_json
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Experiment:
-    """An experiment that is ready to run, or to go on.
-
-    Attributes:
-        settings: The experiment.
-        folder: Where its files go.
-        scenario: What is played.
-        tracker: Writes its MLflow run; has its id where it goes on.
-        start: Where it begins.
-        known: What MLflow knows of it.
-        summary: What it has reached, where only MLflow has not been told yet.
-        is_held: Whether its folder is held by the caller.
-    """
-
-    settings: ExperimentSettings
-    folder: StoragePath
-    scenario: Scenario
-    tracker: MlflowTracker
-    start: Start = FIRST
-    known: Known = NOTHING
-    summary: dict[str, Any] | None = None
-    is_held: bool = False
-
-
-def prepare(settings: ExperimentSettings, folder: AnyPath) -> Experiment:
+def prepare(settings: ExperimentSettings, output: AnyPath) -> Experiment:
     """Build the scenario, then open the MLflow store; nothing is written but an empty store and folder.
 
     Args:
         settings: The experiment.
-        folder: Where its files go; must not hold a run already.
+        output: The folder for its files; must not hold a run already.
 
     Raises:
         SettingError: If a setting is not allowed.
     """
-    uri, place = resolve_uri(settings.tracking.uri), storage_path(folder)
-    check_folder(place)
+    folder = storage_path(output)
+    uri = store_of(settings.tracking.uri)
+    check_folder(folder)
     scenario = build_scenario(settings)
-    make_folder(place)
+    make_folder(folder)
     settings = resolved(settings, scenario)
-    return Experiment(settings, place, scenario, MlflowTracker(uri, settings.experiment, beside=str(place.parent)))
+    return Experiment(settings, folder, scenario, open_tracker(uri, settings.experiment, folder))
 
 
 def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any]:
@@ -99,251 +53,100 @@ def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any
         started: `time.monotonic()` at the start of the command, for the wall time.
 
     Raises:
-        SettingError: If what is about to run cannot be written down, in the folder or in MLflow.
-        RunFailedError: If a round fails, or the results cannot be kept; checkpoints and records up to then are kept.
-        StoppedError: If Ctrl-C asked for an end, or came after the last round; all rounds up to then are kept.
-        TrackingLostError: If MLflow cannot be told of all of it; the files are complete.
-        ReportLostError: If the report cannot be made; the results are complete, and MLflow has them.
+        SettingError: If what is about to run cannot be written, to the folder or to MLflow.
+        RunFailedError: If a round fails, or the results cannot be written; checkpoints and records are kept.
+        StoppedError: If Ctrl-C stopped it after a round, or interrupted it after the last; all rounds are kept.
+        TrackingLostError: If MLflow lacks some of the results; the files are complete.
+        ReportLostError: If the report cannot be made; the results are complete, also in MLflow.
     """
-    log: BackgroundLogger | None = None
+    observers = observers_of(experiment)
     if experiment.summary is None:
-        runner.make_ready(experiment.scenario)  # before anything is written down
-    with few_retries(ANSWER_S), nullcontext() if experiment.is_held else held(experiment.folder):
-        try:
-            log = begin(experiment)
-            summary = experiment.summary or _play(experiment, runner, log, started)
-            lost = report_lost(experiment)
-            with _as_failure(summary["rounds"], "the end of the run cannot be written down"):
-                telling.log_results(_ending(experiment), log)
-        except BaseException as error:
-            telling.record_abort(experiment.tracker, experiment.folder, log, error)
-            if isinstance(error, KeyboardInterrupt) and (experiment.folder / "summary.json").is_file():
-                raise StoppedError(
-                    f"interrupted after the last round; all results are in {experiment.folder}, and "
-                    f"`raysim resume {experiment.folder}` does what is left: report and MLflow"
-                ) from None
-            raise
-    if lost:
-        raise ReportLostError(
-            f"the report could not be made: {lost}; all results are in {experiment.folder}, and "
-            f"`raysim report {experiment.folder}` tries again"
-        )
+        runner.make_ready(experiment.scenario)  # before anything is written
+    with nullcontext() if experiment.is_held else held(experiment.folder):
+        summary = _run_to_results(experiment, runner, observers, started)
+        _end(experiment, observers, summary)
     return summary
 
 
-def _ending(experiment: Experiment) -> telling.Ending:
-    settings, scenario, folder = experiment.settings, experiment.scenario, experiment.folder
-    note = run_note.before(settings, scenario, str(folder))
-    return telling.Ending(experiment.tracker, folder, scenario.workload, note, settings.model_name)
+def _run_to_results(experiment: Experiment, runner: Runner, observers: Observers, started: float) -> dict[str, Any]:
+    """Begin, run the rounds that are left, and write the results, unless they are there already."""
+    try:
+        begin(experiment, observers)
+        if experiment.summary is not None:
+            return experiment.summary
+        final = _run_rounds(experiment, runner, observers)
+        summary = summarise(experiment, final, experiment.start.wall_s + time.monotonic() - started)
+        with _as_failure(final.round, "the results cannot be kept"):
+            write_results(experiment, final, summary)
+        return summary
+    except BaseException as error:
+        outcome = outcome_of(error)
+        has_results = experiment.summary is not None
+        observers.on_early_end(outcome, None if has_results else partial(_write_end, experiment.folder, outcome))
+        raise
 
 
-def _play(experiment: Experiment, runner: Runner, log: BackgroundLogger, started: float) -> dict[str, Any]:
-    settings = experiment.settings
+def begin(experiment: Experiment, observers: Observers) -> None:
+    """Write what is about to run, and let the observers begin."""
+    with as_setting(experiment.folder, "cannot be written"):
+        observers.on_begin(write_start(experiment), experiment.start.round)
+
+
+def _run_rounds(experiment: Experiment, runner: Runner, observers: Observers) -> FinalState:
+    settings, last = experiment.settings, experiment.start.round
     storage = Storage(experiment.folder, settings.checkpoint.every, settings.checkpoint.keep)
-    tracker, is_watched = experiment.tracker, settings.tracking.system_metrics
-    with (
-        system_metrics.watched(tracker.uri, tracker.run_id) if is_watched else nullcontext(),
-        FirstInterrupt(lambda: _stop(runner, settings.rounds)) as interrupt,
-    ):
-        last = follow(
-            runner.run(experiment.scenario, storage, experiment.start), log, settings.rounds, experiment.start
-        )
+    with FirstInterrupt(lambda: _stop(runner, settings.rounds)) as interrupt:
+        for report in runner.run(experiment.scenario, storage, experiment.start):
+            last = report.round
+            observers.on_round(report)
     if interrupt.is_interrupted and last < settings.rounds:
         raise StoppedError(f"stopped after round {last}; `raysim resume {experiment.folder}` goes on from there")
-    state = runner.final_state()
-    wall_s = experiment.start.wall_s + time.monotonic() - started
-    costs = costs_of(Prices(**settings.costs.model_dump()), state.totals.energy_j, wall_s)
-    summary = summarise(experiment, state) | {"wall_s": wall_s, "costs": costs}
-    with _as_failure(state.round, "the results cannot be kept"):
-        keep_results(experiment, state, summary)
-    return summary
+    return runner.final_state()
 
 
 def _stop(runner: Runner, rounds: int) -> None:
-    """Ask a run to stop, and say when it will."""
+    """Stop a run after the round in progress, and print which one that is."""
     try:
         when = f"round {min(runner.stop(), rounds)}"
-    except Exception:  # who plays is lost, and is being replaced
+    except Exception:  # the driver actor is lost, and is being replaced
         when = "the round in progress"
     warning(f"stopping after {when}; Ctrl-C again stops at once")
 
 
+def _write_end(folder: StoragePath, outcome: RunOutcome) -> None:
+    """Write to run.json how a run ended without results."""
+    if outcome.state == "failed":
+        update_run_json(folder, state="failed", failure=reason_of(outcome.error))
+    else:
+        update_run_json(folder, state="stopped")
+
+
+def _end(experiment: Experiment, observers: Observers, summary: dict[str, Any]) -> None:
+    """Let the observers end a run whose results are written."""
+    folder = experiment.folder
+    try:
+        with _as_failure(summary["rounds"], "the end of the run cannot be written down"):
+            lost = observers.on_finish(summary)
+            if not any(isinstance(error, TrackingLostError) for error in lost):
+                update_run_json(folder, finished=True)
+    except BaseException as error:
+        observers.on_early_end(outcome_of(error))
+        if not isinstance(error, KeyboardInterrupt):
+            raise
+        raise StoppedError(
+            f"interrupted after the last round; all results are in {folder}, and `raysim resume {folder}` does what "
+            "is left: report and MLflow"
+        ) from None
+    if lost:
+        raise lost[-1]
+
+
 @contextmanager
 def _as_failure(round: int, what: str) -> Iterator[None]:
-    """Tell what goes wrong after the last round as a failure of the run."""
+    """Report an error after the last round as a failure of the run."""
     try:
         yield
-    except TrackingLostError:
-        raise
     except OSError as error:
         raise RunFailedError(round, -1, f"{what}: {error}") from error
     except Exception as error:
         raise RunFailedError(round, -1, f"{what}: {type(error).__name__}: {error}", traceback.format_exc()) from error
-
-
-def begin(experiment: Experiment) -> BackgroundLogger:
-    """Write down what is about to run, and create its MLflow run or go on with it; return what logs its rounds."""
-    folder, tracker = experiment.folder, experiment.tracker
-    try:
-        with as_setting(folder, "cannot be written"):
-            _write_down(experiment)
-    except TrackingLostError as error:
-        raise TrackingUnavailableError(
-            f"tracking.uri={tracker.uri!r} cannot be written: {error}; when MLflow is there, "
-            f"`raysim resume {folder}` goes on",
-            reason=str(error),
-        ) from None
-    settings, scenario = experiment.settings, experiment.scenario
-    log = BackgroundLogger(run_metadata.curves_of(tracker, settings, scenario, folder, experiment.known))
-    log.cover(experiment.start.round)
-    return log
-
-
-def _write_down(experiment: Experiment) -> None:
-    """Write what is about to run into the folder and MLflow; which run it is first, so that it is not made twice."""
-    folder, tracker = experiment.folder, experiment.tracker
-    digests = digests_of(experiment.scenario)
-    if not (folder / "config.yaml").is_file():
-        (folder / "config.yaml").write_text(loader.to_yaml(experiment.settings))
-    if tracker.run_id:
-        tracker.reopen()
-    else:
-        run_metadata.create(tracker, experiment.settings, experiment.scenario, folder, environment())
-    if (folder / "run.json").is_file():
-        telling.update_run_json(folder, state=None, failure=None)
-    else:
-        (folder / "run.json").write_text(json.dumps(description(experiment, digests), indent=2))
-    run_metadata.describe(tracker, experiment.settings, experiment.scenario, digests)
-    for file in (folder / "config.yaml", folder / "run.json", *write_scenario(experiment.scenario, folder)):
-        tracker.artifact(file)
-
-
-def write_scenario(scenario: Scenario, folder: StoragePath) -> list[StoragePath]:
-    """Write down what reports and replays need of a scenario: channel groups, budgets and devices."""
-    plan, devices = scenario.workload.plan, scenario.workload.population.devices
-    return [
-        (folder / "plan.json").write(plan.save),
-        write_budgets(scenario.budget, folder),
-        (folder / "devices.parquet").write(lambda partial: serialization.save(devices, partial)),
-    ]
-
-
-def description(experiment: Experiment, digests: Mapping[str, str]) -> dict[str, Any]:
-    """Return what run.json tells: which run it is, and what its bits depend on beyond config.yaml."""
-    tracker, workload = experiment.tracker, experiment.scenario.workload
-    return {
-        "run_id": tracker.run_id,
-        "tracking_uri": tracker.uri,
-        "experiment_id": tracker.experiment_id,
-        "output_dir": str(experiment.folder),
-        **{f"{what}_sha256": digest for what, digest in digests.items()},
-        "config_sha256": loader.digest(experiment.settings),
-        "full_model": asdict(experiment.scenario.costs.dense),
-        "leftover_rows": population.leftover_rows(workload.population, len(workload.data.train_labels)),
-        "environment": environment(),
-        "finished": False,
-    }
-
-
-def digests_of(scenario: Scenario) -> dict[str, str]:
-    """Return the hashes of the data, and of who owns which rows and devices."""
-    workload = scenario.workload
-    return {"data": workload.data.digest, "partition": population.digest(workload.population)}
-
-
-def write_budgets(solver: BudgetSolver | None, folder: StoragePath) -> StoragePath:
-    """Write down how budgets are solved, so that it can be done again without the model; null where they are not."""
-    content = None if solver is None else solver.to_json()
-    return (folder / "budgets.json").write_text(json.dumps(content))
-
-
-def environment() -> dict[str, str]:
-    """Return what equal bits depend on beyond the settings: versions and the CPU's type."""
-    versions = {f"version.{name}": version(name) for name in ("raysim", "torch", "numpy", "ray", "mlflow")}
-    capability = torch.backends.cpu.get_cpu_capability()
-    return {
-        **versions,
-        "version.python": platform.python_version(),
-        "cpu": f"{platform.machine()} {capability}",
-    }
-
-
-def follow(reports: Iterator[RoundReport], log: BackgroundLogger, rounds: int, start: Start = FIRST) -> int:
-    """Show each round as it arrives; let those be logged that a checkpoint covers; return the last one."""
-    last = start.round
-    with ProgressDisplay(rounds, last) as display:
-        for report in reports:
-            last = report.round
-            if report.is_saved:
-                log.cover(last)
-            display.show(report)
-    return last
-
-
-def summarise(experiment: Experiment, state: ServerState) -> dict[str, Any]:
-    """Return what a run reached and spent."""
-    totals, settings = state.totals, experiment.settings
-    return {
-        "run_id": experiment.tracker.run_id,
-        "experiment": settings.experiment,
-        "method": settings.method.name,
-        "seed": settings.seed,
-        "rounds": state.round,
-        "accuracy": totals.accuracy,
-        "best_accuracy": totals.best_accuracy,
-        **summary_of(totals),
-        "targets": targets_of(totals, experiment.scenario.targets),
-        "full_model": asdict(experiment.scenario.costs.dense),
-        "params_sha256": tensors.digest(state.params),
-        "output_dir": str(experiment.folder),
-        "tracking_uri": experiment.tracker.uri,
-        "experiment_id": experiment.tracker.experiment_id,
-    }
-
-
-def keep_results(experiment: Experiment, state: ServerState, summary: Mapping[str, Any]) -> None:
-    """Write the final model, the tables of rounds and clients, and at the end the summary."""
-    folder, workload = experiment.folder, experiment.scenario.workload
-    params = methods.served(experiment.scenario.method, workload.plan, state.params, state.memory)
-    checkpoint.save_params(params, folder / "model.safetensors")
-    records.merge_all(folder)
-    draw_partition(experiment)
-    if (folder / "report.html").is_file():
-        (folder / "report.html").remove()  # of the rounds before it was stopped
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2))
-
-
-def report_lost(experiment: Experiment) -> str:
-    """Write the report; a run has its results without one, so that what goes wrong is told, not raised.
-
-    Where all rounds had been played before and there is a report, it is left as it is.
-
-    Returns:
-        Why it could not be made, else nothing.
-    """
-    if experiment.summary is not None and (experiment.folder / "report.html").is_file():
-        return ""
-    try:
-        from raysim.report import write  # Plotly would delay round 1
-
-        write.of_ended(experiment.folder)
-    except Exception as error:
-        warning(traceback.format_exc())
-        return f"{type(error).__name__}: {error}"
-    return ""
-
-
-def draw_partition(experiment: Experiment) -> None:
-    """Write down and draw who owns which classes; at the end, since importing Matplotlib would delay round 1."""
-    from raysim.data import figure
-
-    settings, workload = experiment.settings, experiment.scenario.workload
-    title = f"{settings.data.name} dealt by {settings.data.partition.name}, seed {settings.split_seed}"
-    owned = (workload.population.train, workload.population.heldout)
-    clients, counts = figure.class_counts(workload.data.train_labels, owned, workload.data.num_classes)
-    place, label = np.nonzero(counts)
-    rows = {"client": clients[place], "label": label, "rows": counts[place, label]}
-    records.write_all([rows], experiment.folder / "partition.parquet")
-    (experiment.folder / "partition.png").write(
-        lambda partial: figure.draw(partial, workload.data.train_labels, owned, workload.data.num_classes, title)
-    )

@@ -266,11 +266,6 @@ def served(method: Method, plan: ChannelPlan, params: Params, memory: Params) ->
     return silent
 
 
-def needed_to_serve(memory: Params) -> Params:
-    """Return the part of a method's memory that `served` needs."""
-    return {key: value for key, value in memory.items() if key == "trained"}
-
-
 def last_random_round(method: Method) -> int:
     """Return the last round with random masks, 0 if there is none."""
     return method.options.warmup_rounds if "warmup_rounds" in method.reads else 0

@@ -88,7 +88,7 @@ def section(run: RunReader) -> Section:
     """Return the complete settings, folded, and a table of ids, digests and versions."""
     metadata = run.metadata
     found = {
-        "MLflow run": metadata.get("run_id"),
+        "MLflow run": metadata.get("run_id") or None,
         "MLflow store": metadata.get("tracking_uri"),
         "folder": metadata.get("output_dir"),
         "data (SHA-256)": metadata.get("data_sha256"),

@@ -11,10 +11,11 @@ from raysim.core.errors import RunFailedError, reason_of
 from raysim.core.log import about
 from raysim.core.signals import StopRequest
 from raysim.core.tensors import one_thread
+from raysim.methods import resolve as methods
 from raysim.simulation import checkpoint, records
 from raysim.simulation.round import run_round
 from raysim.simulation.scenario import Executor, Scenario
-from raysim.simulation.state import RoundReport, ServerState, Start, Storage
+from raysim.simulation.state import FinalState, RoundReport, ServerState, Start, Storage
 from raysim.simulation.transition import initial_state
 
 
@@ -26,17 +27,17 @@ def run_rounds(
     wall_s: float = 0.0,
     last: StopRequest | None = None,
 ) -> Iterator[tuple[ServerState, RoundReport]]:
-    """Play the rounds that are left; each is on disk before it is reported.
+    """Run the rounds that are left, and yield state and report of each once it is on disk.
 
-    The last one has a checkpoint, also where the run is asked to stop before its end.
+    The last round has a checkpoint, also if the run is stopped early.
 
     Args:
-        scenario: What is played.
-        state: What the rounds before have left.
-        executor: Who runs the work of a round.
-        storage: Where records and checkpoints go.
-        wall_s: Measured seconds that the rounds before have taken.
-        last: Asks for an end before the last round; none = nobody does.
+        scenario: The run.
+        state: The server state before the first of these rounds.
+        executor: Trains the clients.
+        storage: The folder for records and checkpoints.
+        wall_s: Measured seconds of the rounds before.
+        last: Can stop the run early; None: it cannot be stopped.
 
     Raises:
         RunFailedError: If a client fails, or a file cannot be written; everything up to the round before is kept.
@@ -65,7 +66,7 @@ def run_rounds(
 
 
 def stamped(report: RoundReport, wall_s: float, is_saved: bool) -> RoundReport:
-    """Return a report that tells when its round ended; from here on nothing of it changes."""
+    """Return the report with the time at which its round ended; it does not change any more."""
     driver_bytes = psutil.Process().memory_info().rss
     return replace(
         report, wall_s=wall_s, timestamp_ms=int(time.time() * 1000), is_saved=is_saved, driver_bytes=driver_bytes
@@ -73,15 +74,15 @@ def stamped(report: RoundReport, wall_s: float, is_saved: bool) -> RoundReport:
 
 
 def is_due(scenario: Scenario, state: ServerState, storage: Storage) -> bool:
-    """Whether a checkpoint is to be written after a round."""
+    """Whether a checkpoint is written after a round."""
     return state.round % storage.every == 0 or scenario.is_over(state)
 
 
 def save_round(state: ServerState, report: RoundReport, storage: Storage) -> ServerState:
-    """Write the round's records, then, where it is due, the checkpoint that covers them.
+    """Write the records of a round, then the checkpoint that covers them, if it is due.
 
     Returns:
-        The state, what a checkpoint holds of single clients read from disk from now on.
+        The state, which after a checkpoint reads the memory of single clients from disk.
     """
     records.write_parts(report, storage)
     if report.is_saved:
@@ -92,7 +93,7 @@ def save_round(state: ServerState, report: RoundReport, storage: Storage) -> Ser
 
 
 def first_state(scenario: Scenario, storage: Storage, start: Start) -> ServerState:
-    """Return what a run begins with: the model as it was built, or what a checkpoint holds.
+    """Return the state with which a run begins: the new model, or the content of a checkpoint.
 
     Raises:
         RunFailedError: If the checkpoint cannot be read.
@@ -103,3 +104,12 @@ def first_state(scenario: Scenario, storage: Storage, start: Start) -> ServerSta
         return checkpoint.load(checkpoint.path_of(storage.part("checkpoints"), start.round))
     except (OSError, checkpoint.TornCheckpointError) as error:
         raise RunFailedError(start.round + 1, -1, f"where it goes on cannot be read: {reason_of(error)}") from error
+
+
+def final_state(scenario: Scenario, state: ServerState) -> FinalState:
+    """Return what a run leaves that ends with a state.
+
+    The served model depends on the method's memory, so it is made where that memory is: beside the state.
+    """
+    served = methods.served(scenario.method, scenario.workload.plan, state.params, state.memory)
+    return FinalState(state.round, state.totals, state.params, served)

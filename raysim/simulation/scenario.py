@@ -19,14 +19,7 @@ from raysim.pruning.costs import CostTable
 from raysim.selection.table import SELECTIONS, SelectionRule
 from raysim.server.optimizers import ServerOptimizer
 from raysim.server.updates import ClientUpdates
-from raysim.simulation.state import (
-    FIRST,
-    RoundReport,
-    ServerState,
-    Start,
-    Storage,
-    Totals,
-)
+from raysim.simulation.state import FIRST, FinalState, RoundReport, ServerState, Start, Storage, Totals
 from raysim.task.task import ScoreSums
 
 
@@ -149,6 +142,6 @@ class Runner(Protocol):
         """Stop after the round in progress and return its number; called from another thread."""
         ...
 
-    def final_state(self) -> ServerState:
-        """Return the state after the last round."""
+    def final_state(self) -> FinalState:
+        """Return what the run leaves after its last round."""
         ...

@@ -110,6 +110,23 @@ class ServerState:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class FinalState:
+    """What a run leaves, wherever its rounds ran.
+
+    Attributes:
+        round: The last round.
+        totals: What the run has spent and reached.
+        params: Parameters and buffers as they were trained.
+        served_params: The same model as it is scored and handed out; only a method's options make the two differ.
+    """
+
+    round: int
+    totals: Totals
+    params: Params
+    served_params: Params
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class RoundReport:
     """All a tracker sees of a round.
 

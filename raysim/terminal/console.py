@@ -16,17 +16,28 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def quiet_option(command: Command) -> Command:
     """Give a command the option `--quiet`, which holds for all that it says."""
     return click.option(
-        "--quiet", "-q", is_flag=True, expose_value=False, callback=_be_quiet,
+        "--quiet",
+        "-q",
+        is_flag=True,
+        expose_value=False,
+        callback=_be_quiet,
         help="Say nothing but warnings and errors on standard error.",
-    )(command)  # fmt: skip
+    )(command)
 
 
 def _be_quiet(_context: click.Context, _option: click.Parameter, is_given: bool) -> None:
     set_quiet(is_given)
 
 
-def summary_lines(summary: Mapping[str, Any], command: str, page: str) -> list[str]:
-    """Return the lines a run ends with."""
+def summary_lines(summary: Mapping[str, Any], command: str = "", page: str = "") -> list[str]:
+    """Return the last lines of a run.
+
+    Args:
+        summary: What it reached and spent.
+        command: Opens MLflow's pages; empty: the run is not in MLflow.
+        page: The page of the run.
+    """
+    in_mlflow = [f"open in MLflow          {command}", f"                        then {page}"]
     return [
         f"run                     {summary['method']}, {summary['rounds']} rounds, files in {summary['output_dir']}",
         f"global test accuracy    {summary['accuracy']:.4f} (best {summary['best_accuracy']:.4f})",
@@ -38,8 +49,7 @@ def summary_lines(summary: Mapping[str, Any], command: str, page: str) -> list[s
         *_lost_lines(summary),
         *map(_target_line, summary["targets"]),
         f"wall time               {summary['wall_s']:.1f} s",
-        f"open in MLflow          {command}",
-        f"                        then {page}",
+        *(in_mlflow if command else []),
     ]
 
 
@@ -74,18 +84,37 @@ def forecast_table(forecast: Mapping[str, Any]) -> Table:
     """Return a dry run's forecast as a table, one row per tier."""
     table = Table(title=f"{forecast['method']} on {forecast['data']} with {forecast['model']}")
     some_infeasible = any(tier["infeasible"] for tier in forecast["tiers"])
-    for heading in ("tier", "clients", *(["infeasible"] if some_infeasible else []), "keep", "limited by", "pruned",
-                    "parameters", "MFLOP/example", "kB down", "kB up", "download s", "compute s", "upload s",
-                    "mean s"):  # fmt: skip
+    for heading in (
+        "tier",
+        "clients",
+        *(["infeasible"] if some_infeasible else []),
+        "keep",
+        "limited by",
+        "pruned",
+        "parameters",
+        "MFLOP/example",
+        "kB down",
+        "kB up",
+        "download s",
+        "compute s",
+        "upload s",
+        "mean s",
+    ):
         table.add_column(heading, justify="left" if heading in ("tier", "limited by") else "right")
     for tier in forecast["tiers"]:
         table.add_row(
-            tier["tier"], str(tier["clients"]), *([str(tier["infeasible"])] if some_infeasible else []),
-            f"{tier['keep_ratio']:.3g}", tier["limited_by"], f"{tier['pruning_ratio']:.1%}",
-            f"{tier['parameters']:,}", f"{tier['train_flops_per_example'] / 1e6:,.2f}",
-            f"{tier['down_bytes'] / 1e3:,.1f}", f"{tier['up_bytes'] / 1e3:,.1f}",
+            tier["tier"],
+            str(tier["clients"]),
+            *([str(tier["infeasible"])] if some_infeasible else []),
+            f"{tier['keep_ratio']:.3g}",
+            tier["limited_by"],
+            f"{tier['pruning_ratio']:.1%}",
+            f"{tier['parameters']:,}",
+            f"{tier['train_flops_per_example'] / 1e6:,.2f}",
+            f"{tier['down_bytes'] / 1e3:,.1f}",
+            f"{tier['up_bytes'] / 1e3:,.1f}",
             *(_seconds(tier[key]) for key in ("download_s", "compute_s", "upload_s", "total_s")),
-        )  # fmt: skip
+        )
     return table
 
 

@@ -16,25 +16,26 @@ from raysim.core.formatting import duration
 from raysim.core.log import LogLine, info, is_quiet, relay
 from raysim.simulation.state import RoundReport
 from raysim.terminal.tier_lines import TierLine, tier_lines
+from raysim.tracking.observer import RunInfo, RunOutcome
 
 REFRESHES_PER_S = 2.0
 ALL_SHOWN, LINE_EVERY_S = 20, 1.0
-"""Rounds that have a line each where there is no terminal, and the seconds between lines after those."""
+"""The first rounds, which have a line each without a terminal, and the seconds between lines after them."""
 TIERS_EVERY_S, TIERS_IN_LINE = 10.0, 4
-"""Seconds between lines of tiers where there is no terminal, and the tiers such a line tells of."""
+"""Seconds between lines of tiers without a terminal, and the tiers in such a line."""
 RECENT = 50
-"""Rounds whose pace tells how long the rest will take."""
+"""The last rounds, from whose pace the remaining time is computed."""
 
 
 class ProgressDisplay:
-    """Shows the rounds on standard error, and what was said in them; with quiet only what has to be read."""
+    """Shows rounds and their messages on standard error; with `--quiet` only warnings."""
 
     def __init__(self, rounds: int, done: int = 0) -> None:
-        """Choose how to show them.
+        """Choose between a live screen and lines.
 
         Args:
-            rounds: The last round, if nothing ends the run before.
-            done: Rounds that were played before.
+            rounds: The last round, if nothing ends the run earlier.
+            done: The last round of an earlier process.
         """
         console = Console(stderr=True)
         self._view: _View | None = None
@@ -52,15 +53,38 @@ class ProgressDisplay:
             self._view.stop()
 
     def show(self, report: RoundReport) -> None:
-        """Show one round, and above it what was said or went wrong in it."""
+        """Show a round, and above it its messages and incidents."""
         relay(report.remarks)
         relay(LogLine(incident, report.round, is_warning=True) for incident in report.incidents)
         if self._view is not None:
             self._view.show(report)
 
 
+class ProgressObserver:
+    """Shows the rounds of a run while it is going on."""
+
+    def __init__(self) -> None:
+        self._display: ProgressDisplay | None = None
+
+    def on_begin(self, run: RunInfo, resumed_from: int) -> None:
+        """Open the display."""
+        self._display = ProgressDisplay(run.settings.rounds, resumed_from)
+        self._display.__enter__()
+
+    def on_round(self, report: RoundReport) -> None:
+        """Show a round."""
+        if self._display is not None:
+            self._display.show(report)
+
+    def on_end(self, outcome: RunOutcome) -> None:
+        """Close the display."""
+        if self._display is not None:
+            self._display.__exit__()
+            self._display = None
+
+
 def is_live(console: Console) -> bool:
-    """Whether lines can be drawn over; FORCE_COLOR asks for colours and makes no terminal of a pipe."""
+    """Whether lines can be overwritten; FORCE_COLOR adds colours, but does not make a pipe a terminal."""
     return sys.stderr.isatty() and console.is_terminal and not console.is_dumb_terminal
 
 
@@ -73,7 +97,7 @@ class _View(Protocol):
 
 
 class Pace:
-    """How long a run has taken in this process, and how long it has to go at the pace of its latest rounds."""
+    """Measures how long a run has taken in this process, and estimates how long the remaining rounds will take."""
 
     def __init__(self, rounds: int, done: int = 0, now: Callable[[], float] = time.monotonic) -> None:
         self._rounds, self.done, self._now = rounds, done, now
@@ -81,7 +105,7 @@ class Pace:
         self._ends: deque[tuple[int, float]] = deque([(done, self._started)], maxlen=RECENT + 1)
 
     def note(self, round: int) -> None:
-        """Take down that a round has ended."""
+        """Note that a round has ended."""
         self._ends.append((round, self._now()))
 
     @property
@@ -91,7 +115,7 @@ class Pace:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds to go, less those since the last round ended; none = no round has ended yet."""
+        """Estimated seconds until the end; None: no round has ended yet."""
         (first, since), (last, until) = self._ends[0], self._ends[-1]
         if last <= first:
             return None
@@ -100,12 +124,12 @@ class Pace:
 
 
 class _PlainLines:
-    """A line per round, of many quick ones one a second, and the last; below some of them, and it, the tiers."""
+    """Writes a line per round, of many quick rounds one a second, and the last; below some of them the tiers."""
 
     def __init__(self, rounds: int, pace: Pace) -> None:
         self._rounds, self._pace = rounds, pace
-        self._told = 0
-        self._told_at, self._tiers_at = 0.0, -inf
+        self._num_shown = 0
+        self._shown_at, self._tiers_at = 0.0, -inf
         self._left_out: RoundReport | None = None
         self._without_tiers: RoundReport | None = None
 
@@ -114,38 +138,43 @@ class _PlainLines:
 
     def stop(self) -> None:
         if self._left_out is not None:
-            self._tell(self._left_out)
+            self._write(self._left_out)
         if self._without_tiers is not None:
             info(tiers_in_line(self._without_tiers))
 
     def show(self, report: RoundReport) -> None:
         self._pace.note(report.round)
         self._left_out = self._without_tiers = report
-        if self._told < ALL_SHOWN or time.monotonic() >= self._told_at + LINE_EVERY_S:
-            self._tell(report)
+        if self._num_shown < ALL_SHOWN or time.monotonic() >= self._shown_at + LINE_EVERY_S:
+            self._write(report)
 
-    def _tell(self, report: RoundReport) -> None:
-        self._told, self._told_at, self._left_out = self._told + 1, time.monotonic(), None
+    def _write(self, report: RoundReport) -> None:
+        self._num_shown, self._shown_at, self._left_out = self._num_shown + 1, time.monotonic(), None
         accuracy, simulated = _reached(report)
         left_s = self._pace.left_s if report.round < self._rounds else None
         left = "" if left_s is None else f"  left {duration(left_s)}"
         info(f"round {report.round}/{self._rounds}  accuracy {accuracy}  simulated {simulated}{left}")
-        if self._told_at >= self._tiers_at + TIERS_EVERY_S:
-            self._tiers_at, self._without_tiers = self._told_at, None
+        if self._shown_at >= self._tiers_at + TIERS_EVERY_S:
+            self._tiers_at, self._without_tiers = self._shown_at, None
             info(tiers_in_line(report))
 
 
 class _Screen:
-    """A bar with what has been reached, and a line per tier; drawn a few times a second, however quick rounds are."""
+    """Draws a bar, the accuracy and a line per tier, a few times a second, however quick the rounds are."""
 
     def __init__(self, console: Console, rounds: int, pace: Pace) -> None:
         self._pace = pace
         self._report: RoundReport | None = None
         self._drawn: tuple[RoundReport | None, Text] = None, Text("")
         self._bar = Progress(
-            TextColumn("[bold]round"), MofNCompleteColumn(), BarColumn(None), TaskProgressColumn(),
-            TextColumn("{task.fields[time]}"), console=console, expand=True,
-        )  # fmt: skip
+            TextColumn("[bold]round"),
+            MofNCompleteColumn(),
+            BarColumn(None),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[time]}"),
+            console=console,
+            expand=True,
+        )
         self._task = self._bar.add_task("", total=rounds, completed=pace.done, time="")
         self._live = Live(
             get_renderable=self._draw, console=console, refresh_per_second=REFRESHES_PER_S, transient=False
@@ -202,7 +231,7 @@ def tier_table(lines: Sequence[TierLine]) -> list[str]:
 
 
 def tiers_in_line(report: RoundReport) -> str:
-    """Return a round's tiers in one line, those with most clients."""
+    """Return the tiers of a round with the most clients in one line."""
     lines = tier_lines(report.clients, report.tiers, TIERS_IN_LINE)
     more = len(report.tiers) - len(lines)
     shown = [
@@ -210,8 +239,8 @@ def tiers_in_line(report: RoundReport) -> str:
         f"{_figure(line.accuracy, '.4f')} {_figure(line.client_s, ',.2f')}"
         for line in lines
     ]
-    told = "; ".join([*shown, *([f"and {more} more"] if more else [])])
-    return f"  tiers (counted, pruned, accuracy, median s): {told}"
+    listed = "; ".join([*shown, *([f"and {more} more"] if more else [])])
+    return f"  tiers (counted, pruned, accuracy, median s): {listed}"
 
 
 def _figure(value: float, form: str) -> str:

@@ -1,4 +1,4 @@
-"""Tells MLflow of rounds in the background, from their records and in their order, once a checkpoint covers them."""
+"""Log rounds to MLflow from a background thread, in their order, once a checkpoint covers them."""
 
 import time
 from collections.abc import Sequence
@@ -8,56 +8,55 @@ from typing import Protocol
 
 from raysim.core.errors import TrackingLostError, reason_of
 from raysim.core.log import warning
+from raysim.core.retry import pause_s
 
 COLLECT_S = 2.0
-"""Seconds between two calls, so that quick rounds share what each costs MLflow besides its metrics."""
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
-"""Pause after a first call that failed, doubled from call to call, and where that ends."""
-LOOK_S = 0.5
-"""Seconds between two looks at whether anything goes through, at the end of a run."""
+"""Seconds between two calls, so that quick rounds share the fixed cost of a call."""
+CHECK_S = 0.5
+"""Seconds between two checks of the progress at the end of a run."""
 
 
 class MetricStream(Protocol):
-    """Curves in MLflow that grow by rounds."""
+    """Metrics in MLflow that grow by rounds."""
 
     @property
-    def told(self) -> int:
-        """The last round that MLflow knows."""
+    def last_logged(self) -> int:
+        """The last round that MLflow has."""
         ...
 
     @property
-    def taken(self) -> int:
-        """How many calls MLflow has taken so far."""
+    def num_calls(self) -> int:
+        """How many calls MLflow has accepted so far."""
         ...
 
-    def tell(self, last: int, hurry: bool) -> None:
-        """Tell MLflow of some more rounds, of each all or nothing; raise where it does not take them.
+    def flush(self, last: int, hurry: bool) -> None:
+        """Log some of the next rounds, each completely or not at all; raise if MLflow does not accept them.
 
         Args:
-            last: The last round that a checkpoint covers, after `told`.
+            last: The last round that a checkpoint covers, after `last_logged`.
             hurry: Whether the run waits for it.
         """
         ...
 
     def finish(self) -> None:
-        """Tell what only the end of a run decides; may be asked for again after it has raised."""
+        """Log what only the end of a run decides; can be repeated after it has raised."""
         ...
 
-    def leave(self, status: str) -> None:
-        """Tell how an unfinished run ended."""
+    def abort(self, status: str) -> None:
+        """Log how an unfinished run ended."""
         ...
 
 
 class BackgroundLogger:
-    """Has rounds told by a thread of its own; a server that is not there for a while holds nothing up.
+    """Logs rounds to MLflow from a background thread; an unreachable server does not block training.
 
-    What waits to be told are the records themselves: nothing piles up in memory.
+    Rounds that are not logged yet wait on disk, as records: nothing piles up in memory.
     """
 
-    def __init__(self, curves: Sequence[MetricStream]) -> None:
+    def __init__(self, streams: Sequence[MetricStream]) -> None:
         """Start the thread."""
-        self._curves = curves
-        self._covered = self._told
+        self._streams = streams
+        self._covered = self._last_logged
         self._failure: Exception | None = None
         self._failures = 0
         self._is_late = False
@@ -67,56 +66,56 @@ class BackgroundLogger:
         self._thread.start()
 
     @property
-    def _told(self) -> int:
-        return min(each.told for each in self._curves)
+    def _last_logged(self) -> int:
+        return min(each.last_logged for each in self._streams)
 
     @property
-    def _taken(self) -> int:
-        return sum(each.taken for each in self._curves)
+    def _num_calls(self) -> int:
+        return sum(each.num_calls for each in self._streams)
 
     def cover(self, round: int) -> None:
-        """Let the rounds up to this one be told."""
+        """Allow the rounds up to this one to be logged."""
         with self._changed:
             self._covered = max(self._covered, round)
             self._changed.notify_all()
 
     def close(self, patience_s: float, is_over: bool = False, at_most_s: float = inf) -> None:
-        """Tell what is left and stop.
+        """Log what is left, and stop.
 
         Args:
-            patience_s: How long to wait while nothing goes through; as long as something does, it is waited for.
-            is_over: Whether there are no more rounds to come, ever.
-            at_most_s: How long to wait in all.
+            patience_s: Seconds to wait while MLflow accepts nothing; whatever it accepts starts them again.
+            is_over: Whether no more rounds will follow, ever.
+            at_most_s: Seconds to wait in all.
 
         Raises:
-            TrackingLostError: If MLflow did not take it in that time.
+            TrackingLostError: If MLflow has not accepted all of it by then.
         """
-        taken, now = self._taken, time.monotonic()
+        num_calls, now = self._num_calls, time.monotonic()
         since, end = now, now + at_most_s
         with self._changed:
             self._closing, self._is_over, self._failures = True, is_over, 0
             self._changed.notify_all()
             while self._is_behind and self._thread.is_alive() and now < min(since + patience_s, end):
-                self._changed.wait(min(LOOK_S, since + patience_s - now, end - now))
+                self._changed.wait(min(CHECK_S, since + patience_s - now, end - now))
                 now = time.monotonic()
-                if self._taken > taken:
-                    taken, since = self._taken, now
-            left = self._covered - self._told
+                if self._num_calls > num_calls:
+                    num_calls, since = self._num_calls, now
+            left = self._covered - self._last_logged
             is_short = self._is_behind
-            self._covered, self._is_over = self._told, False
+            self._covered, self._is_over = self._last_logged, False
             self._changed.notify_all()
         if is_short:
             what = f"{left} rounds" if left else "the end of the curves"
             raise TrackingLostError(f"{what} could not be logged: {reason_of(self._failure)}")
 
-    def leave(self, status: str) -> None:
-        """Tell how an unfinished run ended."""
-        for each in self._curves:
-            each.leave(status)
+    def abort(self, status: str) -> None:
+        """Log how an unfinished run ended."""
+        for each in self._streams:
+            each.abort(status)
 
     @property
     def _is_behind(self) -> bool:
-        return self._told < self._covered or (self._is_over and not self._finished)
+        return self._last_logged < self._covered or (self._is_over and not self._finished)
 
     def _work(self) -> None:
         while True:
@@ -131,17 +130,17 @@ class BackgroundLogger:
     def _pause_s(self) -> float:
         if not self._failures:
             return 0.0 if self._is_late else COLLECT_S
-        return min(FIRST_PAUSE_S * 2.0 ** (self._failures - 1), LONGEST_PAUSE_S)
+        return pause_s(self._failures)
 
     def _log(self, last: int, hurry: bool, is_over: bool) -> None:
-        """Tell some rounds, and note how it went."""
-        before = [each.told for each in self._curves]
+        """Log some rounds, and note whether that worked."""
+        before = [each.last_logged for each in self._streams]
         try:
-            for each in self._curves:
-                if each.told < last:
-                    each.tell(last, hurry)
-            if is_over and self._told >= last:
-                for each in self._curves:
+            for each in self._streams:
+                if each.last_logged < last:
+                    each.flush(last, hurry)
+            if is_over and self._last_logged >= last:
+                for each in self._streams:
                     each.finish()
                 self._finished = True
         except Exception as error:
@@ -152,8 +151,9 @@ class BackgroundLogger:
             if self._failure is not None:
                 warning("MLflow is back: rounds are logged again, those it has missed included")
             self._failure, failed = None, False
+        after = [each.last_logged for each in self._streams]
         with self._changed:
-            self._is_late = any(told < each.told < last for told, each in zip(before, self._curves, strict=True))
+            self._is_late = any(was < now < last for was, now in zip(before, after, strict=True))
             self._failures = self._failures + 1 if failed else 0
             self._changed.notify_all()
             if failed and self._closing:

@@ -1,78 +1,91 @@
 """The curves of a run: metrics by round, and the main ones again over simulated time, as `time/<name>`."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from raysim.simulation.records import Logged, Point
 
 MAIN = ("accuracy/global", "accuracy/submodel_mean", "loss/global", "traffic/total_bytes")
-"""Metrics that are drawn over simulated time, too."""
+"""Metrics that are also drawn over simulated time."""
 EVERY_SECOND = "time/traffic/total_bytes"
-"""A curve that no second of rounds lacks: its last step is the last second that MLflow knows."""
+"""A curve with a point in each second in which a round ended: its last step is the last second that MLflow has."""
 POINTS_PER_CALL = 1000
-"""MLflow takes no more."""
+"""The most that MLflow accepts."""
+
+
+class LoggedSoFar(NamedTuple):
+    """How much of a run MLflow has: the last round, its wall time, and the last second of simulated time."""
+
+    round: int = 0
+    wall_s: float = 0.0
+    second: int = -1
 
 
 class RunCurves:
-    """Tells MLflow of rounds, several by one call, each with its points over simulated time.
+    """Logs rounds to MLflow, several in one call, each with its points over simulated time.
 
-    A second has one point a curve: the last value of the rounds that ended in it. MLflow keeps all that it is given,
-    so nothing is said of a second before a later one has begun or the run is over.
+    In a second of simulated time each curve has one point: the last value of the rounds that ended in that second.
+    MLflow never deletes a point, so a second is logged only when a later one has begun, or the run is over.
     """
 
     def __init__(
-        self, read: Callable[[int], Logged], send: Callable[[Sequence[Point]], None], told: int = 0, second: int = -1
+        self,
+        read: Callable[[int], Logged],
+        send: Callable[[Sequence[Point]], None],
+        last_logged: int = 0,
+        second: int = -1,
     ) -> None:
-        """Begin after what MLflow knows.
+        """Begin after what MLflow has.
 
         Args:
-            read: Returns what MLflow is told of a round.
-            send: Tells MLflow of up to 1,000 points, all or none; raises where it cannot.
-            told: The last round that MLflow knows.
-            second: The last simulated second that it knows.
+            read: Returns the metrics of a round.
+            send: Logs up to 1,000 points, all or none of them; raises if it cannot.
+            last_logged: The last round that MLflow has.
+            second: The last simulated second that it has.
         """
         self._read, self._send = read, send
-        self._told, self._second = told, second
+        self._last_logged, self._second = last_logged, second
         self._newest: list[Point] | None = None
-        self.taken = 0
-        """How many calls MLflow has taken so far."""
+        self.num_calls = 0
+        """How many calls MLflow has accepted so far."""
 
     @property
-    def told(self) -> int:
-        """The last round that MLflow knows."""
-        return self._told
+    def last_logged(self) -> int:
+        """The last round that MLflow has."""
+        return self._last_logged
 
-    def tell(self, last: int, hurry: bool) -> None:
-        """Tell MLflow of as many rounds as one call takes, one at least."""
+    def flush(self, last: int, hurry: bool) -> None:
+        """Log as many rounds as fit into one call, but at least one."""
         newest, points, rounds = self._points_of_newest_second(), list[Point](), 0
-        while self._told + rounds < last:
-            round = self._read(self._told + rounds + 1)
+        while self._last_logged + rounds < last:
+            round = self._read(self._last_logged + rounds + 1)
             over, newest_then = over_time(newest, [round])
             more = [*round.points, *self._unknown(over)]
             if points and len(points) + len(more) > POINTS_PER_CALL:
                 break
             points, newest, rounds = points + more, newest_then, rounds + 1
-        self._tell(points)
-        self._told, self._newest = self._told + rounds, newest
+        self._log(points)
+        self._last_logged, self._newest = self._last_logged + rounds, newest
 
     def finish(self) -> None:
-        """Tell of the last simulated second."""
+        """Log the last second of simulated time."""
         points = self._unknown(self._points_of_newest_second())
         if points:
-            self._tell(points)
+            self._log(points)
         self._newest = []
 
-    def leave(self, status: str) -> None:
-        """Leave the last second untold: when the run goes on, there may be more of it."""
+    def abort(self, status: str) -> None:
+        """Do nothing: the last second is not over if the run is resumed."""
 
-    def _tell(self, points: Sequence[Point]) -> None:
+    def _log(self, points: Sequence[Point]) -> None:
         self._send(points)
-        self.taken += 1
+        self.num_calls += 1
 
     def _points_of_newest_second(self) -> list[Point]:
-        """Return what is known of the second in which the last round ended that MLflow knows."""
+        """Return the points so far of the second in which the last round ended that MLflow has."""
         if self._newest is None:
             rounds: list[Logged] = []
-            for round in range(self._told, 0, -1):
+            for round in range(self._last_logged, 0, -1):
                 rounds.insert(0, self._read(round))
                 if second_of(rounds[0]) != second_of(rounds[-1]):
                     break
@@ -89,10 +102,10 @@ def second_of(round: Logged) -> int:
 
 
 def over_time(newest: Sequence[Point], rounds: Sequence[Logged]) -> tuple[list[Point], list[Point]]:
-    """Return the points of the seconds that are over, and those of the second that still goes on.
+    """Return the points of the seconds that are over, and those of the second that is not.
 
     Args:
-        newest: Points of the second that went on before.
+        newest: The points so far of the second that was not over before these rounds.
         rounds: The rounds that followed, in their order.
     """
     over: list[Point] = []

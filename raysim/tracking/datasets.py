@@ -1,4 +1,4 @@
-"""The data sets of a run as MLflow has them: where they come from, their digest, what their rows look like."""
+"""Describe the data sets of a run for MLflow: source, digest, and shape of the rows."""
 
 import json
 from pathlib import Path
@@ -16,15 +16,15 @@ from raysim.data import datasets
 from raysim.data.raw import Images
 
 DIGITS = 28
-"""How much of the data's hash a digest starts with; MLflow allows 36 characters, and the split follows."""
+"""Characters of the data's hash with which a digest starts; MLflow allows 36, and the name of the split follows."""
 
 
 def inputs_of(data: datasets.Dataset, root: str | None) -> list[DatasetInput]:
-    """Return the training and the test rows as inputs of a run.
+    """Return training and test rows as inputs of a run.
 
     Args:
-        data: Both.
-        root: The folder they were read from; none = they came by code, that of a package or the user's.
+        data: The data set.
+        root: The folder from which it was read; None: code loaded it, that of a package or the user's.
     """
     source = _source(data.name, root)
     train = _input(data, "train", data.train_images, data.train_labels, source)
@@ -41,10 +41,10 @@ def _source(name: str, root: str | None) -> DatasetSource:
 
 def _input(
     data: datasets.Dataset, split: str, images: Images, labels: NDArray[np.int64], source: DatasetSource
-) -> DatasetInput:  # fmt: skip
+) -> DatasetInput:
     digest = f"{data.digest[:DIGITS]}-{split}"
-    told = NumpyDataset(images, source, labels, data.name, digest).to_dict()
+    described = NumpyDataset(images, source, labels, data.name, digest).to_dict()
     counts = np.bincount(labels, minlength=data.num_classes).tolist()
     rows = {"num_rows": len(labels), "num_classes": data.num_classes, "rows_of_class": counts}
-    profile = json.dumps(rows | json.loads(told["profile"]))
-    return DatasetInput(Dataset(**{**told, "profile": profile}), [InputTag(MLFLOW_DATASET_CONTEXT, split)])
+    profile = json.dumps(rows | json.loads(described["profile"]))
+    return DatasetInput(Dataset(**{**described, "profile": profile}), [InputTag(MLFLOW_DATASET_CONTEXT, split)])

@@ -1,4 +1,4 @@
-"""The description of a run in MLflow, in Markdown: what ran, on what, and what came out."""
+"""Write the description of a run in MLflow, in Markdown: what ran, on what, and its results."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +10,13 @@ from raysim.core.formatting import duration, joules
 from raysim.simulation.scenario import Scenario
 
 TAG = "mlflow.note.content"
-"""Where MLflow shows a run's description."""
+"""The tag that MLflow shows as the description of a run."""
 DEVICES = ("preset", "path", "fedscale", "profiles")
-"""Where devices come from, where they are not tiers."""
+"""The sources of devices other than tiers."""
 
 
 def devices_of(settings: ExperimentSettings) -> str:
-    """Return the name of what the clients' devices are: a preset, a file, or how they are listed."""
+    """Return the name of the source of devices: a preset, a file, `profiles` or `tiers`."""
     source = settings.population.devices
     if source is None:
         return "tiers"
@@ -25,31 +25,32 @@ def devices_of(settings: ExperimentSettings) -> str:
 
 
 def before(settings: ExperimentSettings, scenario: Scenario, folder: str) -> str:
-    """Return what is known when a run begins."""
+    """Return the description of a run that begins."""
     data, population = scenario.workload.data, scenario.workload.population
     clock, cohort = scenario.clock, scenario.cohort_size
     who = who_trains(clock.mode, cohort, len(population), clock.buffer_size, clock.concurrency)
     tiers, size = ", ".join(population.devices.tiers), scenario.costs.dense.parameters
-    return "\n".join((
-        f"**{settings.method.name}** trains {settings.model.name} ({size:,} parameters) on "
-        f"{settings.data.name}, seed {settings.seed}.",
-        "",
-        f"- **Rounds**: {settings.rounds}, `{settings.clock.mode}`, {who}, chosen by "
-        f"`{settings.selection.rule}`",
-        f"- **Data**: {len(data.train_labels):,} training and {len(data.test_labels):,} test rows, dealt by "
-        f"`{settings.data.partition.name}`",
-        f"- **Devices**: {devices_of(settings)} ({tiers}), budgets by `{settings.budget.rule}`",
-        f"- **Files**: `{folder}`; `raysim resume {folder}` goes on with a run that was stopped",
-    ))  # fmt: skip
+    return "\n".join(
+        (
+            f"**{settings.method.name}** trains {settings.model.name} ({size:,} parameters) on "
+            f"{settings.data.name}, seed {settings.seed}.",
+            "",
+            f"- **Rounds**: {settings.rounds}, `{settings.clock.mode}`, {who}, chosen by `{settings.selection.rule}`",
+            f"- **Data**: {len(data.train_labels):,} training and {len(data.test_labels):,} test rows, partitioned "
+            f"by `{settings.data.partition.name}`",
+            f"- **Devices**: {devices_of(settings)} ({tiers}), budgets by `{settings.budget.rule}`",
+            f"- **Files**: `{folder}`; `raysim resume {folder}` resumes a run that was stopped",
+        )
+    )
 
 
 def after(begun: str, summary: Mapping[str, Any], model: str | None) -> str:
-    """Return what is known when it is over: what came out comes first.
+    """Return the description of a run that has finished, with the results first.
 
     Args:
-        begun: What was known before.
-        summary: What the run reached and spent.
-        model: URI of the final model in MLflow's registry, where it is registered.
+        begun: Its description when it began.
+        summary: What it reached and spent.
+        model: The URI of the final model in MLflow's registry; None: it is not registered.
     """
     rows = [
         ("test accuracy", f"{summary['accuracy']:.4f}, best {summary['best_accuracy']:.4f}", ""),

@@ -12,7 +12,6 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from raysim.core.errors import SettingError, reason_of
-from raysim.tracking.mlflow_writer import few_retries
 
 PAGE = 500
 """Runs that one request returns."""
@@ -64,8 +63,7 @@ class MlflowReader:
     @contextmanager
     def _reading(self, run_id: str = "") -> Iterator[None]:
         try:
-            with few_retries():
-                yield
+            yield
         except Exception as error:
             store = f"tracking.uri={self.uri!r}"
             where = f"RUN={run_id!r} cannot be read from {store}" if run_id else f"{store} cannot be read"

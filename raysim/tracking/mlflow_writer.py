@@ -1,4 +1,4 @@
-"""Reports to MLflow: one run per experiment, written by the driver alone."""
+"""Write a run to MLflow, from the process that runs the command."""
 
 import logging
 import os
@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
@@ -20,7 +19,7 @@ from raysim.core.storage.local import AnyPath, storage_path
 from raysim.simulation import metrics
 from raysim.simulation.records import Logged, Point
 from raysim.simulation.state import RoundReport
-from raysim.tracking.curves import EVERY_SECOND, POINTS_PER_CALL, over_time
+from raysim.tracking.curves import EVERY_SECOND, POINTS_PER_CALL, LoggedSoFar, over_time
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 POSTGRESQL_DRIVERS = ("psycopg2", "psycopg")
@@ -31,24 +30,27 @@ WITHOUT = (
 )
 PARAMS_PER_CALL = 100
 CLIENT = "client"
-"""Tag of a client's own run, with the client's id."""
+"""Tag of the run of a single client; its value is the client's id."""
 TIME_OF_RUN = "clock/wall_s"
-"""A metric that every round has: its last step is the last round that was logged."""
+"""A metric of every round: its last step is the last round that was logged."""
 
 
-def resolve_uri(uri: str | None) -> str:
-    """Return the tracking URI to use, with an absolute path where it is an SQLite file.
+def resolve_uri(uri: str | None, *others: str) -> str:
+    """Return the tracking URI to use, with an absolute path if it is an SQLite file.
+
+    Args:
+        uri: The value of `tracking.uri`; None: MLFLOW_TRACKING_URI if set, else the default store.
+        others: Values that are allowed besides, for the message.
 
     Raises:
-        SettingError: If MLflow could not keep a run there, or the URI holds a secret.
+        SettingError: If MLflow cannot keep a run there, or the URI holds a secret.
     """
     given = uri or os.environ.get("MLFLOW_TRACKING_URI")
     uri = given or f"sqlite:///{default_folder() / 'mlflow.db'}"
     scheme = uri.partition(":")[0].partition("+")[0]
     if scheme not in DATABASES + SERVERS:
-        allowed = ", ".join(f"{name}://..." for name in ("sqlite:///FILE", "postgresql", "http", "https"))
-        shown = uris.masked(uri)
-        raise SettingError(f"tracking.uri={shown!r} is not allowed; allowed: {allowed.replace('FILE://...', 'FILE')}")
+        allowed = ", ".join(("sqlite:///FILE", "postgresql://...", "http://...", "https://...", *others))
+        raise SettingError(f"tracking.uri={uris.masked(uri)!r} is not allowed; allowed: {allowed}")
     uris.check("tracking.uri", uri, WITHOUT)
     file = _sqlite_file(uri)
     if file is None:
@@ -58,7 +60,7 @@ def resolve_uri(uri: str | None) -> str:
 
 
 def _with_driver(uri: str) -> str:
-    """Have a PostgreSQL's URI name a driver that is there; SQLAlchemy's versions differ in which one they take."""
+    """Name an installed driver in the URI of a PostgreSQL; SQLAlchemy's versions differ in the one they assume."""
     scheme, _, rest = uri.partition(":")
     if scheme != "postgresql":
         return uri
@@ -71,22 +73,16 @@ def _with_driver(uri: str) -> str:
     return f"{scheme}+{found}:{rest}"
 
 
-class Known(NamedTuple):
-    """What MLflow knows of a run: the last round, its wall time, and the last second of simulated time."""
+class MlflowWriter:
+    """Writes one run to an MLflow store.
 
-    round: int = 0
-    wall_s: float = 0.0
-    second: int = -1
+    Its methods raise TrackingLostError if the store does not accept a call, and OSError if a file cannot be read.
 
-
-NOTHING = Known()
-"""MLflow knows nothing yet."""
-
-
-class MlflowTracker:
-    """Writes one run; holds the run's id and talks to the store by it.
-
-    What the store does not take raises TrackingLostError; a file of ours that cannot be read raises OSError.
+    Attributes:
+        uri: Where MLflow keeps its runs.
+        client: MLflow's client of this store.
+        experiment_id: The id of the MLflow experiment.
+        run_id: The id of the run; empty before it is created or found.
     """
 
     def __init__(self, uri: str, experiment: str, parent: str = "", beside: str = "") -> None:
@@ -95,9 +91,9 @@ class MlflowTracker:
         Args:
             uri: Where MLflow keeps its runs.
             experiment: Name of the MLflow experiment.
-            parent: Id of the run this one belongs to, where there is one.
-            beside: Folder in which a new experiment of a database without files keeps its artifacts; an SQLite file
-                has them beside it, a server knows where.
+            parent: The id of the parent run, if there is one.
+            beside: The folder for artifacts of a new experiment whose store is a database on a server. An SQLite file
+                has them beside it, and a tracking server decides itself.
 
         Raises:
             SettingError: If the store cannot be opened.
@@ -109,15 +105,14 @@ class MlflowTracker:
         try:
             if self._file is not None:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
-            with few_retries():
-                self.client = MlflowClient(uri)
-                self.experiment_id = self._experiment(experiment, beside)
+            self.client = MlflowClient(uri)
+            self.experiment_id = self._experiment(experiment, beside)
         except SettingError:
             raise
         except Exception as error:
             raise SettingError(f"tracking.uri={uri!r} cannot be opened: {reason_of(error)}") from None
         self.run_id, self._parent = "", parent
-        self._begun: int | None = None
+        self._start_time: int | None = None
 
     def _experiment(self, name: str, beside: str) -> str:
         found = self.client.get_experiment_by_name(name)
@@ -134,9 +129,13 @@ class MlflowTracker:
         return str(self.client.create_experiment(name, artifact_location=location))
 
     def start(
-        self, name: str, params: Mapping[str, str], tags: Mapping[str, str], digests: Mapping[str, str],
+        self,
+        name: str,
+        params: Mapping[str, str],
+        tags: Mapping[str, str],
+        digests: Mapping[str, str],
         start_time: int | None = None,
-    ) -> str:  # fmt: skip
+    ) -> str:
         """Create the run and describe it; return its id.
 
         Args:
@@ -144,30 +143,30 @@ class MlflowTracker:
             params: The flattened settings.
             tags: Method, data set and the like.
             digests: `data` and `partition`.
-            start_time: When it began, in milliseconds; none = now.
+            start_time: When it began, in milliseconds; None: now.
         """
         self.create(name, tags, start_time)
         self.describe(params, digests)
         return self.run_id
 
     def create(self, name: str, tags: Mapping[str, str], start_time: int | None = None) -> None:
-        """Create the run; from then on it has its id."""
+        """Create the run and set `run_id`."""
         parent = {MLFLOW_PARENT_RUN_ID: self._parent} if self._parent else {}
-        with telling():
+        with as_tracking_lost():
             run = self.client.create_run(self.experiment_id, start_time, parent | dict(tags), run_name=name)
         self.run_id = run.info.run_id
 
     def describe(
         self, params: Mapping[str, str], digests: Mapping[str, str], inputs: Sequence[DatasetInput] = ()
     ) -> None:
-        """Log settings and data; what the run has of it already is left as it is.
+        """Log settings and data, as far as the run does not have them already.
 
         Args:
             params: The flattened settings.
             digests: `data` and `partition`.
-            inputs: The data sets; none = one that has the name of the tag `data` and nothing else.
+            inputs: The data sets; without any, one is logged that has the name in the tag `data` and nothing else.
         """
-        with telling():
+        with as_tracking_lost():
             run = self.client.get_run(self.run_id)
             entries = [Param(key, value) for key, value in params.items() if key not in run.data.params]
             for start in range(0, len(entries), PARAMS_PER_CALL):
@@ -179,27 +178,26 @@ class MlflowTracker:
             tags = {f"{what}_sha256": digest for what, digest in digests.items()}
             self.tag({name: digest for name, digest in tags.items() if name not in run.data.tags})
 
-    def find(self, run_id: str) -> Known:
-        """Take up a run that is there; return what MLflow knows of it.
+    def find(self, run_id: str) -> LoggedSoFar:
+        """Write to an existing run from now on; return how much of it MLflow has.
 
         Raises:
             SettingError: If the store has no such run.
         """
         try:
-            with few_retries():
-                run = self.client.get_run(run_id)
-                rounds = self.client.get_metric_history(run_id, TIME_OF_RUN)
-                seconds = self.client.get_metric_history(run_id, EVERY_SECOND)
+            run = self.client.get_run(run_id)
+            rounds = self.client.get_metric_history(run_id, TIME_OF_RUN)
+            seconds = self.client.get_metric_history(run_id, EVERY_SECOND)
         except Exception as error:
             raise SettingError(f"tracking.uri={self.uri!r}: run {run_id} cannot go on: {reason_of(error)}") from None
         self.run_id, self.experiment_id = run_id, str(run.info.experiment_id)
         round, wall_s = max(((point.step, point.value) for point in rounds), default=(0, 0.0))
-        return Known(round, wall_s, max((point.step for point in seconds), default=-1))
+        return LoggedSoFar(round, wall_s, max((point.step for point in seconds), default=-1))
 
     def reopen(self, run_id: str = "") -> None:
-        """Go on with this run, or one that belongs to it: it runs again, and has not failed."""
+        """Mark this run, or one of its children, as running again and not failed."""
         run_id = run_id or self.run_id
-        with telling():
+        with as_tracking_lost():
             self.client.update_run(run_id, status="RUNNING")
             if "failure" in self.client.get_run(run_id).data.tags:
                 self.client.delete_tag(run_id, "failure")
@@ -208,8 +206,8 @@ class MlflowTracker:
         """Log all rounds of a run that is over, each stamped with the time at which it ended.
 
         Args:
-            reports: Of its rounds, in their order.
-            without: Metrics that MLflow is not told of.
+            reports: The reports of its rounds, in their order.
+            without: Metrics that are not logged.
         """
         rounds = [
             Logged(
@@ -225,7 +223,7 @@ class MlflowTracker:
         self._log_all(points)
 
     def measure(self, numbers: Mapping[str, float]) -> None:
-        """Log numbers that belong to the whole run and to no round."""
+        """Log numbers of the whole run, which belong to no round."""
         now = int(time.time() * 1000)
         self._log_all([Point(key, value, now, 0) for key, value in numbers.items()])
 
@@ -234,42 +232,42 @@ class MlflowTracker:
             self.log(points[start : start + POINTS_PER_CALL])
 
     def log(self, points: Sequence[Point], run_id: str = "") -> None:
-        """Log up to 1,000 points by one call, all or none of them.
+        """Log up to 1,000 points in one call, all or none of them.
 
         Args:
-            points: What is logged; a point that the run has already is dropped.
-            run_id: The run; none = this one, else one of its clients'.
+            points: The points; MLflow drops those that the run has already.
+            run_id: The id of a client's run; empty: this run.
         """
-        with telling():
+        with as_tracking_lost():
             self.client.log_batch(run_id or self.run_id, [Metric(*point) for point in points])
 
     def child(self, name: str, tags: Mapping[str, str]) -> str:
-        """Create a run that belongs to this one and began with it; return its id."""
-        with telling():
-            if self._begun is None:
-                self._begun = self.client.get_run(self.run_id).info.start_time
+        """Create a child run that began at the same time; return its id."""
+        with as_tracking_lost():
+            if self._start_time is None:
+                self._start_time = self.client.get_run(self.run_id).info.start_time
             tags = {MLFLOW_PARENT_RUN_ID: self.run_id, **tags}
-            run = self.client.create_run(self.experiment_id, self._begun, tags, run_name=name)
+            run = self.client.create_run(self.experiment_id, self._start_time, tags, run_name=name)
         return str(run.info.run_id)
 
     def clients(self) -> dict[int, str]:
-        """Return the ids of the runs of single clients that belong to this one, by client."""
+        """Return the ids of the runs of single clients below this one, by client."""
         wanted = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.run_id}'"
-        with telling():
+        with as_tracking_lost():
             found = self.client.search_runs([self.experiment_id], wanted, max_results=1000)
         return {int(run.data.tags[CLIENT]): run.info.run_id for run in found if CLIENT in run.data.tags}
 
     def last_step(self, run_id: str, key: str) -> int:
-        """Return the last step of a curve, 0 where it has no points."""
-        with telling():
+        """Return the last step of a curve, 0 if it has no points."""
+        with as_tracking_lost():
             points = self.client.get_metric_history(run_id, key)
         return max((point.step for point in points), default=0)
 
     def artifact(self, given: AnyPath) -> None:
         """Upload a file into the run's artifacts."""
         with storage_path(given).fetched() as path:
-            path.stat()  # one that is missing here is not MLflow's fault
-            with telling():
+            path.stat()  # a missing file is not MLflow's fault
+            with as_tracking_lost():
                 self.client.log_artifact(self.run_id, str(path))
 
     def note(self, key: str, text: str) -> None:
@@ -279,46 +277,28 @@ class MlflowTracker:
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
         if tags:
-            with telling():
+            with as_tracking_lost():
                 self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def end(self, status: str, end_time: int | None = None, run_id: str = "") -> None:
         """Mark a run FINISHED, FAILED or KILLED.
 
         Args:
-            status: Which of them.
-            end_time: When it ended, in milliseconds; none = now.
-            run_id: The run; none = this one, else one of its clients'.
+            status: One of these.
+            end_time: When it ended, in milliseconds; None: now.
+            run_id: The id of a client's run; empty: this run.
         """
-        with telling():
+        with as_tracking_lost():
             self.client.set_terminated(run_id or self.run_id, status, end_time or int(time.time() * 1000))
 
 
 @contextmanager
-def telling() -> Iterator[None]:
-    """Raise whatever a store does not take as one error: MLflow's stores raise those of many libraries."""
+def as_tracking_lost() -> Iterator[None]:
+    """Raise all errors of a store as TrackingLostError: MLflow's stores raise those of many libraries."""
     try:
         yield
     except Exception as error:
         raise TrackingLostError(reason_of(error)) from error
-
-
-@contextmanager
-def few_retries(timeout_s: int = 10) -> Iterator[None]:
-    """Let a server that is not there be noticed in seconds instead of MLflow's four minutes.
-
-    Args:
-        timeout_s: How long it may take to answer.
-    """
-    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s)}
-    added = {name: value for name, value in limits.items() if name not in os.environ}
-    os.environ.update(added)
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # what a retry meets is told once, at the end
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
 
 
 def _is_database(uri: str) -> bool:
@@ -326,5 +306,5 @@ def _is_database(uri: str) -> bool:
 
 
 def _sqlite_file(uri: str) -> Path | None:
-    """Return the file of an SQLite store, None for any other."""
+    """Return the file of an SQLite store; None for any other store."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None

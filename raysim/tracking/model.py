@@ -1,4 +1,4 @@
-"""The final model in MLflow: logged with its signature, and a version in the registry."""
+"""Log the final model to MLflow with its signature, and register it."""
 
 import io
 from collections.abc import Iterator
@@ -16,20 +16,20 @@ from torch import nn
 from raysim.core import plugins
 from raysim.core.errors import reason_of
 from raysim.core.log import info
-from raysim.tracking.mlflow_writer import MlflowTracker, telling
+from raysim.tracking.mlflow_writer import MlflowWriter, as_tracking_lost
 
 
-def keep(tracker: MlflowTracker, model: nn.Module, example: torch.Tensor, name: str | None) -> str | None:
-    """Log a model in eval mode so that `mlflow.pytorch.load_model` gives it back, and register it; each once.
+def keep(tracker: MlflowWriter, model: nn.Module, example: torch.Tensor, name: str | None) -> str | None:
+    """Log a model in eval mode for `mlflow.pytorch.load_model`, and register it, unless that has been done already.
 
     Args:
-        tracker: Writes the run that it came out of.
+        tracker: Writes the run of the model.
         model: The final global model.
-        example: At least two inputs: as many rows as one likes can be given to what is loaded.
-        name: Under which it gets a version in the registry; none = it does not.
+        example: At least two inputs, so that the number of rows is left open.
+        name: The name under which it gets a version in the registry; None: it is not registered.
 
     Returns:
-        The version in the registry, where it is registered.
+        The version in the registry, if it is registered.
     """
     with _as_default(tracker.uri):
         model_id = logged(tracker)
@@ -41,9 +41,9 @@ def keep(tracker: MlflowTracker, model: nn.Module, example: torch.Tensor, name: 
         return registered(tracker, name) or _register(tracker, model_id, name)
 
 
-def logged(tracker: MlflowTracker) -> str | None:
-    """Return the id of the run's model, if there is one that is whole."""
-    with telling():
+def logged(tracker: MlflowWriter) -> str | None:
+    """Return the id of the run's model, if there is a complete one."""
+    with as_tracking_lost():
         outputs = tracker.client.get_run(tracker.run_id).outputs
         for output in [] if outputs is None else outputs.model_outputs:
             if tracker.client.get_logged_model(output.model_id).status == LoggedModelStatus.READY:
@@ -51,15 +51,15 @@ def logged(tracker: MlflowTracker) -> str | None:
     return None
 
 
-def registered(tracker: MlflowTracker, name: str) -> str | None:
-    """Return the version under which the run's model is registered, if it is."""
-    with telling():
+def registered(tracker: MlflowWriter, name: str) -> str | None:
+    """Return the version of the run's model in the registry, if it is registered."""
+    with as_tracking_lost():
         found = tracker.client.search_model_versions(f"name = '{name}' and run_id = '{tracker.run_id}'")
     return str(found[0].version) if found else None
 
 
-def _register(tracker: MlflowTracker, model_id: str, name: str) -> str:
-    with telling():
+def _register(tracker: MlflowWriter, model_id: str, name: str) -> str:
+    with as_tracking_lost():
         try:
             tracker.client.create_registered_model(name)
         except MlflowException as error:
@@ -69,8 +69,8 @@ def _register(tracker: MlflowTracker, model_id: str, name: str) -> str:
         return str(tracker.client.create_model_version(name, source, tracker.run_id, model_id=model_id).version)
 
 
-def _log(tracker: MlflowTracker, model: nn.Module, example: torch.Tensor) -> str:
-    """Log a model as a graph, which needs no code of its user's; where it has none, with that code."""
+def _log(tracker: MlflowWriter, model: nn.Module, example: torch.Tensor) -> str:
+    """Log a model as a graph, which needs no code of the user's; if it has none, with that code."""
     inputs = example.numpy().astype(np.float32)
     with torch.no_grad():
         outputs = model.eval()(example).numpy()
@@ -80,19 +80,19 @@ def _log(tracker: MlflowTracker, model: nn.Module, example: torch.Tensor) -> str
         "signature": mlflow.models.infer_signature(inputs, outputs),
         "pip_requirements": [f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"],
     }
-    with telling(), mlflow.start_run(run_id=tracker.run_id, nested=True, log_system_metrics=False):
+    with as_tracking_lost(), mlflow.start_run(run_id=tracker.run_id, nested=True, log_system_metrics=False):
         if _has_graph(model, example):
             info = mlflow.pytorch.log_model(model, serialization_format="pt2", **known)
         else:
             known["pip_requirements"].append("raysim")
             code = [str(path) for path in _users_code()]
             info = mlflow.pytorch.log_model(model, serialization_format="pickle", code_paths=code, **known)
-    tracker.reopen()  # MLflow takes a run for finished when its model is logged; more is to come
+    tracker.reopen()  # MLflow marks the run as finished once its model is logged
     return str(info.model_id)
 
 
 def _has_graph(model: nn.Module, example: torch.Tensor) -> bool:
-    """Whether PyTorch can export the model; says why it is pickled if not."""
+    """Whether PyTorch can export the model; if not, the reason is printed."""
     unread = io.StringIO()  # PyTorch prints the graph that it could not finish
     try:
         with redirect_stdout(unread), redirect_stderr(unread):
@@ -104,7 +104,7 @@ def _has_graph(model: nn.Module, example: torch.Tensor) -> bool:
 
 
 def _users_code() -> list[Path]:
-    """Return the user's modules that are not installed: a pickled model needs them where it is loaded."""
+    """Return the user's modules that are not installed: a pickled model needs them when it is loaded."""
     tops = {module.__name__.partition(".")[0] for module in plugins.users_modules()}
     found = []
     for module in plugins.users_modules():
@@ -116,7 +116,7 @@ def _users_code() -> list[Path]:
 
 @contextmanager
 def _as_default(uri: str) -> Iterator[None]:
-    """Let MLflow's functions that know one store only talk to ours."""
+    """Use our store in those of MLflow's functions that know only one."""
     previous = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else ""  # type: ignore[no-untyped-call]
     mlflow.set_tracking_uri(uri)
     try:

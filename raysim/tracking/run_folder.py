@@ -1,5 +1,6 @@
-"""The folder of a run: made, checked, and held against other processes."""
+"""The folder of a run: make, check and lock it, and update its `run.json`."""
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -18,16 +19,30 @@ def check_folder(folder: StoragePath) -> None:
         )
 
 
-def make_folder(folder: AnyPath) -> None:
-    """Make a folder; raise SettingError if that cannot be."""
-    place = storage_path(folder)
-    with as_setting(place, "cannot be made"):
-        place.make()
+def make_folder(given: AnyPath) -> None:
+    """Make a folder; raise SettingError if that is not possible."""
+    folder = storage_path(given)
+    with as_setting(folder, "cannot be made"):
+        folder.make()
+
+
+def update_run_json(folder: StoragePath, **changes: object) -> None:
+    """Change entries of `run.json`.
+
+    Args:
+        folder: The files of the run.
+        changes: Entries by name; None removes one. `finished` is whether nothing is left to do, `state` is `failed`
+            or `stopped` if the run has ended without results, and `failure` is the reason.
+    """
+    before = json.loads((folder / "run.json").read_text())
+    after = {name: value for name, value in (before | changes).items() if value is not None}
+    if after != before:
+        (folder / "run.json").write_text(json.dumps(after, indent=2))
 
 
 @contextmanager
 def as_setting(folder: StoragePath, what: str) -> Iterator[None]:
-    """Tell what goes wrong with the folder as a matter of `--output`.
+    """Report a problem with the folder as a problem of `--output`.
 
     Raises:
         SettingError: If it cannot be read, made or written.
@@ -40,10 +55,10 @@ def as_setting(folder: StoragePath, what: str) -> Iterator[None]:
 
 @contextmanager
 def held(folder: StoragePath) -> Iterator[None]:
-    """Hold the run's folder, so that no other process writes into it.
+    """Lock the folder of a run, so that no other process writes to it.
 
     Raises:
-        SettingError: If another process does.
+        SettingError: If another process has locked it.
     """
     with ExitStack() as stack:
         try:

@@ -1,4 +1,4 @@
-"""What MLflow is told of an experiment: its tags and description, and the curves that grow by rounds."""
+"""What MLflow has of an experiment besides its files: name, tags, description, settings, data and metrics."""
 
 from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
@@ -12,37 +12,37 @@ from raysim.simulation.scenario import Scenario
 from raysim.tracking import client_runs, datasets, description
 from raysim.tracking.background import MetricStream
 from raysim.tracking.client_runs import ClientRuns
-from raysim.tracking.curves import RunCurves
-from raysim.tracking.mlflow_writer import Known, MlflowTracker
+from raysim.tracking.curves import LoggedSoFar, RunCurves
+from raysim.tracking.mlflow_writer import MlflowWriter
 
 
 def tags_of(settings: ExperimentSettings) -> dict[str, str]:
-    """Return what runs are looked for by: what was asked for, and where it comes from."""
-    asked = {
+    """Return the tags by which runs are searched: the main settings, and where the code comes from."""
+    main = {
         "method": settings.method.name,
         "data": settings.data.name,
         "model": settings.model.name,
         "devices": description.devices_of(settings),
         "seed": str(settings.seed),
     }
-    return asked | provenance.tags()
+    return main | provenance.tags()
 
 
 def create(
-    tracker: MlflowTracker,
+    tracker: MlflowWriter,
     settings: ExperimentSettings,
     scenario: Scenario,
     folder: StoragePath,
-    versions: dict[str, str],
+    environment: dict[str, str],
 ) -> None:
     """Create the MLflow run.
 
     Args:
         tracker: Writes it.
         settings: The experiment.
-        scenario: What is played.
-        folder: Where its files go.
-        versions: What equal bits depend on beyond the settings.
+        scenario: Its population, model, method and costs.
+        folder: Its files.
+        environment: Versions and type of CPU, on which equal bits depend.
     """
     workload = scenario.workload
     name = f"{settings.method.name} {settings.data.name} seed {settings.seed}"
@@ -50,35 +50,35 @@ def create(
     leftover = population.leftover_rows(workload.population, len(workload.data.train_labels))
     if leftover is not None:
         tags["leftover_rows"] = str(leftover)
-    tracker.create(name, tags | versions)
+    tracker.create(name, tags | environment)
 
 
 def describe(
-    tracker: MlflowTracker, settings: ExperimentSettings, scenario: Scenario, digests: dict[str, str]
-) -> None:  # fmt: skip
-    """Log settings and data; what the run has of it already is left as it is."""
+    tracker: MlflowWriter, settings: ExperimentSettings, scenario: Scenario, digests: dict[str, str]
+) -> None:
+    """Log settings and data, as far as the run does not have them already."""
     inputs = datasets.inputs_of(scenario.workload.data, settings.data.root)
     tracker.describe(loader.flatten(settings), digests, inputs)
 
 
-def curves_of(
-    tracker: MlflowTracker, settings: ExperimentSettings, scenario: Scenario, folder: StoragePath, known: Known
-) -> list[MetricStream]:  # fmt: skip
-    """Return what grows by rounds: the run's curves, and those of its clients where they are asked for."""
+def streams_of(
+    tracker: MlflowWriter, settings: ExperimentSettings, scenario: Scenario, folder: StoragePath, logged: LoggedSoFar
+) -> list[MetricStream]:
+    """Return the metrics that grow by rounds: those of the run, and those of single clients if they have runs."""
     rounds, devices = folder / "rounds", scenario.workload.population.devices
     without = metrics.left_out(devices, settings.diagnostics.every is not None)
-    curves: list[MetricStream] = [
-        RunCurves(lambda round: records.logged(rounds, round, without), tracker.log, known.round, known.second)
+    streams: list[MetricStream] = [
+        RunCurves(lambda round: records.logged(rounds, round, without), tracker.log, logged.round, logged.second)
     ]
     if settings.tracking.client_runs:
-        curves.append(of_clients(tracker, settings, scenario, folder))
-    return curves
+        streams.append(of_clients(tracker, settings, scenario, folder))
+    return streams
 
 
 def of_clients(
-    tracker: MlflowTracker, settings: ExperimentSettings, scenario: Scenario, folder: StoragePath
-) -> ClientRuns:  # fmt: skip
-    """Return the runs of single clients, which are told of the rounds recorded in a folder."""
+    tracker: MlflowWriter, settings: ExperimentSettings, scenario: Scenario, folder: StoragePath
+) -> ClientRuns:
+    """Return the runs of single clients, with metrics from the records in a folder."""
     clients, most = scenario.workload.population, client_runs.MOST
     if len(clients) > most:
         info(f"tracking.client_runs: the first {most} of {len(clients)} clients have runs of their own")

@@ -1,45 +1,41 @@
-"""CPU, memory, disk, network and GPU of the machine that runs the command, as MLflow's `system/` metrics."""
+"""Watch CPU, memory, disk, network and GPU of this machine, as MLflow's `system/` metrics."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from threading import Thread
+from contextlib import suppress
+from threading import Event, Thread
 from typing import Any
 
-LAST_WORDS_S = 0.5
-"""How long the end of a run waits for the last of them."""
+LAST_SAMPLE_S = 0.5
+"""Seconds that the end of a run waits at most for the last sample."""
 
 
-@contextmanager
-def watched(uri: str, run_id: str) -> Iterator[None]:
-    """Have MLflow's own monitor watch this machine for as long as the context lasts; nothing of it fails a run.
+class SystemMetrics:
+    """Runs MLflow's own monitor in a background thread; its errors never fail a run.
 
-    Steps count its samples, one in 10 seconds and one at the end; a run that goes on counts on.
+    Steps count the samples, one in 10 seconds and one at the end; a resumed run continues the count.
     """
-    monitors: list[Any] = []
 
-    def begin() -> None:
+    def __init__(self, uri: str, run_id: str) -> None:
+        """Start to watch; the monitor's import and its calls to MLflow do not delay the run."""
+        self._ends = Event()
+        self._thread = Thread(target=self._watch, args=(uri, run_id), name="raysim-system-metrics", daemon=True)
+        self._thread.start()
+
+    def _watch(self, uri: str, run_id: str) -> None:
         with suppress(Exception):
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
             logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)  # a lost sample is no error
             monitor: Any = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)  # type: ignore[no-untyped-call]
-            monitors.append(monitor)
             monitor.start()
+            self._ends.wait()
+            monitor.finish()
+            monitor.publish_metrics(
+                monitor.aggregate_metrics()
+            )  # finish() drops the last sample, a short run's only one
+            monitor.mlflow_logger.flush()
 
-    def finish() -> None:
-        beginning.join()
-        for monitor in monitors:
-            with suppress(Exception):
-                monitor.finish()
-                monitor.publish_metrics(monitor.aggregate_metrics())  # the sample begun: a short run's only one
-                monitor.mlflow_logger.flush()
-
-    beginning = Thread(target=begin, name="raysim-system-metrics", daemon=True)
-    beginning.start()
-    try:
-        yield
-    finally:
-        ending = Thread(target=finish, daemon=True)
-        ending.start()
-        ending.join(LAST_WORDS_S)
+    def finish(self, is_hasty: bool = False) -> None:
+        """Log the last sample and stop; do not wait for that if the run has to end at once."""
+        self._ends.set()
+        self._thread.join(0.0 if is_hasty else LAST_SAMPLE_S)

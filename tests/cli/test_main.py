@@ -123,7 +123,12 @@ def refusal(capsys, tmp_path):
         (["selection.clients_per_round=0"], "selection.clients_per_round=0 is not allowed; allowed: greater than"),
         (["population.tiers.0.share=0.3"], "population: the tiers' shares add up to 1.1, they must add up to 1"),
         (["executor.num_actors=2"], "executor.num_actors=2 has no effect with executor.kind='in-process'"),
-        (["tracking.uri=ftp://host"], "tracking.uri='ftp://host' is not allowed; allowed: sqlite:///FILE, "),
+        (
+            ["tracking.uri=ftp://host"],
+            "tracking.uri='ftp://host' is not allowed; allowed: sqlite:///FILE, postgresql://..., http://..., "
+            "https://..., none",
+        ),
+        (["tracking.also=[tensorbord]"], "tracking.also='tensorbord' is unknown; known: tensorboard"),
         (["tracking.uri=runs/mlflow.db"], "tracking.uri='runs/mlflow.db' is not allowed; allowed: sqlite:///FILE, "),
         (
             ["model.name=vgg16", CNN_ONLY],

@@ -13,10 +13,10 @@ from mlflow.tracking import MlflowClient
 
 from raysim.core.errors import RunFailedError, SettingError, TrackingLostError
 from raysim.executors import in_process
-from raysim.experiment import finish as telling
 from raysim.experiment import run as experiment
 from raysim.experiment.resume import find, locked_run, prepare, warn_of_changes
 from raysim.simulation import checkpoint, records
+from raysim.tracking import mlflow_observer
 from tests.cli.test_main import left_with, termination_handler  # noqa: F401
 from tests.clocked import FRAIL, MODES, QUICK
 from tests.conftest import settings_of, tiny_settings
@@ -116,9 +116,15 @@ def test_a_stopped_run_goes_on_to_the_same_bits(case: str, tmp_path: Path) -> No
     """Checkpoints every second round, so that a round or two are played again."""
     method, mode, after = CASES[case]
     settings = settings_of(
-        method, *QUICK, *MODES[mode], *FRAIL, "rounds=5", "checkpoint.every=2", "tracking.client_runs=true",
+        method,
+        *QUICK,
+        *MODES[mode],
+        *FRAIL,
+        "rounds=5",
+        "checkpoint.every=2",
+        "tracking.client_runs=true",
         f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
-    )  # fmt: skip
+    )
     whole = played(tmp_path / "whole", settings)
     with pytest.raises(RunFailedError):
         played(tmp_path / "out", settings, Stopping(after))
@@ -214,14 +220,14 @@ class Untold(in_process.InProcessRunner):
 
 def test_a_run_that_is_over_tells_all_rounds_without_its_checkpoints(tmp_path: Path, whole, monkeypatch) -> None:
     store, folder = tmp_path / "mlflow.db", tmp_path / "out"
-    monkeypatch.setattr(telling, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(mlflow_observer, "PATIENCE_S", 0.5)
     with pytest.raises(TrackingLostError):
         played(folder, tiny_settings(*FOUR, f"tracking.uri=sqlite:///{store}"), Untold(store))
     store.rmdir()
     store.with_suffix(".away").rename(store)
     newest = checkpoint.saved_in(folder / "checkpoints")[-1]
     newest.write_bytes(b"")
-    monkeypatch.setattr(telling, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(mlflow_observer, "PATIENCE_S", 60.0)
     assert_same_run(resumed(folder), whole)
     assert newest.read() == b""
 

@@ -24,11 +24,12 @@ from raysim.core.errors import RunFailedError, SettingError, TrackingLostError
 from raysim.core.storage.local import storage_path
 from raysim.executors import in_process
 from raysim.experiment import run as experiment
-from raysim.experiment.finish import retry
+from raysim.experiment.observers import observers_of, outcome_of
 from raysim.experiment.resume import locked_run, prepare
 from raysim.report import write
 from raysim.simulation import checkpoint, records
 from raysim.tracking import datasets, mlflow_writer
+from raysim.tracking.mlflow_observer import until_logged
 from tests.conftest import ROOT, tiny_settings
 
 
@@ -37,9 +38,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("run")
     uri = f"sqlite:///{folder}/store/mlflow.db"
     settings = tiny_settings(
-        "rounds=4", f"tracking.uri={uri}", "evaluation.every=2", "evaluation.client_share=0.5",
+        "rounds=4",
+        f"tracking.uri={uri}",
+        "evaluation.every=2",
+        "evaluation.client_share=0.5",
         "tracking.client_runs=true",
-    )  # fmt: skip
+    )
     prepared = experiment.prepare(settings, folder / "out")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
@@ -172,7 +176,7 @@ def test_the_clients_table_has_every_client_of_every_round(finished, tmp_path: P
 
 PAGE = (ROOT / "docs" / "tracking.md").read_text(encoding="utf-8")
 """How the model is loaded, as its user reads it."""
-(LOADING,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+LOADING, _ = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
 def scores_elsewhere(summary, data, folder: Path, name: str = "digits") -> float:
@@ -186,9 +190,13 @@ def scores_elsewhere(summary, data, folder: Path, name: str = "digits") -> float
     after = "import sys\nassert 'raysim' not in sys.modules\nprint((classes.numpy() == test['labels']).mean())\n"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-c", before + code + after], capture_output=True, text=True, check=False, cwd=folder,
+        [sys.executable, "-c", before + code + after],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
         env=environment,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return float(done.stdout.split()[-1])
 
@@ -234,9 +242,14 @@ def test_a_users_model_is_loaded_without_its_code_or_with_what_travels_along(mor
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
     settings = tiny_settings(
-        "rounds=1", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", f"model.name=net{len(more)}:build",
-        "model.options={}", "method.name=fedavg", "tracking.register_model=mine", "training.pack=1",
-    )  # fmt: skip
+        "rounds=1",
+        f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+        f"model.name=net{len(more)}:build",
+        "model.options={}",
+        "method.name=fedavg",
+        "tracking.register_model=mine",
+        "training.pack=1",
+    )
     prepared = experiment.prepare(settings, tmp_path / "out")
     summary = experiment.run(prepared, in_process.InProcessRunner(), time.monotonic())
     assert ("the final model is pickled, since PyTorch cannot export it" in capsys.readouterr().err) == (
@@ -326,9 +339,11 @@ def test_an_unfinished_run_keeps_what_was_earned(error: BaseException, status: s
         assert "This run has failed (round 3, client 5: burnt): 2 of 4 rounds are shown here." in page.read_text()
         assert f"report of the rounds so far: {page}" in capsys.readouterr().err
     with locked_run(str(tmp_path / "out")) as stopped:
-        going_on = experiment.begin(prepare(stopped))
+        resumed = prepare(stopped)
+        observers = observers_of(resumed)
+        experiment.begin(resumed, observers)
     assert run_record.of_folder(storage_path(tmp_path / "out")).progress == "unfinished after round 2 of 4"
-    going_on.close(30.0)
+    observers.on_early_end(outcome_of(error))
 
 
 def test_a_report_that_cannot_be_made_hides_no_failure(tmp_path: Path, monkeypatch) -> None:
@@ -345,12 +360,20 @@ def test_a_report_that_cannot_be_made_hides_no_failure(tmp_path: Path, monkeypat
 
 
 def test_a_run_that_cannot_write_its_files_is_failed_not_running(tmp_path: Path) -> None:
+    """Its file is in the way first when the run has been created in MLflow, then from the beginning."""
     settings = tiny_settings(f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
     prepared = experiment.prepare(settings, tmp_path / "out")
-    (tmp_path / "out" / "run.json").mkdir()
-    with pytest.raises(SettingError, match=f"--output='{tmp_path}/out' cannot be written: Is a directory"):
+    file, create = tmp_path / "out" / "run.json", prepared.tracker.create
+    object.__setattr__(prepared.tracker, "create", lambda *given: (create(*given), file.unlink(), file.mkdir()))
+    refused = f"--output='{tmp_path}/out' cannot be written: Is a directory"
+    with pytest.raises(SettingError, match=refused):
         experiment.run(prepared, in_process.InProcessRunner(), time.monotonic())
-    assert MlflowClient(prepared.tracker.uri).get_run(prepared.tracker.run_id).info.status == "FAILED"
+    client = MlflowClient(prepared.tracker.uri)
+    assert client.get_run(prepared.tracker.run_id).info.status == "FAILED"
+    prepared.tracker.run_id = ""
+    with pytest.raises(SettingError, match=refused):
+        experiment.run(prepared, in_process.InProcessRunner(), time.monotonic())
+    assert len(client.search_runs([prepared.tracker.experiment_id])) == 1
 
 
 def test_results_that_cannot_be_kept_are_a_failed_run_that_goes_on(tmp_path: Path) -> None:
@@ -409,7 +432,7 @@ def test_a_store_that_is_gone_when_the_run_begins_is_a_setting_and_leaves_a_way_
 
 def test_a_description_can_be_sent_again(tmp_path: Path) -> None:
     """What was told stays; what is missing is added."""
-    tracker = mlflow_writer.MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", "digits")
+    tracker = mlflow_writer.MlflowWriter(f"sqlite:///{tmp_path}/mlflow.db", "digits")
     tracker.create("one", {"data": "digits"})
     digests = {"data": "1" * 64, "partition": "2" * 64}
     tracker.describe({"seed": "0", "executor.num_actors": "2"}, {"data": "1" * 64, "partition": "2" * 64})
@@ -430,7 +453,7 @@ def test_only_what_mlflow_does_not_take_is_repeated() -> None:
 
     calls: list[str] = []
     with pytest.raises(FileNotFoundError):
-        retry(lost_file, "a file")
+        until_logged("a file", lost_file)
     with pytest.raises(TrackingLostError):
-        retry(away, "a file", 0.7)
+        until_logged("a file", away, 0.7)
     assert calls == ["file", "store", "store"]

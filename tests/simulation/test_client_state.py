@@ -9,12 +9,12 @@ import torch
 from raysim.core import tensors as arrays
 from raysim.core.storage.local import storage_path
 from raysim.core.tensors import Params
-from raysim.executors import in_process
 from raysim.executors.in_process import InProcessExecutor
 from raysim.simulation import checkpoint, client_state
 from raysim.simulation.build import build_scenario
 from raysim.simulation.checkpoint import CLIENTS, with_clients_on_disk
 from raysim.simulation.client_state import ClientMemory, DamagedMemoryError, Stored, updated
+from raysim.simulation.loop import run_rounds
 from raysim.simulation.round import run_round
 from raysim.simulation.state import ServerState, Storage
 from raysim.simulation.transition import initial_state
@@ -121,17 +121,14 @@ def test_a_changed_reference_is_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["scaffold", "autoflip"])
 def test_going_on_from_the_checkpoint_of_round_2_is_the_uninterrupted_run(tmp_path: Path, method: str) -> None:
-    """Law 11 for memory of single clients; the runner in between keeps three checkpoints."""
+    """Law 11 for memory of single clients; the run in between keeps three checkpoints."""
     scenario = build_scenario(settings_of(method, "rounds=4"))
-    runner = in_process.InProcessRunner()
-    for _report in runner.run(scenario, Storage(tmp_path, every=1, keep=3)):
-        pass
-    whole = runner.final_state()
+    executor = InProcessExecutor(scenario.workload)
+    *_, (whole, _) = run_rounds(scenario, initial_state(scenario), executor, Storage(tmp_path, every=1, keep=3))
     state = checkpoint.load(checkpoint.path_of(tmp_path / "checkpoints", 2))
     assert state.round == 2
     assert isinstance(state.clients, ClientMemory)
     assert len(state.clients) > 0
-    executor = InProcessExecutor(scenario.workload)
     for _round in (3, 4):
         state, _ = run_round(scenario, state, executor)
     assert arrays.digest(state.params) == arrays.digest(whole.params)

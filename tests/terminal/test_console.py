@@ -38,6 +38,7 @@ def test_a_summary_says_what_was_reached_and_where_to_look():
         "http://127.0.0.1:5000/#/runs/1",
     ):
         assert part in text
+    assert summary_lines(SUMMARY) == lines[:-2], "a run that is not in MLflow"
 
 
 def test_the_summary_tells_energy_lost_work_and_targets_where_there_are_any():

@@ -8,7 +8,7 @@ import pytest
 
 from raysim.core.errors import TrackingLostError
 from raysim.executors import in_process
-from raysim.experiment import finish as telling
+from raysim.tracking import mlflow_observer
 from tests.cli.test_main import left_with, termination_handler  # noqa: F401
 from tests.conftest import tiny_settings
 from tests.experiment.test_resume import assert_same_run, played
@@ -56,15 +56,15 @@ def test_rounds_of_an_outage_are_logged_when_mlflow_is_back(tmp_path: Path, caps
         assert "".join(told).count("cannot be logged") == 1
         assert "".join(told).count("MLflow is back") == 1
 
-        monkeypatch.setattr(telling, "PATIENCE_S", 2.0)
-        with pytest.raises(TrackingLostError, match=r"`raysim resume .*lost` tells it what is missing"):
+        monkeypatch.setattr(mlflow_observer, "PATIENCE_S", 2.0)
+        with pytest.raises(TrackingLostError, match=r"`raysim resume .*lost` logs what is missing"):
             played(tmp_path / "lost", settings, Eventful({4: server.stop}))
         summary = json.loads((tmp_path / "lost" / "summary.json").read_text())
         assert summary["params_sha256"] == whole["params_sha256"]
         capsys.readouterr()
         assert left_with("resume", str(tmp_path / "lost"), "--json") == 2
         assert "cannot be opened" in capsys.readouterr().err
-        monkeypatch.setattr(telling, "PATIENCE_S", 60.0)
+        monkeypatch.setattr(mlflow_observer, "PATIENCE_S", 60.0)
         server.start()
         assert left_with("resume", str(tmp_path / "lost"), "--json") == 0
         assert json.loads(capsys.readouterr().out) == summary

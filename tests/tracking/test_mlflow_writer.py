@@ -11,6 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from raysim.clock.outcomes import COUNTED, LATE, OUTCOME_DTYPE, OUTCOMES, SURPLUS, UNFINISHED
 from raysim.config.clock import ClockSettings
+from raysim.core import retry
 from raysim.core.errors import SettingError, TrackingLostError
 from raysim.executors.in_process import InProcessExecutor
 from raysim.methods.table import METHODS
@@ -25,7 +26,7 @@ from raysim.simulation.transition import initial_state
 from raysim.tracking import background, mlflow_writer
 from raysim.tracking.client_runs import READ, ClientRun, ClientRuns
 from raysim.tracking.curves import EVERY_SECOND, MAIN, RunCurves, over_time
-from raysim.tracking.mlflow_writer import CLIENT, MlflowTracker, resolve_uri
+from raysim.tracking.mlflow_writer import CLIENT, MlflowWriter, resolve_uri
 from tests.clocked import played, with_figures
 from tests.conftest import settings_of, tiny_settings
 
@@ -51,8 +52,10 @@ def names_in_mlflow(scenario: Scenario, *reports: RoundReport) -> set[str]:
 
 def test_metrics_are_floats_and_faults_are_told_only_where_there_are_any() -> None:
     settings = tiny_settings(
-        f"population.tiers=[{TWELVE}]", "population.clients=24", "selection.clients_per_round=24",
-    )  # fmt: skip
+        f"population.tiers=[{TWELVE}]",
+        "population.clients=24",
+        "selection.clients_per_round=24",
+    )
     scenario = build_scenario(settings)
     executor = InProcessExecutor(scenario.workload)
     _, report = run_round(scenario, initial_state(scenario), executor)
@@ -79,9 +82,13 @@ def worst(report: RoundReport, mode: str) -> RoundReport:
         columns["started_round"] = np.full(size, report.round - 1)
     totals = replace(report.totals, outcomes=dict.fromkeys((COUNTED, *others), 1))
     return replace(
-        report, clients=report.clients | columns, totals=totals, incidents=("an actor was lost",),
-        is_asynchronous=is_asynchronous, diagnostics={} if is_asynchronous else report.diagnostics,
-    )  # fmt: skip
+        report,
+        clients=report.clients | columns,
+        totals=totals,
+        incidents=("an actor was lost",),
+        is_asynchronous=is_asynchronous,
+        diagnostics={} if is_asynchronous else report.diagnostics,
+    )
 
 
 @functools.cache
@@ -89,11 +96,19 @@ def of_frail(method: str) -> tuple[Scenario, RoundReport]:
     """A method's second round on twelve tiers of devices with batteries, diagnosed."""
     estimator = ("method.estimator=variation", "method.warmup_rounds=0")
     given = estimator if "estimator" in METHODS[method].reads else ()
-    scenario = build_scenario(settings_of(
-        method, *given, f"population.tiers=[{TWELVE}]", "population.clients=24", "selection.clients_per_round=24",
-        "data.max_train_examples=300", "evaluation.max_examples=40", "diagnostics.every=1",
-        "evaluation.targets=[0.01]",
-    ))  # fmt: skip
+    scenario = build_scenario(
+        settings_of(
+            method,
+            *given,
+            f"population.tiers=[{TWELVE}]",
+            "population.clients=24",
+            "selection.clients_per_round=24",
+            "data.max_train_examples=300",
+            "evaluation.max_examples=40",
+            "diagnostics.every=1",
+            "evaluation.targets=[0.01]",
+        )
+    )
     scenario = with_figures(scenario, train_watts=2.0, battery_j=1e9)
     return scenario, played(scenario, 2)[1][-1]
 
@@ -110,8 +125,16 @@ def most_names(method: str) -> int:
             ugly = worst(played_round, mode)
             shown = names_in_mlflow(scene, played_round, ugly)
             assert {f"diagnostics/{name}" for name in ugly.diagnostics} <= shown
-            assert {"accuracy/global", "fairness/worst_tier_accuracy", "time/accuracy/global", "client_s/p90",
-                    "energy/total_j", "faults/retries", "clients/away", "clients/infeasible"} <= shown  # fmt: skip
+            assert {
+                "accuracy/global",
+                "fairness/worst_tier_accuracy",
+                "time/accuracy/global",
+                "client_s/p90",
+                "energy/total_j",
+                "faults/retries",
+                "clients/away",
+                "clients/infeasible",
+            } <= shown
             counts.append(len(shown))
     return max(counts)
 
@@ -140,10 +163,15 @@ def test_the_fates_of_a_round_are_counted_each_once_and_the_ways_to_be_away_toge
 
 
 def test_percentiles_tiers_and_fairness_are_those_of_the_clients_counted_one_by_one():
-    scenario = build_scenario(tiny_settings(
-        f"population.tiers=[{TWELVE}]", "population.clients=60", "selection.clients_per_round=40",
-        "data.max_train_examples=400", "evaluation.client_share=0.7",
-    ))  # fmt: skip
+    scenario = build_scenario(
+        tiny_settings(
+            f"population.tiers=[{TWELVE}]",
+            "population.clients=60",
+            "selection.clients_per_round=40",
+            "data.max_train_examples=400",
+            "evaluation.client_share=0.7",
+        )
+    )
     _, report = run_round(scenario, initial_state(scenario), InProcessExecutor(scenario.workload))
     drawn = np.where(np.isnan(report.clients["accuracy"]), np.nan, np.random.default_rng(0).uniform(size=40))
     report = replace(report, clients=report.clients | {"accuracy": drawn})
@@ -186,10 +214,15 @@ def test_without_scored_submodels_nothing_is_said_of_them():
 def rounds_of(seconds: list[float], scored: set[int]) -> list[Logged]:
     """Rounds that end at simulated times; some of them score the global model."""
     return [
-        Logged(round, 1000 * round, 0.0, {"clock/simulated_s": second, "traffic/total_bytes": 10.0 * round}
-               | ({"accuracy/global": round / 100} if round in scored else {}))
+        Logged(
+            round,
+            1000 * round,
+            0.0,
+            {"clock/simulated_s": second, "traffic/total_bytes": 10.0 * round}
+            | ({"accuracy/global": round / 100} if round in scored else {}),
+        )
         for round, second in enumerate(seconds, 1)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize("cuts", [(), (1,), (2, 3), (1, 2, 3, 4, 5, 6), (4,)])
@@ -201,8 +234,8 @@ def test_a_simulated_second_has_the_last_value_of_its_rounds_wherever_a_run_is_s
     for last in (*cuts, 7):
         seconds = [point.step for point in told if point.key == EVERY_SECOND]
         curves = RunCurves(lambda round: rounds[round - 1], told.extend, known, max(seconds, default=-1))
-        curves.tell(last, hurry=False)
-        assert curves.told == last
+        curves.flush(last, hurry=False)
+        assert curves.last_logged == last
         known = last
     curves.finish()
     curves.finish()
@@ -210,8 +243,11 @@ def test_a_simulated_second_has_the_last_value_of_its_rounds_wherever_a_run_is_s
     assert by_round == [point for round in rounds for point in round.points]
     over_time = {key: [point for point in told if point.key == f"time/{key}"] for key in MAIN}
     assert [(point.step, point.value) for point in over_time["traffic/total_bytes"]] == [
-        (0, 10.0), (1, 40.0), (4, 60.0), (6, 70.0),
-    ]  # fmt: skip
+        (0, 10.0),
+        (1, 40.0),
+        (4, 60.0),
+        (6, 70.0),
+    ]
     assert [(point.step, point.value) for point in over_time["accuracy/global"]] == [(1, 0.03), (4, 0.06)]
     assert [point.timestamp_ms for point in over_time["accuracy/global"]] == [3000, 6000]
 
@@ -220,8 +256,8 @@ def test_a_call_has_whole_rounds_and_at_most_a_thousand_points():
     rounds = rounds_of([float(round) for round in range(1, 501)], scored=set(range(1, 501)))
     calls: list[list[Point]] = []
     curves = RunCurves(lambda round: rounds[round - 1], calls.append)
-    while curves.told < 500:
-        curves.tell(500, hurry=False)
+    while curves.last_logged < 500:
+        curves.flush(500, hurry=False)
     curves.finish()
     assert max(map(len, calls)) <= 1000
     assert len(calls) == 4
@@ -243,7 +279,7 @@ def test_rounds_that_a_checkpoint_covers_are_told_without_waiting_for_the_end(mo
 
 
 def test_the_end_of_the_curves_that_cannot_be_told_is_said(monkeypatch):
-    monkeypatch.setattr(background, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.01)
 
     def send(points) -> None:
         if is_away:
@@ -281,7 +317,7 @@ def test_the_end_is_waited_for_as_long_as_something_goes_through() -> None:
     log = background.BackgroundLogger([curves])
     log.cover(500)
     log.close(1.5, is_over=True)
-    assert curves.taken >= 3, "calls of 0.6 s"
+    assert curves.num_calls >= 3, "calls of 0.6 s"
     assert {point.step for point in told if point.key == "clock/simulated_s"} == set(range(1, 501))
 
 
@@ -333,16 +369,16 @@ def test_the_default_store_is_sqlite_unless_the_environment_says_otherwise(monke
 
 def test_an_experiment_that_was_deleted_is_told_with_the_way_back(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    tracker = MlflowTracker(uri, "digits")
+    tracker = MlflowWriter(uri, "digits")
     tracker.client.delete_experiment(tracker.experiment_id)
     with pytest.raises(SettingError, match=f"^experiment='digits' was deleted .* {tracker.experiment_id}`$"):
-        MlflowTracker(uri, "digits")
+        MlflowWriter(uri, "digits")
 
 
 def test_a_store_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.db").write_text("this is no database, and long enough to be looked at as one" * 10)
     with pytest.raises(SettingError, match=r"broken.db.*cannot be opened"):
-        MlflowTracker(f"sqlite:///{tmp_path}/broken.db", "x")
+        MlflowWriter(f"sqlite:///{tmp_path}/broken.db", "x")
 
 
 def test_artifacts_of_a_database_without_files_lie_beside_the_output(tmp_path: Path, monkeypatch) -> None:
@@ -353,11 +389,11 @@ def test_artifacts_of_a_database_without_files_lie_beside_the_output(tmp_path: P
         ("s3://bucket/runs?region=eu-west-1", "s3://bucket/runs/artifacts/two"),
     ):
         name = expected.rpartition("/")[2]
-        tracker = MlflowTracker(uri, name, beside=beside)
+        tracker = MlflowWriter(uri, name, beside=beside)
         assert MlflowClient(uri).get_experiment(tracker.experiment_id).artifact_location == expected
 
 
-class _LeftMeanwhile(MlflowTracker):
+class _LeftMeanwhile(MlflowWriter):
     """After its second run of a client, the run they belong to is given up."""
 
     runs: ClientRuns
@@ -365,7 +401,7 @@ class _LeftMeanwhile(MlflowTracker):
     def child(self, name: str, tags: Mapping[str, str]) -> str:
         made = super().child(name, tags)
         if name == "client 1":
-            self.runs.leave("KILLED")
+            self.runs.abort("KILLED")
         return made
 
 
@@ -374,6 +410,6 @@ def test_a_run_that_is_given_up_makes_no_more_runs_of_clients(tmp_path: Path) ->
     tracker.create("parent", {})
     clients = [ClientRun(place, f"client {place}", {CLIENT: str(place)}) for place in range(5)]
     tracker.runs = ClientRuns(tracker, lambda _: (0, {name: np.zeros(5) for name in READ}), clients)
-    tracker.runs.tell(1, hurry=True)
+    tracker.runs.flush(1, hurry=True)
     assert sorted(tracker.clients()) == [0, 1]
     assert MlflowClient(tracker.uri).get_run(tracker.clients()[0]).info.status == "KILLED"

@@ -14,7 +14,6 @@ from raysim.core import tensors
 from raysim.core.errors import RunFailedError
 from raysim.core.tensors import Columns
 from raysim.executors.in_process import InProcessRunner
-from raysim.methods import resolve as methods
 from raysim.population import population
 from raysim.population.profiles import Devices
 from raysim.simulation import metrics
@@ -35,7 +34,7 @@ class Outcome:
         params_sha256: The hash of the final parameters; empty if the run failed.
         failure: Why it stopped before its last round; empty if it did not.
         details: The traceback of an unexpected failure.
-        untold: Metrics of its rounds that are not logged to MLflow.
+        unlogged: Metrics of its rounds that are not logged to MLflow.
         full_model: The costs of the full model, by name.
         devices: The devices of all clients; None if its process was lost.
     """
@@ -48,7 +47,7 @@ class Outcome:
     params_sha256: str = ""
     failure: str = ""
     details: str = ""
-    untold: frozenset[str] = frozenset()
+    unlogged: frozenset[str] = frozenset()
     full_model: Mapping[str, Any] = field(default_factory=dict)
     devices: Devices | None = None
 
@@ -70,7 +69,7 @@ def run_one(scenario: Scenario, device: str = "cpu") -> Outcome:
         "started_ms": int(time.time() * 1000),
         "digests": digests_of(scenario),
         "devices": devices,
-        "untold": metrics.left_out(devices, scenario.diagnose_every > 0),
+        "unlogged": metrics.left_out(devices, scenario.diagnose_every > 0),
         "full_model": asdict(scenario.costs.dense),
     }
     reports: list[RoundReport] = []
@@ -89,9 +88,8 @@ def _execute(scenario: Scenario, device: str, reports: list[RoundReport]) -> dic
     with tempfile.TemporaryDirectory() as folder:  # runs of a comparison are not resumed
         for report in runner.run(scenario, Storage(Path(folder), every=scenario.rounds, keep=1)):
             reports.append(report)
-        state = runner.final_state()
-    served = methods.served(scenario.method, scenario.workload.plan, state.params, state.memory)
-    return {"params": tensors.as_arrays(served), "params_sha256": tensors.digest(state.params)}
+        final = runner.final_state()
+    return {"params": tensors.as_arrays(final.served_params), "params_sha256": tensors.digest(final.params)}
 
 
 def digests_of(scenario: Scenario) -> dict[str, str]:

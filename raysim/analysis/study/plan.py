@@ -156,6 +156,8 @@ def check_tracking(tracking: TrackingSettings, where: str) -> None:
     """
     if tracking.client_runs:
         raise SettingError(f"tracking.client_runs=True has no effect in a {where}; allowed: false")
+    if tracking.also:
+        raise SettingError(f"tracking.also={tracking.also} has no effect in a {where}; allowed: []")
 
 
 def _settings_of(

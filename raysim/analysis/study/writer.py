@@ -18,10 +18,10 @@ from raysim.config import loader
 from raysim.core.errors import SettingError
 from raysim.core.storage import atomic
 from raysim.core.storage.local import AnyPath
-from raysim.experiment.run import environment
+from raysim.experiment.start import environment
 from raysim.population import serialization
 from raysim.simulation import checkpoint, records
-from raysim.tracking.mlflow_writer import MlflowTracker, resolve_uri
+from raysim.tracking.mlflow_writer import MlflowWriter, resolve_uri
 from raysim.tracking.run_folder import make_folder
 from raysim.tracking.run_metadata import tags_of
 
@@ -43,7 +43,7 @@ class ComparisonWriter:
 
     comparison: Comparison
     folder: Path
-    tracker: MlflowTracker
+    tracker: MlflowWriter
     figures: list[table.Figures] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
 
@@ -111,9 +111,9 @@ class ComparisonWriter:
         self.figures.append(figures)
         return figures
 
-    def _child(self, run: Run, outcome: Outcome) -> MlflowTracker:
+    def _child(self, run: Run, outcome: Outcome) -> MlflowWriter:
         settings = run.settings
-        tracker = MlflowTracker(self.tracker.uri, settings.experiment, parent=self.tracker.run_id)
+        tracker = MlflowWriter(self.tracker.uri, settings.experiment, parent=self.tracker.run_id)
         tags = tags_of(settings) | {"label": run.label}
         name, params = f"{run.label} seed {run.seed}", loader.flatten(settings)
         tracker.start(name, params, tags | environment(), outcome.digests, outcome.started_ms)
@@ -151,8 +151,8 @@ class ComparisonWriter:
         self.tracker.end(status)
 
 
-def _track(tracker: MlflowTracker, outcome: Outcome, written: Sequence[AnyPath]) -> None:
-    tracker.track(outcome.reports, outcome.untold)
+def _track(tracker: MlflowWriter, outcome: Outcome, written: Sequence[AnyPath]) -> None:
+    tracker.track(outcome.reports, outcome.unlogged)
     for path in written:
         tracker.artifact(path)
     if outcome.failure:
@@ -181,5 +181,5 @@ def open_writer(comparison: Comparison, folder: Path) -> ComparisonWriter:
     if (folder / "comparison.yaml").exists():
         raise SettingError(f"--output={str(folder)!r} holds a comparison already; give a folder without one")
     make_folder(folder)
-    tracker = MlflowTracker(uri, comparison.base.experiment, beside=str(folder.parent))
+    tracker = MlflowWriter(uri, comparison.base.experiment, beside=str(folder.parent))
     return ComparisonWriter(comparison, folder, tracker)

@@ -18,9 +18,9 @@ from raysim.core.storage import atomic
 from raysim.core.storage.local import storage_path
 from raysim.executors.in_process import InProcessRunner
 from raysim.experiment import run as experiment
-from raysim.experiment.finish import retry
 from raysim.simulation import checkpoint
 from raysim.simulation.build import build_scenario
+from raysim.tracking.mlflow_observer import until_logged
 
 
 def complete(writer: SweepWriter) -> None:
@@ -84,4 +84,4 @@ def _complete(writer: SweepWriter, trial: Trial, run: ExperimentSettings) -> Non
     summary = path / "summary.json"
     both = writer.runs.summary_of(trial, run) | _json_of(summary)
     atomic.write_text(summary, json.dumps(both, indent=2))
-    retry(lambda: tracker.artifact(summary), summary.name)
+    until_logged(summary.name, lambda: tracker.artifact(summary))

@@ -16,9 +16,8 @@ from raysim.analysis.sweep.plan import Sweep
 from raysim.analysis.sweep.writer import SweepWriter
 from raysim.core.errors import RunFailedError, SettingError, StoppedError, TrackingLostError, nearest_first
 from raysim.core.log import info, warning
-from raysim.experiment.run import ANSWER_S, digests_of
+from raysim.experiment.start import data_digests
 from raysim.simulation.build import build_scenario
-from raysim.tracking.mlflow_writer import few_retries
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +59,7 @@ def run(writer: SweepWriter, digests: Mapping[str, str]) -> None:
     left = journal.unfinished
     over = len(sweep.trials) - len(left)
     info(f"files in {writer.folder}{f'; trials that are over: {over}' if over else ''}")
-    with few_retries(ANSWER_S), tuning.started_ray(sweep) if left else nullcontext():
+    with tuning.started_ray(sweep) if left else nullcontext():
         try:
             _run_trials(writer, digests, left)
         except KeyboardInterrupt:
@@ -128,7 +127,7 @@ def check(sweep: Sweep) -> dict[str, str]:
         SettingError: If it does not fit the data or the model, or a trial will not have the metric.
     """
     _check_metric(sweep)
-    return digests_of(build_scenario(sweep.trials[0].runs[0]))
+    return data_digests(build_scenario(sweep.trials[0].runs[0]))
 
 
 def _check_metric(sweep: Sweep) -> None:

@@ -11,11 +11,9 @@ from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
 from raysim.core.errors import RunFailedError
 from raysim.core.storage.path import StoragePath
-from raysim.experiment.run import environment, write_scenario
-from raysim.methods import resolve as methods
+from raysim.experiment.start import environment, write_scenario
 from raysim.population import population
 from raysim.simulation import checkpoint, metrics, records
-from raysim.simulation import checkpoint as continuation
 from raysim.simulation.build import build_scenario, resolved
 from raysim.simulation.scenario import Runner
 from raysim.simulation.state import Storage
@@ -90,21 +88,21 @@ class _TrialRun:
         scenario = build_scenario(settings)
         settings = resolved(settings, scenario)
         folder.make()
-        self._folder, self._runner, self._scenario = folder, runner, scenario
+        self._folder, self._runner = folder, runner
         if not (folder / "config.yaml").is_file():
             write_scenario(scenario, folder)
             workload, is_diagnosed = scenario.workload, settings.diagnostics.every is not None
-            untold = metrics.left_out(workload.population.devices, is_diagnosed)
+            unlogged = metrics.left_out(workload.population.devices, is_diagnosed)
             metadata = {
                 "data_sha256": workload.data.digest,
                 "partition_sha256": population.digest(workload.population),
-                "untold": sorted(untold),
+                "unlogged": sorted(unlogged),
                 "environment": environment(),
                 "full_model": asdict(scenario.costs.dense),
             }
             (folder / "run.json").write_text(json.dumps(metadata, indent=2))
             (folder / "config.yaml").write_text(loader.to_yaml(settings))
-        start = continuation.resume_point(folder)
+        start = checkpoint.resume_point(folder)
         storage = Storage(folder, settings.checkpoint.every, settings.checkpoint.keep)
         self._reports = runner.run(scenario, storage, start)
         self._known, self._is_over = start.round, False
@@ -128,6 +126,4 @@ class _TrialRun:
 
     def _keep(self) -> None:
         """Write the final model."""
-        state = self._runner.final_state()
-        params = methods.served(self._scenario.method, self._scenario.workload.plan, state.params, state.memory)
-        checkpoint.save_params(params, self._folder / "model.safetensors")
+        checkpoint.save_params(self._runner.final_state().served_params, self._folder / "model.safetensors")

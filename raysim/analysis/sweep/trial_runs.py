@@ -14,8 +14,8 @@ from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
 from raysim.core.storage import atomic
 from raysim.simulation import records
-from raysim.tracking.curves import RunCurves
-from raysim.tracking.mlflow_writer import NOTHING, MlflowTracker
+from raysim.tracking.curves import LoggedSoFar, RunCurves
+from raysim.tracking.mlflow_writer import MlflowWriter
 from raysim.tracking.run_metadata import tags_of
 
 IN_MLFLOW = "mlflow.json"
@@ -31,7 +31,7 @@ ARTIFACTS = (
 class _Child:
     """A run of a trial in MLflow, and its curves."""
 
-    tracker: MlflowTracker
+    tracker: MlflowWriter
     curves: RunCurves
 
 
@@ -42,7 +42,7 @@ class TrialRuns:
     what is missing.
     """
 
-    def __init__(self, sweep: Sweep, folder: Path, parent: MlflowTracker, journal: Journal, ids: Mapping[str, Any]):
+    def __init__(self, sweep: Sweep, folder: Path, parent: MlflowWriter, journal: Journal, ids: Mapping[str, Any]):
         """Start with the runs that a sweep had when it was interrupted.
 
         Args:
@@ -74,13 +74,13 @@ class TrialRuns:
             curves, rounds = self._child(trial, run).curves, trial.folder_of(run, self._folder) / "rounds"
             recorded = takewhile(
                 lambda round: records.path_of(rounds, round).is_file(),  # noqa: B023  (used up at once)
-                range(curves.told + 1, up_to + 1),
+                range(curves.last_logged + 1, up_to + 1),
             )
-            last = max(recorded, default=curves.told)
-            while curves.told < last:
-                curves.tell(last, hurry=False)
+            last = max(recorded, default=curves.last_logged)
+            while curves.last_logged < last:
+                curves.flush(last, hurry=False)
 
-    def tracker_of(self, trial: Trial, run: ExperimentSettings) -> MlflowTracker:
+    def tracker_of(self, trial: Trial, run: ExperimentSettings) -> MlflowWriter:
         """Return the writer of a run of a trial."""
         return self._child(trial, run).tracker
 
@@ -89,7 +89,7 @@ class TrialRuns:
         key = _key(trial, run)
         if key in self._children:
             return self._children[key]
-        tracker, known = MlflowTracker(self._parent.uri, run.experiment, parent=self._parent.run_id), NOTHING
+        tracker, known = MlflowWriter(self._parent.uri, run.experiment, parent=self._parent.run_id), LoggedSoFar()
         folder = trial.folder_of(run, self._folder)
         metadata = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         if key in self._ids:
@@ -103,9 +103,9 @@ class TrialRuns:
         digests = {what: metadata[f"{what}_sha256"] for what in ("data", "partition")}
         tracker.describe(loader.flatten(run), digests)
         tracker.artifact(folder / "config.yaml")
-        untold = frozenset(metadata["untold"])
+        unlogged = frozenset(metadata["unlogged"])
         curves = RunCurves(
-            lambda round: records.logged(folder / "rounds", round, untold), tracker.log, known.round, known.second
+            lambda round: records.logged(folder / "rounds", round, unlogged), tracker.log, known.round, known.second
         )
         self._children[key] = _Child(tracker, curves)
         return self._children[key]

@@ -15,9 +15,9 @@ from raysim.core.errors import SettingError, TrackingLostError
 from raysim.core.log import warning
 from raysim.core.storage import atomic
 from raysim.core.storage.local import storage_path
-from raysim.experiment.finish import HASTY_S
-from raysim.experiment.run import environment
-from raysim.tracking.mlflow_writer import MlflowTracker, resolve_uri
+from raysim.experiment.observers import HASTY_S
+from raysim.experiment.start import environment
+from raysim.tracking.mlflow_writer import MlflowWriter, resolve_uri
 from raysim.tracking.run_folder import held, make_folder
 
 TRIALS = "trials.json"
@@ -33,7 +33,7 @@ class SweepWriter:
     lacks.
     """
 
-    def __init__(self, sweep: Sweep, folder: Path, tracker: MlflowTracker, ids: Mapping[str, Any]) -> None:
+    def __init__(self, sweep: Sweep, folder: Path, tracker: MlflowWriter, ids: Mapping[str, Any]) -> None:
         """Read the journal of a sweep; see `opened`.
 
         Args:
@@ -155,7 +155,7 @@ def opened(sweep: Sweep, folder: Path, resumes: bool) -> Iterator[SweepWriter]:
 
 def _new(sweep: Sweep, folder: Path) -> SweepWriter:
     uri = resolve_uri(sweep.base.tracking.uri)
-    return SweepWriter(sweep, folder, MlflowTracker(uri, sweep.base.experiment, beside=str(folder.parent)), {})
+    return SweepWriter(sweep, folder, MlflowWriter(uri, sweep.base.experiment, beside=str(folder.parent)), {})
 
 
 def _resumed(sweep: Sweep, folder: Path) -> SweepWriter:
@@ -171,5 +171,5 @@ def _resumed(sweep: Sweep, folder: Path) -> SweepWriter:
     ids = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     uri = ids.get("tracking_uri") or resolve_uri(sweep.base.tracking.uri)
     atomic.remove_partials(folder)
-    tracker = MlflowTracker(uri, sweep.base.experiment, beside=str(folder.parent))
+    tracker = MlflowWriter(uri, sweep.base.experiment, beside=str(folder.parent))
     return SweepWriter(sweep, folder, tracker, ids)

@@ -14,10 +14,9 @@ from raysim.executors.ray.client_actor import Arrays, keep_freed_memory
 from raysim.executors.ray.executor import RayExecutor
 from raysim.executors.ray.pool_config import PoolConfig
 from raysim.executors.ray.readiness import ProcessInfo, check_versions, process_info
-from raysim.methods import resolve as methods
-from raysim.simulation.loop import first_state, run_rounds
+from raysim.simulation.loop import final_state, first_state, run_rounds
 from raysim.simulation.scenario import Scenario
-from raysim.simulation.state import RoundReport, ServerState, Start, Storage
+from raysim.simulation.state import FinalState, RoundReport, ServerState, Start, Storage
 
 
 class DriverActor:
@@ -25,6 +24,7 @@ class DriverActor:
 
     def __init__(self) -> None:
         keep_freed_memory()
+        self._scenario: Scenario | None = None
         self._state: ServerState | None = None
         self._last = StopRequest()
 
@@ -64,7 +64,7 @@ class DriverActor:
         with captured() as remarks:
             scenario = replace(scenario, workload=scenario.workload.at_hand())
             executor = RayExecutor(actors, config, reference[0])
-            self._state = first_state(scenario, storage, start)
+            self._scenario, self._state = scenario, first_state(scenario, storage, start)
             for state, report in run_rounds(scenario, self._state, executor, storage, start.wall_s, self._last):
                 self._state = state
                 yield replace(report, remarks=remarks.pop())
@@ -73,11 +73,10 @@ class DriverActor:
         """Let the round in progress be the last, and return its number."""
         return self._last.ask()
 
-    def final_state(self) -> tuple[ServerState, Arrays]:
-        """Return the last state, its parameters as arrays."""
-        if self._state is None:
-            raise RuntimeError("no round has been played")
-        state = self._state
-        return ServerState(state.round, {}, methods.needed_to_serve(state.memory), state.totals), as_arrays(
-            state.params
-        )
+    def final_state(self) -> tuple[FinalState, Arrays, Arrays]:
+        """Return what the run leaves, without its parameters; those as arrays, and the served ones that differ."""
+        if self._scenario is None or self._state is None:
+            raise RuntimeError("no round has been run")
+        final = final_state(self._scenario, self._state)
+        changed = {key: value for key, value in final.served_params.items() if value is not final.params[key]}
+        return replace(final, params={}, served_params={}), as_arrays(final.params), as_arrays(changed)

@@ -25,7 +25,7 @@ from raysim.executors.ray.pool_config import PoolConfig
 from raysim.executors.ray.readiness import process_info, wait_for
 from raysim.simulation import checkpoint
 from raysim.simulation.scenario import Scenario
-from raysim.simulation.state import FIRST, RoundReport, ServerState, Start, Storage
+from raysim.simulation.state import FIRST, FinalState, RoundReport, Start, Storage
 
 
 class RayRunner:
@@ -197,17 +197,19 @@ class RayRunner:
         """Handles of the client actors as they were started."""
         return list(self._actors)
 
-    def final_state(self) -> ServerState:
-        """Return the state after the last round.
+    def final_state(self) -> FinalState:
+        """Return what the run leaves after its last round.
 
         Raises:
             RunFailedError: If the driver actor is lost.
         """
+        final: FinalState
         try:
-            state, params = ray.get(self._driver.final_state.remote())
+            final, arrays, changed = ray.get(self._driver.final_state.remote())
         except ray.exceptions.RayError as error:
             raise RunFailedError(0, -1, f"the driver actor was lost after the last round: {error}") from None
-        return ServerState(state.round, as_tensors(params), {}, state.totals)
+        params = as_tensors(arrays)
+        return replace(final, params=params, served_params=params | as_tensors(changed))
 
 
 def _load_everywhere(actors: Sequence[Any], reference: "ray.ObjectRef[Scenario]", device: str) -> None:

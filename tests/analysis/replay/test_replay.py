@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +12,11 @@ from raysim.analysis.replay import run as replays
 from raysim.analysis.replay.summary import in_short
 from raysim.config import loader
 from raysim.config.population import PopulationSettings
+from raysim.core.storage.local import storage_path
 from raysim.executors import in_process
-from raysim.experiment import run as experiment
-from raysim.experiment.cost import Prices, costs_of
+from raysim.experiment.experiment import Experiment
+from raysim.experiment.finish import summarise
+from raysim.experiment.start import write_budgets
 from raysim.population import sampling, serialization, sources
 from raysim.population.profiles import DeviceProfile, OnlineIntervals
 from raysim.simulation import records
@@ -59,14 +60,12 @@ def run_into(folder: Path, *overrides: str, tiers=TIERS, method: str = "random",
     )
     folder.mkdir()
     scenario = build_scenario(settings)
-    runner, nowhere = in_process.InProcessRunner(), SimpleNamespace(run_id="", uri="", experiment_id="")
+    runner = in_process.InProcessRunner()
     list(runner.run(scenario, Storage(folder, rounds, 1)))
-    of_run = experiment.Experiment(settings, folder, scenario, nowhere)
-    totals = runner.final_state().totals
-    costs = costs_of(Prices(**settings.costs.model_dump()), totals.energy_j, 1.0)
-    content = experiment.summarise(of_run, runner.final_state()) | {"wall_s": 1.0, "costs": costs}
+    of_run = Experiment(settings, storage_path(folder), scenario, tracker=None)
+    content = summarise(of_run, runner.final_state(), wall_s=1.0)
     (folder / "summary.json").write_text(json.dumps(content), encoding="utf-8")
-    experiment.write_budgets(scenario.budget, folder)
+    write_budgets(scenario.budget, storage_path(folder))
     serialization.save(scenario.workload.population.devices, folder / "devices.parquet")
     (folder / "config.yaml").write_text(loader.to_yaml(settings), encoding="utf-8")
     for name in ("rounds", "clients"):

@@ -221,6 +221,11 @@ def test_a_run_that_fails_leaves_the_others_and_exit_code_1(tmp_path, capsys):
             {}, ["--set", "tracking.client_runs=true"],
             "tracking.client_runs=True has no effect in a comparison; allowed: false",
         ),
+        (
+            {}, ["--set", "tracking.also=[tensorboard]"],
+            "tracking.also=['tensorboard'] has no effect in a comparison; allowed: []",
+        ),
+        ({}, ["--set", "tracking.uri=none"], "tracking.uri='none' is not allowed; allowed: sqlite:///FILE"),
         ({"methods": []}, [], "methods=[] is not allowed"),
         ({"methods": ["fedavg", "fedavg"]}, [], "methods: 'fedavg' is given twice"),
         ({"methods": ["fedvag"]}, [], "methods: 'fedvag': method.name='fedvag' is unknown; known: fedavg"),

@@ -1,0 +1,47 @@
+"""An experiment that is ready to run."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from raysim.config.experiment import ExperimentSettings
+from raysim.config.tracking import WITHOUT_MLFLOW
+from raysim.core.storage.path import StoragePath
+from raysim.simulation.scenario import Scenario
+from raysim.simulation.state import FIRST, Start
+from raysim.tracking.curves import LoggedSoFar
+
+if TYPE_CHECKING:
+    from raysim.tracking.mlflow_writer import MlflowWriter  # MLflow takes seconds to import
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Experiment:
+    """An experiment that is ready to run, or to be resumed.
+
+    Attributes:
+        settings: The experiment.
+        folder: Its files.
+        scenario: Its population, model, method and costs.
+        tracker: Writes its MLflow run, whose id it has if the experiment is resumed; None: it runs without MLflow.
+        start: Where it begins.
+        known: How much of it MLflow has.
+        summary: What it has reached, if only observers have something left to do.
+        is_held: Whether the caller has locked its folder.
+    """
+
+    settings: ExperimentSettings
+    folder: StoragePath
+    scenario: Scenario
+    tracker: "MlflowWriter | None"
+    start: Start = FIRST
+    known: LoggedSoFar = field(default_factory=LoggedSoFar)
+    summary: dict[str, Any] | None = None
+    is_held: bool = False
+
+    @property
+    def mlflow_ids(self) -> dict[str, str]:
+        """The entries of `run.json` and `summary.json` that identify its run in MLflow; empty without one."""
+        if self.tracker is None:
+            return {"run_id": "", "tracking_uri": WITHOUT_MLFLOW, "experiment_id": ""}
+        tracker = self.tracker
+        return {"run_id": tracker.run_id, "tracking_uri": tracker.uri, "experiment_id": tracker.experiment_id}
