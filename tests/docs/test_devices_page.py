@@ -60,7 +60,7 @@ def test_commands_run(folder, capsys, command):
 
 
 def test_every_figure_is_told_with_its_default():
-    section = PAGE.split("## What a profile says\n")[1].split("\n## ")[0]
+    section = PAGE.split("## Figures of a profile\n")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| .* \| (.+) \|$", section, re.MULTILINE)
     fields = ProfileSettings.model_fields
     assert [name for name, _ in rows] == list(fields)
