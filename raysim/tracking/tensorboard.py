@@ -19,7 +19,7 @@ from raysim.tracking.observer import RunInfo, RunObserver, RunOutcome
 FOLDER = "tensorboard"
 """Name of the folder with the event files, in that of the run."""
 FLUSH_S = 2.0
-"""Seconds after which rounds are visible at the latest; a flush waits for the disk."""
+"""Seconds between two flushes of the file, each of which waits for the disk."""
 HEADER, CHECKSUM_BYTES = struct.Struct("<Q4x"), 4
 """An event in a file: its length and a checksum of that, then the event and its checksum."""
 
