@@ -63,8 +63,19 @@ def test_filters_of_warnings_hold(kind, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.fixture
+def other_loggers():
+    """The loggers of all libraries, as they are again after the test."""
+    loggers = [each for each in logging.Logger.manager.loggerDict.values() if isinstance(each, logging.Logger)]
+    before = [each.disabled for each in loggers]
+    yield
+    for each, was_disabled in zip(loggers, before, strict=True):
+        each.disabled = was_disabled
+
+
+@pytest.mark.usefixtures("other_loggers")
 def test_a_configuration_of_other_loggers_leaves_ours_alone(capsys):
-    logging.config.dictConfig({"version": 1})  # disables the loggers that there are, unless it is told not to
+    logging.config.dictConfig({"version": 1})  # by default it disables all existing loggers
     info("still here")
     assert capsys.readouterr().err == "still here\n"
 

@@ -13,7 +13,7 @@ OF_CLASSES = {
     "client/local_rules.py": "own classes of a client (HeteroFL)",
     "simulation/aggregation.py": "own classes of a client (HeteroFL)",
     "simulation/build.py": "outputs of the network that is built",
-    "experiment/run.py": "picture of the partition",
+    "experiment/finish.py": "picture of the partition",
     "tracking/datasets.py": "rows of each class of a data set",
 }
 """Where besides task/, data/ and models/ classes are counted, and what for."""

@@ -150,7 +150,7 @@ def test_all_runs_share_one_split(finished):
 
 
 def test_a_run_of_a_comparison_is_not_resumed(finished):
-    with pytest.raises(SettingError, match="is of a comparison, which plays it whole"):
+    with pytest.raises(SettingError, match="belongs to a comparison, which is run as a whole"):
         find(str(next((finished.out / "runs").iterdir())))
 
 
