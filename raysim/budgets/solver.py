@@ -1,4 +1,4 @@
-"""Solves budgets: the widest submodel that meets a deadline and fits a device's memory and data cap."""
+"""Solve budgets: the widest submodel that meets a deadline and fits a device's memory and data cap."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from raysim.population.profiles import Devices
 from raysim.population.sampling import link_drift
 
 LIMITS = ("tier", "deadline", "memory", "data cap")
-"""What can limit a budget; of two equal limits the first is named."""
+"""The limits of a budget; of two equal ones the first is named."""
 
 TOLERANCE = 1e-9
 """Largest difference of two shares of channels that count as equal."""
@@ -26,7 +26,7 @@ RUNGS_AT_ONCE = 2**18
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Needs:
-    """What a round needs on each rung of a ladder, arrays `(rungs, clients)`."""
+    """The costs of a round on each rung of a ladder, arrays `(rungs, clients)`."""
 
     seconds: NDArray[np.float64]
     memory_bytes: NDArray[np.int64]

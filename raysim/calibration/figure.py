@@ -1,4 +1,4 @@
-"""Draws a calibration: measured and predicted seconds over the widths, and the errors of the prediction."""
+"""Draw a calibration: measured and predicted seconds over the widths, and the errors of the prediction."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Fits the clock's three constants to measured training steps; held-out widths only test the fit."""
+"""Fit the clock's three constants to measured training steps; held-out widths only test the fit."""
 
 import statistics
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Measures the seconds of a training step on this machine, over the widths of a model."""
+"""Measure the seconds of a training step on this machine, over the widths of a model."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Times packs of several sizes on this machine and recommends one; `training.pack: auto` never measures time."""
+"""Time packs of several sizes on this machine and recommend one; `training.pack: auto` never measures time."""
 
 import time
 from dataclasses import replace

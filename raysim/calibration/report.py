@@ -1,4 +1,4 @@
-"""Reports a calibration: as tables, as lines for an experiment file, and completely as JSON."""
+"""Report a calibration: as tables, as lines for an experiment file, and completely as JSON."""
 
 import os
 import platform

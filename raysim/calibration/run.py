@@ -1,4 +1,4 @@
-"""Calibrates several models one after another, and writes the results."""
+"""Calibrate several models one after another, and write the results."""
 
 import json
 import re

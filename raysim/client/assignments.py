@@ -1,4 +1,4 @@
-"""What clients do in a round, as columns; a client's own record is built when it is trained."""
+"""Assignments of clients in a round, as columns; the record of one client is built when it is trained."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from raysim.pruning.masks import CohortMasks, Mask
 
 @dataclass(frozen=True, slots=True)
 class LocalRules:
-    """What clients do beyond plain local training.
+    """Rules of a method for its clients, beyond plain local training.
 
     Attributes:
         hooks: Functions from a `ClientView` to the `LocalHooks` that take part in its training.
@@ -42,7 +42,7 @@ class LocalRules:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Assignment:
-    """What one client does in a round: train a submodel, and score it if `score_heldout`.
+    """The assignment of one client in a round: train a submodel, and score it if `score_heldout`.
 
     Attributes:
         client: Its id.
@@ -67,7 +67,7 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Broadcast:
-    """What all clients of a call receive.
+    """The values that all clients of a call receive.
 
     Attributes:
         round: Counted from 1.
@@ -88,7 +88,7 @@ ALONE = -1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Assignments:
-    """What clients do in a round, arrays `(clients,)`; a sequence of `Assignment`.
+    """The assignments of clients in a round, arrays `(clients,)`; a sequence of `Assignment`.
 
     Attributes:
         cohort: The clients, with their keep ratios and epochs.

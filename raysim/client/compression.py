@@ -1,4 +1,4 @@
-"""Compresses a client's update before it is sent, and counts the bytes that are sent.
+"""Compress a client's update before it is sent, and count the bytes that are sent.
 
 An update holds the entries of every parameter that the client's mask keeps: `(entries,)` by state-dict key, float64.
 Buffers, such as the running statistics of BatchNorm, are always sent whole.

@@ -1,4 +1,4 @@
-"""Scores a model on rows with targets, and re-estimates its BatchNorm statistics."""
+"""Score a model on rows with targets, and re-estimate its BatchNorm statistics."""
 
 from collections.abc import Iterable
 

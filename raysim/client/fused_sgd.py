@@ -1,4 +1,4 @@
-"""Steps plain SGD without writing the gradients of large linear layers: W1's clients train 1.07 times as fast.
+"""Step plain SGD without writing the gradients of large linear layers: W1's clients train 1.07 times as fast.
 
 Measured by `jobs/bench_training.py --compare fused-sgd`.
 """

@@ -1,4 +1,4 @@
-"""Carries out `LocalRules` in a client's training: scaled outputs, own classes, masks of single entries."""
+"""Carry out `LocalRules` in a client's training: scaled outputs, own classes, masks of single entries."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

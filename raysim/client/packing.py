@@ -1,4 +1,4 @@
-"""Decides which clients are trained together as one batch of models, by a rule that measures no time."""
+"""Decide which clients are trained together as one batch of models, by a rule that measures no time."""
 
 from collections.abc import Sequence
 from dataclasses import replace

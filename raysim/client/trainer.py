@@ -1,4 +1,4 @@
-"""Trains a chunk of clients, one after another or packed together, and scores the global model."""
+"""Train a chunk of clients, one after another or packed together, and score the global model."""
 
 import copy
 import traceback

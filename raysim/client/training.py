@@ -1,4 +1,4 @@
-"""Trains one client's submodel on its rows with plain PyTorch, on one thread."""
+"""Train one client's submodel on its rows with plain PyTorch, on one thread."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

@@ -1,4 +1,4 @@
-"""Computes the update that a client sends, compresses it, and adds it to the sums of its chunk."""
+"""Compute the update that a client sends, compress it, and add it to the sums of its chunk."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -50,7 +50,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClientView:
-    """What a local rule may read; tensors are in the submodel's coordinates.
+    """The view of one client that a local rule reads; tensors are in the submodel's coordinates.
 
     Attributes:
         workload: The run's data, model, plan and training settings.

@@ -1,4 +1,4 @@
-"""Trains clients of equal submodels together, as one batch of models (`torch.func.vmap`)."""
+"""Train clients of equal submodels together, as one batch of models (`torch.func.vmap`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

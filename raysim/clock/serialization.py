@@ -1,4 +1,4 @@
-"""Converts work in flight to tensors and back, for checkpoints."""
+"""Convert work in flight to tensors and back, for checkpoints."""
 
 from collections.abc import Sequence
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""Reads an experiment file with dotted overrides, and describes all that is wrong with it in one message."""
+"""Read an experiment file with dotted overrides, and describe all that is wrong with it in one message."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Captures the lines that an actor logs or prints, which nobody would see, for the process that shows them."""
+"""Capture the lines that an actor logs or prints, which nobody would see, for the process that shows them."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""Writes numbers for people."""
+"""Write numbers for people."""
 
 import sys
 from math import floor, isfinite, log10

@@ -1,4 +1,4 @@
-"""Logs lines to standard error, each with the round and the clients that it is about."""
+"""Log lines to standard error, each with the round and the clients that it is about."""
 
 import logging
 import sys

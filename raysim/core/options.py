@@ -1,4 +1,4 @@
-"""Declares and checks the options of one row of a table, such as a method."""
+"""Declare and check the options of one row of a table, such as a method."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Imports what users' dotted paths name, such as `my_pkg.scores:my_score` in the settings."""
+"""Import the objects that users' dotted paths name, such as `my_pkg.scores:my_score` in the settings."""
 
 import importlib
 import os

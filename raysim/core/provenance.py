@@ -1,4 +1,4 @@
-"""Records where a run comes from: user, command, git commit and Ray job."""
+"""Record where a run comes from: user, command, git commit and Ray job."""
 
 import getpass
 import json

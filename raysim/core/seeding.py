@@ -1,4 +1,4 @@
-"""Derives seeds from (experiment, purpose, round, client), so that no random number depends on the order of calls."""
+"""Derive seeds from (experiment, purpose, round, client), so that no random number depends on the order of calls."""
 
 import hashlib
 from collections.abc import Iterator

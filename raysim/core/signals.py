@@ -1,4 +1,4 @@
-"""Ends commands on Ctrl-C and SIGTERM, and names their exit codes."""
+"""End commands on Ctrl-C and SIGTERM, and name their exit codes."""
 
 import signal
 import threading

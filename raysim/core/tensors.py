@@ -1,4 +1,4 @@
-"""Converts tensors to NumPy arrays and back, and hashes them."""
+"""Convert tensors to NumPy arrays and back, and hash them."""
 
 import hashlib
 import warnings

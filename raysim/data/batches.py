@@ -1,4 +1,4 @@
-"""Cuts a client's rows into batches."""
+"""Cut a client's rows into batches."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""Loads data sets into memory: the table of names, and the record that clients train from."""
+"""Load data sets into memory: the table of names, and the record that clients train from."""
 
 import hashlib
 import inspect

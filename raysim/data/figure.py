@@ -1,4 +1,4 @@
-"""Draws a partition: how many rows of which class each client owns."""
+"""Draw a partition: how many rows of which class each client owns."""
 
 from collections.abc import Sequence
 from pathlib import Path

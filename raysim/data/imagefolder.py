@@ -1,4 +1,4 @@
-"""Reads a folder of image files; decodes them once, and keeps one array with a digest of the file list."""
+"""Read a folder of image files: decode them once, and keep one array with a digest of the file list."""
 
 import hashlib
 import logging

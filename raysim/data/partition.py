@@ -1,4 +1,4 @@
-"""Divides training rows among clients: the table of rules, and the checks that all of them share."""
+"""Divide training rows among clients: the table of rules, and the checks that all of them share."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""Draws the rows of a client whenever they are needed, so that a million clients need no memory."""
+"""Draw the rows of a client whenever they are needed, so that a million clients need no memory."""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,4 @@
-"""Records which rows of the data each client owns."""
+"""Record which rows of the data each client owns."""
 
 from dataclasses import dataclass
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""Makes random images and labels for benchmarks: their content does not change how long training takes."""
+"""Make random images and labels for benchmarks: their content does not change how long training takes."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Reads data sets from their original files with torchvision."""
+"""Read data sets from their original files with torchvision."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Transforms images once when they are loaded, and at random for every batch in training."""
+"""Transform images once when they are loaded, and at random for every batch in training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -27,7 +27,7 @@ from raysim.server.updates import ClientUpdates
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoundView:
-    """What the server knows when it plans a round.
+    """The server's view when it plans a round.
 
     Attributes:
         plan: The model's channel groups.
@@ -92,7 +92,7 @@ class RoundView:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CohortReport:
-    """What the server knows after a round.
+    """The server's view after a round.
 
     Attributes:
         view: What it knew before; its parameters are those the cohort started from, except stale clients.

@@ -1,4 +1,4 @@
-"""Resolves a method from names and options, and runs its rules: rank, mask, load, learn, serve."""
+"""Resolve a method from names and options, and run its rules: rank, mask, load, learn, serve."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace

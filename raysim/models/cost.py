@@ -1,4 +1,4 @@
-"""Counts what one training step of a model costs: parameters, bytes, FLOPs, saved activations, memory."""
+"""Count what one training step of a model costs: parameters, bytes, FLOPs, saved activations, memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Replaces the BatchNorm layers of a model by GroupNorm."""
+"""Replace the BatchNorm layers of a model by GroupNorm."""
 
 from math import gcd
 

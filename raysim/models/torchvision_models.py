@@ -1,4 +1,4 @@
-"""Builds torchvision's classification models, adapted to the channels and the size of the images."""
+"""Build torchvision's classification models, adapted to the channels and the size of the images."""
 
 import inspect
 from collections.abc import Callable, Iterator

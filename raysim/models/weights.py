@@ -1,4 +1,4 @@
-"""Loads the start weights of a model from a local state dict."""
+"""Load the start weights of a model from a local state dict."""
 
 from pathlib import Path
 from typing import Any

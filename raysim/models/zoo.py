@@ -1,4 +1,4 @@
-"""Builds models: those of a table, torchvision's, and users' own."""
+"""Build models: those of a table, torchvision's, and users' own."""
 
 import inspect
 import itertools

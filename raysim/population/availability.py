@@ -1,4 +1,4 @@
-"""Computes from seed, client and simulated time who is online: always, by a daily sine, or by traces."""
+"""Compute from seed, client and simulated time who is online: always, by a daily sine, or by traces."""
 
 from collections.abc import Callable
 

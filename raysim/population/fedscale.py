@@ -1,4 +1,4 @@
-"""Reads FedScale's two public traces: the capacity of devices, and when they are online."""
+"""Read FedScale's two public traces: the capacity of devices, and when they are online."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""Draws how speed, memory and bandwidths of a population's devices are distributed in each tier."""
+"""Draw how speed, memory and bandwidths of a population's devices are distributed in each tier."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

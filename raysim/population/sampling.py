@@ -1,4 +1,4 @@
-"""Draws the clients' devices, and how speeds vary between devices and over time."""
+"""Draw the clients' devices, and how speeds vary between devices and over time."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace

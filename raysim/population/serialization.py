@@ -1,4 +1,4 @@
-"""Saves the clients' devices in one Parquet file, and loads them to the bit."""
+"""Save the clients' devices in one Parquet file, and load them to the bit."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Builds the clients' devices from the settings: tiers, presets, lists, files or public traces."""
+"""Build the clients' devices from the settings: tiers, presets, lists, files or public traces."""
 
 from raysim.config.population import DeviceSettings, PopulationSettings, ProfileSettings, TierSettings
 from raysim.core.errors import SettingError

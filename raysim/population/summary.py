@@ -1,4 +1,4 @@
-"""Summarises a population's devices in numbers, tier by tier."""
+"""Summarise a population's devices in numbers, tier by tier."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Reads devices from a CSV or Parquet table: a row per device, columns named as in a profile."""
+"""Read devices from a CSV or Parquet table: a row per device, columns named as in a profile."""
 
 import re
 from collections.abc import Callable

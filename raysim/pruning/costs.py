@@ -1,4 +1,4 @@
-"""Counts what the submodels of masks cost, once per width."""
+"""Count what the submodels of masks cost, once per width."""
 
 from collections.abc import Sequence
 from functools import cached_property

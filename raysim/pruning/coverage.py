@@ -1,4 +1,4 @@
-"""Counts the examples of the clients that train each entry of the model, per pair of channel groups."""
+"""Count the examples of the clients that train each entry of the model, per pair of channel groups."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

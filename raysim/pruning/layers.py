@@ -1,4 +1,4 @@
-"""Lists, for each type of layer, the tensors and attributes that cutting channels changes."""
+"""List, for each type of layer, the tensors and attributes that cutting channels changes."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Finds the rows of a model's classifier without a trace."""
+"""Find the rows of a model's classifier without a trace."""
 
 import copy
 from typing import Any

@@ -1,4 +1,4 @@
-"""Compares masks: their overlap, their changes, and the share of the model that they drop."""
+"""Compare masks: their overlap, their changes, and the share of the model that they drop."""
 
 import itertools
 from collections.abc import Hashable, Sequence

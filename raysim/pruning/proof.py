@@ -1,4 +1,4 @@
-"""Proves channel groups in numbers: the submodel computes what the full model computes with zeros for the rest."""
+"""Prove channel groups in numbers: the submodel computes what the full model computes with zeros for the rest."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

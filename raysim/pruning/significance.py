@@ -1,4 +1,4 @@
-"""Scores channels: l1 norms, curvature-aware scores, and running means of clients' reports."""
+"""Score channels: l1 norms, curvature-aware scores, and running means of clients' reports."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

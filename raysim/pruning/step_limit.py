@@ -1,4 +1,4 @@
-"""Ends a trace that would not end by itself: Torch-Pruning's search does not, for some models."""
+"""End a trace that would not end by itself: Torch-Pruning's search does not, for some models."""
 
 import time
 from collections.abc import Callable, Iterator

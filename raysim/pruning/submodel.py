@@ -1,4 +1,4 @@
-"""Extracts the submodel of a mask from the full model, and reconstructs the full model."""
+"""Extract the submodel of a mask from the full model, and reconstruct the full model."""
 
 import copy
 from collections import OrderedDict

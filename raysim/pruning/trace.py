@@ -1,4 +1,4 @@
-"""Finds the coupled channel groups of a model, and proves each of them in numbers."""
+"""Find the coupled channel groups of a model, and prove each of them in numbers."""
 
 import copy
 import fnmatch

@@ -1,4 +1,4 @@
-"""Turns the channel indices of a trace into the units of a group, and merges inseparable units."""
+"""Turn the channel indices of a trace into the units of a group, and merge inseparable units."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

@@ -16,7 +16,7 @@ training loss, and the simulated seconds of its last round."""
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SelectionView:
-    """What the server knows when it selects clients; arrays are `(clients,)`.
+    """The server's view when it selects clients; arrays are `(clients,)`.
 
     Attributes:
         num_clients: Registered clients.

@@ -1,4 +1,4 @@
-"""Turns a cohort's summed updates into new parameters: normalises by coverage, fills what nobody trained."""
+"""Turn a cohort's summed updates into new parameters: normalise by coverage, fill what nobody trained."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Adds weighted tensors exactly, so that neither the order nor the grouping of the terms matters."""
+"""Add weighted tensors exactly, so that neither the order nor the grouping of the terms matters."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the server does with the updates of a round: join them, aggregate them, learn from them."""
+"""Aggregation: the server joins the updates of a round, aggregates them, and learns from them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What the clients of a round are assigned: which submodel to train, from which version, whether to score it."""
+"""Assign to each client of a round its submodel, the version of the model to start from, and whether to score it."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Plans asynchronous rounds: clients start and end on an event queue; a full buffer makes a new version of the model.
+"""Plan asynchronous rounds: clients start and end on an event queue; a full buffer makes a new version of the model.
 
 Source: FedBuff (Nguyen et al., AISTATS 2022, arXiv 2106.06639, algorithm 1). Finish times are known before
 training, so all clients of one buffer are trained at once, each from the version it started from.

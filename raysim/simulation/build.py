@@ -1,4 +1,4 @@
-"""Builds a scenario from settings: data, partition, population, model, plan and budgets."""
+"""Build a scenario from settings: data, partition, population, model, plan and budgets."""
 
 import copy
 import fnmatch

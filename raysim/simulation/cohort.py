@@ -66,7 +66,7 @@ def load_of(scenario: Scenario, view: RoundView, masks: CohortMasks) -> CohortLo
 def transfer_bytes(scenario: Scenario, mask: Mask) -> tuple[int, int]:
     """Return the bytes that travel down and up for one client.
 
-    Down: the submodel and, where it is cut, one bit per channel that tells which; for masks of single entries
+    Down: the submodel and, where it is cut, one bit per channel that marks it; for masks of single entries
     the kept ones, and a bitmap or an index list of the submodel's entries. Up: the update, compressed where updates
     are, and the channel sums the method asks for; the server knows the mask.
     """

@@ -1,4 +1,4 @@
-"""Estimates the terms of CA-HFP's Theorem 1 and its bounds (arXiv 2603.12591)."""
+"""Estimate the terms of CA-HFP's Theorem 1 and its bounds (arXiv 2603.12591)."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Plans a round before anybody trains: who takes part, with which submodel, until when, and whose work counts."""
+"""Plan a round before anybody trains: who takes part, with which submodel, until when, and whose work counts."""
 
 from collections.abc import Callable
 

@@ -45,7 +45,7 @@ class Reached:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What a run has spent and reached so far.
+    """The totals of a run so far: its costs, and the accuracy that it reached.
 
     The `fedavg_` fields are what dense clients would have spent on the same work; the `preparation_` fields are
     part of the others: what was spent before round 1. `outcomes` counts what became of the clients that were asked,
@@ -89,7 +89,7 @@ class ServerState:
     """All that is remembered between rounds; a checkpoint is exactly this value.
 
     Attributes:
-        round: Rounds played.
+        round: Number of rounds so far.
         params: Global parameters and buffers.
         memory: What the method and the server's optimizer remember.
         totals: What the run has spent and reached.
@@ -111,7 +111,7 @@ class ServerState:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FinalState:
-    """What a run leaves, wherever its rounds ran.
+    """The final state of a run, wherever its rounds ran.
 
     Attributes:
         round: The last round.
@@ -128,13 +128,27 @@ class FinalState:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoundReport:
-    """All a tracker sees of a round.
+    """The report of a round, for its records and for the observers of the run.
 
-    `clients` has one row per cohort member, `channels` one per unit of the plan (how many clients and examples
-    trained it), `diagnostics` what was diagnosed by name, `incidents` what went wrong
-    where clients are trained and was made good. `is_saved` tells whether a checkpoint covers it,
-    `driver_bytes` the memory of the process that ran the round, `remarks` what was said meanwhile and has not been
-    written to a terminal.
+    Attributes:
+        round: Its number, from 1.
+        timestamp_ms: When it ended, in milliseconds since 1970.
+        wall_s: Measured seconds that it took.
+        round_s: Simulated seconds that it took.
+        totals: The totals of the run after it.
+        train_loss: Mean loss of the clients' training, weighted by their examples.
+        submodel: Score of the submodels on their clients' held-out rows; None: none was scored.
+        score: Score of the served model on test rows; None: it was not due.
+        coverage: How much of the model was trained.
+        clients: One row per member of the cohort, arrays `(rows,)` by name.
+        tiers: Names of the tiers, by number.
+        channels: One row per channel: the numbers of clients and of examples that trained it.
+        diagnostics: Predictions and measurements by name, where they were due.
+        is_asynchronous: Whether clients start while others train.
+        is_saved: Whether a checkpoint covers it.
+        driver_bytes: Memory of the process that ran it.
+        incidents: Failures while clients were trained, from which the executor recovered.
+        remarks: Log lines of it that no terminal has shown yet.
     """
 
     round: int

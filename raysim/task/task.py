@@ -1,4 +1,4 @@
-"""Defines a task: a loss, metrics that are sums over rows, and optional parts that some methods need."""
+"""Define a task: a loss, metrics that are sums over rows, and optional parts that some methods need."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -76,7 +76,7 @@ class OwnClasses:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What models learn: the loss that clients minimise, and the metrics that score them.
+    """A task that models learn: the loss that clients minimise, and the metrics that score them.
 
     Attributes:
         name: Name in the table.

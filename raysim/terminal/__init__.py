@@ -1,1 +1,1 @@
-"""What a run prints: progress, tables, summaries."""
+"""The output of a run on the terminal: progress, tables, summaries."""

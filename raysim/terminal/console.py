@@ -1,4 +1,4 @@
-"""What a person reads: the summary of a run and the forecast."""
+"""Print the summary of a run, and its forecast, for people."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -14,14 +14,14 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def quiet_option(command: Command) -> Command:
-    """Give a command the option `--quiet`, which holds for all that it says."""
+    """Give a command the option `--quiet`, which holds for all of its messages."""
     return click.option(
         "--quiet",
         "-q",
         is_flag=True,
         expose_value=False,
         callback=_be_quiet,
-        help="Say nothing but warnings and errors on standard error.",
+        help="Print only warnings and errors on standard error.",
     )(command)
 
 
@@ -57,10 +57,10 @@ def _energy_lines(summary: Mapping[str, Any]) -> list[str]:
     if not summary["energy_j"]:
         return []
     costs = summary["costs"]
-    told = [joules(summary["energy_j"])]
-    told += [f"{costs['device_price']:.4g} in money"] if "device_price" in costs else []
-    told += [f"{costs['device_co2_g']:.4g} g of CO2"] if "device_co2_g" in costs else []
-    return [f"energy of the devices   {', '.join(told)}"]
+    parts = [joules(summary["energy_j"])]
+    parts += [f"{costs['device_price']:.4g} in money"] if "device_price" in costs else []
+    parts += [f"{costs['device_co2_g']:.4g} g of CO2"] if "device_co2_g" in costs else []
+    return [f"energy of the devices   {', '.join(parts)}"]
 
 
 def _lost_lines(summary: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a round was for each tier of devices: a line of figures, quick enough to be looked at during the run."""
+"""Summarise a round in one line of figures for each tier of devices, quickly enough for the progress of a run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

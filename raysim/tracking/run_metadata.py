@@ -1,4 +1,4 @@
-"""What MLflow has of an experiment besides its files: name, tags, description, settings, data and metrics."""
+"""Log an experiment to MLflow besides its files: name, tags, description, settings, data and metrics."""
 
 from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings

@@ -1,4 +1,4 @@
-"""Writes files on this machine so that they appear whole or not at all."""
+"""Write files on this machine so that they appear whole or not at all."""
 
 import os
 import uuid

@@ -1,4 +1,4 @@
-"""Refuses and hides secrets in URIs, which are written to files, to MLflow and into messages.
+"""Refuse and hide secrets in URIs, which are written to files, to MLflow and into messages.
 
 Not by SQLAlchemy, which MLflow brings: its `make_url` ends a password at the first `@` and shows what follows, and
 databases are only one kind of the URIs here.

@@ -219,7 +219,7 @@ def _load_everywhere(actors: Sequence[Any], reference: "ray.ObjectRef[Scenario]"
         if isinstance(error.cause, SettingError):
             raise SettingError(str(error.cause)) from None
         raise run_error_of(error, 0) from None
-    said = LineCollector()
+    lines = LineCollector()
     for remark in (remark for _, remarks in answers for remark in remarks):
-        said.add(remark)
-    relay(said.pop())
+        lines.add(remark)
+    relay(lines.pop())
