@@ -4,28 +4,54 @@ READY := .venv/.ready
 CONFIG ?= jobs/configs/digits.yaml
 HOST ?= 127.0.0.1
 STORE ?= sqlite:///runs/mlflow.db
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest
+SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile
+LONG := long or cluster or ui
+# pytest exits with 5 where nothing is to run, such as a folder without tests of this kind.
+OR_NONE = || [ $$? -eq 5 ]
 
-.PHONY: .venv-by-virtualenv .chromium-by-apt run test test-fast test-cluster test-ui screenshots lint format schema ui bench compare clean
+.PHONY: .venv-by-virtualenv .chromium-by-apt .for-cluster .for-ui run test test-fast test-all test-cluster test-ui coverage screenshots lint format schema ui bench compare clean
 
 run: $(READY)
 	$(BIN)/raysim run $(CONFIG) $(ARGS)
 
+# In two parts: what needs no Ray runs side by side, what starts a Ray alone. `make test ARGS=tests/FOLDER` runs a part.
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) -m "not ray and not ($(LONG))" $(SIDE_BY_SIDE) $(ARGS) $(OR_NONE)
+	$(PYTEST) -m "ray and not ($(LONG))" $(ARGS) $(OR_NONE)
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not ray" $(ARGS)
+	$(PYTEST) -m "not slow and not ray and not ($(LONG))" $(SIDE_BY_SIDE) $(ARGS)
 
-# Needs root, and Debian's openssh-server, rsync and iproute2; says what is missing and skips without them.
-test-cluster: $(READY)
+# What `test` leaves out.
+test-all: .for-cluster
+	-$(MAKE) --no-print-directory .for-ui
+	$(PYTEST) -m "long and not ray and not cluster and not ui" $(SIDE_BY_SIDE) $(ARGS) $(OR_NONE)
+	$(PYTEST) -m "(long and ray) or cluster or ui" $(ARGS) $(OR_NONE)
+
+# Statements of raysim/ that no test of `test` runs, in its own process or in one that it starts.
+coverage: $(READY)
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -m "not ray and not ($(LONG))" $(SIDE_BY_SIDE) $(ARGS) $(OR_NONE)
+	$(BIN)/coverage run -m pytest -m "ray and not ($(LONG))" $(ARGS) $(OR_NONE)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+# Needs root, and Debian's openssh-server, rsync and iproute2; the tests are skipped without them, and say why.
+test-cluster: .for-cluster
+	$(PYTEST) -m cluster $(ARGS)
+
+.for-cluster: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt hatchling editables
-	$(BIN)/python -m pytest -m cluster $(ARGS)
 
 # Pages in Debian's Chromium: Playwright drives it and brings none of its own. Pictures of the pages go to docs/images.
-test-ui: $(READY)
+test-ui: .for-ui
+	$(PYTEST) -m ui $(ARGS)
+
+.for-ui: $(READY)
 	command -v chromium >/dev/null || $(MAKE) --no-print-directory .chromium-by-apt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ui]'
-	$(BIN)/python -m pytest -m ui $(ARGS)
 
 screenshots: $(READY)
 	RAYSIM_PICTURES=docs/images $(MAKE) --no-print-directory test-ui

@@ -20,6 +20,7 @@ from raysim.simulation.build import build_scenario
 from raysim.simulation.scenario import Runner
 from raysim.simulation.state import FinalState, Storage
 from tests.conftest import settings_of
+from tests.stores import store_in
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -107,7 +108,7 @@ def run_tracked(runner: Runner, folder: Path, overrides: tuple[str, ...], uri: s
 @pytest.mark.parametrize("case", SILENT)
 def test_law_12_the_logged_model_is_the_served_one(case: str, on_ray, tmp_path: Path) -> None:
     """Where the served model is another than the trained one."""
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = store_in(tmp_path)
     file_here, says_here = run_tracked(InProcessRunner(), tmp_path / "here", SILENT[case], uri)
     file_there, says_there = run_tracked(on_ray, tmp_path / "there", SILENT[case], uri)
     assert file_here == file_there

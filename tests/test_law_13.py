@@ -216,6 +216,7 @@ def observation(observed: Any, *overrides: str) -> str:
     return json.dumps(seen, allow_nan=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", CHANGES)
 def test_every_setting_has_an_effect(setting):
     base, change, observed = CHANGES[setting]
@@ -224,6 +225,7 @@ def test_every_setting_has_an_effect(setting):
     assert observation(observed, *base) != observation(observed, *base, *change)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("observed", [predicted, trained, priced])
 def test_what_is_observed_depends_on_settings_alone(observed):
     assert observation.__wrapped__(observed, *QUICK) == observation.__wrapped__(observed, *QUICK)

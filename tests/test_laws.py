@@ -102,6 +102,9 @@ FAMILIES = {
 }
 """torchvision's families, the smallest of each."""
 
+FEW_FAMILIES = ("resnet18", "mobilenet_v3_small", "squeezenet1_1", "googlenet", "vit")
+"""Residual, depthwise, with squeezed layers, branched, and of attention: the others are like one of them."""
+
 NETWORKS = {
     **{name: (lambda name=name: zoo_model(name)) for name in zoo.MODELS},
     **{name: (lambda build=build: (build(num_classes=10), (3, 32, 32))) for name, build in FAMILIES.items()},
@@ -114,13 +117,19 @@ NETWORKS = {
 }
 
 
+def marks_of(name: str) -> list[pytest.MarkDecorator]:
+    if name in FAMILIES and name not in FEW_FAMILIES:
+        return [pytest.mark.long]
+    return [pytest.mark.slow] if name in ("vgg16", "resnet32", *FAMILIES) else []
+
+
 def network_cases() -> list[object]:
     """Every network with everything prunable; those of the zoo also with their own choice of whole layers."""
     return [
         pytest.param(
             (name, default),
             id=f"{name}-{'default' if default else 'all'}",
-            marks=[pytest.mark.slow] if name in ("vgg16", "resnet32", *FAMILIES) else [],
+            marks=marks_of(name),
         )
         for name in NETWORKS
         for default in ((True, False) if name in zoo.MODELS else (False,))
@@ -159,6 +168,7 @@ def digest_in(mode: str, method: str, *overrides: str) -> str:
     return tensors.digest(clocked_rounds(clocked(method, mode, *FRAIL, *overrides))[0].params)
 
 
+@pytest.mark.slow
 def test_law_1_extract_then_reconstruct(network: tuple[nn.Module, ChannelPlan, tuple[int, ...]]) -> None:
     model, plan, _ = network
     mask = random_mask(plan, seed=1)
@@ -179,6 +189,7 @@ def test_law_1_extract_then_reconstruct(network: tuple[nn.Module, ChannelPlan, t
         assert torch.equal(counts[key].expand(tensor.shape) == 0, ~held[key]), key
 
 
+@pytest.mark.slow
 def test_law_2_submodel_computes_the_full_model_with_zeros(
     network: tuple[nn.Module, ChannelPlan, tuple[int, ...]],
 ) -> None:
@@ -201,6 +212,7 @@ def test_law_2_submodel_computes_the_full_model_with_zeros(
     torch.testing.assert_close(small, expected, rtol=1e-8, atol=1e-9 * float(expected.abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_law_3_keep_ratio_1_is_fedavg(name: str) -> None:
     needed = [setting for setting in NEEDED_BY.get(name, ()) if setting.startswith("training")]
@@ -208,6 +220,7 @@ def test_law_3_keep_ratio_1_is_fedavg(name: str) -> None:
     assert same == ("equals fedavg at keep 1" in METHODS[name].claims)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "sync"])
 @pytest.mark.parametrize("name", [name for name in METHODS if "equals fedavg at keep 1" in METHODS[name].claims])
 def test_law_3_holds_in_every_clock_mode(name: str, mode: str) -> None:
@@ -219,6 +232,7 @@ def test_law_3_holds_in_every_clock_mode(name: str, mode: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fill", FILLS)
 @pytest.mark.parametrize("estimator", ["fisher", "variation"])
 def test_law_3_holds_for_every_fill_and_estimator(fill: str, estimator: str) -> None:
@@ -236,6 +250,7 @@ def test_law_3_holds_with_batch_norm(name: str) -> None:
 NARROW = tuple(f"population.tiers.{tier}.keep_ratio=0.5" for tier in range(4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_law_4_holds_in_every_clock_mode(mode: str) -> None:
     """Everybody trains the first half of the channels, in whatever version: the rest stays as it was."""
@@ -250,6 +265,7 @@ def test_law_4_holds_in_every_clock_mode(mode: str) -> None:
     assert sum(not torch.equal(after.params[key][held[key]], value[held[key]]) for key, value in before.items()) >= 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fill", FILLS)
 def test_law_4_what_nobody_covers_keeps_its_value(fill: str) -> None:
     scenario = build_scenario(tiny_settings("method.name=magnitude", f"method.fill={fill}", *NARROW))
@@ -272,6 +288,7 @@ def test_law_5_a_unit_stays_in_every_group(keep_ratio: float, tiny_scenario: Sce
         assert kept == max(1, int(np.ceil(keep_ratio * group.size - 1e-9)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_law_5_masks_nest(name: str) -> None:
     now = ("method.warmup_rounds=0",) if "warmup_rounds" in METHODS[name].reads else ()
@@ -284,6 +301,7 @@ def test_law_5_masks_nest(name: str) -> None:
     assert nested == ("nested masks" in METHODS[name].claims)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", [*((name,) for name in METHODS), ("ca-hfp", "method.estimator=variation")], ids="-".join
 )
@@ -305,6 +323,7 @@ def test_law_6_order_and_grouping_change_nothing(method: tuple[str, ...]) -> Non
         assert tensors.digest(memory) == tensors.digest(apart.memories[client])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["ca-hfp", "autoflip", "fedmp"])
 def test_law_6_holds_in_every_clock_mode(mode: str, name: str) -> None:
@@ -341,6 +360,7 @@ def assert_same_report(ours: RoundReport, theirs: RoundReport) -> None:
             np.testing.assert_array_equal(values, yours[column])
 
 
+@pytest.mark.slow
 def test_law_7_costs_grow_with_width_and_are_those_of_the_submodel(
     network: tuple[nn.Module, ChannelPlan, tuple[int, ...]],
 ) -> None:
@@ -431,6 +451,7 @@ def needs_at_rungs(scenario: Scenario) -> dict[str, np.ndarray]:
     return dict(zip(("deadline", "memory", "data cap"), np.array(found).transpose(1, 0, 2), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", ["deadline", "memory", "data cap"])
 @pytest.mark.parametrize("settings", OBEYS_BUDGETS, ids="-".join)
 def test_law_8_a_budget_meets_its_limit_and_the_next_rung_does_not(settings: tuple[str, ...], limit: str) -> None:
@@ -492,6 +513,7 @@ def test_law_9_large_alpha_tends_to_iid(rule: str, alpha: float | None) -> None:
     assert alpha is None or deviation(0.5).mean() > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_law_10_same_seed_same_bits(name: str) -> None:
     first = digest_of(name)
@@ -500,6 +522,7 @@ def test_law_10_same_seed_same_bits(name: str) -> None:
     assert digest_of(name, "seed=1") != first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "sync"])
 def test_law_10_holds_in_every_clock_mode(mode: str) -> None:
     scenario = clocked("ca-hfp", mode, *FRAIL)
@@ -510,6 +533,7 @@ def test_law_10_holds_in_every_clock_mode(mode: str) -> None:
     assert digest_in(mode, "ca-hfp", "seed=1") != tensors.digest(first[0].params)
 
 
+@pytest.mark.slow
 def test_law_10_layers_that_draw_are_seeded_and_the_generator_is_put_back() -> None:
     scenario = build_scenario(tiny_settings())
     with_dropout = nn.Sequential(*list(scenario.workload.model)[:-1], nn.Dropout(0.5), scenario.workload.model[-1])
@@ -536,6 +560,7 @@ RESUMED = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", RESUMED, ids="-".join)
 def test_law_11_stop_anywhere_and_resume(settings: tuple[str, ...], tmp_path: Path) -> None:
     """From the checkpoint of any round on: parameters, clock, batteries, work in flight and tables are the same."""
@@ -584,6 +609,7 @@ def test_every_compression_is_in_the_table_of_this_test() -> None:
     assert named | {compression.EQUALS_FEDAVG} == {*LAWS_OF_COMPRESSION, compression.RAY}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPRESSED)
 def test_keep_ratio_1_is_fedavg_of_the_same_compression(name: str) -> None:
     assert digest_of("magnitude", *DENSE_TIERS, *COMPRESSED[name]) == digest_of("fedavg", *COMPRESSED[name])
@@ -640,12 +666,14 @@ LAWS_OF_COMPRESSION = {
 """Each law that a compression may name, and what it comes to; `RAY` is law 12's test."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS_OF_COMPRESSION)
 @pytest.mark.parametrize("name", COMPRESSED)
 def test_a_compression_keeps_the_laws_that_it_names_and_no_others(name: str, law: str, tmp_path: Path) -> None:
     assert LAWS_OF_COMPRESSION[law](name, tmp_path) == (law in COMPRESSIONS[name]().keeps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ca-hfp", "heterofl"])
 def test_a_deadline_nobody_is_late_for_and_over_selection_by_nobody_are_synchronous(name: str) -> None:
     synchronous = clocked(name, "sync", *FRAIL)

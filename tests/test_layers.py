@@ -106,6 +106,7 @@ def test_a_library_stays_at_home(graph, library):
     assert not {m for m in users if not any(m == home or m.startswith(f"{home}.") for home in homes)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("modules", "not_loaded"),
     [

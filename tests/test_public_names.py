@@ -44,6 +44,7 @@ def test_names_of_the_coming_interface_are_free(name: str) -> None:
     assert not hasattr(raysim, name)
 
 
+@pytest.mark.slow
 def test_the_module_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "raysim", "--help"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0

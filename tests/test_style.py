@@ -49,6 +49,7 @@ def test_the_check_finds_patches(code):
     assert patches_modules(ast.parse(code))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_module_patches_others_or_raises_into_threads(path: Path):
     assert not patches_modules(ast.parse(path.read_text(encoding="utf-8")))
@@ -94,6 +95,7 @@ def test_the_check_finds_code_formatted_by_hand(code: str, wrong: list[int]):
     assert wrongly_hand_formatted(code) == wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["raysim", "jobs", "tests"])
 def test_only_literal_tables_are_formatted_by_hand(folder: str):
     paths = sorted((ROOT / folder).rglob("*.py"))

@@ -1,8 +1,10 @@
 """End commands on Ctrl-C and SIGTERM, and name their exit codes."""
 
 import signal
+import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -29,6 +31,53 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _terminated.append(True)  # Ray replaces the exception by one of its own
     raise KeyboardInterrupt
+
+
+def check_terminated() -> None:
+    """Interrupt this process if it was terminated and the interrupt got lost.
+
+    Python ignores an exception that a signal handler raises during a finalizer or the hooks of a fork.
+
+    Raises:
+        KeyboardInterrupt: If SIGTERM has come.
+    """
+    if _terminated:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def keep_sigterm_handler() -> Iterator[None]:
+    """Let the handler of SIGTERM answer also while a library has installed one of its own.
+
+    Once the context ends, the handler is installed again, and called if SIGTERM has come meanwhile. The system's
+    wakeup descriptor knows that it has, even if the exception of the library's handler was ignored. Threads other
+    than the main one cannot install handlers, and neither can a library in them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    received, woken = socket.socketpair()
+    received.setblocking(False)
+    woken.setblocking(False)
+    descriptor = signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
+        numbers = _drained(received)
+        received.close()
+        woken.close()
+        if signal.SIGTERM in numbers:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def _drained(received: socket.socket) -> bytes:
+    try:
+        return received.recv(4096)
+    except BlockingIOError:
+        return b""
 
 
 class StopRequest:

@@ -15,7 +15,7 @@ from raysim.terminal.progress import ProgressObserver
 from raysim.tracking import observer
 from raysim.tracking.observer import GuardedObserver, RunInfo, RunObserver, RunOutcome
 
-PATIENCE_S, HASTY_S = 30.0, 1.0
+PATIENCE_S, HASTY_S = 30.0, 2.0
 """Seconds that observers have in all if a run ends early, and if its process has to end at once; `ray job stop` gives
 three seconds."""
 

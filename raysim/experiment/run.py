@@ -10,7 +10,7 @@ from typing import Any
 from raysim.config.experiment import ExperimentSettings
 from raysim.core.errors import RunFailedError, StoppedError, TrackingLostError, reason_of
 from raysim.core.log import warning
-from raysim.core.signals import FirstInterrupt
+from raysim.core.signals import FirstInterrupt, check_terminated
 from raysim.core.storage.local import AnyPath, storage_path
 from raysim.core.storage.path import StoragePath
 from raysim.experiment.experiment import Experiment as Experiment
@@ -99,6 +99,7 @@ def _run_rounds(experiment: Experiment, runner: Runner, observers: Observers) ->
         for report in runner.run(experiment.scenario, storage, experiment.start):
             last = report.round
             observers.on_round(report)
+            check_terminated()
     if interrupt.is_interrupted and last < settings.rounds:
         raise StoppedError(f"stopped after round {last}; `raysim resume {experiment.folder}` goes on from there")
     return runner.final_state()

@@ -145,11 +145,11 @@ class MlflowObserver:
     def _steps_of_abort(self, run: RunInfo, outcome: RunOutcome) -> Iterator[Callable[[], object]]:
         tracker, patience_s = self._tracker, outcome.patience_s
         status = outcome.state.upper()
-        if self._log is not None:
-            yield partial(self._log.close, patience_s / 2, at_most_s=patience_s / 2)
         if outcome.state == "failed":
             yield partial(tracker.note, "failure", reason_of(outcome.error))
-        yield partial(tracker.end, status)
+        yield partial(tracker.end, status)  # first, since time may be short: else the run would seem to go on
+        if self._log is not None:
+            yield partial(self._log.close, patience_s / 2, at_most_s=patience_s / 2)
         yield partial(_upload_so_far, tracker, run.folder)
         if self._log is not None:
             yield partial(self._log.abort, status)

@@ -178,6 +178,7 @@ def test_a_hundred_thousand_budgets_take_less_than_two_seconds():
     assert len(found.keep_ratios) == count
 
 
+@pytest.mark.slow
 def test_a_million_budgets_take_little_memory():
     count = 1_000_000
     owned, examples = many_devices(count), np.random.default_rng(1).integers(1, 400, count)

@@ -174,6 +174,7 @@ def test_a_busy_machine_is_told():
     assert "the machine was busy" in report.summary_lines(replace(calibration, measurements=shaken))[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [["lenet"], ["vgg16", "torchvision/resnet18", "my_net:build"]])
 def test_the_picture_has_a_panel_per_model(tmp_path, names):
     path = figure.draw(tmp_path / "calibration.png", [calibration_of(TRUE, name) for name in names])
@@ -248,6 +249,7 @@ def test_a_folder_with_a_calibration_is_refused(command, tmp_path):
     assert "holds a calibration already" in err
 
 
+@pytest.mark.slow
 def test_the_command_measures_two_models_and_leaves_its_files(command, tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "REPEAT_S", 0.01)
     mlp = ["mlp", "lenet", "mlp", "--repeats", "3", "--json"]
@@ -280,7 +282,7 @@ def test_the_command_measures_two_models_and_leaves_its_files(command, tmp_path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["vgg16", "lenet"])
+@pytest.mark.parametrize("model", [pytest.param("vgg16", marks=pytest.mark.long), "lenet"])
 def test_widths_that_were_not_fitted_are_predicted_within_a_fifth(model):
     subject, errors = measure.subject_of(model), []
     for _ in range(ATTEMPTS):  # whatever else runs on the machine only adds error

@@ -45,6 +45,7 @@ def test_without_a_name_the_presets_are_listed(devices, folder):
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_printed_and_drawn(devices, folder, name):
     code, out, _ = devices(name, "--clients", "40")
@@ -75,6 +76,7 @@ def test_the_picture_goes_where_it_is_asked_for(devices, folder):
     assert [path.name for path in folder.iterdir()] == ["mine.png"]
 
 
+@pytest.mark.slow
 def test_figures_at_their_defaults_are_left_out_of_the_further_table(devices):
     assert "further figures" not in devices("uniform", "--clients", "3")[1]
     out = devices("phones-2020", "--clients", "300")[1]
@@ -88,6 +90,7 @@ def test_every_figure_has_a_column():
     assert sorted(figure for _, figure, _ in columns) == sorted(("keep_ratio", *FIGURES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("figure", [figure for _, figure, _ in device_tables.FURTHER])
 def test_a_figure_that_is_set_has_its_column(devices, folder, figure):
     (folder / "mine.csv").write_text(
@@ -210,6 +213,7 @@ def test_half_of_a_tier_without_limits_is_told():
     assert tier["battery_j"] == tier["data_cap_bytes"] == [5, 5, None]
 
 
+@pytest.mark.slow
 def test_a_picture_has_a_colour_for_each_tier_with_clients(tmp_path):
     profiles = [
         DeviceProfile(name, speed, 1, 1, memory_bytes=1e9) for name, speed in (("a", 1e9), ("b", 2e9), ("c", 1))

@@ -64,6 +64,7 @@ def refusal(capsys, tmp_path):
     return refuse
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -186,6 +187,7 @@ def test_batch_norm_refuses_batches_of_one_row_where_it_sees_one_value_per_chann
     assert refused.endswith("allowed: 3 or more, so that 2 rows remain for training")
 
 
+@pytest.mark.slow
 def test_batch_norm_over_pixels_trains_on_one_row(capsys):
     assert left_with(*arguments("model.name=resnet32", CNN_ONLY, "training.batch_size=1"), "--dry-run") == 0
     assert "ca-hfp on digits with resnet32" in capsys.readouterr().out
@@ -380,6 +382,7 @@ def started(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, timeout=60)
 
 
+@pytest.mark.slow
 def test_the_package_runs_as_a_module():
     process = started("-m", "raysim", "run", "--help")
     assert process.returncode == 0
@@ -388,6 +391,7 @@ def test_the_package_runs_as_a_module():
     assert process.stderr == ""
 
 
+@pytest.mark.slow
 def test_the_job_takes_the_arguments_of_run():
     process = started("jobs/train.py", "jobs/configs/digits.yaml", "--set", "seed=3", "--print-config")
     assert process.returncode == 0
@@ -406,6 +410,7 @@ command_line(["run", "nowhere.yaml"])
 """
 
 
+@pytest.mark.slow
 def test_a_process_ends_without_taking_apart_what_it_holds():
     """That takes Python seconds once PyTorch, MLflow and Plotly are there."""
     done = subprocess.run([sys.executable, "-c", KEPT], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -426,6 +431,7 @@ command_line([], ending)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ends", "code", "said"),
     [

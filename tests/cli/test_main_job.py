@@ -13,12 +13,13 @@ from mlflow.tracking import MlflowClient
 
 from raysim.simulation import checkpoint
 from tests.conftest import CONFIGS, ROOT
+from tests.stores import store_in
 
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
 def command(folder: Path, config: str, *arguments: str) -> list[str]:
-    store = ["--set", f"tracking.uri=sqlite:///{folder}/mlflow.db", "--output", str(folder / "out")]
+    store = ["--set", f"tracking.uri={store_in(folder)}", "--output", str(folder / "out")]
     return [sys.executable, "-m", "raysim", "run", str(CONFIGS / config), *store, *arguments]
 
 

@@ -17,6 +17,7 @@ from raysim.analysis.replay import finished_run
 from raysim.cli import main as cli
 from raysim.core import signals
 from tests.conftest import CONFIGS, ROOT, TINY
+from tests.stores import store_in
 
 DIGITS = CONFIGS / "digits.yaml"
 TIER = {"name": "fast", "share": 1.0, "flops_per_s": 1e9, "down_bytes_per_s": 1e6, "up_bytes_per_s": 1e6}
@@ -40,7 +41,7 @@ def left_with(*parts: object) -> int:
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+    return store_in(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,7 @@ def devices_file(tmp_path: Path, content: object) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_replay_has_the_keys_of_a_run(capsys, finished):
     summary = json.loads((finished / "summary.json").read_text(encoding="utf-8"))
     told = replayed(capsys, finished)
@@ -96,6 +98,7 @@ def test_a_run_leaves_no_store_behind_for_the_next_one_in_this_process(finished)
     assert not os.environ.get("MLFLOW_TRACKING_URI")
 
 
+@pytest.mark.slow
 def test_a_run_is_found_by_its_id_in_mlflow(capsys, finished, uri, monkeypatch):
     by_folder = replayed(capsys, finished)
     run_id = by_folder["replayed_from"]["run_id"]
@@ -229,6 +232,7 @@ def test_a_deadline_has_to_be_above_zero_and_have_an_effect(capsys, finished, tm
     assert refused.startswith("--deadline=5 has no effect on a run with clock.mode='over-selection'; allowed: ")
 
 
+@pytest.mark.slow
 def test_the_files_that_told_the_devices_of_a_run_are_not_read_again(capsys, uri, tmp_path, monkeypatch):
     """The run is dealt two devices from a file; then the file is changed, and removed."""
     table = tmp_path / "devices.csv"

@@ -103,6 +103,7 @@ def test_8_bit_keeps_zeros_and_levels_as_they_are() -> None:
         assert sent["w"].tolist() == (levels * 0.25).tolist()
 
 
+@pytest.mark.slow
 def test_top_k_equals_a_slow_one_over_three_rounds() -> None:
     """Clients of three widths; what they could not send is added where their masks keep the entry again."""
     scenario = slow.small_scenario(
@@ -267,6 +268,7 @@ def test_estimates_from_displacements_see_what_the_server_receives() -> None:
         assert torch.equal(update.value(key) != 0, gradient.value(key) != 0)
 
 
+@pytest.mark.slow
 def test_what_is_trained_before_round_1_is_sent_whole() -> None:
     explored = [state_after(build_scenario(settings_of("autoflip", *more)), 1) for more in ((), TOP_K)]
     plain, smaller = (state.totals for state in explored)
@@ -274,6 +276,7 @@ def test_what_is_trained_before_round_1_is_sent_whole() -> None:
     assert smaller.up_bytes < plain.up_bytes
 
 
+@pytest.mark.slow
 def test_scaffolds_variates_are_sent_whole() -> None:
     plain, smaller = (build_scenario(settings_of("scaffold", *more)) for more in ((), TOP_K))
     loads = [plan_round(scenario).load for scenario in (plain, smaller)]
@@ -289,6 +292,7 @@ def test_scaffolds_variates_are_sent_whole() -> None:
         assert {key.partition("/")[0] for key in tensors_of_client} == {"variate", "residual"}
 
 
+@pytest.mark.slow
 def test_smaller_updates_leave_room_for_wider_submodels() -> None:
     link = ("keep_ratio=1.0", "up_bytes_per_s=5e+3")
     slow_links = [f"population.tiers.{tier}.{each}" for tier in range(4) for each in link]

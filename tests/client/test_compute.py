@@ -29,6 +29,7 @@ def changes(contribution: ClientUpdates) -> torch.Tensor:
     return torch.cat([sums.value(key).flatten() for key in sums.totals])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [(), ("model.name=cnn-dropout", "model.options={}")], ids=["cnn", "cnn-dropout"])
 def test_channels_last_changes_no_more_than_the_last_bits(model: tuple[str, ...]) -> None:
     colour = ("data.name=noise", "data.options={shape: [3, 8, 8], train_rows: 200, test_rows: 20}", *model)
@@ -75,6 +76,7 @@ def test_layers_of_all_kinds_compute_on_channels_last(layers: str) -> None:
     torch.testing.assert_close(*outputs)
 
 
+@pytest.mark.slow
 def test_bf16_rounds_what_layers_compute_and_keeps_weights_in_float32() -> None:
     plain, rounded = trained(), trained("training.precision=bf16")
     apart = float((changes(plain) - changes(rounded)).norm() / changes(plain).norm())
@@ -103,6 +105,7 @@ def test_the_share_of_a_gpu_covers_what_was_measured_with_a_margin() -> None:
         assert needed_share(used, 1000) * 1000 >= 1.25 * used
 
 
+@pytest.mark.slow
 def test_the_probe_times_every_size_and_recommends_the_fastest() -> None:
     packable = ("model.name=mlp", "model.options={hidden: []}", "method.name=fedavg", "data.partition={name: iid}")
     found = probe(build_scenario(tiny_settings(*packable, "selection.clients_per_round=6")))

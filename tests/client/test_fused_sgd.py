@@ -173,6 +173,7 @@ def test_gradients_are_there_for_all_who_need_them(local: LocalTraining, hooks: 
     assert isinstance(descent_of(model, parameters, 0.1, PLAIN, LocalHooks()), PlainDescent)
 
 
+@pytest.mark.slow
 def test_clients_of_a_wide_network_sum_to_the_same_bits_in_any_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     added: list[torch.Tensor] = []
     add = fused_sgd._add_product

@@ -30,6 +30,7 @@ def group(*overrides: str):
     return scenario, *assign(scenario, state, plan(scenario, state).ended[0].counted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [

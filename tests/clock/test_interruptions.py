@@ -124,6 +124,7 @@ def test_who_has_dropped_out_neither_waits_nor_pays_for_waiting():
     np.testing.assert_allclose(state.history[energy.SINCE], rests_from_s, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_devices_that_come_and_go_by_a_trace(mode):
     """Online for 0.6 s, away for 0.4 s, each client from another moment on: what is done by then is paid for."""

@@ -189,6 +189,7 @@ def offline_until(scenario: Scenario, second: float) -> Scenario:
     return with_devices(scenario, replace(population.devices, online=online))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_an_empty_round_passes_time_and_is_counted_and_changes_nothing_else(mode, tmp_path):
     scenario = offline_until(clocked("ca-hfp", mode, "server.optimizer=momentum", "method.warmup_rounds=1"), 1.0)
@@ -219,6 +220,7 @@ def test_an_empty_round_passes_time_and_is_counted_and_changes_nothing_else(mode
         assert records.pq.read_table(merged).num_rows == rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_no_method_minds_an_empty_first_round(method):
     now = ("method.warmup_rounds=0",) if "warmup_rounds" in METHODS[method].reads else ()
@@ -254,6 +256,7 @@ def test_a_run_in_which_everybody_drops_out_ends_with_the_model_it_began_with(mo
     assert any("work that did not count" in line for line in summary_lines(shown, "", ""))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_books_balance(mode):
     """Fates add up to rows, seconds and joules to the totals; nobody spends more than was planned."""
@@ -282,6 +285,7 @@ def test_books_balance(mode):
         assert not any(value != value for value in metrics_of(report).values()), nan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("method", ["magnitude", "fjord", "dapperfl", "ca-hfp+"])
 def test_the_forecast_is_what_a_run_spends_in_every_mode(mode, method):
@@ -301,6 +305,7 @@ def test_the_point_at_which_clients_drop_out_is_in_their_seconds():
     assert all(torch.isfinite(value).all() for value in played(scenario, 1)[0].params.values())
 
 
+@pytest.mark.slow
 def test_modes_are_compared_by_name_in_the_settings_only() -> None:
     """What differs between clock modes is data of `ClockMode`; only range checks of settings look at names."""
 

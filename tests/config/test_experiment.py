@@ -33,6 +33,7 @@ def test_the_committed_schema_is_current():
     assert ExperimentSettings.model_json_schema() == SCHEMA
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
 def test_the_schema_accepts_the_committed_experiments(path):
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
@@ -44,6 +45,7 @@ def test_the_committed_experiments_are_valid_settings(path):
     ExperimentSettings.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -25,6 +25,7 @@ def test_the_examples_of_pauses_hold() -> None:
     assert doctest.testmod(retries) == (0, 1)
 
 
+@pytest.mark.slow
 def test_a_call_is_repeated_with_longer_and_longer_pauses(monkeypatch) -> None:
     monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.05)
     call = Failing(3, ConnectionError("away"))

@@ -29,12 +29,14 @@ def test_class_counts_are_those_of_all_rows_a_client_owns(name):
         assert counts[client].tolist() == np.bincount(LABELS[rows], minlength=10).tolist()
 
 
+@pytest.mark.slow
 def test_of_a_million_clients_that_draw_rows_some_are_looked_at():
     clients, counts = figure.class_counts(LABELS, owned(1_000_000, "resample"), 10)
     assert (clients[0], clients[-1], counts.shape) == (0, 999_999, (1000, 10))
     assert (counts.sum(axis=1) == 100).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_clients", "name"), [(3, "classes"), (60, "dirichlet"), (5000, "dirichlet")])
 def test_the_picture_is_drawn_without_touching_anybody_elses(tmp_path, num_clients, name):
     path = figure.draw(tmp_path / "partition.png", LABELS, owned(num_clients, name), 10, "title")

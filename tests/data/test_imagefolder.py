@@ -143,7 +143,7 @@ def test_folders_of_another_form_are_refused(folder, tmp_path):
         load(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not (SHARED_DATA / "cifar10_jpeg.tar.gz").is_file(), reason="CIFAR-10-JPEG is not there")
 def test_all_of_cifar_10_jpeg_is_decoded_once(tmp_path):
     with tarfile.open(SHARED_DATA / "cifar10_jpeg.tar.gz") as archive:

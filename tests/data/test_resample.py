@@ -56,6 +56,7 @@ def test_a_clients_rows_depend_on_the_seed_and_its_id_alone():
         few.train[10]
 
 
+@pytest.mark.slow
 def test_training_and_held_out_rows_do_not_overlap_and_all_rows_are_drawn_equally_often():
     clients = built(20_000)
     drawn = np.zeros(60000, dtype=np.int64)
@@ -75,6 +76,7 @@ def test_more_rows_than_there_are_are_refused():
         built(3, examples=60001)
 
 
+@pytest.mark.slow
 def test_a_million_clients_play_a_round():
     scenario = build_scenario(tiny_settings(*CONFIG))
     assert forecast(scenario)["examples_per_client"] == {"min": 36, "median": 36.0, "max": 36}

@@ -79,6 +79,7 @@ def test_a_wrong_field_of_a_rayjob_is_found(good, bad) -> None:
     assert len(unknown_fields(yaml.safe_load(text.replace(good, bad)), FIELDS["root"])) == 1
 
 
+@pytest.mark.slow
 def test_the_rayjobs_command_is_one_that_raysim_takes(tmp_path) -> None:
     """With its config replaced by this checkout's and a dry run, as far as it goes without a cluster."""
     words = read("rayjob.yaml")["spec"]["entrypoint"].split()
@@ -113,6 +114,7 @@ def with_defaults(text: str) -> str:
     return re.sub(r"\$\{\w+(:-|:\?)([^}]*)\}", lambda found: found[2] if found[1] == ":-" else "secret", text)
 
 
+@pytest.mark.slow
 def test_mlflow_takes_the_servers_options() -> None:
     command = yaml.safe_load(with_defaults((DEPLOY / "compose.yaml").read_text()))["services"]["mlflow"]["command"]
     asked = [str(Path(sys.executable).with_name("mlflow")), "server", "--help"]

@@ -36,12 +36,14 @@ def forecast_of(capsys, *more: str):
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_the_example_has_budgets_with_different_limits(folder, capsys):
     tiers = forecast_of(capsys)["tiers"]
     assert [tier["limited_by"] for tier in tiers] == ["memory", "deadline", "nothing"]
     assert all(0 < tier["keep_ratio"] < 1 for tier in tiers[:2])
 
 
+@pytest.mark.slow
 def test_the_rule_of_your_own_selects(folder, capsys):
     (rule,) = re.findall(r'`rule: "(.+?)"`', PAGE)
     own = forecast_of(capsys, "--set", f"selection.rule={rule}")

@@ -23,6 +23,7 @@ def test_every_mode_and_every_fate_is_explained():
     assert all(f"`{outcome}`" in rows for outcome in OUTCOMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_run_and_tell_time_energy_and_targets(command, tmp_path, monkeypatch, capsys):
     (tmp_path / "my_clock.yaml").write_text(FILE, encoding="utf-8")

@@ -43,6 +43,7 @@ def test_the_page_lists_what_there_is():
     assert re.findall(r"^\| `([a-z0-9-]+)` \|", PAGE, re.MULTILINE) == list(COMPRESSIONS)
 
 
+@pytest.mark.slow
 def test_bytes_are_what_the_page_says(folder, capsys):
     """All of it is exact before anybody trains; the network has 8 tensors."""
     compressed = [tiers_of(capsys, command) for command in COMMANDS]
@@ -55,6 +56,7 @@ def test_bytes_are_what_the_page_says(folder, capsys):
         assert ceil(parameters / 8) + 4 * 8 <= signs["up_bytes"] <= parameters / 8 + 5 * 8
 
 
+@pytest.mark.slow
 def test_the_compression_of_your_own_trains(folder):
     overrides = [shlex.split(command)[4:] for command in COMMANDS]
     scenarios = [build_scenario(loader.load(folder / "my_compression.yaml", (*SMALL, *each))) for each in overrides]

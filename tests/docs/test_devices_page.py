@@ -46,6 +46,7 @@ def test_settings_give_every_client_a_device(folder, text):
     assert (owned.online is not None) == ("availability.json" in text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_run(folder, capsys, command):
     with pytest.raises(SystemExit) as left:

@@ -14,7 +14,7 @@ def test_there_are_notebooks():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", ["notebooks", "."])
+@pytest.mark.parametrize("folder", ["notebooks", pytest.param(".", marks=pytest.mark.long)])
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, folder):
     notebook = nbformat.read(path, as_version=4)

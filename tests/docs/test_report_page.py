@@ -3,18 +3,22 @@
 import re
 import time
 
+import pytest
+
 import raysim
 from raysim.executors import in_process
 from raysim.experiment import run as experiment
 from tests.conftest import ROOT, tiny_settings
+from tests.stores import store_in
 
 PAGE = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
 (CODE,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_lines_of_python_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    settings = tiny_settings(f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    settings = tiny_settings(f"tracking.uri={store_in(tmp_path)}")
     prepared = experiment.prepare(settings, tmp_path / "runs" / "first")
     summary = experiment.run(prepared, in_process.InProcessRunner(), time.monotonic())
     capsys.readouterr()

@@ -20,6 +20,7 @@ from raysim.tracking import mlflow_observer
 from tests.cli.test_main import left_with, termination_handler  # noqa: F401
 from tests.clocked import FRAIL, MODES, QUICK
 from tests.conftest import settings_of, tiny_settings
+from tests.stores import store_in
 
 MEASURED = {"wall_s", "run_id", "output_dir", "tracking_uri", "experiment_id"}
 MEASURED_METRIC = "clock/wall_s"
@@ -111,6 +112,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_stopped_run_goes_on_to_the_same_bits(case: str, tmp_path: Path) -> None:
     """Checkpoints every second round, so that a round or two are played again."""
@@ -123,7 +125,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(case: str, tmp_path: Path) -> No
         "rounds=5",
         "checkpoint.every=2",
         "tracking.client_runs=true",
-        f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+        f"tracking.uri={store_in(tmp_path)}",
     )
     whole = played(tmp_path / "whole", settings)
     with pytest.raises(RunFailedError):
@@ -144,7 +146,7 @@ FOUR = ("rounds=4", "data.max_train_examples=150", "evaluation.max_examples=50",
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"tracking.uri=sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+    return f"tracking.uri={store_in(tmp_path_factory.mktemp('store'))}"
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +161,7 @@ def stopped(store: str, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+@pytest.mark.slow
 def test_a_torn_checkpoint_falls_back_to_the_one_before(stopped: Path, whole, capsys) -> None:
     newest = checkpoint.saved_in(stopped / "checkpoints")[-1]
     assert checkpoint.round_of(newest) == 2
@@ -169,6 +172,7 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(stopped: Path, whole, ca
     assert "going on after round 1 of 4" in told
 
 
+@pytest.mark.slow
 def test_checkpoints_that_mlflow_knows_but_are_torn_leave_no_point_twice_and_new_ones_alone(
     store: str, tmp_path: Path, whole, capsys
 ) -> None:
@@ -183,6 +187,7 @@ def test_checkpoints_that_mlflow_knows_but_are_torn_leave_no_point_twice_and_new
     assert "going on after round 2 of 4" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["missing", "cut"])
 def test_a_checkpoint_whose_record_is_lost_is_passed_over(harm: str, stopped: Path, whole, capsys) -> None:
     part = records.path_of(stopped / "rounds", 2)
@@ -196,6 +201,7 @@ def test_a_checkpoint_whose_record_is_lost_is_passed_over(harm: str, stopped: Pa
     assert "going on after round 1 of 4" in told
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_read_is_not_played_over(stopped: Path, capsys) -> None:
     newest = checkpoint.saved_in(stopped / "checkpoints")[-1]
     newest.remove()
@@ -218,6 +224,7 @@ class Untold(in_process.InProcessRunner):
         return super().final_state()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_over_tells_all_rounds_without_its_checkpoints(tmp_path: Path, whole, monkeypatch) -> None:
     store, folder = tmp_path / "mlflow.db", tmp_path / "out"
     monkeypatch.setattr(mlflow_observer, "PATIENCE_S", 0.5)
@@ -232,6 +239,7 @@ def test_a_run_that_is_over_tells_all_rounds_without_its_checkpoints(tmp_path: P
     assert newest.read() == b""
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_by_its_id_even_if_its_files_are_lost(
     stopped: Path, whole, store: str, monkeypatch, tmp_path, capsys
 ) -> None:
@@ -261,6 +269,7 @@ def test_a_finished_run_is_told_again_and_nothing_is_written(whole, capsys) -> N
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_what_a_run_is_cannot_be_changed_but_where_it_runs(stopped: Path, capsys) -> None:
     assert left_with("resume", str(stopped), "--set", "rounds=9") == 2
     assert "raysim: --set 'rounds=9' is not allowed for a run that goes on" in capsys.readouterr().err
@@ -287,6 +296,7 @@ def test_a_run_that_is_not_there_is_refused(run: str, message: str, whole, capsy
     assert "hidden" not in told
 
 
+@pytest.mark.slow
 def test_what_differs_from_before_is_said(stopped: Path, capsys) -> None:
     noted = json.loads((stopped / "run.json").read_text())
     noted["environment"]["version.torch"] = "0.4.1"
@@ -300,6 +310,7 @@ def test_what_differs_from_before_is_said(stopped: Path, capsys) -> None:
     assert "config.yaml has been edited" in told
 
 
+@pytest.mark.slow
 def test_a_run_on_other_data_is_refused(stopped: Path) -> None:
     noted = json.loads((stopped / "run.json").read_text())
     (stopped / "run.json").write_text(json.dumps(noted | {"partition_sha256": "0"}))
@@ -307,6 +318,7 @@ def test_a_run_on_other_data_is_refused(stopped: Path) -> None:
         prepare(find(str(stopped)))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_going_on_is_not_resumed(stopped: Path, whole, capsys) -> None:
     """Not even read: what was read of it would not be true any more when it is played."""
     with locked_run(str(stopped)) as first:
@@ -319,6 +331,7 @@ def test_a_run_that_is_going_on_is_not_resumed(stopped: Path, whole, capsys) -> 
     assert first_summary["rounds"] == 4
 
 
+@pytest.mark.slow
 def test_what_killed_writers_have_left_is_gone_when_a_run_goes_on(stopped: Path) -> None:
     left = stopped / "checkpoints" / ".round_000003.safetensors.0123456789ab.partial"
     left.write_bytes(b"half")
@@ -326,6 +339,7 @@ def test_what_killed_writers_have_left_is_gone_when_a_run_goes_on(stopped: Path)
         assert not left.exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_mlflow_has_as_running_elsewhere_is_warned_of(stopped: Path, store: str, capsys, tmp_path) -> None:
     run_id = json.loads((stopped / "run.json").read_text())["run_id"]
     uri = store.removeprefix("tracking.uri=")
@@ -336,6 +350,7 @@ def test_a_run_that_mlflow_has_as_running_elsewhere_is_warned_of(stopped: Path, 
         assert (f"warning: MLflow has run {run_id} as RUNNING" in capsys.readouterr().err) == warned
 
 
+@pytest.mark.slow
 def test_a_run_that_mlflow_was_not_told_to_be_finished_is_not_taken_for_it(whole, store: str, tmp_path, monkeypatch):
     """Its summary is in MLflow already, its model is not, and its files are lost."""
     uri = store.removeprefix("tracking.uri=")

@@ -31,12 +31,13 @@ from raysim.simulation import checkpoint, records
 from raysim.tracking import datasets, mlflow_writer
 from raysim.tracking.mlflow_observer import until_logged
 from tests.conftest import ROOT, tiny_settings
+from tests.stores import store_in
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("run")
-    uri = f"sqlite:///{folder}/store/mlflow.db"
+    uri = store_in(folder / "store")
     settings = tiny_settings(
         "rounds=4",
         f"tracking.uri={uri}",
@@ -52,6 +53,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory):
     return prepared, summary, client, client.get_run(summary["run_id"])
 
 
+@pytest.mark.slow
 def test_the_run_is_finished_and_described(finished) -> None:
     prepared, _, client, run = finished
     assert run.info.status == "FINISHED"
@@ -201,6 +203,7 @@ def scores_elsewhere(summary, data, folder: Path, name: str = "digits") -> float
     return float(done.stdout.split()[-1])
 
 
+@pytest.mark.slow
 def test_the_registered_model_scores_the_same_without_raysim(finished, tmp_path: Path) -> None:
     prepared, summary, client, run = finished
     (version,) = client.search_model_versions(f"run_id = '{run.info.run_id}'")
@@ -243,7 +246,7 @@ def test_a_users_model_is_loaded_without_its_code_or_with_what_travels_along(mor
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
     settings = tiny_settings(
         "rounds=1",
-        f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+        f"tracking.uri={store_in(tmp_path)}",
         f"model.name=net{len(more)}:build",
         "model.options={}",
         "method.name=fedavg",
@@ -315,11 +318,12 @@ class StoppingRunner(in_process.InProcessRunner):
                 raise self._error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "status"), [(RunFailedError(3, 5, "burnt"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
 )
 def test_an_unfinished_run_keeps_what_was_earned(error: BaseException, status: str, tmp_path: Path, capsys) -> None:
-    settings = tiny_settings("rounds=4", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    settings = tiny_settings("rounds=4", f"tracking.uri={store_in(tmp_path)}")
     prepared = experiment.prepare(settings, tmp_path / "out")
     with pytest.raises(type(error)):
         experiment.run(prepared, StoppingRunner(error), time.monotonic())
@@ -346,12 +350,13 @@ def test_an_unfinished_run_keeps_what_was_earned(error: BaseException, status: s
     observers.on_early_end(outcome_of(error))
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_made_hides_no_failure(tmp_path: Path, monkeypatch) -> None:
     def broken(*_: object) -> str:
         raise ZeroDivisionError("a figure went wrong")
 
     monkeypatch.setattr(write, "render", broken)
-    settings = tiny_settings("rounds=3", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    settings = tiny_settings("rounds=3", f"tracking.uri={store_in(tmp_path)}")
     prepared = experiment.prepare(settings, tmp_path / "out")
     with pytest.raises(RunFailedError, match="burnt"):
         experiment.run(prepared, StoppingRunner(RunFailedError(3, 5, "burnt")), time.monotonic())
@@ -359,9 +364,10 @@ def test_a_report_that_cannot_be_made_hides_no_failure(tmp_path: Path, monkeypat
     assert MlflowClient(prepared.tracker.uri).get_run(prepared.tracker.run_id).info.status == "FAILED"
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_write_its_files_is_failed_not_running(tmp_path: Path) -> None:
     """Its file is in the way first when the run has been created in MLflow, then from the beginning."""
-    settings = tiny_settings(f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    settings = tiny_settings(f"tracking.uri={store_in(tmp_path)}")
     prepared = experiment.prepare(settings, tmp_path / "out")
     file, create = tmp_path / "out" / "run.json", prepared.tracker.create
     object.__setattr__(prepared.tracker, "create", lambda *given: (create(*given), file.unlink(), file.mkdir()))
@@ -376,8 +382,9 @@ def test_a_run_that_cannot_write_its_files_is_failed_not_running(tmp_path: Path)
     assert len(client.search_runs([prepared.tracker.experiment_id])) == 1
 
 
+@pytest.mark.slow
 def test_results_that_cannot_be_kept_are_a_failed_run_that_goes_on(tmp_path: Path) -> None:
-    settings = tiny_settings("rounds=2", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    settings = tiny_settings("rounds=2", f"tracking.uri={store_in(tmp_path)}")
     prepared = experiment.prepare(settings, tmp_path / "out")
     in_the_way = tmp_path / "out" / "model.safetensors"
     (in_the_way / "x").mkdir(parents=True)
@@ -391,6 +398,7 @@ def test_results_that_cannot_be_kept_are_a_failed_run_that_goes_on(tmp_path: Pat
     assert MlflowClient(prepared.tracker.uri).get_run(summary["run_id"]).info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_a_store_that_is_gone_when_the_run_begins_is_a_setting_and_leaves_a_way_on(tmp_path: Path) -> None:
     """It is gone before the run is made, then after: in MLflow there is one run in the end, described whole."""
     store, folder = tmp_path / "mlflow.db", tmp_path / "out"
@@ -430,6 +438,7 @@ def test_a_store_that_is_gone_when_the_run_begins_is_a_setting_and_leaves_a_way_
     assert run.data.tags["partition_sha256"] == noted["partition_sha256"]
 
 
+@pytest.mark.slow
 def test_a_description_can_be_sent_again(tmp_path: Path) -> None:
     """What was told stays; what is missing is added."""
     tracker = mlflow_writer.MlflowWriter(f"sqlite:///{tmp_path}/mlflow.db", "digits")
@@ -442,6 +451,7 @@ def test_a_description_can_be_sent_again(tmp_path: Path) -> None:
     assert len(run.inputs.dataset_inputs) == 1
 
 
+@pytest.mark.slow
 def test_only_what_mlflow_does_not_take_is_repeated() -> None:
     def lost_file() -> None:
         calls.append("file")

@@ -14,6 +14,7 @@ from raysim.analysis.comparison.curves import Curve
 from raysim.cli import main as cli
 from raysim.config import loader
 from tests.conftest import CONFIGS, ROOT, TINY
+from tests.stores import store_in
 
 SPECIFICATION = importlib.util.spec_from_file_location("time_to_accuracy", ROOT / "jobs" / "time_to_accuracy.py")
 JOB = importlib.util.module_from_spec(SPECIFICATION)
@@ -36,7 +37,7 @@ def left_with(folder, *options) -> int:
     asked = {"comparison": "comparison.yaml", "target": 0.05, "modes": MODES}
     (folder / "modes.yaml").write_text(yaml.safe_dump(asked, sort_keys=False), encoding="utf-8")
     handler = signal.getsignal(signal.SIGTERM)
-    store = ("--set", f"tracking.uri=sqlite:///{folder}/store/mlflow.db")
+    store = ("--set", f"tracking.uri={store_in(folder / 'store')}")
     with pytest.raises(SystemExit) as left:
         cli.main(
             [str(folder / "modes.yaml"), *store, "--output", str(folder / "out"), *options],
@@ -53,6 +54,7 @@ def drawn(tmp_path_factory) -> SimpleNamespace:
     return SimpleNamespace(code=left_with(folder), folder=folder, out=folder / "out")
 
 
+@pytest.mark.slow
 def test_every_mode_and_method_has_a_row_with_what_its_records_say(drawn):
     assert drawn.code == 0
     rows = (drawn.out / "time_to_accuracy.md").read_text(encoding="utf-8").splitlines()[2:]
@@ -66,6 +68,7 @@ def test_every_mode_and_method_has_a_row_with_what_its_records_say(drawn):
     assert rows[2].split(" | ")[2:5] == told
 
 
+@pytest.mark.slow
 def test_the_figure_is_drawn_again_from_what_is_there(drawn):
     picture = drawn.out / "time_to_accuracy.png"
     before = image.imread(picture)

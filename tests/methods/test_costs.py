@@ -54,6 +54,7 @@ def played(scenario: Scenario, rounds: int = 1):
     return state, reports
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["magnitude", "scaffold", "ca-hfp", "fisher"])
 def test_submodels_travel_both_ways_and_scaffold_twice(name: str) -> None:
     scenario = small_scenario(name)
@@ -155,6 +156,7 @@ def test_feddst_sends_no_mask_where_it_did_not_move() -> None:
     assert set((second.clients["up_bytes"] - second.clients["down_bytes"]).tolist()) == {0}
 
 
+@pytest.mark.slow
 def test_prunefl_uploads_squares_when_due_where_everybody_takes_part_and_always_elsewhere() -> None:
     options = "method.options={reconfigure_rounds: 2, initial_rounds: 1}"
     for clients, expected in ((5, [0, 4 * PARAMETERS]), (4, [4 * PARAMETERS, 4 * PARAMETERS])):

@@ -39,6 +39,7 @@ def one_round(estimator: str):
     return scenario, state, cohort, masks, alone, report
 
 
+@pytest.mark.slow
 def test_variation_is_the_specifications_formula() -> None:
     scenario, state, cohort, masks, alone, report = one_round("variation")
     workload, local = scenario.workload, scenario.workload.local
@@ -61,6 +62,7 @@ def test_variation_is_the_specifications_formula() -> None:
         assert torch.equal(memory[f"curvature_seen/{key}"].expand(current.shape), share > 0)
 
 
+@pytest.mark.slow
 def test_fisher_averages_the_holders_channel_sums() -> None:
     scenario, _, cohort, masks, alone, report = one_round("fisher")
     memory = ESTIMATORS["fisher"].update({}, report)
@@ -72,6 +74,7 @@ def test_fisher_averages_the_holders_channel_sums() -> None:
         assert bool(memory["seen"][unit]) == bool(holders)
 
 
+@pytest.mark.slow
 def test_fisher_clients_report_their_gradients_at_the_rounds_start_weights() -> None:
     scenario, state, cohort, masks, alone, _ = one_round("fisher")
     workload = scenario.workload
@@ -98,6 +101,7 @@ def test_fisher_clients_report_their_gradients_at_the_rounds_start_weights() -> 
     np.testing.assert_allclose(alone[0].channel_sums[0], np.stack([first, second]), rtol=1e-4, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_what_nobody_held_keeps_its_estimate(estimator: str) -> None:
     *_, report = one_round(estimator)

@@ -118,6 +118,7 @@ def test_without_stragglers_everybody_trains_all_epochs() -> None:
     assert plan_round(scenario).cohort.epochs.tolist() == [3] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fill", "option"),
     [
@@ -146,6 +147,7 @@ def test_random_submodels_are_trained_and_filled(name: str, fill: str, option: t
     assert len({mask.kept.tobytes() for mask in drawn}) >= 6, "fresh channels per client and round"
 
 
+@pytest.mark.slow
 def test_magnitude_keeps_the_largest_filters() -> None:
     scenario = small_scenario("magnitude")
     plan = scenario.workload.plan
@@ -159,6 +161,7 @@ def test_magnitude_keeps_the_largest_filters() -> None:
     agree(scenario, play, rounds=3)
 
 
+@pytest.mark.slow
 def test_a_refresh_every_second_round_repeats_the_ranking() -> None:
     scenario, norms = small_scenario("magnitude", "method.refresh_rounds=2"), {}
     plan = scenario.workload.plan
@@ -174,6 +177,7 @@ def test_a_refresh_every_second_round_repeats_the_ranking() -> None:
     agree(scenario, play, rounds=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["heterofl", "fedrolex"])
 def test_heterofl_and_fedrolex_scale_mask_classes_and_average_over_holders(name: str) -> None:
     scenario = small_scenario(name)
@@ -224,6 +228,7 @@ def test_the_levels_are_those_that_fit() -> None:
         assert set(plan_round(scenario).cohort.keep_ratios) == {(1 / 16, 1 / 4, 1 / 2, 1.0)[tier]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["proximal", "scaffold"])
 def test_an_objective_of_weight_zero_or_in_round_one_is_plain(objective: str) -> None:
     option = {"proximal": "method.proximal_mu=0.0", "scaffold": "method.fill=global"}[objective]

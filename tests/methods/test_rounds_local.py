@@ -29,6 +29,7 @@ from tests.methods.slow_rounds import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distill", [False, True])
 def test_fjord_trains_each_step_at_its_own_width(distill: bool) -> None:
     """A step's gradient is that of the model times the mask of its width; momentum goes on in between."""
@@ -65,6 +66,7 @@ def test_fjord_trains_each_step_at_its_own_width(distill: bool) -> None:
     assert 0 < sum(narrow_steps) < len(narrow_steps)
 
 
+@pytest.mark.slow
 def test_fedmp_plays_a_bandit_per_client() -> None:
     """Discounted upper confidence bounds over a tree of intervals of [0, 0.9], split where they were played."""
     options = "method.options={discount: 0.8, leaf_width: 0.4}"
@@ -117,6 +119,7 @@ def test_fedmp_plays_a_bandit_per_client() -> None:
     assert len(chosen_later) >= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["plain", "proximal"])
 def test_dapperfl_fuses_prunes_and_goes_on(objective: str) -> None:
     """One epoch on the full model, fuse, prune by l1, the other epochs; the features' norm is in the loss."""
@@ -149,6 +152,7 @@ def test_dapperfl_fuses_prunes_and_goes_on(objective: str) -> None:
     agree(scenario, play)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_scaffold_corrects_by_control_variates(momentum: float) -> None:
     """Option II: c_k <- c_k - c + (x - y) / (rate a), a the steps that momentum makes of a constant gradient."""

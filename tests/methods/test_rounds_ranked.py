@@ -24,6 +24,7 @@ from tests.methods.slow_rounds import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "estimator", "form", "overrides"),
     [
@@ -80,6 +81,7 @@ def test_channels_are_ranked_by_what_clients_report(
     assert any(stuck) == ("method.hysteresis=50.0" in overrides), "the bonus decides at least once"
 
 
+@pytest.mark.slow
 def test_hutchinson_ranks_by_products_with_the_hessian() -> None:
     """The diagonal from v (H v), the whole Hessian written out one row at a time."""
     given = ("method.estimator=hutchinson", "method.hutchinson_draws=3", "method.warmup_rounds=1")
@@ -143,6 +145,7 @@ def hutchinson(
     return named(gradient), named(diagonal)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["global", "global-per-flop"])
 def test_masks_across_groups_keep_as_many_channels_and_one_of_each_group(rule: str) -> None:
     scenario = small_scenario("ca-hfp", f"method.mask={rule}", "method.warmup_rounds=1", "training.epochs=1")
@@ -192,6 +195,7 @@ def random_scores_across(scenario: Scenario, params: Params, round: int, across)
     return kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["curvature", "exact"])
 def test_coverage_aware_masks_drop_the_cheapest_pair_until_budgets_are_met(form: str) -> None:
     given = ("method.warmup_rounds=1", "training.epochs=1", f"method.score={form}")

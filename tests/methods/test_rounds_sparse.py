@@ -45,6 +45,7 @@ def only(params: Params, chosen: set[tuple[str, int]], keys: tuple[str, ...] = W
     return held
 
 
+@pytest.mark.slow
 def test_prunefl_reconfigures_for_squared_gradient_per_second() -> None:
     options = "method.options={reconfigure_rounds: 2, initial_rounds: 4}"
     slow = ("population.tiers.1.step_overhead_s=0.2", "training.learning_rate=0.05")
@@ -116,6 +117,7 @@ def test_prunefl_reconfigures_for_squared_gradient_per_second() -> None:
     assert len(set(densities)) > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "training"),
     [
@@ -201,6 +203,7 @@ def pruned_and_regrown(weight: torch.Tensor, gradient: torch.Tensor, held: torch
     return torch.tensor([p in {*stay, *grown} for p in range(held.numel())]).view(held.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

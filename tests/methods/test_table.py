@@ -88,6 +88,7 @@ def params_with(*overrides: str) -> str:
     return tensors.digest(state_after(scenario, 6).params)
 
 
+@pytest.mark.slow
 def test_masks_are_random_per_client_in_the_warm_up_and_shared_after_it() -> None:
     scenario = build_scenario(tiny_settings("method.warmup_rounds=2"))
     state = state_after(scenario, 2)
@@ -100,6 +101,7 @@ def test_masks_are_random_per_client_in_the_warm_up_and_shared_after_it() -> Non
     np.testing.assert_array_equal(ranked, FORMS["robust"].combine(sums[0], sums[1]))
 
 
+@pytest.mark.slow
 def test_the_ranking_is_refreshed_only_when_due() -> None:
     scenario = build_scenario(tiny_settings("method.warmup_rounds=1", "method.refresh_rounds=3"))
     state, executor, rankings = initial_state(scenario), InProcessExecutor(scenario.workload), {}

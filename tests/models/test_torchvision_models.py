@@ -40,7 +40,7 @@ def on_meta(name: str, shape: tuple[int, ...]) -> nn.Module:
         return torchvision_models.build(f"torchvision/{name}", {}, shape, 7)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in SMALLEST])
 def test_every_classification_model_runs_forward_and_backward(name, monkeypatch):
     monkeypatch.setattr(torchvision_models, "problem_of", lambda *_: None)  # the step below shows it
@@ -52,6 +52,7 @@ def test_every_classification_model_runs_forward_and_backward(name, monkeypatch)
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SMALLEST]
 )
@@ -76,6 +77,7 @@ def last_map(name: str, pixels: int) -> int:
     return torchvision_models._halvings(model, (pixels, pixels))[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -88,6 +90,7 @@ def test_small_images_leave_a_last_map_of_4_x_4_where_two_steps_are_enough(name)
     assert last_map(name, 64) == 2
 
 
+@pytest.mark.slow
 def test_a_resnet_for_small_images_has_the_usual_stem():
     small = build("resnet18")
     assert (small.conv1.kernel_size, small.conv1.stride, small.conv1.padding) == ((3, 3), (1, 1), (1, 1))
@@ -113,6 +116,7 @@ def test_from_64_pixels_on_a_model_is_torchvisions_own():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pixels", "patch"), [(8, 2), (28, 4), (32, 8), (48, 8), (64, 16), (224, 16)])
 def test_a_vision_transformers_patches_shrink_with_the_images(pixels, patch):
     model = on_meta("vit_b_16", (1, pixels, pixels))
@@ -141,6 +145,7 @@ def test_options_are_the_builders_keyword_arguments():
         build("googlenet", aux_logits=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "pixels", "smallest"),
     [

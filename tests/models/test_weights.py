@@ -40,6 +40,7 @@ def test_a_classifier_for_other_classes_keeps_fresh_values(tmp_path):
     assert not torch.equal(model[1].weight, fresh[1].weight)
 
 
+@pytest.mark.slow
 def test_an_adapted_first_convolution_keeps_fresh_values(tmp_path):
     published = zoo.build("torchvision/resnet18", {}, (3, 64, 64), 1000, 1)
     path = saved(tmp_path / "w.pth", published.state_dict())

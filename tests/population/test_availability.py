@@ -94,6 +94,7 @@ def test_as_many_are_online_as_the_availability_says(availability):
         assert is_online(devices, clients, hour * HOUR, 0).mean() == pytest.approx(availability, abs=0.015)
 
 
+@pytest.mark.slow
 def test_the_share_of_hours_online_follows_the_clients_own_sine():
     days, clients = 400, np.arange(20)
     devices = alike(20, availability=0.5, availability_swing=0.5)

@@ -56,6 +56,7 @@ def test_a_channel_none_of_whose_weights_is_sent_back_is_not_trained(tiny_scenar
     assert table["clients"][units.stop :].tolist() == [2] * (plan.num_units - group.size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "mode"),
     [("fedavg", "sync"), ("random", "deadline"), ("ca-hfp", "async"), ("dapperfl", "sync"), ("prunefl", "sync")],

@@ -94,6 +94,7 @@ def test_what_is_remembered_under_other_names_stays() -> None:
     assert torch.equal(memory[3]["variate/w"], torch.full((2,), 7.0))
 
 
+@pytest.mark.slow
 def test_exploration_is_remembered_beside_control_variates() -> None:
     everybody = ("method.objective=scaffold", "selection.clients_per_round=6")
     state = state_after(build_scenario(settings_of("autoflip", *everybody)), 2)

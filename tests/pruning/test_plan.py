@@ -39,6 +39,7 @@ def test_a_submodel_is_cut_trained_and_put_back_without_an_experiment(case: CASE
     assert all(torch.equal(tensor, again[key]) for key, tensor in submodel.state_dict().items())
 
 
+@pytest.mark.slow
 def test_what_is_needed_to_cut_imports_neither_ray_nor_the_tracer(case: CASE, tmp_path) -> None:
     case[1].save(tmp_path / "plan.json")
     code = (

@@ -12,6 +12,7 @@ from raysim.pruning.step_limit import StepCounter, StepLimitError
 from tests.oracles import BranchNet
 
 
+@pytest.mark.slow
 def test_a_search_that_never_ends_is_ended_with_the_layer_and_the_reason() -> None:
     swin = torchvision.models.swin_t(num_classes=10)
     with pytest.raises(UntraceableError, match=r"cannot be traced at layer 'features.*': its reshapes repeat"):

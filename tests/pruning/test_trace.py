@@ -28,6 +28,7 @@ def parameters_at(name: str, keep_ratio: float) -> int:
     return sum(parameter.numel() for parameter in submodel.extract(model, plan, mask).parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keep_ratio", "millions"), [(1.0, 15.120), (0.75, 8.615), (0.5, 3.950), (0.25, 1.123), (0.1, 0.314)]
 )
@@ -35,6 +36,7 @@ def test_vgg16_has_the_published_sizes(keep_ratio: float, millions: float) -> No
     assert round(parameters_at("vgg16", keep_ratio) / 1e6, 3) == millions
 
 
+@pytest.mark.slow
 def test_resnet32_has_the_published_size_and_keeps_its_residual_stream() -> None:
     assert parameters_at("resnet32", 1.0) == 466_906
     model, plan = traced("resnet32")

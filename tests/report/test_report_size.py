@@ -112,7 +112,7 @@ def write_channels(folder: Path, rng: np.random.Generator) -> None:
     records.write_all(tables, folder / "channels.parquet")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_report_of_ten_thousand_clients_in_two_hundred_rounds_is_small_and_quick(folder):
     assert pq.read_metadata(folder / "clients.parquet").num_rows == CLIENTS * ROUNDS
     done = subprocess.run([sys.executable, "-c", MEASURING, str(folder)], capture_output=True, text=True, check=False)

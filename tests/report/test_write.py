@@ -26,6 +26,7 @@ from raysim.simulation import records
 from tests.clocked import FRAIL, MODES, QUICK
 from tests.conftest import ROOT, settings_of
 from tests.reports import SECTIONS, Page, decoded
+from tests.stores import store_in
 
 LOST = ("rounds=3", "clock.deadline_s=0.6", "evaluation.targets=[0.01,0.999]", "diagnostics.every=2")
 
@@ -42,7 +43,7 @@ def termination_handler() -> Iterator[None]:
 def run(tmp_path_factory) -> SimpleNamespace:
     """Three rounds with a deadline, frail devices and a diagnosis."""
     folder = tmp_path_factory.mktemp("reported")
-    uri = f"sqlite:///{folder}/mlflow.db"
+    uri = store_in(folder)
     settings = settings_of("ca-hfp", *QUICK, *MODES["deadline"], *FRAIL, *LOST, f"tracking.uri={uri}")
     prepared = experiment.prepare(settings, folder / "out")
     summary = experiment.run(prepared, in_process.InProcessRunner(), time.monotonic())
@@ -71,6 +72,7 @@ def reported(capsys, *parts: object) -> str:
     return captured.out.removeprefix("report: ").rstrip("\n")
 
 
+@pytest.mark.slow
 def test_a_run_writes_a_report_with_every_section_and_uploads_it(run):
     assert run.page.sections == SECTIONS
     names = {item.path for item in MlflowClient(run.uri).list_artifacts(run.summary["run_id"])}
@@ -193,6 +195,7 @@ def test_the_settings_and_versions_are_told(run):
     assert "version.torch" in run.page.words["config"]
 
 
+@pytest.mark.slow
 def test_the_report_is_written_anew_from_folder_or_artifacts(run, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first = Path(reported(capsys, run.folder, "--output", tmp_path / "a.html"))
@@ -201,6 +204,7 @@ def test_the_report_is_written_anew_from_folder_or_artifacts(run, capsys, tmp_pa
     assert first.read_text() == again.read_text() == run.page.html
 
 
+@pytest.mark.slow
 def test_the_pages_commands_run(run, capsys, tmp_path, monkeypatch):
     """Its runs are those of this module: the one above, and one of FedAvg on the same data."""
     page_text = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
@@ -225,6 +229,7 @@ def test_the_pages_commands_run(run, capsys, tmp_path, monkeypatch):
     reported(capsys, *commands[3][2:])
 
 
+@pytest.mark.slow
 def test_a_run_of_long_ago_lacks_parts_and_says_so(run, capsys, tmp_path):
     """It has no counts of channels, no table of its partition, and some columns less."""
     old = tmp_path / "old"
@@ -236,6 +241,7 @@ def test_a_run_of_long_ago_lacks_parts_and_says_so(run, capsys, tmp_path):
     assert any(tag == "img" and value.startswith("data:image/png") for tag, name, value in told.attributes)
 
 
+@pytest.mark.slow
 def test_a_run_that_has_not_finished_is_told_so_far(run, capsys, tmp_path):
     going_on = tmp_path / "going on"
     shutil.copytree(run.folder, going_on, ignore=shutil.ignore_patterns("*.parquet", "summary.json", "*.html"))
@@ -269,6 +275,7 @@ def tracked(folder: Path, uri: str) -> str:
     return run_id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "told", "how"),
     [
@@ -289,6 +296,7 @@ def test_a_summary_tells_whether_a_run_has_ended_as_it_should(run, capsys, tmp_p
     assert ("This run" in words) == bool(how)
 
 
+@pytest.mark.slow
 def test_what_is_no_run_or_has_no_round_is_refused(run, capsys, tmp_path):
     assert "RUN='" in refusal(capsys, tmp_path / "nothing")
     nobody = "0" * 32
@@ -321,6 +329,7 @@ def without(column: str) -> Callable[[bytes], bytes]:
     return dropped
 
 
+@pytest.mark.slow
 def test_damaged_records_are_one_clear_message_of_every_command(run, capsys, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(run.folder, damaged, ignore=shutil.ignore_patterns("checkpoints"))
@@ -348,11 +357,12 @@ def test_damaged_records_are_one_clear_message_of_every_command(run, capsys, tmp
         (damaged / name).write_bytes(whole)
 
 
+@pytest.mark.slow
 def test_a_report_that_fails_leaves_a_finished_run_and_is_said(tmp_path, monkeypatch, capsys):
     def broken(*_: object) -> str:
         raise ZeroDivisionError("a figure went wrong")
 
-    settings = settings_of("fedavg", *QUICK, "rounds=1", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    settings = settings_of("fedavg", *QUICK, "rounds=1", f"tracking.uri={store_in(tmp_path)}")
     with monkeypatch.context() as patched:
         patched.setattr(write, "render", broken)
         prepared = experiment.prepare(settings, tmp_path / "out")

@@ -133,12 +133,14 @@ def test_every_client_is_drawn_equally_often(name):
     assert chi_square(counts, np.full(10, 1200.0)) < 27.9  # 9 degrees of freedom, 1 in 1000
 
 
+@pytest.mark.slow
 def test_by_examples_draws_in_proportion_to_the_rows():
     examples = np.array([10, 20, 30, 40, 100, 200])
     counts = counts_of("by-examples", 6000, 6, 1, examples=examples)
     assert chi_square(counts, 6000 * examples / examples.sum()) < 20.5  # 5 degrees of freedom, 1 in 1000
 
 
+@pytest.mark.slow
 def test_by_examples_draws_pairs_as_successive_draws_would():
     examples = np.array([1, 2, 3])
     counts = counts_of("by-examples", 6000, 3, 2, examples=examples)

@@ -60,6 +60,7 @@ def test_steps_are_those_of_a_loop_over_entries_and_wait_where_nobody_trained(ki
     }[kind]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sgd", "momentum", "adam", "yogi"])
 def test_law_4_a_server_optimizer_moves_neither_values_nor_moments_that_nobody_covers(kind: str) -> None:
     overrides = ("method.name=heterofl", f"server.optimizer={kind}", "server.learning_rate=0.1")
@@ -83,6 +84,7 @@ def test_law_4_a_server_optimizer_moves_neither_values_nor_moments_that_nobody_c
     assert bool(remembered) == (kind != "sgd")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["random", "feddropout", "ca-hfp+"])
 def test_with_pruned_cohorts_momentum_follows_the_aggregate(method: str) -> None:
     """FedAvgM by hand: v <- 0.9 v + (aggregate - w), w <- w + 0.5 v, where somebody trained."""

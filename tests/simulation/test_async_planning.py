@@ -48,6 +48,7 @@ def as_rows(ended: list[AtWork], unfinished: bool = False) -> list[tuple]:
     return sorted((one.client, one.version, outcome[one.drops_out and not unfinished]) for one in ended)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure_rate", [0.0, 0.4])
 @pytest.mark.parametrize("case", CASES)
 def test_who_ends_up_in_each_buffer_and_when_it_is_full(case: str, failure_rate: float) -> None:
@@ -87,6 +88,7 @@ def test_the_cases_differ_in_what_they_are_about() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure_rate", [0.0, 0.4])
 def test_nobody_is_twice_at_work_and_nobody_starts_twice_from_one_version(failure_rate: float) -> None:
     for case in CASES:
@@ -121,6 +123,7 @@ def test_a_buffer_that_cannot_be_filled_is_taken_as_it_is_after_the_seconds_of_a
     assert reports[-1].totals.empty_rounds == sum(not buffer.counted for buffer in expected[:3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 2.0])
 def test_parameters_after_three_buffers_are_those_of_a_slow_recomputation(exponent: float) -> None:
     """W + sum n_k s_k m_k D_k / sum n_k, D_k trained from the version the client received, s_k = (1 + age)^-a."""
@@ -147,6 +150,7 @@ def test_parameters_after_three_buffers_are_those_of_a_slow_recomputation(expone
     assert {0, 1} < set(ages)
 
 
+@pytest.mark.slow
 def test_stale_updates_count_for_less() -> None:
     digests = set()
     for exponent in (0.0, 0.5, 3.0):
@@ -190,6 +194,7 @@ def test_what_ends_while_the_server_is_busy_is_heard_when_it_is_done() -> None:
         assert report.round_s == pytest.approx(100.0, rel=1e-9), "all are there when it looks again"
 
 
+@pytest.mark.slow
 def test_unfinished_work_is_in_the_table_of_the_last_round_and_paid_for() -> None:
     scenario = clocked("magnitude", "async", *POPULATION, *FRAIL, "clock.concurrency=6", "clock.server_s=0.0")
     state, reports = played(scenario)
@@ -256,6 +261,7 @@ def test_a_population_that_is_all_away_is_asked_in_few_draws(monkeypatch) -> Non
 ALLOWED = [name for name in METHODS if name not in ONE_VERSION]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALLOWED)
 def test_methods_that_bear_several_versions_learn_from_them(name: str) -> None:
     scenario = clocked(name, "async", "clock.server_s=0.0")

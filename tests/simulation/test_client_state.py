@@ -119,6 +119,7 @@ def test_a_changed_reference_is_noticed(tmp_path: Path) -> None:
         checkpoint.load(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["scaffold", "autoflip"])
 def test_going_on_from_the_checkpoint_of_round_2_is_the_uninterrupted_run(tmp_path: Path, method: str) -> None:
     """Law 11 for memory of single clients; the run in between keeps three checkpoints."""
@@ -139,6 +140,7 @@ def test_going_on_from_the_checkpoint_of_round_2_is_the_uninterrupted_run(tmp_pa
     }
 
 
+@pytest.mark.slow
 def test_in_memory_and_on_disk_give_the_same_rounds(tmp_path: Path) -> None:
     scenario = build_scenario(settings_of("scaffold"))
     executor, digests = InProcessExecutor(scenario.workload), []

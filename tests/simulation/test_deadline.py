@@ -23,6 +23,7 @@ def test_the_least_seconds_are_those_of_the_clock_where_nothing_varies():
     assert least_seconds(scenario, work.cohort) == pytest.approx(work.timing.total_s, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_deadline_before_the_fastest_is_refused_and_one_after_it_is_not():
     scenario = build_scenario(tiny_settings("clock.deadline_s=100.0", *BY_DEADLINE))
     fastest_s = float(least_seconds(scenario, cohort_of(scenario, np.arange(6), 1)).min())
@@ -31,6 +32,7 @@ def test_a_deadline_before_the_fastest_is_refused_and_one_after_it_is_not():
         build_scenario(tiny_settings(f"clock.deadline_s={0.999 * fastest_s}", *BY_DEADLINE))
 
 
+@pytest.mark.slow
 def test_lucky_rounds_and_partial_work_are_thought_of():
     steady = build_scenario(settings_of("dapperfl", "training.epochs=4", "clock.deadline_s=100.0", *BY_DEADLINE))
     fastest_s = float(least_seconds(steady, cohort_of(steady, np.arange(6), 1)).min())

@@ -54,6 +54,7 @@ def subject() -> Subject:
     return diagnostics._subject(scenario, state, cohort, masks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
@@ -75,6 +76,7 @@ def test_training_does_not_notice(method) -> None:
     assert not any(report.diagnostics for report in none)
 
 
+@pytest.mark.slow
 def test_estimates_of_the_method_are_held_against_the_same_measurements() -> None:
     _, (first, second) = played("method.estimator=variation", "diagnostics.every=1")
     assert set(first.diagnostics) == ALWAYS
@@ -90,6 +92,7 @@ def test_dense_clients_make_no_error() -> None:
     assert report.diagnostics["bound_printed"] == report.diagnostics["bound_lemma1"]
 
 
+@pytest.mark.slow
 def test_all_diagnostics_and_all_tiers_are_recorded() -> None:
     tier = "{{name: t{0}, share: {1}, keep_ratio: 0.5, flops_per_s: 1.0, down_bytes_per_s: 1.0, up_bytes_per_s: 1.0}}"
     tiers = ", ".join(tier.format(k, 1 / 12) for k in range(12))
@@ -216,6 +219,7 @@ def test_steps_and_bounds_are_the_theorems() -> None:
     assert lemma == pytest.approx(common + 12 * L / eta * 0.2)
 
 
+@pytest.mark.slow
 def test_churn_compares_with_the_next_rounds_masks() -> None:
     _, (report,) = played("method.name=fedrolex", "diagnostics.every=1", rounds=1)
     scenario = build_scenario(tiny_settings(*SMALL, "method.name=fedrolex"))

@@ -52,6 +52,7 @@ def predicted(scenario):
     return scenario.budget.needs(population.devices, np.arange(size), population.train.counts, 1, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -91,6 +92,7 @@ def test_the_ladder_is_counted_when_the_scenario_is_built(monkeypatch):
         clocked(scenario, keep_ratio)
 
 
+@pytest.mark.slow
 def test_training_memory_is_that_of_the_submodel_counted_by_hand(tiny_scenario):
     scenario = build_scenario(settings_of("magnitude", *SOLVED))
     weights = [1 * 9 * 2 + 2, 2 * 9 * 4 + 4, 4 * 16 * 8 + 8, 8 * 10 + 10]  # at keep ratio 1/2
@@ -98,6 +100,7 @@ def test_training_memory_is_that_of_the_submodel_counted_by_hand(tiny_scenario):
     assert scenario.budget.ladder.state_bytes[half] == 4 * sum(weights) * 3  # SGD with momentum
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "copies"),
     [(("training.momentum=0.0",), 2), ((), 3), (("training.optimizer=adam", "training.learning_rate=0.001"), 4)],
@@ -192,6 +195,7 @@ def test_a_device_below_the_narrowest_level_takes_no_part_under_solved_budgets(n
     assert cohort_of(by_tier, np.arange(6), round=1).keep_ratios.min() == 1 / 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -216,6 +220,7 @@ def test_budgets_that_nobody_meets_are_refused(overrides, message):
     assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_deadline_that_is_asked_for_is_enough():
     with pytest.raises(SettingError, match="allowed: ") as error:
         build_scenario(tiny_settings("budget.rule=solved", "budget.deadline_s=1e-3"))

@@ -23,6 +23,7 @@ def played(scenario: Scenario, folder: Path) -> list[RoundReport]:
     return [report for _, report in rounds]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [(name,) for name in METHODS] + [("ca-hfp", "method.estimator=variation", "method.warmup_rounds=1")],
@@ -37,6 +38,7 @@ def test_the_forecast_is_what_a_run_spends(tmp_path, overrides):
     assert min(predicted["simulated_s"], predicted["up_bytes"], predicted["train_flops"]) > 0
 
 
+@pytest.mark.slow
 def test_the_rows_of_the_tiers_are_what_their_clients_spend(tmp_path):
     scenario = build_scenario(tiny_settings(MORE))
     reports = played(scenario, tmp_path)

@@ -62,6 +62,7 @@ def test_dormant_channels_are_silent_until_somebody_has_trained_them() -> None:
     assert sizes[-1] > sizes[0]
 
 
+@pytest.mark.slow
 def test_nothing_is_silent_where_it_is_not_asked_for_and_training_is_the_same() -> None:
     loud, silent = (
         play(small_scenario("ca-hfp", *NARROW, f"method.silent_dormant={asked}"), 2) for asked in ("false", "true")
@@ -134,6 +135,7 @@ def test_batch_normalization_averages_running_statistics_over_clients() -> None:
         torch.testing.assert_close(state.params[key].double(), expected[key], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fedavg", "magnitude"])
 def test_group_normalization_leaves_no_running_statistics(method: str) -> None:
     given = ("model.name=resnet32", "model.options={}", "method.normalization=group", "population.clients=2")

@@ -15,6 +15,7 @@ from raysim.simulation.scenario import StopRules
 from raysim.simulation.state import Reached, RoundReport, Totals, targets_of
 from tests.cli.test_main import arguments, left_with
 from tests.clocked import FRAIL, MODES, clocked, played
+from tests.stores import store_in
 
 SPENT = {
     "simulated_s": lambda totals: totals.simulated_s,
@@ -27,6 +28,7 @@ def scored_rounds(reports: list[RoundReport]) -> list[int]:
     return [report.round for report in reports if report.score is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("quantity", SPENT)
 def test_a_run_ends_with_the_round_in_which_enough_is_spent(quantity: str, mode: str) -> None:
@@ -50,6 +52,7 @@ def test_a_run_ends_with_the_round_in_which_enough_is_spent(quantity: str, mode:
         assert (predicted["rounds"], predicted["simulated_s"]) == (rounds, state.totals.simulated_s)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_a_run_ends_with_the_round_that_reaches_an_accuracy(mode: str) -> None:
     scenario = clocked("fedavg", mode, "rounds=8", "training.learning_rate=0.5")
@@ -64,6 +67,7 @@ def test_a_run_ends_with_the_round_that_reaches_an_accuracy(mode: str) -> None:
     assert not forecast(stopping)["exact"], "when it is reached depends on what is learned"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sync", "over-selection", "async"])
 def test_a_target_tells_what_had_been_spent_when_it_was_first_reached(mode: str) -> None:
     scenario = clocked("fedavg", mode, *FRAIL, "rounds=8", "training.learning_rate=0.05")
@@ -124,12 +128,13 @@ def test_money_and_co2_of_2_kwh_on_devices_and_half_an_hour_of_a_cluster(prices,
     assert costs_of(prices, 7.2e6, 1800.0) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_runs_summary_tells_costs_fates_targets_and_why_it_was_short(tmp_path, capsys) -> None:
     folder = tmp_path / "run"
     overrides = [
         "rounds=5", "stop.simulated_s=0.1", "evaluation.targets=[0.01, 1.0]", "costs.price_per_kwh=0.4",
         "costs.carbon_g_per_kwh=380", "costs.cluster_watts=150", "clock.mode=async", "clock.buffer_size=2",
-        "data.max_train_examples=150", "evaluation.max_examples=50", f"tracking.uri=sqlite:///{tmp_path}/x.db",
+        "data.max_train_examples=150", "evaluation.max_examples=50", f"tracking.uri={store_in(tmp_path, 'x.db')}",
         *(f"population.tiers.{tier}.{figure}" for tier in range(4)
           for figure in ("train_watts=4.0", "radio_j_per_byte=1e-6", "failure_rate=0.3")),
     ]  # fmt: skip

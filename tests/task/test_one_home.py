@@ -4,6 +4,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 
 LOSSES = {"cross_entropy", "nll_loss", "mse_loss", "binary_cross_entropy_with_logits", "CrossEntropyLoss", "NLLLoss"}
@@ -45,11 +47,13 @@ def greatest_outputs(tree: ast.Module) -> Iterator[int]:
                 yield node.lineno
 
 
+@pytest.mark.slow
 def test_losses_and_greatest_outputs_are_found_in_the_task_alone():
     found = {name for name, tree in modules() if LOSSES & set(names_in(tree)) or list(greatest_outputs(tree))}
     assert found == {"task/classification.py"}
 
 
+@pytest.mark.slow
 def test_classes_are_counted_where_they_are_meant():
     found = {name for name, tree in modules() if "num_classes" in names_in(tree)}
     others = {name for name in found if Path(name).parts[0] not in ("task", "data", "models")}

@@ -77,6 +77,7 @@ def test_quiet_shows_what_went_wrong_alone(capsys, quiet):
     assert capsys.readouterr().err == "round 2: an actor was lost\n"
 
 
+@pytest.mark.slow
 def test_of_many_quick_rounds_one_a_second_has_a_line_and_the_last_one(capsys, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])

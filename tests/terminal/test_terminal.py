@@ -14,6 +14,7 @@ from mlflow.tracking import MlflowClient
 
 from raysim.simulation import checkpoint
 from tests.conftest import CONFIGS, ROOT, TINY
+from tests.stores import store_in
 from tests.terminals import CTRL_C, Terminal
 
 ROUNDS = 24
@@ -39,14 +40,12 @@ SETTINGS = [
     *TINY, f"rounds={ROUNDS}", "checkpoint.every=100", "data.max_train_examples=120", "evaluation.max_examples=50",
     "model.name=worried_net:build", "model.options={}",
 ]  # fmt: skip
-KINDS = [
-    pytest.param(("executor.kind=in-process",), id="in-process"),
-    pytest.param(("executor.kind=ray", "executor.num_actors=2"), id="ray", marks=pytest.mark.ray),
-]
+IN_PROCESS = pytest.param(("executor.kind=in-process",), id="in-process")
+ON_RAY = ("executor.kind=ray", "executor.num_actors=2")
 
 
 def run_of(folder: Path, *overrides: str) -> list[str]:
-    store = f"tracking.uri=sqlite:///{folder}/mlflow.db"
+    store = f"tracking.uri={store_in(folder)}"
     given = [part for each in (*SETTINGS, store, *overrides) for part in ("--set", each)]
     return ["run", str(CONFIGS / "digits.yaml"), *given, "--output", str(folder / "out")]
 
@@ -95,7 +94,9 @@ def plain(shown: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [IN_PROCESS, pytest.param(ON_RAY, id="ray", marks=(pytest.mark.ray, pytest.mark.long))]
+)
 def test_ctrl_c_stops_after_the_round_then_at_once_and_the_run_goes_on_to_the_same_bits(
     kind: tuple[str, ...], whole: str, tmp_path: Path
 ) -> None:
@@ -136,7 +137,7 @@ def test_ctrl_c_stops_after_the_round_then_at_once_and_the_run_goes_on_to_the_sa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [IN_PROCESS, pytest.param(ON_RAY, id="ray", marks=pytest.mark.ray)])
 def test_ctrl_c_before_the_first_round_stops_at_once(kind: tuple[str, ...], tmp_path: Path) -> None:
     folder = at_work(tmp_path)
     starting = on_terminal(folder, run_of(folder, *kind), nap_s=5.0)  # building the model and tracing it takes long
@@ -192,7 +193,7 @@ def test_ctrl_c_under_make_run_stops_after_the_round_too(tmp_path: Path) -> None
     assert status_of(folder) == "KILLED"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_no_terminal_gets_no_escape_codes_and_a_dumb_one_plain_lines(tmp_path: Path) -> None:
     folder = at_work(tmp_path)
     few = ["--set", "rounds=3"]

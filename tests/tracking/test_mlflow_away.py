@@ -13,6 +13,7 @@ from tests.cli.test_main import left_with, termination_handler  # noqa: F401
 from tests.conftest import tiny_settings
 from tests.experiment.test_resume import assert_same_run, played
 from tests.servers import mlflow_server
+from tests.stores import store_in
 
 SHORT = ("data.max_train_examples=150", "evaluation.max_examples=50", "rounds=9")
 
@@ -30,9 +31,9 @@ class Eventful(in_process.InProcessRunner):
             self._events.get(report.round, lambda: None)()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rounds_of_an_outage_are_logged_when_mlflow_is_back(tmp_path: Path, capsys, monkeypatch) -> None:
-    whole = played(tmp_path / "whole", tiny_settings(*SHORT, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"))
+    whole = played(tmp_path / "whole", tiny_settings(*SHORT, f"tracking.uri={store_in(tmp_path)}"))
     told: list[str] = []
 
     def until_said(words: str) -> None:

@@ -29,6 +29,7 @@ from raysim.tracking.curves import EVERY_SECOND, MAIN, RunCurves, over_time
 from raysim.tracking.mlflow_writer import CLIENT, MlflowWriter, resolve_uri
 from tests.clocked import played, with_figures
 from tests.conftest import settings_of, tiny_settings
+from tests.stores import store_in
 
 TIER = "{{name: t{0}, share: {1}, keep_ratio: 0.5, flops_per_s: {2}, down_bytes_per_s: 1e+4, up_bytes_per_s: 1e+4}}"
 TWELVE = ", ".join(TIER.format(k, 1 / 12, f"{(k + 3) % 12 + 1}e+6") for k in range(12))
@@ -50,6 +51,7 @@ def names_in_mlflow(scenario: Scenario, *reports: RoundReport) -> set[str]:
     return {point.key for each in rounds for point in each.points} | {point.key for point in (*over, *newest)}
 
 
+@pytest.mark.slow
 def test_metrics_are_floats_and_faults_are_told_only_where_there_are_any() -> None:
     settings = tiny_settings(
         f"population.tiers=[{TWELVE}]",
@@ -139,6 +141,7 @@ def most_names(method: str) -> int:
     return max(counts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_no_run_of_any_method_in_any_clock_mode_has_more_than_sixty_names(method):
     assert 50 <= most_names(method) <= metrics.MOST == 60
@@ -162,6 +165,7 @@ def test_the_fates_of_a_round_are_counted_each_once_and_the_ways_to_be_away_toge
         assert (found.get("clients/staleness_mean") == 1) == (mode == "async")
 
 
+@pytest.mark.slow
 def test_percentiles_tiers_and_fairness_are_those_of_the_clients_counted_one_by_one():
     scenario = build_scenario(
         tiny_settings(
@@ -278,6 +282,7 @@ def test_rounds_that_a_checkpoint_covers_are_told_without_waiting_for_the_end(mo
     assert {point.step for point in told if point.key == EVERY_SECOND} == {1}, "the second may have more rounds"
 
 
+@pytest.mark.slow
 def test_the_end_of_the_curves_that_cannot_be_told_is_said(monkeypatch):
     monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.01)
 
@@ -301,6 +306,7 @@ def test_the_end_of_the_curves_that_cannot_be_told_is_said(monkeypatch):
     assert [point.value for point in told if point.key == EVERY_SECOND] == [20.0]
 
 
+@pytest.mark.slow
 def test_the_end_is_waited_for_as_long_as_something_goes_through() -> None:
     def slowly(points) -> None:
         time.sleep(0.6)
@@ -367,6 +373,7 @@ def test_the_default_store_is_sqlite_unless_the_environment_says_otherwise(monke
     assert resolve_uri("sqlite:///other.db") == f"sqlite:///{tmp_path}/other.db"
 
 
+@pytest.mark.slow
 def test_an_experiment_that_was_deleted_is_told_with_the_way_back(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tracker = MlflowWriter(uri, "digits")
@@ -381,6 +388,7 @@ def test_a_store_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
         MlflowWriter(f"sqlite:///{tmp_path}/broken.db", "x")
 
 
+@pytest.mark.slow
 def test_artifacts_of_a_database_without_files_lie_beside_the_output(tmp_path: Path, monkeypatch) -> None:
     """A database is told by its scheme; an SQLite file by another spelling stands for one on a server."""
     uri = f"sqlite+pysqlite:///{tmp_path}/there.db"
@@ -405,8 +413,9 @@ class _LeftMeanwhile(MlflowWriter):
         return made
 
 
+@pytest.mark.slow
 def test_a_run_that_is_given_up_makes_no_more_runs_of_clients(tmp_path: Path) -> None:
-    tracker = _LeftMeanwhile(f"sqlite:///{tmp_path}/mlflow.db", "left")
+    tracker = _LeftMeanwhile(store_in(tmp_path), "left")
     tracker.create("parent", {})
     clients = [ClientRun(place, f"client {place}", {CLIENT: str(place)}) for place in range(5)]
     tracker.runs = ClientRuns(tracker, lambda _: (0, {name: np.zeros(5) for name in READ}), clients)

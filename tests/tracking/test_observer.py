@@ -75,6 +75,7 @@ class Ending(InProcessRunner):
                 raise self._error
 
 
+@pytest.mark.slow
 def test_an_observer_sees_the_beginning_each_round_and_the_end(tmp_path: Path, calls) -> None:
     summary = ran(tmp_path / "out", f"tracking.also=[{HERE}:Recorder]")
     assert calls == [
@@ -88,6 +89,7 @@ def test_an_observer_sees_the_beginning_each_round_and_the_end(tmp_path: Path, c
     assert (tmp_path / "out" / "report.html").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "state", "noted"),
     [
@@ -147,6 +149,7 @@ FAILURES = {
 }
 
 
+@pytest.mark.slow
 def test_an_observer_that_fails_is_reported_once_and_ends_nothing(tmp_path: Path, capsys) -> None:
     """Neither its run nor the others; the exit code is that of the run."""
     expected = ran(tmp_path / "alone")
@@ -266,6 +269,7 @@ def test_observers_that_have_not_ended_when_the_end_is_interrupted_end_early(err
     assert notes == ["third finished", "second finished", f"second {state}", f"first {state}"]
 
 
+@pytest.mark.slow
 def test_observers_that_hang_or_fail_leave_time_to_the_others_when_a_run_ends_early() -> None:
     notes: list[str] = []
 
@@ -287,6 +291,7 @@ def test_observers_that_hang_or_fail_leave_time_to_the_others_when_a_run_ends_ea
     assert notes == ["folder", "hanging killed", "failing killed", "first killed"]
 
 
+@pytest.mark.slow
 def test_an_interrupt_after_the_last_round_keeps_the_results_and_says_how_to_go_on(
     tmp_path: Path, monkeypatch
 ) -> None:
@@ -308,6 +313,7 @@ def test_an_interrupt_after_the_last_round_keeps_the_results_and_says_how_to_go_
     assert json.loads((tmp_path / "out" / "run.json").read_text())["finished"] is True
 
 
+@pytest.mark.slow
 def test_a_report_that_is_lost_is_an_error_of_a_run_that_has_finished(tmp_path: Path, monkeypatch, capsys) -> None:
     from raysim.report import write
 
@@ -322,6 +328,7 @@ def test_a_report_that_is_lost_is_an_error_of_a_run_that_has_finished(tmp_path: 
     assert json.loads((tmp_path / "out" / "run.json").read_text())["finished"] is True
 
 
+@pytest.mark.slow
 def test_the_observer_of_the_documentation_follows_a_run(tmp_path: Path, monkeypatch) -> None:
     page = (ROOT / "docs" / "tracking.md").read_text(encoding="utf-8")
     _, code = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)

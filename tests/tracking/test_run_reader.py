@@ -23,13 +23,14 @@ from raysim.pruning.plan import ChannelPlan
 from raysim.tracking.run_reader import TABLES
 from tests.conftest import ROOT, tiny_settings
 from tests.experiment.test_resume import Stopping, played
+from tests.stores import store_in
 
 SMALL = ("rounds=3", "data.max_train_examples=150", "evaluation.max_examples=50")
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+    return store_in(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,7 @@ def numbers(columns: dict[str, Any]) -> dict[str, Any]:
     return {name: column for name, column in columns.items() if column.dtype.kind in "iuf"}
 
 
+@pytest.mark.slow
 def test_everything_a_finished_run_wrote_is_read(finished: dict[str, Any]) -> None:
     folder = Path(finished["output_dir"])
     run = raysim.load(folder)
@@ -111,6 +113,7 @@ def test_by_its_id_a_run_is_the_same_and_only_what_is_used_is_copied(
         _ = run.clients
 
 
+@pytest.mark.slow
 def test_without_a_context_the_copies_go_with_the_reader(finished: dict[str, Any], store: str, copies: Path) -> None:
     run = raysim.load(finished["run_id"], store)
     _ = run.clients
@@ -132,6 +135,7 @@ def test_a_run_in_an_object_store_is_copied_file_by_file(finished: dict[str, Any
     assert not list(copies.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_has_the_rounds_of_its_parts_which_go_before_an_older_table(failed: Path) -> None:
     run = raysim.load(failed)
     assert (run.state, run.summary, run.partition) == ("failed", {}, {})
@@ -148,6 +152,7 @@ def test_a_run_that_failed_has_the_rounds_of_its_parts_which_go_before_an_older_
     assert raysim.load(failed).rounds["round"].tolist() == [1, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "content", "state"),
     [
@@ -165,6 +170,7 @@ def test_the_state_is_that_of_the_summary_or_else_of_run_json(
     assert raysim.load(failed).state == state
 
 
+@pytest.mark.slow
 def test_by_its_id_an_unfinished_run_is_read_from_its_folder_and_else_from_what_mlflow_has(
     failed: Path, store: str, tmp_path: Path
 ) -> None:
@@ -179,6 +185,7 @@ def test_by_its_id_an_unfinished_run_is_read_from_its_folder_and_else_from_what_
     assert run.rounds["round"].tolist() == [1, 2, 3], "as it was uploaded"
 
 
+@pytest.mark.slow
 def test_a_run_whose_rounds_cannot_be_reached_says_where_they_are(failed: Path, store: str, tmp_path: Path) -> None:
     client = MlflowClient(store)
     run_id = client.create_run("0").info.run_id
@@ -221,6 +228,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, finished: dict[str, Any], sto
         raysim.load(foreign, store)
 
 
+@pytest.mark.slow
 def test_a_folder_is_read_without_mlflow_ray_or_plotly(finished: dict[str, Any]) -> None:
     code = f"""
 import sys

@@ -64,12 +64,14 @@ def resumed(folder: Path, *overrides: str) -> dict[str, Any]:
 ALSO = "tracking.also=[tensorboard]"
 
 
+@pytest.mark.slow
 def test_every_metric_of_every_round_is_there(tmp_path: Path) -> None:
     ran(tmp_path / "out", ALSO)
     assert_complete(tmp_path / "out")
     assert ("accuracy/global", 5) in {(tag, step) for tag, step, _ in points_in(tmp_path / "out")}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_each_point_once(tmp_path: Path) -> None:
     """Rounds 2 and 4 have checkpoints; round 3 is repeated. Then the newest checkpoint is lost, too."""
     with pytest.raises(RunFailedError):
@@ -85,6 +87,7 @@ def test_a_resumed_run_has_each_point_once(tmp_path: Path) -> None:
     assert_complete(killed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [1, 5000])
 def test_rounds_that_a_killed_process_has_not_written_are_added(tmp_path: Path, cut: int) -> None:
     """Its file ends in the middle of round 3, or of an earlier one that a checkpoint covers."""
@@ -108,6 +111,7 @@ def size_up_to(content: bytes, rounds: int) -> int:
     return start
 
 
+@pytest.mark.slow
 def test_a_run_to_which_it_is_added_when_it_is_resumed_has_all_rounds(tmp_path: Path) -> None:
     with pytest.raises(RunFailedError):
         ran(tmp_path / "out", runner=Stopping(3))
@@ -115,6 +119,7 @@ def test_a_run_to_which_it_is_added_when_it_is_resumed_has_all_rounds(tmp_path: 
     assert_complete(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_round_that_is_reported_again_is_written_once(tmp_path: Path) -> None:
     """As after the loss of a driver actor."""
     ran(tmp_path / "out")
@@ -134,6 +139,7 @@ class Reported:
         self.round = round
 
 
+@pytest.mark.slow
 def test_rounds_are_visible_before_the_run_ends(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(tensorboard, "FLUSH_S", 0.0)
     ran(tmp_path / "out")

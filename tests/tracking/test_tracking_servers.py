@@ -17,6 +17,7 @@ from tests.conftest import CONFIGS, TINY, tiny_settings
 from tests.experiment.test_resume import Stopping, assert_same_run, played, resumed
 from tests.experiment.test_run import scores_elsewhere
 from tests.servers import mlflow_server, postgres_server
+from tests.stores import store_in
 
 pytestmark = pytest.mark.slow
 
@@ -29,12 +30,13 @@ def postgres() -> Iterator[str]:
         yield uri
 
 
+@pytest.mark.long
 def test_a_run_on_postgresql_is_that_on_sqlite_stopped_and_resumed_by_a_server_and_directly(
     postgres: str, tmp_path: Path, capsys
 ) -> None:
     """A run of two halves through a server, and one straight into its database: curves, clients, data, model."""
     asked = (*SMALL, "tracking.client_runs=true", "experiment=behind")
-    whole = played(tmp_path / "whole", tiny_settings(*asked, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"))
+    whole = played(tmp_path / "whole", tiny_settings(*asked, f"tracking.uri={store_in(tmp_path)}"))
     with mlflow_server(tmp_path, postgres) as server:
         uri = server.url.removesuffix("/health")
         settings = tiny_settings(*asked, f"tracking.uri={uri}")

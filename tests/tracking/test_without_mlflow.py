@@ -52,6 +52,7 @@ def finished(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_without_mlflow_has_all_files_and_no_id(finished: Path) -> None:
     for name in ("run.json", "summary.json"):
         content = json.loads((finished / name).read_text())
@@ -70,6 +71,7 @@ def test_a_run_without_mlflow_has_all_files_and_no_id(finished: Path) -> None:
     } <= names
 
 
+@pytest.mark.slow
 def test_a_run_without_mlflow_is_reported_compared_replayed_and_resumed_by_its_folder(
     finished: Path, tmp_path: Path, capsys
 ) -> None:

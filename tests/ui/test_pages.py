@@ -25,6 +25,7 @@ from raysim.executors.in_process import InProcessRunner
 from raysim.experiment import run as experiment
 from tests.conftest import CONFIGS, ROOT
 from tests.servers import Server, free_port
+from tests.stores import store_in
 from tests.terminals import Terminal
 from tests.ui.chromium import NARROW, WIDE, Visit, chromium, missing, visit
 
@@ -85,7 +86,7 @@ class Shown:
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     folder = tmp_path_factory.mktemp("ui")
-    store = f"sqlite:///{folder}/mlflow.db"
+    store = store_in(folder)
     given = [part for each in (*SETTINGS, f"tracking.uri={store}") for part in ("--set", each)]
     command = [sys.executable, "-m", "raysim", "run", str(CONFIGS / "digits.yaml"), *given]
     environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": str(ROOT)}

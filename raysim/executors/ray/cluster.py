@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 from typing import Any
 
 import ray
@@ -10,6 +9,7 @@ import ray
 from raysim.core import plugins
 from raysim.core.errors import SettingError
 from raysim.core.log import info
+from raysim.core.signals import keep_sigterm_handler
 from raysim.executors.ray import private_api, tokens
 
 QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -29,15 +29,8 @@ def connect(num_cpus: int | None, address: str | None, dashboard_host: str | Non
     Raises:
         SettingError: If there is no cluster at the address, or if it has a dashboard already.
     """
-    on_termination = signal.getsignal(signal.SIGTERM)
-    try:
-        try:
-            context = _start(num_cpus, address, dashboard_host)
-        finally:
-            signal.signal(signal.SIGTERM, on_termination)  # Ray installs one that aborts the process
-    except SystemExit:  # what Ray makes of SIGTERM while it starts
-        signal.raise_signal(signal.SIGTERM)
-        raise
+    with keep_sigterm_handler():  # Ray installs one that aborts the process
+        context = _start(num_cpus, address, dashboard_host)
     private_api.silence_standard_output()
     return dict(context.address_info)
 

@@ -17,6 +17,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from raysim.core import plugins, provenance
 from raysim.core.errors import RunFailedError, SettingError, reason_of
+from raysim.core.retry import retry
 from raysim.executors.ray import tokens
 from raysim.executors.ray.job_package import pack
 
@@ -24,6 +25,7 @@ OVERRIDING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 """Environment variables that Ray prefers to the address that it is given."""
 UNREACHABLE_S = 60.0
 """Seconds for which a job server may be unreachable while a job is followed."""
+UNREACHABLE = (RuntimeError, OSError, aiohttp.ClientError)
 POLL_S = 1.0
 NAMING_FILES = ("path", "root", "weights", "fedscale", "availability")
 """Last names of settings whose values may be files."""
@@ -66,20 +68,23 @@ class Job:
         Raises:
             RunFailedError: If the job server is unreachable for a minute; the job may go on.
         """
-        answered = time.monotonic()
         while True:
             try:
-                asyncio.run(self._tail(write))
-                details = self._client.get_job_info(self.id)
-                answered = time.monotonic()
-                if details.status.is_terminal():
-                    write(self._client.get_job_logs(self.id)[self._shown :])
-                    return details
-            except (RuntimeError, OSError, aiohttp.ClientError) as error:
-                if time.monotonic() - answered > UNREACHABLE_S:
-                    cause = f"job {self.id}: {self.address} has not answered for {UNREACHABLE_S:.0f} s ({error})"
-                    raise RunFailedError(0, -1, f"{cause}; the job may go on: {self.commands()}") from None
+                details = retry(lambda: self._follow_once(write), UNREACHABLE, UNREACHABLE_S)
+            except UNREACHABLE as error:
+                cause = f"job {self.id}: {self.address} has not answered for {UNREACHABLE_S:.0f} s ({error})"
+                raise RunFailedError(0, -1, f"{cause}; the job may go on: {self.commands()}") from None
+            if details.status.is_terminal():
+                return details
             time.sleep(POLL_S)
+
+    def _follow_once(self, write: Callable[[str], Any]) -> JobDetails:
+        """Write what the job prints until the connection ends, and return how the job is."""
+        asyncio.run(self._tail(write))
+        details = self._client.get_job_info(self.id)
+        if details.status.is_terminal():
+            write(self._client.get_job_logs(self.id)[self._shown :])
+        return details
 
     async def _tail(self, write: Callable[[str], Any]) -> None:
         """Write the rest of the log until the connection ends; Ray sends it from its start."""

@@ -115,12 +115,14 @@ TOGETHER = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiers", [SURE, FAIL, BATTERY, AT_TIMES])
 @pytest.mark.parametrize("mode", [*TOGETHER, pytest.param(ASYNC, id="async")])
 def test_on_its_own_devices_a_run_is_reproduced_to_the_bit(ran, mode, tiers):
     assert_reproduced(ran(*mode, *BUSY, tiers=tiers))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", ["fedprox", "fjord", "fedmp", "dapperfl", "scaffold", "prunefl", "feddst", "autoflip", "ca-hfp"]
 )
@@ -128,6 +130,7 @@ def test_every_kind_of_method_is_reproduced_its_preparation_too(ran, method):
     assert_reproduced(ran(method=method, tiers=FAILING))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["simulated_s=3", "bytes=60000", "energy_j=15", "accuracy=0.06"])
 @pytest.mark.parametrize("mode", [(), ASYNC], ids=["sync", "async"])
 def test_a_run_that_a_rule_has_stopped_is_reproduced(ran, mode, rule):
@@ -136,6 +139,7 @@ def test_a_run_that_a_rule_has_stopped_is_reproduced(ran, mode, rule):
     assert_reproduced(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [(), DEADLINE, ASYNC], ids=["sync", "deadline", "async"])
 def test_rounds_of_nobody_are_reproduced(ran, mode):
     dead = tuple(tier | {"battery_j": 0.4} for tier in TIERS)
@@ -156,6 +160,7 @@ def test_the_runs_above_have_lost_work_of_every_kind(ran):
     assert "unreachable" in outcomes(*BUSY, tiers=ONLINE_AT_TIMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize(("buffer_size", "concurrency"), [(1, 8), (6, 2), (5, 1), (4, 5)])
 def test_places_that_stayed_free_stay_free(ran, buffer_size, concurrency, seed):
@@ -208,6 +213,7 @@ def assert_equal_clocks(replay, folder: Path) -> None:
     assert [each.round_s for each in replay.rounds] == real.rounds["round_s"].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiers", [SURE, FAIL, BATTERY])
 @pytest.mark.parametrize("mode", TOGETHER)
 def test_on_other_devices_it_takes_as_long_as_a_run_on_them(ran, mode, tiers):
@@ -216,6 +222,7 @@ def test_on_other_devices_it_takes_as_long_as_a_run_on_them(ran, mode, tiers):
         assert_equal_clocks(replay, ran(*mode, *BUSY, tiers=faster(tiers, 1.3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deadline_s", [0.6, 0.9, 1.2, 100.0])
 @pytest.mark.parametrize("mode", [(), DEADLINE, PARTIAL], ids=["sync", "deadline", "partial"])
 def test_with_another_deadline_it_takes_as_long_as_a_run_with_it(ran, mode, deadline_s):
@@ -224,6 +231,7 @@ def test_with_another_deadline_it_takes_as_long_as_a_run_with_it(ran, mode, dead
     assert_equal_clocks(replay, ran("clock.mode=deadline", f"clock.deadline_s={deadline_s}", *with_it, *BUSY))
 
 
+@pytest.mark.slow
 def test_where_everything_is_twice_as_fast_asynchronous_clients_come_in_the_same_order(ran):
     """Every second is halved exactly, and so no event passes another."""
     replay = replayed(ran(*ASYNC), faster(TIERS, 2.0))
@@ -235,6 +243,7 @@ def test_where_everything_is_twice_as_fast_asynchronous_clients_come_in_the_same
     assert reasons[0].startswith("clients start in the recorded order")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [8.0, 0.5])
 def test_asynchronous_clients_that_were_absent_are_asked_within_the_round(ran, factor):
     """Work of minutes, so that some go offline in the middle of a round."""
@@ -251,6 +260,7 @@ def test_asynchronous_clients_that_were_absent_are_asked_within_the_round(ran, f
     assert absent
 
 
+@pytest.mark.slow
 def test_twice_the_flops_per_second_halve_the_training_and_nothing_else(ran):
     plain = tuple(
         {name: tier[name] for name in tier if name not in ("step_overhead_s", "memory_bytes_per_s")} for tier in TIERS
@@ -291,6 +301,7 @@ def narrower(tiers=TIERS):
     return (tiers[0] | {"keep_ratio": 0.25}, tiers[1])
 
 
+@pytest.mark.slow
 def test_who_would_have_trained_another_submodel_is_flagged_and_timed_with_the_one_it_trained(ran):
     replay = replayed(ran(), narrower())
     clients = replay.recorded.clients
@@ -314,6 +325,7 @@ def test_who_would_have_trained_another_submodel_is_flagged_and_timed_with_the_o
     assert (lost["round"], lost["known"]) == (None, False)
 
 
+@pytest.mark.slow
 def test_whose_width_does_not_depend_on_the_device_has_the_same_submodel(ran):
     told = summary.summary_from(replayed(ran(method="fedavg"), narrower()))
     assert told["exact"]
@@ -331,6 +343,7 @@ def test_a_width_drawn_from_another_budget_is_not_known(ran):
 SOLVED = ("budget={rule: solved, deadline_s: 0.6}",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("figure", "value"), [("flops_per_s", 3e4), ("up_bytes_per_s", 3e4), ("memory_bytes", 1e4)])
 def test_solved_budgets_are_solved_again_and_tell_who_would_have_trained_what(ran, figure, value):
     widest = tuple(tier | {"keep_ratio": 1.0} for tier in TIERS)
@@ -345,6 +358,7 @@ def test_solved_budgets_are_solved_again_and_tell_who_would_have_trained_what(ra
     assert any(each.reason.startswith("solved for their devices, their budgets differ") for each in replay.unknown)
 
 
+@pytest.mark.slow
 def test_what_budgets_do_not_depend_on_leaves_them_alone(ran):
     others = (TIERS[0] | {"train_watts": 7.0}, TIERS[1])
     assert not replayed(ran(*SOLVED), others).changed.any()
@@ -390,6 +404,7 @@ def asked_others(replay) -> list[int]:
     return [each.round for each in replay.rounds if each.selects_others]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "tiers"),
     [("available", ONLINE_AT_TIMES), ("round-robin", ON_BATTERIES), ("oort", TIERS)],
@@ -409,6 +424,7 @@ def test_where_others_would_have_been_asked_accuracy_is_not_known_from_round_1(r
     assert "others would have been selected: 1-4" in summary.unknown_lines(told)[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["available", "round-robin", "power-of-choice", "by-examples"])
 def test_who_can_be_reached_at_any_time_is_asked_on_other_devices_too(ran, rule):
     folder = ran(f"selection.rule={rule}")
@@ -417,6 +433,7 @@ def test_who_can_be_reached_at_any_time_is_asked_on_other_devices_too(ran, rule)
     assert_equal_clocks(replay, ran(f"selection.rule={rule}", tiers=faster(TIERS, 1.3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rule", "tiers"), [("available", ONLINE_AT_TIMES), ("oort", TIERS)])
 def test_with_another_deadline_others_are_asked_once_a_round_begins_at_another_time(ran, rule, tiers):
     folder = ran(f"selection.rule={rule}", *BUSY, tiers=tiers)

@@ -36,6 +36,7 @@ from raysim.report import write
 from raysim.simulation import records
 from raysim.simulation.build import build_scenario
 from tests.conftest import CONFIGS, ROOT, TINY, tiny_settings
+from tests.stores import store_in
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -56,7 +57,7 @@ MEASURED = ("wall_s", "costs")
 def configured(folder: Path, **changes) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     content = SWEEP | changes
-    uri = {"tracking.uri": f"sqlite:///{folder}/store/mlflow.db"}
+    uri = {"tracking.uri": store_in(folder / "store")}
     path = folder / "sweep.yaml"
     path.write_text(yaml.safe_dump(content | {"set": content["set"] | uri}), encoding="utf-8")
     return path
@@ -343,6 +344,7 @@ def tier_metric(folder: Path, seed: int) -> Iterator[tuple[int, float, float]]:
         yield result.round, result.value, own
 
 
+@pytest.mark.slow
 def test_a_trial_stands_with_the_last_value_of_a_tier_that_few_rounds_have(tmp_path):
     folder = tmp_path / "trials" / "000" / "seed-4"
     reached = list(tier_metric(folder, seed=4))
@@ -353,6 +355,7 @@ def test_a_trial_stands_with_the_last_value_of_a_tier_that_few_rounds_have(tmp_p
         find(str(folder))
 
 
+@pytest.mark.slow
 def test_a_trial_whose_tier_never_takes_part_fails_at_its_end(tmp_path):
     with pytest.raises(RunFailedError, match=r"round 6: none of the rounds .* has had metric='accuracy/tier/b'"):
         list(tier_metric(tmp_path, seed=5))

@@ -20,6 +20,7 @@ from tests.cli.test_main import arguments, left_with, termination_handler  # noq
 from tests.conftest import tiny_settings
 from tests.experiment.test_resume import FOUR, Stopping, curves, played, resumed
 from tests.servers import Server, s3_server
+from tests.stores import store_in
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,7 @@ def test_a_file_uri_with_a_host_is_refused() -> None:
         storage_path("file://runs/one")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["path", "file URI", "s3", "mock"])
 def test_files_appear_whole_or_not_at_all(kind: str, tmp_path: Path, request) -> None:
     """The same methods everywhere; `mock` represents file systems that have folders and rename files."""
@@ -104,9 +106,10 @@ def test_files_appear_whole_or_not_at_all(kind: str, tmp_path: Path, request) ->
     assert not file.is_file()
 
 
+@pytest.mark.slow
 def test_a_run_in_an_object_store_is_stopped_and_goes_on_there(bucket: StoragePath, tmp_path: Path) -> None:
     """Scaffold, for its memory of single clients; with the same bits as on this machine's disk."""
-    store = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
+    store = f"tracking.uri={store_in(tmp_path)}"
     settings = tiny_settings(*FOUR, "method.name=scaffold", store)
     whole = played(tmp_path / "whole", settings)
     folder = bucket / "one"
@@ -147,9 +150,10 @@ def test_a_locked_folder_cannot_be_locked_again(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_bucket_that_is_not_there_is_refused(bucket: StoragePath, tmp_path: Path, capsys) -> None:
     uri = str(bucket).replace("s3://", "s3://no-such-")
-    store = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
+    store = f"tracking.uri={store_in(tmp_path)}"
     assert left_with(*arguments(store), "--output", uri) == 2
     told = capsys.readouterr().err
     assert told.splitlines()[-1].startswith(f"raysim: --output={uri!r} cannot be written: ")

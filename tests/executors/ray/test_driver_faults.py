@@ -22,6 +22,7 @@ from raysim.simulation.build import build_scenario
 from raysim.simulation.state import FIRST, Storage
 from tests.conftest import CONFIGS, ROOT, TINY, tiny_settings
 from tests.experiment.test_resume import assert_same_run, played
+from tests.stores import store_in
 
 LONG = ("rounds=12", "checkpoint.every=2", "data.max_train_examples=200", "evaluation.max_examples=50")
 ON_RAY = ("executor.kind=ray", "executor.num_actors=1")
@@ -67,14 +68,14 @@ def summary_in(output: str) -> dict[str, Any]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The summary of a run that was never interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    return played(folder / "out", tiny_settings(*LONG, f"tracking.uri=sqlite:///{folder}/mlflow.db"))
+    return played(folder / "out", tiny_settings(*LONG, f"tracking.uri={store_in(folder)}"))
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_run_that_is_terminated_then_killed_goes_on_to_the_same_bits(whole, tmp_path: Path) -> None:
     """SIGTERM as `ray job stop` sends it, SIGKILL of the process that drives, then the rest in this process."""
-    store, folder = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", tmp_path / "out"
+    store, folder = f"tracking.uri={store_in(tmp_path)}", tmp_path / "out"
     process = raysim(*run_of(folder, store, "executor.kind=ray", "executor.num_actors=2"))
     until(process, "round 3/12")
     sent = time.monotonic()
@@ -152,7 +153,7 @@ def test_a_run_whose_machine_is_lost_goes_on_from_another_machine_of_the_cluster
         lost = cluster.add_node(num_cpus=1, temp_dir=scratch)
         cluster.wait_for_nodes()
         raylet = psutil.Process(lost.all_processes["raylet"][0].process.pid)
-        store, uri = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", f"file://{tmp_path}/out"
+        store, uri = f"tracking.uri={store_in(tmp_path)}", f"file://{tmp_path}/out"
         given = run_of(uri, store, "executor.kind=ray", "executor.num_actors=2")
         driving = python("-m", "tests.executors.ray.run_on_machine", cluster.address, scratch, *given)
         until(driving, "round 5/12")
@@ -188,7 +189,7 @@ cp -r "$folder/disk/out" "$folder/copy"
 def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(whole, tmp_path: Path) -> None:
     """On a small file system of memory, mounted for these two commands alone."""
     (tmp_path / "disk").mkdir()
-    store = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
+    store = f"tracking.uri={store_in(tmp_path)}"
     given = run_of(tmp_path / "disk" / "out", store, *ON_RAY)
     spaces = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
     done = subprocess.run(

@@ -250,6 +250,7 @@ def first_round(tmp_path_factory) -> dict[str, torch.Tensor]:
     return runner.final_state().params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["raise", "nan"])
 def test_a_client_that_fails_in_this_process_is_named(fault: str, tmp_path: Path, first_round) -> None:
     with pytest.raises(RunFailedError) as failed:

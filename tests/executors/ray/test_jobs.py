@@ -13,6 +13,7 @@ import pytest
 from raysim.cli.submit import submit
 from tests.conftest import CONFIGS, ROOT
 from tests.heads import RAY, Head, environment, head
+from tests.stores import store_in
 
 SMALL = (
     "rounds=1", "population.clients=6", "selection.clients_per_round=3", "training.epochs=1",
@@ -34,7 +35,7 @@ def guarded():
 def digest(tmp_path_factory) -> str:
     """What the small experiment comes to in this process's own Python."""
     folder = tmp_path_factory.mktemp("here")
-    store = ["--set", f"tracking.uri=sqlite:///{folder}/m.db", "--output", str(folder / "out"), "--json"]
+    store = ["--set", f"tracking.uri={store_in(folder, 'm.db')}", "--output", str(folder / "out"), "--json"]
     done = raysim(["run", str(CONFIGS / "digits.yaml"), *SET, *HERE, *store], environment(Path.home()), folder)
     return json.loads(done.stdout.splitlines()[-1])["params_sha256"]
 
@@ -47,7 +48,7 @@ def raysim(arguments: list[str], env: dict[str, str], cwd: Path) -> subprocess.C
 def with_rays_command(running: Head, folder: Path, **more: str) -> subprocess.CompletedProcess:
     """The line of the documentation, typed in the checkout."""
     submit = [RAY, "job", "submit", "--address", running.dashboard, "--working-dir", ".", "--"]
-    store = ["--set", f"tracking.uri=sqlite:///{folder}/m.db", "--output", str(folder / "out"), "--json"]
+    store = ["--set", f"tracking.uri={store_in(folder, 'm.db')}", "--output", str(folder / "out"), "--json"]
     train = ["python", "jobs/train.py", "jobs/configs/digits.yaml", *SET, *ON_RAY, *store]
     return subprocess.run(
         [*submit, *train],
@@ -127,7 +128,7 @@ def test_a_job_ends_with_its_own_exit_code_and_finds_the_users_modules(guarded, 
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_who_is_interrupted_leaves_the_job_running_and_says_how_to_stop_it(guarded, tmp_path, sent, code) -> None:
-    long = ["--set", "rounds=100000", *HERE, "--tracking-uri", f"sqlite:///{tmp_path}/m.db"]
+    long = ["--set", "rounds=100000", *HERE, "--tracking-uri", store_in(tmp_path, "m.db")]
     target = ["--address", guarded.dashboard, "--output", str(tmp_path / "out")]
     command = [sys.executable, "-m", "raysim", "submit", str(CONFIGS / "digits.yaml"), *SET, *long, *target]
     env = guarded.environment(RAY_AUTH_MODE="token")
@@ -182,7 +183,7 @@ def test_a_head_without_a_token_takes_jobs_of_both_commands(tmp_path, digest) ->
         (summary,) = lines_with(done.stdout, '{"run_id"')
         assert json.loads(summary)["params_sha256"] == digest
         target = ["--address", running.dashboard, "--output", str(tmp_path / "a"), "--no-wait", "--json"]
-        store = ["--tracking-uri", f"sqlite:///{tmp_path}/m.db"]
+        store = ["--tracking-uri", store_in(tmp_path, "m.db")]
         ours = raysim(
             ["submit", str(CONFIGS / "digits.yaml"), *SET, *HERE, *target, *store], running.environment(), tmp_path
         )
@@ -193,6 +194,7 @@ def test_a_head_without_a_token_takes_jobs_of_both_commands(tmp_path, digest) ->
         assert f'"params_sha256": "{digest}"' in log.stdout
 
 
+@pytest.mark.slow
 def test_an_address_that_is_none_or_does_not_answer_is_refused_in_one_line(tmp_path) -> None:
     config = str(CONFIGS / "digits.yaml")
     for address, reason in (("127.0.0.1:6379", "is not allowed"), ("http://127.0.0.1:1", "cannot be reached")):
@@ -206,6 +208,7 @@ def test_an_address_that_is_none_or_does_not_answer_is_refused_in_one_line(tmp_p
     assert (wrong.returncode, "rounds=0 is not allowed" in wrong.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_secret_in_a_uri_is_not_sent(tmp_path) -> None:
     """Who reads the dashboard reads a job's command and variables."""
     secret, config = "https://me:hush@host:5000", str(CONFIGS / "digits.yaml")

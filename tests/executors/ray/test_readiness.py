@@ -15,6 +15,7 @@ import pytest
 from raysim.core.errors import SettingError
 from raysim.simulation.build import build_scenario
 from tests.conftest import CONFIGS, ROOT, tiny_settings
+from tests.stores import store_in
 
 SMALL = (
     "rounds=1", "population.clients=6", "selection.clients_per_round=6", "training.epochs=1",
@@ -48,7 +49,7 @@ sys.stdin.read()
 
 
 def command(folder: Path, name: str, *settings: str) -> list[str]:
-    store = (f"tracking.uri=sqlite:///{folder}/m.db", *SMALL, *settings)
+    store = (f"tracking.uri={store_in(folder, 'm.db')}", *SMALL, *settings)
     given = [part for setting in store for part in ("--set", setting)]
     start = [sys.executable, "-m", "raysim", "run", str(CONFIGS / "digits.yaml")]
     return [*start, *given, "--output", str(folder / name), "--json"]

@@ -1,0 +1,83 @@
+"""A SIGTERM is never lost, whoever holds the handler when it comes."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from raysim.core import signals
+
+
+@pytest.fixture(autouse=True)
+def _handler() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    signals.interrupt_on_sigterm()
+    yield
+    signals.interrupt_on_sigterm()  # forgets that SIGTERM came
+    signal.signal(signal.SIGTERM, before)
+
+
+def exits(signum, _frame):
+    sys.exit(signum)
+
+
+def swallows(_signum, _frame):
+    """What remains of a handler whose exception Python ignores."""
+
+
+@pytest.mark.parametrize("library", [exits, swallows])
+def test_a_sigterm_that_a_library_receives_still_interrupts(library):
+    @signals.keep_sigterm_handler()
+    def start() -> None:
+        signal.signal(signal.SIGTERM, library)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert signals.code_of_interrupt() == signals.TERMINATED
+
+
+def test_without_a_sigterm_the_handler_is_as_before_and_an_exit_goes_on():
+    before, descriptor = signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)
+
+    @signals.keep_sigterm_handler()
+    def start() -> None:
+        signal.signal(signal.SIGTERM, exits)
+        sys.exit(3)
+
+    with pytest.raises(SystemExit, match="3"):
+        start()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.set_wakeup_fd(descriptor) == -1
+    signals.check_terminated()
+
+
+def test_an_interrupt_that_was_ignored_comes_again(monkeypatch):
+    class Finalized:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    finalized = Finalized()
+    del finalized
+    with pytest.raises(KeyboardInterrupt):
+        signals.check_terminated()
+
+
+def test_in_another_thread_the_handler_is_left_alone():
+    errors = []
+
+    def enter() -> None:
+        try:
+            with signals.keep_sigterm_handler():
+                pass
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert not errors

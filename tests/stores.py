@@ -1,0 +1,28 @@
+"""MLflow stores that are ready: a new SQLite store costs a second of migrations, and a copy of one nothing."""
+
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+
+def store_in(folder: Path | str, name: str = "mlflow.db") -> str:
+    """Return the URI of the SQLite store in a folder; put an empty one there if it has none."""
+    path = Path(folder) / name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_empty_store())
+    return f"sqlite:///{path}"
+
+
+@cache
+def _empty_store() -> bytes:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    folder = Path(tempfile.mkdtemp())
+    try:
+        store = SqlAlchemyStore(f"sqlite:///{folder}/empty.db", str(folder / "artifacts"))
+        store.engine.dispose()
+        return (folder / "empty.db").read_bytes()
+    finally:
+        shutil.rmtree(folder)
