@@ -138,6 +138,8 @@ def _end(experiment: Experiment, observers: Observers, summary: dict[str, Any]) 
             f"interrupted after the last round; all results are in {folder}, and `raysim resume {folder}` does what "
             "is left: report and MLflow"
         ) from None
+    for other in lost[:-1]:
+        warning(f"raysim: {other}")
     if lost:
         raise lost[-1]
 

@@ -15,6 +15,7 @@ from raysim.config.experiment import ExperimentSettings
 from raysim.config.settings import Count, Settings
 from raysim.core.errors import SettingError
 from raysim.simulation.build import check_names
+from raysim.tracking import observer
 
 FILE = "sweep.yaml"
 """The file in the folder of a sweep with its settings."""
@@ -197,6 +198,7 @@ def _domain(name: str, given: dict[str, Any], settings: SweepSettings) -> Domain
 def _check_base(base: ExperimentSettings, settings: SweepSettings) -> None:
     executor = base.executor
     check_tracking(base.tracking, "sweep")
+    observer.check_names(base.tracking)
     if executor.kind == "ray" and not isinstance(executor.num_actors, int):
         raise SettingError(
             f"executor.num_actors={executor.num_actors!r} is not allowed in a sweep; allowed: a number of actors for "

@@ -15,9 +15,9 @@ from raysim.core.errors import SettingError, TrackingLostError
 from raysim.core.log import warning
 from raysim.core.storage import atomic
 from raysim.core.storage.local import storage_path
-from raysim.experiment.observers import HASTY_S
 from raysim.experiment.start import environment
 from raysim.tracking.mlflow_writer import MlflowWriter, resolve_uri
+from raysim.tracking.observer import HASTY_S
 from raysim.tracking.run_folder import held, make_folder
 
 TRIALS = "trials.json"

@@ -7,6 +7,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ OVERRIDING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 UNREACHABLE_S = 60.0
 """Seconds for which a job server may be unreachable while a job is followed."""
 UNREACHABLE = (RuntimeError, OSError, aiohttp.ClientError)
+"""Errors of Ray's client while the server does not answer."""
 POLL_S = 1.0
 NAMING_FILES = ("path", "root", "weights", "fedscale", "availability")
 """Last names of settings whose values may be files."""
@@ -69,22 +71,18 @@ class Job:
             RunFailedError: If the job server is unreachable for a minute; the job may go on.
         """
         while True:
+            with suppress(*UNREACHABLE):  # the connection may break after hours; whether the server answers decides
+                asyncio.run(self._tail(write))
             try:
-                details = retry(lambda: self._follow_once(write), UNREACHABLE, UNREACHABLE_S)
+                details = retry(lambda: self._client.get_job_info(self.id), UNREACHABLE, UNREACHABLE_S)
+                if details.status.is_terminal():
+                    log = retry(lambda: self._client.get_job_logs(self.id), UNREACHABLE, UNREACHABLE_S)
+                    write(log[self._shown :])
+                    return details
             except UNREACHABLE as error:
                 cause = f"job {self.id}: {self.address} has not answered for {UNREACHABLE_S:.0f} s ({error})"
                 raise RunFailedError(0, -1, f"{cause}; the job may go on: {self.commands()}") from None
-            if details.status.is_terminal():
-                return details
             time.sleep(POLL_S)
-
-    def _follow_once(self, write: Callable[[str], Any]) -> JobDetails:
-        """Write what the job prints until the connection ends, and return how the job is."""
-        asyncio.run(self._tail(write))
-        details = self._client.get_job_info(self.id)
-        if details.status.is_terminal():
-            write(self._client.get_job_logs(self.id)[self._shown :])
-        return details
 
     async def _tail(self, write: Callable[[str], Any]) -> None:
         """Write the rest of the log until the connection ends; Ray sends it from its start."""

@@ -224,7 +224,7 @@ def test_a_run_that_fails_leaves_the_others_and_exit_code_1(tmp_path, capsys):
         ),
         (
             {}, ["--set", "tracking.also=[tensorboard]"],
-            "tracking.also=['tensorboard'] has no effect in a comparison; allowed: []",
+            "tracking.also=['tensorboard'] has no effect in a comparison, whose runs leave no folder; allowed: []",
         ),
         ({}, ["--set", "tracking.uri=none"], "tracking.uri='none' is not allowed; allowed: sqlite:///FILE"),
         ({"methods": []}, [], "methods=[] is not allowed"),

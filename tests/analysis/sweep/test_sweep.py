@@ -164,7 +164,7 @@ def settings_with(**changes) -> plan.SweepSettings:
         ({"mode": "best"}, "mode='best' is not allowed"),
         ({"set": SWEEP["set"] | {"executor.kind": "ray"}}, "executor.num_actors=None is not allowed in a sweep"),
         ({"set": SWEEP["set"] | {"tracking.client_runs": True}}, "client_runs=True has no effect in a sweep"),
-        ({"set": SWEEP["set"] | {"tracking.also": ["tensorboard"]}}, "has no effect in a sweep; allowed: "),
+        ({"set": SWEEP["set"] | {"tracking.also": ["tensorbord"]}}, "tracking.also='tensorbord' is unknown"),
         ({"metrc": "x"}, "metrc='x' is not a setting; did you mean metric"),
         (
             {"set": SWEEP["set"] | {"executor.kind": "ray", "executor.num_actors": 1, "executor.device": "cuda"}},

@@ -6,11 +6,16 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ray.job_submission import JobStatus
 
 from raysim.cli.submit import submit
+from raysim.core.errors import RunFailedError
+from raysim.executors.ray import jobs
 from tests.conftest import CONFIGS, ROOT
 from tests.heads import RAY, Head, environment, head
 from tests.stores import store_in
@@ -224,6 +229,41 @@ def test_a_secret_in_a_uri_is_not_sent(tmp_path) -> None:
         assert done.returncode == 2
         assert "it holds a secret" in done.stderr
         assert "hush" not in done.stderr
+
+
+class Breaking:
+    """A job server whose connections break after each line, and that may stop answering."""
+
+    def __init__(self, lines: list[str], is_gone: bool = False) -> None:
+        self._lines, self._is_gone, self.connections = lines, is_gone, 0
+
+    async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
+        self.connections += 1
+        for line in self._lines[: self.connections]:
+            yield line
+        raise RuntimeError("WebSocket closed")
+
+    def get_job_info(self, id: str) -> SimpleNamespace:
+        if self._is_gone:
+            raise ConnectionError("refused")
+        is_over = self.connections == len(self._lines) - 1
+        return SimpleNamespace(status=JobStatus.SUCCEEDED if is_over else JobStatus.RUNNING)
+
+    def get_job_logs(self, id: str) -> str:
+        return "".join(self._lines)
+
+
+def test_a_connection_that_breaks_is_resumed_where_it_broke_as_long_as_the_server_answers(monkeypatch) -> None:
+    monkeypatch.setattr(jobs, "POLL_S", 0.0)
+    monkeypatch.setattr(jobs, "UNREACHABLE_S", 0.0)
+    shown: list[str] = []
+    server = Breaking(["round 1\n", "round 2\n", "round 3\n", "done\n"])
+    assert jobs.Job(server, "job", "http://head:8265").follow(shown.append).status is JobStatus.SUCCEEDED
+    assert "".join(shown) == "round 1\nround 2\nround 3\ndone\n"
+    with pytest.raises(
+        RunFailedError, match=r"http://head:8265 has not answered for 0 s .*the job may go on: `ray job"
+    ):
+        jobs.Job(Breaking(["round 1\n"], is_gone=True), "job", "http://head:8265").follow(shown.append)
 
 
 def test_the_page_tells_every_option_of_submit() -> None:
