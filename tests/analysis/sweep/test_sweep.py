@@ -424,7 +424,7 @@ def test_mlflow_has_a_parent_with_the_tables_and_a_child_for_each_run(whole, tmp
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_that_is_interrupted_and_killed_goes_on_to_the_same_figures(whole, tmp_path):
     config, out = configured(tmp_path), tmp_path / "out"
     process = started(config, "--output", str(out))
@@ -501,7 +501,7 @@ def machines() -> Iterator["Cluster"]:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_trials_in_their_own_process_spread_over_machines(whole, machines, tmp_path):
     search = {"training.learning_rate": {"grid": [0.2, 0.1]}}
     of_others = Path(machines.head_node.get_session_dir_path()) / "artifacts" / "others"
@@ -520,7 +520,7 @@ def test_trials_in_their_own_process_spread_over_machines(whole, machines, tmp_p
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trial_that_fails_is_told_the_others_go_on_and_actors_on_two_machines_give_the_same(
     whole, machines, tmp_path
 ):

@@ -142,7 +142,7 @@ def test_a_driver_actor_whose_machine_is_lost_is_replaced_on_another(whole, tmp_
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_whose_machine_is_lost_goes_on_from_another_machine_of_the_cluster(whole, tmp_path: Path) -> None:
     """All that drives it is on the second of two machines, and is killed there; its folder is one that both reach."""
     from ray.cluster_utils import Cluster

@@ -199,7 +199,7 @@ def test_a_run_survives_what_happens_to_actors_machines_and_memory(machines, tmp
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_fixed_number_of_actors_is_kept_on_a_machine_that_joins(machines, tmp_path) -> None:
     quiet, folder = tmp_path / "quiet", tmp_path / "run"
     for each in (quiet, folder):

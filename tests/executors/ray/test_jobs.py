@@ -76,7 +76,7 @@ def files_with(token: str, folder: Path) -> list[Path]:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_rays_own_command_runs_the_script_with_a_token(guarded, tmp_path, digest) -> None:
     done = with_rays_command(guarded, tmp_path, RAY_AUTH_MODE="token")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -131,7 +131,9 @@ def test_a_job_ends_with_its_own_exit_code_and_finds_the_users_modules(guarded, 
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
+)
 def test_who_is_interrupted_leaves_the_job_running_and_says_how_to_stop_it(guarded, tmp_path, sent, code) -> None:
     long = ["--set", "rounds=100000", *HERE, "--tracking-uri", store_in(tmp_path, "m.db")]
     target = ["--address", guarded.dashboard, "--output", str(tmp_path / "out")]
@@ -180,7 +182,7 @@ def test_who_has_no_token_or_another_is_turned_away(guarded, tmp_path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_head_without_a_token_takes_jobs_of_both_commands(tmp_path, digest) -> None:
     with head(with_token=False) as running:
         done = with_rays_command(running, tmp_path)

@@ -82,7 +82,7 @@ def cluster(tmp_path, monkeypatch):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_busy_or_mixed_cluster_is_said_and_data_may_lie_on_its_machines(cluster, tmp_path) -> None:
     running, machine = cluster
     address = f"executor.address={running.address}"
