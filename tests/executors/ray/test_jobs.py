@@ -138,7 +138,7 @@ def test_who_is_interrupted_leaves_the_job_running_and_says_how_to_stop_it(guard
     _, errors = following.communicate(timeout=60)
     assert following.returncode == code
     (told,) = lines_with(errors, "raysim: job ")
-    assert "goes on" in told
+    assert "continues" in told
     stop = told.split("`")[3].split()
     stopped = subprocess.run([RAY, *stop[1:]], env=env, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert stopped.returncode == 0, stopped.stderr
@@ -164,7 +164,7 @@ def test_who_has_no_token_or_another_is_turned_away(guarded, tmp_path) -> None:
     )
     assert joined.returncode == 2
     assert (
-        f"executor.address='{guarded.address}' demands a token: Ray looks for it in RAY_AUTH_TOKEN" in joined.stderr
+        f"executor.address='{guarded.address}' requires a token: Ray looks for it in RAY_AUTH_TOKEN" in joined.stderr
     )
     here = raysim(
         ["run", str(CONFIGS / "digits.yaml"), *SET, "--set", f"executor.address={guarded.address}"],
