@@ -1,4 +1,4 @@
-"""Law 12 for what a run hands out: on Ray and in this process it is the same to the byte."""
+"""Law 12 for the output of a run: on Ray and in this process it is the same to the byte."""
 
 import time
 from collections.abc import Iterator

@@ -98,7 +98,7 @@ def observers_of(experiment: Experiment) -> Observers:
         from raysim.tracking.mlflow_observer import MlflowObserver
 
         watches_machine = experiment.settings.tracking.system_metrics and experiment.summary is None
-        observers.append(MlflowObserver(experiment.tracker, experiment.known, watches_machine))
+        observers.append(MlflowObserver(experiment.tracker, experiment.logged, watches_machine))
     observers += [ReportObserver(), *observer.chosen(experiment.settings.tracking)]
     if experiment.summary is None:
         observers.append(GuardedObserver("the progress display", ProgressObserver()))

@@ -63,8 +63,8 @@ class MlflowObserver:
             self._describe(run)
         except TrackingLostError as error:
             raise TrackingUnavailableError(
-                f"tracking.uri={self._tracker.uri!r} cannot be written: {error}; when MLflow is there, "
-                f"`raysim resume {run.folder}` goes on",
+                f"tracking.uri={self._tracker.uri!r} cannot be written: {error}; once MLflow is reachable, "
+                f"`raysim resume {run.folder}` continues",
                 reason=str(error),
             ) from None
         streams = run_metadata.streams_of(self._tracker, run.settings, run.scenario, run.folder, self._logged)
@@ -145,7 +145,7 @@ class MlflowObserver:
     def _steps_of_abort(self, run: RunInfo, outcome: RunOutcome) -> Iterator[Callable[[], object]]:
         tracker, patience_s = self._tracker, outcome.patience_s
         status = outcome.state.upper()
-        yield partial(tracker.end, status)  # first, since time may be short: else the run would seem to go on
+        yield partial(tracker.end, status)  # first, since time may be short: else the run would seem to be running
         if outcome.state == "failed":
             yield partial(tracker.note, "failure", reason_of(outcome.error))
         if self._log is not None:
@@ -159,7 +159,7 @@ def until_logged(what: str, call: Callable[[], Value], patience_s: float | None 
     """Repeat a call to MLflow until it works; return its result.
 
     Args:
-        what: What it logs.
+        what: The thing that it logs, for the message.
         call: Can be repeated without harm.
         patience_s: Seconds after the first failure from which on it is not repeated; None: as a finished run waits.
 

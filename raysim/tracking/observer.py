@@ -48,9 +48,9 @@ class RunOutcome:
 
     Attributes:
         state: `finished`; `failed`; or `killed`, that is stopped by its user or by a signal before it finished.
-        summary: What the run reached and spent, as in `summary.json`; None unless it finished.
-        error: What ended it; None if it finished.
-        patience_s: Seconds that the run waits for this observer before it goes on without it.
+        summary: Costs and results of the run, as in `summary.json`; None unless it finished.
+        error: The exception that ended it; None if it finished.
+        patience_s: Seconds that the run waits for this observer before it continues without it.
     """
 
     state: Literal["finished", "failed", "killed"]
@@ -108,7 +108,9 @@ class GuardedObserver:
     def on_begin(self, run: RunInfo, resumed_from: int) -> None:
         """Call the observer when the run begins."""
         self._call(
-            lambda: self._observer.on_begin(run, resumed_from), "before the first round", "the run goes on without it"
+            lambda: self._observer.on_begin(run, resumed_from),
+            "before the first round",
+            "the run continues without it",
         )
         self._is_out = self._has_failed
 
@@ -120,7 +122,7 @@ class GuardedObserver:
         """Call the observer when the run ends."""
         self._call(lambda: self._observer.on_end(outcome), "at the end of the run")
 
-    def _call(self, call: Callable[[], None], when: str, consequence: str = "the run goes on") -> None:
+    def _call(self, call: Callable[[], None], when: str, consequence: str = "the run continues") -> None:
         if self._is_out:
             return
         try:
@@ -129,7 +131,7 @@ class GuardedObserver:
             raise
         except BaseException as error:
             if not self._has_failed:
-                warning(f"{self._name} failed {when}, {consequence}: {type(error).__name__}: {reason_of(error)}")
+                warning(f"{self._name} failed {when}; {consequence}: {type(error).__name__}: {reason_of(error)}")
             self._has_failed = True
 
 

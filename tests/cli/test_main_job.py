@@ -1,4 +1,4 @@
-"""The main job as its user runs it: a command line, its last lines, its exit code, and nothing left behind."""
+"""The main job as a user runs it: command line, last lines, exit code, and no files or processes that remain."""
 
 import json
 import os

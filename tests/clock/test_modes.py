@@ -1,4 +1,4 @@
-"""When rounds end and whose work counts; by hand, then in rounds that are played."""
+"""Rounds end at the right time, and the right work counts; by hand, then in rounds that are run."""
 
 import ast
 import json

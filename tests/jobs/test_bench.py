@@ -1,4 +1,4 @@
-"""The benchmark proves its sides equal, runs small, and prints one JSON line with what it was measured on."""
+"""The benchmarks prove that their sides are equal, run small, and print one JSON line with the machine's details."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Observers of a run: what they are called with, in which order, and what becomes of those that fail."""
+"""Observers of a run: their arguments, the order of their calls, and those that fail."""
 
 import asyncio
 import json
@@ -147,9 +147,9 @@ class Leaving(RunObserver):
 
 
 FAILURES = {
-    "Failing": "failed before the first round, the run goes on without it: ZeroDivisionError: no beginning",
-    "FailingLater": "failed in round 1, the run goes on: ValueError: two lines:",
-    "Leaving": "failed at the end of the run, the run goes on: SystemExit: 7",
+    "Failing": "failed before the first round; the run continues without it: ZeroDivisionError: no beginning",
+    "FailingLater": "failed in round 1; the run continues: ValueError: two lines:",
+    "Leaving": "failed at the end of the run; the run continues: SystemExit: 7",
 }
 
 

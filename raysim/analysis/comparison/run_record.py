@@ -77,7 +77,7 @@ def of_folder(folder: StoragePath) -> RunRecord:
 def of_tracked(store: "MlflowReader", tracked: "TrackedRun") -> RunRecord | None:
     """Return the record of a run in MLflow; None if raysim did not make it.
 
-    The rounds of a run that goes on are its metrics, since MLflow has no table of them yet.
+    The rounds of a run that has not ended are its metrics, since MLflow has no table of them yet.
 
     Raises:
         SettingError: If it cannot be read.

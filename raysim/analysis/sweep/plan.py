@@ -31,7 +31,7 @@ class HalvingSettings(Settings):
     grace_rounds: Count
     """Rounds that every trial runs, at least 1."""
     reduction_factor: Annotated[float, Field(gt=1)] = 3.0
-    """At grace_rounds, and whenever a trial has this many times as many rounds, it goes on only if it is among the
+    """At grace_rounds, and whenever a trial has this many times as many rounds, it continues only if it is among the
     best 1 / reduction_factor of the trials that got there; above 1."""
 
 

@@ -27,7 +27,7 @@ OVERRIDING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 UNREACHABLE_S = 60.0
 """Seconds for which a job server may be unreachable while a job is followed."""
 UNREACHABLE = (RuntimeError, OSError, aiohttp.ClientError)
-"""Errors of Ray's client while the server does not answer."""
+"""Errors that Ray's job client raises if the job server is unreachable."""
 POLL_S = 1.0
 NAMING_FILES = ("path", "root", "weights", "fedscale", "availability")
 """Last names of settings whose values may be files."""
@@ -68,7 +68,7 @@ class Job:
         """Write what the job prints until it ends; a lost connection is resumed where it broke off.
 
         Raises:
-            RunFailedError: If the job server is unreachable for a minute; the job may go on.
+            RunFailedError: If the job server is unreachable for a minute; the job may still be running.
         """
         while True:
             with suppress(*UNREACHABLE):  # the connection may break after hours; whether the server answers decides
@@ -81,7 +81,7 @@ class Job:
                     return details
             except UNREACHABLE as error:
                 cause = f"job {self.id}: {self.address} has not answered for {UNREACHABLE_S:.0f} s ({error})"
-                raise RunFailedError(0, -1, f"{cause}; the job may go on: {self.commands()}") from None
+                raise RunFailedError(0, -1, f"{cause}; the job may still be running: {self.commands()}") from None
             time.sleep(POLL_S)
 
     async def _tail(self, write: Callable[[str], Any]) -> None:
@@ -167,7 +167,8 @@ def connect(address: str) -> JobSubmissionClient:
     try:
         return JobSubmissionClient(address)
     except AuthenticationError as error:
-        raise SettingError(f"--address={address!r} refuses: {reason_of(error)}; {tokens.WHERE_RAY_LOOKS}") from None
+        reason = f"{reason_of(error)}; {tokens.WHERE_RAY_LOOKS}"
+        raise SettingError(f"--address={address!r} refuses the connection: {reason}") from None
     except Exception as error:  # no server, another server, another version
         raise SettingError(f"--address={address!r} cannot be reached: {reason_of(error)}") from None
     finally:

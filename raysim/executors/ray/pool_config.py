@@ -100,8 +100,8 @@ def pool_config_on_gpus(
     fits = min(floor(1 / share) * check_gpus(), num_at_once(None))
     if wanted is not None and wanted > fits:
         raise SettingError(
-            f"executor.num_actors={wanted} is more than fit: the largest client needs {share:.0%} of a GPU; "
-            f"allowed: 1 to {fits}"
+            f"executor.num_actors={wanted} is more than the GPUs have room for: the largest client needs "
+            f"{share:.0%} of a GPU; allowed: 1 to {fits}"
         )
     return replace(config, num_actors=wanted or fits, num_gpus=share, device="cuda"), wanted or fits
 

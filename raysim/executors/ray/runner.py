@@ -18,7 +18,7 @@ from raysim.executors.ray import pool_config
 from raysim.executors.ray.cluster import connect, pickle_users_modules
 from raysim.executors.ray.driver_actor import DriverActor
 from raysim.executors.ray.executor import RayExecutor
-from raysim.executors.ray.failure_policy import REASONS, Attempt, Failure, Raise, Work, decide
+from raysim.executors.ray.failure_policy import REASONS, Activity, Attempt, Failure, Raise, decide
 from raysim.executors.ray.failures import failure_of, loss_of, run_error_of
 from raysim.executors.ray.pool import start_actors
 from raysim.executors.ray.pool_config import PoolConfig
@@ -179,7 +179,7 @@ class RayRunner:
             lost = f"the driver actor was lost ({REASONS.get(failure.kind, failure.cause)})"
             cause = f"{lost}, and the newest checkpoint cannot be read: {reason_of(unread)}"
             raise RunFailedError(0, -1, cause) from unread
-        attempt = Attempt(Work.ROUNDS, losses=earlier_losses, num_rounds=scenario.rounds)
+        attempt = Attempt(Activity.ROUNDS, losses=earlier_losses, num_rounds=scenario.rounds)
         decision = decide(replace(failure, round=newest.round + 1), attempt)
         if isinstance(decision, Raise):
             raise decision.error
@@ -198,7 +198,7 @@ class RayRunner:
         return list(self._actors)
 
     def final_state(self) -> FinalState:
-        """Return what the run leaves after its last round.
+        """Return the final state of the run.
 
         Raises:
             RunFailedError: If the driver actor is lost.

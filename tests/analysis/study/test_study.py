@@ -1,4 +1,4 @@
-"""A comparison's table says what single runs say; one split, one parent run, and failures that stay alone."""
+"""A comparison's table has the figures of single runs; one split, one parent run, and failures stop no other run."""
 
 import csv
 import importlib.util

@@ -145,7 +145,7 @@ def test_who_is_interrupted_leaves_the_job_running_and_says_how_to_stop_it(guard
     _, errors = following.communicate(timeout=60)
     assert following.returncode == code
     (told,) = lines_with(errors, "raysim: job ")
-    assert "goes on" in told
+    assert "continues" in told
     stop = told.split("`")[3].split()
     stopped = subprocess.run([RAY, *stop[1:]], env=env, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert stopped.returncode == 0, stopped.stderr
@@ -171,7 +171,7 @@ def test_who_has_no_token_or_another_is_turned_away(guarded, tmp_path) -> None:
     )
     assert joined.returncode == 2
     assert (
-        f"executor.address='{guarded.address}' demands a token: Ray looks for it in RAY_AUTH_TOKEN" in joined.stderr
+        f"executor.address='{guarded.address}' requires a token: Ray looks for it in RAY_AUTH_TOKEN" in joined.stderr
     )
     here = raysim(
         ["run", str(CONFIGS / "digits.yaml"), *SET, "--set", f"executor.address={guarded.address}"],
@@ -263,7 +263,7 @@ def test_a_connection_that_breaks_is_resumed_where_it_broke_as_long_as_the_serve
     assert jobs.Job(server, "job", "http://head:8265").follow(shown.append).status is JobStatus.SUCCEEDED
     assert "".join(shown) == "round 1\nround 2\nround 3\ndone\n"
     with pytest.raises(
-        RunFailedError, match=r"http://head:8265 has not answered for 0 s .*the job may go on: `ray job"
+        RunFailedError, match=r"http://head:8265 has not answered for 0 s .*the job may still be running: `ray job"
     ):
         jobs.Job(Breaking(["round 1\n"], is_gone=True), "job", "http://head:8265").follow(shown.append)
 
