@@ -327,7 +327,7 @@ def test_no_error_of_a_guarded_observer_ends_a_run(error: BaseException, capsys)
 
     guarded = observer.GuardedObserver("mine", Noting("mine", [], fail))
     guarded.on_end(RunOutcome("finished", {}))
-    assert capsys.readouterr().err.startswith("mine failed at the end of the run, the run goes on: ")
+    assert capsys.readouterr().err.startswith("mine failed at the end of the run; the run continues: ")
 
 
 @pytest.mark.slow
