@@ -195,10 +195,6 @@ class Start:
     wall_s: float = 0.0
 
 
-FIRST = Start()
-"""The beginning."""
-
-
 def summary_of(totals: Totals) -> dict[str, Any]:
     """Return what a run has spent, with its shares of FedAvg's bytes and FLOPs in percent."""
     spent = {

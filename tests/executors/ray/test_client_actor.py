@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from raysim.client.assignments import ALONE, Assignment, Assignments
+from raysim.client.assignments import Assignment, Assignments
 from raysim.core import tensors
 from raysim.core.errors import RunFailedError, SettingError
 from raysim.executors import in_process
@@ -48,12 +48,12 @@ def test_no_chunk_is_empty() -> None:
 
 
 def test_a_pack_is_in_one_chunk() -> None:
-    packs = [ALONE, 0, 1, 0, ALONE, 1, 0, 2]
+    packs = [Assignments.ALONE, 0, 1, 0, Assignments.ALONE, 1, 0, 2]
     chunks = assignments_of([5.0, 1.0, 9.0, 1.0, 2.0, 1.0, 3.0, 4.0], packs).chunks([0.25] * 4)
     assert len(chunks) > 2
     homes = {}
     for place, chunk in enumerate(chunks):
-        for pack in set(chunk.packs.tolist()) - {ALONE}:
+        for pack in set(chunk.packs.tolist()) - {Assignments.ALONE}:
             assert homes.setdefault(pack, place) == place
     assert sorted(client for chunk in chunks for client in chunk.clients.tolist()) == list(range(8))
 
