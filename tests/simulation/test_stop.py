@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raysim.clock.outcomes import UNFINISHED
+from raysim.clock import outcomes
 from raysim.experiment import cost as price
 from raysim.experiment.cost import Prices, costs_of
 from raysim.simulation.forecast import forecast
@@ -45,8 +45,8 @@ def test_a_run_ends_with_the_round_in_which_enough_is_spent(quantity: str, mode:
         assert SPENT[quantity](state.totals) >= limit
         assert state.in_flight == ()
         if mode == "async":
-            assert UNFINISHED in state.totals.outcomes
-            assert UNFINISHED in reports[-1].clients["fate"]
+            assert outcomes.UNFINISHED in state.totals.outcomes
+            assert outcomes.UNFINISHED in reports[-1].clients["fate"]
         predicted = forecast(stopping)
         assert predicted["exact"]
         assert (predicted["rounds"], predicted["simulated_s"]) == (rounds, state.totals.simulated_s)
@@ -81,7 +81,7 @@ def test_a_target_tells_what_had_been_spent_when_it_was_first_reached(mode: str)
     for target, entry in zip(targets[:3], told[:3], strict=True):
         first = next(place for place, score in enumerate(scores) if score >= target)
         rows = [report.clients for report in reports[: first + 1]]
-        finished = [columns["fate"] != UNFINISHED for columns in rows]
+        finished = [columns["fate"] != outcomes.UNFINISHED for columns in rows]
         assert entry["round"] == first + 1
         assert entry["simulated_s"] == reports[first].totals.simulated_s
         for name, columns in (("bytes", ("down_bytes", "up_bytes")), ("train_flops", ("train_flops",))):
