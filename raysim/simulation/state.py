@@ -179,9 +179,10 @@ class Storage:
     every: int
     keep: int
 
-    def part(self, name: str) -> StoragePath:
-        """Return a folder of the run's: `checkpoints`, `channels`, `clients` or `rounds`."""
-        return storage_path(self.folder) / name
+    @property
+    def checkpoints(self) -> StoragePath:
+        """The folder of its checkpoints."""
+        return storage_path(self.folder) / "checkpoints"
 
 
 @dataclass(frozen=True, slots=True)
