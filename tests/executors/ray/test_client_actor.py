@@ -13,6 +13,7 @@ from raysim.client.assignments import Assignment, Assignments
 from raysim.core import tensors
 from raysim.core.errors import RunFailedError, SettingError
 from raysim.executors import in_process
+from raysim.executors.ray.client_actor import needed_share
 from raysim.executors.ray.executor import chunk_shares
 from raysim.executors.ray.runner import RayRunner
 from raysim.pruning.masks import Mask
@@ -144,3 +145,10 @@ def test_memory_that_is_freed_is_taken_again_without_page_faults():
     printed = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
     before, after = map(int, printed.split())
     assert after < before / 10
+
+
+def test_the_share_of_a_gpu_covers_what_was_measured_with_a_margin() -> None:
+    assert needed_share(10, 1000) == 0.02
+    assert needed_share(999, 1000) == 1.0
+    for used in (1, 17, 333):
+        assert needed_share(used, 1000) * 1000 >= 1.25 * used
