@@ -53,7 +53,7 @@ HOMES = {
 }
 """Where a library may be imported: in these modules, or in the modules of these packages."""
 
-OUTSIDE = {"raysim", "raysim.__main__"}
+OUTSIDE = {"raysim", "raysim.__main__", "raysim.seeding"}
 """The public names and the start of the command lie in no package."""
 
 
