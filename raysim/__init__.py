@@ -45,8 +45,8 @@ __all__ = sorted([*_MODULES, "seeding"])
 
 
 def __getattr__(name: str) -> Any:
-    if name == "seeding":  # users' files say `from raysim import seeding`
-        return import_module("raysim.core.seeding")
+    if name == "seeding":
+        return import_module("raysim.seeding")
     if name not in _MODULES:
         raise AttributeError(f"module 'raysim' has no attribute {name!r}")
     return getattr(import_module(f"raysim.{_MODULES[name]}"), name)

@@ -1,11 +1,12 @@
 """Work written by hand, and tiny scenarios in every clock mode."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from raysim.clock.outcomes import COUNTED, OUTCOME_DTYPE
+from raysim.clock import outcomes
 from raysim.clock.timing import CohortLoad, CohortTiming
 from raysim.clock.work import Cohort, Work
 from raysim.executors.in_process import InProcessExecutor
@@ -80,7 +81,7 @@ def work_of(
     clients: list[int] | None = None,
     start_s: float = 0.0,
     round: int = 1,
-    outcomes: list[str] | None = None,
+    fates: Sequence[str] = (),
 ) -> Work:
     """Clients with seconds of download, training and upload; 1,000 bytes down, 500 up, 10,000 FLOPs, 10 steps."""
     size = len(phases)
@@ -89,11 +90,9 @@ def work_of(
     ones, whole = np.ones(size), np.full(size, 1, np.int64)
     cohort = Cohort(round, ids, ones, ones, np.full(size, "nothing"), 7 * whole, 2 * whole)
     load = CohortLoad(1000 * whole, 500 * whole, 10_000 * whole, 100 * whole, 10 * whole)
-    chosen = (
-        np.full(size, COUNTED, dtype=OUTCOME_DTYPE) if outcomes is None else np.array(outcomes, dtype=OUTCOME_DTYPE)
-    )
+    outcome_of = np.array(fates or [outcomes.COUNTED] * size, dtype=outcomes.DTYPE)
     masks = CohortMasks.of([Mask(np.ones(4, dtype=np.bool_))] * size)
-    return Work(cohort, masks, load, timing, np.full(size, start_s), timing.total_s, chosen)
+    return Work(cohort, masks, load, timing, np.full(size, start_s), timing.total_s, outcome_of)
 
 
 def devices_of(count: int, **figures: float) -> Devices:

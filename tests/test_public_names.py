@@ -21,6 +21,28 @@ def test_a_public_name_is_there(name: str) -> None:
     assert name in dir(raysim)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import raysim.seeding; draw = raysim.seeding.generator",
+        "import raysim; draw = raysim.seeding.generator",
+        "from raysim import seeding; draw = seeding.generator",
+        "from raysim.seeding import generator as draw",
+    ],
+)
+def test_seeding_can_be_imported_in_every_form(statement: str) -> None:
+    code = f"{statement}\nfrom raysim.core import seeding as home\nassert draw is home.generator"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_public_module_of_seeding_has_all_that_its_home_has() -> None:
+    from raysim.core import seeding as home
+
+    defined = {name for name, value in vars(home).items() if getattr(value, "__module__", "") == home.__name__}
+    assert {name for name in defined if not name.startswith("_")} == set(raysim.seeding.__all__)
+
+
 def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'raysim' has no attribute 'nobody'"):
         _ = raysim.nobody

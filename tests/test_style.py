@@ -12,7 +12,9 @@ import pytest
 from tests.conftest import ROOT
 
 MODULES = sorted((ROOT / "raysim").rglob("*.py"))
-DISPLAYS = ast.Dict | ast.List | ast.Tuple | ast.Set
+DISPLAYS = ast.Dict | ast.List | ast.Tuple | ast.Set | ast.DictComp | ast.ListComp | ast.SetComp
+TABLES = {"dict", "frozenset", "set", "tuple", "str.maketrans", "MappingProxyType"}
+"""Calls that make a table of a display."""
 
 
 def changed_targets(tree: ast.AST) -> Iterator[ast.expr]:
@@ -66,12 +68,17 @@ def hand_formatted(source: str) -> Iterator[int]:
 
 
 def is_table(node: ast.AST) -> bool:
-    """A constant, or the cases of a parametrized test."""
-    if isinstance(node, ast.Assign):
-        return isinstance(node.value, DISPLAYS) or ast.unparse(node.targets[0]).isupper()
-    if isinstance(node, ast.AnnAssign):
-        return isinstance(node.value, DISPLAYS) or ast.unparse(node.target).isupper()
+    """A table with a name, or the cases of a parametrized test."""
+    if isinstance(node, ast.Assign | ast.AnnAssign):
+        return node.value is not None and has_rows(node.value)
     return isinstance(node, ast.Call) and ast.unparse(node.func).endswith("parametrize")
+
+
+def has_rows(value: ast.expr) -> bool:
+    """A display, a call that makes a table of one, or a union with one."""
+    if isinstance(value, ast.BinOp):
+        return isinstance(value.op, ast.BitOr) and has_rows(value.right)
+    return isinstance(value, DISPLAYS) or (isinstance(value, ast.Call) and ast.unparse(value.func) in TABLES)
 
 
 def wrongly_hand_formatted(source: str) -> list[int]:
@@ -84,6 +91,10 @@ def wrongly_hand_formatted(source: str) -> list[int]:
     [
         ("TABLE = {\n  1: 2,\n}  # fmt: skip\n", []),
         ("NAMES = A | frozenset({1,\n 2})  # fmt: skip\n", []),
+        ("NAMES = str.maketrans({\n 1: 2})  # fmt: skip\n", []),
+        ("NAMES: tuple = tuple(a for a in (1,\n 2))  # fmt: skip\n", []),
+        ("RULES = Rules(a,\n b)  # fmt: skip\n", [2]),
+        ("SUM = a + f(b,\n c)  # fmt: skip\n", [2]),
         ("@pytest.mark.parametrize('a', [1,\n 2])  # fmt: skip\ndef test(a): pass\n", []),
         ("text = '# fmt: skip'\n", []),
         ("x = f(a, b,\n c)  # fmt: skip\n", [2]),

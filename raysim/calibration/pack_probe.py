@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from raysim.client.assignments import ALONE, Assignments, Broadcast
+from raysim.client.assignments import Assignments, Broadcast
 from raysim.client.packing import obstacle
 from raysim.client.trainer import ClientTrainer
 from raysim.core.errors import SettingError
@@ -38,7 +38,9 @@ def probe(scenario: Scenario) -> dict[str, Any]:
     for _ in range(REPEATS):
         for size, (assignments, broadcast) in packs.items():
             seconds[size] = min(seconds[size], _seconds(stage, assignments, broadcast))
-    shares = {size: float((assignments.packs != ALONE).mean()) for size, (assignments, _) in packs.items()}
+    shares = {
+        size: float((assignments.packs != Assignments.ALONE).mean()) for size, (assignments, _) in packs.items()
+    }
     sizes = [
         {"pack": size, "clients_per_s": len(work) / seconds[size], "packed": share} for size, share in shares.items()
     ]

@@ -21,6 +21,7 @@ from raysim.core import signals
 from raysim.core.errors import ReportLostError, RunFailedError, SettingError, StoppedError, TrackingLostError
 from raysim.core.log import set_quiet, showing_warnings, warning
 from raysim.core.signals import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED
+from raysim.tracking.mlflow_limits import limit_waits
 
 LAST_CHECKPOINT = "rounds that a checkpoint covers are kept, and `raysim resume` continues after them"
 
@@ -45,6 +46,7 @@ def main(arguments: list[str] | None = None, command: click.Command = cli, kept:
     """
     signals.interrupt_on_sigterm()
     set_quiet(False)
+    limit_waits()
     with showing_warnings():
         code = _exit_code(command, arguments, kept)
     if code == TERMINATED or (code == INTERRUPTED and _are_threads_at_work()):  # Python would wait for all of them

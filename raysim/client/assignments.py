@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,10 +82,6 @@ class Broadcast:
     extra: Params = field(default_factory=dict)
 
 
-ALONE = -1
-"""Pack number of a client that is trained by itself."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Assignments:
     """The assignments of clients in a round, arrays `(clients,)`; a sequence of `Assignment`.
@@ -98,6 +94,9 @@ class Assignments:
         packs: Pack numbers: clients of one pack are trained together; `ALONE`: by itself.
         memories: State that the method and the compression keep of them, by id.
     """
+
+    ALONE: ClassVar[int] = -1
+    """Pack number of a client that is trained by itself."""
 
     cohort: Cohort
     masks: CohortMasks
@@ -123,7 +122,7 @@ class Assignments:
             CohortMasks.of([row.mask for row in rows]),
             np.array([row.score_heldout for row in rows], dtype=np.bool_),
             np.array([row.cost for row in rows]),
-            np.full(len(rows), ALONE),
+            np.full(len(rows), Assignments.ALONE),
             {row.client: row.memory for row in rows if row.memory},
         )
 
@@ -181,15 +180,15 @@ class Assignments:
         middles = (ends_cost - self.costs[order] / 2) / whole
         chunk_of = np.minimum(np.searchsorted(np.cumsum(shares), middles), len(shares) - 1)
         packs = self.packs[order]
-        goes_on = np.concatenate([[False], (packs[1:] == packs[:-1]) & (packs[1:] != ALONE)])
+        goes_on = np.concatenate([[False], (packs[1:] == packs[:-1]) & (packs[1:] != Assignments.ALONE)])
         first = np.maximum.accumulate(np.where(goes_on, 0, np.arange(len(order))))
         chunk_of = chunk_of[first]
         return [self.take(order[chunk_of == chunk]) for chunk in np.unique(chunk_of)]
 
     def apart(self) -> "list[Assignments]":
         """Split assignments into single clients and packs."""
-        packed = np.unique(self.packs[self.packs != ALONE])
-        alone = np.flatnonzero(self.packs == ALONE)
+        packed = np.unique(self.packs[self.packs != Assignments.ALONE])
+        alone = np.flatnonzero(self.packs == Assignments.ALONE)
         return [
             self.take(each) for each in (*alone[:, None], *(np.flatnonzero(self.packs == pack) for pack in packed))
         ]
@@ -197,7 +196,7 @@ class Assignments:
 
 def _cost_of_pack(assignments: Assignments) -> NDArray[np.float64]:
     """Return the cost by which clients are ordered: each one's own, or that of its whole pack, `(clients,)`."""
-    packed = assignments.packs != ALONE
+    packed = assignments.packs != Assignments.ALONE
     if not packed.any():
         return assignments.costs
     sums = np.bincount(assignments.packs[packed], weights=assignments.costs[packed])

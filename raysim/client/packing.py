@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from raysim.client.assignments import ALONE, Assignments
+from raysim.client.assignments import Assignments
 from raysim.core.errors import SettingError
 from raysim.data.batches import num_batches
 
@@ -90,7 +90,7 @@ def packed(assignments: Assignments, examples: NDArray[np.int64], batch_size: in
     kinds = np.stack([assignments.masks.mask_of, assignments.epochs, num_batches(examples, batch_size)])
     hybrid = np.array([bool(mask.elements) for mask in assignments.masks.distinct])[assignments.masks.mask_of]
     _, kind_of = np.unique(kinds, axis=1, return_inverse=True)
-    packs = np.full(len(assignments), ALONE)
+    packs = np.full(len(assignments), Assignments.ALONE)
     used = 0
     for kind in np.unique(kind_of[~hybrid]):
         members = np.flatnonzero((kind_of == kind) & ~hybrid)
@@ -104,5 +104,5 @@ def packed(assignments: Assignments, examples: NDArray[np.int64], batch_size: in
 
 def split_packs(packs: NDArray[np.int64]) -> tuple[NDArray[np.int64], Sequence[NDArray[np.int64]]]:
     """Return the indices of clients that are trained by themselves, and those of each pack's members."""
-    together = np.unique(packs[packs != ALONE])
-    return np.flatnonzero(packs == ALONE), [np.flatnonzero(packs == pack) for pack in together]
+    together = np.unique(packs[packs != Assignments.ALONE])
+    return np.flatnonzero(packs == Assignments.ALONE), [np.flatnonzero(packs == pack) for pack in together]

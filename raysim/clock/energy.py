@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.clock.outcomes import ABSENT, BATTERY, COUNTED
+from raysim.clock import outcomes
 from raysim.clock.timing import CohortTiming
 from raysim.clock.work import Work
 from raysim.core.tensors import Columns
@@ -36,7 +36,7 @@ def spent_j(
         + devices.column("radio_j_per_byte") * radio_bytes
         + devices.column("idle_watts") * waits_s
     )
-    return np.where(work.outcomes == BATTERY, level_j, np.minimum(drawn_j, level_j))
+    return np.where(work.outcomes == outcomes.BATTERY, level_j, np.minimum(drawn_j, level_j))
 
 
 def have_batteries(devices: Devices) -> bool:
@@ -93,10 +93,10 @@ def remembered(
         rows: The round's table of clients.
         ends_s: Simulated time until which clients that were done waited. None: each left when it was done.
     """
-    worked = {name: column[np.isin(rows["fate"], ABSENT, invert=True)] for name, column in rows.items()}
+    worked = {name: column[np.isin(rows["fate"], outcomes.ABSENT, invert=True)] for name, column in rows.items()}
     ids, start_s = worked["client"], worked["start_s"]
     left_j = levels_j(devices.of(ids), history, ids, start_s) - worked["energy_j"]
-    waited = (worked["fate"] == COUNTED) & (ends_s is not None)
+    waited = (worked["fate"] == outcomes.COUNTED) & (ends_s is not None)
     at_s = np.where(waited, ends_s or 0.0, start_s + worked["lasts_s"])
     return drained(devices, history, ids, left_j, at_s)
 

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.clock import energy
-from raysim.clock.outcomes import BATTERY, DROPPED, OFFLINE
+from raysim.clock import energy, outcomes
 from raysim.clock.work import Work, stopped
 from raysim.core import seeding
 from raysim.population import availability
@@ -48,13 +47,13 @@ def interrupted(work: Work, devices: Devices, history: Mapping[str, NDArray[np.f
     """
     clients = work.cohort.clients
     own = devices.of(clients)
-    work = stopped(work, drops_out_s(own, clients, work, seed), DROPPED)
-    work = stopped(work, availability.online_for_s(own, clients, work.start_s, seed), OFFLINE)
+    work = stopped(work, drops_out_s(own, clients, work, seed), outcomes.DROPPED)
+    work = stopped(work, availability.online_for_s(own, clients, work.start_s, seed), outcomes.OFFLINE)
     if not energy.have_batteries(devices):
         return work
     level = energy.levels_j(own, history, clients, work.start_s)
     radio_bytes = (work.load.down_bytes, work.load.up_bytes)
-    return stopped(work, energy.seconds_until_empty(own, work.timing, radio_bytes, level), BATTERY)
+    return stopped(work, energy.seconds_until_empty(own, work.timing, radio_bytes, level), outcomes.BATTERY)
 
 
 def drops_out_s(devices: Devices, clients: NDArray[np.int64], work: Work, seed: int) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ from math import ceil, inf, isfinite
 
 import numpy as np
 
-from raysim.clock.outcomes import COUNTED, LATE, SURPLUS
+from raysim.clock import outcomes
 from raysim.clock.timing import CohortLoad, CohortTiming
 from raysim.clock.work import Absent, Cohort, Plan, Work, by_version, stopped
 
@@ -73,21 +73,21 @@ def wait_for_all(work: Work, rules: "ClockRules", wanted: int) -> tuple[Work, fl
 
 def wait_until_deadline(work: Work, rules: "ClockRules", wanted: int) -> tuple[Work, float]:
     """End the round at the deadline, or when every client is done; later work is lost."""
-    work = stopped(work, np.full(len(work), rules.deadline_s), LATE)
+    work = stopped(work, np.full(len(work), rules.deadline_s), outcomes.LATE)
     return wait_for_all(work, rules, wanted)
 
 
 def wait_for_first(work: Work, rules: "ClockRules", wanted: int) -> tuple[Work, float]:
     """End the round when the wanted number of clients is done; equal times count in the order of ids."""
-    done = np.flatnonzero(work.outcomes == COUNTED)
+    done = np.flatnonzero(work.outcomes == outcomes.COUNTED)
     order = done[np.lexsort((work.cohort.clients[done], work.duration_s[done]))]
     if len(order) < wanted:
         return wait_for_all(work, rules, wanted)
     round_s = float(work.duration_s[order[wanted - 1]])
-    others = stopped(work, np.full(len(work), round_s), SURPLUS)
-    outcomes = others.outcomes.copy()
-    outcomes[order[wanted:]] = SURPLUS  # those that end in the same moment, too
-    return replace(others, outcomes=outcomes), round_s
+    others = stopped(work, np.full(len(work), round_s), outcomes.SURPLUS)
+    outcome_of = others.outcomes.copy()
+    outcome_of[order[wanted:]] = outcomes.SURPLUS  # those that end in the same moment, too
+    return replace(others, outcomes=outcome_of), round_s
 
 
 SYNC = ClockMode("sync", wait_for_all, cohort_size, waits_for_end=True, takes_deadline=True)
@@ -200,7 +200,7 @@ def fill_buffer(
         end_s, work = queue.pop()
         now_s = max(now_s, end_s)  # work that ends while the server is busy is received when it is done
         ended.append(work)
-        filled += int(work.outcomes[0] == COUNTED)
+        filled += int(work.outcomes[0] == outcomes.COUNTED)
         if filled < rules.buffer_size:  # else the next one starts from the new version
             fill(queue, now_s)
     if filled < rules.buffer_size:

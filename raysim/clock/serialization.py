@@ -6,7 +6,7 @@ from dataclasses import fields
 import numpy as np
 import torch
 
-from raysim.clock.outcomes import OUTCOME_DTYPE, OUTCOMES
+from raysim.clock import outcomes
 from raysim.clock.timing import CohortLoad, CohortTiming
 from raysim.clock.work import Cohort, Work
 from raysim.core.tensors import Columns, Params
@@ -40,7 +40,7 @@ def _tensors_of_one(work: Work) -> Params:
     numbers |= {f"load.{name}": getattr(work.load, name) for name in CohortLoad.__slots__}
     numbers |= {f"timing.{name}": getattr(work.timing, name) for name in CohortTiming.__slots__}
     numbers |= {"start_s": work.start_s, "lasts_s": work.duration_s}
-    numbers["fates"] = np.array([OUTCOMES.index(outcome) for outcome in work.outcomes], dtype=np.int64)
+    numbers["fates"] = np.array([outcomes.ALL.index(outcome) for outcome in work.outcomes], dtype=np.int64)
     numbers["mask_of"] = work.masks.mask_of
     numbers["kept"] = np.stack([mask.kept for mask in work.masks.distinct])
     for index, mask in enumerate(work.masks.distinct):
@@ -58,7 +58,7 @@ def _one_from(tensors: Params, round: int, limited_by: list[str]) -> Work:
         CohortTiming(*(columns[f"timing.{name}"] for name in CohortTiming.__slots__)),
         columns["start_s"],
         columns["lasts_s"],
-        np.array(OUTCOMES, dtype=OUTCOME_DTYPE)[columns["fates"]],
+        np.array(outcomes.ALL, dtype=outcomes.DTYPE)[columns["fates"]],
     )
 
 

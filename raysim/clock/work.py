@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.clock.outcomes import COUNTED, OUTCOME_DTYPE, UNFINISHED
+from raysim.clock import outcomes
 from raysim.clock.timing import CohortLoad, CohortTiming
 from raysim.core.tensors import Params
 from raysim.pruning.masks import CohortMasks
@@ -60,7 +60,7 @@ class Absent:
     @staticmethod
     def nobody() -> "Absent":
         """Return a record without clients."""
-        return Absent(np.empty(0, np.int64), np.empty(0), np.empty(0, OUTCOME_DTYPE), np.empty(0, np.str_))
+        return Absent(np.empty(0, np.int64), np.empty(0), np.empty(0, outcomes.DTYPE), np.empty(0, np.str_))
 
 
 def all_absent(absent: Sequence[Absent]) -> Absent:
@@ -81,7 +81,7 @@ class Work:
         timing: Seconds of the whole work.
         start_s: Simulated time at which each starts.
         duration_s: Seconds until each is done or stops.
-        outcomes: Outcome of the work of each, one of `OUTCOMES`.
+        outcomes: Outcome of the work of each, one of `outcomes.ALL`.
     """
 
     cohort: Cohort
@@ -110,7 +110,7 @@ class Work:
     @property
     def counted(self) -> "Work":
         """The work that counts."""
-        return self.take(np.flatnonzero(self.outcomes == COUNTED))
+        return self.take(np.flatnonzero(self.outcomes == outcomes.COUNTED))
 
     @property
     def end_s(self) -> NDArray[np.float64]:
@@ -184,9 +184,9 @@ def stopped(work: Work, after_s: NDArray[np.float64], outcome: str) -> Work:
 def unfinished(work: Work, now_s: float) -> Work:
     """Return work abandoned at a simulated time; clients that have stopped by then keep their outcome."""
     elapsed_s = np.maximum(now_s - work.start_s, 0)
-    has_stopped = (work.duration_s <= elapsed_s) & (work.outcomes != COUNTED)
-    outcomes = np.where(has_stopped, work.outcomes, UNFINISHED)
-    return replace(work, duration_s=np.minimum(work.duration_s, elapsed_s), outcomes=outcomes)
+    has_stopped = (work.duration_s <= elapsed_s) & (work.outcomes != outcomes.COUNTED)
+    outcome_of = np.where(has_stopped, work.outcomes, outcomes.UNFINISHED)
+    return replace(work, duration_s=np.minimum(work.duration_s, elapsed_s), outcomes=outcome_of)
 
 
 def joined_work(works: Sequence[Work]) -> Work:

@@ -13,7 +13,7 @@ from raysim.core.tensors import Params
 from raysim.server.updates import ClientUpdates, merge
 from raysim.simulation.loop import final_state, first_state, run_rounds
 from raysim.simulation.scenario import Scenario
-from raysim.simulation.state import FIRST, FinalState, RoundReport, ServerState, Start, Storage
+from raysim.simulation.state import FinalState, RoundReport, ServerState, Start, Storage
 from raysim.task.task import ScoreSums
 
 ROWS_PER_CALL = 2000
@@ -76,7 +76,7 @@ class InProcessRunner:
     def make_ready(self, scenario: Scenario) -> None:
         """Do nothing: this process is ready."""
 
-    def run(self, scenario: Scenario, storage: Storage, start: Start = FIRST) -> Iterator[RoundReport]:
+    def run(self, scenario: Scenario, storage: Storage, start: Start = Start()) -> Iterator[RoundReport]:
         """Yield the report of each remaining round."""
         executor = InProcessExecutor(scenario.workload, self._device)
         self._scenario, self._state = scenario, first_state(scenario, storage, start)

@@ -7,7 +7,7 @@ from raysim.config.experiment import ExperimentSettings
 from raysim.config.tracking import WITHOUT_MLFLOW
 from raysim.core.storage.path import StoragePath
 from raysim.simulation.scenario import Scenario
-from raysim.simulation.state import FIRST, Start
+from raysim.simulation.state import Start
 from raysim.tracking.curves import LoggedSoFar
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Experiment:
     folder: StoragePath
     scenario: Scenario
     tracker: "MlflowWriter | None"
-    start: Start = FIRST
+    start: Start = Start()
     logged: LoggedSoFar = field(default_factory=LoggedSoFar)
     summary: dict[str, Any] | None = None
     is_locked: bool = False

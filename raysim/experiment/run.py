@@ -13,7 +13,7 @@ from raysim.core.log import warning
 from raysim.core.signals import FirstInterrupt, check_terminated
 from raysim.core.storage.local import AnyPath, storage_path
 from raysim.core.storage.path import StoragePath
-from raysim.experiment.experiment import Experiment as Experiment
+from raysim.experiment.experiment import Experiment
 from raysim.experiment.finish import summarise, write_results
 from raysim.experiment.observers import Observers, observers_of, outcome_of
 from raysim.experiment.start import write_start

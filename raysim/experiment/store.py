@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from raysim.config.tracking import WITHOUT_MLFLOW
 from raysim.core.storage.path import StoragePath
+from raysim.tracking.mlflow_limits import limit_waits
 
 if TYPE_CHECKING:
     from raysim.tracking.mlflow_writer import MlflowWriter
@@ -35,6 +36,7 @@ def open_tracker(uri: str, name: str, folder: StoragePath) -> "MlflowWriter | No
     """
     if uri == WITHOUT_MLFLOW:
         return None
+    limit_waits()
     from raysim.tracking.mlflow_writer import MlflowWriter
 
     return MlflowWriter(uri, name, beside=str(folder.parent))

@@ -22,6 +22,11 @@ class CoverageSummary:
     untrained_share: float
     untrained_channel_share: float
 
+    @staticmethod
+    def none() -> "CoverageSummary":
+        """Return the summary of a cohort that trained nothing."""
+        return CoverageSummary(mean=0.0, min=0.0, untrained_share=1.0, untrained_channel_share=1.0)
+
 
 Coverage = dict[str, torch.Tensor]
 """Examples of the clients that hold each entry, by state-dict key: float64, broadcastable to the key's tensor."""

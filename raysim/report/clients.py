@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raysim.clock.outcomes import COUNTED
+from raysim.clock import outcomes
 from raysim.core.tensors import Columns
 
 PERCENTILES = (0, 10, 50, 90, 100)
@@ -116,7 +116,7 @@ class ClientStatisticsBuilder:
 
     def add(self, rows: Columns) -> None:
         """Add the rows of a round."""
-        round, counted = int(rows["round"][0]), where(rows, "fate", [COUNTED])
+        round, counted = int(rows["round"][0]), where(rows, "fate", [outcomes.COUNTED])
         if round in self._shown_rounds:
             self._shown[round] = rows
         ratios = rows["pruning_ratio"][counted]
@@ -145,14 +145,12 @@ class ClientStatisticsBuilder:
     def result(self) -> ClientStatistics:
         """Return the statistics of all rounds that were added, in their order."""
         rounds = sorted(self._rounds, key=lambda each: int(each["round"]))
-        outcomes = list(dict.fromkeys(outcome for each in rounds for outcome in each["outcomes"]))
+        seen = list(dict.fromkeys(outcome for each in rounds for outcome in each["outcomes"]))
         with np.errstate(invalid="ignore"):
             mean = self._pruned / self._counted
         return ClientStatistics(
             round=np.array([each["round"] for each in rounds]),
-            outcomes={
-                outcome: np.array([each["outcomes"].get(outcome, 0) for each in rounds]) for outcome in outcomes
-            },
+            outcomes={outcome: np.array([each["outcomes"].get(outcome, 0) for each in rounds]) for outcome in seen},
             pruning=np.array([each["pruning"] for each in rounds]),
             tier_pruning={
                 tier: np.array([each["tiers"].get(tier, np.nan) for each in rounds])

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from raysim.clock import outcomes
 from raysim.clock.modes import MODES
-from raysim.clock.outcomes import COUNTED
 from raysim.clock.timing import CohortLoad, schedule
 from raysim.core.tensors import Columns
 from raysim.population.profiles import Devices
@@ -51,7 +51,7 @@ class FedAvg:
 
     def add(self, rows: Columns) -> None:
         """Add the rows of a round."""
-        round, counted = int(rows["round"][0]), where(rows, "fate", [COUNTED])
+        round, counted = int(rows["round"][0]), where(rows, "fate", [outcomes.COUNTED])
         self.energy_j += float(rows["energy_j"][~counted].sum())
         if not counted.any():
             self.simulated_s += self._round_s[round]

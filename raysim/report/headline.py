@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from raysim.clock import outcomes
 from raysim.clock.modes import MODES
-from raysim.clock.outcomes import COUNTED
 from raysim.core.formatting import duration, percent, with_unit
 from raysim.report.clients import ClientStatistics
 from raysim.report.fedavg import FedAvg
@@ -151,7 +151,7 @@ def _rows(own: Figures, other: Figures) -> list[tuple[str, ...]]:
 
 def _lost(clients: ClientStatistics) -> str:
     sums = {outcome: int(counts.sum()) for outcome, counts in clients.outcomes.items()}
-    total, counted = sum(sums.values()), sums.pop(COUNTED, 0)
+    total, counted = sum(sums.values()), sums.pop(outcomes.COUNTED, 0)
     lost = [f"{count:,} {outcome}" for outcome, count in sorted(sums.items(), key=lambda each: -each[1]) if count]
     if not lost:
         return f"The work of all {total:,} clients that were selected in {len(clients.round):,} rounds counted."

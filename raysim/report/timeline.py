@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from raysim.clock.outcomes import ABSENT, COUNTED
+from raysim.clock import outcomes
 from raysim.core.tensors import Columns
 from raysim.report import style
 from raysim.report.clients import ClientStatistics, texts, where
@@ -82,7 +82,7 @@ def section(run: RunReader, clients: ClientStatistics) -> Section:
         )
     figures = [Panel(gantt(shown), "Clients at work", wide=True, is_switched=True)] if shown else []
     figures.append(Panel(_seconds(clients), "Seconds of the clients that counted"))
-    if any(outcome != COUNTED for outcome in clients.outcomes):
+    if any(outcome != outcomes.COUNTED for outcome in clients.outcomes):
         figures.append(Panel(_outcomes(clients), "Outcomes of the clients that were selected"))
     return Section("timeline", "Timeline", text, figures, choices=choices_of(shown) if len(shown) > 1 else ())
 
@@ -102,7 +102,7 @@ def bars_of(rows: Columns, began_s: float, duration_s: float) -> Bars:
         began_s: The simulated time at which it began.
         duration_s: Its seconds.
     """
-    started = np.flatnonzero(~where(rows, "fate", ABSENT))
+    started = np.flatnonzero(~where(rows, "fate", outcomes.ABSENT))
     end_s = rows["start_s"][started] + rows["lasts_s"][started]
     order = started[np.lexsort((rows["client"][started], end_s))]
     sample = np.unique(np.linspace(0, len(order) - 1, min(CLIENTS, len(order))).round().astype(np.int64))
@@ -110,9 +110,9 @@ def bars_of(rows: Columns, began_s: float, duration_s: float) -> Bars:
     shown = {name: column if name.endswith("_names") else column[kept] for name, column in rows.items()}
     begin_s = shown["start_s"] - began_s
     signs = texts(shown, "fate").astype("<U11")
-    counted = where(rows, "fate", [COUNTED])
+    counted = where(rows, "fate", [outcomes.COUNTED])
     median_s = np.median(rows["total_s"][counted]) if counted.any() else np.inf
-    did_count = signs == COUNTED
+    did_count = signs == outcomes.COUNTED
     signs[did_count] = np.where(shown["total_s"][did_count] > STRAGGLER * median_s, STRAGGLING, "")
     return Bars(int(rows["round"][0]), shown, begin_s, _spent(shown), signs, len(started), duration_s)
 
@@ -231,8 +231,8 @@ def _seconds(clients: ClientStatistics) -> go.Figure:
 
 def _outcomes(clients: ClientStatistics) -> go.Figure:
     figure = go.Figure()
-    others = [outcome for outcome in clients.outcomes if outcome != COUNTED]
-    for index, outcome in enumerate([COUNTED, *others]):
+    others = [outcome for outcome in clients.outcomes if outcome != outcomes.COUNTED]
+    for index, outcome in enumerate([outcomes.COUNTED, *others]):
         if outcome in clients.outcomes:
             pattern = {"shape": PATTERNS[index % len(PATTERNS)], "size": 5}
             figure.add_bar(

@@ -4,8 +4,8 @@ from contextlib import ExitStack
 
 import numpy as np
 
+from raysim.clock import outcomes
 from raysim.clock.modes import MODES, who_trains
-from raysim.clock.outcomes import COUNTED
 from raysim.core.errors import SettingError
 from raysim.core.storage.local import storage_path
 from raysim.core.storage.path import StoragePath
@@ -75,7 +75,7 @@ def _baseline(stack: ExitStack, name: str, tracking_uri: str | None, run: RunRea
 def render(run: RunReader, baseline: RunReader | None = None) -> str:
     """Return the report of a run as an HTML page, compared with a baseline, or with what FedAvg would have spent."""
     clients, fedavg = summarise(run)
-    counted = clients.outcomes.get(COUNTED, np.zeros(len(clients.round), dtype=np.int64))
+    counted = clients.outcomes.get(outcomes.COUNTED, np.zeros(len(clients.round), dtype=np.int64))
     sections = [
         headline.section(run, clients, fedavg, baseline),
         accuracy.section(run, baseline),

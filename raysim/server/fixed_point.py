@@ -23,6 +23,10 @@ ROUNDER_LIMIT = 2.0 ** (51 - SCALE_BITS)
 BLOCK = 2**16
 """Entries that are added at a time: their intermediate results stay in the processor's cache."""
 
+LARGE = 2**14
+"""Entries from which the clients of a pack are added one by one: 32 clients take 3 ms instead of 8 ms on one core,
+but 0.9 ms instead of 0.1 ms with 256 entries."""
+
 
 class ExactSum:
     """Sums of weight x value by state-dict key, in the full model's coordinates.
@@ -64,14 +68,12 @@ class ExactSum:
     def _add(self, terms: dict[str, tuple[torch.Tensor, torch.Tensor | None]], cut: Cut, weight: float) -> None:
         largest = 0.0
         for key, (after, before) in terms.items():
-            if key not in cut and after.is_cpu and after.is_contiguous():
+            if key not in cut and after.is_cpu:
                 found = _add_blocks(self.totals[key], after, before, weight)
             else:
-                found, fixed = _fixed_points(after, before, weight)
-                if key in cut:
-                    add(self.totals[key], cut[key], fixed)
-                else:
-                    self.totals[key] += fixed
+                weighted = _weighted(after, before, weight)
+                found = check(float(weighted.abs().max()))
+                self._add_fixed_points(key, cut, _fixed_points(weighted))
             largest = max(largest, found)
         self._grow(largest)
 
@@ -89,15 +91,16 @@ class ExactSum:
         """
         largest = np.zeros(len(weights))
         for key, before in start.items():
-            terms = after[key].flatten(1).double() - before.flatten().double()
-            terms = terms * torch.from_numpy(weights).to(terms.device)[:, None]
-            largest = np.maximum(largest, terms.abs().amax(1).cpu().numpy())
-            fixed = terms.mul_(2.0**SCALE_BITS).round_().to(torch.int64).sum(0).view(before.shape)
-            if key in cut:
-                add(self.totals[key], cut[key], fixed)
-            else:
-                self.totals[key] += fixed
+            fixed, found = _sum_of_pack(after[key], before, weights)
+            largest = np.maximum(largest, found)
+            self._add_fixed_points(key, cut, fixed)
         self._grow(float(largest.sum()))
+
+    def _add_fixed_points(self, key: str, cut: Cut, fixed: torch.Tensor) -> None:
+        if key in cut:
+            add(self.totals[key], cut[key], fixed)
+        else:
+            self.totals[key] += fixed
 
     def merge(self, other: "ExactSum") -> None:
         """Add another sum of the same keys."""
@@ -135,12 +138,28 @@ def check(magnitude: float, so_far: float = 0.0) -> float:
     return magnitude
 
 
-def _fixed_points(after: torch.Tensor, before: torch.Tensor | None, weight: float) -> tuple[float, torch.Tensor]:
-    """Return the largest magnitude of weight x (after - before), and its fixed-point numbers."""
+def _weighted(after: torch.Tensor, before: torch.Tensor | None, weight: float | torch.Tensor) -> torch.Tensor:
+    """Return weight x (after - before) in float64."""
     terms = after.double() if before is None else after.double() - before.double()
-    terms = terms * weight
-    largest = check(float(terms.abs().max()))
-    return largest, terms.mul_(2.0**SCALE_BITS).round_().to(torch.int64)
+    return terms * weight
+
+
+def _fixed_points(terms: torch.Tensor) -> torch.Tensor:
+    """Return terms as fixed-point numbers; the terms are overwritten."""
+    return terms.mul_(2.0**SCALE_BITS).round_().to(torch.int64)
+
+
+def _sum_of_pack(
+    after: torch.Tensor, before: torch.Tensor, weights: NDArray[np.int64]
+) -> tuple[torch.Tensor, NDArray[np.float64]]:
+    """Return the fixed-point sum of weight x (after - before), and each client's largest magnitude, `(clients,)`."""
+    if before.is_cpu and before.numel() >= LARGE:
+        total, clients = torch.zeros(before.shape, dtype=torch.int64), zip(after, weights.tolist(), strict=True)
+        return total, np.array([_add_blocks(total, values, before, weight) for values, weight in clients])
+    column = torch.from_numpy(weights).to(before.device)[:, None]
+    terms = _weighted(after.flatten(1), before.flatten(), column)
+    largest = terms.abs().amax(1).cpu().numpy()
+    return _fixed_points(terms).sum(0).view(before.shape), largest
 
 
 def _add_blocks(total: torch.Tensor, after: torch.Tensor, before: torch.Tensor | None, weight: float) -> float:

@@ -6,9 +6,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.clock import energy
+from raysim.clock import energy, outcomes
 from raysim.clock.modes import ClockRules
-from raysim.clock.outcomes import COUNTED
 from raysim.clock.timing import CohortLoad, CohortTiming
 from raysim.clock.work import Absent, Plan, Work, completed_share
 from raysim.core.tensors import Columns
@@ -48,7 +47,9 @@ def client_columns(
     table["flops_per_s"] = population.devices.of(table["client"]).column("flops_per_s")
     if received is None:
         return table | _reported(table, None)
-    table["pruning_ratio"][table["fate"] == COUNTED] = received.masks.each(scenario.costs.pruning_ratio, np.float64)
+    table["pruning_ratio"][table["fate"] == outcomes.COUNTED] = received.masks.each(
+        scenario.costs.pruning_ratio, np.float64
+    )
     return table | _reported(table, received.updates)
 
 
@@ -71,7 +72,8 @@ def waiting_s(rules: ClockRules, plan: Plan, now_s: float) -> list[NDArray[np.fl
     """
     ends_s, waited = now_s + plan.round_s - rules.server_s, rules.mode.waits_for_end
     return [
-        np.where((work.outcomes == COUNTED) & waited, np.maximum(ends_s - work.end_s, 0), 0.0) for work in plan.ended
+        np.where((work.outcomes == outcomes.COUNTED) & waited, np.maximum(ends_s - work.end_s, 0), 0.0)
+        for work in plan.ended
     ]
 
 
@@ -161,7 +163,7 @@ def _reported(table: Columns, updates: ClientUpdates | None) -> Columns:
     for name, missing in REPORTED.items():
         columns[name] = np.full(size, missing)
     if updates is not None:
-        counted = table["fate"] == COUNTED
+        counted = table["fate"] == outcomes.COUNTED
         for name, column in updates.clients.items():
             if name != "client":
                 columns.setdefault(name, np.full(size, np.nan))[counted] = column
@@ -170,7 +172,7 @@ def _reported(table: Columns, updates: ClientUpdates | None) -> Columns:
 
 def counted_rows(clients: Columns) -> Columns:
     """Return the rows of the clients whose work counts."""
-    counted = clients["fate"] == COUNTED
+    counted = clients["fate"] == outcomes.COUNTED
     return {name: column[counted] for name, column in clients.items()}
 
 
@@ -202,9 +204,9 @@ def add_round(totals: Totals, plan: Plan, clients: Columns, dense: ModelCost, ep
         epochs: Passes of dense clients over their rows.
     """
     counted = counted_rows(clients)
-    outcomes = dict(totals.outcomes)
+    numbers = dict(totals.outcomes)
     for outcome, number in zip(*np.unique(clients["fate"], return_counts=True), strict=True):
-        outcomes[str(outcome)] = outcomes.get(str(outcome), 0) + int(number)
+        numbers[str(outcome)] = numbers.get(str(outcome), 0) + int(number)
     totals = _with_dense(totals, plan.ended, dense, epochs)
     return replace(
         totals,
@@ -216,7 +218,7 @@ def add_round(totals: Totals, plan: Plan, clients: Columns, dense: ModelCost, ep
         simulated_s=totals.simulated_s + plan.round_s,
         energy_j=totals.energy_j + float(clients["energy_j"].sum()),
         empty_rounds=totals.empty_rounds + int(not len(counted["client"])),
-        outcomes=outcomes,
+        outcomes=numbers,
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.client.assignments import ALONE, Assignments, Broadcast
+from raysim.client.assignments import Assignments, Broadcast
 from raysim.client.packing import packed
 from raysim.clock.timing import CohortLoad
 from raysim.clock.work import Cohort, Work
@@ -45,7 +45,7 @@ def assignments_of(
         masks,
         scored_clients(scenario, cohort),
         load.train_flops.astype(np.float64),
-        np.full(len(cohort.clients), ALONE),
+        np.full(len(cohort.clients), Assignments.ALONE),
         memories_of(memory, cohort.clients),
     )
 

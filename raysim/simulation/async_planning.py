@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from raysim.clock import outcomes
 from raysim.clock.interruptions import availability_varies
 from raysim.clock.modes import EventQueue, fill_buffer
-from raysim.clock.outcomes import UNREACHABLE
 from raysim.clock.work import Absent, Plan, Work, all_absent
 from raysim.core import seeding
 from raysim.simulation.cohort import ChooseMasks, choose_masks, planned_work, with_interruptions
@@ -55,7 +55,9 @@ class _Source:
             elif reachable(self._scenario, self._at(now_s), clients)[0]:
                 queue.add(with_interruptions(self._scenario, self.state, work))
             else:  # went offline since it was selected
-                self.absent.append(Absent(clients, work.start_s, np.array([UNREACHABLE]), np.array(["nothing"])))
+                self.absent.append(
+                    Absent(clients, work.start_s, np.array([outcomes.UNREACHABLE]), np.array(["nothing"]))
+                )
 
     def _at(self, now_s: float) -> ServerState:
         return replace(self.state, totals=replace(self.state.totals, simulated_s=now_s))

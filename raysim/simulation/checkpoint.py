@@ -20,7 +20,7 @@ from raysim.core.storage.path import StoragePath
 from raysim.core.tensors import Params
 from raysim.simulation import client_state, records
 from raysim.simulation.client_state import ClientMemory, Stored
-from raysim.simulation.state import FIRST, Reached, ServerState, Start, Totals
+from raysim.simulation.state import Reached, ServerState, Start, Totals
 
 FORMAT = 5
 HEADER = "raysim"
@@ -231,4 +231,4 @@ def resume_point(folder: StoragePath) -> Start:
             return Start(state.round, records.logged(folder / "rounds", state.round).wall_s)
         except (FileNotFoundError, records.TornRecordError) as error:
             warning(f"skipping the checkpoint of round {state.round}, whose record is lost: {reason_of(error)}")
-    return FIRST
+    return Start()

@@ -5,9 +5,9 @@ from functools import partial
 
 import numpy as np
 
+from raysim.clock import outcomes
 from raysim.clock.interruptions import interrupted
 from raysim.clock.modes import fit_epochs
-from raysim.clock.outcomes import COUNTED, OUTCOME_DTYPE
 from raysim.clock.timing import CohortLoad, CohortTiming, schedule
 from raysim.clock.work import Cohort, Work
 from raysim.core.tensors import Params
@@ -94,8 +94,9 @@ def planned_work(scenario: Scenario, state: ServerState, cohort: Cohort, choose:
     masks, memory = choose(scenario, view_of(scenario, state, cohort))
     cohort, load, timing = _fitted(scenario, state, cohort, masks)
     size = len(cohort.clients)
-    start_s, outcomes = np.full(size, state.totals.simulated_s), np.full(size, COUNTED, dtype=OUTCOME_DTYPE)
-    return Work(cohort, masks, load, timing, start_s, timing.total_s, outcomes), memory
+    outcome_of = np.full(size, outcomes.COUNTED, dtype=outcomes.DTYPE)
+    start_s = np.full(size, state.totals.simulated_s)
+    return Work(cohort, masks, load, timing, start_s, timing.total_s, outcome_of), memory
 
 
 def _fitted(

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from raysim.clock.outcomes import ABSENT
+from raysim.clock import outcomes
 from raysim.clock.work import Cohort
 from raysim.core.tensors import Columns, Params
 from raysim.methods.method import RoundView
@@ -123,7 +123,7 @@ def _median_budget(scenario: Scenario, members: Cohort) -> dict[str, Any]:
 
 def _mean_seconds(seen: Columns, tier: str) -> dict[str, float | None]:
     names = ("download_s", "compute_s", "upload_s", "total_s")
-    members = (seen["tier"] == tier) & ~np.isin(seen["fate"], ABSENT)
+    members = (seen["tier"] == tier) & ~np.isin(seen["fate"], outcomes.ABSENT)
     if not members.any():
         return dict.fromkeys(names)
     return {name: float(seen[name][members].astype(np.float64).mean()) for name in names}

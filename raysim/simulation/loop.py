@@ -84,9 +84,9 @@ def save_round(state: ServerState, report: RoundReport, storage: Storage) -> Ser
     Returns:
         The state, which after a checkpoint reads the memory of single clients from disk.
     """
-    records.write_parts(report, storage)
+    records.write_parts(report, storage.folder)
     if report.is_saved:
-        folder = storage.part("checkpoints")
+        folder = storage.checkpoints
         state = checkpoint.with_clients_on_disk(state, folder)
         checkpoint.save(state, folder, storage.keep)
     return state
@@ -101,7 +101,7 @@ def first_state(scenario: Scenario, storage: Storage, start: Start) -> ServerSta
     if start.round == 0:
         return initial_state(scenario)
     try:
-        return checkpoint.load(checkpoint.path_of(storage.part("checkpoints"), start.round))
+        return checkpoint.load(checkpoint.path_of(storage.checkpoints, start.round))
     except (OSError, checkpoint.TornCheckpointError) as error:
         cause = f"the checkpoint to resume from cannot be read: {reason_of(error)}"
         raise RunFailedError(start.round + 1, -1, cause) from error

@@ -6,12 +6,12 @@ from math import ceil, isfinite
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.clock.outcomes import ABSENT, BATTERY, COUNTED, DROPPED, OFFLINE, UNREACHABLE
+from raysim.clock import outcomes
 from raysim.core.tensors import Columns
 from raysim.population.profiles import Devices
 from raysim.simulation.state import RoundReport
 
-CURVE_OF_OUTCOME = dict.fromkeys((DROPPED, OFFLINE, BATTERY, UNREACHABLE), "away")
+CURVE_OF_OUTCOME = dict.fromkeys((outcomes.DROPPED, outcomes.OFFLINE, outcomes.BATTERY, outcomes.UNREACHABLE), "away")
 """Outcomes that share a curve; the table of clients and the summary keep them apart."""
 PERCENTS = (10, 50, 90)
 """Percentiles that have a curve."""
@@ -110,7 +110,7 @@ def _energy(report: RoundReport) -> dict[str, float]:
 
 def _pruning_ratios(report: RoundReport) -> dict[str, float]:
     """Return the pruning ratios of the clients whose work counts."""
-    counted = report.clients["fate"] == COUNTED
+    counted = report.clients["fate"] == outcomes.COUNTED
     if not counted.any():
         return {}
     ratios = report.clients["pruning_ratio"][counted].astype(np.float64)
@@ -135,7 +135,7 @@ def _submodels(report: RoundReport) -> dict[str, float]:
 
 def _seconds(report: RoundReport) -> dict[str, float]:
     """Return the simulated seconds that clients were at work, lost work included."""
-    started = np.isin(report.clients["fate"], ABSENT, invert=True)
+    started = np.isin(report.clients["fate"], outcomes.ABSENT, invert=True)
     if not started.any():
         return {}
     seconds = report.clients["lasts_s"][started].astype(np.float64)
@@ -193,13 +193,12 @@ def _slowest(flops_per_s: NDArray[np.float64], total_s: NDArray[np.float64]) -> 
 
 def _outcomes(report: RoundReport) -> dict[str, float]:
     """Return how many clients of the round had each outcome that has occurred in the run."""
-    outcomes = report.clients["fate"]
-    metrics = dict.fromkeys(
-        (f"clients/{CURVE_OF_OUTCOME.get(outcome, outcome)}" for outcome in (COUNTED, *report.totals.outcomes)), 0.0
-    )
-    for outcome, number in zip(*np.unique(outcomes, return_counts=True), strict=True):
+    outcome_of = report.clients["fate"]
+    names = (outcomes.COUNTED, *report.totals.outcomes)
+    metrics = dict.fromkeys((f"clients/{CURVE_OF_OUTCOME.get(name, name)}" for name in names), 0.0)
+    for outcome, number in zip(*np.unique(outcome_of, return_counts=True), strict=True):
         metrics[f"clients/{CURVE_OF_OUTCOME.get(str(outcome), outcome)}"] += int(number)
-    staleness = report.round - report.clients["started_round"][outcomes == COUNTED]
+    staleness = report.round - report.clients["started_round"][outcome_of == outcomes.COUNTED]
     if report.is_asynchronous and len(staleness):
         metrics["clients/staleness_mean"] = float(staleness.mean())
     return metrics

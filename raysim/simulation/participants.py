@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from raysim.budgets.rules import Budgets, budgets_of_tiers
 from raysim.budgets.solver import TOLERANCE
+from raysim.clock import outcomes
 from raysim.clock.interruptions import are_reachable
-from raysim.clock.outcomes import INFEASIBLE, UNREACHABLE
 from raysim.clock.work import Absent, Cohort
 from raysim.selection import table as selection
 from raysim.selection.view import SelectionView
@@ -56,7 +56,7 @@ def respond(scenario: Scenario, state: ServerState, selected: NDArray[np.int64])
     absent = Absent(
         clients=np.concatenate([unreachable, unable.clients]),
         selected_s=np.full(len(unreachable) + len(unable.clients), state.totals.simulated_s),
-        outcomes=np.repeat([UNREACHABLE, INFEASIBLE], [len(unreachable), len(unable.clients)]),
+        outcomes=np.repeat([outcomes.UNREACHABLE, outcomes.INFEASIBLE], [len(unreachable), len(unable.clients)]),
         limited_by=np.concatenate([np.full(len(unreachable), "nothing"), unable.limited_by]),
     )
     return with_method(scenario, state, able), absent

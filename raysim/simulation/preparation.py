@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 
 from raysim.client.assignments import Broadcast, LocalRules
 from raysim.client.hooks import LocalHooks
-from raysim.clock import energy
-from raysim.clock.outcomes import COUNTED, OUTCOME_DTYPE
+from raysim.clock import energy, outcomes
 from raysim.clock.timing import CohortLoad, CohortTiming
 from raysim.clock.work import Cohort, Work
 from raysim.core.tensors import Params
@@ -96,9 +95,8 @@ class _Trainer:
     def _energy_j(self, cohort: Cohort, masks: CohortMasks, load: CohortLoad, timing: CohortTiming) -> float:
         """Return the joules of a training, including those of clients that wait for the slowest."""
         size = len(cohort.clients)
-        work = Work(
-            cohort, masks, load, timing, np.zeros(size), timing.total_s, np.full(size, COUNTED, dtype=OUTCOME_DTYPE)
-        )
+        outcome_of = np.full(size, outcomes.COUNTED, dtype=outcomes.DTYPE)
+        work = Work(cohort, masks, load, timing, np.zeros(size), timing.total_s, outcome_of)
         devices = self._scenario.workload.population.devices.of(cohort.clients)
         waits_s = timing.total_s.max() - timing.total_s
         return float(energy.spent_j(devices, work, waits_s).sum())

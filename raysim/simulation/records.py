@@ -17,7 +17,7 @@ from raysim.core.storage.local import AnyPath, storage_path
 from raysim.core.storage.path import StoragePath
 from raysim.core.tensors import Columns
 from raysim.simulation.metrics import for_mlflow, metrics_of
-from raysim.simulation.state import RoundReport, Storage
+from raysim.simulation.state import RoundReport
 
 MEASURED = ("timestamp_ms", "wall_s", "driver_bytes", "clock/wall_s", "faults/retries")
 """Columns measured on the real machine; they differ between runs."""
@@ -65,11 +65,12 @@ def write_part(clients: Columns, folder: AnyPath, round: int) -> StoragePath:
     return path_of(folder, round).write_bytes(buffer.getvalue().to_pybytes())
 
 
-def write_parts(report: RoundReport, storage: Storage) -> None:
-    """Write all records of a round, in parallel."""
+def write_parts(report: RoundReport, folder: AnyPath) -> None:
+    """Write all records of a round to the run's folder, in parallel."""
+    folder = storage_path(folder)
     parts = {"rounds": round_columns(report), "clients": report.clients, "channels": report.channels}
     with ThreadPoolExecutor(len(parts)) as pool:
-        for part in [pool.submit(write_part, parts[name], storage.part(name), report.round) for name in TABLES]:
+        for part in [pool.submit(write_part, parts[name], folder / name, report.round) for name in TABLES]:
             part.result()
 
 

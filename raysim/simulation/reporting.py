@@ -9,8 +9,6 @@ from raysim.simulation.aggregation import ReceivedUpdates
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import RoundReport, Score, ServerState
 
-NOTHING_TRAINED = CoverageSummary(mean=0.0, min=0.0, untrained_share=1.0, untrained_channel_share=1.0)
-
 
 def report_round(
     scenario: Scenario,
@@ -34,7 +32,7 @@ def report_round(
         received: The updates that count. None: there are none.
         incidents: Failures in the executor after which work was repeated, a sentence each.
     """
-    coverage, diagnosed = NOTHING_TRAINED, {}
+    coverage, diagnosed = CoverageSummary.none(), {}
     trained = () if received is None else (received.masks, received.work.cohort.examples)
     channels = channel_columns(scenario.workload.plan, after.round, *trained)
     if received is not None:

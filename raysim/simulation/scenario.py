@@ -19,7 +19,7 @@ from raysim.pruning.costs import CostTable
 from raysim.selection.table import SELECTIONS, SelectionRule
 from raysim.server.optimizers import ServerOptimizer
 from raysim.server.updates import ClientUpdates
-from raysim.simulation.state import FIRST, FinalState, RoundReport, ServerState, Start, Storage, Totals
+from raysim.simulation.state import FinalState, RoundReport, ServerState, Start, Storage, Totals
 from raysim.task.task import ScoreSums
 
 
@@ -134,7 +134,7 @@ class Runner(Protocol):
         """Wait until the first round could start; raise SettingError if it cannot."""
         ...
 
-    def run(self, scenario: Scenario, storage: Storage, start: Start = FIRST) -> Iterator[RoundReport]:
+    def run(self, scenario: Scenario, storage: Storage, start: Start = Start()) -> Iterator[RoundReport]:
         """Yield the report of each remaining round."""
         ...
 

@@ -179,9 +179,10 @@ class Storage:
     every: int
     keep: int
 
-    def part(self, name: str) -> StoragePath:
-        """Return a folder of the run's: `checkpoints`, `channels`, `clients` or `rounds`."""
-        return storage_path(self.folder) / name
+    @property
+    def checkpoints(self) -> StoragePath:
+        """The folder of its checkpoints."""
+        return storage_path(self.folder) / "checkpoints"
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +194,6 @@ class Start:
 
     round: int = 0
     wall_s: float = 0.0
-
-
-FIRST = Start()
-"""The beginning."""
 
 
 def summary_of(totals: Totals) -> dict[str, Any]:

@@ -5,8 +5,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.clock import energy
-from raysim.clock.outcomes import COUNTED
+from raysim.clock import energy, outcomes
 from raysim.clock.work import Absent, Plan, unfinished
 from raysim.core.tensors import Columns, Params
 from raysim.selection import table as selection
@@ -69,7 +68,7 @@ def _history(scenario: Scenario, state: ServerState, plan: Plan, clients: Column
         state.history,
         clients["client"],
         clients["train_loss"],
-        np.where(clients["fate"] == COUNTED, clients["total_s"], np.nan),
+        np.where(clients["fate"] == outcomes.COUNTED, clients["total_s"], np.nan),
         state.round + 1,
     )
     ends_s = state.totals.simulated_s + plan.round_s - scenario.clock.server_s

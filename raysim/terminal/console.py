@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import click
 from rich.table import Table
 
-from raysim.clock.outcomes import COUNTED
+from raysim.clock import outcomes
 from raysim.core.formatting import duration, joules, output
 from raysim.core.log import set_quiet
 
@@ -64,7 +64,7 @@ def _energy_lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _lost_lines(summary: Mapping[str, Any]) -> list[str]:
-    lost = {outcome: count for outcome, count in summary["fates"].items() if outcome != COUNTED}
+    lost = {outcome: count for outcome, count in summary["fates"].items() if outcome != outcomes.COUNTED}
     if not lost:
         return []
     total = sum(summary["fates"].values())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.clock.outcomes import COUNTED
+from raysim.clock import outcomes
 from raysim.core.tensors import Columns
 
 MOST_TIERS = 8
@@ -46,7 +46,7 @@ def tier_lines(clients: Columns, tiers: Sequence[str], most: int = MOST_TIERS) -
     """
     members = {tier: np.flatnonzero(clients["tier"] == tier) for tier in tiers}
     shown = sorted(tiers, key=lambda tier: -len(members[tier]))[:most]
-    counts = clients["fate"] == COUNTED
+    counts = clients["fate"] == outcomes.COUNTED
     return [_line(tier, clients, members[tier], counts) for tier in tiers if tier in shown]
 
 

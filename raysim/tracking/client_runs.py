@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.clock.outcomes import COUNTED
+from raysim.clock import outcomes
 from raysim.core.errors import TrackingLostError
 from raysim.core.tensors import Columns
 from raysim.population.population import Population
@@ -144,7 +144,7 @@ class ClientRuns:
 
 def points_of(timestamp_ms: int, table: Columns, round: int, clients: NDArray[np.int64]) -> dict[int, list[Point]]:
     """Return the points of the clients whose work counted in a round, without values that were not measured."""
-    counted = (table["fate"] == COUNTED) & np.isin(table["client"], clients)
+    counted = (table["fate"] == outcomes.COUNTED) & np.isin(table["client"], clients)
     columns = {name: table[name][counted].astype(float).tolist() for name in CURVES}
     return {
         client: [

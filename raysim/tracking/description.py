@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from raysim.clock import outcomes
 from raysim.clock.modes import who_trains
-from raysim.clock.outcomes import COUNTED
 from raysim.config.experiment import ExperimentSettings
 from raysim.core.formatting import duration, joules
 from raysim.simulation.scenario import Scenario
@@ -60,7 +60,7 @@ def after(begun: str, summary: Mapping[str, Any], model: str | None) -> str:
         ("simulated time", f"{summary['simulated_s']:,.1f} s ({duration(summary['simulated_s'])})", ""),
     ]
     rows += [("energy of the devices", joules(summary["energy_j"]), "")] if summary["energy_j"] else []
-    lost = {outcome: count for outcome, count in summary["fates"].items() if outcome != COUNTED}
+    lost = {outcome: count for outcome, count in summary["fates"].items() if outcome != outcomes.COUNTED}
     reasons = ", ".join(f"{count} {outcome}" for outcome, count in lost.items())
     rows += [("client rounds that did not count", reasons, "")] if lost else []
     if summary["preparation_s"]:

@@ -12,7 +12,8 @@ LAST_SAMPLE_S = 0.5
 class SystemMetrics:
     """Runs MLflow's own monitor in a background thread; its errors never fail a run.
 
-    Steps count the samples, one in 10 seconds and one at the end; a resumed run continues the count.
+    Steps count the samples, one in 10 seconds and one at the end; a resumed run continues the count. MLflow's
+    `finish()` drops the sample in progress, the only one of a run shorter than 10 seconds, so it is published here.
     """
 
     def __init__(self, uri: str, run_id: str) -> None:
@@ -30,9 +31,7 @@ class SystemMetrics:
             monitor.start()
             self._ends.wait()
             monitor.finish()
-            monitor.publish_metrics(
-                monitor.aggregate_metrics()
-            )  # finish() drops the last sample, a short run's only one
+            monitor.publish_metrics(monitor.aggregate_metrics())
             monitor.mlflow_logger.flush()
 
     def finish(self, is_hasty: bool = False) -> None:

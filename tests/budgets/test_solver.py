@@ -27,9 +27,14 @@ LADDER = Ladder(
     row_bytes=np.array([100, 200, 400]),
 )
 PHONE = DeviceProfile(
-    "phone", flops_per_s=1e6, down_bytes_per_s=1e3, up_bytes_per_s=1e3, latency_s=0.5, step_overhead_s=0.1,
+    "phone",
+    flops_per_s=1e6,
+    down_bytes_per_s=1e3,
+    up_bytes_per_s=1e3,
+    latency_s=0.5,
+    step_overhead_s=0.1,
     memory_bytes_per_s=1e5,
-)  # fmt: skip
+)
 SECONDS = [
     # latency twice, bytes both ways, 2 epochs of 21 rows in 2 batches (10 and 11), their FLOPs and activations
     1.0 + 3.0 + 4 * 0.1 + 42 * 0.001 + 42 * 0.001,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from raysim.client.assignments import ALONE
+from raysim.client.assignments import Assignments
 from raysim.client.packing import MOST_CLIENTS, MOST_ENTRIES, obstacle, pack_size, packed
 from raysim.client.trainer import ClientTrainer
 from raysim.core import tensors
@@ -44,10 +44,10 @@ def group(*overrides: str):
 )
 def test_clients_trained_together_end_where_they_would_by_themselves(overrides: tuple[str, ...]) -> None:
     scenario, assignments, broadcast = group(*overrides, "training.pack=8")
-    assert (assignments.packs != ALONE).sum() >= 5
+    assert (assignments.packs != Assignments.ALONE).sum() >= 5
     together = ClientTrainer(scenario.workload).train(assignments, broadcast)
     alone = ClientTrainer(scenario.workload).train(
-        replace(assignments, packs=np.full(len(assignments), ALONE)), broadcast
+        replace(assignments, packs=np.full(len(assignments), Assignments.ALONE)), broadcast
     )
     for key, total in alone.sums["update"].totals.items():
         assert total.any()
@@ -75,9 +75,9 @@ def test_packs_are_of_one_mask_and_one_number_of_steps_and_no_larger_than_allowe
     scenario, assignments, _ = group("method.name=magnitude")
     examples = scenario.workload.population.train.counts_of(assignments.clients)
     assignments = packed(assignments, examples, 8, size=3)
-    assert (assignments.packs == ALONE).any()
+    assert (assignments.packs == Assignments.ALONE).any()
     assert len(set(assignments.masks.mask_of)) > 1
-    for pack in set(assignments.packs.tolist()) - {ALONE}:
+    for pack in set(assignments.packs.tolist()) - {Assignments.ALONE}:
         members = np.flatnonzero(assignments.packs == pack)
         assert 2 <= len(members) <= 3
         assert len(set(assignments.masks.mask_of[members])) == len(set(-(-examples[members] // 8))) == 1
@@ -145,4 +145,5 @@ def test_a_method_that_asks_more_of_clients_is_not_packed() -> None:
     assert build_scenario(tiny_settings(*MLP, "method.name=fedprox")).pack_size == 1
     with pytest.raises(SettingError, match=r"training.pack=4.*fedprox"):
         build_scenario(tiny_settings(*MLP, "method.name=fedprox", "training.pack=4"))
-    assert plan_round(build_scenario(tiny_settings(*MLP, "method.name=fedprox"))).assignments.packs.max() == ALONE
+    planned = plan_round(build_scenario(tiny_settings(*MLP, "method.name=fedprox")))
+    assert planned.assignments.packs.max() == Assignments.ALONE

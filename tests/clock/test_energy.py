@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from raysim.clock import energy
-from raysim.clock.outcomes import BATTERY, DROPPED
+from raysim.clock import energy, outcomes
 from raysim.clock.timing import CohortTiming
 from raysim.clock.work import stopped
 from raysim.population.profiles import DeviceProfile
@@ -27,14 +26,14 @@ def test_a_client_spends_on_training_on_its_radio_and_on_waiting():
     [(1.0, 5.0), (2.0, 10.0), (4.0, 16.0), (8.0, 10 + 15 + 1.25)],  # 0.01 x 500 B; all of it; + 3 W x 2 s; + 125 B
 )
 def test_who_stops_has_spent_what_it_has_done(second, joules):
-    work = stopped(work_of([(2.0, 5.0, 4.0)]), np.array([second]), DROPPED)
+    work = stopped(work_of([(2.0, 5.0, 4.0)]), np.array([second]), outcomes.DROPPED)
     assert energy.spent_j(devices_of(1, **WATTS), work, NO_WAIT).tolist() == [pytest.approx(joules, rel=1e-12)]
 
 
 def test_nobody_spends_more_than_its_battery_holds():
     work, devices = work_of([(2.0, 5.0, 4.0)] * 2), devices_of(2, **WATTS)
     assert energy.spent_j(devices, work, np.full(2, 6.0), np.array([33.5, 31.0])).tolist() == [33.0, 31.0]
-    empty = stopped(work, np.array([1.0005, 3.0]), BATTERY)  # 500.25 bytes: 500 are counted, 5.0025 J are gone
+    empty = stopped(work, np.array([1.0005, 3.0]), outcomes.BATTERY)  # 500 of 500.25 bytes count, 5.0025 J are gone
     assert energy.spent_j(devices, empty, np.zeros(2), np.array([5.0025, 13.0])).tolist() == [5.0025, 13.0]
 
 

@@ -5,9 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raysim.clock import energy
+from raysim.clock import energy, outcomes
 from raysim.clock.interruptions import drops_out_s, interrupted
-from raysim.clock.outcomes import BATTERY, COUNTED, DROPPED, OFFLINE, UNREACHABLE
 from raysim.clock.work import Work
 from raysim.population import availability
 from raysim.population.profiles import OnlineIntervals
@@ -36,7 +35,7 @@ def test_clients_drop_out_as_often_as_their_profile_says_at_any_point_of_their_w
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 def test_nobody_or_everybody_drops_out(rate):
     work = interrupted(crowd(count=200), devices_of(200, failure_rate=rate), {}, 0)
-    assert set(work.outcomes) == {DROPPED if rate else COUNTED}
+    assert set(work.outcomes) == {outcomes.DROPPED if rate else outcomes.COUNTED}
     assert (work.duration_s < 10).all() if rate else (work.duration_s == 10).all()
     assert (work.duration_s > 0).all()
 
@@ -59,7 +58,7 @@ def test_the_first_of_several_reasons_counts(monkeypatch):
     devices = devices_of(4, battery_j=9.0, train_watts=3.0)  # empty after 2 + 9 / 3 = 5 s
     history = {energy.LEVEL: np.array([9.0, 9.0, 3.0, 9.0]), energy.SINCE: np.zeros(4)}
     work = interrupted(work_of([(2.0, 5.0, 3.0)] * 4), devices, history, 0)
-    assert work.outcomes.tolist() == [BATTERY, OFFLINE, BATTERY, BATTERY]
+    assert work.outcomes.tolist() == [outcomes.BATTERY, outcomes.OFFLINE, outcomes.BATTERY, outcomes.BATTERY]
     assert work.duration_s.tolist() == [5.0, 4.0, 3.0, 5.0]
 
 
@@ -67,9 +66,9 @@ def test_a_battery_is_as_full_as_it_has_been_charged_by_the_start():
     devices = devices_of(1, battery_j=100.0, train_watts=3.0, charge_watts=1.0)
     history = {energy.LEVEL: np.array([0.0]), energy.SINCE: np.array([10.0])}
     work = interrupted(work_of([(2.0, 5.0, 3.0)], start_s=16.0), devices, history, 0)  # 6 J for 2 s of training
-    assert (work.outcomes[0], work.duration_s[0]) == (BATTERY, 4.0)
+    assert (work.outcomes[0], work.duration_s[0]) == (outcomes.BATTERY, 4.0)
     work = interrupted(work_of([(2.0, 5.0, 3.0)], start_s=25.0), devices, history, 0)
-    assert work.outcomes[0] == COUNTED
+    assert work.outcomes[0] == outcomes.COUNTED
 
 
 def test_batteries_drain_by_training_radio_and_waiting_then_charge_until_the_next_round():
@@ -95,20 +94,21 @@ def test_an_empty_battery_cannot_be_reached_until_it_is_charged():
     watts = {"battery_j": 0.5, "train_watts": 2.0, "radio_j_per_byte": 1e-7, "idle_watts": 1.0}
     whole = "selection.clients_per_round=6"
     state, reports = played(with_figures(clocked("magnitude", "sync", whole), **watts), 2)
-    spent, outcomes = reports[0].clients["energy_j"], reports[0].clients["fate"]
-    assert (outcomes == BATTERY).any()
-    assert (spent[outcomes == BATTERY] == 0.5).all()
+    spent, is_empty = reports[0].clients["energy_j"], reports[0].clients["fate"] == outcomes.BATTERY
+    assert is_empty.any()
+    assert (spent[is_empty] == 0.5).all()
     assert (spent <= 0.5).all()
-    died = reports[0].clients["client"][outcomes == BATTERY]
+    died = reports[0].clients["client"][is_empty]
     assert (state.history[energy.LEVEL][died] == 0).all()
     again = reports[1].clients
-    assert set(again["fate"][np.isin(again["client"], died)]) == {UNREACHABLE}
+    assert set(again["fate"][np.isin(again["client"], died)]) == {outcomes.UNREACHABLE}
 
     charging = with_figures(clocked("magnitude", "sync", whole, "clock.server_s=1.0"), **watts, charge_watts=0.1)
     _, reports = played(charging, 2)
     again = reports[1].clients
-    assert UNREACHABLE not in set(again["fate"])
-    assert (again["energy_j"][again["fate"] == BATTERY] >= 0.1).all(), "a second of the server's has charged 0.1 J"
+    assert outcomes.UNREACHABLE not in set(again["fate"])
+    is_empty = again["fate"] == outcomes.BATTERY
+    assert (again["energy_j"][is_empty] >= 0.1).all(), "a second of the server's has charged 0.1 J"
 
 
 def test_who_has_dropped_out_neither_waits_nor_pays_for_waiting():
@@ -117,10 +117,10 @@ def test_who_has_dropped_out_neither_waits_nor_pays_for_waiting():
     scenario = with_figures(scenario, failure_rate=0.5, idle_watts=1.0, battery_j=100.0, charge_watts=0.0)
     state, (report,) = played(scenario, 1)
     rows = report.clients
-    waits_s = np.where(rows["fate"] == COUNTED, report.round_s - rows["lasts_s"], 0.0)
-    assert {COUNTED, DROPPED} == set(rows["fate"])
+    waits_s = np.where(rows["fate"] == outcomes.COUNTED, report.round_s - rows["lasts_s"], 0.0)
+    assert {outcomes.COUNTED, outcomes.DROPPED} == set(rows["fate"])
     np.testing.assert_allclose(rows["energy_j"], waits_s, rtol=1e-9, atol=1e-12)
-    rests_from_s = np.where(rows["fate"] == COUNTED, report.round_s, rows["lasts_s"])
+    rests_from_s = np.where(rows["fate"] == outcomes.COUNTED, report.round_s, rows["lasts_s"])
     np.testing.assert_allclose(state.history[energy.SINCE], rests_from_s, rtol=1e-12)
 
 
@@ -139,13 +139,13 @@ def test_devices_that_come_and_go_by_a_trace(mode):
         replace(devices, online=online, trace_of=np.arange(count)),
     )
     state, reports = played(traced)
-    assert state.totals.outcomes.keys() >= {OFFLINE, UNREACHABLE}
+    assert state.totals.outcomes.keys() >= {outcomes.OFFLINE, outcomes.UNREACHABLE}
     for report in reports:
         rows = report.clients
         begin, second = begins[rows["client"]], np.mod(rows["start_s"], 1.0)
         here = (begin <= second) & (second < begin + 0.6)
-        np.testing.assert_array_equal(here, rows["fate"] != UNREACHABLE)
-        gone = rows["fate"] == OFFLINE
+        np.testing.assert_array_equal(here, rows["fate"] != outcomes.UNREACHABLE)
+        gone = rows["fate"] == outcomes.OFFLINE
         np.testing.assert_allclose(rows["lasts_s"][gone], (begin + 0.6 - second)[gone], rtol=1e-9)
         fits = rows["lasts_s"] <= begin + 0.6 - second + 1e-9
         assert fits[here].all()

@@ -58,7 +58,7 @@ def test_a_client_that_stops_twice_stops_at_the_first_for_the_first_reason():
 def test_who_is_done_but_not_needed_has_spent_all_to_the_last_byte():
     """Download + training + upload less download less training is not always upload, in floating point."""
     phases = np.random.default_rng(0).random((2000, 3))
-    work = work_of([tuple(row) for row in phases], outcomes=[SURPLUS] * 2000)
+    work = work_of([tuple(row) for row in phases], fates=[SURPLUS] * 2000)
     assert ((work.duration_s - phases[:, 0] - phases[:, 1]) < phases[:, 2]).any()
     assert (work.spent.up_bytes == 500).all()
     assert (work.completed_shares.upload_s == 1).all()

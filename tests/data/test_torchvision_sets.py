@@ -11,6 +11,7 @@ from torchvision import datasets as originals
 
 from raysim.core.errors import SettingError
 from raysim.data import datasets
+from tests.pickles import Running
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -128,3 +129,16 @@ def test_a_folder_without_the_files_is_refused(tmp_path, name, holds):
 def test_an_unknown_split_of_emnist_names_the_nearest(tmp_path):
     with pytest.raises(SettingError, match=r"data\.options\.split='leters' is unknown; .* takes: letters, "):
         load("emnist", tmp_path, split="leters")
+
+
+@pytest.mark.parametrize(
+    ("data", "place"), [("cifar10", "cifar-10-batches-py/data_batch_1"), ("cifar100", "cifar-100-python/train")]
+)
+def test_a_pickle_in_the_place_of_a_known_data_set_is_not_read(tmp_path, data, place) -> None:
+    """Torchvision reads pickles of CIFAR, but only those whose digests it knows."""
+    mark, file = tmp_path / "run", tmp_path / place
+    file.parent.mkdir()
+    file.write_bytes(pickle.dumps(Running(mark)))
+    with pytest.raises(SettingError, match="cannot be read"):
+        datasets.load(data, str(tmp_path), False, None, 0)
+    assert not mark.exists()

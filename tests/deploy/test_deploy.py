@@ -135,3 +135,8 @@ def test_the_dockerfile_passes_its_linter_and_copies_what_is_there() -> None:
         assert f"!{name}" in sent
     assert lines[-1] == "USER 1000"
     assert lines[1].startswith("FROM python:3.11")
+
+
+def test_mlflows_pages_listen_on_this_machine_alone() -> None:
+    shown = subprocess.run(["make", "--dry-run", "ui"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "mlflow ui --host 127.0.0.1 " in shown

@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from raysim.cli import main as cli
-from raysim.clock.outcomes import OUTCOMES
+from raysim.clock import outcomes
 from raysim.config.clock import ClockSettings
 from tests.conftest import ROOT
 
@@ -20,7 +20,7 @@ def test_every_mode_and_every_fate_is_explained():
     for mode in ClockSettings.model_fields["mode"].annotation.__args__:
         assert f"| `{mode}` |" in PAGE
     rows = "\n".join(line for line in PAGE.splitlines() if line.startswith("| `"))
-    assert all(f"`{outcome}`" in rows for outcome in OUTCOMES)
+    assert all(f"`{outcome}`" in rows for outcome in outcomes.ALL)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from raysim.core.errors import SettingError
 from raysim.models import weights, zoo
 from raysim.simulation.build import build_scenario, check_names
 from tests.conftest import tiny_settings
+from tests.pickles import Running
 
 SHAPE = (1, 8, 8)
 
@@ -103,3 +104,14 @@ def test_a_scenario_starts_from_the_weights_and_says_what_is_fresh(tmp_path, cap
     model = build_scenario(tiny_settings(f"model.weights={path}")).workload.model
     assert torch.equal(model[0].weight, source[0].weight)
     assert f"model.weights={path!r}: fresh values for 8.weight, 8.bias" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.pth"])
+def test_weights_run_no_code(tmp_path, name) -> None:
+    mark = tmp_path / "run"
+    torch.save({"weight": Running(mark)}, tmp_path / name)
+    with pytest.raises(SettingError, match="cannot be read as a state dict"):
+        weights.load_into(torch.nn.Linear(1, 1), str(tmp_path / name), "mlp", 10)
+    assert not mark.exists()
+    torch.load(tmp_path / name, weights_only=False)  # as it would have been
+    assert mark.exists()

@@ -108,3 +108,9 @@ def test_layers_of_a_users_model_are_kept_whole_by_name(users_folder) -> None:
     assert len(kept.groups) == 0
     with pytest.raises(SettingError, match=r"model\.keep_whole='9' matches no layer"):
         build_scenario(tiny_settings(*settings, "model.keep_whole=['9']"))
+
+
+def test_the_network_with_dropout_has_the_parameters_of_the_reference_workload() -> None:
+    model = zoo.build("cnn-dropout", {}, (3, 32, 32), 10, 0)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 1_626_442
+    assert zoo.build("cnn-dropout", {}, (1, 28, 28), 62, 0)(torch.zeros(2, 1, 28, 28)).shape == (2, 62)

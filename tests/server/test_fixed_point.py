@@ -1,10 +1,11 @@
 import itertools
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
-from raysim.server.fixed_point import LIMIT, ExactSum
+from raysim.server.fixed_point import LARGE, LIMIT, ExactSum
 
 
 def total_of(terms: list[tuple[torch.Tensor, int]]) -> ExactSum:
@@ -69,3 +70,26 @@ def test_a_nan_in_any_tensor_raises(place: str) -> None:
     total = ExactSum.zeros_like(values)
     with pytest.raises(OverflowError):
         total.add(values, {}, 5)
+
+
+@pytest.mark.parametrize("size", [3, LARGE])
+@pytest.mark.parametrize("kept", [[0, 2], None])
+def test_a_pack_adds_the_bits_of_its_clients_one_by_one(size: int, kept: list[int] | None) -> None:
+    draw = torch.Generator().manual_seed(size)
+    full = {"w": torch.randn(4, size, generator=draw)}
+    cut = {} if kept is None else {"w": {0: torch.tensor(kept)}}
+    start = {"w": full["w"] if kept is None else full["w"][kept]}
+    after = {"w": start["w"] + torch.randn(5, *start["w"].shape, generator=draw)}
+    weights = np.arange(7, 12)
+    pack, apart = ExactSum.zeros_like(full), ExactSum.zeros_like(full)
+    pack.add_pack(after, start, cut, weights)
+    for client, weight in enumerate(weights.tolist()):
+        apart.add_change({"w": after["w"][client]}, start, cut, weight)
+    assert torch.equal(pack.totals["w"], apart.totals["w"])
+    assert pack.magnitude == pytest.approx(apart.magnitude)
+
+
+def test_the_memory_format_of_a_tensor_changes_no_bit() -> None:
+    values = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    other = values.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(total_of([(values, 3)]).totals["w"], total_of([(other, 3)]).totals["w"])

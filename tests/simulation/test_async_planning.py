@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from raysim.clock.outcomes import COUNTED, DROPPED, UNFINISHED, UNREACHABLE
+from raysim.clock import outcomes
 from raysim.core import signals
 from raysim.core.errors import SettingError
 from raysim.core.tensors import Params
@@ -44,7 +44,7 @@ def of_case(case: str, failure_rate: float = 0.0):
 
 
 def as_rows(ended: list[AtWork], unfinished: bool = False) -> list[tuple]:
-    outcome = {True: DROPPED, False: UNFINISHED if unfinished else COUNTED}
+    outcome = {True: outcomes.DROPPED, False: outcomes.UNFINISHED if unfinished else outcomes.COUNTED}
     return sorted((one.client, one.version, outcome[one.drops_out and not unfinished]) for one in ended)
 
 
@@ -113,7 +113,7 @@ def test_a_buffer_that_cannot_be_filled_is_taken_as_it_is_after_the_seconds_of_a
     short = 0
     for report, buffer in zip(reports, expected, strict=False):
         assert report.round_s == pytest.approx(buffer.seconds, rel=1e-9)
-        counted = int((report.clients["fate"] == COUNTED).sum())
+        counted = int((report.clients["fate"] == outcomes.COUNTED).sum())
         assert counted == len(buffer.counted)
         short += counted < 4
         if counted < 4:
@@ -189,7 +189,7 @@ def test_what_ends_while_the_server_is_busy_is_heard_when_it_is_done() -> None:
     scenario = clocked("magnitude", "async", *POPULATION, "clock.concurrency=6", "clock.server_s=100.0")
     _, reports = played(scenario, 4)
     for before, report in pairwise(reports):
-        ended_s = (report.clients["start_s"] + report.clients["lasts_s"])[report.clients["fate"] == COUNTED]
+        ended_s = (report.clients["start_s"] + report.clients["lasts_s"])[report.clients["fate"] == outcomes.COUNTED]
         assert (ended_s <= before.totals.simulated_s).all()
         assert report.round_s == pytest.approx(100.0, rel=1e-9), "all are there when it looks again"
 
@@ -200,7 +200,7 @@ def test_unfinished_work_is_in_the_table_of_the_last_round_and_paid_for() -> Non
     state, reports = played(scenario)
     going_on, _ = played(scenario, 5)
     last = reports[-1].clients
-    rest = last["fate"] == UNFINISHED
+    rest = last["fate"] == outcomes.UNFINISHED
     assert rest.sum() >= 2
     assert (np.diff(last["client"]) > 0).all()
     assert (state.in_flight, state.versions) == ((), {})
@@ -212,7 +212,7 @@ def test_unfinished_work_is_in_the_table_of_the_last_round_and_paid_for() -> Non
     assert last["energy_j"][rest].sum() > 0
     for name in ("down_bytes", "up_bytes", "train_flops"):
         assert getattr(state.totals, name) == getattr(going_on.totals, name) + last[name].sum()
-    assert not any((report.clients["fate"] == UNFINISHED).any() for report in reports[:-1])
+    assert not any((report.clients["fate"] == outcomes.UNFINISHED).any() for report in reports[:-1])
     assert np.isnan(last["train_loss"][rest]).all()
 
 
@@ -227,8 +227,8 @@ def test_a_standby_that_has_left_since_does_not_start(monkeypatch) -> None:
         availability, "is_online", lambda devices, clients, now_s, seed: np.full(len(clients), now_s == 0)
     )
     plan = plan_round(scenario, initial_state(scenario))
-    assert [work.outcomes.tolist() for work in plan.ended] == [[COUNTED, COUNTED]]
-    assert plan.absent.outcomes.tolist() == [UNREACHABLE] * 10
+    assert [work.outcomes.tolist() for work in plan.ended] == [[outcomes.COUNTED, outcomes.COUNTED]]
+    assert plan.absent.outcomes.tolist() == [outcomes.UNREACHABLE] * 10
     assert plan.in_flight == ()
 
 
@@ -266,7 +266,7 @@ ALLOWED = [name for name in METHODS if name not in ONE_VERSION]
 def test_methods_that_bear_several_versions_learn_from_them(name: str) -> None:
     scenario = clocked(name, "async", "clock.server_s=0.0")
     state, reports = played(scenario)
-    assert all((report.clients["fate"] == COUNTED).sum() == 2 for report in reports)
+    assert all((report.clients["fate"] == outcomes.COUNTED).sum() == 2 for report in reports)
     assert any((report.clients["started_round"] < report.round).any() for report in reports)
     assert all(torch.isfinite(value).all() for value in state.params.values())
     assert any(not torch.equal(state.params[key], value) for key, value in initial_state(scenario).params.items())

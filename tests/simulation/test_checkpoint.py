@@ -11,9 +11,15 @@ from raysim.simulation.checkpoint import TornCheckpointError
 from raysim.simulation.state import ServerState, Totals
 
 TOTALS = Totals(
-    down_bytes=2**53 + 1, up_bytes=7, train_flops=10**18, client_rounds=3, pruning_ratio_sum=0.1 + 0.2,
-    simulated_s=1 / 3, accuracy=0.5, best_accuracy=None,
-)  # fmt: skip
+    down_bytes=2**53 + 1,
+    up_bytes=7,
+    train_flops=10**18,
+    client_rounds=3,
+    pruning_ratio_sum=0.1 + 0.2,
+    simulated_s=1 / 3,
+    accuracy=0.5,
+    best_accuracy=None,
+)
 
 
 def state(round: int = 4) -> ServerState:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raysim.clock.outcomes import COUNTED, LATE, UNREACHABLE
+from raysim.clock import outcomes
 from raysim.core.log import LogLine, set_quiet
 from raysim.pruning.coverage import CoverageSummary
 from raysim.simulation.state import RoundReport, Totals
@@ -24,14 +24,15 @@ def report(round: int, accuracy: float | None) -> RoundReport:
 def cohort(size: int, tiers: tuple[str, ...], seed: int = 0) -> dict[str, np.ndarray]:
     """A table of clients, drawn; a third of them are not scored."""
     rng = np.random.default_rng(seed)
-    outcomes = rng.choice(np.array([COUNTED, LATE, UNREACHABLE]), size, p=[0.8, 0.1, 0.1])
+    fates = rng.choice([outcomes.COUNTED, outcomes.LATE, outcomes.UNREACHABLE], size, p=[0.8, 0.1, 0.1])
+    counted, is_absent = fates == outcomes.COUNTED, fates == outcomes.UNREACHABLE
     return {
         "client": np.arange(size),
         "tier": np.array(tiers)[rng.integers(len(tiers), size=size)],
-        "fate": outcomes,
-        "pruning_ratio": np.where(outcomes == UNREACHABLE, np.nan, rng.uniform(size=size)),
-        "accuracy": np.where((outcomes == COUNTED) & (rng.uniform(size=size) < 0.66), rng.uniform(size=size), np.nan),
-        "total_s": np.where(outcomes == UNREACHABLE, 0.0, rng.exponential(size=size)),
+        "fate": fates,
+        "pruning_ratio": np.where(is_absent, np.nan, rng.uniform(size=size)),
+        "accuracy": np.where(counted & (rng.uniform(size=size) < 0.66), rng.uniform(size=size), np.nan),
+        "total_s": np.where(is_absent, 0.0, rng.exponential(size=size)),
     }
 
 
@@ -120,7 +121,7 @@ def test_the_line_of_a_tier_is_what_its_clients_come_to():
     assert [line.tier for line in found] == list(tiers)
     for line in found[:3]:
         rows = [row for row in range(200) if clients["tier"][row] == line.tier]
-        counted = [row for row in rows if clients["fate"][row] == COUNTED]
+        counted = [row for row in rows if clients["fate"][row] == outcomes.COUNTED]
         scored = [clients["accuracy"][row] for row in rows if clients["accuracy"][row] == clients["accuracy"][row]]
         seconds = sorted(clients["total_s"][row] for row in counted)
         middle = (seconds[(len(seconds) - 1) // 2] + seconds[len(seconds) // 2]) / 2

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
-from raysim.clock.outcomes import COUNTED, LATE, OUTCOME_DTYPE, OUTCOMES, SURPLUS, UNFINISHED
+from raysim.clock import outcomes
 from raysim.config.clock import ClockSettings
 from raysim.core import retry
 from raysim.core.errors import SettingError, TrackingLostError
@@ -36,7 +36,7 @@ TWELVE = ", ".join(TIER.format(k, 1 / 12, f"{(k + 3) % 12 + 1}e+6") for k in ran
 """As many tiers as are allowed; t9 is the slowest, t8 the fastest."""
 
 
-OWN = {LATE: "deadline", SURPLUS: "over-selection", UNFINISHED: "async"}
+OWN = {outcomes.LATE: "deadline", outcomes.SURPLUS: "over-selection", outcomes.UNFINISHED: "async"}
 """Fates that belong to one clock mode; any other may be met in all of them."""
 
 
@@ -75,14 +75,14 @@ def test_metrics_are_floats_and_faults_are_told_only_where_there_are_any() -> No
 
 def worst(report: RoundReport, mode: str) -> RoundReport:
     """A round in which all that a clock mode can do to clients has happened, and actors were lost."""
-    others = [outcome for outcome in OUTCOMES if outcome != COUNTED and OWN.get(outcome, mode) == mode]
+    others = [outcome for outcome in outcomes.ALL if outcome != outcomes.COUNTED and OWN.get(outcome, mode) == mode]
     size, is_asynchronous = len(report.clients["fate"]), mode == "async"
-    outcomes = np.array([COUNTED] * size, dtype=OUTCOME_DTYPE)
-    outcomes[: 2 * len(others) : 2] = others
-    columns = {"fate": outcomes, "accuracy": np.full(size, 0.5)}
+    fates = np.full(size, outcomes.COUNTED, dtype=outcomes.DTYPE)
+    fates[: 2 * len(others) : 2] = others
+    columns = {"fate": fates, "accuracy": np.full(size, 0.5)}
     if is_asynchronous:
         columns["started_round"] = np.full(size, report.round - 1)
-    totals = replace(report.totals, outcomes=dict.fromkeys((COUNTED, *others), 1))
+    totals = replace(report.totals, outcomes=dict.fromkeys((outcomes.COUNTED, *others), 1))
     return replace(
         report,
         clients=report.clients | columns,

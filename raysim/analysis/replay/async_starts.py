@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim.analysis.replay.work import Conditions, rows_of, work_of
+from raysim.clock import outcomes
 from raysim.clock.interruptions import availability_varies, interrupted
 from raysim.clock.modes import ClockRules, EventQueue
-from raysim.clock.outcomes import ABSENT, COUNTED, UNFINISHED
 from raysim.clock.work import Work
 from raysim.core import seeding
 from raysim.core.tensors import Columns
@@ -94,7 +94,7 @@ def start_order(rows: Columns, seed: int) -> NDArray[np.int64]:
 
     Clients that started at the same time from the same version did so in the order that the seed draws.
     """
-    started = np.flatnonzero(np.isin(rows["fate"], ABSENT, invert=True))
+    started = np.flatnonzero(np.isin(rows["fate"], outcomes.ABSENT, invert=True))
     drawn = np.empty(len(rows["client"]))
     for round in np.unique(rows["started_round"][started]):
         here = started[rows["started_round"][started] == round]
@@ -114,7 +114,7 @@ def held_back(starts: Columns, rows: Columns, rules: ClockRules, round_starts_s:
         rules: How many clients are at work at a time, and how many updates end a round.
         round_starts_s: The simulated time at which each round began.
     """
-    ended = rows_of(rows, np.isin(rows["fate"], (*ABSENT, UNFINISHED), invert=True))
+    ended = rows_of(rows, np.isin(rows["fate"], (*outcomes.ABSENT, outcomes.UNFINISHED), invert=True))
     held, at_work, was_free = [np.zeros(0, np.bool_)], 0, False
     for round, began_s in enumerate(round_starts_s, start=1):
         here = ended["round"] == round
@@ -125,7 +125,7 @@ def held_back(starts: Columns, rows: Columns, rules: ClockRules, round_starts_s:
         after = at_work + np.cumsum(np.bincount(event, minlength=len(heard_s))) - np.arange(len(heard_s))
         free = after < rules.concurrency
         held.append(np.concatenate([[was_free], free[:-1]])[event])
-        full = (ended["fate"][here] == COUNTED).sum() >= rules.buffer_size
+        full = (ended["fate"][here] == outcomes.COUNTED).sum() >= rules.buffer_size
         at_work, was_free = (
             int(after[-1]),
             bool(free[-2 if full else -1]),

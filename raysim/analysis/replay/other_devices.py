@@ -5,8 +5,8 @@ from numpy.typing import NDArray
 
 from raysim.analysis.replay.finished_run import FinishedRun
 from raysim.budgets.solver import TOLERANCE, BudgetSolver
+from raysim.clock import outcomes
 from raysim.clock.interruptions import availability_varies
-from raysim.clock.outcomes import UNREACHABLE
 from raysim.core.plugins import is_dotted
 from raysim.core.tensors import Columns
 from raysim.methods.method import Method
@@ -66,7 +66,7 @@ def keep_ratios_under(recorded: FinishedRun, method: Method, others: Devices) ->
         under = np.where(same, trained, np.nan)
     else:
         under = method.budget(others.keep_ratio)[clients]
-    return np.where(rows["fate"] == UNREACHABLE, trained, under)
+    return np.where(rows["fate"] == outcomes.UNREACHABLE, trained, under)
 
 
 def solved_again(

@@ -10,10 +10,9 @@ from raysim.analysis.replay.async_starts import AsyncStarts
 from raysim.analysis.replay.finished_run import FinishedRun
 from raysim.analysis.replay.other_devices import looks_at, selects_by_device
 from raysim.analysis.replay.work import Conditions, rows_of, work_of
-from raysim.clock import energy
+from raysim.clock import energy, outcomes
 from raysim.clock.interruptions import are_reachable, interrupted
 from raysim.clock.modes import fill_buffer
-from raysim.clock.outcomes import ABSENT, COUNTED, INFEASIBLE, UNREACHABLE
 from raysim.clock.work import Absent, Plan, Work, unfinished
 from raysim.core.tensors import Columns
 from raysim.models.cost import ModelCost
@@ -146,11 +145,11 @@ class _Replay:
         if self._starts is None:
             clients = rows["client"]
             online = are_reachable(conditions.devices.of(clients), state.history, clients, now_s, conditions.seed)
-            answers = int((online & (rows["fate"] == UNREACHABLE)).sum())
+            answers = int((online & (rows["fate"] == outcomes.UNREACHABLE)).sum())
             return plan_together(conditions, rows, online, round, now_s, state.history), rows, answers
         self._starts.begin(round, state.history, state.in_flight)
         plan = fill_buffer(conditions.rules, state.in_flight, now_s, self._starts.fill)
-        never = np.isin(rows["fate"], ABSENT)
+        never = np.isin(rows["fate"], outcomes.ABSENT)
         selected_s = self._selected_s(rows["start_s"][never], round, now_s, plan.round_s)
         return replace(plan, absent=_absent(rows_of(rows, never), selected_s, rows["fate"][never])), rows, 0
 
@@ -202,13 +201,13 @@ class _Replay:
             return np.asarray(rows["row"][np.searchsorted(rows["client"], table["client"])])
         started = self._starts.row_of
         selected = dict(zip(rows["client"].tolist(), rows["row"].tolist(), strict=True))
-        absent = np.isin(table["fate"], ABSENT).tolist()
+        absent = np.isin(table["fate"], outcomes.ABSENT).tolist()
         found = zip(table["client"].tolist(), absent, strict=True)
         return np.array([(selected if is_absent else started)[client] for client, is_absent in found], dtype=np.int64)
 
     def _trained_otherwise(self, table: Columns) -> bool:
         """Whether a client would have trained another submodel, or another number of epochs."""
-        answered = table["fate"] != UNREACHABLE
+        answered = table["fate"] != outcomes.UNREACHABLE
         row = table["row"][answered]
         epochs = self._recorded.clients["planned_epochs"][row]
         return bool(self._changed[row].any() or (table["planned_epochs"][answered] != epochs).any())
@@ -233,9 +232,10 @@ def plan_together(
         history: The stored values of all clients, by name.
     """
     rules = conditions.rules
-    starts = online & ~np.isin(rows["fate"], ABSENT)
-    outcomes = np.where(online & (rows["fate"] == INFEASIBLE), INFEASIBLE, UNREACHABLE)[~starts]
-    absent = _absent(rows_of(rows, ~starts), np.full(len(outcomes), now_s), outcomes)
+    starts = online & ~np.isin(rows["fate"], outcomes.ABSENT)
+    is_infeasible = online & (rows["fate"] == outcomes.INFEASIBLE)
+    why = np.where(is_infeasible, outcomes.INFEASIBLE, outcomes.UNREACHABLE)[~starts]
+    absent = _absent(rows_of(rows, ~starts), np.full(len(why), now_s), why)
     if not starts.any():
         return Plan((), absent, (), rules.nobody_s + rules.server_s, {})
     work = work_of(conditions, rows_of(rows, starts), round, now_s)
@@ -244,13 +244,13 @@ def plan_together(
     return Plan((work,), absent, (), duration_s + rules.server_s, {})
 
 
-def _absent(rows: Columns, selected_s: NDArray[np.float64], outcomes: NDArray[np.str_]) -> Absent:
-    return Absent(rows["client"], selected_s, outcomes, rows["limited_by"])
+def _absent(rows: Columns, selected_s: NDArray[np.float64], why: NDArray[np.str_]) -> Absent:
+    return Absent(rows["client"], selected_s, why, rows["limited_by"])
 
 
 def other_work(table: Columns, rows: Columns) -> bool:
     """Whether other work counts than in the recorded round: of other clients, or from other model versions."""
-    counted, before = table["fate"] == COUNTED, rows["fate"] == COUNTED
+    counted, before = table["fate"] == outcomes.COUNTED, rows["fate"] == outcomes.COUNTED
     return any(not np.array_equal(table[name][counted], rows[name][before]) for name in ("client", "started_round"))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from rich.table import Table
 
 from raysim.analysis.replay.run import Replay
-from raysim.clock.outcomes import ABSENT, COUNTED
+from raysim.clock import outcomes
 from raysim.core.formatting import duration
 from raysim.experiment.cost import Prices, costs_of
 from raysim.simulation.state import summary_of, targets_of
@@ -70,8 +70,8 @@ def tier_rows(replay: Replay) -> list[dict[str, Any]]:
     now = {name: np.concatenate([each.clients[name] for each in replay.rounds]) for name in names}
     rows = []
     for tier in np.unique(recorded["tier"]):
-        before = (recorded["tier"] == tier) & np.isin(recorded["fate"], ABSENT, invert=True)
-        after = (recorded["tier"][now["row"]] == tier) & np.isin(now["fate"], ABSENT, invert=True)
+        before = (recorded["tier"] == tier) & np.isin(recorded["fate"], outcomes.ABSENT, invert=True)
+        after = (recorded["tier"][now["row"]] == tier) & np.isin(now["fate"], outcomes.ABSENT, invert=True)
         recorded_s, replayed_s = _mean(recorded["total_s"][before]), _mean(now["total_s"][after])
         rows.append({"tier": str(tier), "recorded_s": recorded_s, "replayed_s": replayed_s})
     return rows
@@ -116,8 +116,8 @@ def in_unit(number: float, unit: str) -> str:
     return f"{number / 1000**power:,.1f} {' kMGTP'[power]}{unit}"
 
 
-def _counted(outcomes: Mapping[str, int]) -> str:
-    return f"{outcomes.get(COUNTED, 0)} of {sum(outcomes.values())}"
+def _counted(numbers: Mapping[str, int]) -> str:
+    return f"{numbers.get(outcomes.COUNTED, 0)} of {sum(numbers.values())}"
 
 
 def _target(target: Mapping[str, Any]) -> str:

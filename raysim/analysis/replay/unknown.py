@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from raysim.analysis.replay.finished_run import FinishedRun
 from raysim.analysis.replay.rounds import ReplayedRound
+from raysim.clock import outcomes
 from raysim.clock.interruptions import availability_varies
 from raysim.clock.modes import MODES
-from raysim.clock.outcomes import UNREACHABLE
 from raysim.methods.method import Method
 from raysim.population.profiles import Devices
 from raysim.simulation.scenario import StopRules
@@ -105,7 +105,7 @@ def _submodels(recorded: FinishedRun, rounds: Sequence[ReplayedRound], changed: 
 def _epochs(recorded: FinishedRun, method: Method, rounds: Sequence[ReplayedRound]) -> list[Unknown]:
     trained, per_round = recorded.clients["planned_epochs"], []
     for each in rounds:
-        answered = each.clients["fate"] != UNREACHABLE
+        answered = each.clients["fate"] != outcomes.UNREACHABLE
         per_round.append(int((each.clients["planned_epochs"] != trained[each.clients["row"]])[answered].sum()))
     shares = "a share of the FLOPs, " + ("which is exact" if method.load is None else "which is an estimate")
     return _in_rounds(f"they would have trained another number of epochs; timed with {shares}", per_round)

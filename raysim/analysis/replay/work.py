@@ -6,8 +6,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from raysim.clock import outcomes
 from raysim.clock.modes import ClockRules, fit_epochs
-from raysim.clock.outcomes import COUNTED, OUTCOME_DTYPE
 from raysim.clock.timing import CohortLoad, CohortTiming, schedule
 from raysim.clock.work import Cohort, Work
 from raysim.core.tensors import Columns
@@ -50,9 +50,9 @@ def work_of(conditions: Conditions, rows: Columns, round: int, now_s: float) -> 
     cohort, load, timing = fit_epochs(
         cohort, partial(_load_of, rows), timing_of, conditions.rules, conditions.min_epochs
     )
-    outcomes = np.full(size, COUNTED, dtype=OUTCOME_DTYPE)
+    outcome_of = np.full(size, outcomes.COUNTED, dtype=outcomes.DTYPE)
     return Work(
-        cohort, CohortMasks.of([NO_MASK] * size), load, timing, np.full(size, now_s), timing.total_s, outcomes
+        cohort, CohortMasks.of([NO_MASK] * size), load, timing, np.full(size, now_s), timing.total_s, outcome_of
     )
 
 

@@ -18,6 +18,7 @@ from raysim.core.storage import atomic
 from raysim.core.storage.local import storage_path
 from raysim.executors.in_process import InProcessRunner
 from raysim.experiment import run as experiment
+from raysim.experiment.experiment import Experiment
 from raysim.simulation import checkpoint
 from raysim.simulation.build import build_scenario
 from raysim.tracking.mlflow_observer import until_logged
@@ -74,7 +75,7 @@ def _complete(writer: SweepWriter, trial: Trial, run: ExperimentSettings) -> Non
         known = tracker.find(tracker.run_id)
     except SettingError as error:
         raise TrackingLostError(str(error)) from None
-    ended = experiment.Experiment(settings, folder, scenario, tracker, checkpoint.resume_point(folder), known)
+    ended = Experiment(settings, folder, scenario, tracker, checkpoint.resume_point(folder), known)
     try:
         experiment.run(ended, InProcessRunner(), time.monotonic())
     except StoppedError:

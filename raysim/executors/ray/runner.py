@@ -25,7 +25,7 @@ from raysim.executors.ray.pool_config import PoolConfig
 from raysim.executors.ray.readiness import process_info, wait_for
 from raysim.simulation import checkpoint
 from raysim.simulation.scenario import Scenario
-from raysim.simulation.state import FIRST, FinalState, RoundReport, Start, Storage
+from raysim.simulation.state import FinalState, RoundReport, Start, Storage
 
 
 class RayRunner:
@@ -143,7 +143,7 @@ class RayRunner:
         config = self._config if num_actors is None else replace(self._config, num_actors=num_actors)
         return RayExecutor(self._actors[:num_actors], config, self._reference)
 
-    def run(self, scenario: Scenario, storage: Storage, start: Start = FIRST) -> Iterator[RoundReport]:
+    def run(self, scenario: Scenario, storage: Storage, start: Start = Start()) -> Iterator[RoundReport]:
         """Yield the report of each remaining round; a driver actor that is lost is replaced a few times.
 
         The next one resumes from the newest checkpoint: rounds after it are reported again.

@@ -31,7 +31,7 @@ from raysim.core import signals
 from raysim.core.errors import SettingError
 from raysim.core.storage.local import storage_path
 from raysim.report import write
-from tests.analysis.study import test_study as test_comparison
+from tests.analysis.study import test_run as test_comparison
 from tests.conftest import CONFIGS, ROOT, TINY, tiny_settings
 
 

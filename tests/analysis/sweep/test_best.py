@@ -11,7 +11,7 @@ from raysim.analysis.sweep.writer import SweepWriter, opened
 from raysim.core.errors import TrackingLostError
 from raysim.core.storage.local import storage_path
 from raysim.executors.in_process import InProcessRunner
-from tests.analysis.sweep.test_sweep import SWEEP, settings_with
+from tests.analysis.sweep.test_run import SWEEP, settings_with
 
 
 def trial_that_finished(writer: SweepWriter) -> None:

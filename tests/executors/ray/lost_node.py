@@ -18,7 +18,7 @@ from raysim.executors.ray.runner import RayRunner
 from raysim.simulation.build import build_scenario
 from raysim.simulation.state import Storage
 from tests.conftest import tiny_settings
-from tests.executors.ray.test_driver_faults import LONG
+from tests.executors.ray.test_runner import LONG
 
 
 def raylet_of(actor) -> int:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from torch import nn
 
-from raysim.client.assignments import ALONE, Assignment, Assignments
+from raysim.client.assignments import Assignment, Assignments
 from raysim.core import tensors
 from raysim.core.errors import RunFailedError, SettingError
 from raysim.executors import in_process
+from raysim.executors.ray.client_actor import needed_share
 from raysim.executors.ray.executor import chunk_shares
 from raysim.executors.ray.runner import RayRunner
 from raysim.pruning.masks import Mask
@@ -48,12 +49,12 @@ def test_no_chunk_is_empty() -> None:
 
 
 def test_a_pack_is_in_one_chunk() -> None:
-    packs = [ALONE, 0, 1, 0, ALONE, 1, 0, 2]
+    packs = [Assignments.ALONE, 0, 1, 0, Assignments.ALONE, 1, 0, 2]
     chunks = assignments_of([5.0, 1.0, 9.0, 1.0, 2.0, 1.0, 3.0, 4.0], packs).chunks([0.25] * 4)
     assert len(chunks) > 2
     homes = {}
     for place, chunk in enumerate(chunks):
-        for pack in set(chunk.packs.tolist()) - {ALONE}:
+        for pack in set(chunk.packs.tolist()) - {Assignments.ALONE}:
             assert homes.setdefault(pack, place) == place
     assert sorted(client for chunk in chunks for client in chunk.clients.tolist()) == list(range(8))
 
@@ -144,3 +145,10 @@ def test_memory_that_is_freed_is_taken_again_without_page_faults():
     printed = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
     before, after = map(int, printed.split())
     assert after < before / 10
+
+
+def test_the_share_of_a_gpu_covers_what_was_measured_with_a_margin() -> None:
+    assert needed_share(10, 1000) == 0.02
+    assert needed_share(999, 1000) == 1.0
+    for used in (1, 17, 333):
+        assert needed_share(used, 1000) * 1000 >= 1.25 * used

@@ -229,11 +229,11 @@ def test_a_driver_actor_of_a_machine_that_joins_later_drives_only_with_the_same_
     from raysim.executors.ray.driver_actor import DriverActor
     from raysim.executors.ray.pool_config import PoolConfig
     from raysim.executors.ray.readiness import ProcessInfo
-    from raysim.simulation.state import FIRST, Storage
+    from raysim.simulation.state import Start, Storage
 
     scenario = build_scenario(tiny_settings())
     rounds = DriverActor().run(
-        scenario, [], [], PoolConfig(), Storage(Path("x"), 1, 1), FIRST, ProcessInfo("there", {"torch": "1.0"})
+        scenario, [], [], PoolConfig(), Storage(Path("x"), 1, 1), Start(), ProcessInfo("there", {"torch": "1.0"})
     )
     with pytest.raises(SettingError, match=r"torch \S+ on \S+, torch 1.0 on there, where the run was started"):
         next(rounds)

@@ -19,7 +19,7 @@ from raysim.executors.ray.failure_policy import Kind
 from raysim.executors.ray.runner import RayRunner
 from raysim.simulation import checkpoint
 from raysim.simulation.build import build_scenario
-from raysim.simulation.state import FIRST, Storage
+from raysim.simulation.state import Start, Storage
 from tests.conftest import CONFIGS, ROOT, TINY, tiny_settings
 from tests.experiment.test_resume import assert_same_run, played
 from tests.stores import store_in
@@ -116,7 +116,7 @@ def test_a_driver_actor_that_is_killed_is_replaced(whole, local_ray: None, tmp_p
                 killed.append(pid)
         digest = tensors.digest(runner.final_state().params)
         cut_off = runner.driver_actor
-        again = runner._replace_driver(scenario, Storage(tmp_path, 2, 2), FIRST, Kind.UNREACHABLE, 2)
+        again = runner._replace_driver(scenario, Storage(tmp_path, 2, 2), Start(), Kind.UNREACHABLE, 2)
         with pytest.raises(ray.exceptions.RayActorError):  # it lived on, and could have written
             ray.get(cut_off.process_id.remote())
     assert again.round == 12

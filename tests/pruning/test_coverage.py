@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from raysim.clock.outcomes import COUNTED
+from raysim.clock import outcomes
 from raysim.executors.in_process import InProcessExecutor
 from raysim.pruning import elements
 from raysim.pruning.coverage import channel_columns
@@ -66,7 +66,7 @@ def test_rounds_count_those_whose_work_counts(method, mode):
     scenario = clocked(method, mode)
     _, reports = played(scenario, 2)
     for report in reports:
-        counted = report.clients["fate"] == COUNTED
+        counted = report.clients["fate"] == outcomes.COUNTED
         most = (int(counted.sum()), int(report.clients["examples"][counted].sum()))
         table = report.channels
         assert (table["clients"] <= most[0]).all()
