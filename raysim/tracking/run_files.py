@@ -174,4 +174,34 @@ def reading(run: StoragePath | str) -> Iterator[None]:
         raise
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or reason_of(error)
-        raise SettingError(f"RUN={str(run)!r} cannot be read: {reason}") from None
+        raise _unreadable(run, reason) from None
+
+
+@contextmanager
+def parsing(run: StoragePath | str, file: str) -> Iterator[None]:
+    """Name the run and its file in errors that occur while the content of one file is parsed.
+
+    A damaged file makes a parser raise anything, so that every error is one of the file.
+
+    Args:
+        run: The run, or its folder.
+        file: The name of the file.
+
+    Raises:
+        SettingError: If the file cannot be read or is damaged.
+    """
+    try:
+        yield
+    except SettingError:
+        raise
+    except OSError as error:
+        raise _unreadable(run, error.strerror or f"{file} is damaged: {reason_of(error)}") from None
+    except KeyError as error:
+        raise _unreadable(run, f"{file} is damaged: {error} is missing") from None
+    except Exception as error:
+        reason = reason_of(error)
+        raise _unreadable(run, reason if reason.startswith(file) else f"{file} is damaged: {reason}") from None
+
+
+def _unreadable(run: StoragePath | str, reason: str) -> SettingError:
+    return SettingError(f"RUN={str(run)!r} cannot be read: {reason}")
