@@ -59,7 +59,8 @@ class RunReader:
 
     Each part is read when it is first used, and kept. Files in MLflow or in an object store are copied into a
     temporary folder, which is removed by `close`, at the end of a `with` block, or with this object. Tables of a run
-    that has not finished have the rounds that were written when the table was first used.
+    that has not finished have the rounds that were written when the table was first used. If its folder cannot be
+    reached, MLflow's metrics are the columns of `rounds`, and other tables that MLflow lacks are refused.
 
     Every attribute raises `SettingError` where its file is damaged or cannot be read.
 
@@ -221,7 +222,7 @@ class RunReader:
         """
         if columns is not None:
             known = self.column_names(name)
-            for column in columns:
+            for column in columns if known else ():
                 if column not in known:
                     raise unknown_name(f"column of {name}", column, known)
             return self._read(name, columns)
@@ -258,8 +259,8 @@ class RunReader:
         The table of a run that has not finished is merged from the parts of its rounds.
 
         Raises:
-            SettingError: If there is no such table; or if the run has not finished, MLflow has no rounds of it, and
-                its folder cannot be reached.
+            SettingError: If there is no such table; or if the run has not finished, MLflow has no such table of it,
+                and its folder cannot be reached.
         """
         if table not in TABLES:
             raise unknown_name("table", table, TABLES)
@@ -267,17 +268,21 @@ class RunReader:
         with reading(self.name):
             if self._files.has(SUMMARY) and self._files.has(whole):
                 return self._files.path(whole)
-            merged = self._files.merged(table)  # goes before a whole table, which may be older than the last round
-            if merged is not None:
-                return merged
-            if self._files.has(whole):
+            so_far = self._files.so_far(table)  # goes before a whole table, which may be older than the last round
+            if so_far is not None:
+                return so_far
+            if self._files.has(whole) and not self._files.is_behind:
                 return self._files.path(whole)
-        if table == "rounds" and self.folder is None and "output_dir" in self.metadata:
+        if table in ("clients", "channels") and self._is_out_of_reach:
             folder = self.metadata["output_dir"]
             raise SettingError(
                 f"RUN={self.name!r} has not finished, and {folder}, where its rounds are, cannot be reached"
             )
         return None
+
+    @property
+    def _is_out_of_reach(self) -> bool:
+        return self.folder is None and "output_dir" in self.metadata and not self.has(SUMMARY)
 
     def has(self, name: str) -> bool:
         """Whether the run has a file of this name."""

@@ -142,6 +142,7 @@ def test_a_run_in_an_object_store_is_copied_file_by_file(finished: dict[str, Any
 def test_a_run_that_failed_has_the_rounds_of_its_parts_which_go_before_an_older_table(failed: Path) -> None:
     run = raysim.load(failed)
     assert (run.state, run.summary, run.partition) == ("failed", {}, {})
+    assert run.table("partition", ["label"]) == {}
     assert run.rounds["round"].tolist() == [1, 2, 3]
     assert set(run.clients["round"]) == set(run.channels["round"]) == {1, 2, 3}
     with pytest.raises(
@@ -200,9 +201,29 @@ def test_a_run_whose_rounds_cannot_be_reached_says_where_they_are(failed: Path, 
     assert raysim.load(run_id, store).rounds["round"].tolist() == [1, 2, 3]
     failed.rename(tmp_path / "moved")
     run = raysim.load(run_id, store)
-    assert run.settings.rounds == 3
+    assert (run.settings.rounds, run.rounds) == (3, {})
     with pytest.raises(SettingError, match=f"RUN='{run_id}' has not finished, and {failed}, where its rounds are, "):
-        _ = run.rounds
+        _ = run.clients
+
+
+@pytest.mark.slow
+def test_a_resumed_run_out_of_reach_has_the_rounds_of_its_metrics_not_those_before_it_was_resumed(
+    failed: Path, store: str, tmp_path: Path
+) -> None:
+    run_id = json.loads((failed / "run.json").read_text())["run_id"]
+    whole = raysim.load(failed).rounds
+    failed.rename(tmp_path / "moved")
+    client = MlflowClient(store)
+    client.update_run(run_id, status="RUNNING")
+    client.log_metric(run_id, "clock/simulated_s", 100.0, step=3)
+    client.log_metric(run_id, "accuracy/global", 0.5, step=3)
+    run = raysim.load(run_id, store)
+    assert run.rounds["round"].tolist() == [1, 2, 3]
+    assert run.rounds["accuracy"].tolist() == [*whole["accuracy"][:2], 0.5]
+    assert run.frame("rounds", ["simulated_s"])["simulated_s"].tolist() == [*whole["simulated_s"][:2], 100.0]
+    for table in ("clients", "channels"):
+        with pytest.raises(SettingError, match="where its rounds are, cannot be reached"):
+            run.table(table)
 
 
 def test_tables_are_frames_and_some_of_their_columns(finished: dict[str, Any]) -> None:
