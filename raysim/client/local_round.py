@@ -78,7 +78,6 @@ def train_client(
     channel_sums = [report.channel_sums for report in reports if report.channel_sums is not None]
     found = np.concatenate(channel_sums) if channel_sums else np.empty((0, workload.plan.num_units))
     memory = update.memory | {key: value for report in reports for key, value in report.memory.items()}
-    memory = {key: value.cpu() for key, value in memory.items()}
     values = (trained.loss, assignment.epochs - epochs + trained.epochs, metric, heldout_loss)
     return LocalResults(
         {name: np.array([value]) for name, value in zip(REPORTED, values, strict=True)},

@@ -66,7 +66,11 @@ class ClientTrainer:
         columns: Columns = {
             name: np.concatenate([each.columns[name] for each in results])[order] for name in REPORTED
         }
-        memories = {client: memory for each in results for client, memory in each.memories.items()}
+        memories = {  # in main memory: the driver has no GPU
+            client: {key: tensor.cpu() for key, tensor in memory.items()}
+            for each in results
+            for client, memory in each.memories.items()
+        }
         return ClientUpdates(
             {name: total.on_cpu() for name, total in sums.items()},
             {"client": assignments.clients, **columns},

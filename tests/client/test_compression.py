@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from raysim.client import compression
+from raysim.client import compression, trainer
+from raysim.client import update as updates
 from raysim.client.assignments import Assignments, Broadcast, LocalRules
 from raysim.client.compression import COMPRESSIONS, EightBit, TopK
 from raysim.client.trainer import ClientTrainer
@@ -255,6 +256,31 @@ def test_clients_of_a_pack_send_what_they_send_alone(share: float) -> None:
             torch.testing.assert_close(
                 whole.sums["update"].value(key), alone.sums["update"].value(key), rtol=1e-4, atol=1e-4
             )
+
+
+class Elsewhere(torch.Tensor):
+    """Stands for a tensor in the memory of a GPU."""
+
+    def cpu(self) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+
+@pytest.mark.parametrize("pack", [1, 4])
+def test_what_clients_remember_leaves_the_gpu(monkeypatch: pytest.MonkeyPatch, pack: int) -> None:
+    def on_gpu(*arguments: object, **options: object) -> tuple[Params, Params]:
+        sent, memory = compressed(*arguments, **options)
+        return sent, {key: tensor.as_subclass(Elsewhere) for key, tensor in memory.items()}
+
+    for module in (trainer, updates):
+        monkeypatch.setattr(module, "compressed", on_gpu)
+    overrides = ("population.clients=40", "selection.clients_per_round=12", f"training.pack={pack}")
+    scenario = build_scenario(tiny_settings(*MLP, *overrides, *TOP_K))
+    state = initial_state(scenario)
+    assignments, broadcast = assign(scenario, state, plan(scenario, state).ended[0].counted)
+    assert (assignments.packs >= 0).any() == (pack > 1)
+    trained = ClientTrainer(scenario.workload).train(assignments, broadcast)
+    kinds = {type(tensor) for memory in trained.memories.values() for tensor in memory.values()}
+    assert kinds == {torch.Tensor}
 
 
 def test_estimates_from_displacements_see_what_the_server_receives() -> None:
