@@ -47,19 +47,25 @@ def update_of(view: ClientView, own_classes: torch.Tensor | None) -> Update:
     values = element_masks.apply(view.elements, difference(view, own_classes))
     if compression is None:
         return Update(values)
-    return Update(
-        *compressed(compression, values, view.model, view.cut, view.elements, view.assignment, view.broadcast, seed)
+    sent, memory = compressed(
+        compression, values, view.model, view.cut, view.elements, view.assignment, view.broadcast, seed
     )
+    return Update(_of_own_classes(sent, view, own_classes), memory)
 
 
 def difference(view: ClientView, own_classes: torch.Tensor | None = None) -> Params:
     """Return after minus before in float64, zero in rows of the classifier that the client may not change."""
     update = {key: after.double() - view.start[key].double() for key, after in view.model.state_dict().items()}
+    return _of_own_classes(update, view, own_classes)
+
+
+def _of_own_classes(update: Params, view: ClientView, own_classes: torch.Tensor | None) -> Params:
+    """Return an update with zeros in rows of the classifier that the client may not change."""
     outputs = view.workload.plan.outputs
-    if own_classes is not None and outputs is not None:
-        for slot in outputs.slots:
-            update[slot.key][~own_classes] = 0
-    return update
+    if own_classes is None or outputs is None:
+        return update
+    others = torch.nonzero(~own_classes).flatten()
+    return update | {slot.key: update[slot.key].index_fill(0, others, 0) for slot in outputs.slots}
 
 
 def compressed(

@@ -24,6 +24,7 @@ from raysim.pruning.costs import CostTable
 from raysim.pruning.masks import Mask
 from raysim.pruning.plan import ChannelPlan
 from raysim.server.updates import merge
+from raysim.simulation.aggregation import classes_owned
 from raysim.simulation.assignments import assign
 from raysim.simulation.build import build_scenario, check_names
 from raysim.simulation.planning import plan_round as plan
@@ -281,6 +282,27 @@ def test_what_clients_remember_leaves_the_gpu(monkeypatch: pytest.MonkeyPatch, p
     trained = ClientTrainer(scenario.workload).train(assignments, broadcast)
     kinds = {type(tensor) for memory in trained.memories.values() for tensor in memory.values()}
     assert kinds == {torch.Tensor}
+
+
+class Adds(EightBit):
+    """Adds one to every entry, as noise for privacy would."""
+
+    def compress(self, update, memory, generator):
+        return {key: moved + 1 for key, moved in update.items()}, {}
+
+
+def test_noise_leaves_rows_of_classes_that_a_client_does_not_own_as_they_are() -> None:
+    scenario = build_scenario(settings_of("heterofl", "data.partition={name: shards, shards_per_client: 2}"))
+    planned = plan_round(scenario)
+    broadcast = replace(planned.broadcast, rules=replace(planned.broadcast.rules, compression=Adds()))
+    (one, *_) = planned.assignments.apart()
+    trained = ClientTrainer(scenario.workload).train(one, broadcast)
+    (owned,) = torch.from_numpy(classes_owned(scenario, one.cohort))
+    assert not owned.all()
+    for slot in scenario.workload.plan.outputs.slots:
+        moved = trained.sums["update"].value(slot.key)
+        assert not moved[~owned].any()
+        assert moved[owned].any()
 
 
 def test_estimates_from_displacements_see_what_the_server_receives() -> None:
