@@ -18,7 +18,7 @@ from raysim.client.packing import split_packs
 from raysim.client.update import compressed
 from raysim.client.view import Workload
 from raysim.core import seeding
-from raysim.core.errors import RunFailedError
+from raysim.core.errors import RunFailedError, SettingError
 from raysim.core.log import about
 from raysim.core.tensors import Columns, Params, one_thread
 from raysim.pruning import submodel
@@ -191,6 +191,8 @@ def _named(round: int, client: int) -> Iterator[None]:
         yield
     except RunFailedError:
         raise
+    except SettingError as error:
+        raise RunFailedError(round, client, str(error)) from None
     except OverflowError as error:
         raise RunFailedError(round, client, f"training diverged: {error}") from None
     except Exception as error:
