@@ -42,7 +42,7 @@ SAME_WORK = 1e-3
 
 
 class Rounds:
-    """Rounds of a scenario, each from the model as it was built, so that they can be played again."""
+    """Rounds of a scenario, each from the model as it was built, so that they can be run again."""
 
     def __init__(self, scenario: Scenario, count: int) -> None:
         self.scenario, self.start = scenario, initial_state(scenario)
@@ -50,12 +50,12 @@ class Rounds:
 
     @property
     def cohorts(self) -> dict[int, NDArray[np.int64]]:
-        """Who trains in each round."""
+        """Ids of the clients that train in each round."""
         states = {round: replace(self.start, round=round - 1) for round in self.numbers}
         return {round: plan_round(self.scenario, state).ended[0].cohort.clients for round, state in states.items()}
 
-    def play(self, executor: Executor) -> list[Params]:
-        """Play them; return the parameters after each."""
+    def run(self, executor: Executor) -> list[Params]:
+        """Run the rounds; return the parameters after each."""
         with one_thread():
             return [run_round(self.scenario, self._before(round), executor)[0].params for round in self.numbers]
 
@@ -111,21 +111,21 @@ def prove_same_work(rounds: Rounds, after: Sequence[Params], floor: Floor) -> fl
 def against_floor(rounds: Rounds, repeats: int, with_one: bool) -> dict[str, float]:
     """Time rounds on as many actors as cores and on plain loops, in turns; with one also on one of each.
 
-    This process does what a driver actor does.
+    This process does the work of a driver actor.
     """
     keep_freed_memory()
     with RayRunner(CORES, None) as runner, floor_of(rounds) as floor:
         executor = runner.executor(rounds.scenario)
-        apart = prove_same_work(rounds, rounds.play(executor), floor)
+        apart = prove_same_work(rounds, rounds.run(executor), floor)
         sides: dict[str, Callable[[], object]] = {
-            "raysim": lambda: rounds.play(executor), "floor": lambda: floor.play(rounds.cohorts),
+            "raysim": lambda: rounds.run(executor), "floor": lambda: floor.train(rounds.cohorts),
         }  # fmt: skip
         if with_one:
             alone = runner.executor(rounds.scenario, num_actors=1)
-            rounds.play(alone)
+            rounds.run(alone)
             sides |= {
-                "raysim_1": lambda: rounds.play(alone),
-                "floor_1": lambda: floor.play(rounds.cohorts, 1),
+                "raysim_1": lambda: rounds.run(alone),
+                "floor_1": lambda: floor.train(rounds.cohorts, 1),
             }
         seconds = medians_in_turns(sides, repeats)
     return {"difference": apart, **{f"{name}_s": value for name, value in seconds.items()}}
@@ -175,7 +175,7 @@ def w3(repeats: int, quick: bool) -> dict[str, Any]:
 
 
 class Timed:
-    """An executor that knows how long training has taken."""
+    """An executor that measures the seconds of training."""
 
     def __init__(self, executor: Any) -> None:
         self._executor, self.seconds = executor, 0.0
@@ -184,7 +184,7 @@ class Timed:
         return getattr(self._executor, name)
 
     def train_versions(self, groups: Any) -> Any:
-        """Train, and remember the seconds."""
+        """Train, and add up the seconds."""
         started = time.perf_counter()
         found = self._executor.train_versions(groups)
         self.seconds += time.perf_counter() - started
@@ -192,7 +192,7 @@ class Timed:
 
 
 def population(repeats: int, quick: bool) -> dict[str, Any]:
-    """What a million registered clients cost: start, memory, and seconds of a round beyond training."""
+    """Measure the cost of a million registered clients: start, memory, and seconds of a round beyond training."""
     fewer = ["population.clients=10000"] if quick else []
     whole = whole_run("population", f"rounds={max(4, repeats)}", *fewer)
     scenario, beyond = build("population", *fewer), []
@@ -213,7 +213,7 @@ def population(repeats: int, quick: bool) -> dict[str, Any]:
 
 
 def whole_run(name: str, *overrides: str) -> dict[str, float]:
-    """Run a configuration as a user does, with all that is written down, and read how long its rounds took."""
+    """Run a configuration as a user does, with all its files, and read the seconds of its rounds."""
     with tempfile.TemporaryDirectory() as folder:
         output, store = Path(folder) / "run", f"tracking.uri=sqlite:///{folder}/mlflow.db"
         settings = [part for override in (store, *overrides) for part in ("--set", override)]
@@ -237,8 +237,8 @@ WORKLOADS: dict[str, Callable[[int, bool], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def _figures_of(asked: argparse.Namespace) -> dict[str, Any]:
-    return WORKLOADS[asked.workload](asked.repeats, asked.quick)
+def _figures_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    return WORKLOADS[arguments.workload](arguments.repeats, arguments.quick)
 
 
 def main() -> None:
@@ -246,7 +246,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workload", choices=WORKLOADS, required=True)
     parser.add_argument("--quick", action="store_true", help="a small part of the work: to see that it runs")
-    print_figures(parser, lambda asked: {"workload": asked.workload, **_figures_of(asked)})
+    print_figures(parser, lambda arguments: {"workload": arguments.workload, **_figures_of(arguments)})
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ Rows = Mapping[int, tuple[NDArray[np.float32], NDArray[np.int64]]]
 
 @dataclass(frozen=True)
 class FloorJob:
-    """What all loops train: a model with its start weights, plain SGD, one epoch."""
+    """The work of all loops: train a model from its start weights by plain SGD for one epoch."""
 
     model: nn.Module
     learning_rate: float
@@ -42,21 +42,21 @@ class PlainLoop:
             client: (torch.from_numpy(images), torch.from_numpy(own)) for client, (images, own) in rows.items()
         }
 
-    def play(self, round: int, clients: Sequence[int]) -> None:
+    def train(self, round: int, clients: Sequence[int]) -> None:
         """Train clients as a round of plain FedAvg would."""
         for client in clients:
-            self._train(round, *self._rows[client], client)
+            self._train_client(round, *self._rows[client], client)
 
     def summed(self, round: int, clients: Sequence[int]) -> list[NDArray[np.float64]]:
         """Return the sum of n_k times the update of client k, by parameter."""
         sums = [torch.zeros_like(weight, dtype=torch.float64) for weight in self._weights]
         for client in clients:
-            self._train(round, *self._rows[client], client)
+            self._train_client(round, *self._rows[client], client)
             for total, after, before in zip(sums, self._weights, self._start, strict=True):
                 total += len(self._rows[client][1]) * (after.double() - before.double())
         return [total.numpy() for total in sums]
 
-    def _train(self, round: int, inputs: torch.Tensor, labels: torch.Tensor, client: int) -> None:
+    def _train_client(self, round: int, inputs: torch.Tensor, labels: torch.Tensor, client: int) -> None:
         job = self._job
         torch._foreach_copy_(self._weights, self._start)
         torch.default_generator.manual_seed(seeding.derive_seed(job.seed, "layers", round, client))
@@ -102,17 +102,17 @@ class Floor:
             connection.send(None)
             process.join()
 
-    def play(self, rounds: Mapping[int, NDArray[np.int64]], num_loops: int | None = None) -> None:
-        """Train the clients of some rounds, dealt in equal shares to loops that run at once."""
-        self._ask("play", rounds, num_loops or len(self._loops))
+    def train(self, rounds: Mapping[int, NDArray[np.int64]], num_loops: int | None = None) -> None:
+        """Train the clients of some rounds, divided equally among loops that run at once."""
+        self._call("train", rounds, num_loops or len(self._loops))
 
     def summed(self, rounds: Mapping[int, NDArray[np.int64]]) -> list[NDArray[np.float64]]:
         """Return the sum of n_k times the update of client k over all rounds, by parameter."""
-        found = [sums for answer in self._ask("summed", rounds, len(self._loops)) for sums in answer]
+        found = [sums for answer in self._call("summed", rounds, len(self._loops)) for sums in answer]
         return [np.sum(parts, axis=0) for parts in zip(*found, strict=True)]
 
-    def _ask(self, method: str, rounds: Mapping[int, NDArray[np.int64]], num_loops: int) -> list[Any]:
-        asked = self._loops[:num_loops]
-        for place, (_, connection) in enumerate(asked):
-            connection.send((method, [(round, ids[place::num_loops].tolist()) for round, ids in rounds.items()]))
-        return [connection.recv() for _, connection in asked]
+    def _call(self, method: str, rounds: Mapping[int, NDArray[np.int64]], num_loops: int) -> list[Any]:
+        loops = self._loops[:num_loops]
+        for index, (_, connection) in enumerate(loops):
+            connection.send((method, [(round, ids[index::num_loops].tolist()) for round, ids in rounds.items()]))
+        return [connection.recv() for _, connection in loops]

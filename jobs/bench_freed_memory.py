@@ -1,4 +1,4 @@
-"""What does a client actor gain by keeping the memory that training frees?
+"""Measure the gain of a client actor that keeps the memory that training frees.
 
 Two processes train the same client in turns; one of them has called `keep_freed_memory`, as client actors do. Both
 first prove that they computed the same bits. Compared are CPU seconds, which include the kernel's work on page faults
@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from bench_training import VGG16, noise_images, play, workload_of
+from bench_training import VGG16, noise_images, train_once, workload_of
 from benchmark import print_figures
 
 from raysim.client.trainer import ClientTrainer
@@ -31,7 +31,7 @@ def serve(connection: Connection, model: str, keeps: bool) -> None:
         keep_freed_memory()
     torch.set_num_threads(1)
     workload = workload_of(noise_images(VGG16.batch_size), model, VGG16.batch_size, VGG16)
-    train = play(ClientTrainer(workload), workload)
+    train = train_once(ClientTrainer(workload), workload)
     train()
     connection.send(digest(train().sums["update"].totals))
     while connection.recv():

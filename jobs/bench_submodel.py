@@ -96,7 +96,7 @@ def measure(name: str, repeats: int) -> dict[str, float]:
 
 
 def put_back(plan: ChannelPlan, compact: Params, params: Params, full: Params, masks: Iterator[Mask]) -> Params:
-    """Put back as the engine does: into tensors that are there already."""
+    """Put back as the engine does: into existing tensors."""
     return submodel.reconstruct(compact, submodel.cut_for(plan, next(masks)), params, full)
 
 

@@ -1,11 +1,12 @@
-"""What does logging to MLflow cost a round of 10,000 clients?
+"""Measure the cost of logging to MLflow in rounds of 10,000 clients.
 
-Both sides play the same rounds from the same start and write the same records; one has them told to an SQLite store
-as a run does, in the background, and waits for the rest at the end. First both prove that they did the same work and
-that MLflow has every point; then they are timed in turns. Prints one JSON line with `--json`, else a table.
+Both sides run the same rounds from the same start and write the same records; one of them logs the rounds to an
+SQLite store as a run does, in the background, and waits for the rest at the end. First both prove that they did the
+same work and that MLflow has every point; then they are timed in turns. Prints one JSON line with `--json`, else a
+table.
 
-`--client-runs` times instead what the runs of single clients take (`tracking.client_runs`): to begin and end them,
-and to tell all of them of one round.
+`--client-runs` instead times the runs of single clients (`tracking.client_runs`): to begin and end them, and to log
+one round to all of them.
 """
 
 import argparse
@@ -65,12 +66,12 @@ class Sides:
             self._runs.append(self._tracker.start(f"bench {number}", self._params, {"data": "digits"}, digests))
 
     def plain(self) -> ServerState:
-        """Play them."""
-        return self._play(self._place(), None)
+        """Run the rounds without logging."""
+        return self._run_rounds(self._new_folder(), None)
 
     def logged(self) -> ServerState:
-        """Play them and tell MLflow."""
-        place, spent, tracker = self._place(), [0.0], self._tracker
+        """Run the rounds and log them to MLflow."""
+        folder, spent, tracker = self._new_folder(), [0.0], self._tracker
         tracker.run_id = self._runs.pop()
         without = metrics.left_out(self._scenario.workload.population.devices, False)
 
@@ -78,10 +79,10 @@ class Sides:
             tracker.log(points)
             spent[0] = time.thread_time()
 
-        curves = RunCurves(lambda round: records.logged(place / "rounds", round, without), send)
+        curves = RunCurves(lambda round: records.logged(folder / "rounds", round, without), send)
         log = BackgroundLogger([curves])
         machine = SystemMetrics(tracker.uri, tracker.run_id)
-        state = self._play(place, log)
+        state = self._run_rounds(folder, log)
         machine.finish()
         log.close(PATIENCE_S, is_over=True)
         self.thread_s.append(spent[0])
@@ -100,33 +101,33 @@ class Sides:
         return len(names)
 
     def client_runs(self) -> dict[str, float]:
-        """Play the rounds, then tell the runs of single clients of one after another; return what that takes."""
-        place, told = self._place(), list[float]()
+        """Run the rounds, then log them one after another to the runs of single clients; return the seconds."""
+        folder, seconds = self._new_folder(), list[float]()
         self._tracker.run_id = self._runs.pop()
-        self._play(place, None)
-        curves = run_metadata.of_clients(self._tracker, self._settings, self._scenario, place)
+        self._run_rounds(folder, None)
+        curves = run_metadata.of_clients(self._tracker, self._settings, self._scenario, folder)
         started = time.perf_counter()
         for last in range(1, self._scenario.rounds + 1):
             curves.flush(last, hurry=True)
-            told.append(time.perf_counter() - started - sum(told))
-        told_s, taken = statistics.median(told[1:]), curves.num_calls
+            seconds.append(time.perf_counter() - started - sum(seconds))
+        round_s, num_calls = statistics.median(seconds[1:]), curves.num_calls
         started = time.perf_counter()
         curves.finish()
-        ended = curves.num_calls - taken
+        ended = curves.num_calls - num_calls
         return {
             "client_runs": ended,
-            "begin_s": told[0] - told_s,
-            "round_told_s": told_s,
+            "begin_s": seconds[0] - round_s,
+            "round_logged_s": round_s,
             "end_s": time.perf_counter() - started,
         }
 
-    def _place(self) -> StoragePath:
+    def _new_folder(self) -> StoragePath:
         self._count += 1
         return storage_path(self._folder / str(self._count))
 
-    def _play(self, place: StoragePath, log: BackgroundLogger | None) -> ServerState:
+    def _run_rounds(self, folder: StoragePath, log: BackgroundLogger | None) -> ServerState:
         state = initial_state(self._scenario)
-        for after, report in run_rounds(self._scenario, state, self._executor, Storage(place, 1, 2)):
+        for after, report in run_rounds(self._scenario, state, self._executor, Storage(folder, 1, 2)):
             state, started = after, time.perf_counter()
             metrics.metrics_of(report)
             self.metrics_s.append(time.perf_counter() - started)
@@ -161,24 +162,24 @@ def measure(
     }
 
 
-def played(asked: argparse.Namespace) -> dict[str, Any]:
+def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure in this process, or on actors."""
-    settings = loader.load(CONFIG, asked.overrides)
+    settings = loader.load(CONFIG, arguments.overrides)
     scenario = build_scenario(settings)
-    if not asked.actors:
-        return measure(settings, InProcessExecutor(scenario.workload), scenario, asked)
-    with RayRunner(asked.actors, None) as runner:
-        return measure(settings, runner.executor(scenario), scenario, asked)
+    if not arguments.actors:
+        return measure(settings, InProcessExecutor(scenario.workload), scenario, arguments)
+    with RayRunner(arguments.actors, None) as runner:
+        return measure(settings, runner.executor(scenario), scenario, arguments)
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--actors", type=int, default=0, help="play on so many actors of a local Ray [0: in-process]")
+    parser.add_argument("--actors", type=int, default=0, help="run on so many actors of a local Ray [0: in-process]")
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="change a setting")
     parser.add_argument("--store", help="MLflow store [an SQLite file of its own]")
     parser.add_argument("--client-runs", action="store_true", help="time the runs of single clients")
-    print_figures(parser, lambda asked: {**played(asked), "actors": asked.actors})
+    print_figures(parser, lambda arguments: {**measured(arguments), "actors": arguments.actors})
 
 
 if __name__ == "__main__":

@@ -70,11 +70,11 @@ def assignment_of(workload: Workload, keep_ratio: float) -> Assignment:
     return Assignment(CLIENT, mask, keep_ratio, keep_ratio, workload.local.epochs, score_heldout=False, cost=0.0)
 
 
-def play(stage: ClientTrainer, workload: Workload, keep_ratio: float = 1.0) -> Callable[[], ClientUpdates]:
-    """Return raysim's side: one client through the stage."""
+def train_once(trainer: ClientTrainer, workload: Workload, keep_ratio: float = 1.0) -> Callable[[], ClientUpdates]:
+    """Return raysim's side: one client trained by the trainer."""
     assignment = assignment_of(workload, keep_ratio)
     broadcast = Broadcast(ROUND, dict(workload.model.state_dict()), LocalRules())
-    return lambda: stage.train(Assignments.of_rows([assignment]), broadcast)
+    return lambda: trainer.train(Assignments.of_rows([assignment]), broadcast)
 
 
 def plain_loop(workload: Workload) -> Callable[[], Params]:
@@ -128,7 +128,7 @@ def prove_widths(workload: Workload) -> None:
 def against_floor(rows: int, repeats: int) -> dict[str, float]:
     """Time one client of the digits experiment through raysim and through the plain loop."""
     workload = workload_of(datasets.load("digits", None, False, None, SEED), "cnn", rows, SMALL_CNN)
-    raysim, floor = play(ClientTrainer(workload), workload), plain_loop(workload)
+    raysim, floor = train_once(ClientTrainer(workload), workload), plain_loop(workload)
     prove_same_update(workload, raysim(), floor())
     seconds = medians_in_turns({"raysim": raysim, "floor": floor}, repeats)
     samples = rows * SMALL_CNN.epochs
@@ -145,8 +145,8 @@ def of_widths(batches: int, repeats: int) -> dict[str, float]:
     rows = batches * VGG16.batch_size
     workload = workload_of(noise_images(rows), "vgg16", rows, VGG16)
     prove_widths(workload)
-    stage = ClientTrainer(workload)
-    sides = {f"{keep_ratio:g}": play(stage, workload, keep_ratio) for keep_ratio in WIDTHS}
+    trainer = ClientTrainer(workload)
+    sides = {f"{keep_ratio:g}": train_once(trainer, workload, keep_ratio) for keep_ratio in WIDTHS}
     for side in sides.values():
         side()
     seconds = medians_in_turns({**sides}, repeats)

@@ -1,4 +1,4 @@
-"""What all benchmarks share: timing in turns, what they print, and what a figure was measured on."""
+"""Share timing in turns, output and machine details among the benchmarks."""
 
 import argparse
 import json
@@ -20,8 +20,8 @@ def medians_in_turns(sides: Mapping[str, Callable[[], object]], repeats: int) ->
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
     for repeat in range(repeats):
-        for place in range(len(names)):
-            name = names[(repeat + place) % len(names)]
+        for index in range(len(names)):
+            name = names[(repeat + index) % len(names)]
             started = time.perf_counter()
             sides[name]()
             seconds[name].append(time.perf_counter() - started)

@@ -21,20 +21,20 @@ from raysim.terminal.console import quiet_option
 if TYPE_CHECKING:
     from raysim.analysis.sweep.writer import SweepWriter
 
-KEPT = "what the trials have done is kept, and `--resume` with the sweep's folder goes on from there"
+KEPT = "all results so far are kept, and `--resume` with the sweep's folder continues from there"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Change a setting of all trials.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for all files [runs/<experiment>-<time>].")
-@click.option("--resume", type=click.Path(path_type=Path), metavar="FOLDER", help="Go on with an interrupted sweep.")
+@click.option("--resume", type=click.Path(path_type=Path), metavar="FOLDER", help="Continue an interrupted sweep.")
 @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
 @quiet_option
 def sweep(config: Path, overrides: tuple[str, ...], output: Path | None, resume: Path | None, as_json: bool) -> None:
     """Run the trials of the sweep in the file CONFIG, and print them side by side."""
     if output is not None and resume is not None:
-        raise click.UsageError("--output and --resume do not go together: a sweep goes on in its own folder")
+        raise click.UsageError("--output and --resume exclude each other: a resumed sweep uses its own folder")
     planned = plan.load(config, overrides)
 
     folder = resume or output or default_folder() / f"{planned.base.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -42,9 +42,9 @@ def sweep(config: Path, overrides: tuple[str, ...], output: Path | None, resume:
         _run(planned, folder.absolute(), resume is not None, as_json)
     except (KeyboardInterrupt, StoppedError):
         again = [part for each in overrides for part in ("--set", each)]
-        goes_on = shlex.join(["python", sys.argv[0], str(config), *again, "--resume", str(folder)])
+        command_again = shlex.join(["python", sys.argv[0], str(config), *again, "--resume", str(folder)])
         has_begun = (folder / plan.FILE).is_file()
-        kept = f"what the trials have done is kept, `{goes_on}` goes on" if has_begun else "no trial has begun"
+        kept = f"all results so far are kept, `{command_again}` continues" if has_begun else "no trial has begun"
         raise StoppedError(f"interrupted; {kept}") from None
 
 

@@ -30,7 +30,7 @@ class TimeToAccuracySettings(Settings):
     title: str = "What accuracy costs"
     """Above the figure."""
     target: Share
-    """Test accuracy whose cost is told, in (0, 1]."""
+    """Test accuracy whose cost is reported, in (0, 1]."""
     modes: dict[str, dict[str, Any]]
     """Settings of each row of the figure, by its name: `{deadline: {clock.mode: deadline, clock.deadline_s: 60}}`."""
 

@@ -1,4 +1,4 @@
-"""Slow and obvious versions of what raysim computes cleverly, and small networks to try it on."""
+"""Slow and obvious versions of raysim's computations, and small networks to test them on."""
 
 import functools
 

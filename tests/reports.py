@@ -1,4 +1,4 @@
-"""What is in a report's page: its sections, its text, and its figures as numbers."""
+"""Contents of a report's page: its sections, its text, and its figures as numbers."""
 
 import base64
 import json

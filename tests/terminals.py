@@ -1,4 +1,4 @@
-"""A command on a pseudo-terminal, as a shell starts it: it leads the foreground group, which gets what is pressed."""
+"""A command on a pseudo-terminal, as a shell starts it: it leads the foreground group, which receives the keys."""
 
 import contextlib
 import fcntl

@@ -1,4 +1,4 @@
-"""Law 12 for what a run hands out: on Ray and in this process it is the same to the byte."""
+"""Law 12 for the output of a run: on Ray and in this process it is the same to the byte."""
 
 import time
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
+from safetensors.torch import load_file
 
 from raysim.core import tensors
 from raysim.executors.in_process import InProcessRunner
@@ -91,7 +92,10 @@ def test_law_12_the_model_file_is_the_same_to_the_byte(case: str, on_ray, tmp_pa
 
 
 def run_tracked(runner: Runner, folder: Path, overrides: tuple[str, ...], uri: str) -> tuple[bytes, torch.Tensor]:
-    """Run an experiment as its user does; return its model file, and what its logged model says of test rows."""
+    """Run an experiment as its user does; return its model file and its logged model's outputs of test rows.
+
+    The file and the logged model are the served model: they have the same outputs, and the trained one has others.
+    """
     method, *more = overrides
     settings = settings_of(method, *FEW, "rounds=1", *more, f"tracking.uri={uri}", "tracking.system_metrics=false")
     prepared = experiment.prepare(settings, folder)
@@ -101,15 +105,21 @@ def run_tracked(runner: Runner, folder: Path, overrides: tuple[str, ...], uri: s
     mlflow.set_tracking_uri(uri)
     model = mlflow.pytorch.load_model(client.get_logged_model(output.model_id).model_uri)
     inputs, _ = prepared.scenario.workload.data.test_rows(np.arange(100))
+    network = prepared.scenario.workload.model.eval()
     with torch.no_grad():
-        return (folder / "model.safetensors").read_bytes(), model(inputs)
+        logged = model(inputs)
+        network.load_state_dict(runner.final_state().params)
+        assert not torch.equal(network(inputs), logged)
+        network.load_state_dict(load_file(folder / "model.safetensors"))
+        assert torch.equal(network(inputs), logged)
+    return (folder / "model.safetensors").read_bytes(), logged
 
 
 @pytest.mark.parametrize("case", SILENT)
 def test_law_12_the_logged_model_is_the_served_one(case: str, on_ray, tmp_path: Path) -> None:
     """Where the served model is another than the trained one."""
     uri = store_in(tmp_path)
-    file_here, says_here = run_tracked(InProcessRunner(), tmp_path / "here", SILENT[case], uri)
-    file_there, says_there = run_tracked(on_ray, tmp_path / "there", SILENT[case], uri)
+    file_here, outputs_here = run_tracked(InProcessRunner(), tmp_path / "here", SILENT[case], uri)
+    file_there, outputs_there = run_tracked(on_ray, tmp_path / "there", SILENT[case], uri)
     assert file_here == file_there
-    assert torch.equal(says_here, says_there)
+    assert torch.equal(outputs_here, outputs_there)

@@ -1,4 +1,4 @@
-"""What users' files import goes on working, wherever the modules lie."""
+"""Names that users' files import keep working, also if modules move."""
 
 import importlib.util
 import re

@@ -1,4 +1,4 @@
-"""Rules that no tool checks: what the code of raysim never does."""
+"""Rules of style for raysim's code that no other tool checks."""
 
 import ast
 import io
@@ -102,3 +102,37 @@ def test_only_literal_tables_are_formatted_by_hand(folder: str):
     assert paths
     wrong = {str(path): wrongly_hand_formatted(path.read_text(encoding="utf-8")) for path in paths}
     assert not {path: lines for path, lines in wrong.items() if lines}
+
+
+QUESTION = re.compile(r"^ *(?:\w+: )?What ", re.MULTILINE)
+
+
+def definitions_by_what(source: str) -> list[str]:
+    """Return the texts that document a name and, or an entry of which, start with "What "."""
+    texts = [
+        node.value.value
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
+    return [text for text in texts if QUESTION.search(text)]
+
+
+@pytest.mark.parametrize(
+    ("code", "is_wrong"),
+    [
+        ('"""What a run costs."""', True),
+        ('X = 1\n"""What a run costs."""', True),
+        ('class A:\n    """A run.\n\n    Attributes:\n        cost: What it costs.\n    """', True),
+        ('def f(cost):\n    """Run.\n\n    Args:\n        cost: Its cost.\n            What is more.\n    """', True),
+        ('"""The costs of a run: What a name."""', False),
+        ('message = "What a run costs."', False),
+    ],
+)
+def test_the_check_finds_definitions_by_what(code: str, is_wrong: bool):
+    assert bool(definitions_by_what(code)) == is_wrong
+
+
+@pytest.mark.slow
+def test_no_text_of_a_name_starts_with_what():
+    found = {str(path): definitions_by_what(path.read_text(encoding="utf-8")) for path in MODULES}
+    assert not {path: texts for path, texts in found.items() if texts}

@@ -21,7 +21,7 @@ class Budgets:
 
     Attributes:
         keep_ratios: Shares of channels; 0 where no submodel fits.
-        limited_by: What limits each: `nothing`, `tier`, `deadline`, `memory` or `data cap`.
+        limited_by: The limit of each budget: `nothing`, `tier`, `deadline`, `memory` or `data cap`.
     """
 
     keep_ratios: NDArray[np.float64]

@@ -22,7 +22,7 @@ from raysim.core.errors import ReportLostError, RunFailedError, SettingError, St
 from raysim.core.log import set_quiet, showing_warnings, warning
 from raysim.core.signals import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED
 
-LAST_CHECKPOINT = "rounds that a checkpoint covers are kept, and `raysim resume` goes on after them"
+LAST_CHECKPOINT = "rounds that a checkpoint covers are kept, and `raysim resume` continues after them"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None, command: click.Command = cli, kept:
     Args:
         arguments: The arguments; None: those of this process.
         command: The command they belong to.
-        kept: What is kept when it is interrupted, as the end of a message.
+        kept: The results that are kept when it is interrupted, as the end of a message.
     """
     signals.interrupt_on_sigterm()
     set_quiet(False)

@@ -14,7 +14,7 @@ import click
     "--tracking-uri", metavar="URI", help="MLflow store of a run id [MLFLOW_TRACKING_URI, or runs/mlflow.db]."
 )
 @click.option(
-    "--baseline", metavar="RUN", help="Run on the same data to compare with [what FedAvg would have taken]."
+    "--baseline", metavar="RUN", help="Run on the same data to compare with [the predicted costs of FedAvg]."
 )
 def report(run: str, output: str | None, tracking_uri: str | None, baseline: str | None) -> None:
     """Write the report of RUN again: one HTML page with figures that opens anywhere.

@@ -80,12 +80,14 @@ def resume(run: str, overrides: tuple[str, ...], tracking_uri: str | None, as_js
     RUN is the output folder of a run, or its id in MLflow. For a finished run its summary is printed again.
     """
     from raysim.experiment import resume as resuming
+    from raysim.tracking import observer
 
     started = time.monotonic()
     with resuming.locked_run(run, tracking_uri, overrides) as stopped:
         if stopped.is_finished:
             summary = stopped.summary or {}
         else:
+            observer.check_names(stopped.settings.tracking)
             on_runner = stopped.settings if stopped.summary is None else None
             summary = _run_prepared(on_runner, stopped.folder, lambda: resuming.prepare(stopped), started)
     _print_summary(summary, as_json)

@@ -89,7 +89,7 @@ def _follow(job: Any, as_json: bool) -> int:
     try:
         code = jobs.exit_code(job.follow(write))
     except KeyboardInterrupt:
-        warning(f"raysim: job {job.id} goes on: {job.commands()}")
+        warning(f"raysim: job {job.id} continues: {job.commands()}")
         return signals.code_of_interrupt()
     if code:
         warning(f"raysim: job {job.id} failed")

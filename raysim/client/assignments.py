@@ -46,13 +46,13 @@ class Assignment:
 
     Attributes:
         client: Its id.
-        mask: What it downloads.
+        mask: Mask of the submodel that is downloaded.
         budget: Share of channels the method's budget rule gives it.
         keep_ratio: Share of channels it trains in this round.
         epochs: Passes over its rows.
         score_heldout: Whether it scores its submodel on its held-out rows.
         cost: Predicted FLOPs.
-        memory: What the method and the compression remember of it.
+        memory: State that the method and the compression keep of it.
     """
 
     client: int
@@ -72,7 +72,7 @@ class Broadcast:
     Attributes:
         round: Counted from 1.
         params: Global parameters and buffers.
-        rules: What they do beyond plain local training.
+        rules: Rules beyond plain local training.
         extra: Tensors the method sends along, such as SCAFFOLD's server variate.
     """
 
@@ -92,11 +92,11 @@ class Assignments:
 
     Attributes:
         cohort: The clients, with their keep ratios and epochs.
-        masks: What each downloads.
+        masks: Masks of the submodels that are downloaded.
         scored: Whether it scores its submodel on its held-out rows.
         costs: Predicted FLOPs.
         packs: Pack numbers: clients of one pack are trained together; `ALONE`: by itself.
-        memories: What the method and the compression remember of them, by id.
+        memories: State that the method and the compression keep of them, by id.
     """
 
     cohort: Cohort

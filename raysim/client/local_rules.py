@@ -1,4 +1,4 @@
-"""Carry out `LocalRules` in a client's training: scaled outputs, own classes, masks of single entries."""
+"""Apply `LocalRules` during a client's training: scaled outputs, own classes, masks of single entries."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

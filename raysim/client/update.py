@@ -27,7 +27,7 @@ class Update:
 
     Attributes:
         values: Values in the submodel's coordinates, float64; None: after minus before, not computed yet.
-        memory: What the client remembers of it.
+        memory: State that the client's compression keeps for its next update.
     """
 
     values: Params | None = None
@@ -87,7 +87,7 @@ def compressed(
         compression: How it is compressed.
         values: The update in the submodel's coordinates, zero where single entries are pruned.
         model: The submodel.
-        cut: What it holds of the full model.
+        cut: The kept indices of each tensor of the full model.
         elements: Which of its entries are kept, by key; tensors without an entry are whole.
         assignment: The client, and what is remembered of it.
         broadcast: The global parameters, and the round.

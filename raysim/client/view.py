@@ -28,7 +28,7 @@ class Workload:
         model: The full model, as it was built.
         plan: Its channel groups.
         local: How every client trains.
-        task: What they train for, and what models are scored by.
+        task: The task: its loss is minimised, and its metrics score models.
     """
 
     seed: int
@@ -54,8 +54,8 @@ class ClientView:
 
     Attributes:
         workload: The run's data, model, plan and training settings.
-        broadcast: What all clients received.
-        assignment: What this client does.
+        broadcast: The values that all clients received.
+        assignment: The assignment of this client.
         submodels: Skeletons by width.
         model: The submodel that is trained.
         mask: The channels and entries that it keeps.
@@ -111,7 +111,7 @@ class ClientView:
         """Return the view of a client that continues with a narrower submodel.
 
         Args:
-            mask: What the narrower submodel keeps.
+            mask: Mask of the narrower submodel.
             weights: Its values, in the full model's coordinates.
         """
         cut = submodel.cut_for(self.workload.plan, mask)

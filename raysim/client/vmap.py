@@ -61,7 +61,7 @@ def train_pack(
         model: A skeleton of the submodel; it is left unchanged.
         start: Parameters that all clients start from.
         pack: The clients and their rows.
-        task: What is minimised.
+        task: The task whose loss is minimised.
         local: Optimizer, epochs and batch size.
         learning_rate: Step size of this round.
         seed: Seed of the experiment.

@@ -41,9 +41,9 @@ class ClockMode:
         """End the round of a cohort that started together.
 
         Args:
-            work: What the cohort does.
+            work: The work of the cohort.
             rules: Deadline and the like.
-            size: Clients of a cohort, of whom more may have started.
+            size: Clients of a cohort; more clients may have started.
 
         Returns:
             The work as it ends, and the seconds of the round without those of the server.
@@ -184,7 +184,7 @@ class EventQueue:
 def fill_buffer(
     rules: ClockRules, in_flight: Sequence[Work], now_s: float, fill: Callable[[EventQueue, float], None]
 ) -> Plan:
-    """Plan the rounds of `async` from one aggregation to the next, whoever the clients are; nobody is absent.
+    """Plan the rounds of `async` from one aggregation to the next, for any source of clients; no client is absent.
 
     Args:
         rules: Size of the buffer, and the seconds that pass where it cannot be filled.

@@ -22,7 +22,7 @@ class Cohort:
         clients: Their ids.
         budgets: Share of channels the method's budget rule gives each.
         keep_ratios: Share of channels each trains in this round.
-        limited_by: What limits each budget.
+        limited_by: The limit of each budget.
         examples: Training rows of each.
         epochs: Passes of each over its rows.
     """
@@ -81,7 +81,7 @@ class Work:
         timing: Seconds of the whole work.
         start_s: Simulated time at which each starts.
         duration_s: Seconds until each is done or stops.
-        outcomes: What becomes of the work of each, one of `OUTCOMES`.
+        outcomes: Outcome of the work of each, one of `OUTCOMES`.
     """
 
     cohort: Cohort

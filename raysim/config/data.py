@@ -82,5 +82,5 @@ class DataSettings(Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.on_nodes and self.download:
-            raise ValueError("on_nodes=True is not allowed with download=True; allowed: files that are there already")
+            raise ValueError("on_nodes=True is not allowed with download=True; allowed: files that exist already")
         return self

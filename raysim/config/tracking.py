@@ -15,7 +15,7 @@ class TrackingSettings(Settings):
 
     uri: str | None = None
     """MLflow tracking URI, without a password; null: MLFLOW_TRACKING_URI if set, else `sqlite:///runs/mlflow.db`;
-    `none`: without MLflow, the run is in its folder alone."""
+    `none`: no MLflow; the run is only in its folder."""
     register_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-][A-Za-z0-9 ._-]*$")] | None = "auto"
     """Name under which the final model gets a version in MLflow's registry: letters, digits, space, `.`, `-` and `_`;
     `auto`: the name of the experiment; null: the model is logged but not registered."""

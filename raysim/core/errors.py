@@ -41,7 +41,7 @@ class TrackingLostError(RuntimeError):
     """MLflow lacks some of the results; the files of the run are complete.
 
     Attributes:
-        reason: What went wrong, without advice on how to go on.
+        reason: The cause, without advice on how to continue.
     """
 
     def __init__(self, message: str, reason: str = "") -> None:
@@ -50,10 +50,10 @@ class TrackingLostError(RuntimeError):
 
 
 class TrackingUnavailableError(SettingError):
-    """MLflow cannot be written when a run begins; the message says how to resume it later.
+    """MLflow cannot be written when a run begins; the message explains how to resume it later.
 
     Attributes:
-        reason: What went wrong, without advice on how to go on.
+        reason: The cause, without advice on how to continue.
     """
 
     def __init__(self, message: str, reason: str = "") -> None:

@@ -34,12 +34,12 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 
 
 def check_terminated() -> None:
-    """Interrupt this process if it was terminated and the interrupt got lost.
+    """Interrupt this process if it has received SIGTERM and the exception was lost.
 
     Python ignores an exception that a signal handler raises during a finalizer or the hooks of a fork.
 
     Raises:
-        KeyboardInterrupt: If SIGTERM has come.
+        KeyboardInterrupt: If the process has received SIGTERM.
     """
     if _terminated:
         raise KeyboardInterrupt
@@ -47,11 +47,11 @@ def check_terminated() -> None:
 
 @contextmanager
 def keep_sigterm_handler() -> Iterator[None]:
-    """Let the handler of SIGTERM answer also while a library has installed one of its own.
+    """Keep the handler of SIGTERM although a library installs its own.
 
-    Once the context ends, the handler is installed again, and called if SIGTERM has come meanwhile. The system's
-    wakeup descriptor knows that it has, even if the exception of the library's handler was ignored. Threads other
-    than the main one cannot install handlers, and neither can a library in them.
+    When the context ends, the handler is installed again, and called if a SIGTERM has arrived since: the signal's
+    wakeup descriptor shows this even if the exception of the library's handler was ignored. Only the main thread can
+    install handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -91,7 +91,7 @@ class StopRequest:
         with self._lock:
             self._ended = ended
 
-    def ask(self) -> int:
+    def request(self) -> int:
         """Make the request, and return the round in progress."""
         with self._lock:
             self._is_made = True

@@ -43,8 +43,8 @@ class Dataset:
         test_labels: Like `train_labels`.
         num_classes: Number of classes.
         max_value: Value that stands for 1.0.
-        mean: What is subtracted from each channel after scaling to [0, 1].
-        std: What each channel is then divided by.
+        mean: Value that is subtracted from each channel after scaling to [0, 1].
+        std: Value by which each channel is then divided.
         digest: Hash of all that clients train on.
         train_users: Natural user of each training row, `(rows,)`; None: the data set has no users.
         augmentation: Random transforms of batches in training.

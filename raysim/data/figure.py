@@ -122,7 +122,7 @@ def _shares(figure: Any, above: "Axes", below: "Axes", counts: NDArray[np.int64]
 
 
 def colors(count: int) -> list[str]:
-    """Return Paul Tol's muted colours, which colour-blind people can distinguish; above ten, steps of a map."""
+    """Return Paul Tol's muted colours, safe for colour-blind people; for more than ten, steps of a colour map."""
     if count <= len(TOL_MUTED):
         return list(TOL_MUTED[:count])
     from matplotlib import colormaps

@@ -23,7 +23,7 @@ def natural(pool: RowPool) -> list[Rows]:
     users = pool.users if pool.options.path is None else _users_in(pool.options.path, len(pool.labels))
     if users is None:
         raise SettingError(
-            "data.partition.name='natural' is not allowed: the data set knows no users; allowed: another name, or "
+            "data.partition.name='natural' is not allowed: the data set has no users; allowed: another name, or "
             "data.partition.path with the user of each training row"
         )
     order = np.argsort(users, kind="stable")
@@ -87,13 +87,18 @@ def _parts_in(path: str) -> list[Rows]:
     content = _read(path)
     if suffix == ".json":
         if not isinstance(content, list) or not all(isinstance(part, list) for part in content):
-            raise SettingError(f"data.partition.path={path!r}: allowed is a list with one list of rows per client")
+            raise SettingError(
+                f"data.partition.path={path!r} is not allowed; allowed: a list with one list of rows per client"
+            )
         return [_whole(path, part) for part in content]
     if missing := [name for name in ("client", "row") if name not in content]:
         raise SettingError(f"data.partition.path={path!r} has no column {missing[0]!r}; it needs client and row")
     clients, rows = (_whole(path, content[name]) for name in ("client", "row"))
     if len(clients) != len(rows) or (len(clients) and clients.min() < 0):
-        raise SettingError(f"data.partition.path={path!r}: client and row must be equally long, clients from 0")
+        raise SettingError(
+            f"data.partition.path={path!r}: columns client and row are not allowed; allowed: columns of equal "
+            "length, clients numbered from 0"
+        )
     order = np.argsort(clients, kind="stable")
     return np.split(rows[order], np.cumsum(np.bincount(clients))[:-1])
 

@@ -102,7 +102,7 @@ def _images(name: str, split: str, given: Any) -> Images:
     if images.ndim != 4 or not images.size:
         raise SettingError(f"{what} are not allowed; {allowed}")
     if images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3):
-        raise SettingError(f"{what} look as if channels came last; {allowed}")
+        raise SettingError(f"{what} seem to have their channels last; {allowed}")
     if images.dtype == np.uint8:
         return np.ascontiguousarray(images)
     if not np.issubdtype(images.dtype, np.floating):

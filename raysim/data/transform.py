@@ -54,7 +54,7 @@ def _apply(images: Images, max_value: float, transform: Transform) -> Images:
 
 
 def _resize_all(images: Images, max_value: float, pixels: int) -> Images:
-    """Resize images; bytes come out with 255 for 1.0, so that few grey levels become more."""
+    """Resize images; bytes are scaled so that 255 is 1.0: resizing makes more grey levels of few."""
     out = np.empty((*images.shape[:2], pixels, pixels), dtype=images.dtype)
     for start in range(0, len(images), ROWS_AT_A_TIME):
         rows = slice(start, start + ROWS_AT_A_TIME)

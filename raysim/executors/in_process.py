@@ -86,10 +86,10 @@ class InProcessRunner:
 
     def stop(self) -> int:
         """Stop after the round in progress, and return its number."""
-        return self._last.ask()
+        return self._last.request()
 
     def final_state(self) -> FinalState:
-        """Return what the run leaves after its last round."""
+        """Return the final state of the run."""
         if self._scenario is None or self._state is None:
             raise RuntimeError("no round has been run")
         return final_state(self._scenario, self._state)

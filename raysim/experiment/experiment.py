@@ -24,9 +24,9 @@ class Experiment:
         scenario: Its population, model, method and costs.
         tracker: Writes its MLflow run, whose id it has if the experiment is resumed; None: it runs without MLflow.
         start: Where it begins.
-        known: How much of it MLflow has.
-        summary: What it has reached, if only observers have something left to do.
-        is_held: Whether the caller has locked its folder.
+        logged: How much of it MLflow has.
+        summary: Costs and results of the run, if only its observers have not ended.
+        is_locked: Whether the caller has locked its folder.
     """
 
     settings: ExperimentSettings
@@ -34,9 +34,9 @@ class Experiment:
     scenario: Scenario
     tracker: "MlflowWriter | None"
     start: Start = FIRST
-    known: LoggedSoFar = field(default_factory=LoggedSoFar)
+    logged: LoggedSoFar = field(default_factory=LoggedSoFar)
     summary: dict[str, Any] | None = None
-    is_held: bool = False
+    is_locked: bool = False
 
     @property
     def mlflow_ids(self) -> dict[str, str]:

@@ -13,11 +13,10 @@ from raysim.report.observer import ReportObserver
 from raysim.simulation.state import RoundReport
 from raysim.terminal.progress import ProgressObserver
 from raysim.tracking import observer
-from raysim.tracking.observer import GuardedObserver, RunInfo, RunObserver, RunOutcome
+from raysim.tracking.observer import HASTY_S, GuardedObserver, RunInfo, RunObserver, RunOutcome
 
-PATIENCE_S, HASTY_S = 30.0, 2.0
-"""Seconds that observers have in all if a run ends early, and if its process has to end at once; `ray job stop` gives
-three seconds."""
+PATIENCE_S = 30.0
+"""Seconds that observers have in all if a run ends early."""
 
 
 class Observers:
@@ -57,19 +56,27 @@ class Observers:
         return lost
 
     def on_early_end(self, outcome: RunOutcome, first: Callable[[], object] | None = None) -> None:
-        """End after a run that failed or was stopped, within the patience of its outcome; nothing is raised.
+        """End after a run that failed or was stopped, within the patience of its outcome.
 
         Args:
             outcome: How the run ended; its patience is for all observers together.
             first: Called before they end.
+
+        Raises:
+            KeyboardInterrupt: If this was interrupted; all were called nevertheless, the later ones in haste.
         """
-        until = time.monotonic() + outcome.patience_s
+        until, interrupt = time.monotonic() + outcome.patience_s, None
         steps: list[Callable[[RunOutcome], object]] = [each.on_end for each in reversed(self._open)]
         steps = steps if first is None else [lambda _: first(), *steps]
         self._open.clear()
         while steps:
             step, left_s = steps.pop(0), max(0.0, until - time.monotonic())
-            _call_within(left_s / 2 if steps else left_s, step, outcome)
+            try:
+                _call_within(left_s / 2 if steps else left_s, step, outcome)
+            except KeyboardInterrupt as error:
+                interrupt, until = error, min(until, time.monotonic() + HASTY_S)
+        if interrupt is not None:
+            raise interrupt
 
 
 def _call_within(patience_s: float, step: Callable[[RunOutcome], object], outcome: RunOutcome) -> None:
@@ -91,7 +98,7 @@ def observers_of(experiment: Experiment) -> Observers:
         from raysim.tracking.mlflow_observer import MlflowObserver
 
         watches_machine = experiment.settings.tracking.system_metrics and experiment.summary is None
-        observers.append(MlflowObserver(experiment.tracker, experiment.known, watches_machine))
+        observers.append(MlflowObserver(experiment.tracker, experiment.logged, watches_machine))
     observers += [ReportObserver(), *observer.chosen(experiment.settings.tracking)]
     if experiment.summary is None:
         observers.append(GuardedObserver("the progress display", ProgressObserver()))

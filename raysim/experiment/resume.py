@@ -24,7 +24,7 @@ from raysim.simulation.state import Start
 from raysim.tracking import run_reader
 from raysim.tracking.curves import LoggedSoFar
 from raysim.tracking.run_files import reading
-from raysim.tracking.run_folder import held, make_folder
+from raysim.tracking.run_folder import locked, make_folder
 from raysim.tracking.run_reader import RunReader
 
 BITS_DEPEND_ON = ("version.raysim", "version.torch", "version.numpy", "cpu")
@@ -38,19 +38,19 @@ class Stopped:
         settings: The experiment; where it runs may have been changed.
         folder: Its files; a new folder if they are lost.
         tracking_uri: The MLflow store, or `none`.
-        noted: The content of run.json; empty if the run stopped before it was written.
-        summary: What it has reached, if all its rounds are over.
+        metadata: The content of run.json; empty if the run stopped before it was written.
+        summary: Costs and results of the run, if all its rounds are over.
         is_finished: Whether there is nothing left to do.
-        is_held: Whether its folder is locked, so that what was read of it stays true.
+        is_locked: Whether its folder is locked, so that what was read of it stays true.
     """
 
     settings: ExperimentSettings
     folder: StoragePath
     tracking_uri: str
-    noted: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     summary: dict[str, Any] | None
     is_finished: bool
-    is_held: bool = False
+    is_locked: bool = False
 
 
 @contextmanager
@@ -65,12 +65,12 @@ def locked_run(run: str, tracking_uri: str | None = None, overrides: Sequence[st
         yield found
         return
     make_folder(found.folder)
-    with held(found.folder):
+    with locked(found.folder):
         if (found.folder / "config.yaml").is_file():  # it may have been resumed, or have ended, before the lock
             found = _in_folder(found.folder, found.tracking_uri, overrides)
         if found.folder.path is not None:
             atomic.remove_partials(found.folder.path)
-        yield replace(found, is_held=True)
+        yield replace(found, is_locked=True)
 
 
 def find(run: str, tracking_uri: str | None = None, overrides: Sequence[str] = ()) -> Stopped:
@@ -101,41 +101,42 @@ def check_overrides(overrides: Sequence[str]) -> None:
         name, _ = loader.parse_override(override)
         if not name.startswith("executor.") and name != "tracking.also":
             raise SettingError(
-                f"--set {override!r} is not allowed for a run that goes on, since it would be another run; allowed: "
-                "executor.*, where it runs, and tracking.also, what follows it"
+                f"--set {override!r} is not allowed when a run is resumed, since it could change the results; "
+                "allowed: executor.* (where it runs) and tracking.also (which observers follow it)"
             )
 
 
 def _in_folder(folder: StoragePath, tracking_uri: str | None, overrides: Sequence[str]) -> Stopped:
     with RunReader.of_folder(folder) as run:
-        settings, noted, summary = run.settings_with(overrides), run.metadata, run.summary
-    is_finished = bool(summary and noted.get("finished"))
+        settings, metadata, summary = run.settings_with(overrides), run.metadata, run.summary
+    is_finished = bool(summary and metadata.get("finished"))
     if not is_finished:
         _check_alone(run, str(folder.parent.parent.parent))
-    return Stopped(settings, folder, _store_of(settings, noted, tracking_uri), noted, summary or None, is_finished)
+    store = _store_of(settings, metadata, tracking_uri)
+    return Stopped(settings, folder, store, metadata, summary or None, is_finished)
 
 
 def _without_folder(run: RunReader, overrides: Sequence[str]) -> Stopped:
     """Return a run whose folder cannot be reached: it starts again, in a new folder, unless it has finished."""
-    noted, summary, uri = run.metadata, run.summary, str(run.tracking_uri)
+    metadata, summary, uri = run.metadata, run.summary, str(run.tracking_uri)
     _check_alone(run)
-    if not noted:
+    if not metadata:
         raise SettingError(f"RUN={run.name!r} cannot be resumed: run.json is not among its artifacts in MLflow")
-    settings, folder = run.settings_with(overrides), storage_path(noted["output_dir"])
+    settings, folder = run.settings_with(overrides), storage_path(metadata["output_dir"])
     if summary and run.mlflow_status == "FINISHED":
-        return Stopped(settings, folder, uri, noted, summary, is_finished=True)
+        return Stopped(settings, folder, uri, metadata, summary, is_finished=True)
     new = storage_path(default_folder() / f"{settings.experiment}-{time.strftime('%Y%m%d-%H%M%S')}")
     warning(f"the files of run {run.name} in {folder} cannot be reached: starting at round 1, new files in {new}")
-    return Stopped(settings, new, uri, noted, None, is_finished=False)
+    return Stopped(settings, new, uri, metadata, None, is_finished=False)
 
 
-def _store_of(settings: ExperimentSettings, noted: Mapping[str, Any], tracking_uri: str | None) -> str:
+def _store_of(settings: ExperimentSettings, metadata: Mapping[str, Any], tracking_uri: str | None) -> str:
     """Return the store of the run, or the one that was given; a run without MLflow is resumed without it.
 
     Raises:
         SettingError: If a store is given for a run without MLflow, or it is not allowed.
     """
-    own = noted.get("tracking_uri") or settings.tracking.uri
+    own = metadata.get("tracking_uri") or settings.tracking.uri
     if tracking_uri in (None, own):
         return store_of(own)
     if own == WITHOUT_MLFLOW:
@@ -171,17 +172,17 @@ def prepare(stopped: Stopped) -> Experiment:
     make_folder(folder)
     tracker = open_tracker(stopped.tracking_uri, settings.experiment, folder)
     warn_of_changes(stopped)
-    for what, digest in data_digests(scenario).items() if stopped.noted else ():
-        if digest != stopped.noted[f"{what}_sha256"]:
-            raise SettingError(f"RUN={str(folder)!r} cannot go on: its {what} has changed since it began")
-    known = LoggedSoFar()
-    if tracker is not None and stopped.noted.get("run_id"):
-        known = tracker.find(stopped.noted["run_id"])
+    for what, digest in data_digests(scenario).items() if stopped.metadata else ():
+        if digest != stopped.metadata[f"{what}_sha256"]:
+            raise SettingError(f"RUN={str(folder)!r} cannot be resumed: its {what} has changed")
+    logged = LoggedSoFar()
+    if tracker is not None and stopped.metadata.get("run_id"):
+        logged = tracker.find(stopped.metadata["run_id"])
         _warn_of_others(stopped)
     start = _start_of(stopped)
-    start = Start(start.round, max(start.wall_s, known.wall_s))  # rounds that are repeated take their time, too
-    _say_where(start, settings.rounds, stopped.summary is not None)
-    return Experiment(settings, folder, scenario, tracker, start, known, stopped.summary, stopped.is_held)
+    start = Start(start.round, max(start.wall_s, logged.wall_s))  # rounds that are repeated take their time, too
+    _log_start(start, settings.rounds, stopped.summary is not None)
+    return Experiment(settings, folder, scenario, tracker, start, logged, stopped.summary, stopped.is_locked)
 
 
 def _start_of(stopped: Stopped) -> Start:
@@ -192,40 +193,40 @@ def _start_of(stopped: Stopped) -> Start:
         return checkpoint.resume_point(stopped.folder)
 
 
-def _say_where(start: Start, rounds: int, is_over: bool) -> None:
+def _log_start(start: Start, rounds: int, is_over: bool) -> None:
     if is_over:
         info("all rounds are over: completing the report and MLflow")
     elif start.round == 0:
         info("there is no checkpoint: starting at round 1")
     else:
-        info(f"going on after round {start.round} of {rounds}")
+        info(f"resuming after round {start.round} of {rounds}")
 
 
 def _warn_of_others(stopped: Stopped) -> None:
-    """Warn if the run may be going on elsewhere: in MLflow a killed run looks as if it were running."""
-    folder, noted = stopped.folder, stopped.noted
-    if folder.path is not None and str(folder) == noted["output_dir"]:
-        return  # the lock of the folder has shown that nobody else runs it
+    """Warn if another process may be running the run: in MLflow a killed run has the status of a running one."""
+    folder, metadata = stopped.folder, stopped.metadata
+    if folder.path is not None and str(folder) == metadata["output_dir"]:
+        return  # the lock of the folder shows that no other process runs it
     from raysim.tracking.mlflow_reader import MlflowReader  # MLflow takes seconds to import
 
-    run = MlflowReader(stopped.tracking_uri).run(noted["run_id"])
+    run = MlflowReader(stopped.tracking_uri).run(metadata["run_id"])
     if run is not None and run.status == "RUNNING":
         warning(
-            f"warning: MLflow has run {noted['run_id']} as RUNNING, and {noted['output_dir']} cannot be held against "
-            "others: go on only if no other process does, else rounds are logged twice"
+            f"warning: run {metadata['run_id']} is RUNNING in MLflow, and {metadata['output_dir']} cannot be locked "
+            "from here: make sure that no other process runs it, else rounds are logged twice"
         )
 
 
 def warn_of_changes(stopped: Stopped) -> None:
     """Warn if something has changed since the run began on which bits depend."""
-    noted = stopped.noted
-    before, now = noted.get("environment", {}), environment()
+    metadata = stopped.metadata
+    before, now = metadata.get("environment", {}), environment()
     changed = [
         f"{name} was {before[name]}, is {now[name]}"
         for name in BITS_DEPEND_ON
         if before.get(name, now[name]) != now[name]
     ]
-    if noted and noted.get("config_sha256") != loader.digest(stopped.settings):
+    if metadata and metadata.get("config_sha256") != loader.digest(stopped.settings):
         changed.append("config.yaml has been edited")
     if changed:
         warning(f"warning: the result may differ from that of an uninterrupted run: {'; '.join(changed)}")

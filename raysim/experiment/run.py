@@ -22,7 +22,7 @@ from raysim.simulation.build import build_scenario, resolved
 from raysim.simulation.scenario import Runner
 from raysim.simulation.state import FinalState, Storage
 from raysim.tracking.observer import RunOutcome
-from raysim.tracking.run_folder import as_setting, check_folder, held, make_folder, update_run_json
+from raysim.tracking.run_folder import as_setting, check_folder, locked, make_folder, update_run_json
 
 
 def prepare(settings: ExperimentSettings, output: AnyPath) -> Experiment:
@@ -48,7 +48,7 @@ def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any
     """Run a prepared experiment to its end and return its summary.
 
     Args:
-        experiment: What to run.
+        experiment: The prepared experiment.
         runner: Where its clients are trained; already entered.
         started: `time.monotonic()` at the start of the command, for the wall time.
 
@@ -62,7 +62,7 @@ def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any
     observers = observers_of(experiment)
     if experiment.summary is None:
         runner.make_ready(experiment.scenario)  # before anything is written
-    with nullcontext() if experiment.is_held else held(experiment.folder):
+    with nullcontext() if experiment.is_locked else locked(experiment.folder):
         summary = _run_to_results(experiment, runner, observers, started)
         _end(experiment, observers, summary)
     return summary
@@ -76,7 +76,7 @@ def _run_to_results(experiment: Experiment, runner: Runner, observers: Observers
             return experiment.summary
         final = _run_rounds(experiment, runner, observers)
         summary = summarise(experiment, final, experiment.start.wall_s + time.monotonic() - started)
-        with _as_failure(final.round, "the results cannot be kept"):
+        with _as_failure(final.round, "the results cannot be written"):
             write_results(experiment, final, summary)
         return summary
     except BaseException as error:
@@ -101,7 +101,7 @@ def _run_rounds(experiment: Experiment, runner: Runner, observers: Observers) ->
             observers.on_round(report)
             check_terminated()
     if interrupt.is_interrupted and last < settings.rounds:
-        raise StoppedError(f"stopped after round {last}; `raysim resume {experiment.folder}` goes on from there")
+        raise StoppedError(f"stopped after round {last}; `raysim resume {experiment.folder}` continues from there")
     return runner.final_state()
 
 
@@ -126,7 +126,7 @@ def _end(experiment: Experiment, observers: Observers, summary: dict[str, Any]) 
     """Let the observers end a run whose results are written."""
     folder = experiment.folder
     try:
-        with _as_failure(summary["rounds"], "the end of the run cannot be written down"):
+        with _as_failure(summary["rounds"], "how the run ended cannot be written"):
             lost = observers.on_finish(summary)
             if not any(isinstance(error, TrackingLostError) for error in lost):
                 update_run_json(folder, finished=True)
@@ -135,9 +135,11 @@ def _end(experiment: Experiment, observers: Observers, summary: dict[str, Any]) 
         if not isinstance(error, KeyboardInterrupt):
             raise
         raise StoppedError(
-            f"interrupted after the last round; all results are in {folder}, and `raysim resume {folder}` does what "
-            "is left: report and MLflow"
+            f"interrupted after the last round; all results are in {folder}, and `raysim resume {folder}` "
+            "completes the report and MLflow"
         ) from None
+    for other in lost[:-1]:
+        warning(f"raysim: {other}")
     if lost:
         raise lost[-1]
 

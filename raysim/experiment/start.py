@@ -32,8 +32,7 @@ def write_start(experiment: Experiment) -> RunInfo:
     else:
         (folder / "run.json").write_text(json.dumps(metadata_of(experiment), indent=2))
     write_scenario(scenario, folder)
-    metadata: dict[str, Any] = json.loads((folder / "run.json").read_text())
-    return RunInfo(settings, scenario, folder, metadata)
+    return RunInfo(settings, scenario, folder)
 
 
 def write_scenario(scenario: Scenario, folder: StoragePath) -> None:

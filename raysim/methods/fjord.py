@@ -62,17 +62,17 @@ def _num_steps(view: RoundView) -> list[int]:
 def load_of_steps(view: RoundView, chosen: CohortMasks, load: CohortLoad) -> CohortLoad:
     """Count each step at its own width, and with distillation the widest one beside it."""
     flops, activations = np.zeros_like(load.train_flops), np.zeros_like(load.activation_bytes)
-    for place, widths in enumerate(_drawn(view, view.budgets)):
-        batches = batch_slices(int(view.examples[place]), view.local.batch_size)
-        rows = [batch.stop - batch.start for batch in batches] * int(view.epochs[place])
-        widest = float(view.budgets[place])
+    for index, widths in enumerate(_drawn(view, view.budgets)):
+        batches = batch_slices(int(view.examples[index]), view.local.batch_size)
+        rows = [batch.stop - batch.start for batch in batches] * int(view.epochs[index])
+        widest = float(view.budgets[index])
         for num_rows, width in zip(rows, widths.tolist(), strict=True):
             trained = [_mask_of(view.plan, width), _mask_of(view.plan, widest)]
             if not view.options["distill"] or trained[0].kept.sum() == trained[1].kept.sum():
                 trained = trained[:1]
             costs = [view.costs.of(mask) for mask in trained]
-            flops[place] += num_rows * sum(cost.train_flops for cost in costs)
-            activations[place] += num_rows * sum(cost.activation_bytes for cost in costs)
+            flops[index] += num_rows * sum(cost.train_flops for cost in costs)
+            activations[index] += num_rows * sum(cost.activation_bytes for cost in costs)
     return replace(load, train_flops=flops, activation_bytes=activations)
 
 
@@ -81,12 +81,12 @@ def load_of_widest_steps(view: RoundView, chosen: CohortMasks, load: CohortLoad)
     if not view.options["distill"]:
         return load
     flops, activations, rows = load.train_flops.copy(), load.activation_bytes.copy(), view.examples * view.epochs
-    for place, widest in enumerate(view.keep_ratios.tolist()):
+    for index, widest in enumerate(view.keep_ratios.tolist()):
         narrower = [width for width in WIDTHS if width < widest]
         if narrower:
             cost = view.costs.of(_mask_of(view.plan, narrower[-1]))
-            flops[place] += rows[place] * cost.train_flops
-            activations[place] += rows[place] * cost.activation_bytes
+            flops[index] += rows[index] * cost.train_flops
+            activations[index] += rows[index] * cost.activation_bytes
     return replace(load, train_flops=flops, activation_bytes=activations)
 
 
@@ -124,15 +124,15 @@ def _narrow_forward(view: ClientView, mask: Mask, model: nn.Module, inputs: torc
     narrow.train()
     if narrow is model:
         return torch.as_tensor(model(inputs))
-    places = {
-        key: {dim: _places(indices, view.cut.get(key, {}).get(dim)) for dim, indices in dims.items()}
+    positions = {
+        key: {dim: _positions(indices, view.cut.get(key, {}).get(dim)) for dim, indices in dims.items()}
         for key, dims in cut.items()
     }
     own = dict(model.named_parameters())
-    views = {name: submodel.take(parameter, places.get(name, {})) for name, parameter in own.items()}
+    views = {name: submodel.take(parameter, positions.get(name, {})) for name, parameter in own.items()}
     return torch.as_tensor(functional_call(narrow, views, (inputs,)))
 
 
-def _places(indices: torch.Tensor, held: torch.Tensor | None) -> torch.Tensor:
-    """Return where full-model indices lie among those a submodel holds."""
+def _positions(indices: torch.Tensor, held: torch.Tensor | None) -> torch.Tensor:
+    """Return the positions of full-model indices among those that a submodel holds."""
     return indices if held is None else torch.searchsorted(held, indices)

@@ -95,9 +95,9 @@ class CohortReport:
     """The server's view after a round.
 
     Attributes:
-        view: What it knew before; its parameters are those the cohort started from, except stale clients.
+        view: Its view before the round; its parameters are those the cohort started from, except stale clients.
         contribution: The updates of the clients; one row per client, in the view's order.
-        masks: What each client sent back.
+        masks: Masks of the submodels that each client sends back.
         coverage: Examples behind each entry.
         total_s: Simulated seconds of each client, `(cohort,)`.
     """
@@ -129,7 +129,7 @@ class Trainer(Protocol):
 
 
 ScoreRule = Callable[[RoundView], Scores]
-"""Returns scores, large = keep: shared `(num_units,)`, or one row per client `(cohort, num_units)`."""
+"""Returns scores, higher: kept first; shared `(num_units,)`, or one row per client `(cohort, num_units)`."""
 MaskRule = Callable[[RoundView, Scores], Sequence[Mask]]
 """Returns the mask of each client of the cohort; equal masks may be one object."""
 WidthRule = Callable[[RoundView], NDArray[np.float64]]
@@ -172,7 +172,7 @@ class Method:
         options: Values of the shared options.
         reads: Which shared options it reads; the others are refused.
         own: Options of its own.
-        rules: What clients do beyond plain local training.
+        rules: Rules for clients beyond plain local training.
         local: Hooks of its local training.
         mask: Chooses masks from scores. None: the rule that `options.mask` names.
         fill: Normalises the summed updates; set from `options.fill`.

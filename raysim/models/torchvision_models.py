@@ -54,7 +54,7 @@ def build(name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_
     check_name(name)
     for option in options:
         if option in FIXED:
-            raise SettingError(f"model.options.{option}={options[option]!r} is not allowed; it is not free to choose")
+            raise SettingError(f"model.options.{option}={options[option]!r} is not allowed: raysim sets it")
     model = _adapted(name, options, input_shape, num_classes)
     problem = problem_of(model, input_shape, num_classes)
     if problem is not None:

@@ -20,7 +20,7 @@ def check_path(path: str | None) -> None:
         return
     allowed = f"allowed: a local file ending in {', '.join(SUFFIXES)}, or null"
     if "://" in path:
-        raise SettingError(f"model.weights={path!r} is a URL, nothing is fetched; {allowed}")
+        raise SettingError(f"model.weights={path!r} is a URL, and raysim downloads no weights; {allowed}")
     if Path(path).suffix not in SUFFIXES:
         raise SettingError(f"model.weights={path!r} is not allowed; {allowed}")
     if not Path(path).is_file():

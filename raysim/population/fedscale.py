@@ -206,7 +206,7 @@ def read(path: str, setting: str) -> Any:
         return json.loads(content) if content[:64].lstrip()[:1] == b"{" else _PlainUnpickler(content).load()
     except _ForbiddenGlobalError as error:
         raise SettingError(
-            f"{setting}={path!r} asks for {error}, which could run code; allowed: a pickle or JSON of dicts, lists, "
+            f"{setting}={path!r} refers to {error}, which could run code; allowed: a pickle or JSON of dicts, lists, "
             "numbers and text"
         ) from None
     except Exception as error:  # a broken pickle may raise anything

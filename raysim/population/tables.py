@@ -67,7 +67,7 @@ def _table(path: str, setting: str) -> Any:
     if suffix not in SUFFIXES:
         raise SettingError(f"{setting} is no table of devices; allowed: a file that ends in .csv or .parquet")
     if not Path(path).is_file():
-        raise SettingError(f"{setting} is not there; allowed: an existing file")
+        raise SettingError(f"{setting} does not exist; allowed: an existing file")
     as_text = csv.ConvertOptions(
         column_types=dict.fromkeys(KNOWN, pa.string()), null_values=[""], strings_can_be_null=True
     )

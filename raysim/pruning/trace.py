@@ -102,7 +102,7 @@ def _trace(
         elif _is_output(twin, forward, example, normal_shapes, each.group, shapes):
             outputs.append(each.group)
         elif pattern is not None:
-            unprunable[each.name] = f"kept whole, as {pattern!r} asks"
+            unprunable[each.name] = f"left whole, since keep_whole names {pattern!r}"
         elif keep_residual and each.summed:
             unprunable[each.name] = "residual stream"
         else:

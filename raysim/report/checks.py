@@ -5,7 +5,7 @@ from raysim.tracking.run_files import check_has, reading
 from raysim.tracking.run_reader import SUMMARY, RunReader
 
 NEEDED = ("rounds", "clients")
-"""Tables without which there is no report; a report without any of the other files has a section that says so."""
+"""Tables without which there is no report; a report without any of the other files states this in a section."""
 COLUMNS = {
     "rounds": ("round", "round_s", "simulated_s", "bytes", "energy_j", "accuracy"),
     "clients": (

@@ -26,7 +26,7 @@ CHOICES = (
     Choice("per cent of the client rounds", {"visible": [True, False, True, True]}),
     Choice("examples, per cent of the maximum", {"visible": [False, True, True, True]}),
 )
-"""What the colour of a cell means."""
+"""The quantities that the colour of a cell can show."""
 MARKERS = (
     {"symbol": "x-thin", "size": 6, "line": {"width": 2, "color": style.VERMILION}},
     {"symbol": "circle", "size": 7, "color": style.ORANGE, "line": {"width": 0}},

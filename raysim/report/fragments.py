@@ -1,4 +1,4 @@
-"""Make pieces of HTML that stand between text and figures: cards, tables, folded text, images."""
+"""Make pieces of HTML that are placed between text and figures: cards, tables, folded text, images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

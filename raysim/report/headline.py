@@ -29,7 +29,7 @@ TIMED = (
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What a run reached and spent; NaN where it is not known."""
+    """Costs and results of a run; NaN where they are not known."""
 
     accuracy: float = nan
     bytes: float = nan
@@ -59,7 +59,7 @@ def section(
     name, text = ("FedAvg", FEDAVG) if baseline is None else _named(baseline)
     if baseline is None and fedavg is None:
         starts_together = MODES[run.settings.clock.mode].starts_together
-        why = "the records lack what that takes" if starts_together else "FedAvg has no asynchronous rounds"
+        why = "the records lack the necessary columns" if starts_together else "FedAvg has no asynchronous rounds"
         text += f" Time and energy are not compared: {why}."
     elif baseline is None:
         text += TIMED

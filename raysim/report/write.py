@@ -96,7 +96,7 @@ def summarise(run: RunReader) -> tuple[ClientStatistics, FedAvg | None]:
     builder = ClientStatisticsBuilder(run.settings.population.clients, timeline.rounds_to_show(rounds), tiers)
     fedavg, is_first = None, True
     for rows in by_round(file) if file is not None else ():
-        if int(rows["round"][0]) > rounds[-1]:  # the run goes on, and its table of rounds was read before this one
+        if int(rows["round"][0]) > rounds[-1]:  # a round ended after the table of rounds was read
             continue
         fedavg, is_first = FedAvg.of(run, rows) if is_first else fedavg, False
         builder.add(rows)

@@ -13,7 +13,7 @@ OPTIONS = {
     "clip": Option(0.95, "quantile at which statistical utilities are clipped", high=1.0),
     "cutoff": Option(0.95, "share of the last chosen utility from which others compete with the best", high=1.0),
     "penalty": Option(2.0, "exponent alpha of (T / t) where a client's t seconds exceed the preferred T"),
-    "preferred_s": Option(0.0, "preferred seconds T of a round; 0 = by quantile"),
+    "preferred_s": Option(0.0, "preferred seconds T of a round; 0: by quantile"),
     "preferred_quantile": Option(0.3, "quantile of all clients' last seconds that is T", high=1.0),
 }
 

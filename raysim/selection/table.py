@@ -131,7 +131,7 @@ SELECTIONS: dict[str, SelectionRule] = {
         SelectionRule("available", "uniform among those that can be reached", rules.available),
         SelectionRule(
             "power-of-choice", "Cho, Wang and Joshi, arXiv 2010.01243, rpow-d", rules.power_of_choice, ("last_loss",),
-            {"candidates": Option(0, "clients drawn, of whom those with the highest loss stay; 0 = twice as many")},
+            {"candidates": Option(0, "clients drawn, those with the highest loss are selected; 0: twice as many")},
         ),
         SelectionRule("oort", "Lai et al., OSDI 2021, algorithm 1", oort.oort, tuple(COLUMNS), oort.OPTIONS),
         SelectionRule("round-robin", "longest not selected", rules.round_robin, ("asked_round",)),

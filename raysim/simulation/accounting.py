@@ -21,7 +21,7 @@ from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import Reached, Score, ServerState, Totals
 
 REPORTED = {"train_loss": np.nan, "epochs": 0, "accuracy": np.nan, "heldout_loss": np.nan}
-"""What clients report, and the values recorded for clients whose work does not count."""
+"""Columns that clients report, and the values recorded for clients whose work does not count."""
 
 
 def client_columns(
@@ -94,7 +94,7 @@ def clock_columns(
         owned: Devices of all clients.
         history: Columns kept of all of them, at the start of the round.
         work: Work of some of them.
-        waits_s: Seconds each of those waits afterwards.
+        waits_s: Seconds that each of these clients waits afterwards.
     """
     cohort, spent, timing = work.cohort, work.spent, work.timing
     devices = owned.of(cohort.clients)

@@ -28,9 +28,9 @@ class ReceivedUpdates:
     """All updates received in a round, of all versions of the model; clients in ascending order of ids.
 
     Attributes:
-        work: What the clients did; its cohort's round is the one that ends.
-        updates: What they sent, every client weighted by its examples alone.
-        masks: What each sent back.
+        work: The work of the clients; its cohort's round is the one that ends.
+        updates: Their updates, every client weighted by its examples alone.
+        masks: Masks of the submodels that each client sends back.
         coverage: Examples behind each entry.
         summed: Returns the sum of n_k s_k D_k of a tensor, by key; s_k is the weight of a stale update. D_k of a
             buffer, which is an average of values, is taken from its current value, not from that of the version k
@@ -53,7 +53,7 @@ def receive(
         scenario: The run.
         state: The server state before the round.
         counted: The work that counts, one entry for each version that clients started from.
-        updates: What these clients sent, one entry for each version.
+        updates: Updates of these clients, one entry for each version.
     """
     if not counted:
         return None

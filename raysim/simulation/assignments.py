@@ -51,7 +51,7 @@ def assignments_of(
 
 
 def memories_of(memory: Mapping[int, Params], clients: NDArray[np.int64]) -> dict[int, Params]:
-    """Return the stored memory of those of some clients that have any."""
+    """Return the stored state of the clients that have any."""
     return {client: memory[client] for client in clients.tolist() if client in memory} if memory else {}
 
 

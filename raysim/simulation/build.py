@@ -193,7 +193,7 @@ def why_alone(method: Method, workload: Workload) -> str | None:
     if workload.local.memory_format != "contiguous":
         return f"training.memory_format={workload.local.memory_format!r} works for single models only"
     if not method.is_plain:
-        return f"method.name={method.name!r} asks more of clients than plain training"
+        return f"method.name={method.name!r} needs more than plain training"
     return None
 
 
@@ -236,8 +236,8 @@ def _plan_of(
     except UntraceableError as error:
         if method.cuts_channels(owned.keep_ratios):
             raise SettingError(
-                f"model.name={settings.model.name!r} cannot be cut, as method.name={settings.method.name!r} asks: "
-                f"{error}; allowed: a method that trains the full model, as 'fedavg' does, or keep_ratio=1 everywhere"
+                f"model.name={settings.model.name!r} cannot be cut, as method.name={settings.method.name!r} requires"
+                f": {error}; allowed: a method that trains the full model, as 'fedavg' does, or keep_ratio=1 for all"
             ) from None
         warning(f"model.name={settings.model.name!r} is trained whole: {error}")
         return ChannelPlan.dense(model, str(error), example)

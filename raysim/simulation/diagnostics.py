@@ -44,7 +44,7 @@ POWER_ITERATIONS = 10
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subject:
-    """What is diagnosed: a cohort, its masks, and the loss surface at the start weights.
+    """The subject of a diagnosis: a cohort, its masks, and the loss surface at the start weights.
 
     Attributes:
         scenario: The run.
@@ -93,7 +93,7 @@ def diagnose(
         before: The state the round started from.
         after: The state it ended with.
         cohort: The clients that took part.
-        masks: What each client sent back.
+        masks: Masks of the submodels that each client sends back.
     """
     with seeding.torch_seeded(scenario.workload.seed, "diagnosis", cohort.round):
         subject = _subject(scenario, before, cohort, masks)

@@ -123,7 +123,7 @@ def check_somebody_can_train(scenario: Scenario, solver: BudgetSolver) -> None:
         for limit in LIMITS
         if (everybody.limited_by == limit).any()
     ]
-    raise SettingError("budget.rule='solved' leaves nobody to take part: " + "; ".join(problems))
+    raise SettingError("budget.rule='solved' leaves no client to train: " + "; ".join(problems))
 
 
 def _problem(scenario: Scenario, solver: BudgetSolver, limit: str, clients: NDArray[np.int64]) -> str:

@@ -103,11 +103,12 @@ def first_state(scenario: Scenario, storage: Storage, start: Start) -> ServerSta
     try:
         return checkpoint.load(checkpoint.path_of(storage.part("checkpoints"), start.round))
     except (OSError, checkpoint.TornCheckpointError) as error:
-        raise RunFailedError(start.round + 1, -1, f"where it goes on cannot be read: {reason_of(error)}") from error
+        cause = f"the checkpoint to resume from cannot be read: {reason_of(error)}"
+        raise RunFailedError(start.round + 1, -1, cause) from error
 
 
 def final_state(scenario: Scenario, state: ServerState) -> FinalState:
-    """Return what a run leaves that ends with a state.
+    """Return the final state of a run from its last server state.
 
     The served model depends on the method's memory, so it is made where that memory is: beside the state.
     """

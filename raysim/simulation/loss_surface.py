@@ -69,8 +69,8 @@ class LossSurface:
         """Return v (H v) along each direction v, H the Hessian of F."""
         sums = [0.0] * len(directions)
         for _, products in self._passes(weights, directions):
-            for place, (direction, product) in enumerate(zip(directions, products, strict=True)):
-                sums[place] += float(dot(product, direction))
+            for index, (direction, product) in enumerate(zip(directions, products, strict=True)):
+                sums[index] += float(dot(product, direction))
         return sums
 
     def _passes(self, weights: Params, directions: Sequence[Params]) -> Iterator[tuple[Params, Iterator[Params]]]:
@@ -121,7 +121,7 @@ def diagonal_sums(
         signs = {name: rng.integers(0, 2, tuple(weights[name].shape)) * 2.0 - 1 for name in surface.names}
         directions += [{name: z[name] * torch.from_numpy(signs[name]) for name in surface.names} for z in factors]
     found = surface.curvatures(weights, directions)
-    return [sum(found[place :: len(factors)]) / draws for place in range(len(factors))]
+    return [sum(found[index :: len(factors)]) / draws for index in range(len(factors))]
 
 
 def largest_curvature(surface: LossSurface, weights: Params, iterations: int, rng: np.random.Generator) -> float:

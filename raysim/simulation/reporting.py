@@ -32,7 +32,7 @@ def report_round(
         clients: Its table of clients.
         score: Score of the global model. None: it was not evaluated.
         received: The updates that count. None: there are none.
-        incidents: What went wrong in the executor and was repeated, a sentence each.
+        incidents: Failures in the executor after which work was repeated, a sentence each.
     """
     coverage, diagnosed = NOTHING_TRAINED, {}
     trained = () if received is None else (received.masks, received.work.cohort.examples)

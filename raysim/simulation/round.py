@@ -30,7 +30,7 @@ def run_round(scenario: Scenario, state: ServerState, executor: Executor) -> tup
     # Plan: select clients, solve budgets, choose masks, schedule; known before anybody trains.
     plan = plan_round(scenario, state)
 
-    # Train: clients cut their submodels, train them and put them back; what comes in is a sum of updates.
+    # Train: clients cut their submodels, train and reconstruct them; the server receives exact sums of updates.
     assigned = [assign(scenario, state, work) for work in plan.counted]
     updates = executor.train_versions(assigned)
 

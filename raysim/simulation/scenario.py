@@ -143,5 +143,5 @@ class Runner(Protocol):
         ...
 
     def final_state(self) -> FinalState:
-        """Return what the run leaves after its last round."""
+        """Return the final state of the run."""
         ...

@@ -48,7 +48,7 @@ class Totals:
     """The totals of a run so far: its costs, and the accuracy that it reached.
 
     The `fedavg_` fields are what dense clients would have spent on the same work; the `preparation_` fields are
-    part of the others: what was spent before round 1. `outcomes` counts what became of the clients that were asked,
+    part of the others: what was spent before round 1. `outcomes` counts the outcomes of the selected clients,
     `empty_rounds` the rounds in which nobody's work counted.
     """
 
@@ -91,11 +91,11 @@ class ServerState:
     Attributes:
         round: Number of rounds so far.
         params: Global parameters and buffers.
-        memory: What the method and the server's optimizer remember.
-        totals: What the run has spent and reached.
-        clients: What the method remembers of single clients, by id.
-        history: What is remembered of every client, `(clients,)` each: what is left in batteries, last losses.
-        in_flight: Work that goes on between asynchronous rounds, one for each version of the model.
+        memory: State that the method and the server's optimizer keep.
+        totals: Costs and results of the run so far.
+        clients: State that the method keeps of single clients, by id.
+        history: State that is kept of every client, `(clients,)` each: battery charges, last losses.
+        in_flight: Work that continues between asynchronous rounds, one for each version of the model.
         versions: Parameters and buffers it started from, by the round in which it did.
     """
 
@@ -115,7 +115,7 @@ class FinalState:
 
     Attributes:
         round: The last round.
-        totals: What the run has spent and reached.
+        totals: Costs and results of the run so far.
         params: Parameters and buffers as they were trained.
         served_params: The same model as it is scored and handed out; only a method's options make the two differ.
     """

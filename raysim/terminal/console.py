@@ -33,7 +33,7 @@ def summary_lines(summary: Mapping[str, Any], command: str = "", page: str = "")
     """Return the last lines of a run.
 
     Args:
-        summary: What it reached and spent.
+        summary: Costs and results of the run.
         command: Opens MLflow's pages; empty: the run is not in MLflow.
         page: The page of the run.
     """
@@ -150,7 +150,8 @@ def print_forecast(forecast: Mapping[str, Any]) -> None:
     )
     if not forecast["exact"]:
         console.print(
-            "costs are an estimate: what is pruned, who is asked, or when the run ends depends on what is learned"
+            "costs are an estimate: what is pruned, which clients are selected, or when the run ends depends on what "
+            "is learned"
         )
     for layer, reason in forecast["unprunable"].items():
         console.print(f"not pruned: {layer} ({reason})")

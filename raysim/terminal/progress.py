@@ -61,7 +61,7 @@ class ProgressDisplay:
 
 
 class ProgressObserver:
-    """Shows the rounds of a run while it is going on."""
+    """Shows the rounds of a run while they are run."""
 
     def __init__(self) -> None:
         self._display: ProgressDisplay | None = None
@@ -224,8 +224,8 @@ def tier_table(lines: Sequence[TierLine]) -> list[str]:
     table = [f"{'tier':<{width}}  {'counted':>11}  {'pruned':>7}  {'accuracy':>8}  {'median s':>9}"]
     for line in lines:
         table.append(
-            f"{line.tier:<{width}}  {f'{line.counted}/{line.asked}':>11}  {_figure(line.pruning_ratio, '.1%'):>7}  "
-            f"{_figure(line.accuracy, '.4f'):>8}  {_figure(line.client_s, ',.2f'):>9}"
+            f"{line.tier:<{width}}  {f'{line.counted}/{line.selected}':>11}  {_figure(line.pruning_ratio, '.1%'):>7}"
+            f"  {_figure(line.accuracy, '.4f'):>8}  {_figure(line.client_s, ',.2f'):>9}"
         )
     return table
 
@@ -235,7 +235,7 @@ def tiers_in_line(report: RoundReport) -> str:
     lines = tier_lines(report.clients, report.tiers, TIERS_IN_LINE)
     more = len(report.tiers) - len(lines)
     shown = [
-        f"{line.tier} {line.counted}/{line.asked} {_figure(line.pruning_ratio, '.1%')} "
+        f"{line.tier} {line.counted}/{line.selected} {_figure(line.pruning_ratio, '.1%')} "
         f"{_figure(line.accuracy, '.4f')} {_figure(line.client_s, ',.2f')}"
         for line in lines
     ]

@@ -22,7 +22,7 @@ class TierLine:
     Attributes:
         tier: Its name.
         counted: Clients whose work counts.
-        asked: Clients that were asked, or whose work ended.
+        selected: Clients that were selected, or whose work ended.
         pruning_ratio: Mean share of the parameters that were removed, of those that count.
         accuracy: Mean accuracy of the submodels that were scored.
         client_s: Median simulated seconds of those that count, from download to upload.
@@ -30,7 +30,7 @@ class TierLine:
 
     tier: str
     counted: int
-    asked: int
+    selected: int
     pruning_ratio: float
     accuracy: float
     client_s: float
@@ -40,7 +40,7 @@ def tier_lines(clients: Columns, tiers: Sequence[str], most: int = MOST_TIERS) -
     """Return the lines of a round's tiers, in the order of the tiers.
 
     Args:
-        clients: A row per client that was asked, or whose work ended.
+        clients: A row per client that was selected, or whose work ended.
         tiers: Names of all tiers.
         most: How many get a line: those with most clients.
     """
@@ -50,14 +50,14 @@ def tier_lines(clients: Columns, tiers: Sequence[str], most: int = MOST_TIERS) -
     return [_line(tier, clients, members[tier], counts) for tier in tiers if tier in shown]
 
 
-def _line(tier: str, clients: Columns, asked: NDArray[np.int64], counts: NDArray[np.bool_]) -> TierLine:
-    counted = asked[counts[asked]]
+def _line(tier: str, clients: Columns, selected: NDArray[np.int64], counts: NDArray[np.bool_]) -> TierLine:
+    counted = selected[counts[selected]]
     return TierLine(
         tier,
         len(counted),
-        len(asked),
+        len(selected),
         _mean(clients["pruning_ratio"][counted]),
-        _mean(clients["accuracy"][asked]),
+        _mean(clients["accuracy"][selected]),
         float(np.median(clients["total_s"][counted])) if len(counted) else nan,
     )
 

@@ -145,11 +145,11 @@ class BackgroundLogger:
                 self._finished = True
         except Exception as error:
             if self._failure is None:
-                warning(f"rounds cannot be logged to MLflow for now, the run goes on: {reason_of(error)}")
+                warning(f"rounds cannot be logged to MLflow for now; the run continues: {reason_of(error)}")
             self._failure, failed = error, True
         else:
             if self._failure is not None:
-                warning("MLflow is back: rounds are logged again, those it has missed included")
+                warning("MLflow is reachable again: rounds are logged, including those that it missed")
             self._failure, failed = None, False
         after = [each.last_logged for each in self._streams]
         with self._changed:

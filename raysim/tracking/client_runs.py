@@ -143,7 +143,7 @@ class ClientRuns:
 
 
 def points_of(timestamp_ms: int, table: Columns, round: int, clients: NDArray[np.int64]) -> dict[int, list[Point]]:
-    """Return the points of those clients whose work counted in a round, without what was not measured."""
+    """Return the points of the clients whose work counted in a round, without values that were not measured."""
     counted = (table["fate"] == COUNTED) & np.isin(table["client"], clients)
     columns = {name: table[name][counted].astype(float).tolist() for name in CURVES}
     return {

@@ -49,7 +49,7 @@ def after(begun: str, summary: Mapping[str, Any], model: str | None) -> str:
 
     Args:
         begun: Its description when it began.
-        summary: What it reached and spent.
+        summary: Costs and results of the run.
         model: The URI of the final model in MLflow's registry; None: it is not registered.
     """
     rows = [

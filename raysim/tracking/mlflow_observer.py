@@ -63,8 +63,8 @@ class MlflowObserver:
             self._describe(run)
         except TrackingLostError as error:
             raise TrackingUnavailableError(
-                f"tracking.uri={self._tracker.uri!r} cannot be written: {error}; when MLflow is there, "
-                f"`raysim resume {run.folder}` goes on",
+                f"tracking.uri={self._tracker.uri!r} cannot be written: {error}; once MLflow is reachable, "
+                f"`raysim resume {run.folder}` continues",
                 reason=str(error),
             ) from None
         streams = run_metadata.streams_of(self._tracker, run.settings, run.scenario, run.folder, self._logged)
@@ -94,8 +94,7 @@ class MlflowObserver:
         """Log the results of a finished run, or how it failed.
 
         Raises:
-            TrackingLostError: If MLflow does not accept the results; `raysim resume` logs them later.
-            OSError: If a file of the run cannot be read.
+            TrackingLostError: If MLflow does not get the results; `raysim resume` logs them later.
         """
         if self._machine is not None:
             self._machine.finish(outcome.is_hasty)
@@ -108,12 +107,13 @@ class MlflowObserver:
         try:
             log.close(PATIENCE_S, is_over=True)
             self._log_results(run)
-        except TrackingLostError as error:
+        except Exception as error:
+            reason = str(error) if isinstance(error, TrackingLostError) else f"{type(error).__name__}: {error}"
             raise TrackingLostError(
-                f"not everything could be logged to MLflow ({error}); all files are in {run.folder}, "
+                f"not everything could be logged to MLflow ({reason}); all files are in {run.folder}, "
                 f"`raysim resume {run.folder}` logs what is missing",
-                reason=str(error),
-            ) from None
+                reason=reason,
+            ) from error
 
     def _log_results(self, run: RunInfo) -> None:
         tracker, folder, name = self._tracker, run.folder, run.settings.model_name
@@ -145,9 +145,9 @@ class MlflowObserver:
     def _steps_of_abort(self, run: RunInfo, outcome: RunOutcome) -> Iterator[Callable[[], object]]:
         tracker, patience_s = self._tracker, outcome.patience_s
         status = outcome.state.upper()
+        yield partial(tracker.end, status)  # first, since time may be short: else the run would seem to be running
         if outcome.state == "failed":
             yield partial(tracker.note, "failure", reason_of(outcome.error))
-        yield partial(tracker.end, status)  # first, since time may be short: else the run would seem to go on
         if self._log is not None:
             yield partial(self._log.close, patience_s / 2, at_most_s=patience_s / 2)
         yield partial(_upload_so_far, tracker, run.folder)
@@ -159,7 +159,7 @@ def until_logged(what: str, call: Callable[[], Value], patience_s: float | None 
     """Repeat a call to MLflow until it works; return its result.
 
     Args:
-        what: What it logs.
+        what: The thing that it logs, for the message.
         call: Can be repeated without harm.
         patience_s: Seconds after the first failure from which on it is not repeated; None: as a finished run waits.
 

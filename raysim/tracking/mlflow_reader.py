@@ -56,7 +56,7 @@ class MlflowReader:
         self.uri = uri
         logging.getLogger("alembic").setLevel(logging.ERROR)
         if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-            raise SettingError(f"tracking.uri={uri!r}, where runs are kept, is no file")
+            raise SettingError(f"tracking.uri={uri!r} names no existing SQLite file")
         with self._reading():
             self._client = MlflowClient(uri)
 

@@ -189,7 +189,9 @@ class MlflowWriter:
             rounds = self.client.get_metric_history(run_id, TIME_OF_RUN)
             seconds = self.client.get_metric_history(run_id, EVERY_SECOND)
         except Exception as error:
-            raise SettingError(f"tracking.uri={self.uri!r}: run {run_id} cannot go on: {reason_of(error)}") from None
+            raise SettingError(
+                f"tracking.uri={self.uri!r}: run {run_id} cannot be resumed: {reason_of(error)}"
+            ) from None
         self.run_id, self.experiment_id = run_id, str(run.info.experiment_id)
         round, wall_s = max(((point.step, point.value) for point in rounds), default=(0, 0.0))
         return LoggedSoFar(round, wall_s, max((point.step for point in seconds), default=-1))

@@ -116,7 +116,7 @@ def _users_code() -> list[Path]:
 
 @contextmanager
 def _as_default(uri: str) -> Iterator[None]:
-    """Use our store in those of MLflow's functions that know only one."""
+    """Use our store in MLflow functions that use the global store."""
     previous = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else ""  # type: ignore[no-untyped-call]
     mlflow.set_tracking_uri(uri)
     try:

@@ -1,5 +1,6 @@
 """Follow a run as it happens: the protocol of observers, and what they are given."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,6 +16,9 @@ from raysim.core.storage.path import StoragePath
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import RoundReport
 
+HASTY_S = 2.0
+"""Seconds that observers have in all if the process has to end at once; `ray job stop` gives three seconds."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunInfo:
@@ -25,13 +29,17 @@ class RunInfo:
         scenario: Its population, model, method and costs.
         folder: Its files, from the beginning `config.yaml`, `run.json`, `plan.json`, `budgets.json` and
             `devices.parquet`.
-        metadata: The content of `run.json`: versions, digests, sizes.
     """
 
     settings: ExperimentSettings
     scenario: Scenario
     folder: StoragePath
-    metadata: Mapping[str, Any]
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The content of `run.json`: versions, digests, sizes, and the run's id in MLflow once it has one."""
+        content: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
+        return content
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,9 +48,9 @@ class RunOutcome:
 
     Attributes:
         state: `finished`; `failed`; or `killed`, that is stopped by its user or by a signal before it finished.
-        summary: What the run reached and spent, as in `summary.json`; None unless it finished.
-        error: What ended it; None if it finished.
-        patience_s: Seconds that the run waits for this observer before it goes on without it.
+        summary: Costs and results of the run, as in `summary.json`; None unless it finished.
+        error: The exception that ended it; None if it finished.
+        patience_s: Seconds that the run waits for this observer before it continues without it.
     """
 
     state: Literal["finished", "failed", "killed"]
@@ -53,7 +61,7 @@ class RunOutcome:
     @property
     def is_hasty(self) -> bool:
         """Whether the process has to end at once: after a second Ctrl-C, or a signal."""
-        return isinstance(self.error, KeyboardInterrupt)
+        return self.patience_s <= HASTY_S
 
 
 @runtime_checkable
@@ -65,6 +73,8 @@ class RunObserver(Protocol):
 
     def on_begin(self, run: RunInfo, resumed_from: int) -> None:
         """Prepare to follow a run; it begins with the round after `resumed_from`.
+
+        An observer whose `on_begin` raises is not called again: what it has opened by then, it has to close itself.
 
         Args:
             run: The run.
@@ -98,7 +108,9 @@ class GuardedObserver:
     def on_begin(self, run: RunInfo, resumed_from: int) -> None:
         """Call the observer when the run begins."""
         self._call(
-            lambda: self._observer.on_begin(run, resumed_from), "before the first round", "the run goes on without it"
+            lambda: self._observer.on_begin(run, resumed_from),
+            "before the first round",
+            "the run continues without it",
         )
         self._is_out = self._has_failed
 
@@ -110,14 +122,16 @@ class GuardedObserver:
         """Call the observer when the run ends."""
         self._call(lambda: self._observer.on_end(outcome), "at the end of the run")
 
-    def _call(self, call: Callable[[], None], when: str, consequence: str = "the run goes on") -> None:
+    def _call(self, call: Callable[[], None], when: str, consequence: str = "the run continues") -> None:
         if self._is_out:
             return
         try:
             call()
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             if not self._has_failed:
-                warning(f"{self._name} failed {when}, {consequence}: {type(error).__name__}: {reason_of(error)}")
+                warning(f"{self._name} failed {when}; {consequence}: {type(error).__name__}: {reason_of(error)}")
             self._has_failed = True
 
 
@@ -147,7 +161,7 @@ def _made(name: str) -> RunObserver:
         raise
     except (Exception, SystemExit) as error:
         raise SettingError(f"tracking.also={name!r} fails: {type(error).__name__}: {reason_of(error)}") from error
-    if not isinstance(observer, RunObserver):
+    if isinstance(observer, type) or not isinstance(observer, RunObserver):
         raise SettingError(f"tracking.also={name!r} gives {type(observer).__name__}; allowed: {ALLOWED}")
     return observer
 

@@ -15,7 +15,8 @@ def check_folder(folder: StoragePath) -> None:
         holds_a_run = (folder / "config.yaml").is_file()
     if holds_a_run:
         raise SettingError(
-            f"--output={str(folder)!r} holds a run already; give a folder without one, or go on with `raysim resume`"
+            f"--output={str(folder)!r} holds a run already; give a folder without one, or continue it by `raysim "
+            "resume`"
         )
 
 
@@ -54,7 +55,7 @@ def as_setting(folder: StoragePath, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def held(folder: StoragePath) -> Iterator[None]:
+def locked(folder: StoragePath) -> Iterator[None]:
     """Lock the folder of a run, so that no other process writes to it.
 
     Raises:
@@ -64,5 +65,5 @@ def held(folder: StoragePath) -> Iterator[None]:
         try:
             stack.enter_context(folder.locked())
         except BlockingIOError:
-            raise SettingError(f"{str(folder)!r} is in use: its run is going on in another process") from None
+            raise SettingError(f"{str(folder)!r} is in use: another process runs it") from None
         yield

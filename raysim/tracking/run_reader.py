@@ -134,7 +134,7 @@ class RunReader:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """What the run reached and spent; empty if it has not finished."""
+        """Costs and results of the run; empty if it has not finished."""
         return self._json_object(SUMMARY)
 
     def _json_object(self, name: str) -> dict[str, Any]:

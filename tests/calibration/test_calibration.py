@@ -1,4 +1,4 @@
-"""The fit finds what made synthetic seconds, looks at no held-out width, and holds on this machine."""
+"""The fit recovers the constants of synthetic seconds, uses no held-out width, and is valid on this machine."""
 
 import json
 import signal

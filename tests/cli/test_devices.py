@@ -1,4 +1,4 @@
-"""`raysim devices`: what it prints, draws and refuses."""
+"""`raysim devices`: its output, its picture, and the input that it refuses."""
 
 import json
 import pickle
@@ -175,7 +175,7 @@ def test_the_population_of_settings_is_shown(devices, folder):
         (["nowhere.yaml"], "FILE='nowhere.yaml' cannot be read: No such file or directory"),
         (["mine.yml"], "FILE='mine.yml': population=3 is not allowed; allowed: settings"),
         (["other.yaml"], "tiers.0.share is missing"),
-        (["nowhere.csv"], "raysim: population.devices.path='nowhere.csv' is not there"),
+        (["nowhere.csv"], "raysim: population.devices.path='nowhere.csv' does not exist"),
         (["uniform", "--clients", "0"], "0 is not in the range"),
     ],
 )

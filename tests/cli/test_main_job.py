@@ -1,4 +1,4 @@
-"""The main job as its user runs it: a command line, its last lines, its exit code, and nothing left behind."""
+"""The main job as a user runs it: command line, last lines, exit code, and no files or processes that remain."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_the_embedded_default_ends_within_a_minute_at_96_percent(tmp_path: Path)
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not (SHARED_DATA / "MNIST").is_dir(), reason="no MNIST beside the checkout (../shared/data)")
 def test_mnist_reaches_97_percent_in_30_rounds(tmp_path: Path) -> None:
     arguments = ["--set", f"data.root={SHARED_DATA}", "--set", "data.download=false", "--json"]
@@ -100,7 +100,7 @@ def test_an_interrupted_run_is_killed_in_mlflow_and_keeps_its_checkpoint(
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_on_ray_equals_training_in_process(tmp_path: Path) -> None:
     digests = set()
     for place, kind in enumerate(("ray", "in-process")):

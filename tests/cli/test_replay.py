@@ -1,4 +1,4 @@
-"""`raysim replay` as its user types it."""
+"""`raysim replay` as a user types it."""
 
 import json
 import os
@@ -156,7 +156,7 @@ def test_a_run_that_is_not_there_is_refused(capsys, finished, uri, tmp_path):
         f"RUN='{unknown}' cannot be read from tracking.uri="
     )
     missing = f"sqlite:///{tmp_path}/none.db"
-    assert refusal(capsys, unknown, "--tracking-uri", missing).endswith("where runs are kept, is no file")
+    assert refusal(capsys, unknown, "--tracking-uri", missing).endswith("names no existing SQLite file")
     assert not (tmp_path / "none.db").exists()
     assert refusal(capsys, unknown, "--tracking-uri", "ftp://x").startswith("tracking.uri='ftp://x' is not allowed")
 

@@ -1,4 +1,4 @@
-"""Compression of updates: what is sent, remembered and counted, against something slow and obvious."""
+"""Compression of updates: sent entries, residuals and bytes, compared with slow and obvious code."""
 
 import doctest
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""How clients compute: precision, memory format, and the share of a GPU."""
+"""Precision and memory format of clients, and their share of a GPU."""
 
 import pytest
 import torch

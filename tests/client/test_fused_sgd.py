@@ -1,4 +1,4 @@
-"""Plain SGD without written-down gradients takes the steps of PyTorch's, and only where it surely does."""
+"""Plain SGD without stored gradients makes the steps of PyTorch's SGD, and is used only where that is certain."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Clients that stop of themselves: whether, when, and by what."""
+"""Clients that stop by themselves: whether, when and why."""
 
 from dataclasses import replace
 

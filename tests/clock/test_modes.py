@@ -1,10 +1,11 @@
-"""When rounds end and whose work counts; by hand, then in rounds that are played."""
+"""Rounds end at the right time, and the right work counts; by hand, then in rounds that are run."""
 
 import ast
 import json
 import re
 from dataclasses import replace
 from math import isfinite, nan
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from raysim.clock.modes import (
 )
 from raysim.clock.outcomes import COUNTED, DROPPED, LATE, SURPLUS, UNREACHABLE
 from raysim.clock.work import Work, stopped
+from raysim.config.clock import ClockSettings
 from raysim.core import seeding, tensors
 from raysim.data.batches import batch_slices
 from raysim.executors.in_process import InProcessExecutor
@@ -310,11 +312,13 @@ def test_modes_are_compared_by_name_in_the_settings_only() -> None:
     """What differs between clock modes is data of `ClockMode`; only range checks of settings look at names."""
 
     def compares_a_mode(node: ast.AST) -> bool:
-        if not isinstance(node, ast.Compare):
+        if not isinstance(node, ast.Compare | ast.Match):
             return False
-        sides = [part for side in (node.left, *node.comparators) for part in ast.walk(side)]
-        named = any(isinstance(part, ast.Constant) and part.value in modes.MODES for part in sides)
-        return named and "mode" in re.findall(r"\w+", ast.unparse(node))
+        sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else [node]
+        parts = [part for side in sides for part in ast.walk(side)]
+        named = any(isinstance(part, ast.Constant) and part.value in modes.MODES for part in parts)
+        by_name = any(ast.unparse(part).endswith("mode.name") for part in parts if isinstance(part, ast.Attribute))
+        return by_name or (named and "mode" in re.findall(r"\w+", ast.unparse(node)))
 
     found = {
         f"{path.relative_to(ROOT)}:{node.lineno}"
@@ -326,8 +330,8 @@ def test_modes_are_compared_by_name_in_the_settings_only() -> None:
     assert any(place.startswith("raysim/config/") for place in found), "the search finds none any more"
 
 
-def test_every_mode_has_a_planner() -> None:
-    assert set(PLANNERS) == set(modes.MODES)
+def test_every_mode_has_a_planner_and_the_settings_accept_it() -> None:
+    assert set(PLANNERS) == set(modes.MODES) == set(get_args(ClockSettings.model_fields["mode"].annotation))
 
 
 def test_a_mode_without_a_common_start_has_no_common_end() -> None:

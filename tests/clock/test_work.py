@@ -1,4 +1,4 @@
-"""What clients have done and spent when they stop; all numbers by hand."""
+"""Work and costs of clients when they stop; all numbers by hand."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""`ray up` of cluster.yaml on a head and a worker, a job across both, `ray down`; prints what was seen as JSON.
+"""`ray up` of cluster.yaml on a head and a worker, a job across both, `ray down`; prints the observations as JSON.
 
 Usage: python -m tests.cluster.ray_up FOLDER, in namespaces of its own (see `hosts.in_namespaces`). FOLDER is empty.
 """

@@ -1,4 +1,4 @@
-"""What an actor logs and prints is collected for the process that shows it."""
+"""Lines that an actor logs and prints are collected for the process that shows them."""
 
 import logging
 import sys

@@ -1,4 +1,4 @@
-"""A SIGTERM is never lost, whoever holds the handler when it comes."""
+"""A SIGTERM is never lost, also if a library has installed its own handler when the signal arrives."""
 
 import os
 import signal

@@ -233,7 +233,7 @@ def test_a_users_function_may_return_a_data_set_and_take_the_folder(users_folder
         ("three", "gives 3 arrays; allowed: 4"),
         ("halves", r"train_labels of float64 \(1797,\) are not allowed; allowed: whole numbers from 0"),
         ("whole", r"train_images of int64 \(1797, 1, 8, 8\) are not allowed; allowed: \(rows, channels"),
-        ("last", "look as if channels came last"),
+        ("last", "seem to have their channels last"),
         ("holes", "hold values that are not finite"),
         ("short", "train_labels of int64"),
         ("unlike", "they must be alike"),

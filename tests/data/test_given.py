@@ -97,6 +97,6 @@ def test_users_may_come_from_a_file(tmp_path, suffix):
 
 def test_a_data_set_without_users_has_no_natural_partition():
     with pytest.raises(
-        SettingError, match=r"data\.partition\.name='natural' is not allowed: the data set knows no users"
+        SettingError, match=r"data\.partition\.name='natural' is not allowed: the data set has no users"
     ):
         deal("natural")

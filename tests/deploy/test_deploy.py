@@ -1,4 +1,4 @@
-"""What deploy/ and the Dockerfile hold is what Ray, KubeRay, Compose and Docker take, and asks for a token."""
+"""Ray, KubeRay, Compose and Docker accept the files in deploy/ and the Dockerfile, and these require a token."""
 
 import json
 import re

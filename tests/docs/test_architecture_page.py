@@ -1,4 +1,4 @@
-"""What docs/architecture.md names exists, and it names every package."""
+"""All names in docs/architecture.md exist, and it names every package."""
 
 import importlib
 import re

@@ -1,4 +1,4 @@
-"""docs/budgets.md runs as it stands, and tells every rule and limit there is."""
+"""The code in docs/budgets.md runs unchanged, and the page lists every rule and limit."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The page on the clock: its file runs with its commands, and says what the page says."""
+"""docs/clock.md: its file runs with its commands, and the results are those on the page."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""docs/compression.md runs as it stands, and tells every compression there is."""
+"""The code in docs/compression.md runs unchanged, and the page lists every compression."""
 
 import json
 import re

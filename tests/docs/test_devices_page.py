@@ -1,4 +1,4 @@
-"""docs/devices.md: its files and settings are read, its commands typed in, its tables complete."""
+"""docs/devices.md: its files and settings are read, its commands are run, its tables are complete."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The pages in docs/ run as they stand: their files are written down, their commands typed in."""
+"""The code on the pages in docs/ runs unchanged: their files are written, their commands are run."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The page on reports: its lines of Python run, and its table has what a run has."""
+"""docs/report.md: its Python code runs, and its table lists the contents of a run."""
 
 import re
 import time

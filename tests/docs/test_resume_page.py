@@ -1,4 +1,4 @@
-"""The page on stopping and going on: its commands run, whatever became of the run in between."""
+"""docs/resume.md: its commands run, however the run has ended in between."""
 
 import json
 import re
@@ -36,5 +36,5 @@ def test_the_commands_run_and_the_table_holds(tmp_path, monkeypatch, capsys) -> 
         shown = capsys.readouterr()
         again = json.loads(shown.out)
         assert again["params_sha256"] == told["params_sha256"]
-        assert "going on after round" in shown.err
+        assert "resuming after round" in shown.err
     assert "s3://bucket/runs?region=eu-west-1" in PAGE

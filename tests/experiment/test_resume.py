@@ -169,7 +169,7 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(stopped: Path, whole, ca
     assert_same_run(resumed(stopped), whole)
     told = capsys.readouterr().err
     assert "skipping the checkpoint of round 2" in told
-    assert "going on after round 1 of 4" in told
+    assert "resuming after round 1 of 4" in told
 
 
 @pytest.mark.slow
@@ -184,7 +184,7 @@ def test_checkpoints_that_mlflow_knows_but_are_torn_leave_no_point_twice_and_new
         resumed(tmp_path / "out", runner=Stopping(1))
     assert "there is no checkpoint: starting at round 1" in capsys.readouterr().err
     assert_same_run(resumed(tmp_path / "out"), whole)
-    assert "going on after round 2 of 4" in capsys.readouterr().err
+    assert "resuming after round 2 of 4" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -198,7 +198,7 @@ def test_a_checkpoint_whose_record_is_lost_is_passed_over(harm: str, stopped: Pa
     assert_same_run(resumed(stopped), whole)
     told = capsys.readouterr().err
     assert "skipping the checkpoint of round 2, whose record is lost" in told
-    assert "going on after round 1 of 4" in told
+    assert "resuming after round 1 of 4" in told
 
 
 @pytest.mark.slow
@@ -246,7 +246,7 @@ def test_a_run_is_resumed_by_its_id_even_if_its_files_are_lost(
     run_id = json.loads((stopped / "run.json").read_text())["run_id"]
     uri = store.removeprefix("tracking.uri=")
     found = find(run_id, uri)
-    assert (found.folder.path, found.noted["run_id"]) == (stopped, run_id)
+    assert (found.folder.path, found.metadata["run_id"]) == (stopped, run_id)
     shutil.rmtree(stopped)
     monkeypatch.chdir(tmp_path)
     summary = resumed(run_id, uri=uri)
@@ -272,7 +272,7 @@ def test_a_finished_run_is_told_again_and_nothing_is_written(whole, capsys) -> N
 @pytest.mark.slow
 def test_what_a_run_is_cannot_be_changed_but_where_it_runs(stopped: Path, capsys) -> None:
     assert left_with("resume", str(stopped), "--set", "rounds=9") == 2
-    assert "raysim: --set 'rounds=9' is not allowed for a run that goes on" in capsys.readouterr().err
+    assert "raysim: --set 'rounds=9' is not allowed when a run is resumed" in capsys.readouterr().err
     assert left_with("resume", str(stopped), "--set", "executor.kind=rai") == 2
     assert "executor.kind='rai' is not allowed" in capsys.readouterr().err
     assert find(str(stopped), None, ["executor.kind=ray"]).settings.executor.kind == "ray"
@@ -314,7 +314,7 @@ def test_what_differs_from_before_is_said(stopped: Path, capsys) -> None:
 def test_a_run_on_other_data_is_refused(stopped: Path) -> None:
     noted = json.loads((stopped / "run.json").read_text())
     (stopped / "run.json").write_text(json.dumps(noted | {"partition_sha256": "0"}))
-    with pytest.raises(SettingError, match="its partition has changed since it began"):
+    with pytest.raises(SettingError, match="cannot be resumed: its partition has changed"):
         prepare(find(str(stopped)))
 
 
@@ -323,7 +323,7 @@ def test_a_run_that_is_going_on_is_not_resumed(stopped: Path, whole, capsys) -> 
     """Not even read: what was read of it would not be true any more when it is played."""
     with locked_run(str(stopped)) as first:
         assert left_with("resume", str(stopped)) == 2
-        assert "is in use: its run is going on in another process" in capsys.readouterr().err
+        assert "is in use: another process runs it" in capsys.readouterr().err
         experiment.run(prepare(first), in_process.InProcessRunner(), time.monotonic())
     with locked_run(str(stopped)) as second:
         assert second.is_finished
@@ -347,7 +347,7 @@ def test_a_run_that_mlflow_has_as_running_elsewhere_is_warned_of(stopped: Path, 
     for status, warned in (("FAILED", False), ("RUNNING", True)):
         MlflowClient(uri).update_run(run_id, status=status)
         prepare(find(str(moved)))
-        assert (f"warning: MLflow has run {run_id} as RUNNING" in capsys.readouterr().err) == warned
+        assert (f"warning: run {run_id} is RUNNING in MLflow" in capsys.readouterr().err) == warned
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""One whole experiment, in-process, as MLflow and the disk see it afterwards."""
+"""One whole experiment, in-process: its results in MLflow and on disk."""
 
 import getpass
 import json
@@ -388,7 +388,7 @@ def test_results_that_cannot_be_kept_are_a_failed_run_that_goes_on(tmp_path: Pat
     prepared = experiment.prepare(settings, tmp_path / "out")
     in_the_way = tmp_path / "out" / "model.safetensors"
     (in_the_way / "x").mkdir(parents=True)
-    with pytest.raises(RunFailedError, match=r"round 2: the results cannot be kept: .*Is a directory"):
+    with pytest.raises(RunFailedError, match=r"round 2: the results cannot be written: .*Is a directory"):
         experiment.run(prepared, in_process.InProcessRunner(), time.monotonic())
     (in_the_way / "x").rmdir()
     in_the_way.rmdir()
@@ -415,7 +415,8 @@ def test_a_store_that_is_gone_when_the_run_begins_is_a_setting_and_leaves_a_way_
         away.rename(store)
 
     def begins() -> None:
-        with pytest.raises(SettingError, match=rf"mlflow\.db' cannot be written: .*`raysim resume {folder}` goes on"):
+        message = rf"mlflow\.db' cannot be written: .*`raysim resume {folder}` continues"
+        with pytest.raises(SettingError, match=message):
             experiment.run(prepared, in_process.InProcessRunner(), time.monotonic())
 
     take_away()

@@ -1,4 +1,4 @@
-"""The benchmark proves its sides equal, runs small, and prints one JSON line with what it was measured on."""
+"""The benchmarks prove that their sides are equal, run small, and print one JSON line with the machine's details."""
 
 import json
 import subprocess
@@ -88,7 +88,7 @@ def test_too_few_repeats_are_refused():
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("workload", ["W1", "W2"])
 def test_bench_engine_proves_its_sides_equal_and_prints_one_line(workload):
     command = [sys.executable, str(ROOT / "jobs" / "bench_engine.py"), "--workload", workload, "--quick", "--json"]

@@ -1,4 +1,4 @@
-"""`jobs/time_to_accuracy.py` as its user types it, and what its curves tell."""
+"""`jobs/time_to_accuracy.py` as a user types it, and the points of its curves."""
 
 import importlib.util
 import signal

@@ -1,4 +1,4 @@
-"""What a server estimates from its clients' reports, entry by entry in plain Python dictionaries."""
+"""The server's estimates from its clients' reports, entry by entry in plain Python dictionaries."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Bad input of a method's options: what is said names the setting, the value and what is allowed."""
+"""Bad input of a method's options: the message names the setting, the value and the allowed values."""
 
 import pytest
 

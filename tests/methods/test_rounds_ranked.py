@@ -1,4 +1,4 @@
-"""Slow rounds of methods that rank channels by what clients report: estimators, score forms, mask rules."""
+"""Slow rounds of methods that rank channels by the clients' reports: estimators, score forms, mask rules."""
 
 import copy
 import math

@@ -86,7 +86,7 @@ def test_files_that_are_no_state_dict_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("https://example.org/resnet18.pth", "is a URL, nothing is fetched; allowed: a local file"),
+        ("https://example.org/resnet18.pth", "is a URL, and raysim downloads no weights; allowed: a local file"),
         ("weights.bin", "is not allowed; allowed: a local file ending in .pt, .pth, .safetensors"),
         ("none.pt", "there is no such file"),
     ],

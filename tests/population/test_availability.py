@@ -1,4 +1,4 @@
-"""Who can be reached, against hand-made traces and slow loops."""
+"""Reachable clients, compared with hand-made traces and slow loops."""
 
 import time
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""FedScale's traces: real small pickles, and what no pickle may do."""
+"""FedScale's traces: real small pickles, and pickles that are refused."""
 
 import json
 import os
@@ -81,7 +81,7 @@ class Shell:
 def test_a_pickle_cannot_run_a_command(dump, tmp_path, protocol):
     path = dump({1: {"computation": Shell(tmp_path / "harm"), "communication": 1.0}}, protocol)
     told = refusal(fedscale.read_capacity, path)
-    assert re.search(r"asks for (posix|nt)\.system, which could run code", told)
+    assert re.search(r"refers to (posix|nt)\.system, which could run code", told)
     assert not (tmp_path / "harm").exists()
 
 
@@ -96,7 +96,7 @@ def test_a_pickle_cannot_run_a_command(dump, tmp_path, protocol):
 )
 @pytest.mark.parametrize("protocol", [2, 5])
 def test_any_other_global_is_named_and_refused(dump, content, named, protocol):
-    assert re.search(f"asks for ({named}), which", refusal(fedscale.read_capacity, dump({1: content}, protocol)))
+    assert re.search(f"refers to ({named}), which", refusal(fedscale.read_capacity, dump({1: content}, protocol)))
 
 
 def test_what_a_pickle_does_to_a_stand_in_stays_with_it(dump, tmp_path):

@@ -1,4 +1,4 @@
-"""Devices in a file come back to the bit."""
+"""Devices are read from a file with the same bits."""
 
 from dataclasses import fields, replace
 

@@ -1,4 +1,4 @@
-"""Tables of devices in files: what is read, what is refused and how it is told."""
+"""Tables of devices in files: those that are read, those that are refused, and the messages."""
 
 import numpy as np
 import pyarrow as pa
@@ -102,7 +102,7 @@ def test_what_is_no_table_is_told(write, tmp_path):
     assert "holds no devices" in refusal(write(TABLE.splitlines()[0] + "\n"))
     assert "cannot be read as .csv" in refusal(write(""))
     assert "cannot be read as .parquet" in refusal(write(TABLE, "devices.parquet"))
-    assert "is not there" in refusal(str(tmp_path / "nowhere.csv"))
+    assert "does not exist" in refusal(str(tmp_path / "nowhere.csv"))
     assert "ends in .csv or .parquet" in refusal(write(TABLE, "devices.xlsx"))
 
 

@@ -1,4 +1,4 @@
-"""Who trained which channel, counted slowly and obviously, and what a round writes down of it."""
+"""Clients that trained each channel, counted slowly and obviously, and the record of it in a round."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What only a user's own rules and models can bring: mixed masks, shared layers, other dtypes, many widths."""
+"""Cases that only a user's own rules and models have: mixed masks, shared layers, other dtypes, many widths."""
 
 from dataclasses import replace
 

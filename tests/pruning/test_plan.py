@@ -174,7 +174,7 @@ def test_the_summary_says_what_is_whole_and_why() -> None:
         "  joined: 7 units",
         "left whole:",
         "  left: residual stream",
-        "  right: kept whole, as 'right' asks",
+        "  right: left whole, since keep_whole names 'right'",
         "  classifier: the model's outputs, 4 classes",
     ]
 

@@ -1,4 +1,4 @@
-"""A search for channel groups ends by count, and says why; its limit needs no clock."""
+"""A search for channel groups ends after a number of steps and gives the reason; its limit needs no clock."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The report of a run: what it shows is what was recorded, and it needs nothing but itself."""
+"""The report of a run shows the recorded values, and the page needs no other files."""
 
 import json
 import re

@@ -1,6 +1,6 @@
 """FedBuff (arXiv 2106.06639, algorithm 1) as a loop over a list of clients at work, written the slow way.
 
-Of raysim only what one client costs and takes, and random draws are used.
+Of raysim only the cost and time of one client and the random draws are used.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What is remembered of single clients: files per version, references, damage, and going on from them."""
+"""State of single clients: files per version, references, damaged files, and resuming from them."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A deadline nobody meets is refused before anybody trains; one that somebody may meet is not."""
+"""A deadline that no client meets is refused before any client trains; one that some client may meet is not."""
 
 import numpy as np
 import pytest

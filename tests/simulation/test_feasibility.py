@@ -1,4 +1,4 @@
-"""The ladder of a scenario: what the clock charges, memory, and who is left out."""
+"""The ladder of a scenario: the clock's costs, memory, and infeasible clients."""
 
 import json
 from dataclasses import replace

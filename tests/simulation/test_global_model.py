@@ -1,4 +1,4 @@
-"""What is served of the global model: silent dormant channels, statistics re-estimated, other normalizations."""
+"""The served global model: silent dormant channels, re-estimated statistics, other normalizations."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What ends a run early, what is told of targets, and what a run has cost."""
+"""Rules that end a run early, the report of targets, and the costs of a run."""
 
 import doctest
 import json

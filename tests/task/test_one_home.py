@@ -1,4 +1,4 @@
-"""Losses and classes have one home: what a sample is scored by is the task's alone."""
+"""Only the task package computes losses; classes are used in a few named modules."""
 
 import ast
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The classification task against plain PyTorch, and what a task has to be."""
+"""The classification task compared with plain PyTorch, and the requirements of a task."""
 
 import doctest
 import pickle

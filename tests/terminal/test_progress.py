@@ -124,7 +124,7 @@ def test_the_line_of_a_tier_is_what_its_clients_come_to():
         scored = [clients["accuracy"][row] for row in rows if clients["accuracy"][row] == clients["accuracy"][row]]
         seconds = sorted(clients["total_s"][row] for row in counted)
         middle = (seconds[(len(seconds) - 1) // 2] + seconds[len(seconds) // 2]) / 2
-        assert (line.counted, line.asked) == (len(counted), len(rows))
+        assert (line.counted, line.selected) == (len(counted), len(rows))
         assert line.pruning_ratio == pytest.approx(
             sum(clients["pruning_ratio"][row] for row in counted) / len(counted)
         )
@@ -143,7 +143,7 @@ def test_of_many_tiers_those_with_most_clients_have_lines():
     few = replace(report(1, 0.5), clients=clients, tiers=tiers)
     assert tiers_in_line(few).count(";") == TIERS_IN_LINE
     assert tiers_in_line(few).endswith("; and 296 more")
-    fewest = min(line.asked for line in found)
+    fewest = min(line.selected for line in found)
     assert sum(np.unique(clients["tier"], return_counts=True)[1] > fewest) <= MOST_TIERS
 
 

@@ -1,4 +1,4 @@
-"""A run on a terminal: what it shows there, and what Ctrl-C does, in this process and on Ray."""
+"""A run on a terminal: its output, and the effect of Ctrl-C, in this process and on Ray."""
 
 import json
 import os
@@ -108,7 +108,7 @@ def test_ctrl_c_stops_after_the_round_then_at_once_and_the_run_goes_on_to_the_sa
     assert first.end() == 130, first.shown[-3000:]
     shown = plain(first.shown)
     stopped = int(re.search(r"stopping after round (\d+); Ctrl-C again stops at once", shown)[1])
-    assert f"raysim: stopped after round {stopped}; `raysim resume {folder}/out` goes on" in " ".join(shown.split())
+    assert f"raysim: stopped after round {stopped}; `raysim resume {folder}/out` continues" in " ".join(shown.split())
     assert re.search(rf"{SOMEBODY}: UserWarning: inputs look odd", shown)
     for part in ("accuracy 0.", "simulated ", "elapsed 0:", "tier", "counted", "median s"):
         assert part in shown
@@ -131,7 +131,7 @@ def test_ctrl_c_stops_after_the_round_then_at_once_and_the_run_goes_on_to_the_sa
 
     rest = piped(folder, ["resume", str(folder / "out"), "--json"])
     assert rest.returncode == 0, rest.stderr
-    assert f"going on after round {stopped} of {ROUNDS}" in rest.stderr
+    assert f"resuming after round {stopped} of {ROUNDS}" in rest.stderr
     assert json.loads(rest.stdout)["params_sha256"] == whole
     assert status_of(folder) == "FINISHED"
 

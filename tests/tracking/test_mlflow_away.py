@@ -1,4 +1,4 @@
-"""An MLflow server that is not there for a while: the run goes on, and afterwards nothing is missing or doubled."""
+"""An MLflow server that is unreachable for a while: the run continues, and no point is missing or logged twice."""
 
 import json
 import time
@@ -48,14 +48,14 @@ def test_rounds_of_an_outage_are_logged_when_mlflow_is_back(tmp_path: Path, caps
         settings = tiny_settings(*SHORT, f"tracking.uri={uri}")
         away = {
             3: server.stop,
-            5: lambda: until_said("rounds cannot be logged to MLflow for now, the run goes on: "),
+            5: lambda: until_said("rounds cannot be logged to MLflow for now; the run continues: "),
             7: server.start,
         }
         summary = played(tmp_path / "out", settings, Eventful(away))
         told.append(capsys.readouterr().err)
         assert_same_run(summary, whole)
         assert "".join(told).count("cannot be logged") == 1
-        assert "".join(told).count("MLflow is back") == 1
+        assert "".join(told).count("MLflow is reachable again") == 1
 
         monkeypatch.setattr(mlflow_observer, "PATIENCE_S", 2.0)
         with pytest.raises(TrackingLostError, match=r"`raysim resume .*lost` logs what is missing"):

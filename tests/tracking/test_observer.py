@@ -1,8 +1,11 @@
-"""Observers of a run: what they are called with, in which order, and what becomes of those that fail."""
+"""Observers of a run: their arguments, the order of their calls, and those that fail."""
 
+import asyncio
 import json
 import re
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +23,7 @@ from raysim.simulation.state import RoundReport
 from raysim.tracking import observer
 from tests.cli.test_main import arguments, left_with, termination_handler  # noqa: F401
 from tests.conftest import ROOT, tiny_settings
+from tests.stores import store_in
 
 HERE = "tests.tracking.test_observer"
 SHORT = (
@@ -143,9 +147,9 @@ class Leaving(RunObserver):
 
 
 FAILURES = {
-    "Failing": "failed before the first round, the run goes on without it: ZeroDivisionError: no beginning",
-    "FailingLater": "failed in round 1, the run goes on: ValueError: two lines:",
-    "Leaving": "failed at the end of the run, the run goes on: SystemExit: 7",
+    "Failing": "failed before the first round; the run continues without it: ZeroDivisionError: no beginning",
+    "FailingLater": "failed in round 1; the run continues: ValueError: two lines:",
+    "Leaving": "failed at the end of the run; the run continues: SystemExit: 7",
 }
 
 
@@ -230,7 +234,7 @@ def raising(error: BaseException):
     return at_end
 
 
-RUN = RunInfo(tiny_settings(), None, storage_path("nowhere"), {})  # type: ignore[arg-type]
+RUN = RunInfo(tiny_settings(), None, storage_path("nowhere"))  # type: ignore[arg-type]
 
 
 def test_observers_end_in_reverse_order_and_what_could_not_be_reported_is_collected() -> None:
@@ -289,6 +293,49 @@ def test_observers_that_hang_or_fail_leave_time_to_the_others_when_a_run_ends_ea
     observers.on_early_end(outcome_of(KeyboardInterrupt()), lambda: notes.append("folder"))
     assert time.monotonic() - started < 10
     assert notes == ["folder", "hanging killed", "failing killed", "first killed"]
+
+
+def test_an_interrupt_while_a_run_ends_early_still_ends_all_observers() -> None:
+    """As a second Ctrl-C while the report of a stopped run is written: MLflow, after it, has to learn of the end."""
+    notes: list[str] = []
+    patience = []
+
+    def interrupt(_: RunOutcome) -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        time.sleep(60)
+
+    observers = Observers(
+        [
+            Noting("mlflow", notes, lambda outcome: patience.append((outcome.state, outcome.is_hasty))),
+            Noting("report", notes, interrupt),
+        ]
+    )
+    observers.on_begin(RUN, 0)
+    notes.clear()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        observers.on_early_end(outcome_of(StoppedError("stopped after round 3")))
+    assert notes == ["report killed", "mlflow killed"]
+    assert patience == [("killed", True)]
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("error", [ValueError("odd"), SystemExit(3), asyncio.CancelledError("late")], ids=repr)
+def test_no_error_of_a_guarded_observer_ends_a_run(error: BaseException, capsys) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    guarded = observer.GuardedObserver("mine", Noting("mine", [], fail))
+    guarded.on_end(RunOutcome("finished", {}))
+    assert capsys.readouterr().err.startswith("mine failed at the end of the run; the run continues: ")
+
+
+@pytest.mark.slow
+def test_an_observer_sees_the_runs_id_in_mlflow(tmp_path: Path, monkeypatch) -> None:
+    ids: list[str] = []
+    monkeypatch.setattr(Recorder, "on_begin", lambda self, run, resumed_from: ids.append(run.metadata["run_id"]))
+    uri = f"tracking.uri={store_in(tmp_path)}"
+    assert ids == [ran(tmp_path / "out", f"tracking.also=[{HERE}:Recorder]", uri, "rounds=1")["run_id"]] != [""]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""`raysim.load`: what a run wrote is what is read, finished or not, from a folder, an object store or MLflow."""
+"""`raysim.load` reads the values that a run wrote, finished or not, from a folder, an object store or MLflow."""
 
 import gc
 import json
@@ -245,7 +245,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, finished: dict[str, Any], sto
         raysim.load(tmp_path / "nothing")
     with pytest.raises(SettingError, match=r"RUN='0{32}' cannot be read from tracking\.uri="):
         raysim.load("0" * 32, store)
-    with pytest.raises(SettingError, match=r"RUN='0{32}' is no folder, and tracking\.uri=.*is no file"):
+    with pytest.raises(SettingError, match=r"RUN='0{32}' is no folder, and tracking\.uri=.*names no existing"):
         raysim.load("0" * 32, f"sqlite:///{tmp_path}/none.db")
     foreign = MlflowClient(store).create_run("0").info.run_id
     with pytest.raises(SettingError, match=r"is not a run of raysim.*config\.yaml is not among its artifacts"):

@@ -125,7 +125,7 @@ def test_a_round_that_is_reported_again_is_written_once(tmp_path: Path) -> None:
     ran(tmp_path / "out")
     folder = storage_path(tmp_path / "out")
     observer = TensorBoardObserver()
-    observer.on_begin(RunInfo(tiny_settings(), None, folder, {}), 0)  # type: ignore[arg-type]
+    observer.on_begin(RunInfo(tiny_settings(), None, folder), 0)  # type: ignore[arg-type]
     for round in (1, 2, 3, 2, 3, 4, 5):
         observer.on_round(Reported(round))  # type: ignore[arg-type]
     observer.on_end(RunOutcome("finished", {}))
@@ -144,12 +144,12 @@ def test_rounds_are_visible_before_the_run_ends(tmp_path: Path, monkeypatch) -> 
     monkeypatch.setattr(tensorboard, "FLUSH_S", 0.0)
     ran(tmp_path / "out")
     observer = TensorBoardObserver()
-    observer.on_begin(RunInfo(tiny_settings(), None, storage_path(tmp_path / "out"), {}), 2)  # type: ignore[arg-type]
+    observer.on_begin(RunInfo(tiny_settings(), None, storage_path(tmp_path / "out")), 2)  # type: ignore[arg-type]
     assert last_round_in(tmp_path / "out" / "tensorboard") == 2
     observer.on_end(RunOutcome("finished", {}))
 
 
 def test_a_folder_in_an_object_store_is_refused() -> None:
-    run = RunInfo(tiny_settings(), None, storage_path("s3://bucket/run?region=eu-west-1"), {})  # type: ignore[arg-type]
+    run = RunInfo(tiny_settings(), None, storage_path("s3://bucket/run?region=eu-west-1"))  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="is not on this machine; TensorBoard's files have to be"):
         TensorBoardObserver().on_begin(run, 0)

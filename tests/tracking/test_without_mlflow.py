@@ -1,4 +1,4 @@
-"""A run with `tracking.uri: none`: nothing of MLflow is imported or made, and all commands take it by its folder."""
+"""A run with `tracking.uri: none`: MLflow is not imported, no store is made, and all commands use the folder."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Debian's Chromium, driven by Playwright: windows onto this machine alone, and what pages ask and complain of."""
+"""Debian's Chromium, driven by Playwright: windows onto this machine alone, with records of requests and errors."""
 
 import importlib.util
 import os

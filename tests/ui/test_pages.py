@@ -1,4 +1,4 @@
-"""What people look at, in a real browser: MLflow's pages on a run of 1,000 clients, and the run's report."""
+"""Pages in a real browser: MLflow's pages on a run of 1,000 clients, and the run's report."""
 
 import io
 import json

@@ -1,1 +1,1 @@
-"""Several methods over one split and several seeds, side by side."""
+"""Compare existing runs: rows, tables, fronts and curves."""

@@ -10,7 +10,7 @@ from raysim.analysis.tables.means import LAST
 from raysim.core.tensors import Columns
 
 Figures = dict[str, float]
-"""What one run reached and spent, by name."""
+"""Costs and results of one run, by name."""
 
 
 def figures_of(rounds: Columns) -> Figures:

@@ -32,7 +32,7 @@ class FinishedRun:
     Attributes:
         name: The folder or id of the run, as the user gave it.
         settings: The experiment.
-        summary: What it reached and spent.
+        summary: Costs and results of the run.
         clients: One row per client that was selected or whose work ended, in the order of rounds and ids.
         rounds: One row per round.
         solver: The solver of the budgets; None if they were not solved.

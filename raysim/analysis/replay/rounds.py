@@ -37,7 +37,7 @@ class ReplayedRound:
     Attributes:
         round: Counted from 1.
         round_s: Its simulated seconds.
-        totals: What the run has spent by then, and reached as far as that is known.
+        totals: Costs of the run by then, and its results as far as they are known.
         clients: Its table of clients; `row` is the index of each client's row in the recorded table.
         other_work: Whether other work counts than in the recorded round.
         answers: The number of clients that would answer and did not in the run.
@@ -175,7 +175,7 @@ class _Replay:
         return _State(totals, knows, state.selects_others, history, plan.in_flight), table
 
     def closed(self, state: _State, table: Columns, rows: Columns, round: int) -> tuple[_State, Columns]:
-        """Return the state and table of the last round, in which work that would go on ends unfinished."""
+        """Return the state and table of the last round, in which work in flight ends unfinished."""
         now_s = state.totals.simulated_s
         rest = Plan(tuple(unfinished(work, now_s) for work in state.in_flight), Absent.nobody(), (), 0.0, {})
         given_up = self._table(rest, rows, round, now_s, state.history)

@@ -30,7 +30,7 @@ class Replay:
         recorded: The run.
         rounds: Its rounds, timed again.
         changed: Which recorded rows' clients would have trained another submodel, `(rows,)`.
-        unknown: What the replay cannot know.
+        unknown: The facts that a replay cannot derive from the records.
     """
 
     recorded: FinishedRun

@@ -25,10 +25,10 @@ SUBMODEL_CAUSES = {
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """Something that a replay cannot know.
+    """A fact that a replay cannot derive from the records.
 
     Attributes:
-        reason: What it is, and why.
+        reason: A description of the unknown, with the cause.
         rounds: The number of rounds that it concerns; 0: not counted.
         client_rounds: The number of clients in rounds that it concerns; 0: not counted.
     """
@@ -82,7 +82,7 @@ def of_rounds(
     found += [Unknown("other work counts than in the run", other)] if other else []
     answers = [each.answers for each in rounds if each.answers]
     reason = (
-        "clients that did not answer in the run would: what they would have trained is not known, they are left out"
+        "clients that did not answer in the run would have answered: their work is not known, and they are left out"
     )
     found += [Unknown(reason, len(answers), sum(answers))] if answers else []
     selects = sum(each.selects_others for each in rounds)
@@ -135,7 +135,7 @@ def _end(recorded: FinishedRun, rounds: Sequence[ReplayedRound]) -> list[Unknown
     if settings.stop.accuracy is not None and not last.knows_accuracy:
         return [Unknown(f"in which round stop.accuracy={settings.stop.accuracy:g} would have ended the run")]
     if last.round < settings.rounds and not stop.are_met(last.totals):
-        reason = f"what comes after round {last.round}, with which the run ended"
+        reason = f"the rounds after round {last.round}, the last one of the run"
         return [Unknown(reason, settings.rounds - last.round)]
     return []
 

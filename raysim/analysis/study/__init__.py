@@ -1,1 +1,1 @@
-"""Several methods over one split and several seeds, side by side."""
+"""Run several methods over one split and several seeds."""

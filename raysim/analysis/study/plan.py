@@ -125,6 +125,7 @@ def plan(settings: ComparisonSettings) -> Comparison:
     base = loader.validated(shared, ExperimentSettings)
     _check_executor(base.executor)
     check_tracking(base.tracking, "comparison")
+    _check_observers(base.tracking)
     runs = []
     for entry in settings.methods:
         first = _settings_of(entry, settings, shared, base)
@@ -156,8 +157,13 @@ def check_tracking(tracking: TrackingSettings, where: str) -> None:
     """
     if tracking.client_runs:
         raise SettingError(f"tracking.client_runs=True has no effect in a {where}; allowed: false")
+
+
+def _check_observers(tracking: TrackingSettings) -> None:
     if tracking.also:
-        raise SettingError(f"tracking.also={tracking.also} has no effect in a {where}; allowed: []")
+        raise SettingError(
+            f"tracking.also={tracking.also} has no effect in a comparison, whose runs leave no folder; allowed: []"
+        )
 
 
 def _settings_of(

@@ -16,9 +16,9 @@ from raysim.analysis.tables.means import LAST, spread
 from raysim.simulation.state import summary_of
 
 Figures = dict[str, Any]
-"""What one run reached and spent, by name."""
+"""Costs and results of one run, by name."""
 Row = dict[str, Any]
-"""What a method reached and spent: for each figure the mean and sample standard deviation over seeds."""
+"""Costs and results of a method: for each figure the mean and sample standard deviation over seeds."""
 
 AVERAGED = (
     "accuracy_last10", "accuracy", "best_accuracy", "pruning_ratio_mean", "total_bytes", "bytes_percent_of_fedavg",
@@ -63,7 +63,7 @@ def rows_of(entries: Sequence[MethodEntry], runs: Sequence[Figures]) -> list[Row
 
     Args:
         entries: The entries of the file.
-        runs: What each run reached and spent, failed ones included.
+        runs: Costs and results of each run, failed ones included.
     """
     finished = sorted((run for run in runs if not run["failure"]), key=lambda run: int(run["seed"]))
     dense = {run["seed"]: run["simulated_s"] for run in finished if run["label"] == _reference(entries)}

@@ -19,7 +19,7 @@ class Entry:
         round: Its last round.
         value: Its value of the metric by which trials are compared.
         accuracy: Its test accuracy.
-        ended: `finished`, `stopped early` or `failed`; empty if it goes on.
+        ended: `finished`, `stopped early` or `failed`; empty if it has not ended.
         failure: Why it failed; empty if it did not.
     """
 

@@ -15,6 +15,7 @@ from raysim.config.experiment import ExperimentSettings
 from raysim.config.settings import Count, Settings
 from raysim.core.errors import SettingError
 from raysim.simulation.build import check_names
+from raysim.tracking import observer
 
 FILE = "sweep.yaml"
 """The file in the folder of a sweep with its settings."""
@@ -30,7 +31,7 @@ class HalvingSettings(Settings):
     grace_rounds: Count
     """Rounds that every trial runs, at least 1."""
     reduction_factor: Annotated[float, Field(gt=1)] = 3.0
-    """At grace_rounds, and whenever a trial has this many times as many rounds, it goes on only if it is among the
+    """At grace_rounds, and whenever a trial has this many times as many rounds, it continues only if it is among the
     best 1 / reduction_factor of the trials that got there; above 1."""
 
 
@@ -197,6 +198,7 @@ def _domain(name: str, given: dict[str, Any], settings: SweepSettings) -> Domain
 def _check_base(base: ExperimentSettings, settings: SweepSettings) -> None:
     executor = base.executor
     check_tracking(base.tracking, "sweep")
+    observer.check_names(base.tracking)
     if executor.kind == "ray" and not isinstance(executor.num_actors, int):
         raise SettingError(
             f"executor.num_actors={executor.num_actors!r} is not allowed in a sweep; allowed: a number of actors for "

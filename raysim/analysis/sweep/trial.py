@@ -3,20 +3,26 @@
 import itertools
 import json
 import statistics
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
 from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
-from raysim.core.errors import RunFailedError
+from raysim.core.errors import RunFailedError, StoppedError
 from raysim.core.storage.path import StoragePath
+from raysim.experiment.experiment import Experiment
+from raysim.experiment.finish import summarise
+from raysim.experiment.observers import Observers, outcome_of
 from raysim.experiment.start import environment, write_scenario
 from raysim.population import population
 from raysim.simulation import checkpoint, metrics, records
 from raysim.simulation.build import build_scenario, resolved
 from raysim.simulation.scenario import Runner
 from raysim.simulation.state import Storage
+from raysim.tracking import observer
+from raysim.tracking.observer import RunInfo
 
 SCORED = "accuracy/global"
 """A metric that scored rounds have, and no others."""
@@ -55,10 +61,7 @@ def results(
         RunFailedError: If a run fails, or one has ended without such a metric.
     """
     with ExitStack() as stack:
-        started = []
-        for settings, folder, runner in runs:
-            stack.enter_context(runner)
-            started.append(_TrialRun(settings, folder, runner))
+        started = [stack.enter_context(_TrialRun(*run)) for run in runs]
         for round in itertools.count(1):
             for run in started:
                 run.go_to(round)
@@ -82,13 +85,37 @@ def _check_known(runs: Sequence["_TrialRun"], metric: str) -> None:
 
 
 class _TrialRun:
-    """One run of a trial, a round at a time; rounds that were executed before are read from their records."""
+    """One run of a trial, a round at a time; rounds that were executed before are read from their records.
+
+    Its observers are those of `tracking.also`; the sweep's own process logs it to MLflow.
+    """
 
     def __init__(self, settings: ExperimentSettings, folder: StoragePath, runner: Runner) -> None:
-        scenario = build_scenario(settings)
-        settings = resolved(settings, scenario)
+        self._settings, self._folder, self._runner = settings, folder, runner
+        self._observers = Observers(observer.chosen(settings.tracking))
+        self._known, self._is_over = 0, False
+        self.values: dict[str, float] = {}
+        """The last value of each metric: rounds in which no client of a tier took part have none of that tier."""
+        self.rounds, self.round, self.scored_round = settings.rounds, 0, 0
+
+    def __enter__(self) -> "_TrialRun":
+        with ExitStack() as stack:
+            stack.enter_context(self._runner)
+            self._begin()
+            self._leave = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not self._is_over:
+            if error is None or isinstance(error, (GeneratorExit, SystemExit)):  # how Tune ends a trial
+                error = StoppedError("the trial was stopped early")
+            self._observers.on_early_end(outcome_of(error))
+        self._leave.close()
+
+    def _begin(self) -> None:
+        scenario = build_scenario(self._settings)
+        settings, folder = resolved(self._settings, scenario), self._folder
         folder.make()
-        self._folder, self._runner = folder, runner
         if not (folder / "config.yaml").is_file():
             write_scenario(scenario, folder)
             workload, is_diagnosed = scenario.workload, settings.diagnostics.every is not None
@@ -104,26 +131,31 @@ class _TrialRun:
             (folder / "config.yaml").write_text(loader.to_yaml(settings))
         start = checkpoint.resume_point(folder)
         storage = Storage(folder, settings.checkpoint.every, settings.checkpoint.keep)
-        self._reports = runner.run(scenario, storage, start)
-        self._known, self._is_over = start.round, False
-        self.values: dict[str, float] = {}
-        """The last value of each metric: rounds in which no client of a tier took part have none of that tier."""
-        self.rounds, self.round, self.scored_round = settings.rounds, 0, 0
+        self._experiment, self._started = Experiment(settings, folder, scenario, None, start), time.monotonic()
+        self._observers.on_begin(RunInfo(settings, scenario, folder), start.round)
+        self._reports = self._runner.run(scenario, storage, start)
+        self._known = start.round
 
     def go_to(self, round: int) -> None:
         """Execute a round, or read its record; after the last one, write the final model."""
         if self._is_over:
             return
-        if round > self._known and next(self._reports, None) is None:
-            self._is_over = True
-            self._keep()
-            return
+        if round > self._known:
+            report = next(self._reports, None)
+            if report is None:
+                self._is_over = True
+                self._finish()
+                return
+            self._observers.on_round(report)
         metrics = records.logged(self._folder / "rounds", round).metrics
         self.values |= metrics
         self.round = round
         if SCORED in metrics:
             self.scored_round = round
 
-    def _keep(self) -> None:
-        """Write the final model."""
-        checkpoint.save_params(self._runner.final_state().served_params, self._folder / "model.safetensors")
+    def _finish(self) -> None:
+        """Write the final model, and let the observers end."""
+        final = self._runner.final_state()
+        checkpoint.save_params(final.served_params, self._folder / "model.safetensors")
+        wall_s = self._experiment.start.wall_s + time.monotonic() - self._started
+        self._observers.on_finish(summarise(self._experiment, final, wall_s))

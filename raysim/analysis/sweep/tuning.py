@@ -106,7 +106,7 @@ def run(sweep: Sweep, folder: Path, before: Sequence[Entry], left: Sequence[int]
 
 def _stop() -> None:
     """Let Tune end in order, which it does at SIGUSR1; before it handles that signal, end at once."""
-    warning("stopping: what the trials have done is kept; Ctrl-C again stops at once")
+    warning("stopping: all results so far are kept; Ctrl-C again stops at once")
     is_handled = callable(signal.getsignal(signal.SIGUSR1))
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1 if is_handled else signal.SIGINT)
 

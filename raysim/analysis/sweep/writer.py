@@ -15,10 +15,10 @@ from raysim.core.errors import SettingError, TrackingLostError
 from raysim.core.log import warning
 from raysim.core.storage import atomic
 from raysim.core.storage.local import storage_path
-from raysim.experiment.observers import HASTY_S
 from raysim.experiment.start import environment
 from raysim.tracking.mlflow_writer import MlflowWriter, resolve_uri
-from raysim.tracking.run_folder import held, make_folder
+from raysim.tracking.observer import HASTY_S
+from raysim.tracking.run_folder import locked, make_folder
 
 TRIALS = "trials.json"
 """The file in the sweep's folder with the values of each trial."""
@@ -96,7 +96,7 @@ class SweepWriter:
             self._is_lost = False
         except (TrackingLostError, SettingError) as error:  # SettingError: the store cannot be opened
             if not self._is_lost:
-                warning(f"trials cannot be logged to MLflow for now, the sweep goes on: {error}")
+                warning(f"trials cannot be logged to MLflow for now; the sweep continues: {error}")
             self._is_lost = True
 
     def end(self, status: str, tables: Mapping[str, Path]) -> None:
@@ -149,7 +149,7 @@ def opened(sweep: Sweep, folder: Path, resumes: bool) -> Iterator[SweepWriter]:
     if not resumes:
         resolve_uri(sweep.base.tracking.uri)  # a wrong one is refused before a folder is made
     make_folder(folder)
-    with held(storage_path(folder)):
+    with locked(storage_path(folder)):
         yield _resumed(sweep, folder) if resumes else _new(sweep, folder)
 
 
@@ -164,7 +164,7 @@ def _resumed(sweep: Sweep, folder: Path) -> SweepWriter:
     changed = [name for name in now if name not in FREE and now[name] != before.get(name)]
     if changed:
         raise SettingError(
-            f"--resume={str(folder)!r} cannot go on with other settings: {', '.join(changed)} is not as it was; "
+            f"--resume={str(folder)!r} cannot be resumed with other settings: {', '.join(changed)} has changed; "
             f"allowed to change: {', '.join(FREE)}"
         )
     path = folder / IN_MLFLOW

@@ -1,4 +1,4 @@
-"""Default folder of runs; a Ray job's working folder is deleted with the job, so that it is elsewhere."""
+"""Choose the default folder of runs; in a Ray job it is outside the working folder, which is deleted with the job."""
 
 import os
 from pathlib import Path

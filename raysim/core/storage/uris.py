@@ -1,7 +1,7 @@
 """Refuse and hide secrets in URIs, which are written to files, to MLflow and into messages.
 
-Not by SQLAlchemy, which MLflow brings: its `make_url` ends a password at the first `@` and shows what follows, and
-databases are only one kind of the URIs here.
+SQLAlchemy's `make_url` is not used: it ends a password at the first `@` and shows the rest, and databases are only
+one kind of the URIs here.
 """
 
 import re

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raysim.client.assignments import Assignments
-from raysim.executors.ray.failure_policy import Attempt, Kind, Work
+from raysim.executors.ray.failure_policy import Activity, Attempt, Kind
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -13,7 +13,7 @@ class Call:
 
     Attributes:
         index: Which result it belongs to.
-        method: What it does.
+        method: The method that is called.
         argument: Its first argument: assignments, or rows.
         others: Its other arguments.
         losses: Number of times it was lost, or a larger call it was part of.
@@ -21,7 +21,7 @@ class Call:
     """
 
     index: int
-    method: Work
+    method: Activity
     argument: Any
     others: tuple[Any, ...]
     losses: int = 0
@@ -42,7 +42,7 @@ class Call:
         return float(self.argument.costs.sum()) if isinstance(self.argument, Assignments) else 0.0
 
     def attempt(self, timeout_s: float | None) -> Attempt:
-        """Return what the failure policy has to know of it."""
+        """Return the facts that the failure policy decides on."""
         return Attempt(self.method, tuple(self.clients), self.losses, self.timeouts, timeout_s or 0.0)
 
     def after(self, kind: Kind) -> "Call":

@@ -24,7 +24,7 @@ def connect(num_cpus: int | None, address: str | None, dashboard_host: str | Non
         dashboard_host: Host name on which a local Ray's dashboard listens; None: no dashboard.
 
     Returns:
-        What Ray reports about the session, such as `session_dir` and `webui_url`.
+        The facts that Ray reports about the session, such as `session_dir` and `webui_url`.
 
     Raises:
         SettingError: If there is no cluster at the address, or if it has a dashboard already.
@@ -39,8 +39,8 @@ def _start(num_cpus: int | None, address: str | None, dashboard_host: str | None
     if address and address != "local":
         if dashboard_host:
             raise SettingError(
-                f"executor.dashboard_host={dashboard_host!r} has no effect on the cluster at {address!r}, which "
-                "has a dashboard or not; allowed: null"
+                f"executor.dashboard_host={dashboard_host!r} has no effect on the running cluster at {address!r}, "
+                "whose dashboard is set when it is started; allowed: null"
             )
         return _join(address)
     dashboard: dict[str, Any] = {"include_dashboard": bool(dashboard_host)}

@@ -11,6 +11,7 @@ from raysim.core.log import relay
 from raysim.executors.ray.calls import Call
 from raysim.executors.ray.failure_policy import (
     POLICY,
+    Activity,
     Attempt,
     Failure,
     FailurePolicy,
@@ -18,7 +19,6 @@ from raysim.executors.ray.failure_policy import (
     Raise,
     Retry,
     Split,
-    Work,
     decide,
 )
 from raysim.executors.ray.failures import failure_of
@@ -93,7 +93,8 @@ class Dispatch:
         if calls:
             calls[:1] = self._repeats(calls[0], failure)
         else:
-            self._decide(failure, Attempt(Work.START, losses=self._lost_at_start, num_actors=len(self._pool.actors)))
+            num_actors = len(self._pool.actors)
+            self._decide(failure, Attempt(Activity.START, losses=self._lost_at_start, num_actors=num_actors))
             self._lost_at_start += 1
         self._pool.replace(actor)
         self._lost_at = time.monotonic()
@@ -120,7 +121,7 @@ class Dispatch:
                 self._recover(actor, Failure(Kind.TIMED_OUT, self._round))
         deadline = self._start_deadline()
         if deadline is not None and now > deadline:
-            self._decide(Failure(Kind.NOT_STARTED, self._round), Attempt(Work.START))
+            self._decide(Failure(Kind.NOT_STARTED, self._round), Attempt(Activity.START))
 
     def _deadline(self, actor: PooledActor) -> float | None:
         """Return when an actor has to have finished its call; None: at any time."""

@@ -71,10 +71,10 @@ class DriverActor:
 
     def stop(self) -> int:
         """Let the round in progress be the last, and return its number."""
-        return self._last.ask()
+        return self._last.request()
 
     def final_state(self) -> tuple[FinalState, Arrays, Arrays]:
-        """Return what the run leaves, without its parameters; those as arrays, and the served ones that differ."""
+        """Return the final state of the run without parameters, its parameters, and the served ones that differ."""
         if self._scenario is None or self._state is None:
             raise RuntimeError("no round has been run")
         final = final_state(self._scenario, self._state)

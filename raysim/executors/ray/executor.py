@@ -14,7 +14,7 @@ from raysim.executors.in_process import pieces, total_score
 from raysim.executors.ray.calls import Call
 from raysim.executors.ray.client_actor import Arrays
 from raysim.executors.ray.dispatch import Dispatch
-from raysim.executors.ray.failure_policy import Work
+from raysim.executors.ray.failure_policy import Activity
 from raysim.executors.ray.failures import run_error_of
 from raysim.executors.ray.pool import ActorPool
 from raysim.executors.ray.pool_config import PoolConfig
@@ -57,7 +57,7 @@ class RayExecutor:
             self._round = broadcast.round
             sent = self._shared(broadcast.params), _sendable(as_arrays(broadcast.extra), self._round)
             others = (*sent, broadcast.round, broadcast.rules)
-            calls += [Call(index, Work.TRAIN, chunk, others) for chunk in self._chunks(assignments)]
+            calls += [Call(index, Activity.TRAIN, chunk, others) for chunk in self._chunks(assignments)]
         calls.sort(key=lambda call: -call.cost)
         sums = [Accumulator() for _ in groups]
         for index, updates in self._results(calls):
@@ -67,13 +67,13 @@ class RayExecutor:
     def score(self, params: Params, rows: NDArray[np.int64]) -> ScoreSums:
         """Return the sums of the global model's scores on test rows."""
         shared = self._shared(params)
-        calls = [Call(index, Work.SCORE, piece, (shared,)) for index, piece in enumerate(pieces(rows))]
+        calls = [Call(index, Activity.SCORE, piece, (shared,)) for index, piece in enumerate(pieces(rows))]
         counts = dict(self._results(calls))
         return total_score([counts[index] for index in range(len(calls))])
 
     def estimate_statistics(self, params: Params, rows: NDArray[np.int64]) -> Params:
         """Re-estimate the global model's running statistics on training rows, in one actor."""
-        call = Call(0, Work.ESTIMATE, rows, (self._shared(params),))
+        call = Call(0, Activity.ESTIMATE, rows, (self._shared(params),))
         buffers: Arrays = dict(self._results([call]))[0]
         return {key: buffer.clone() for key, buffer in as_tensors(buffers).items()}
 

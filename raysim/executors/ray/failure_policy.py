@@ -15,7 +15,7 @@ MOST_NAMED = 8
 
 
 class Kind(StrEnum):
-    """What went wrong."""
+    """The kind of failure."""
 
     PROCESS_ENDED = "process ended"
     OUT_OF_MEMORY = "out of memory"
@@ -43,8 +43,8 @@ STORE_IS_FULL = (
 )
 
 
-class Work(StrEnum):
-    """What an actor was doing; the first three are methods of a client actor."""
+class Activity(StrEnum):
+    """The work of an actor; the first three are methods of a client actor."""
 
     TRAIN = "train"
     SCORE = "score"
@@ -58,7 +58,7 @@ class Failure:
     """A failure, as Ray or the run's own code reports it.
 
     Attributes:
-        kind: What went wrong.
+        kind: The kind of failure.
         round: The round it ends if nothing is repeated, counted from 1; 0: none.
         client: The client whose code raised an error; -1: not known, or no single one.
         cause: The error, in one sentence.
@@ -77,7 +77,7 @@ class Attempt:
     """The work that failed, and how often it had failed before.
 
     Attributes:
-        work: What the actor was doing.
+        work: The work of the actor.
         clients: Ids of the clients it trained.
         losses: Number of earlier losses: of this call or a larger one it was part of; of any client actor before its
             first call; of the driver actor.
@@ -87,7 +87,7 @@ class Attempt:
         num_rounds: Number of rounds of the run.
     """
 
-    work: Work
+    work: Activity
     clients: tuple[int, ...] = ()
     losses: int = 0
     timeouts: int = 0
@@ -162,9 +162,9 @@ def decide(failure: Failure, attempt: Attempt, policy: FailurePolicy = POLICY) -
         return Raise(failure.round, -1, cause)
     if failure.kind not in REASONS:
         return fatal(failure)
-    if attempt.work is Work.START:
+    if attempt.work is Activity.START:
         return _after_loss_before_first_call(failure, attempt, policy)
-    if attempt.work is Work.ROUNDS:
+    if attempt.work is Activity.ROUNDS:
         return _after_loss_of_driver(failure, attempt, policy)
     return _after_loss_of_call(failure, attempt, policy)
 
@@ -191,7 +191,7 @@ def _after_loss_of_call(failure: Failure, attempt: Attempt, policy: FailurePolic
     losses, reason = attempt.losses + 1, REASONS[failure.kind]
     if losses > policy.max_losses:
         doing = f"while it trained {named(attempt.clients)} alone" if attempt.clients else f"in {attempt.work}"
-        cause = f"its client actor was lost {losses} times, at last {doing}: {reason}"
+        cause = f"its client actor was lost {losses} times, the last time {doing}: {reason}"
         return Raise(failure.round, _single(attempt.clients), cause, failure.details)
     incident = f"a client actor was lost ({reason}); {_repeated(attempt)} ({losses} of {policy.max_losses})"
     if losses > policy.max_losses_together and len(attempt.clients) > 1:
@@ -212,14 +212,14 @@ def _after_loss_of_driver(failure: Failure, attempt: Attempt, policy: FailurePol
     if losses > policy.max_losses:
         return Raise(failure.round, -1, f"the driver actor was lost {losses} times: {reason}")
     progress = f"round {failure.round - 1} of {attempt.num_rounds}"
-    return Retry(f"the driver actor was lost: going on after {progress} ({reason})")
+    return Retry(f"the driver actor was lost: resuming after {progress} ({reason})")
 
 
 def _repeated(attempt: Attempt) -> str:
     """Return what a repeat does, as the end of a sentence."""
-    if attempt.work is Work.SCORE:
+    if attempt.work is Activity.SCORE:
         return "test rows are scored again"
-    if attempt.work is Work.ESTIMATE:
+    if attempt.work is Activity.ESTIMATE:
         return "running statistics are estimated again"
     return f"{named(attempt.clients)} {'is' if len(attempt.clients) == 1 else 'are'} trained again"
 

@@ -7,6 +7,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ OVERRIDING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 UNREACHABLE_S = 60.0
 """Seconds for which a job server may be unreachable while a job is followed."""
 UNREACHABLE = (RuntimeError, OSError, aiohttp.ClientError)
+"""Errors that Ray's job client raises if the job server is unreachable."""
 POLL_S = 1.0
 NAMING_FILES = ("path", "root", "weights", "fedscale", "availability")
 """Last names of settings whose values may be files."""
@@ -66,25 +68,21 @@ class Job:
         """Write what the job prints until it ends; a lost connection is resumed where it broke off.
 
         Raises:
-            RunFailedError: If the job server is unreachable for a minute; the job may go on.
+            RunFailedError: If the job server is unreachable for a minute; the job may still be running.
         """
         while True:
+            with suppress(*UNREACHABLE):  # the connection may break after hours; whether the server answers decides
+                asyncio.run(self._tail(write))
             try:
-                details = retry(lambda: self._follow_once(write), UNREACHABLE, UNREACHABLE_S)
+                details = retry(lambda: self._client.get_job_info(self.id), UNREACHABLE, UNREACHABLE_S)
+                if details.status.is_terminal():
+                    log = retry(lambda: self._client.get_job_logs(self.id), UNREACHABLE, UNREACHABLE_S)
+                    write(log[self._shown :])
+                    return details
             except UNREACHABLE as error:
                 cause = f"job {self.id}: {self.address} has not answered for {UNREACHABLE_S:.0f} s ({error})"
-                raise RunFailedError(0, -1, f"{cause}; the job may go on: {self.commands()}") from None
-            if details.status.is_terminal():
-                return details
+                raise RunFailedError(0, -1, f"{cause}; the job may still be running: {self.commands()}") from None
             time.sleep(POLL_S)
-
-    def _follow_once(self, write: Callable[[str], Any]) -> JobDetails:
-        """Write what the job prints until the connection ends, and return how the job is."""
-        asyncio.run(self._tail(write))
-        details = self._client.get_job_info(self.id)
-        if details.status.is_terminal():
-            write(self._client.get_job_logs(self.id)[self._shown :])
-        return details
 
     async def _tail(self, write: Callable[[str], Any]) -> None:
         """Write the rest of the log until the connection ends; Ray sends it from its start."""
@@ -169,7 +167,8 @@ def connect(address: str) -> JobSubmissionClient:
     try:
         return JobSubmissionClient(address)
     except AuthenticationError as error:
-        raise SettingError(f"--address={address!r} refuses: {reason_of(error)}; {tokens.WHERE_RAY_LOOKS}") from None
+        reason = f"{reason_of(error)}; {tokens.WHERE_RAY_LOOKS}"
+        raise SettingError(f"--address={address!r} refuses the connection: {reason}") from None
     except Exception as error:  # no server, another server, another version
         raise SettingError(f"--address={address!r} cannot be reached: {reason_of(error)}") from None
     finally:

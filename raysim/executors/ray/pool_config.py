@@ -10,6 +10,7 @@ from raysim.core.errors import SettingError
 from raysim.core.log import relay
 from raysim.executors.ray.client_actor import ClientActor
 from raysim.executors.ray.cluster import num_at_once
+from raysim.executors.ray.failures import run_error_of
 from raysim.executors.ray.readiness import wait_and_report
 from raysim.simulation.scenario import Scenario
 
@@ -95,19 +96,32 @@ def pool_config_on_gpus(
     Raises:
         SettingError: If more are wanted than fit.
     """
-    measuring = replace(config, num_gpus=1.0).start()
-    up = measuring.process_info.remote()
-    wait_and_report([up], lambda _: "a client actor of 1 GPU, which measures how many share one", resource="GPU")
-    share, remarks = ray.get(measuring.gpu_share.remote([scenario]))
-    relay(remarks)
-    ray.kill(measuring)
+    share = _measured_share(config, scenario)
     fits = min(floor(1 / share) * check_gpus(), num_at_once(None))
     if wanted is not None and wanted > fits:
         raise SettingError(
-            f"executor.num_actors={wanted} is more than fit: the largest client needs {share:.0%} of a GPU; "
-            f"allowed: 1 to {fits}"
+            f"executor.num_actors={wanted} is more than the GPUs have room for: the largest client needs "
+            f"{share:.0%} of a GPU; allowed: 1 to {fits}"
         )
     return replace(config, num_actors=wanted or fits, num_gpus=share, device="cuda"), wanted or fits
+
+
+def _measured_share(config: PoolConfig, scenario: "ray.ObjectRef[Scenario]") -> float:
+    """Return the share of a GPU that the largest client needs, measured by an actor that has one to itself."""
+    measuring = replace(config, num_gpus=1.0).start()
+    try:
+        up = measuring.process_info.remote()
+        wait_and_report([up], lambda _: "a client actor of 1 GPU, which measures how many share one", resource="GPU")
+        share, lines = ray.get(measuring.gpu_share.remote([scenario]))
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, SettingError):
+            raise SettingError(str(cause)) from None
+        raise run_error_of(error, 0) from None
+    finally:
+        ray.kill(measuring)
+    relay(lines)
+    return float(share)
 
 
 def actors_per_cpu(num_clients: int) -> tuple[int, int]:

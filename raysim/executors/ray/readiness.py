@@ -76,7 +76,7 @@ def wait_and_report(
         awaited: References to the answers.
         what: Names what is missing, given the number of missing answers.
         enough: Number of answers to wait for; None: all.
-        resource: What the cluster may be short of.
+        resource: The resource that the cluster may lack.
 
     Returns:
         The references that have no answer yet.
@@ -104,6 +104,6 @@ def check_versions(processes: Sequence[ProcessInfo], started: ProcessInfo) -> No
         if others:
             found = ", ".join(f"{name} {other} on {host}" for other, host in others)
             raise SettingError(
-                f"the cluster is one of mixed versions: {found}, {name} {own} on {started.host}, where the run was "
-                "started; allowed: the same versions of raysim and torch on all machines"
+                f"the cluster's machines have different versions: {found}, {name} {own} on {started.host}, where the "
+                "run was started; allowed: the same versions of raysim and torch on all machines"
             )

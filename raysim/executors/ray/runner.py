@@ -18,8 +18,8 @@ from raysim.executors.ray import pool_config
 from raysim.executors.ray.cluster import connect, pickle_users_modules
 from raysim.executors.ray.driver_actor import DriverActor
 from raysim.executors.ray.executor import RayExecutor
-from raysim.executors.ray.failure_policy import REASONS, Attempt, Failure, Kind, Raise, Work, decide
-from raysim.executors.ray.failures import loss_of, run_error_of
+from raysim.executors.ray.failure_policy import REASONS, Activity, Attempt, Failure, Raise, decide
+from raysim.executors.ray.failures import failure_of, loss_of, run_error_of
 from raysim.executors.ray.pool import start_actors
 from raysim.executors.ray.pool_config import PoolConfig
 from raysim.executors.ray.readiness import process_info, wait_for
@@ -161,7 +161,7 @@ class RayRunner:
             except ray.exceptions.RayTaskError as error:
                 raise run_error_of(error, 0) from None
             except ray.exceptions.RayError as error:
-                start = self._replace_driver(scenario, storage, start, loss_of(error), losses)
+                start = self._replace_driver(scenario, storage, start, failure_of(error, 0), losses)
 
     def stop(self) -> int:
         """Let the round in progress be the last, and return its number."""
@@ -169,18 +169,18 @@ class RayRunner:
         return int(ray.get(self._driver.stop.remote()))
 
     def _replace_driver(
-        self, scenario: Scenario, storage: Storage, start: Start, loss: Kind, earlier_losses: int
+        self, scenario: Scenario, storage: Storage, start: Start, failure: Failure, earlier_losses: int
     ) -> Start:
         """Start another driver actor, unless the failure policy ends the run, and return where it resumes."""
         ray.kill(self._driver)  # it may live on where the network alone was lost, and would write the same files
         try:
             newest = checkpoint.resume_point(storage_path(storage.folder))
         except OSError as unread:
-            lost = f"the driver actor was lost ({REASONS[loss]})"
+            lost = f"the driver actor was lost ({REASONS.get(failure.kind, failure.cause)})"
             cause = f"{lost}, and the newest checkpoint cannot be read: {reason_of(unread)}"
             raise RunFailedError(0, -1, cause) from unread
-        attempt = Attempt(Work.ROUNDS, losses=earlier_losses, num_rounds=scenario.rounds)
-        decision = decide(Failure(loss, newest.round + 1), attempt)
+        attempt = Attempt(Activity.ROUNDS, losses=earlier_losses, num_rounds=scenario.rounds)
+        decision = decide(replace(failure, round=newest.round + 1), attempt)
         if isinstance(decision, Raise):
             raise decision.error
         warning(decision.incident)
@@ -198,7 +198,7 @@ class RayRunner:
         return list(self._actors)
 
     def final_state(self) -> FinalState:
-        """Return what the run leaves after its last round.
+        """Return the final state of the run.
 
         Raises:
             RunFailedError: If the driver actor is lost.
@@ -206,6 +206,8 @@ class RayRunner:
         final: FinalState
         try:
             final, arrays, changed = ray.get(self._driver.final_state.remote())
+        except ray.exceptions.RayTaskError as error:
+            raise run_error_of(error, 0) from None
         except ray.exceptions.RayError as error:
             raise RunFailedError(0, -1, f"the driver actor was lost after the last round: {error}") from None
         params = as_tensors(arrays)
@@ -219,6 +221,9 @@ def _load_everywhere(actors: Sequence[Any], reference: "ray.ObjectRef[Scenario]"
         if isinstance(error.cause, SettingError):
             raise SettingError(str(error.cause)) from None
         raise run_error_of(error, 0) from None
+    except ray.exceptions.RayError as error:
+        cause = f"a client actor was lost while it loaded the data ({REASONS[loss_of(error)]})"
+        raise RunFailedError(0, -1, cause) from None
     lines = LineCollector()
     for remark in (remark for _, remarks in answers for remark in remarks):
         lines.add(remark)

@@ -31,7 +31,7 @@ def send_token_if_demanded(address: str) -> None:
     if os.environ.get("RAY_AUTH_MODE") is not None or not is_demanded(address):
         return
     if not _is_there():
-        raise SettingError(f"executor.address={address!r} demands a token: {WHERE_RAY_LOOKS}")
+        raise SettingError(f"executor.address={address!r} requires a token: {WHERE_RAY_LOOKS}")
     send_token()
 
 

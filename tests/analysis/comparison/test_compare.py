@@ -1,4 +1,4 @@
-"""`raysim compare`: rows are runs that differ in their seed alone, and say what the runs' own records say."""
+"""`raysim compare`: a row is the mean of runs that differ only in their seed, as the runs' own records give it."""
 
 import csv
 import functools
@@ -437,7 +437,7 @@ def test_what_cannot_be_compared_is_one_clear_message(made, tmp_path, capsys, mo
     assert left_with("compare", "lostt", "--tracking-uri", f"sqlite:///{tmp_path}/none.db") == signals.BAD_INPUT
     said = capsys.readouterr().err
     assert "RUN='lostt' is no folder, and tracking.uri=" in said
-    assert f"where runs are kept, is no file; nearest folder: {str(lost)!r}" in said
+    assert f"names no existing SQLite file; nearest folder: {str(lost)!r}" in said
     assert left_with("compare", str(made.alone), "--output", "/proc/1") == signals.BAD_INPUT
     assert "--output='/proc/1' cannot be written: " in capsys.readouterr().err
     assert left_with("compare", "f" * 32, "--tracking-uri", "http://127.0.0.1:9") == signals.BAD_INPUT

@@ -1,4 +1,4 @@
-"""A run timed anew from its records: on its own devices equal to the bit, on others as far as records tell."""
+"""A run timed anew from its records: on its own devices equal to the bit, on others as far as records determine."""
 
 import dataclasses
 import json
@@ -465,7 +465,7 @@ def test_what_was_prepared_is_kept_and_said(ran):
 def test_a_run_that_would_have_gone_on_says_so(ran):
     replay = replayed(ran("stop.simulated_s=3", rounds=8, tiers=FAILING), faster(FAILING, 4.0))
     last = replay.rounds[-1].round
-    assert replay.unknown[-1].reason == f"what comes after round {last}, with which the run ended"
+    assert replay.unknown[-1].reason == f"the rounds after round {last}, the last one of the run"
     assert replay.unknown[-1].rounds == 8 - last
 
 

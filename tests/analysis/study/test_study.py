@@ -1,4 +1,4 @@
-"""A comparison's table says what single runs say; one split, one parent run, and failures that stay alone."""
+"""A comparison's table has the figures of single runs; one split, one parent run, and failures stop no other run."""
 
 import csv
 import importlib.util
@@ -224,7 +224,7 @@ def test_a_run_that_fails_leaves_the_others_and_exit_code_1(tmp_path, capsys):
         ),
         (
             {}, ["--set", "tracking.also=[tensorboard]"],
-            "tracking.also=['tensorboard'] has no effect in a comparison; allowed: []",
+            "tracking.also=['tensorboard'] has no effect in a comparison, whose runs leave no folder; allowed: []",
         ),
         ({}, ["--set", "tracking.uri=none"], "tracking.uri='none' is not allowed; allowed: sqlite:///FILE"),
         ({"methods": []}, [], "methods=[] is not allowed"),

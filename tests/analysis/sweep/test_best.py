@@ -1,4 +1,4 @@
-"""The best trial is completed like a single run, and says how its sweep is resumed, not how a single run is."""
+"""The best trial is completed like a single run, and its messages explain how to resume the sweep."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Sweeps: what is drawn, who is given up, what is left; and one that was interrupted goes on to the same figures."""
+"""Sweeps: drawn settings, trials that are stopped early, files; an interrupted sweep resumes to the same figures."""
 
 import json
 import math
@@ -164,7 +164,7 @@ def settings_with(**changes) -> plan.SweepSettings:
         ({"mode": "best"}, "mode='best' is not allowed"),
         ({"set": SWEEP["set"] | {"executor.kind": "ray"}}, "executor.num_actors=None is not allowed in a sweep"),
         ({"set": SWEEP["set"] | {"tracking.client_runs": True}}, "client_runs=True has no effect in a sweep"),
-        ({"set": SWEEP["set"] | {"tracking.also": ["tensorboard"]}}, "has no effect in a sweep; allowed: "),
+        ({"set": SWEEP["set"] | {"tracking.also": ["tensorbord"]}}, "tracking.also='tensorbord' is unknown"),
         ({"metrc": "x"}, "metrc='x' is not a setting; did you mean metric"),
         (
             {"set": SWEEP["set"] | {"executor.kind": "ray", "executor.num_actors": 1, "executor.device": "cuda"}},
@@ -186,7 +186,7 @@ def test_bad_input_is_refused_before_anything_starts(changes, message):
         ({}, ("--output",), "--output={!r} holds a sweep already; give a folder without one, or --resume"),
         (
             {"search": {"training.learning_rate": {"grid": [0.3]}}}, ("--resume",),
-            "--resume={!r} cannot go on with other settings: search is not as it was; allowed to change: concurrent, "
+            "--resume={!r} cannot be resumed with other settings: search has changed; allowed to change: concurrent, "
             "address",
         ),
         ({"metric": "acuracy/global"}, (), "metric='acuracy/global' is not one that trial 0 will have; nearest: ac"),
@@ -424,7 +424,7 @@ def test_mlflow_has_a_parent_with_the_tables_and_a_child_for_each_run(whole, tmp
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_that_is_interrupted_and_killed_goes_on_to_the_same_figures(whole, tmp_path):
     config, out = configured(tmp_path), tmp_path / "out"
     process = started(config, "--output", str(out))
@@ -433,9 +433,9 @@ def test_a_sweep_that_is_interrupted_and_killed_goes_on_to_the_same_figures(whol
     _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert "stopping: what the trials have done is kept; Ctrl-C again stops at once" in err
+    assert "stopping: all results so far are kept; Ctrl-C again stops at once" in err
     goes_on = f"python {ROOT}/jobs/sweep.py {config} --resume {out}"
-    assert err.endswith(f"raysim: interrupted; what the trials have done is kept, `{goes_on}` goes on\n")
+    assert err.endswith(f"raysim: interrupted; all results so far are kept, `{goes_on}` continues\n")
     before = len(lines_of(out))
     assert before < len(lines_of(whole / "out"))
     process = started(config, "--resume", str(out))
@@ -478,7 +478,7 @@ def check_interrupted_at_the_end(config: Path, out: Path, content: dict, client:
     os.kill(process.pid, signal.SIGTERM)
     printed, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, printed) == (143, ""), err
-    assert err.splitlines()[-1].endswith(f"jobs/sweep.py {config} --resume {out}` goes on")
+    assert err.splitlines()[-1].endswith(f"jobs/sweep.py {config} --resume {out}` continues")
     assert client.get_run(content["run_id"]).info.status == "KILLED"
     code, _, err = done(config, "--resume", str(out))
     assert code == 0, err
@@ -501,7 +501,7 @@ def machines() -> Iterator["Cluster"]:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_trials_in_their_own_process_spread_over_machines(whole, machines, tmp_path):
     search = {"training.learning_rate": {"grid": [0.2, 0.1]}}
     of_others = Path(machines.head_node.get_session_dir_path()) / "artifacts" / "others"
@@ -520,7 +520,7 @@ def test_trials_in_their_own_process_spread_over_machines(whole, machines, tmp_p
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trial_that_fails_is_told_the_others_go_on_and_actors_on_two_machines_give_the_same(
     whole, machines, tmp_path
 ):

@@ -1,4 +1,4 @@
-"""Files by path and by URI; a whole run in a store that speaks S3, and what a job of Ray's may write where."""
+"""Files by path and by URI; a whole run in an S3 store; the folders to which a Ray job may write."""
 
 import doctest
 import os

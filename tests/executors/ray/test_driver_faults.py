@@ -1,4 +1,4 @@
-"""What happens to a run when the process or the actor that drives it dies, is told to stop, or cannot write."""
+"""Runs whose driver process or driver actor dies, receives SIGTERM, or cannot write its files."""
 
 import json
 import os
@@ -87,7 +87,7 @@ def test_a_run_that_is_terminated_then_killed_goes_on_to_the_same_bits(whole, tm
 
     process = raysim("resume", str(folder), "--set", "executor.num_actors=1")
     said = until(process, "round ")
-    assert "going on after round" in said
+    assert "resuming after round" in said
     process.kill()
     ended(process, -signal.SIGKILL)
 
@@ -124,7 +124,7 @@ def test_a_driver_actor_that_is_killed_is_replaced(whole, local_ray: None, tmp_p
     assert digest == whole["params_sha256"]
     assert rounds[-1] == 12
     assert set(rounds) == set(range(1, 13))
-    assert "the driver actor was lost: going on after round" in capsys.readouterr().err
+    assert "the driver actor was lost: resuming after round" in capsys.readouterr().err
     assert checkpoint.newest(tmp_path / "checkpoints", print).round == 12
 
 
@@ -138,11 +138,11 @@ def test_a_driver_actor_whose_machine_is_lost_is_replaced_on_another(whole, tmp_
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["digest"] == whole["params_sha256"]
     assert set(found["rounds"]) == set(range(1, 13))
-    assert "the driver actor was lost: going on after round" in done.stderr
+    assert "the driver actor was lost: resuming after round" in done.stderr
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_whose_machine_is_lost_goes_on_from_another_machine_of_the_cluster(whole, tmp_path: Path) -> None:
     """All that drives it is on the second of two machines, and is killed there; its folder is one that both reach."""
     from ray.cluster_utils import Cluster
@@ -165,7 +165,7 @@ def test_a_run_whose_machine_is_lost_goes_on_from_another_machine_of_the_cluster
         assert not psutil.wait_procs(there, timeout=60)[1]
         elsewhere = ["--set", f"executor.address={cluster.address}", "--set", "executor.num_actors=1"]
         output, errors = ended(raysim("resume", uri, *elsewhere, "--json"))
-        assert "going on after round" in errors
+        assert "resuming after round" in errors
         assert_same_run(summary_in(output), whole)
     finally:
         cluster.shutdown()
@@ -208,5 +208,5 @@ def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(whole, tmp_path
     last = int(failed.split("round ")[1].split(":")[0]) - 1
     kept = (tmp_path / "kept").read_text().split()
     assert f"round_{last // 2 * 2:06d}.safetensors" in kept
-    assert f"going on after round {last // 2 * 2} of 12" in done.stderr
+    assert f"resuming after round {last // 2 * 2} of 12" in done.stderr
     assert_same_run(summary_in(done.stdout) | {"output_dir": str(tmp_path / "copy")}, whole)

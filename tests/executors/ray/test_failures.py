@@ -1,4 +1,4 @@
-"""Ray's own errors, made without a cluster, and what each means."""
+"""Ray's own errors, made without a cluster, and the meaning of each."""
 
 import pytest
 import ray

@@ -1,4 +1,4 @@
-"""Faults inside a round, on real clusters: the run goes on to the same bits, or says which client stopped it."""
+"""Faults inside a round, on real clusters: the run continues to the same bits, or names the client that ended it."""
 
 import os
 import re
@@ -22,7 +22,7 @@ from raysim.config.executor import ExecutorSettings
 from raysim.core import tensors
 from raysim.core.errors import RunFailedError, SettingError
 from raysim.executors import in_process
-from raysim.executors.ray.failure_policy import Attempt, Failure, Kind, Work, decide
+from raysim.executors.ray.failure_policy import Activity, Attempt, Failure, Kind, decide
 from raysim.pruning.plan import ChannelPlan
 from raysim.simulation import checkpoint
 from raysim.simulation.build import build_scenario
@@ -199,7 +199,7 @@ def test_a_run_survives_what_happens_to_actors_machines_and_memory(machines, tmp
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_fixed_number_of_actors_is_kept_on_a_machine_that_joins(machines, tmp_path) -> None:
     quiet, folder = tmp_path / "quiet", tmp_path / "run"
     for each in (quiet, folder):
@@ -222,7 +222,7 @@ def test_a_fixed_number_of_actors_is_kept_on_a_machine_that_joins(machines, tmp_
 CAUSES = {
     "raise": "ValueError: these rows are too many for me",
     "nan": "training diverged: loss is nan; lower training.learning_rate",
-    "crash": "its client actor was lost 4 times, at last while it trained client 3 alone: its process ended",
+    "crash": "its client actor was lost 4 times, the last time while it trained client 3 alone: its process ended",
     "hang": "client 3 did not answer within executor.client_timeout_s=4 s per client, twice",
 }
 
@@ -231,7 +231,7 @@ def test_the_page_shows_settings_and_messages_as_they_are() -> None:
     [block] = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     assert ExecutorSettings(**yaml.safe_load(block)["executor"]).client_timeout_s == 60
     assert str(RunFailedError(2, VICTIM, CAUSES["crash"])) in PAGE
-    assert decide(Failure(Kind.MACHINE_LOST), Attempt(Work.TRAIN, (34, 4, 19))).incident in PAGE
+    assert decide(Failure(Kind.MACHINE_LOST), Attempt(Activity.TRAIN, (34, 4, 19))).incident in PAGE
 
 
 def assert_stopped(error: RunFailedError, fault: str, folder: Path, expected: dict[str, torch.Tensor]) -> None:

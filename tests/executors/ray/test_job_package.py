@@ -1,4 +1,4 @@
-"""What of a folder is sent with a job."""
+"""The files of a folder that are sent with a job."""
 
 import logging
 import os

@@ -6,11 +6,16 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ray.job_submission import JobStatus
 
 from raysim.cli.submit import submit
+from raysim.core.errors import RunFailedError
+from raysim.executors.ray import jobs
 from tests.conftest import CONFIGS, ROOT
 from tests.heads import RAY, Head, environment, head
 from tests.stores import store_in
@@ -71,7 +76,7 @@ def files_with(token: str, folder: Path) -> list[Path]:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_rays_own_command_runs_the_script_with_a_token(guarded, tmp_path, digest) -> None:
     done = with_rays_command(guarded, tmp_path, RAY_AUTH_MODE="token")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -126,7 +131,9 @@ def test_a_job_ends_with_its_own_exit_code_and_finds_the_users_modules(guarded, 
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
+)
 def test_who_is_interrupted_leaves_the_job_running_and_says_how_to_stop_it(guarded, tmp_path, sent, code) -> None:
     long = ["--set", "rounds=100000", *HERE, "--tracking-uri", store_in(tmp_path, "m.db")]
     target = ["--address", guarded.dashboard, "--output", str(tmp_path / "out")]
@@ -138,7 +145,7 @@ def test_who_is_interrupted_leaves_the_job_running_and_says_how_to_stop_it(guard
     _, errors = following.communicate(timeout=60)
     assert following.returncode == code
     (told,) = lines_with(errors, "raysim: job ")
-    assert "goes on" in told
+    assert "continues" in told
     stop = told.split("`")[3].split()
     stopped = subprocess.run([RAY, *stop[1:]], env=env, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert stopped.returncode == 0, stopped.stderr
@@ -164,7 +171,7 @@ def test_who_has_no_token_or_another_is_turned_away(guarded, tmp_path) -> None:
     )
     assert joined.returncode == 2
     assert (
-        f"executor.address='{guarded.address}' demands a token: Ray looks for it in RAY_AUTH_TOKEN" in joined.stderr
+        f"executor.address='{guarded.address}' requires a token: Ray looks for it in RAY_AUTH_TOKEN" in joined.stderr
     )
     here = raysim(
         ["run", str(CONFIGS / "digits.yaml"), *SET, "--set", f"executor.address={guarded.address}"],
@@ -175,7 +182,7 @@ def test_who_has_no_token_or_another_is_turned_away(guarded, tmp_path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_head_without_a_token_takes_jobs_of_both_commands(tmp_path, digest) -> None:
     with head(with_token=False) as running:
         done = with_rays_command(running, tmp_path)
@@ -224,6 +231,41 @@ def test_a_secret_in_a_uri_is_not_sent(tmp_path) -> None:
         assert done.returncode == 2
         assert "it holds a secret" in done.stderr
         assert "hush" not in done.stderr
+
+
+class Breaking:
+    """A job server whose connections break after each line, and that may stop answering."""
+
+    def __init__(self, lines: list[str], is_gone: bool = False) -> None:
+        self._lines, self._is_gone, self.connections = lines, is_gone, 0
+
+    async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
+        self.connections += 1
+        for line in self._lines[: self.connections]:
+            yield line
+        raise RuntimeError("WebSocket closed")
+
+    def get_job_info(self, id: str) -> SimpleNamespace:
+        if self._is_gone:
+            raise ConnectionError("refused")
+        is_over = self.connections == len(self._lines) - 1
+        return SimpleNamespace(status=JobStatus.SUCCEEDED if is_over else JobStatus.RUNNING)
+
+    def get_job_logs(self, id: str) -> str:
+        return "".join(self._lines)
+
+
+def test_a_connection_that_breaks_is_resumed_where_it_broke_as_long_as_the_server_answers(monkeypatch) -> None:
+    monkeypatch.setattr(jobs, "POLL_S", 0.0)
+    monkeypatch.setattr(jobs, "UNREACHABLE_S", 0.0)
+    shown: list[str] = []
+    server = Breaking(["round 1\n", "round 2\n", "round 3\n", "done\n"])
+    assert jobs.Job(server, "job", "http://head:8265").follow(shown.append).status is JobStatus.SUCCEEDED
+    assert "".join(shown) == "round 1\nround 2\nround 3\ndone\n"
+    with pytest.raises(
+        RunFailedError, match=r"http://head:8265 has not answered for 0 s .*the job may still be running: `ray job"
+    ):
+        jobs.Job(Breaking(["round 1\n"], is_gone=True), "job", "http://head:8265").follow(shown.append)
 
 
 def test_the_page_tells_every_option_of_submit() -> None:

@@ -1,4 +1,4 @@
-"""A cluster before the first round: what is waited for, what is refused, and how often data travels."""
+"""A cluster before the first round: waiting for actors, refused machines, and the number of times data is sent."""
 
 import json
 import os
@@ -82,7 +82,7 @@ def cluster(tmp_path, monkeypatch):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_busy_or_mixed_cluster_is_said_and_data_may_lie_on_its_machines(cluster, tmp_path) -> None:
     running, machine = cluster
     address = f"executor.address={running.address}"
@@ -125,7 +125,7 @@ def test_a_busy_or_mixed_cluster_is_said_and_data_may_lie_on_its_machines(cluste
     running.wait_for_nodes()
     mixed = run(tmp_path, "mixed", address, "executor.num_actors=3")
     assert mixed.returncode == 2
-    (line,) = [line for line in mixed.stderr.splitlines() if "mixed versions" in line]
+    (line,) = [line for line in mixed.stderr.splitlines() if "different versions" in line]
     assert "raysim 9.9.9 on " in line
     assert "raysim 0.1.0 on " in line
     assert not (tmp_path / "mixed" / "config.yaml").exists()

@@ -1,4 +1,4 @@
-"""Nothing of ours listens beyond this machine, a Ray of ours wants its token, no pickle of a user's path is run."""
+"""No server of raysim listens beyond this machine, a local Ray requires its token, and no user's pickle is run."""
 
 import json
 import os
