@@ -443,9 +443,8 @@ def needs_at_rungs(scenario: Scenario) -> dict[str, np.ndarray]:
         largest = [max(each.stop - each.start for each in batch) for batch in batches]
         pairs = zip(costs, largest, strict=True)
         waiting = 4 if scenario.method.rules.remembers_updates else 0
-        memory = [
-            3 * each.model_bytes + rows * each.activation_bytes + waiting * each.parameters for each, rows in pairs
-        ]
+        residual = waiting * scenario.costs.dense.parameters
+        memory = [3 * each.model_bytes + rows * each.activation_bytes + residual for each, rows in pairs]
         found.append((schedule_cohort(scenario, members, load).total_s, memory, load.down_bytes + load.up_bytes))
     return dict(zip(("deadline", "memory", "data cap"), np.array(found).transpose(1, 0, 2), strict=True))
 

@@ -7,13 +7,14 @@ Buffers, such as the running statistics of BatchNorm, are always sent whole.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil
+from numbers import Integral
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
 from raysim.core import plugins
-from raysim.core.errors import SettingError, unknown_name
+from raysim.core.errors import SettingError, reason_of, unknown_name
 from raysim.core.tensors import Params
 from raysim.pruning.elements import mask_bytes
 
@@ -130,6 +131,82 @@ class EightBit:
         return sum(entries.values()) + VALUE_BYTES * len(entries)
 
 
+@dataclass(frozen=True, slots=True)
+class OwnCompression:
+    """A user's own compression; what it returns is checked.
+
+    Attributes:
+        name: Its dotted path.
+        own: The user's object.
+    """
+
+    name: str
+    own: Compression
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the client keeps a memory from one update to the next."""
+        return self.own.remembers
+
+    @property
+    def keeps(self) -> frozenset[str]:
+        """Names of the laws that hold with it."""
+        return self.own.keeps
+
+    def compress(self, update: Params, memory: Params, generator: np.random.Generator) -> tuple[Params, Params]:
+        """Return the update that the server receives, and the client's new memory.
+
+        Raises:
+            SettingError: If they are not the entries that were given.
+        """
+        returned = self.own.compress(update, memory, generator)
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise self._refused(f"compress returns {type(returned).__name__}", "(update, memory)")
+        sent, left = returned
+        if not _has_entries_of(update, sent):
+            raise self._refused("compress returns an update of other entries", "those that it is given")
+        if not all(bool(torch.isfinite(each).all()) for each in sent.values()):
+            raise self._refused("compress returns entries that are not finite", "finite numbers")
+        if self.remembers and not _has_entries_of(update, left):
+            raise self._refused("compress returns a memory of other entries", "those of the update")
+        if not self.remembers and left != {}:
+            raise self._refused("compress returns a memory, but remembers is false", "an empty memory")
+        return sent, left
+
+    def upload_bytes(self, entries: Mapping[str, int]) -> int:
+        """Return the bytes of a compressed update, from the number of its entries by key.
+
+        Raises:
+            SettingError: If they cannot be counted, or are not a number of bytes.
+        """
+        try:
+            found = self.own.upload_bytes(entries)
+        except Exception as error:
+            cause = f"upload_bytes raises {type(error).__name__}: {reason_of(error)}"
+            raise self._refused(cause, WHOLE_BYTES) from error
+        if isinstance(found, bool) or not isinstance(found, Integral) or found < 0:
+            raise self._refused(f"upload_bytes returns {found!r}", WHOLE_BYTES)
+        return int(found)
+
+    def _refused(self, what: str, allowed: str) -> SettingError:
+        return SettingError(f"compression.name={self.name!r}: {what}; allowed: {allowed}")
+
+
+WHOLE_BYTES = "a whole number of bytes, 0 or more"
+
+
+def _has_entries_of(update: Params, found: Any) -> bool:
+    """Whether something holds a floating-point tensor of the same length for every parameter of an update."""
+    return (
+        isinstance(found, Mapping)
+        and found.keys() == update.keys()
+        and all(
+            isinstance(each, torch.Tensor) and each.is_floating_point() and each.shape == update[key].shape
+            for key, each in found.items()
+        )
+    )
+
+
 LEVELS = 127
 """Levels above zero."""
 
@@ -179,7 +256,7 @@ def resolve(name: str, given: Mapping[str, Any]) -> Compression:
             f"compression.name={name!r} is {type(member).__name__}; allowed: an object with compress, upload_bytes, "
             "remembers and keeps"
         )
-    return member
+    return OwnCompression(name, member)
 
 
 COMPRESSIONS: dict[str, Callable[..., Compression]] = {

@@ -1,5 +1,6 @@
 """One client's part in a round: cut its submodel, train it, add its update to the sums, score it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,13 +9,13 @@ from numpy.typing import NDArray
 
 from raysim.client import evaluation
 from raysim.client.assignments import Assignment, Broadcast
-from raysim.client.hooks import compose
+from raysim.client.hooks import Report, compose
 from raysim.client.local_rules import own_classes_of, scaled_outputs, standing_hooks
 from raysim.client.training import train
-from raysim.client.update import add_reports, add_update, difference, update_of
+from raysim.client.update import RESIDUAL, add_reports, add_update, difference, update_of
 from raysim.client.view import ClientView, Workload
 from raysim.core import seeding
-from raysim.core.errors import RunFailedError
+from raysim.core.errors import RunFailedError, SettingError
 from raysim.core.tensors import Columns, Params
 from raysim.pruning import elements as element_masks
 from raysim.pruning import submodel
@@ -77,8 +78,7 @@ def train_client(
     metric, heldout_loss = _score_heldout(view)
     channel_sums = [report.channel_sums for report in reports if report.channel_sums is not None]
     found = np.concatenate(channel_sums) if channel_sums else np.empty((0, workload.plan.num_units))
-    memory = update.memory | {key: value for report in reports for key, value in report.memory.items()}
-    memory = {key: value.cpu() for key, value in memory.items()}
+    memory = _joined(update.memory, reports)
     values = (trained.loss, assignment.epochs - epochs + trained.epochs, metric, heldout_loss)
     return LocalResults(
         {name: np.array([value]) for name, value in zip(REPORTED, values, strict=True)},
@@ -86,6 +86,21 @@ def train_client(
         channel_sums=found[None],
         memories={assignment.client: memory} if memory else {},
     )
+
+
+def _joined(compressions: Params, reports: Sequence[Report]) -> Params:
+    """Return what is remembered of a client: by the compression and by the method.
+
+    Raises:
+        SettingError: If the method uses a name of the compression.
+    """
+    methods = {key: value for report in reports for key, value in report.memory.items()}
+    for key in methods.keys() & compressions.keys():
+        raise SettingError(
+            f"method.name remembers {key!r} of a client, as the compression does; allowed: names that do not begin "
+            f"with {RESIDUAL!r}"
+        )
+    return compressions | methods
 
 
 def on_device(params: Params, device: str) -> Params:

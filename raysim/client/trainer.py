@@ -18,7 +18,7 @@ from raysim.client.packing import split_packs
 from raysim.client.update import compressed
 from raysim.client.view import Workload
 from raysim.core import seeding
-from raysim.core.errors import RunFailedError
+from raysim.core.errors import RunFailedError, SettingError
 from raysim.core.log import about
 from raysim.core.tensors import Columns, Params, one_thread
 from raysim.pruning import submodel
@@ -66,7 +66,11 @@ class ClientTrainer:
         columns: Columns = {
             name: np.concatenate([each.columns[name] for each in results])[order] for name in REPORTED
         }
-        memories = {client: memory for each in results for client, memory in each.memories.items()}
+        memories = {  # in main memory: the driver has no GPU
+            client: {key: tensor.cpu() for key, tensor in memory.items()}
+            for each in results
+            for client, memory in each.memories.items()
+        }
         return ClientUpdates(
             {name: total.on_cpu() for name, total in sums.items()},
             {"client": assignments.clients, **columns},
@@ -187,6 +191,8 @@ def _named(round: int, client: int) -> Iterator[None]:
         yield
     except RunFailedError:
         raise
+    except SettingError as error:
+        raise RunFailedError(round, client, str(error)) from None
     except OverflowError as error:
         raise RunFailedError(round, client, f"training diverged: {error}") from None
     except Exception as error:

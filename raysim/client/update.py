@@ -47,19 +47,25 @@ def update_of(view: ClientView, own_classes: torch.Tensor | None) -> Update:
     values = element_masks.apply(view.elements, difference(view, own_classes))
     if compression is None:
         return Update(values)
-    return Update(
-        *compressed(compression, values, view.model, view.cut, view.elements, view.assignment, view.broadcast, seed)
+    sent, memory = compressed(
+        compression, values, view.model, view.cut, view.elements, view.assignment, view.broadcast, seed
     )
+    return Update(_of_own_classes(sent, view, own_classes), memory)
 
 
 def difference(view: ClientView, own_classes: torch.Tensor | None = None) -> Params:
     """Return after minus before in float64, zero in rows of the classifier that the client may not change."""
     update = {key: after.double() - view.start[key].double() for key, after in view.model.state_dict().items()}
+    return _of_own_classes(update, view, own_classes)
+
+
+def _of_own_classes(update: Params, view: ClientView, own_classes: torch.Tensor | None) -> Params:
+    """Return an update with zeros in rows of the classifier that the client may not change."""
     outputs = view.workload.plan.outputs
-    if own_classes is not None and outputs is not None:
-        for slot in outputs.slots:
-            update[slot.key][~own_classes] = 0
-    return update
+    if own_classes is None or outputs is None:
+        return update
+    others = torch.nonzero(~own_classes).flatten()
+    return update | {slot.key: update[slot.key].index_fill(0, others, 0) for slot in outputs.slots}
 
 
 def compressed(
@@ -89,7 +95,7 @@ def compressed(
 
     Raises:
         OverflowError: If an entry is not finite.
-        ValueError: If the compression returns other entries than it was given.
+        SettingError: If a compression of the user's own returns what is not allowed.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
     moved = entries_of({name: values[name] for name in names.values()}, elements)
@@ -101,8 +107,6 @@ def compressed(
     held = submodel.extract_params(remembered, cut)
     generator = seeding.generator(seed, "compression", broadcast.round, assignment.client)
     sent, left = compression.compress(moved, entries_of(held, elements), generator)
-    if {key: found.shape for key, found in sent.items()} != {key: found.shape for key, found in moved.items()}:
-        raise ValueError("compress must return as many entries of every parameter as it is given")
     values = values | with_entries(values, elements, sent)
     for key, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) in names:  # a shared parameter has several keys

@@ -26,7 +26,15 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> ExperimentSettings:
     Raises:
         SettingError: If the file cannot be read or a setting is not allowed.
     """
-    settings = read_yaml(path)
+    return with_overrides(read_yaml(path), overrides)
+
+
+def with_overrides(settings: dict[str, Any], overrides: tuple[str, ...]) -> ExperimentSettings:
+    """Replace some settings of an experiment, and return it checked.
+
+    Raises:
+        SettingError: If a setting is not allowed.
+    """
     for override in overrides:
         apply_override(settings, override)
     return validated(settings, ExperimentSettings)
@@ -54,14 +62,32 @@ def read_yaml(path: Path, given_as: str = "CONFIG") -> dict[str, Any]:
     Raises:
         SettingError: If the file is missing, is not YAML or holds no mapping.
     """
+    name = f"{given_as}={str(path)!r}"
     try:
-        content = parse_value(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise SettingError(f"{given_as}={str(path)!r} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingError(f"{given_as}={str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
+        raise SettingError(f"{name} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise SettingError(f"{name} is not YAML: {error}") from None
+    return mapping_in(text, name)
+
+
+def mapping_in(text: str, name: str) -> dict[str, Any]:
+    """Return the mapping in a YAML text.
+
+    Args:
+        text: The text.
+        name: The name of the text in messages.
+
+    Raises:
+        SettingError: If it is not YAML or holds no mapping.
+    """
+    try:
+        content = parse_value(text)
+    except yaml.YAMLError as error:
+        raise SettingError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise SettingError(f"{given_as}={str(path)!r} holds no settings; allowed: a YAML mapping")
+        raise SettingError(f"{name} holds no settings; allowed: a YAML mapping")
     return content
 
 

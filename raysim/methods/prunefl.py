@@ -28,8 +28,7 @@ def initial_pruning(view: RoundView, train: Trainer) -> tuple[Params, Params]:
     hook, params, stable = partial(report_squared_gradients, options=view.options), view.params, 0
     kept = {key: torch.ones_like(value, dtype=torch.bool) for key, value in _weights(view).items()}
     for step in range(view.options["initial_rounds"]):
-        mask = Mask(np.ones(view.plan.num_units, dtype=np.bool_), elements.pack(kept))
-        contribution, params = train(client, mask, 1, (hook,), params, travels=step == 0)
+        contribution, params = train(client, _hybrid(view, kept), 1, (hook,), params, travels=step == 0)
         before, kept = kept, reconfigured(view, params, kept, _squares(contribution))
         params = elements.apply(kept, params)
         is_small = abs(_count(kept) - _count(before)) <= STABLE_CHANGE * _count(before)
@@ -89,7 +88,10 @@ def reconfigured(view: RoundView, params: Params, kept: Params, squares: Params)
 
 
 def round_seconds(view: RoundView) -> tuple[float, dict[str, float]]:
-    """Return a round's constant seconds, and the seconds each weight of a tensor adds, on the mean device."""
+    """Return a round's constant seconds, and the seconds each weight of a tensor adds, on the mean device.
+
+    Updates take the seconds of their compressed bytes.
+    """
     devices = view.devices
     examples = float(view.examples.mean()) * view.local.epochs
 
@@ -98,12 +100,31 @@ def round_seconds(view: RoundView) -> tuple[float, dict[str, float]]:
 
     steps = view.local.num_steps(round(float(view.examples.mean())))
     overhead = 2 * devices.column("latency_s") + steps * devices.column("step_overhead_s")
-    per_byte, sizes = mean("down_bytes_per_s") + mean("up_bytes_per_s"), view.costs.entry_bytes
-    flops = {key: view.costs.weight_flops.get(key, 0) for key in _weights(view)}
-    whole = sum(view.params[key].numel() * sizes[key] for key in flops)
-    constant = float(overhead.mean()) + (view.costs.dense.model_bytes - whole) * per_byte
-    compute = examples * mean("flops_per_s")
-    return constant, {key: sizes[key] * per_byte + compute * count for key, count in flops.items()}
+    down_s, up_s, compute = mean("down_bytes_per_s"), mean("up_bytes_per_s"), examples * mean("flops_per_s")
+    received, sent = view.costs.entry_bytes, {key: _sent_bytes(view, key) for key in _weights(view)}
+    others_down, others_up = view.costs.dense.model_bytes, float(view.update_bytes(_hybrid(view, {})))
+    for key, weight in _weights(view).items():
+        others_down -= weight.numel() * received[key]
+        others_up -= weight.numel() * sent[key]
+    constant = float(overhead.mean()) + others_down * down_s + others_up * up_s
+    flops = view.costs.weight_flops
+    return constant, {key: received[key] * down_s + sent[key] * up_s + compute * flops[key] for key in sent}
+
+
+def _sent_bytes(view: RoundView, key: str) -> float:
+    """Return the bytes that a weight of a tensor adds to an update: the mean over half of the tensor.
+
+    It is not the difference of one weight, since a compression rounds what it counts.
+    """
+    size = view.params[key].numel()
+    half = (torch.arange(size) < size // 2).view(view.params[key].shape)
+    saved = view.update_bytes(_hybrid(view, {})) - view.update_bytes(_hybrid(view, {key: half}))
+    return max(0.0, saved / (size - size // 2))
+
+
+def _hybrid(view: RoundView, kept: Params) -> Mask:
+    """Return the mask of all channels and of the kept entries."""
+    return Mask(np.ones(view.plan.num_units, dtype=np.bool_), elements.pack(kept))
 
 
 def add_reconfiguration_bytes(view: RoundView, chosen: CohortMasks, load: CohortLoad) -> CohortLoad:

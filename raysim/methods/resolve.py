@@ -312,9 +312,12 @@ def update_bytes(method: Method, costs: CostTable, mask: Mask) -> int:
     return costs.buffer_bytes(mask) + compression.upload_bytes(costs.sent_entries(mask))
 
 
-def remembered_bytes(method: Method, costs: CostTable, mask: Mask) -> int:
-    """Return the bytes of memory that a client needs for the residual of its compression."""
-    return VALUE_BYTES * sum(costs.sent_entries(mask).values()) if method.rules.remembers_updates else 0
+def remembered_bytes(method: Method, costs: CostTable) -> int:
+    """Return the bytes of memory that a client needs for the residual of its compression.
+
+    It is that of the full model: entries outside today's mask wait for a mask that keeps them.
+    """
+    return VALUE_BYTES * costs.dense.parameters if method.rules.remembers_updates else 0
 
 
 def score_bytes(method: Method, mask: Mask) -> int:

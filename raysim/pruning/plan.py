@@ -178,9 +178,14 @@ class ChannelPlan(ChannelGroups):
             SettingError: If the file does not hold a plan.
         """
         try:
-            return _plan_of(from_json(json.loads(Path(path).read_text(encoding="utf-8"))))
+            return ChannelPlan.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError) as error:
             raise SettingError(f"path={str(path)!r} does not hold a channel plan: {error}") from None
+
+    @staticmethod
+    def from_json(content: dict[str, Any]) -> "ChannelPlan":
+        """Return the plan in the content of a file that `save` wrote; unchecked."""
+        return _plan_of(from_json(content))
 
     def _check_mask(self, mask: Mask) -> None:
         if mask.kept.shape != (self.num_units,) or mask.kept.dtype != np.bool_:

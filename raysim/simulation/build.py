@@ -138,6 +138,8 @@ def _build(settings: ExperimentSettings) -> Scenario:
     # counted here: the driver actor then need not import PyTorch's counter
     for ratio in np.unique(method.budget(owned.keep_ratios))[:COUNTED_AHEAD]:
         costs.of(masks.keep_top(plan, first_channels(plan), float(ratio)))
+    everything = masks.Mask(np.ones(plan.num_units, dtype=np.bool_))
+    methods.update_bytes(method, costs, everything)  # so that a compression that cannot count fails before round 1
     limit = settings.evaluation.max_examples
     scenario = Scenario(
         workload=workload,

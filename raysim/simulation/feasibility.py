@@ -73,7 +73,7 @@ def ladder_of_ratios(scenario: Scenario, keep_ratios: NDArray[np.float64]) -> La
     trains_dense_first = method.rules.choose_locally is not None
     held = [scenario.costs.dense if trains_dense_first else scenario.costs.of(mask) for mask in chosen]
     buffers = workload.local.optimizer_buffers
-    memory = [methods.remembered_bytes(method, scenario.costs, mask) for mask in chosen]
+    state = np.array([training_bytes(cost, buffers, rows=0) for cost in held], dtype=np.int64)
     return Ladder(
         keep_ratios,
         down_bytes=once.down_bytes,
@@ -82,7 +82,7 @@ def ladder_of_ratios(scenario: Scenario, keep_ratios: NDArray[np.float64]) -> La
         activation_bytes=activations,
         extra_flops=extra,
         extra_activation_bytes=once.activation_bytes - activations,
-        state_bytes=np.array([training_bytes(cost, buffers, rows=0) for cost in held], dtype=np.int64) + memory,
+        state_bytes=state + methods.remembered_bytes(method, scenario.costs),
         row_bytes=once.activation_bytes,
         extra_rows=_extra_rows(many.train_flops - MANY_ROWS * flops, extra),
     )

@@ -17,6 +17,7 @@ from raysim.core.errors import SettingError, reason_of
 from raysim.core.storage.local import storage_path
 from raysim.core.storage.path import StoragePath
 from raysim.simulation import records
+from raysim.tracking.metric_rounds import rounds_in_metrics
 
 if TYPE_CHECKING:
     from raysim.tracking.mlflow_reader import MlflowReader
@@ -67,9 +68,14 @@ class RunFiles(ABC):
     def path(self, name: str) -> Path:
         """Return the path on this machine of a file that is there, copied if it is elsewhere."""
 
-    def merged(self, table: str) -> Path | None:
-        """Return a table that is merged from the parts of single rounds; None if there are no parts."""
-        return None
+    @property
+    def is_behind(self) -> bool:
+        """Whether whole tables may lack rounds: they are of an earlier interruption, and the run goes on."""
+        return False
+
+    @abstractmethod
+    def so_far(self, table: str) -> Path | None:
+        """Return a table that is made from the records of single rounds; None if there are none."""
 
 
 class FolderFiles(RunFiles):
@@ -93,7 +99,7 @@ class FolderFiles(RunFiles):
             copy.write_bytes(file.read())
         return copy
 
-    def merged(self, table: str) -> Path | None:
+    def so_far(self, table: str) -> Path | None:
         """Return a table that is merged from the parts of single rounds; None if there are no parts."""
         merged = self.copies.path / "merged" / f"{table}.parquet"
         if not merged.exists():
@@ -124,6 +130,24 @@ class ArtifactFiles(RunFiles):
         if not copy.exists():
             self._store.download(self._run_id, name, self.copies.path)
         return copy
+
+    @cached_property
+    def is_behind(self) -> bool:
+        """Whether whole tables may lack rounds: they are of an earlier interruption, and the run goes on."""
+        run = self._store.run(self._run_id)
+        return run is not None and run.status == "RUNNING"
+
+    def so_far(self, table: str) -> Path | None:
+        """Return the rounds as far as metrics have them, if the table of rounds is missing or behind; else None."""
+        if table != "rounds" or (self.has("rounds.parquet") and not self.is_behind):
+            return None
+        made = self.copies.path / "metrics" / "rounds.parquet"
+        if not made.exists():
+            rounds = rounds_in_metrics(self._store, self._run_id)
+            if not rounds:
+                return None
+            records.write_all([rounds], made)
+        return made
 
 
 def holds(folder: StoragePath, run_id: str) -> bool:
@@ -174,4 +198,34 @@ def reading(run: StoragePath | str) -> Iterator[None]:
         raise
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or reason_of(error)
-        raise SettingError(f"RUN={str(run)!r} cannot be read: {reason}") from None
+        raise _unreadable(run, reason) from None
+
+
+@contextmanager
+def parsing(run: StoragePath | str, file: str) -> Iterator[None]:
+    """Name the run and its file in errors that occur while the content of one file is parsed.
+
+    A damaged file makes a parser raise anything, so that every error is one of the file.
+
+    Args:
+        run: The run, or its folder.
+        file: The name of the file.
+
+    Raises:
+        SettingError: If the file cannot be read or is damaged.
+    """
+    try:
+        yield
+    except SettingError:
+        raise
+    except OSError as error:
+        raise _unreadable(run, error.strerror or f"{file} is damaged: {reason_of(error)}") from None
+    except KeyError as error:
+        raise _unreadable(run, f"{file} is damaged: {error} is missing") from None
+    except Exception as error:
+        reason = reason_of(error)
+        raise _unreadable(run, reason if reason.startswith(file) else f"{file} is damaged: {reason}") from None
+
+
+def _unreadable(run: StoragePath | str, reason: str) -> SettingError:
+    return SettingError(f"RUN={str(run)!r} cannot be read: {reason}")

@@ -1,10 +1,10 @@
 """Read one run, by its folder or by its id in MLflow: each part is read when it is first used."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +28,7 @@ from raysim.tracking.run_files import (
     check_has,
     holds,
     json_object,
+    parsing,
     reading,
 )
 from raysim.tracking.run_lookup import folder_of
@@ -35,8 +36,13 @@ from raysim.tracking.run_lookup import folder_of
 if TYPE_CHECKING:
     from raysim.tracking.mlflow_reader import MlflowReader
 
+Content = TypeVar("Content")
+
 SUMMARY = "summary.json"
 """A run writes this file when its last round is over."""
+RUN = "run.json"
+"""A run writes this file when it begins."""
+PLAN, MODEL = "plan.json", "model.safetensors"
 TABLES = (*records.TABLES, "partition")
 STATES = {
     "FINISHED": "finished",
@@ -53,7 +59,8 @@ class RunReader:
 
     Each part is read when it is first used, and kept. Files in MLflow or in an object store are copied into a
     temporary folder, which is removed by `close`, at the end of a `with` block, or with this object. Tables of a run
-    that has not finished have the rounds that were written when the table was first used.
+    that has not finished have the rounds that were written when the table was first used. If its folder cannot be
+    reached, MLflow's metrics are the columns of `rounds`, and other tables that MLflow lacks are refused.
 
     Every attribute raises `SettingError` where its file is damaged or cannot be read.
 
@@ -107,22 +114,23 @@ class RunReader:
 
     def settings_with(self, overrides: Sequence[str]) -> ExperimentSettings:
         """Return the experiment with some settings replaced, as `executor.num_actors=1`."""
-        with reading(self.name):
-            try:
-                return loader.load(self._files.path(SETTINGS), tuple(overrides))
-            except SettingError as error:
-                raise SettingError(f"RUN={self.name!r}: {error}") from None
+        try:
+            return loader.with_overrides(loader.mapping_in(self.settings_text, SETTINGS), tuple(overrides))
+        except SettingError as error:
+            raise SettingError(f"RUN={self.name!r}: {error}") from None
 
     @cached_property
     def settings_text(self) -> str:
         """The experiment as config.yaml holds it."""
         with reading(self.name):
-            return self._files.path(SETTINGS).read_text(encoding="utf-8")
+            path = self._files.path(SETTINGS)
+        with parsing(self.name, SETTINGS):
+            return path.read_text(encoding="utf-8")
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
         """The content of run.json: ids, digests, versions; empty if there is none."""
-        return self._json_object("run.json")
+        return self._json_object(RUN)
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -130,16 +138,22 @@ class RunReader:
         return self._json_object(SUMMARY)
 
     def _json_object(self, name: str) -> dict[str, Any]:
-        with reading(self.name):
-            return json_object(self._files.path(name)) if self._files.has(name) else {}
+        return self._parsed(name, json_object) or {}
+
+    def _parsed(self, name: str, parse: Callable[[Path], Content]) -> Content | None:
+        """Return the content of a file; None if there is no such file."""
+        path = self.file(name)
+        with parsing(self.name, name):
+            return None if path is None else parse(path)
 
     @cached_property
     def folder(self) -> StoragePath | None:
         """The folder with the files of the run; None if it cannot be reached, and only MLflow has files."""
         if isinstance(self._files, FolderFiles):
             return self._files.folder
-        folder = storage_path(self.metadata["output_dir"]) if "output_dir" in self.metadata else None
-        return folder if folder is not None and holds(folder, self.name) else None
+        with parsing(self.name, RUN):
+            folder = storage_path(self.metadata["output_dir"]) if "output_dir" in self.metadata else None
+            return folder if folder is not None and holds(folder, self.name) else None
 
     @property
     def run_id(self) -> str:
@@ -173,7 +187,8 @@ class RunReader:
     @property
     def digests(self) -> dict[str, str]:
         """The hashes of `data` and `partition`, as far as they are known."""
-        return digests_in(self.metadata, self.summary)
+        with parsing(self.name, SUMMARY):
+            return digests_in(self.metadata, self.summary)
 
     @property
     def rounds(self) -> Columns:
@@ -207,7 +222,7 @@ class RunReader:
         """
         if columns is not None:
             known = self.column_names(name)
-            for column in columns:
+            for column in columns if known else ():
                 if column not in known:
                     raise unknown_name(f"column of {name}", column, known)
             return self._read(name, columns)
@@ -229,13 +244,13 @@ class RunReader:
 
     def _read(self, name: str, columns: Sequence[str] | None = None) -> Columns:
         path = self.table_file(name)
-        with reading(self.name):
+        with parsing(self.name, f"{name}.parquet"):
             return {} if path is None else records.read(path, columns)
 
     def column_names(self, table: str) -> list[str]:
         """Return the names of a table's columns; empty if nothing of it was written."""
         path = self.table_file(table)
-        with reading(self.name):
+        with parsing(self.name, f"{table}.parquet"):
             return [] if path is None else list(pq.read_schema(path).names)
 
     def table_file(self, table: str) -> Path | None:
@@ -244,8 +259,8 @@ class RunReader:
         The table of a run that has not finished is merged from the parts of its rounds.
 
         Raises:
-            SettingError: If there is no such table; or if the run has not finished, MLflow has no rounds of it, and
-                its folder cannot be reached.
+            SettingError: If there is no such table; or if the run has not finished, MLflow has no such table of it,
+                and its folder cannot be reached.
         """
         if table not in TABLES:
             raise unknown_name("table", table, TABLES)
@@ -253,17 +268,21 @@ class RunReader:
         with reading(self.name):
             if self._files.has(SUMMARY) and self._files.has(whole):
                 return self._files.path(whole)
-            merged = self._files.merged(table)  # goes before a whole table, which may be older than the last round
-            if merged is not None:
-                return merged
-            if self._files.has(whole):
+            so_far = self._files.so_far(table)  # goes before a whole table, which may be older than the last round
+            if so_far is not None:
+                return so_far
+            if self._files.has(whole) and not self._files.is_behind:
                 return self._files.path(whole)
-        if table == "rounds" and self.folder is None and "output_dir" in self.metadata:
+        if table in ("clients", "channels") and self._is_out_of_reach:
             folder = self.metadata["output_dir"]
             raise SettingError(
                 f"RUN={self.name!r} has not finished, and {folder}, where its rounds are, cannot be reached"
             )
         return None
+
+    @property
+    def _is_out_of_reach(self) -> bool:
+        return self.folder is None and "output_dir" in self.metadata and not self.has(SUMMARY)
 
     def has(self, name: str) -> bool:
         """Whether the run has a file of this name."""
@@ -283,33 +302,22 @@ class RunReader:
     @cached_property
     def devices(self) -> Devices | None:
         """The devices of all clients; None if the run did not write them."""
-        path = self.file("devices.parquet")
-        with reading(self.name):
-            return None if path is None else serialization.load(path)
+        return self._parsed("devices.parquet", serialization.load)
 
     @cached_property
     def channel_groups(self) -> dict[str, int] | None:
         """Names and sizes of the channel groups, in the order of `unit` in `channels`; None if not written."""
-        if not self.has("plan.json"):
-            return None
-        plan = self._json_object("plan.json")
-        with reading(self.name):
-            check_has("plan.json", plan, ("groups",))
-            return {group["name"]: int(group["size"]) for group in plan["groups"]}
+        return self._parsed(PLAN, sizes_in)
 
     @cached_property
     def plan(self) -> ChannelPlan | None:
         """The channel groups of the model, which cut and restore submodels; None if the run did not write them."""
-        path = self.file("plan.json")
-        return None if path is None else ChannelPlan.load(path)
+        return self._parsed(PLAN, lambda path: ChannelPlan.from_json(json_object(path)))
 
     @cached_property
     def budgets(self) -> BudgetSolver | None:
         """The solver of the budgets; None if they were not solved."""
-        path = self.file("budgets.json")
-        with reading(self.name):
-            content = None if path is None else json.loads(path.read_text(encoding="utf-8"))
-            return None if content is None else BudgetSolver.from_json(content)
+        return self._parsed("budgets.json", solver_in)
 
     def params(self) -> Params:
         """Return the tensors of the final model, by name.
@@ -319,13 +327,10 @@ class RunReader:
         """
         from safetensors.torch import load_file
 
-        path = self.file("model.safetensors")
-        if path is None:
-            raise SettingError(
-                f"RUN={self.name!r} has no final model: model.safetensors is missing; allowed: a finished run"
-            )
-        with reading(self.name):
-            return load_file(path)
+        params: Params | None = self._parsed(MODEL, load_file)
+        if params is None:
+            raise SettingError(f"RUN={self.name!r} has no final model: {MODEL} is missing; allowed: a finished run")
+        return params
 
 
 def load(run: str | Path, tracking_uri: str | None = None) -> RunReader:
@@ -358,6 +363,19 @@ def load(run: str | Path, tracking_uri: str | None = None) -> RunReader:
     if found.has(SUMMARY) or found.folder is None:
         return found
     return RunReader(name, FolderFiles(found.folder), store)  # its folder has more than MLflow
+
+
+def solver_in(budgets: Path) -> BudgetSolver | None:
+    """Return the solver in the file budgets.json; None if budgets were not solved."""
+    content = json.loads(budgets.read_text(encoding="utf-8"))
+    return None if content is None else BudgetSolver.from_json(content)
+
+
+def sizes_in(file: Path) -> dict[str, int]:
+    """Return names and sizes of the channel groups in the file plan.json."""
+    plan = json_object(file)
+    check_has(PLAN, plan, ("groups",))
+    return {group["name"]: int(group["size"]) for group in plan["groups"]}
 
 
 def state_in(summary: Mapping[str, Any]) -> str:

@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from raysim.client import compression
+from raysim.client import compression, trainer
+from raysim.client import update as updates
 from raysim.client.assignments import Assignments, Broadcast, LocalRules
 from raysim.client.compression import COMPRESSIONS, EightBit, TopK
+from raysim.client.hooks import LocalHooks, Report
 from raysim.client.trainer import ClientTrainer
 from raysim.client.update import RESIDUAL, compressed
+from raysim.client.view import ClientView
 from raysim.core import tensors
 from raysim.core.errors import RunFailedError, SettingError
 from raysim.core.tensors import Params
@@ -23,6 +26,7 @@ from raysim.pruning.costs import CostTable
 from raysim.pruning.masks import Mask
 from raysim.pruning.plan import ChannelPlan
 from raysim.server.updates import merge
+from raysim.simulation.aggregation import classes_owned
 from raysim.simulation.assignments import assign
 from raysim.simulation.build import build_scenario, check_names
 from raysim.simulation.planning import plan_round as plan
@@ -216,14 +220,94 @@ def test_a_parameter_with_two_names_is_sent_once_and_moves_under_both() -> None:
     assert not torch.equal(sent["0.weight"], values["0.weight"])
 
 
-def test_a_compression_that_loses_a_parameter_is_an_error() -> None:
-    class Lossy(EightBit):
-        def compress(self, update, memory, generator):
-            return dict(list(update.items())[1:]), {}
+class Own:
+    """A compression of a user's own, made of what it returns."""
 
-    values = {"weight": torch.ones(3, 4).double(), "bias": torch.zeros(3).double()}
-    with pytest.raises(ValueError, match="as many entries of every parameter"):
-        of_client(Lossy(), values, nn.Linear(4, 3))
+    keeps: frozenset[str] = frozenset()
+
+    def __init__(self, returns=lambda update, memory: (update, {}), num_bytes=lambda entries: 8, remembers=False):
+        self.returns, self.num_bytes, self.remembers = returns, num_bytes, remembers
+
+    def compress(self, update, memory, generator):
+        return self.returns(update, memory)
+
+    def upload_bytes(self, entries):
+        return self.num_bytes(entries)
+
+
+def first_lost(update: Params) -> Params:
+    return dict(list(update.items())[1:])
+
+
+def divided_by_zero(entries: dict[str, int]) -> float:
+    return 1 / 0
+
+
+NOTHING = Own(returns=lambda update, memory: None)
+LOSES = Own(returns=lambda update, memory: (first_lost(update), {}))
+SHORTENS = Own(returns=lambda update, memory: ({key: moved[1:] for key, moved in update.items()}, {}))
+LISTS = Own(returns=lambda update, memory: ({key: moved.tolist() for key, moved in update.items()}, {}))
+INFINITE = Own(returns=lambda update, memory: ({key: moved / 0 for key, moved in update.items()}, {}))
+KEEPS = Own(returns=lambda update, memory: (update, update))
+FORGETS = Own(returns=lambda update, memory: (update, {}), remembers=True)
+
+
+@pytest.mark.parametrize("pack", [1, 4])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("NOTHING", "compress returns NoneType; allowed: (update, memory)"),
+        ("LOSES", "compress returns an update of other entries; allowed: those that it is given"),
+        ("SHORTENS", "compress returns an update of other entries; allowed: those that it is given"),
+        ("LISTS", "compress returns an update of other entries; allowed: those that it is given"),
+        ("INFINITE", "compress returns entries that are not finite; allowed: finite numbers"),
+        ("KEEPS", "compress returns a memory, but remembers is false; allowed: an empty memory"),
+        ("FORGETS", "compress returns a memory of other entries; allowed: those of the update"),
+    ],
+)
+def test_what_a_compression_of_the_users_own_returns_is_checked(name: str, message: str, pack: int) -> None:
+    path = f"{__name__}:{name}"
+    packs = ("population.clients=40", "selection.clients_per_round=12", f"training.pack={pack}")
+    scenario = build_scenario(tiny_settings(*MLP, *packs, f"compression.name={path}"))
+    with pytest.raises(RunFailedError) as failed:
+        state_after(scenario, 1)
+    assert failed.value.cause == f"compression.name={path!r}: {message}"
+    assert failed.value.client >= 0
+    assert failed.value.details == ""
+
+
+HALF_BYTES, NEGATIVE, NO_BYTES, TRUE = (
+    Own(num_bytes=lambda _, found=found: found) for found in (8.5, -1, None, True)
+)
+FAILS = Own(num_bytes=divided_by_zero)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("HALF_BYTES", "upload_bytes returns 8.5"),
+        ("NEGATIVE", "upload_bytes returns -1"),
+        ("NO_BYTES", "upload_bytes returns None"),
+        ("TRUE", "upload_bytes returns True"),
+        ("FAILS", "upload_bytes raises ZeroDivisionError: division by zero"),
+    ],
+)
+def test_the_bytes_of_a_compression_of_the_users_own_are_checked_before_training(name: str, message: str) -> None:
+    path = f"{__name__}:{name}"
+    with pytest.raises(SettingError) as refused:
+        build_scenario(tiny_settings(f"compression.name={path}"))
+    assert str(refused.value) == f"compression.name={path!r}: {message}; allowed: a whole number of bytes, 0 or more"
+
+
+def test_a_method_that_remembers_under_the_compressions_name_is_refused() -> None:
+    def hook(view: ClientView) -> LocalHooks:
+        return LocalHooks(finish=(lambda: Report(memory={f"{RESIDUAL}0.weight": torch.zeros(1)}),))
+
+    scenario = build_scenario(tiny_settings("method.name=fedavg", *TOP_K))
+    planned = plan_round(scenario)
+    rules = replace(planned.broadcast.rules, hooks=(hook,))
+    with pytest.raises(RunFailedError, match=r"remembers 'residual/0.weight' .* that do not begin with 'residual/'"):
+        ClientTrainer(scenario.workload).train(planned.assignments, replace(planned.broadcast, rules=rules))
 
 
 def test_an_update_that_is_not_finite_is_divergence() -> None:
@@ -255,6 +339,52 @@ def test_clients_of_a_pack_send_what_they_send_alone(share: float) -> None:
             torch.testing.assert_close(
                 whole.sums["update"].value(key), alone.sums["update"].value(key), rtol=1e-4, atol=1e-4
             )
+
+
+class Elsewhere(torch.Tensor):
+    """Stands for a tensor in the memory of a GPU."""
+
+    def cpu(self) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+
+@pytest.mark.parametrize("pack", [1, 4])
+def test_what_clients_remember_leaves_the_gpu(monkeypatch: pytest.MonkeyPatch, pack: int) -> None:
+    def on_gpu(*arguments: object, **options: object) -> tuple[Params, Params]:
+        sent, memory = compressed(*arguments, **options)
+        return sent, {key: tensor.as_subclass(Elsewhere) for key, tensor in memory.items()}
+
+    for module in (trainer, updates):
+        monkeypatch.setattr(module, "compressed", on_gpu)
+    overrides = ("population.clients=40", "selection.clients_per_round=12", f"training.pack={pack}")
+    scenario = build_scenario(tiny_settings(*MLP, *overrides, *TOP_K))
+    state = initial_state(scenario)
+    assignments, broadcast = assign(scenario, state, plan(scenario, state).ended[0].counted)
+    assert (assignments.packs >= 0).any() == (pack > 1)
+    trained = ClientTrainer(scenario.workload).train(assignments, broadcast)
+    kinds = {type(tensor) for memory in trained.memories.values() for tensor in memory.values()}
+    assert kinds == {torch.Tensor}
+
+
+class Adds(EightBit):
+    """Adds one to every entry, as noise for privacy would."""
+
+    def compress(self, update, memory, generator):
+        return {key: moved + 1 for key, moved in update.items()}, {}
+
+
+def test_noise_leaves_rows_of_classes_that_a_client_does_not_own_as_they_are() -> None:
+    scenario = build_scenario(settings_of("heterofl", "data.partition={name: shards, shards_per_client: 2}"))
+    planned = plan_round(scenario)
+    broadcast = replace(planned.broadcast, rules=replace(planned.broadcast.rules, compression=Adds()))
+    (one, *_) = planned.assignments.apart()
+    trained = ClientTrainer(scenario.workload).train(one, broadcast)
+    (owned,) = torch.from_numpy(classes_owned(scenario, one.cohort))
+    assert not owned.all()
+    for slot in scenario.workload.plan.outputs.slots:
+        moved = trained.sums["update"].value(slot.key)
+        assert not moved[~owned].any()
+        assert moved[owned].any()
 
 
 def test_estimates_from_displacements_see_what_the_server_receives() -> None:
@@ -302,7 +432,7 @@ def test_smaller_updates_leave_room_for_wider_submodels() -> None:
     assert (after.up_bytes < before.up_bytes).all()
     assert (after.down_bytes == before.down_bytes).all()
     parameters = sum(parameter.numel() for parameter in plain.workload.model.parameters())
-    assert after.state_bytes[-1] - before.state_bytes[-1] == 4 * parameters, "what waits takes memory"
+    assert (after.state_bytes - before.state_bytes == 4 * parameters).all(), "of all entries, whatever the mask"
     cohorts = [plan(scenario, initial_state(scenario)).ended[0].cohort for scenario in (plain, smaller)]
     assert (cohorts[1].keep_ratios >= cohorts[0].keep_ratios).all()
     assert cohorts[1].keep_ratios.sum() > cohorts[0].keep_ratios.sum()

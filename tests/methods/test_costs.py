@@ -11,6 +11,7 @@ from raysim.client.assignments import Assignments
 from raysim.client.trainer import ClientTrainer
 from raysim.core import seeding
 from raysim.executors.in_process import InProcessExecutor
+from raysim.methods.prunefl import round_seconds
 from raysim.pruning import elements
 from raysim.pruning.masks import CohortMasks, Mask
 from raysim.simulation import planning, preparation
@@ -199,6 +200,32 @@ def test_a_hybrid_mask_counts_what_is_left_of_the_submodel() -> None:
     saved = gone["0.weight"] * 2 * 2 * 64 + gone["2.weight"] * 2 * 3 * 64  # biases cost nothing
     rows = work.cohort.examples * work.cohort.epochs
     np.testing.assert_array_equal(theoretical, work.load.train_flops - rows * saved)
+
+
+@pytest.mark.parametrize(
+    ("compression", "sent"),
+    [((), 4.0), (("compression.name=8-bit",), 1.0), (("compression={name: top-k, share: 0.25}",), 4 * 0.25 + 1 / 8)],
+    ids=["whole", "8-bit", "top-k"],
+)
+def test_prunefl_counts_the_seconds_of_updates_as_they_are_sent(compression: tuple[str, ...], sent: float) -> None:
+    scenario = small_scenario("prunefl", *compression)
+    view = plan_round(scenario).view
+    devices, local = view.devices, view.local
+    constant, seconds = round_seconds(view)
+    down_s, up_s, flop_s = (
+        float((1 / devices.column(name)).mean()) for name in ("down_bytes_per_s", "up_bytes_per_s", "flops_per_s")
+    )
+    rows, weights = float(view.examples.mean()) * local.epochs, view.costs.weight_flops
+    for key, per_row in weights.items():
+        size = view.params[key].numel()
+        expected = 4 * down_s + sent * up_s + rows * per_row * flop_s
+        assert seconds[key] == pytest.approx(expected, abs=8 / size * up_s), "two values are rounded up"
+    whole = constant + sum(seconds[key] * view.params[key].numel() for key in weights)
+    steps = local.num_steps(round(float(view.examples.mean())))
+    overhead = float((2 * devices.column("latency_s") + steps * devices.column("step_overhead_s")).mean())
+    up_bytes = view.update_bytes(Mask(np.ones(view.plan.num_units, dtype=np.bool_)))
+    computed = rows * flop_s * sum(per_row * view.params[key].numel() for key, per_row in weights.items())
+    assert whole == pytest.approx(overhead + view.costs.dense.model_bytes * down_s + up_bytes * up_s + computed)
 
 
 def test_initial_pruning_is_paid_for_where_it_happens() -> None:

@@ -6,10 +6,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
@@ -20,7 +23,7 @@ from raysim.core import tensors
 from raysim.core.errors import RunFailedError, SettingError
 from raysim.core.storage.local import storage_path
 from raysim.pruning.plan import ChannelPlan
-from raysim.tracking.run_reader import TABLES
+from raysim.tracking.run_reader import TABLES, RunReader
 from tests.conftest import ROOT, tiny_settings
 from tests.experiment.test_resume import Stopping, played
 from tests.stores import store_in
@@ -139,6 +142,7 @@ def test_a_run_in_an_object_store_is_copied_file_by_file(finished: dict[str, Any
 def test_a_run_that_failed_has_the_rounds_of_its_parts_which_go_before_an_older_table(failed: Path) -> None:
     run = raysim.load(failed)
     assert (run.state, run.summary, run.partition) == ("failed", {}, {})
+    assert run.table("partition", ["label"]) == {}
     assert run.rounds["round"].tolist() == [1, 2, 3]
     assert set(run.clients["round"]) == set(run.channels["round"]) == {1, 2, 3}
     with pytest.raises(
@@ -197,9 +201,29 @@ def test_a_run_whose_rounds_cannot_be_reached_says_where_they_are(failed: Path, 
     assert raysim.load(run_id, store).rounds["round"].tolist() == [1, 2, 3]
     failed.rename(tmp_path / "moved")
     run = raysim.load(run_id, store)
-    assert run.settings.rounds == 3
+    assert (run.settings.rounds, run.rounds) == (3, {})
     with pytest.raises(SettingError, match=f"RUN='{run_id}' has not finished, and {failed}, where its rounds are, "):
-        _ = run.rounds
+        _ = run.clients
+
+
+@pytest.mark.slow
+def test_a_resumed_run_out_of_reach_has_the_rounds_of_its_metrics_not_those_before_it_was_resumed(
+    failed: Path, store: str, tmp_path: Path
+) -> None:
+    run_id = json.loads((failed / "run.json").read_text())["run_id"]
+    whole = raysim.load(failed).rounds
+    failed.rename(tmp_path / "moved")
+    client = MlflowClient(store)
+    client.update_run(run_id, status="RUNNING")
+    client.log_metric(run_id, "clock/simulated_s", 100.0, step=3)
+    client.log_metric(run_id, "accuracy/global", 0.5, step=3)
+    run = raysim.load(run_id, store)
+    assert run.rounds["round"].tolist() == [1, 2, 3]
+    assert run.rounds["accuracy"].tolist() == [*whole["accuracy"][:2], 0.5]
+    assert run.frame("rounds", ["simulated_s"])["simulated_s"].tolist() == [*whole["simulated_s"][:2], 100.0]
+    for table in ("clients", "channels"):
+        with pytest.raises(SettingError, match="where its rounds are, cannot be reached"):
+            run.table(table)
 
 
 def test_tables_are_frames_and_some_of_their_columns(finished: dict[str, Any]) -> None:
@@ -226,6 +250,105 @@ def test_what_is_no_run_is_refused(tmp_path: Path, finished: dict[str, Any], sto
     foreign = MlflowClient(store).create_run("0").info.run_id
     with pytest.raises(SettingError, match=r"is not a run of raysim.*config\.yaml is not among its artifacts"):
         raysim.load(foreign, store)
+
+
+def cut_off(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def empty(_: bytes) -> bytes:
+    return b""
+
+
+def without(key: str) -> Callable[[bytes], bytes]:
+    def dropped(content: bytes) -> bytes:
+        return json.dumps(_without(json.loads(content), key)).encode()
+
+    return dropped
+
+
+def _without(content: Any, key: str) -> Any:
+    if isinstance(content, list):
+        return [_without(each, key) for each in content]
+    if not isinstance(content, dict):
+        return content
+    return {name: _without(value, key) for name, value in content.items() if name != key}
+
+
+def with_value(key: str, value: Any) -> Callable[[bytes], bytes]:
+    return lambda content: json.dumps(json.loads(content) | {key: value}).encode()
+
+
+def fewer_columns(content: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pq.read_table(pa.BufferReader(content)).select([0]), sink)
+    return sink.getvalue().to_pybytes()
+
+
+DAMAGED: list[tuple[str, Callable[[bytes], bytes], str]] = [
+    ("config.yaml", lambda _: b"population: {clients: ", "settings"),
+    ("config.yaml", lambda _: b"\xff\xfe", "settings_text"),
+    ("config.yaml", empty, "settings"),
+    ("run.json", cut_off, "metadata"),
+    ("summary.json", cut_off, "summary"),
+    ("summary.json", with_value("split", None), "digests"),
+    ("summary.json", lambda _: b"[]", "state"),
+    ("plan.json", cut_off, "channel_groups"),
+    ("plan.json", without("name"), "channel_groups"),
+    ("plan.json", with_value("groups", None), "channel_groups"),
+    ("plan.json", cut_off, "plan"),
+    ("plan.json", without("shapes"), "plan"),
+    ("plan.json", without("slots"), "plan"),
+    ("plan.json", lambda _: b"{}", "plan"),
+    ("budgets.json", cut_off, "budgets"),
+    ("budgets.json", without("ladder"), "budgets"),
+    ("budgets.json", without("keep_ratios"), "budgets"),
+    ("budgets.json", with_value("ladder", None), "budgets"),
+    ("devices.parquet", cut_off, "devices"),
+    ("devices.parquet", fewer_columns, "devices"),
+    ("rounds.parquet", cut_off, "rounds"),
+    ("clients.parquet", empty, "clients"),
+    ("channels.parquet", cut_off, "channels"),
+    ("partition.parquet", cut_off, "partition"),
+    ("model.safetensors", cut_off, "params"),
+    ("model.safetensors", empty, "params"),
+]
+"""A file of a run, how it is damaged, and the attribute that reads it."""
+
+
+@pytest.mark.parametrize(("file", "harm", "attribute"), DAMAGED)
+def test_a_damaged_file_is_a_message_that_names_run_and_file(
+    finished: dict[str, Any], tmp_path: Path, file: str, harm: Callable[[bytes], bytes], attribute: str
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(finished["output_dir"], damaged, ignore=shutil.ignore_patterns("checkpoints"))
+    (damaged / file).write_bytes(harm((damaged / file).read_bytes()))
+    refused = message_of(raysim.load(damaged), attribute)
+    assert refused.startswith(f"RUN='{damaged}'")
+    assert file in refused
+
+
+@pytest.mark.parametrize(
+    ("file", "attribute"), [("config.yaml", "settings"), ("plan.json", "plan"), ("model.safetensors", "params")]
+)
+def test_a_damaged_file_in_mlflow_is_named_without_its_copy(
+    finished: dict[str, Any], store: str, copies: Path, file: str, attribute: str
+) -> None:
+    with raysim.load(finished["run_id"], store) as run:
+        copy = run.file(file)
+        copy.write_bytes(b"{" + bytes(20))
+        refused = message_of(run, attribute)
+    assert refused.startswith(f"RUN='{finished['run_id']}'")
+    assert file in refused
+    assert str(copies) not in refused
+
+
+def message_of(run: RunReader, attribute: str) -> str:
+    """The message with which a run refuses to read an attribute."""
+    read = run.params if attribute == "params" else partial(getattr, run, attribute)
+    with pytest.raises(SettingError) as refused:
+        read()
+    return str(refused.value)
 
 
 @pytest.mark.slow

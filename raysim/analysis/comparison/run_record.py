@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from raysim.config.experiment import ExperimentSettings
 from raysim.core.storage.path import StoragePath
 from raysim.core.tensors import Columns
@@ -17,16 +15,6 @@ if TYPE_CHECKING:
 
 COLUMNS = ("round", "accuracy", "simulated_s", "bytes", "energy_j")
 """Columns that a table of rounds must have."""
-JOULES = "energy/total_j"
-IN_MLFLOW = {
-    "clock/simulated_s": "simulated_s",
-    "traffic/total_bytes": "bytes",
-    JOULES: "energy_j",
-    "accuracy/global": "accuracy",
-    "pruning_ratio/mean": "pruning_ratio/mean",
-    "clients/counted": "clients/counted",
-}
-"""Metrics in MLflow that replace a table of rounds, with their columns."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,21 +65,16 @@ def of_folder(folder: StoragePath) -> RunRecord:
 def of_tracked(store: "MlflowReader", tracked: "TrackedRun") -> RunRecord | None:
     """Return the record of a run in MLflow; None if raysim did not make it.
 
-    The rounds of a run that has not ended are its metrics, since MLflow has no table of them yet.
-
     Raises:
         SettingError: If it cannot be read.
     """
     known = tracked.tags.get("state") or STATES.get(tracked.status, tracked.status.lower())
-    is_running = known == "running"
     with RunReader.of_artifacts(store, tracked.id) as run:
         if not run.has(SETTINGS):
             return None
-        has_table = not is_running and run.has("rounds.parquet")
-        rounds = _rounds(run) if has_table else _rounds_in_metrics(store, tracked.id)
         state = run.state if known in ("failed", "stopped") else known  # after its last round it may have a summary
         digests, label = digests_in(tracked.tags, {}), tracked.tags.get("label")
-        return RunRecord(run.name, run.name, run.settings, _state(state), digests, rounds, label)
+        return RunRecord(run.name, run.name, run.settings, _state(state), digests, _rounds(run), label)
 
 
 def _state(state: str) -> str:
@@ -103,16 +86,3 @@ def _rounds(run: RunReader) -> Columns:
         with reading(run.name):
             check_has("rounds.parquet", run.rounds, COLUMNS)
     return run.rounds
-
-
-def _rounds_in_metrics(store: "MlflowReader", run_id: str) -> Columns:
-    """Return the rounds of a run as far as its metrics have them."""
-    histories = {key: store.history(run_id, key) for key in IN_MLFLOW}
-    steps = sorted(histories["clock/simulated_s"])
-    if not steps:
-        return {}
-    columns: Columns = {"round": np.array(steps)}
-    for key, column in IN_MLFLOW.items():
-        missing = 0.0 if key == JOULES else np.nan  # joules are logged from the first that are spent
-        columns[column] = np.array([histories[key].get(step, missing) for step in steps])
-    return columns

@@ -5,12 +5,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from raysim.analysis.sweep.journal import FINISHED
 from raysim.analysis.sweep.plan import Trial
 from raysim.analysis.sweep.writer import SweepWriter
-from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
 from raysim.core.errors import SettingError, StoppedError, TrackingLostError, TrackingUnavailableError
 from raysim.core.log import info, is_quiet, set_quiet
@@ -22,6 +20,7 @@ from raysim.experiment.experiment import Experiment
 from raysim.simulation import checkpoint
 from raysim.simulation.build import build_scenario
 from raysim.tracking.mlflow_observer import until_logged
+from raysim.tracking.run_reader import RunReader
 
 
 def complete(writer: SweepWriter) -> None:
@@ -57,18 +56,14 @@ def _quietly() -> Iterator[None]:
 
 
 def _is_complete(folder: Path) -> bool:
-    return "trial" in _json_of(folder / "summary.json") and bool(_json_of(folder / "run.json").get("finished"))
-
-
-def _json_of(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    run = RunReader.of_folder(storage_path(folder))
+    return "trial" in run.summary and bool(run.metadata.get("finished"))
 
 
 def _complete(writer: SweepWriter, trial: Trial, run: ExperimentSettings) -> None:
     path = trial.folder_of(run, writer.folder)
     folder = storage_path(path)
-    settings = loader.load(path / "config.yaml", ("tracking.system_metrics=false",))  # no round is executed
+    settings = RunReader.of_folder(folder).settings_with(("tracking.system_metrics=false",))  # no round is executed
     scenario = build_scenario(settings)
     try:
         tracker = writer.runs.tracker_of(trial, run)
@@ -83,6 +78,6 @@ def _complete(writer: SweepWriter, trial: Trial, run: ExperimentSettings) -> Non
     except (TrackingLostError, TrackingUnavailableError) as error:  # their messages say how a single run is resumed
         raise TrackingLostError(error.reason) from None
     summary = path / "summary.json"
-    both = writer.runs.summary_of(trial, run) | _json_of(summary)
+    both = writer.runs.summary_of(trial, run) | RunReader.of_folder(folder).summary
     atomic.write_text(summary, json.dumps(both, indent=2))
     until_logged(summary.name, lambda: tracker.artifact(summary))

@@ -13,10 +13,12 @@ from raysim.analysis.sweep.plan import Sweep, Trial
 from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
 from raysim.core.storage import atomic
+from raysim.core.storage.local import storage_path
 from raysim.simulation import records
 from raysim.tracking.curves import LoggedSoFar, RunCurves
 from raysim.tracking.mlflow_writer import MlflowWriter
 from raysim.tracking.run_metadata import tags_of
+from raysim.tracking.run_reader import RunReader
 
 IN_MLFLOW = "mlflow.json"
 """The file in the sweep's folder with the ids of its runs in MLflow."""
@@ -91,7 +93,7 @@ class TrialRuns:
             return self._children[key]
         tracker, known = MlflowWriter(self._parent.uri, run.experiment, parent=self._parent.run_id), LoggedSoFar()
         folder = trial.folder_of(run, self._folder)
-        metadata = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        metadata = RunReader.of_folder(storage_path(folder)).metadata
         if key in self._ids:
             known = tracker.find(self._ids[key])
             tracker.reopen()
