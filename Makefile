@@ -6,7 +6,7 @@ HOST ?= 127.0.0.1
 STORE ?= sqlite:///runs/mlflow.db
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest
-SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile
+SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 LONG := long or cluster or ui
 # pytest exits with 5 where nothing is to run, such as a folder without tests of this kind.
 OR_NONE = || [ $$? -eq 5 ]
@@ -18,8 +18,8 @@ run: $(READY)
 
 # In two parts: what needs no Ray runs side by side, what starts a Ray alone. `make test ARGS=tests/FOLDER` runs a part.
 test: $(READY)
-	$(PYTEST) -m "not ray and not ($(LONG))" $(SIDE_BY_SIDE) $(ARGS) $(OR_NONE)
-	$(PYTEST) -m "ray and not ($(LONG))" $(ARGS) $(OR_NONE)
+	$(PYTEST) -m "not ray and not ($(LONG))" $(SIDE_BY_SIDE) --durations 10 $(ARGS) $(OR_NONE)
+	$(PYTEST) -m "ray and not ($(LONG))" --durations 10 $(ARGS) $(OR_NONE)
 
 test-fast: $(READY)
 	$(PYTEST) -m "not slow and not ray and not ($(LONG))" $(SIDE_BY_SIDE) $(ARGS)

@@ -47,6 +47,23 @@ NEEDED_BY = {
 }
 
 
+LONGEST_FIRST = (
+    "tests/terminal/", "tests/test_laws.py", "tests/experiment/", "tests/tracking/", "tests/analysis/", "tests/docs/",
+    "tests/cli/", "tests/test_law_13.py", "tests/report/", "tests/models/", "tests/jobs/", "tests/deploy/",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest: side by side, no worker is left alone with one of them at the end."""
+    if not hasattr(config, "workerinput"):
+        return
+    rank = {
+        item: next((i for i, start in enumerate(LONGEST_FIRST) if item.nodeid.startswith(start)), 99)
+        for item in items
+    }
+    items.sort(key=rank.__getitem__)
+
+
 def tiny_settings(*overrides: str) -> ExperimentSettings:
     """The digits experiment with six clients and a small network, changed by overrides."""
     return loader.load(CONFIGS / "digits.yaml", (*TINY, *overrides))

@@ -752,7 +752,7 @@ def test_law_12_ray_is_in_process(num_actors: int, local_ray: None, tmp_path, la
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("num_actors", [1, 3])
+@pytest.mark.parametrize("num_actors", [1, pytest.param(3, marks=pytest.mark.long)])
 def test_law_12_holds_in_every_clock_mode(num_actors: int, local_ray: None, tmp_path: Path) -> None:
     from raysim.executors.ray.runner import RayRunner
 
@@ -785,7 +785,7 @@ def test_law_12_a_killed_actor_changes_nothing(local_ray: None, tmp_path, law_12
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [(2, 8), (1, 5), (3, 3)], ids=str)
+@pytest.mark.parametrize("size", [(2, 8), (1, 5), pytest.param((3, 3), marks=pytest.mark.long)], ids=str)
 def test_running_variances_stay_positive_whatever_version_clients_start_from(size: tuple[int, int]) -> None:
     settings = tiny_settings(
         "method.name=fedavg",

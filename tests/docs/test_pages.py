@@ -122,7 +122,7 @@ def test_the_mask_rule_keeps_to_the_budgets_and_half_to_the_ranking(folder):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_users_modules_travel_to_ray(folder):
     every_part = ("method.mask=my_masks:half_explored", "method.fill=my_fills:majority")
     on_ray = ("executor.kind=ray", "executor.num_actors=2")

@@ -110,10 +110,13 @@ CASES = {
     "scaffold in deadline": ("scaffold", "partial", 3),
     "autoflip before its first checkpoint": ("autoflip", "sync", 0),
 }
+FEW_CASES = ("ca-hfp in async", "scaffold in deadline", "autoflip before its first checkpoint")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case in FEW_CASES else pytest.mark.long) for case in CASES]
+)
 def test_a_stopped_run_goes_on_to_the_same_bits(case: str, tmp_path: Path) -> None:
     """Checkpoints every second round, so that a round or two are played again."""
     method, mode, after = CASES[case]

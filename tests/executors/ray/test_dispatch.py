@@ -283,7 +283,7 @@ def test_more_clients_than_there_is_memory_for_cannot_have_an_actor_each(machine
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_object_store_that_is_full_and_cannot_spill_ends_the_run_with_a_clear_message(tmp_path) -> None:
     """In a process of its own, since such a Ray has to be started for it."""
     script = tmp_path / "full.py"
@@ -310,7 +310,7 @@ from raysim.simulation.state import Storage
 nothing_spills = {{"local_fs_capacity_threshold": 0.001}}
 ray.init(address="local", num_cpus=1, object_store_memory={bytes}, _system_config=nothing_spills,
          include_dashboard=False, log_to_driver=False)
-scenario = build_scenario(tiny_settings("model.options={{channels: [4, 8], hidden: 16384}}"))
+scenario = build_scenario(tiny_settings("model.options={{channels: [4, 8], hidden: 49152}}"))
 held = [ray.put(np.ones({bytes} // 10, np.uint8)) for _ in range(9)]
 with RayRunner(1, None) as runner:
     try:

@@ -108,7 +108,7 @@ def test_a_config_is_submitted_from_anywhere_and_the_token_is_never_written(guar
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_job_ends_with_its_own_exit_code_and_finds_the_users_modules(guarded, tmp_path) -> None:
     folder = tmp_path / "project"
     folder.mkdir()
@@ -130,10 +130,8 @@ def test_a_job_ends_with_its_own_exit_code_and_finds_the_users_modules(guarded, 
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("sent", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_who_is_interrupted_leaves_the_job_running_and_says_how_to_stop_it(guarded, tmp_path, sent, code) -> None:
     long = ["--set", "rounds=100000", *HERE, "--tracking-uri", store_in(tmp_path, "m.db")]
     target = ["--address", guarded.dashboard, "--output", str(tmp_path / "out")]
@@ -153,7 +151,7 @@ def test_who_is_interrupted_leaves_the_job_running_and_says_how_to_stop_it(guard
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_who_has_no_token_or_another_is_turned_away(guarded, tmp_path) -> None:
     arguments = ["submit", str(CONFIGS / "digits.yaml"), *SET, "--address", guarded.dashboard]
     without = raysim(arguments, environment(tmp_path), tmp_path)

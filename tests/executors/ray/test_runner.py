@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from raysim.core import tensors
-from raysim.executors.ray.failure_policy import Kind
+from raysim.executors.ray.failure_policy import Failure, Kind
 from raysim.executors.ray.runner import RayRunner
 from raysim.simulation import checkpoint
 from raysim.simulation.build import build_scenario
@@ -116,7 +116,7 @@ def test_a_driver_actor_that_is_killed_is_replaced(whole, local_ray: None, tmp_p
                 killed.append(pid)
         digest = tensors.digest(runner.final_state().params)
         cut_off = runner.driver_actor
-        again = runner._replace_driver(scenario, Storage(tmp_path, 2, 2), Start(), Kind.UNREACHABLE, 2)
+        again = runner._replace_driver(scenario, Storage(tmp_path, 2, 2), Start(), Failure(Kind.UNREACHABLE), 2)
         with pytest.raises(ray.exceptions.RayActorError):  # it lived on, and could have written
             ray.get(cut_off.process_id.remote())
     assert again.round == 12
@@ -129,7 +129,7 @@ def test_a_driver_actor_that_is_killed_is_replaced(whole, local_ray: None, tmp_p
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_driver_actor_whose_machine_is_lost_is_replaced_on_another(whole, tmp_path: Path) -> None:
     """The run's files are where both machines reach them; nothing binds the driver actor to the first."""
     command = [sys.executable, "-m", "tests.executors.ray.lost_node", str(tmp_path)]
@@ -185,7 +185,7 @@ cp -r "$folder/disk/out" "$folder/copy"
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(whole, tmp_path: Path) -> None:
     """On a small file system of memory, mounted for these two commands alone."""
     (tmp_path / "disk").mkdir()

@@ -28,7 +28,7 @@ ray.shutdown()
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("host", [None, "127.0.0.1"])
+@pytest.mark.parametrize("host", [pytest.param(None, marks=pytest.mark.long), "127.0.0.1"])
 def test_a_local_ray_wants_a_token_and_shows_a_dashboard_only_where_asked(tmp_path, host) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LOCAL.format(host=host)],
