@@ -1,5 +1,6 @@
 """Fixtures: tiny experiments on real digits, and one local Ray for the whole session."""
 
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +73,16 @@ def tiny_settings(*overrides: str) -> ExperimentSettings:
 def settings_of(method: str, *overrides: str) -> ExperimentSettings:
     """The tiny experiment with a method, and what that method needs."""
     return tiny_settings(f"method.name={method}", *NEEDED_BY.get(method, ()), *overrides)
+
+
+@pytest.fixture(autouse=True)
+def _store_of_its_own() -> Iterator[None]:
+    """`mlflow.set_tracking_uri` sets an environment variable, which later tests and their processes would see."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    if before is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ def test_measuring_uses_one_thread_in_turns_and_leaves_the_rest_alone(monkeypatc
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("model", [pytest.param("vgg16", marks=pytest.mark.long), "lenet"])
 def test_widths_that_were_not_fitted_are_predicted_within_a_fifth(model):
     subject, errors = measure.subject_of(model), []

@@ -36,7 +36,7 @@ def import_s() -> float:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_embedded_default_ends_within_a_minute_at_96_percent(tmp_path: Path) -> None:
     before, started = ray_processes(), time.monotonic()
     done = subprocess.run(command(tmp_path, "digits.yaml"), capture_output=True, text=True, cwd=ROOT, check=False)

@@ -68,7 +68,7 @@ def test_the_page_has_files_and_a_command_for_each_part():
     assert sum(len(FILES[name].splitlines()) for name in ("my_scores.py", "my_experiment.yaml")) <= 30
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_part_runs_and_makes_a_difference(folder):
     digests = [run_here(COMMANDS[0], "method.score=null", output="magnitude")]
     for place, command in enumerate(COMMANDS):

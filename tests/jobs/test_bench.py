@@ -36,7 +36,7 @@ def test_bench_training_compares_with_and_without(what):
     assert min(result["times_as_fast"], result["with_s"], result["without_s"]) > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bench_submodel_prints_one_line():
     command = [sys.executable, str(ROOT / "jobs" / "bench_submodel.py"), "--quick"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -54,7 +54,7 @@ def drawn(tmp_path_factory) -> SimpleNamespace:
     return SimpleNamespace(code=left_with(folder), folder=folder, out=folder / "out")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_mode_and_method_has_a_row_with_what_its_records_say(drawn):
     assert drawn.code == 0
     rows = (drawn.out / "time_to_accuracy.md").read_text(encoding="utf-8").splitlines()[2:]

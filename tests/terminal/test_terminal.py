@@ -93,7 +93,7 @@ def plain(shown: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "kind", [IN_PROCESS, pytest.param(ON_RAY, id="ray", marks=(pytest.mark.ray, pytest.mark.long))]
 )

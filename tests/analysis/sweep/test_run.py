@@ -237,7 +237,7 @@ def test_a_cluster_that_cannot_be_reached_leaves_sigterm_as_it_was():
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_that_is_terminated_while_ray_starts_says_so(tmp_path):
     process = started(configured(tmp_path), "--output", str(tmp_path / "out"))
     for line in process.stderr:

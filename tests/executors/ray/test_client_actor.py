@@ -91,7 +91,7 @@ def test_more_actors_than_cpus_are_refused_on_a_running_cluster(local_ray: None)
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_client_may_have_an_actor_of_its_own(local_ray: None, tmp_path: Path) -> None:
     """Twelve actors on three CPUs; each leaves a file with its process when it trains."""
     import ray

@@ -72,7 +72,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_is_terminated_then_killed_goes_on_to_the_same_bits(whole, tmp_path: Path) -> None:
     """SIGTERM as `ray job stop` sends it, SIGKILL of the process that drives, then the rest in this process."""
     store, folder = f"tracking.uri={store_in(tmp_path)}", tmp_path / "out"
