@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import sys
 
 import pytest
 
@@ -13,20 +12,17 @@ from raysim.methods.table import METHODS
 from raysim.selection.oort import OPTIONS
 from raysim.selection.table import SELECTIONS
 from tests.conftest import ROOT
+from tests.docs.pages import beside, files_in
 
 PAGE = (ROOT / "docs" / "budgets.md").read_text(encoding="utf-8")
-FILES = dict(re.findall(r"^```\w+ (\S+\.\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
+FILES = files_in(PAGE)
 (COMMAND,) = re.findall(r"^```sh\n(.*?)\n```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    for name, content in FILES.items():
-        (tmp_path / name).write_text(content, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    yield tmp_path
-    sys.modules.pop("my_rules", None)
+    with beside(FILES, tmp_path, "my_rules", monkeypatch) as folder:
+        yield folder
 
 
 def forecast_of(capsys, *more: str):

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import sys
 from math import ceil
 
 import pytest
@@ -15,21 +14,18 @@ from raysim.core import tensors
 from raysim.simulation.build import build_scenario
 from tests.clocked import played
 from tests.conftest import ROOT
+from tests.docs.pages import beside, files_in
 
 PAGE = (ROOT / "docs" / "compression.md").read_text(encoding="utf-8")
-FILES = dict(re.findall(r"^```\w+ (\S+\.\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
+FILES = files_in(PAGE)
 COMMANDS = re.findall(r"^```sh\n(.*?)\n```$", PAGE, re.MULTILINE | re.DOTALL)
 SMALL = ("rounds=2", "selection.clients_per_round=4", "model.options={channels: [4, 8], hidden: 16}")
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    for name, content in FILES.items():
-        (tmp_path / name).write_text(content, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    yield tmp_path
-    sys.modules.pop("my_signs", None)
+    with beside(FILES, tmp_path, "my_signs", monkeypatch) as folder:
+        yield folder
 
 
 def tiers_of(capsys, command: str, *more: str):

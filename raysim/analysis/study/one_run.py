@@ -14,7 +14,7 @@ from raysim.core import tensors
 from raysim.core.errors import RunFailedError
 from raysim.core.tensors import Columns
 from raysim.executors.in_process import InProcessRunner
-from raysim.population import population
+from raysim.experiment.start import data_digests
 from raysim.population.profiles import Devices
 from raysim.simulation import metrics
 from raysim.simulation.scenario import Scenario
@@ -94,9 +94,7 @@ def _execute(scenario: Scenario, device: str, reports: list[RoundReport]) -> dic
 
 def digests_of(scenario: Scenario) -> dict[str, str]:
     """Return the hashes of data, partition and test rows, which all runs of a comparison share."""
-    workload = scenario.workload
     return {
-        "data": workload.data.digest,
-        "partition": population.digest(workload.population),
+        **data_digests(scenario),
         "test_rows": tensors.digest(tensors.as_tensors({"rows": np.ascontiguousarray(scenario.test_rows)})),
     }

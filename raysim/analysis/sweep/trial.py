@@ -15,8 +15,7 @@ from raysim.core.storage.path import StoragePath
 from raysim.experiment.experiment import Experiment
 from raysim.experiment.finish import summarise
 from raysim.experiment.observers import Observers, outcome_of
-from raysim.experiment.start import environment, write_scenario
-from raysim.population import population
+from raysim.experiment.start import data_digests, environment, write_scenario
 from raysim.simulation import checkpoint, metrics, records
 from raysim.simulation.build import build_scenario, resolved
 from raysim.simulation.scenario import Runner
@@ -118,11 +117,10 @@ class _TrialRun:
         folder.make()
         if not (folder / "config.yaml").is_file():
             write_scenario(scenario, folder)
-            workload, is_diagnosed = scenario.workload, settings.diagnostics.every is not None
-            unlogged = metrics.left_out(workload.population.devices, is_diagnosed)
+            devices, is_diagnosed = scenario.workload.population.devices, settings.diagnostics.every is not None
+            unlogged = metrics.left_out(devices, is_diagnosed)
             metadata = {
-                "data_sha256": workload.data.digest,
-                "partition_sha256": population.digest(workload.population),
+                **{f"{what}_sha256": digest for what, digest in data_digests(scenario).items()},
                 "unlogged": sorted(unlogged),
                 "environment": environment(),
                 "full_model": asdict(scenario.costs.dense),
