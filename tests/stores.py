@@ -1,5 +1,6 @@
 """MLflow stores that are ready: a new SQLite store costs a second of migrations, and a copy of one nothing."""
 
+import logging
 import shutil
 import tempfile
 from functools import cache
@@ -20,9 +21,11 @@ def _empty_store() -> bytes:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     folder = Path(tempfile.mkdtemp())
+    logging.disable(logging.INFO)  # MLflow logs migrations, into what a test captures
     try:
         store = SqlAlchemyStore(f"sqlite:///{folder}/empty.db", str(folder / "artifacts"))
         store.engine.dispose()
         return (folder / "empty.db").read_bytes()
     finally:
+        logging.disable(logging.NOTSET)
         shutil.rmtree(folder)
