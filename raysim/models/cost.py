@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 BATCH = 2
 """Examples in the counted step: BatchNorm needs two."""
@@ -34,9 +33,11 @@ class ModelCost:
 def count(model: nn.Module, input_shape: Sequence[int]) -> ModelCost:
     """Count the costs of a model in training mode; on the meta device nothing is computed.
 
-    The first count of a process imports PyTorch's compiler, which takes more than a second: its meta device and its
-    counter both reach it.
+    The first count of a process imports triton and PyTorch's compiler, which takes seconds: PyTorch's counter and its
+    meta device reach them.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # not at the top: an actor counts nothing and starts sooner
+
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     example = torch.zeros(BATCH, *input_shape, device=device)
     model.train()
