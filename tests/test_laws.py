@@ -734,9 +734,7 @@ def law_12_runs(tmp_path_factory) -> dict[str, tuple[Scenario, str, list[RoundRe
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "num_actors", [pytest.param(1, marks=pytest.mark.long), 2, pytest.param(3, marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("num_actors", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_law_12_ray_is_in_process(num_actors: int, local_ray: None, tmp_path, law_12_runs) -> None:
     from raysim.executors.ray.runner import RayRunner
 

@@ -127,7 +127,10 @@ def test_a_library_stays_at_home(graph, library):
             {"ray", "mlflow", "tensorboardX", "matplotlib", "plotly", "jinja2", "torchvision", "scipy", "grpc"},
         ),
         ("raysim.tracking.run_reader", {"ray", "mlflow", "plotly", "matplotlib"}),
-        ("raysim.executors.ray.client_actor", {"mlflow", "pydantic", "torch_pruning", "triton", "matplotlib", "plotly"}),
+        (
+            "raysim.executors.ray.client_actor",
+            {"mlflow", "pydantic", "torch_pruning", "triton", "matplotlib", "plotly"},
+        ),
     ],
 )
 def test_an_import_stays_light(modules, not_loaded):

@@ -527,6 +527,7 @@ def test_a_trial_that_fails_is_told_the_others_go_on_and_actors_on_two_machines_
     wild = SWEEP["set"] | {"training.clip_norm": None, "executor.kind": "ray", "executor.num_actors": 1}
     config = configured(
         tmp_path,
+        seeds=[0],
         set=wild,
         search={"training.learning_rate": {"grid": [1.0e9, 0.2]}},
         asha=None,
@@ -542,8 +543,8 @@ def test_a_trial_that_fails_is_told_the_others_go_on_and_actors_on_two_machines_
     assert "Traceback" not in err
     client = MlflowClient(f"sqlite:///{tmp_path}/store/mlflow.db")
     statuses = {run.info.run_name: run.info.status for run in client.search_runs([content["experiment_id"]])}
-    told = [statuses.pop(f"trial {trial} seed {seed}") for trial in (0, 1) for seed in (0, 1)]
-    assert told == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
+    told = [statuses.pop(f"trial {trial} seed 0") for trial in (0, 1)]
+    assert told == ["FAILED", "FINISHED"]
     assert list(statuses.values()) == ["FAILED"]
     folder = tmp_path / "out" / "trials" / "001" / "seed-0"
     settings = loader.load(folder / "config.yaml")
