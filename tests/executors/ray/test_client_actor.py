@@ -10,17 +10,20 @@ import pytest
 from torch import nn
 
 from raysim.client.assignments import Assignment, Assignments
+from raysim.client.trainer import ClientTrainer
 from raysim.core import tensors
 from raysim.core.errors import RunFailedError, SettingError
 from raysim.executors import in_process
-from raysim.executors.ray.client_actor import needed_share
+from raysim.executors.ray.client_actor import ClientActor, needed_share
 from raysim.executors.ray.executor import chunk_shares
 from raysim.executors.ray.runner import RayRunner
 from raysim.pruning.masks import Mask
 from raysim.pruning.plan import ChannelPlan
+from raysim.server.updates import merge
 from raysim.simulation.build import build_scenario
 from raysim.simulation.state import Storage
 from tests.conftest import tiny_settings
+from tests.planned import plan_round
 
 MASK = Mask(np.ones(1, dtype=np.bool_))
 
@@ -152,3 +155,31 @@ def test_the_share_of_a_gpu_covers_what_was_measured_with_a_margin() -> None:
     assert needed_share(999, 1000) == 1.0
     for used in (1, 17, 333):
         assert needed_share(used, 1000) * 1000 >= 1.25 * used
+
+
+def test_an_actor_in_this_process_trains_scores_and_estimates_as_the_in_process_executor_does() -> None:
+    scenario = build_scenario(tiny_settings("model.name=resnet32", "model.options={}"))
+    planned = plan_round(scenario)
+    params, rows = planned.broadcast.params, np.arange(20)
+    executor, actor = in_process.InProcessExecutor(scenario.workload), ClientActor()
+    with pytest.raises(RuntimeError, match="no scenario has been prepared"):
+        actor.score(rows, tensors.as_arrays(params))
+    actor._trainer = ClientTrainer(scenario.workload)
+
+    expected = executor.train(planned.assignments, planned.broadcast)
+    arrays = tensors.as_arrays(params), tensors.as_arrays(planned.broadcast.extra)
+    found, _ = actor.train(planned.assignments, *arrays, planned.broadcast.round, planned.broadcast.rules)
+    sums = merge([found]).sums
+    assert sums.keys() == expected.sums.keys()
+    for name, exact in expected.sums.items():
+        assert tensors.digest(sums[name].totals) == tensors.digest(exact.totals)
+    np.testing.assert_array_equal(found.clients["client"], expected.clients["client"])
+    np.testing.assert_array_equal(found.kept, expected.kept)
+
+    score, _ = actor.score(rows, arrays[0])
+    same = executor.score(params, rows)
+    assert (score.rows, score.loss, score.terms) == (same.rows, same.loss, same.terms)
+    estimated, lines = actor.estimate_statistics(rows, arrays[0])
+    assert tensors.digest(tensors.as_tensors(estimated)) == tensors.digest(executor.estimate_statistics(params, rows))
+    assert tensors.digest(tensors.as_tensors(estimated)) != tensors.digest(params)
+    assert lines == ()
