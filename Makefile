@@ -18,10 +18,10 @@ export PYTHONDONTWRITEBYTECODE =
 run: $(READY)
 	$(BIN)/raysim run $(CONFIG) $(ARGS)
 
-# First what needs no Ray, then what does: each process that runs tests starts one. `make test ARGS=tests/FOLDER` runs a part.
+# In two parts: what needs no Ray runs side by side, what starts a Ray alone. `make test ARGS=tests/FOLDER` runs a part.
 test: $(READY)
 	$(PYTEST) -m "not ray and not ($(LONG))" $(SIDE_BY_SIDE) --durations 10 $(ARGS) $(OR_NONE)
-	$(PYTEST) -m "ray and not ($(LONG))" $(SIDE_BY_SIDE) --durations 10 $(ARGS) $(OR_NONE)
+	$(PYTEST) -m "ray and not ($(LONG))" --durations 10 $(ARGS) $(OR_NONE)
 
 test-fast: $(READY)
 	$(PYTEST) -m "not slow and not ray and not ($(LONG))" $(SIDE_BY_SIDE) $(ARGS)
@@ -37,7 +37,7 @@ test-all: .for-cluster
 coverage: $(READY)
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -m "not ray and not ($(LONG))" $(SIDE_BY_SIDE) $(ARGS) $(OR_NONE)
-	$(BIN)/coverage run -m pytest -m "ray and not ($(LONG))" $(SIDE_BY_SIDE) $(ARGS) $(OR_NONE)
+	$(BIN)/coverage run -m pytest -m "ray and not ($(LONG))" $(ARGS) $(OR_NONE)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

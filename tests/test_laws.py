@@ -734,11 +734,10 @@ def law_12_runs(tmp_path_factory) -> dict[str, tuple[Scenario, str, list[RoundRe
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("num_actors", [2, pytest.param(3, marks=pytest.mark.long)])
-def test_law_12_ray_is_in_process(num_actors: int, local_ray: None, tmp_path, law_12_runs) -> None:
+def test_law_12_ray_is_in_process(local_ray: None, tmp_path, law_12_runs) -> None:
     from raysim.executors.ray.runner import RayRunner
 
-    with RayRunner(num_actors, None) as runner:
+    with RayRunner(3, None) as runner:
         for kind, (scenario, expected, same) in law_12_runs.items():
             reports = list(runner.run(scenario, Storage(tmp_path / kind, 1, 1)))
             assert tensors.digest(runner.final_state().params) == expected, kind

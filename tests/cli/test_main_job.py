@@ -1,20 +1,16 @@
 """The main job as a user runs it: command line, last lines, exit code, and no files or processes that remain."""
 
-import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
-from mlflow.tracking import MlflowClient
 
-from raysim.simulation import checkpoint
 from tests.conftest import CONFIGS, ROOT
+from tests.processes import mark, ray_daemons_of
 from tests.stores import store_in
 
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -23,20 +19,6 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 def command(folder: Path, config: str, *arguments: str) -> list[str]:
     store = ["--set", f"tracking.uri={store_in(folder)}", "--output", str(folder / "out")]
     return [sys.executable, "-m", "raysim", "run", str(CONFIGS / config), *store, *arguments]
-
-
-def marked(folder: Path) -> dict[str, str]:
-    """An environment by which `processes_of` finds all that a command has started."""
-    return os.environ | {"STARTED_BY": str(folder)}
-
-
-def processes_of(folder: Path) -> list[str]:
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("STARTED_BY") == str(folder):
-                found.append(process.name())
-    return found
 
 
 def import_s() -> float:
@@ -55,7 +37,7 @@ def test_the_embedded_default_ends_within_a_minute_at_96_percent(tmp_path: Path)
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=marked(tmp_path),
+        env=os.environ | mark(tmp_path),
         check=False,
     )
     seconds = time.monotonic() - started
@@ -69,7 +51,7 @@ def test_the_embedded_default_ends_within_a_minute_at_96_percent(tmp_path: Path)
     assert all(line.startswith(start) for line, start in zip(lines[-9:], starts, strict=False))
     assert "round 50/50" in done.stderr
     assert "Traceback" not in done.stderr
-    assert processes_of(tmp_path) == []
+    assert ray_daemons_of(tmp_path) == []
 
 
 @pytest.mark.long
@@ -85,34 +67,3 @@ def test_mnist_reaches_97_percent_in_30_rounds(tmp_path: Path) -> None:
     assert summary["rounds"] == 30
     assert summary["accuracy"] >= 0.97
     assert summary["bytes_percent_of_fedavg"] < 60
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_an_interrupted_run_is_killed_in_mlflow_and_keeps_its_checkpoint(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        command(tmp_path, "digits.yaml", "--set", "rounds=500"),
-        env=marked(tmp_path),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        start_new_session=True,
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("round 3/"):
-            break
-    assert "raylet" in processes_of(tmp_path)
-    os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches the whole group
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "stopped after round" in errors
-    assert "Traceback" not in errors
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    (run,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
-    assert run.info.status == "KILLED"
-    saved = checkpoint.saved_in(tmp_path / "out" / "checkpoints")
-    assert checkpoint.load(saved[-1]).round >= 3
-    assert output == ""
-    assert processes_of(tmp_path) == []

@@ -14,6 +14,7 @@ from mlflow.tracking import MlflowClient
 
 from raysim.simulation import checkpoint
 from tests.conftest import CONFIGS, ROOT, TINY
+from tests.processes import mark, ray_daemons_of
 from tests.stores import store_in
 from tests.terminals import CTRL_C, Terminal
 
@@ -56,7 +57,7 @@ def environment(nap_s: float = 0.0) -> dict[str, str]:
 
 def on_terminal(folder: Path, arguments: list[str], nap_s: float = 0.0, **more: str) -> Terminal:
     command = [sys.executable, "-m", "raysim", *arguments]
-    return Terminal(command, folder, folder / "stdout", environment(nap_s) | more)
+    return Terminal(command, folder, folder / "stdout", environment(nap_s) | mark(folder) | more)
 
 
 def piped(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
@@ -103,9 +104,11 @@ def test_ctrl_c_stops_after_the_round_then_at_once_and_the_run_goes_on_to_the_sa
     folder = at_work(tmp_path)
     first = on_terminal(folder, run_of(folder, *kind), nap_s=0.15)
     first.until(rf"[2-9]/{ROUNDS}")
+    assert ray_daemons_of(folder) == (["gcs_server", "raylet"] if kind == ON_RAY else [])
     first.press(CTRL_C)
     first.until("Ctrl-C again stops at once")
     assert first.end() == 130, first.shown[-3000:]
+    assert ray_daemons_of(folder) == []
     shown = plain(first.shown)
     stopped = int(re.search(r"stopping after round (\d+); Ctrl-C again stops at once", shown)[1])
     assert f"raysim: stopped after round {stopped}; `raysim resume {folder}/out` continues" in " ".join(shown.split())
@@ -126,10 +129,12 @@ def test_ctrl_c_stops_after_the_round_then_at_once_and_the_run_goes_on_to_the_sa
     assert second.end() == 130, second.shown[-3000:]
     assert "raysim: interrupted" in second.shown
     assert "Traceback" not in second.shown
+    assert ray_daemons_of(folder) == []
     assert status_of(folder) == "KILLED"
     assert [checkpoint.round_of(saved) for saved in checkpoint.saved_in(folder / "out" / "checkpoints")] == [stopped]
 
-    rest = piped(folder, ["resume", str(folder / "out"), "--json"])
+    here = ["--set", "executor.kind=in-process", "--set", "executor.num_actors=null"]
+    rest = piped(folder, ["resume", str(folder / "out"), "--json", *here])
     assert rest.returncode == 0, rest.stderr
     assert f"resuming after round {stopped} of {ROUNDS}" in rest.stderr
     assert json.loads(rest.stdout)["params_sha256"] == whole
