@@ -121,7 +121,7 @@ def test_ctrl_c_stops_after_the_round_then_at_once_and_the_run_goes_on_to_the_sa
     assert [checkpoint.round_of(saved) for saved in checkpoint.saved_in(folder / "out" / "checkpoints")] == [stopped]
     assert pq.read_table(folder / "out" / "rounds.parquet")["round"].to_pylist() == [*range(1, stopped + 1)]
 
-    second = on_terminal(folder, ["resume", str(folder / "out")], nap_s=0.5)
+    second = on_terminal(folder, ["resume", str(folder / "out")], nap_s=1.5)
     second.until(f"{stopped + 1}/{ROUNDS}")
     second.press(CTRL_C)
     second.until("Ctrl-C again stops at once")
