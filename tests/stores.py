@@ -16,6 +16,15 @@ def store_in(folder: Path | str, name: str = "mlflow.db") -> str:
     return f"sqlite:///{path}"
 
 
+def status_of(folder: Path) -> str:
+    """Return MLflow's status of the only run of the digits in a folder's store."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+    return run.info.status
+
+
 @cache
 def _empty_store() -> bytes:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore

@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 from raysim.simulation import checkpoint
 from tests.conftest import CONFIGS, ROOT, TINY
 from tests.processes import mark, ray_daemons_of
-from tests.stores import store_in
+from tests.stores import status_of, store_in
 from tests.terminals import CTRL_C, Terminal
 
 ROUNDS = 12
@@ -82,12 +82,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
     assert re.fullmatch(rf"{SOMEBODY}: UserWarning: inputs look odd \(worried_net.py:\d+\)", warned[0])
     assert done.stderr.splitlines() == warned
     return json.loads(done.stdout)["params_sha256"]
-
-
-def status_of(folder: Path) -> str:
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    (run,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
-    return run.info.status
 
 
 def plain(shown: str) -> str:

@@ -502,24 +502,48 @@ def machines() -> Iterator["Cluster"]:
 
 @pytest.mark.ray
 @pytest.mark.long
-def test_where_a_trial_fails_the_others_go_on_and_actors_on_two_machines_give_the_same(machines, tmp_path):
-    search = {"training.learning_rate": {"grid": [1.0e9, 0.2]}}
-    wild = SWEEP["set"] | {"training.clip_norm": None, "executor.kind": "ray", "executor.num_actors": 1}
+def test_trials_in_their_own_process_spread_over_machines(whole, machines, tmp_path):
+    search = {"training.learning_rate": {"grid": [0.2, 0.1]}}
     of_others = Path(machines.head_node.get_session_dir_path()) / "artifacts" / "others"
     of_others.mkdir(parents=True)
-    changes = {"set": wild, "seeds": [0], "search": search, "asha": None, "concurrent": None}
-    config = configured(tmp_path, **changes, address=machines.address)
+    config = configured(tmp_path, search=search, asha=None, concurrent=None, address=machines.address)
     code, out, err = done(config, "--output", str(tmp_path / "out"), "--json")
-    assert code == 1, err
+    assert code == 0, err
     assert err.splitlines()[2:4] == [f"joining Ray at {machines.address}", "trials at a time: 2"]
     assert of_others.is_dir()
+    content = json.loads(out.splitlines()[-1])
+    assert [each["state"] for each in content["trials"]] == ["finished"] * 2
+    assert content["trials"][0] == content_of(whole)["trials"][0]
+    runs = MlflowClient(f"sqlite:///{tmp_path}/store/mlflow.db").search_runs([content["experiment_id"]])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 5
+    assert len(compare.compare([str(tmp_path / "out")]).table) == 2
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_a_trial_that_fails_is_told_the_others_go_on_and_actors_on_two_machines_give_the_same(
+    whole, machines, tmp_path
+):
+    wild = SWEEP["set"] | {"training.clip_norm": None, "executor.kind": "ray", "executor.num_actors": 1}
+    config = configured(
+        tmp_path,
+        set=wild,
+        search={"training.learning_rate": {"grid": [1.0e9, 0.2]}},
+        asha=None,
+        concurrent=None,
+        address=machines.address,
+    )
+    code, out, err = done(config, "--output", str(tmp_path / "out"), "--json")
+    assert code == 1, err
+    assert err.splitlines()[3] == "trials at a time: 1"  # each takes a CPU of both machines
     content = json.loads(out.splitlines()[-1])
     assert [trial["state"] for trial in content["trials"]] == ["failed", "finished"]
     assert "raysim: the run failed: 1 of 2 trials failed (trial 0: learning_rate 1000000000.0: round 1, client" in err
     assert "Traceback" not in err
     client = MlflowClient(f"sqlite:///{tmp_path}/store/mlflow.db")
     statuses = {run.info.run_name: run.info.status for run in client.search_runs([content["experiment_id"]])}
-    assert [statuses.pop(f"trial {trial} seed 0") for trial in (0, 1)] == ["FAILED", "FINISHED"]
+    told = [statuses.pop(f"trial {trial} seed {seed}") for trial in (0, 1) for seed in (0, 1)]
+    assert told == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
     assert list(statuses.values()) == ["FAILED"]
     folder = tmp_path / "out" / "trials" / "001" / "seed-0"
     settings = loader.load(folder / "config.yaml")

@@ -131,16 +131,17 @@ def test_a_job_ends_with_its_own_exit_code_and_finds_the_users_modules(guarded, 
 
 @pytest.mark.ray
 @pytest.mark.long
-def test_who_is_interrupted_leaves_the_job_running_and_says_how_to_stop_it(guarded, tmp_path) -> None:
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_who_is_interrupted_leaves_the_job_running_and_says_how_to_stop_it(guarded, tmp_path, sent, code) -> None:
     long = ["--set", "rounds=100000", *HERE, "--tracking-uri", store_in(tmp_path, "m.db")]
     target = ["--address", guarded.dashboard, "--output", str(tmp_path / "out")]
     command = [sys.executable, "-m", "raysim", "submit", str(CONFIGS / "digits.yaml"), *SET, *long, *target]
     env = guarded.environment(RAY_AUTH_MODE="token")
     following = subprocess.Popen(command, env=env, cwd=tmp_path, stdout=-1, stderr=-1, text=True)
     assert any("round 2/" in line for line in following.stdout)
-    following.send_signal(signal.SIGINT)
+    following.send_signal(sent)
     _, errors = following.communicate(timeout=60)
-    assert following.returncode == 130
+    assert following.returncode == code
     (told,) = lines_with(errors, "raysim: job ")
     assert "continues" in told
     stop = told.split("`")[3].split()
@@ -180,8 +181,12 @@ def test_who_has_no_token_or_another_is_turned_away(guarded, tmp_path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.long
-def test_a_head_without_a_token_takes_jobs(tmp_path, digest) -> None:
+def test_a_head_without_a_token_takes_jobs_of_both_commands(tmp_path, digest) -> None:
     with head(with_token=False) as running:
+        done = with_rays_command(running, tmp_path)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        (summary,) = lines_with(done.stdout, '{"run_id"')
+        assert json.loads(summary)["params_sha256"] == digest
         target = ["--address", running.dashboard, "--output", str(tmp_path / "a"), "--no-wait", "--json"]
         store = ["--tracking-uri", store_in(tmp_path, "m.db")]
         ours = raysim(

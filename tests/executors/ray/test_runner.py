@@ -13,7 +13,6 @@ from typing import Any
 
 import psutil
 import pytest
-from mlflow.tracking import MlflowClient
 
 from raysim.core import tensors
 from raysim.executors.ray.failure_policy import Failure, Kind
@@ -23,7 +22,7 @@ from raysim.simulation.build import build_scenario
 from raysim.simulation.state import Start, Storage
 from tests.conftest import CONFIGS, ROOT, TINY, tiny_settings
 from tests.experiment.test_resume import assert_same_run, played
-from tests.stores import store_in
+from tests.stores import status_of, store_in
 
 LONG = ("rounds=12", "checkpoint.every=2", "data.max_train_examples=200", "evaluation.max_examples=50")
 ON_RAY = ("executor.kind=ray", "executor.num_actors=1")
@@ -65,12 +64,6 @@ def summary_in(output: str) -> dict[str, Any]:
     return json.loads(output.splitlines()[-1])
 
 
-def status_in(folder: Path) -> str:
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    (run,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
-    return run.info.status
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The summary of a run that was never interrupted."""
@@ -91,7 +84,7 @@ def test_a_run_that_is_terminated_then_killed_goes_on_to_the_same_bits(whole, tm
     seconds = time.monotonic() - sent
     assert "interrupted" in errors
     assert seconds < 3, f"{seconds:.1f} s"
-    assert status_in(tmp_path) == "KILLED"
+    assert status_of(tmp_path) == "KILLED"
 
     process = raysim("resume", str(folder), "--set", "executor.num_actors=1")
     said = until(process, "round ")
@@ -187,7 +180,8 @@ head -c 10238608 /dev/zero > "$folder/disk/filler"
 "$python" -m raysim "$@"; echo $? > "$folder/first"
 ls "$folder/disk/out/checkpoints" > "$folder/kept"
 rm "$folder/disk/filler"
-"$python" -m raysim resume "$folder/disk/out" --json $HERE; echo $? > "$folder/second"
+"$python" -m raysim resume "$folder/disk/out" --json --set executor.kind=in-process --set executor.num_actors=null
+echo $? > "$folder/second"
 cp -r "$folder/disk/out" "$folder/copy"
 """
 
@@ -199,14 +193,12 @@ def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(whole, tmp_path
     (tmp_path / "disk").mkdir()
     store = f"tracking.uri={store_in(tmp_path)}"
     given = run_of(tmp_path / "disk" / "out", store, *ON_RAY)
-    here = "--set executor.kind=in-process --set executor.num_actors=null"
     spaces = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
     done = subprocess.run(
         [*spaces, "sh", "-c", DISK_FULL, "sh", str(tmp_path), sys.executable, *given],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=os.environ | {"HERE": here},
         check=False,
     )
     if not (tmp_path / "first").exists():
