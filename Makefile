@@ -10,18 +10,25 @@ SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 LONG := long or cluster or ui
 # pytest exits with 5 where nothing is to run, such as a folder without tests of this kind.
 OR_NONE = || [ $$? -eq 5 ]
+TWO_AT_ONCE = $(MAKE) --no-print-directory --jobs 2 .with-ray .without-ray
 # The many processes that tests start read compiled modules, also where the environment says to write none.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: .venv-by-virtualenv .chromium-by-apt .for-cluster .for-ui run test test-fast test-all test-cluster test-ui coverage screenshots lint format schema ui bench compare clean
+.PHONY: .with-ray .without-ray .venv-by-virtualenv .chromium-by-apt .for-cluster .for-ui run test test-fast test-all test-cluster test-ui coverage screenshots lint format schema ui bench compare clean
 
 run: $(READY)
 	$(BIN)/raysim run $(CONFIG) $(ARGS)
 
-# In two parts: what needs no Ray runs side by side, what starts a Ray alone. `make test ARGS=tests/FOLDER` runs a part.
+# What starts a Ray runs one by one, since two would fight for the cores; what needs none has the time that those leave.
+# `make test ARGS=tests/FOLDER` runs a part.
 test: $(READY)
-	$(PYTEST) -m "not ray and not ($(LONG))" $(SIDE_BY_SIDE) --durations 10 $(ARGS) $(OR_NONE)
-	$(PYTEST) -m "ray and not ($(LONG))" --durations 10 $(ARGS) $(OR_NONE)
+	$(TWO_AT_ONCE) KIND="not ($(LONG))"
+
+.with-ray:
+	$(PYTEST) -m "ray and $(KIND)" --durations 10 $(ARGS) $(OR_NONE)
+
+.without-ray:
+	nice -n 19 $(PYTEST) -m "not ray and $(KIND)" $(SIDE_BY_SIDE) --durations 10 $(ARGS) $(OR_NONE)
 
 test-fast: $(READY)
 	$(PYTEST) -m "not slow and not ray and not ($(LONG))" $(SIDE_BY_SIDE) $(ARGS)
@@ -29,15 +36,13 @@ test-fast: $(READY)
 # What `test` leaves out.
 test-all: .for-cluster
 	-$(MAKE) --no-print-directory .for-ui
-	$(PYTEST) -m "long and not ray" $(SIDE_BY_SIDE) --durations 10 $(ARGS) $(OR_NONE)
-	$(PYTEST) -m "(long and ray) or cluster" $(SIDE_BY_SIDE) --durations 10 $(ARGS) $(OR_NONE)
-	$(PYTEST) -m ui $(ARGS) $(OR_NONE)
+	$(TWO_AT_ONCE) KIND="(long or cluster) and not alone"
+	$(PYTEST) -m "alone or ui" $(ARGS) $(OR_NONE)
 
 # Statements of raysim/ that no test of `test` runs, in its own process or in one that it starts.
 coverage: $(READY)
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m "not ray and not ($(LONG))" $(SIDE_BY_SIDE) $(ARGS) $(OR_NONE)
-	$(BIN)/coverage run -m pytest -m "ray and not ($(LONG))" $(ARGS) $(OR_NONE)
+	$(TWO_AT_ONCE) KIND="not ($(LONG))" PYTEST="$(BIN)/coverage run -m pytest"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

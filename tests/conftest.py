@@ -1,6 +1,7 @@
 """Fixtures: tiny experiments on real digits, and one local Ray for the whole session."""
 
 import os
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,9 +80,11 @@ def settings_of(method: str, *overrides: str) -> ExperimentSettings:
 
 @pytest.fixture(autouse=True)
 def _store_of_its_own() -> Iterator[None]:
-    """`mlflow.set_tracking_uri` sets an environment variable, which later tests and their processes would see."""
+    """`mlflow.set_tracking_uri` lasts in the process and its environment, where later tests would see it."""
     before = os.environ.get("MLFLOW_TRACKING_URI")
     yield
+    if "mlflow" in sys.modules:
+        sys.modules["mlflow"].set_tracking_uri(None)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     if before is not None:
         os.environ["MLFLOW_TRACKING_URI"] = before

@@ -21,7 +21,6 @@ REASON = hosts.missing() or (
 
 
 @pytest.mark.cluster
-@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.skipif(bool(REASON), reason=REASON or "-")
 def test_the_cluster_file_brings_up_a_cluster_with_a_token_that_runs_jobs_everywhere(tmp_path: Path) -> None:

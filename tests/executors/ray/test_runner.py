@@ -22,19 +22,23 @@ from raysim.simulation.build import build_scenario
 from raysim.simulation.state import Start, Storage
 from tests.conftest import CONFIGS, ROOT, TINY, tiny_settings
 from tests.experiment.test_resume import assert_same_run, played
+from tests.processes import mark, ray_daemons_of
 from tests.stores import status_of, store_in
 
-LONG = ("rounds=12", "checkpoint.every=2", "data.max_train_examples=200", "evaluation.max_examples=50")
+ROUNDS = 40
+LONG = (f"rounds={ROUNDS}", "checkpoint.every=2", "data.max_train_examples=200", "evaluation.max_examples=50")
 ON_RAY = ("executor.kind=ray", "executor.num_actors=1")
 
 
-def raysim(*arguments: str) -> subprocess.Popen[str]:
-    return python("-m", "raysim", *arguments)
+def raysim(*arguments: str, **variables: str) -> subprocess.Popen[str]:
+    return python("-m", "raysim", *arguments, **variables)
 
 
-def python(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+def python(*arguments: str, **variables: str) -> subprocess.Popen[str]:
+    command, environment = [sys.executable, *arguments], os.environ | variables
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    )
 
 
 def run_of(folder: Path | str, *overrides: str) -> list[str]:
@@ -76,14 +80,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_a_run_that_is_terminated_then_killed_goes_on_to_the_same_bits(whole, tmp_path: Path) -> None:
     """SIGTERM as `ray job stop` sends it, SIGKILL of the process that drives, then the rest in this process."""
     store, folder = f"tracking.uri={store_in(tmp_path)}", tmp_path / "out"
-    process = raysim(*run_of(folder, store, "executor.kind=ray", "executor.num_actors=2"))
-    until(process, "round 3/12")
+    given = run_of(folder, store, "executor.kind=ray", "executor.num_actors=2")
+    process = raysim(*given, **mark(tmp_path))
+    until(process, f"round 3/{ROUNDS}")
+    assert ray_daemons_of(tmp_path) == ["gcs_server", "raylet"]
     sent = time.monotonic()
     process.send_signal(signal.SIGTERM)
     _, errors = ended(process, 143)
     seconds = time.monotonic() - sent
     assert "interrupted" in errors
     assert seconds < 3, f"{seconds:.1f} s"
+    assert ray_daemons_of(tmp_path) == []
     assert status_of(tmp_path) == "KILLED"
 
     process = raysim("resume", str(folder), "--set", "executor.num_actors=1")
@@ -120,13 +127,13 @@ def test_a_driver_actor_that_is_killed_is_replaced(whole, local_ray: None, tmp_p
         again = runner._replace_driver(scenario, Storage(tmp_path, 2, 2), Start(), Failure(Kind.UNREACHABLE), 2)
         with pytest.raises(ray.exceptions.RayActorError):  # it lived on, and could have written
             ray.get(cut_off.process_id.remote())
-    assert again.round == 12
+    assert again.round == ROUNDS
     assert again.wall_s > 0
     assert digest == whole["params_sha256"]
-    assert rounds[-1] == 12
-    assert set(rounds) == set(range(1, 13))
+    assert rounds[-1] == ROUNDS
+    assert set(rounds) == set(range(1, ROUNDS + 1))
     assert "the driver actor was lost: resuming after round" in capsys.readouterr().err
-    assert checkpoint.newest(tmp_path / "checkpoints", print).round == 12
+    assert checkpoint.newest(tmp_path / "checkpoints", print).round == ROUNDS
 
 
 @pytest.mark.ray
@@ -138,7 +145,7 @@ def test_a_driver_actor_whose_machine_is_lost_is_replaced_on_another(whole, tmp_
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["digest"] == whole["params_sha256"]
-    assert set(found["rounds"]) == set(range(1, 13))
+    assert set(found["rounds"]) == set(range(1, ROUNDS + 1))
     assert "the driver actor was lost: resuming after round" in done.stderr
 
 
@@ -157,7 +164,7 @@ def test_a_run_whose_machine_is_lost_goes_on_from_another_machine_of_the_cluster
         store, uri = f"tracking.uri={store_in(tmp_path)}", f"file://{tmp_path}/out"
         given = run_of(uri, store, "executor.kind=ray", "executor.num_actors=2")
         driving = python("-m", "tests.executors.ray.run_on_machine", cluster.address, scratch, *given)
-        until(driving, "round 5/12")
+        until(driving, f"round 5/{ROUNDS}")
         there = [child for child in raylet.children(recursive=True) if child.name().startswith("ray::DriverActor")]
         assert len(there) == 1
         driving.kill()
@@ -210,5 +217,5 @@ def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(whole, tmp_path
     last = int(failed.split("round ")[1].split(":")[0]) - 1
     kept = (tmp_path / "kept").read_text().split()
     assert f"round_{last // 2 * 2:06d}.safetensors" in kept
-    assert f"resuming after round {last // 2 * 2} of 12" in done.stderr
+    assert f"resuming after round {last // 2 * 2} of {ROUNDS}" in done.stderr
     assert_same_run(summary_in(done.stdout) | {"output_dir": str(tmp_path / "copy")}, whole)
