@@ -63,6 +63,7 @@ def test_sums_over_the_diagonal_are_exact_where_there_is_nothing_else_and_right_
     assert found == pytest.approx(expected, abs=4 * spread / 100**0.5)
 
 
+@pytest.mark.slow
 def test_derivatives_of_a_model_are_those_of_its_mean_loss_on_all_rows_at_once() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Dropout(0.5), nn.Linear(3, 3, bias=False)).train()

@@ -39,6 +39,7 @@ def test_limits_that_the_user_has_set_are_kept(environment: dict[str, str]) -> N
     assert (MLFLOW_HTTP_REQUEST_TIMEOUT.get(), MLFLOW_HTTP_REQUEST_MAX_RETRIES.get()) == (7, 1)
 
 
+@pytest.mark.slow
 def test_commands_and_tracked_runs_set_the_limits(environment: dict[str, str], tmp_path: Path, capsys) -> None:
     assert left_with("schema") == 0
     assert environment.items() >= LIMITS.items()

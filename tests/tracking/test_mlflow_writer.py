@@ -152,6 +152,7 @@ def test_no_run_of_any_method_in_any_clock_mode_has_more_than_sixty_names(method
     assert 50 <= most_names(method) <= metrics.MOST == 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("setting", "more"), [("TIERS", 6), ("TIERS_DIAGNOSED", 3), ("OF_ONE_ROUND", ())])
 def test_more_curves_of_tiers_or_of_rounds_would_be_too_many(setting, more, monkeypatch):
     """What is above can fail."""

@@ -149,6 +149,7 @@ def test_all_runs_share_one_split(finished):
         assert {run.data.tags[f"{what}_sha256"] for run in runs} == {content["split"][what]}
 
 
+@pytest.mark.slow
 def test_a_run_of_a_comparison_is_not_resumed(finished):
     with pytest.raises(SettingError, match="belongs to a comparison, which is run as a whole"):
         find(str(next((finished.out / "runs").iterdir())))

@@ -157,6 +157,7 @@ def test_the_share_of_a_gpu_covers_what_was_measured_with_a_margin() -> None:
         assert needed_share(used, 1000) * 1000 >= 1.25 * used
 
 
+@pytest.mark.slow
 def test_an_actor_in_this_process_trains_scores_and_estimates_as_the_in_process_executor_does() -> None:
     scenario = build_scenario(tiny_settings("model.name=resnet32", "model.options={}"))
     planned = plan_round(scenario)
