@@ -10,7 +10,7 @@ SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 LONG := long or cluster or ui
 # pytest exits with 5 where nothing is to run, such as a folder without tests of this kind.
 OR_NONE = || [ $$? -eq 5 ]
-TWO_AT_ONCE = $(MAKE) --no-print-directory --jobs 2 .with-ray .without-ray
+TWO_AT_ONCE = +$(MAKE) --no-print-directory --jobs 2 .with-ray .without-ray
 # The many processes that tests start read compiled modules, also where the environment says to write none.
 export PYTHONDONTWRITEBYTECODE =
 
@@ -19,7 +19,8 @@ export PYTHONDONTWRITEBYTECODE =
 run: $(READY)
 	$(BIN)/raysim run $(CONFIG) $(ARGS)
 
-# What starts a Ray runs one by one, since two would fight for the cores; what needs none has the time that those leave.
+# Tests that start a Ray run one by one, since two would fight for the cores; the others, and the cluster test on machines
+# of its own, run meanwhile in the time that those leave.
 # `make test ARGS=tests/FOLDER` runs a part.
 test: $(READY)
 	$(TWO_AT_ONCE) KIND="not ($(LONG))"
