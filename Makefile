@@ -7,7 +7,7 @@ STORE ?= sqlite:///runs/mlflow.db
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest
 SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-LONG := long or cluster or ui
+LONG := long or cluster or ui or alone
 # pytest exits with 5 where nothing is to run, such as a folder without tests of this kind.
 OR_NONE = || [ $$? -eq 5 ]
 TWO_AT_ONCE = +$(MAKE) --no-print-directory --jobs 2 .with-ray .without-ray
@@ -26,10 +26,10 @@ test: $(READY)
 	$(TWO_AT_ONCE) KIND="not ($(LONG))"
 
 .with-ray:
-	$(PYTEST) -m "ray and $(KIND)" --durations 10 $(ARGS) $(OR_NONE)
+	$(PYTEST) -m "ray and ($(KIND))" --durations 10 $(ARGS) $(OR_NONE)
 
 .without-ray:
-	nice -n 19 $(PYTEST) -m "not ray and $(KIND)" $(SIDE_BY_SIDE) --durations 10 $(ARGS) $(OR_NONE)
+	nice -n 19 $(PYTEST) -m "not ray and ($(KIND))" $(SIDE_BY_SIDE) --durations 10 $(ARGS) $(OR_NONE)
 
 test-fast: $(READY)
 	$(PYTEST) -m "not slow and not ray and not ($(LONG))" $(SIDE_BY_SIDE) $(ARGS)
@@ -37,7 +37,7 @@ test-fast: $(READY)
 # What `test` leaves out.
 test-all: .for-cluster
 	-$(MAKE) --no-print-directory .for-ui
-	$(TWO_AT_ONCE) KIND="(long or cluster) and not alone"
+	$(TWO_AT_ONCE) KIND="long or cluster"
 	$(PYTEST) -m "alone or ui" $(ARGS) $(OR_NONE)
 
 # Statements of raysim/ that no test of `test` runs, in its own process or in one that it starts.

@@ -50,8 +50,7 @@ NEEDED_BY = {
 
 
 LONGEST_FIRST = (
-    "tests/cluster/", "tests/executors/ray/test_runner.py", "tests/executors/ray/test_jobs.py",
-    "tests/test_law_12.py", "tests/terminal/", "tests/test_laws.py", "tests/experiment/", "tests/tracking/",
+    "tests/cluster/", "tests/terminal/", "tests/test_laws.py", "tests/experiment/", "tests/tracking/",
     "tests/analysis/", "tests/docs/", "tests/cli/", "tests/test_law_13.py", "tests/report/", "tests/models/",
     "tests/jobs/", "tests/deploy/",
 )  # fmt: skip

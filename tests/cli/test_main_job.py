@@ -29,7 +29,6 @@ def import_s() -> float:
 
 
 @pytest.mark.ray
-@pytest.mark.long
 @pytest.mark.alone
 def test_the_embedded_default_ends_within_a_minute_at_96_percent(tmp_path: Path) -> None:
     before, started = import_s(), time.monotonic()

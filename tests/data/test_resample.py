@@ -32,7 +32,7 @@ def built(num_clients: int, seed: int = 0, examples: int = 50) -> Population:
 
 def test_a_million_clients_need_neither_time_nor_memory():
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     clients = built(1_000_000)
     digest = population.digest(clients)
     seconds, (held, _) = time.process_time() - started, tracemalloc.get_traced_memory()

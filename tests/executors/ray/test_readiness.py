@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +12,6 @@ from threading import Timer
 import numpy as np
 import pytest
 
-from raysim.cli import main as cli
 from raysim.core.errors import SettingError
 from raysim.simulation.build import build_scenario
 from tests.conftest import CONFIGS, ROOT, tiny_settings
@@ -50,14 +48,11 @@ sys.stdin.read()
 """
 
 
-def arguments(folder: Path, name: str, *settings: str) -> list[str]:
+def command(folder: Path, name: str, *settings: str) -> list[str]:
     store = (f"tracking.uri={store_in(folder, 'm.db')}", *SMALL, *settings)
     given = [part for setting in store for part in ("--set", setting)]
-    return ["run", str(CONFIGS / "digits.yaml"), *given, "--output", str(folder / name), "--json"]
-
-
-def command(folder: Path, name: str, *settings: str) -> list[str]:
-    return [sys.executable, "-m", "raysim", *arguments(folder, name, *settings)]
+    start = [sys.executable, "-m", "raysim", "run", str(CONFIGS / "digits.yaml")]
+    return [*start, *given, "--output", str(folder / name), "--json"]
 
 
 def digest_of(output: str) -> str:
@@ -69,19 +64,6 @@ def run(folder: Path, name: str, *settings: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         command(folder, name, *settings), env=env, capture_output=True, text=True, timeout=300, check=False
     )
-
-
-def run_here(capsys: pytest.CaptureFixture[str], folder: Path, name: str, *settings: str) -> tuple[str, str]:
-    """Run a command line in this process and without Ray; return what it printed."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as left:
-            cli.main(arguments(folder, name, *settings, "executor.kind=in-process"))
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-    printed = capsys.readouterr()
-    assert left.value.code == 0, printed.err
-    return printed.out, printed.err
 
 
 @pytest.fixture
@@ -101,9 +83,7 @@ def cluster(tmp_path, monkeypatch):
 
 @pytest.mark.ray
 @pytest.mark.long
-def test_a_busy_or_mixed_cluster_is_said_and_data_may_lie_on_its_machines(
-    cluster, tmp_path, capsys, monkeypatch
-) -> None:
+def test_a_busy_or_mixed_cluster_is_said_and_data_may_lie_on_its_machines(cluster, tmp_path) -> None:
     running, machine = cluster
     address = f"executor.address={running.address}"
     busy = subprocess.Popen(
@@ -121,7 +101,7 @@ def test_a_busy_or_mixed_cluster_is_said_and_data_may_lie_on_its_machines(
     busy.communicate("", timeout=60)
     output, errors = waiting.communicate(timeout=300)
     assert waiting.returncode == 0, errors
-    alone = digest_of(run_here(capsys, tmp_path, "alone")[0])
+    alone = digest_of(run(tmp_path, "alone", "executor.kind=in-process").stdout)
     assert digest_of(output) == alone
 
     rows = np.random.default_rng(0).integers(0, 255, (120, 1, 8, 8), dtype=np.uint8)
@@ -131,12 +111,11 @@ def test_a_busy_or_mixed_cluster_is_said_and_data_may_lie_on_its_machines(
     np.savez(tmp_path / "elsewhere.npz", x=rows[::-1], y=labels)
     own = ("data.name=places:load", f"data.root={tmp_path}")
     loaded = run(tmp_path, "loaded", address, *own, "data.on_nodes=true")
-    monkeypatch.syspath_prepend(tmp_path)
-    sent, warned = run_here(capsys, tmp_path, "sent", *own)
+    sent = run(tmp_path, "sent", *own, "executor.kind=in-process")
     assert loaded.returncode == 0, loaded.stderr
-    assert set(re.findall(r"UserWarning: loaded by (\d+) ", warned)) == {str(os.getpid())}
+    assert len(set(re.findall(r"UserWarning: loaded by (\d+) ", sent.stderr))) == 1
     assert len(set(re.findall(r"UserWarning: loaded by (\d+) ", loaded.stderr))) == 4, "here, two clients, driver"
-    assert digest_of(loaded.stdout) == digest_of(sent) != alone
+    assert digest_of(loaded.stdout) == digest_of(sent.stdout) != alone
 
     odd = tmp_path / "odd"
     (odd / "raysim-9.9.9.dist-info").mkdir(parents=True)

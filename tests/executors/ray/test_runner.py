@@ -26,6 +26,7 @@ from tests.processes import mark, ray_daemons_of
 from tests.stores import status_of, store_in
 
 ROUNDS = 40
+"""So many that what is lost in an early round is lost before the run ends."""
 LONG = (f"rounds={ROUNDS}", "checkpoint.every=2", "data.max_train_examples=200", "evaluation.max_examples=50")
 ON_RAY = ("executor.kind=ray", "executor.num_actors=1")
 
