@@ -5,6 +5,7 @@ CONFIG ?= jobs/configs/digits.yaml
 HOST ?= 127.0.0.1
 STORE ?= sqlite:///runs/mlflow.db
 WORKERS ?= 2
+DATA ?= ../shared/data
 PYTEST := $(BIN)/python -m pytest
 SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 LONG := long or cluster or ui or alone
@@ -14,7 +15,7 @@ TWO_AT_ONCE = +$(MAKE) --no-print-directory --jobs 2 .with-ray .without-ray
 # The many processes that tests start read compiled modules, also where the environment says to write none.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: .with-ray .without-ray .venv-by-virtualenv .chromium-by-apt .for-cluster .for-ui run test test-fast test-all test-cluster test-ui coverage screenshots lint format schema ui bench compare clean
+.PHONY: studies-small .with-ray .without-ray .venv-by-virtualenv .chromium-by-apt .for-cluster .for-ui run test test-fast test-all fuzz test-cluster test-ui coverage screenshots lint format schema ui bench compare clean
 
 run: $(READY)
 	$(BIN)/raysim run $(CONFIG) $(ARGS)
@@ -46,6 +47,10 @@ coverage: $(READY)
 	$(TWO_AT_ONCE) KIND="not ($(LONG))" PYTEST="$(BIN)/coverage run -m pytest"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+# Ten times as many inputs of the fuzzer as `test-all` tries, the same ones in every run.
+fuzz: $(READY)
+	RAYSIM_FUZZ_INPUTS=20000 $(PYTEST) -m long tests/fuzz $(ARGS)
 
 # Needs root, and Debian's openssh-server, rsync and iproute2; the tests are skipped without them, and say why.
 test-cluster: .for-cluster
@@ -92,6 +97,16 @@ bench: $(READY)
 
 compare: $(READY)
 	$(BIN)/python jobs/compare_methods.py jobs/configs/compare_digits.yaml $(ARGS)
+
+# The core tables of `studies/ca_hfp_small` once more: `make studies-small DATA=FOLDER`, which has cifar10_jpeg.tar.gz.
+studies-small: $(READY) data/cifar10_jpeg
+	$(BIN)/raysim study studies/ca_hfp_small --cells core,core-batchnorm,half-width,half-width-batchnorm --set executor.kind=ray \
+		--results runs/studies-small.jsonl
+
+data/cifar10_jpeg:
+	mkdir -p data/.unpacked
+	tar -xzf $(DATA)/cifar10_jpeg.tar.gz -C data/.unpacked
+	mv data/.unpacked data/cifar10_jpeg
 
 # Where Python comes without its venv module, as on a bare Debian, pip alone has to do.
 .venv-by-virtualenv:

@@ -1,7 +1,6 @@
 """Compare methods over one split and several seeds: `python jobs/compare_methods.py CONFIG`."""
 
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,8 +8,9 @@ import click
 
 from raysim.analysis.study import plan
 from raysim.cli import main as cli
+from raysim.cli.arguments import PATH
 from raysim.cli.run import mlflow_page
-from raysim.core.storage.defaults import default_folder
+from raysim.core.storage.defaults import folder_for
 from raysim.terminal.console import quiet_option
 
 if TYPE_CHECKING:
@@ -20,11 +20,11 @@ KEPT = "the runs that had finished are kept"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=PATH)
 @click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Change a setting of all rows.")
 @click.option("--methods", metavar="A,B", help="Rows of the file to run [all].")
 @click.option("--seeds", metavar="0,1,2", help="Seeds to run [the file's].")
-@click.option("--output", type=click.Path(path_type=Path), help="Folder for all files [runs/<experiment>-<time>].")
+@click.option("--output", type=PATH, help="Folder for all files [runs/<experiment>-<time>].")
 @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
 @quiet_option
 def compare(
@@ -40,13 +40,13 @@ def compare(
 
     from raysim.analysis.study import run, writer  # MLflow takes seconds to import, and bad input is refused before
 
-    folder = output or default_folder() / f"{comparison.base.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
-    written = writer.open_writer(comparison, folder.absolute())
-    try:
-        run.run(written)
-    finally:
-        if written.figures:
-            show(written, as_json)
+    with folder_for(output, comparison.base.experiment) as folder:
+        written = writer.open_writer(comparison, folder.absolute())
+        try:
+            run.run(written)
+        finally:
+            if written.figures:
+                show(written, as_json)
 
 
 def show(written: "ComparisonWriter", as_json: bool) -> None:
@@ -59,7 +59,7 @@ def show(written: "ComparisonWriter", as_json: bool) -> None:
         return
     rows = written.rows
     is_dim = [not row["seeds"] for row in rows]
-    terminal.show(written.title, table.columns_of(rows), is_dim, table.notes_of(rows))
+    terminal.show(written.title, table.columns_of(rows), is_dim, written.notes)
     command, page = mlflow_page(written.content)
     for label, value in (("files in", written.folder), ("open in MLflow", command), ("", f"then {page}")):
         click.echo(f"{label:<16}{value}")

@@ -3,19 +3,19 @@
 import json
 import shlex
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from raysim.analysis.sweep import plan
 from raysim.cli import compare
 from raysim.cli import main as cli
+from raysim.cli.arguments import PATH
 from raysim.cli.run import mlflow_page
 from raysim.core.errors import StoppedError
 from raysim.core.log import info
-from raysim.core.storage.defaults import default_folder
+from raysim.core.storage.defaults import folder_for
 from raysim.terminal.console import quiet_option
 
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ KEPT = "all results so far are kept, and `--resume` with the sweep's folder cont
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=PATH)
 @click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Change a setting of all trials.")
-@click.option("--output", type=click.Path(path_type=Path), help="Folder for all files [runs/<experiment>-<time>].")
-@click.option("--resume", type=click.Path(path_type=Path), metavar="FOLDER", help="Continue an interrupted sweep.")
+@click.option("--output", type=PATH, help="Folder for all files [runs/<experiment>-<time>].")
+@click.option("--resume", type=PATH, metavar="FOLDER", help="Continue an interrupted sweep.")
 @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
 @quiet_option
 def sweep(config: Path, overrides: tuple[str, ...], output: Path | None, resume: Path | None, as_json: bool) -> None:
@@ -37,15 +37,15 @@ def sweep(config: Path, overrides: tuple[str, ...], output: Path | None, resume:
         raise click.UsageError("--output and --resume exclude each other: a resumed sweep uses its own folder")
     planned = plan.load(config, overrides)
 
-    folder = resume or output or default_folder() / f"{planned.base.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
-    try:
-        _run(planned, folder.absolute(), resume is not None, as_json)
-    except (KeyboardInterrupt, StoppedError):
-        again = [part for each in overrides for part in ("--set", each)]
-        command_again = shlex.join(["python", sys.argv[0], str(config), *again, "--resume", str(folder)])
-        has_begun = (folder / plan.FILE).is_file()
-        kept = f"all results so far are kept, `{command_again}` continues" if has_begun else "no trial has begun"
-        raise StoppedError(f"interrupted; {kept}") from None
+    with folder_for(resume or output, planned.base.experiment) as folder:
+        try:
+            _run(planned, folder.absolute(), resume is not None, as_json)
+        except (KeyboardInterrupt, StoppedError):
+            again = [part for each in overrides for part in ("--set", each)]
+            command_again = shlex.join(["python", sys.argv[0], str(config), *again, "--resume", str(folder)])
+            has_begun = (folder / plan.FILE).is_file()
+            kept = f"all results so far are kept, `{command_again}` continues" if has_begun else "no trial has begun"
+            raise StoppedError(f"interrupted; {kept}") from None
 
 
 def _run(planned: plan.Sweep, folder: Path, resumes: bool, as_json: bool) -> None:
@@ -77,9 +77,28 @@ def show(written: "SweepWriter", as_json: bool) -> None:
     best, (opens, page) = content["best"], mlflow_page(content)
     values = ", ".join(f"{name}={value}" for name, value in best["values"].items())
     found = f"trial {best['trial']}: {values} ({content['metric']} {best['value']:.4f}, round {best['rounds']})"
-    lines = (("best", found), ("files in", written.folder), ("open in MLflow", opens), ("", f"then {page}"))
+    lines = (
+        *chosen_by(content),
+        ("best", found),
+        *test_figure(best),
+        ("files in", written.folder),
+        ("open in MLflow", opens),
+        ("", f"then {page}"),
+    )
     for label, value in lines:
-        click.echo(f"{label:<16}{value}")
+        click.echo(f"{label:<18}{value}")
+
+
+def chosen_by(content: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return on which rows trials were compared, if on any of the server's."""
+    rows = content["metric_is_of"]
+    warned = "; data.validation_share takes rows to choose by" if rows == "test rows" else ""
+    return [("compared by", f"{content['metric']}, of the {rows}{warned}")] if rows else []
+
+
+def test_figure(best: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the test accuracy of the best trial where it was not chosen by it."""
+    return [("its test accuracy", f"{best['test_accuracy']:.4f}")] if "test_accuracy" in best else []
 
 
 if __name__ == "__main__":

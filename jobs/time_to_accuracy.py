@@ -1,19 +1,19 @@
 """Draw accuracy against seconds, bytes and joules in every clock mode: `python jobs/time_to_accuracy.py CONFIG`."""
 
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from raysim.cli import main as cli
+from raysim.cli.arguments import PATH
 from raysim.config import loader
-from raysim.config.settings import Settings, Share
+from raysim.config.settings import PathText, Settings, Share
 from raysim.core.errors import SettingError
 from raysim.core.log import info
 from raysim.core.storage import atomic
-from raysim.core.storage.defaults import default_folder
+from raysim.core.storage.defaults import folder_for
 from raysim.terminal.console import quiet_option
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ KEPT = "the runs that had finished are kept"
 class TimeToAccuracySettings(Settings):
     """One figure: the same comparison of methods in several clock modes."""
 
-    comparison: str
+    comparison: PathText
     """Path of a comparison file, relative to this one, as of `compare_methods.py`."""
     title: str = "What accuracy costs"
     """Above the figure."""
@@ -36,23 +36,22 @@ class TimeToAccuracySettings(Settings):
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=PATH)
 @click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Change a setting of all runs.")
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="Folder for all files [runs/time-to-accuracy-<time>]."
-)
+@click.option("--output", type=PATH, help="Folder for all files [runs/time-to-accuracy-<time>].")
 @click.option("--draw-only", is_flag=True, help="Draw what an earlier call has left in --output.")
 @quiet_option
 def time_to_accuracy(config: Path, overrides: tuple[str, ...], output: Path | None, draw_only: bool) -> None:
     """Run the comparison in the file CONFIG in each of its clock modes and draw what accuracy costs."""
     settings = loader.validated(loader.read_yaml(config), TimeToAccuracySettings)
-    folder = (output or default_folder() / f"time-to-accuracy-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
     comparison = config.parent / settings.comparison
-    curves = {
-        mode: curves_of(folder / mode, comparison, (*_as_overrides(changes), *overrides), draw_only)
-        for mode, changes in settings.modes.items()
-    }
-    write(folder, curves, settings)
+    with folder_for(output, "time-to-accuracy") as given:
+        folder = given.absolute()
+        curves = {
+            mode: curves_of(folder / mode, comparison, (*_as_overrides(changes), *overrides), draw_only)
+            for mode, changes in settings.modes.items()
+        }
+        write(folder, curves, settings)
 
 
 def _as_overrides(changes: dict[str, Any]) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ MODES = {
     "over-selection": ("clock.mode=over-selection", "clock.over_selection=1.6", "clock.server_s=0.25"),
     "async": ("clock.mode=async", "clock.buffer_size=2", "clock.concurrency=3", "clock.server_s=0.25"),
 }
-ONE_VERSION = ("scaffold", "prunefl", "feddst")
+ONE_VERSION = ("scaffold", "prunefl", "feddst", "fedtiny", "fedmef", "fedrts", "nefl")
 """Methods that need one version of the model."""
 
 

@@ -34,16 +34,23 @@ TINY = (
 INPUTS = {
     "cnn": (1, 8, 8),
     "cnn-dropout": (1, 14, 14),
+    "convnet": (3, 32, 32),
     "lenet": (1, 28, 28),
     "mlp": (1, 8, 8),
     "vgg16": (3, 32, 32),
+    "resnet": (3, 32, 32),
     "resnet32": (3, 32, 32),
+    "two-cnn": (1, 24, 24),
+    "femnist-cnn": (1, 28, 28),
 }
 """A shape of inputs for each model of the zoo."""
 
 NEEDED_BY = {
     "dapperfl": ("training.epochs=2",),
     "feddst": ("method.options={readjust_rounds: 1}",),
+    "fedtiny": ("method.options={readjust_rounds: 1, pool_size: 2}",),
+    "fedmef": ("method.options={readjust_rounds: 1}",),
+    "fedrts": ("method.options={readjust_rounds: 1}",),
     "prunefl": ("method.options={reconfigure_rounds: 1, initial_rounds: 2}",),
     "autoflip": ("method.options={exploration_epochs: 2}",),
 }

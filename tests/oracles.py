@@ -37,6 +37,23 @@ DEPTHWISE_TRAIN_FLOPS = (
 """Counted by hand: 2 FLOPs per multiply-accumulate, 64 positions."""
 
 
+def norm_net(input_shape: tuple[int, ...], num_classes: int, channels: tuple[int, int] = (16, 32)) -> nn.Module:
+    """Two convolutions with BatchNorm, a pooling, one linear layer."""
+    first, second = channels
+    in_channels, height, width = input_shape
+    return nn.Sequential(
+        nn.Conv2d(in_channels, first, 3, padding=1),
+        nn.BatchNorm2d(first),
+        nn.ReLU(),
+        nn.Conv2d(first, second, 3, padding=1),
+        nn.BatchNorm2d(second),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(second * (height // 2) * (width // 2), num_classes),
+    )
+
+
 class BranchNet(nn.Module):
     """Two convolutions joined by concatenation, one of them also read by an addition."""
 

@@ -19,3 +19,14 @@ def ray_daemons_of(folder: Path) -> list[str]:
             if mark(folder).items() <= process.environ().items() and process.name() in ("raylet", "gcs_server"):
                 found.append(process.name())
     return sorted(found)
+
+
+def listening_of(folder: Path) -> set[tuple[str, str, int]]:
+    """Return process name, address and port of every socket on which processes with the mark of a folder listen."""
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if mark(folder).items() <= process.environ().items():
+                sockets = process.net_connections(kind="inet")
+                found |= {(process.name(), *each.laddr) for each in sockets if each.status == psutil.CONN_LISTEN}
+    return found

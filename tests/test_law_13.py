@@ -7,6 +7,7 @@ import functools
 import json
 import tempfile
 import time
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from raysim.config.population import DeviceSettings, PopulationSettings, Profile
 from raysim.config.selection import SelectionSettings
 from raysim.config.stop import StopSettings
 from raysim.config.tracking import TrackingSettings
+from raysim.config.training import ScheduleSettings, TrainingSettings
 from raysim.core import tensors
 from raysim.core.errors import SettingError
 from raysim.executors import in_process
@@ -46,8 +48,10 @@ SECTIONS = {
     "stop": StopSettings,
     "tracking": TrackingSettings,
     "compression": CompressionSettings,
+    "training": TrainingSettings,
+    "training.schedule": ScheduleSettings,
 }
-MORE = ("evaluation.targets",)
+MORE = ("evaluation.targets", "evaluation.widths", "data.validation_share", "task.metrics", "task.client_metrics")
 """Settings of other sections that are in the table."""
 
 
@@ -60,7 +64,14 @@ def trained(settings: ExperimentSettings) -> Any:
     scenario = build_scenario(settings)
     state, _ = played(scenario)
     totals = state.totals
-    return state.round, tensors.digest(state.params), summary_of(totals), targets_of(totals, scenario.targets)
+    reached = targets_of(totals, scenario.targets), [astuple(each) for each in totals.widths], totals.further
+    return state.round, tensors.digest(state.params), summary_of(totals), reached
+
+
+def recorded_of_clients(settings: ExperimentSettings) -> Any:
+    """The columns of the table of clients."""
+    _, reports = played(build_scenario(settings), rounds=1)
+    return list(reports[0].clients)
 
 
 def priced(settings: ExperimentSettings) -> Any:
@@ -111,6 +122,13 @@ SHORT = ("rounds=2", "data.max_train_examples=150", "evaluation.max_examples=50"
 
 def devices(setting: str) -> tuple[str, ...]:
     return (*ALL, "population.tiers=null", f"population.devices={{{setting}}}")
+
+
+BRIEF = (*QUICK, "rounds=2", "evaluation.client_share=0.0", "training.epochs=1", "training.schedule={}")
+STEPS = (*BRIEF, "training.schedule={name: step, every: 1}")
+CHANNELS_LAST = "training.memory_format=channels_last"
+ONE_BY_ONE = (*BRIEF, "model.name=mlp", "model.options={hidden: [8]}", "method.name=fedavg", "training.clip_norm=0.1",
+              "data.partition={name: iid}", "training.pack=1")  # fmt: skip
 
 
 CHANGES: dict[str, Change] = {
@@ -179,9 +197,38 @@ CHANGES: dict[str, Change] = {
     "stop.simulated_s": Change((), ("stop.simulated_s=0.01",)),
     "stop.bytes": Change((), ("stop.bytes=10.0",)),
     "stop.energy_j": Change(tier("train_watts=1.0"), ("stop.energy_j=1e-6",)),
+    "data.validation_share": Change((), ("data.validation_share=0.2",)),
+    "task.metrics": Change(QUICK, ("task.metrics=[macro_f1]",), trained),
+    "task.client_metrics": Change(
+        (*QUICK, "task.metrics=[macro_f1]"), ("task.client_metrics=true",), recorded_of_clients
+    ),
+    "evaluation.widths": Change(QUICK, ("evaluation.widths=[0.75]",), trained),
     "evaluation.targets": Change(QUICK, ("evaluation.targets=[0.01]",), trained),
     "compression.name": Change((), ("compression.name=8-bit",)),
     "compression.share": Change(("compression.name=top-k",), ("compression.share=0.5",)),
+    "training.optimizer": Change(BRIEF, ("training.optimizer=adam",), trained),
+    "training.learning_rate": Change(BRIEF, ("training.learning_rate=0.1",), trained),
+    "training.momentum": Change(BRIEF, ("training.momentum=0.5",), trained),
+    "training.nesterov": Change(BRIEF, ("training.nesterov=true",), trained),
+    "training.weight_decay": Change(BRIEF, ("training.weight_decay=0.1",), trained),
+    "training.lr_decay": Change(BRIEF, ("training.lr_decay=0.5",), trained),
+    "training.clip_norm": Change(BRIEF, ("training.clip_norm=0.1",), trained),
+    "training.epochs": Change((), ("training.epochs=2",)),
+    "training.batch_size": Change(BRIEF, ("training.batch_size=4",), trained),
+    "training.precision": Change(BRIEF, ("training.precision=bf16",), trained),
+    "training.memory_format": Change((*BRIEF, "model.options={channels: [32, 64]}"), (CHANNELS_LAST,), trained),
+    "training.label_smoothing": Change(BRIEF, ("training.label_smoothing=0.1",), trained),
+    "training.class_weights": Change(BRIEF, ("training.class_weights=[1, 1, 1, 1, 1, 1, 1, 1, 1, 2]",), trained),
+    "training.pack": Change(ONE_BY_ONE, ("training.pack=3",), trained),
+    "training.schedule": Change(BRIEF, ("training.schedule={name: exponential}",), trained),
+    "training.schedule.name": Change(BRIEF, ("training.schedule.name=cosine",), trained),
+    "training.schedule.warmup": Change(BRIEF, ("training.schedule.warmup=1",), trained),
+    "training.schedule.factor": Change(STEPS, ("training.schedule.factor=0.5",), trained),
+    "training.schedule.every": Change(STEPS, ("training.schedule.every=2",), trained),
+    "training.schedule.milestones": Change(STEPS, ("training.schedule={name: step, milestones: [2]}",), trained),
+    "training.schedule.final_share": Change(
+        (*BRIEF, "training.schedule={name: cosine}"), ("training.schedule.final_share=0.5",), trained
+    ),
     "tracking.uri": Change(SHORT, ("tracking.uri=sqlite:///two.db",), tracked),
     "tracking.register_model": Change(SHORT, ("tracking.register_model=mine",), tracked),
     "tracking.client_runs": Change(SHORT, ("tracking.client_runs=true",), tracked),

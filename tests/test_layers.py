@@ -37,6 +37,7 @@ HOMES = {
     "grpc": ("executors.ray.private_api",),
     "jinja2": ("report.page",),
     "mlflow": (
+        "tracking.mlflow_store",
         "tracking.mlflow_writer",
         "tracking.mlflow_reader",
         "tracking.datasets",
@@ -44,12 +45,18 @@ HOMES = {
         "tracking.system_metrics",
     ),
     "plotly": ("report", "analysis.comparison.page"),
-    "matplotlib": ("calibration.figure", "analysis.comparison.cost_figure", "data.figure", "population.figure"),
-    "scipy": ("calibration.fit",),
+    "matplotlib": (
+        "calibration.figure",
+        "analysis.comparison.cost_figure",
+        "analysis.study.figure",
+        "data.figure",
+        "population.figure",
+    ),
+    "scipy": ("calibration.fit", "analysis.tables.means"),
     "torchvision": ("data", "models"),
     "torch_pruning": ("pruning.trace",),
     "tensorboardX": ("tracking.tensorboard",),
-    "pydantic": ("config", "analysis.sweep.plan", "analysis.sweep.search"),
+    "pydantic": ("config", "analysis.sweep.plan", "analysis.sweep.search", "tracking.run_json"),
 }
 """Where a library may be imported: in these modules, or in the modules of these packages."""
 

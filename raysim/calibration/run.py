@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from raysim.calibration import figure, report
 from raysim.calibration.fit import Calibration
 from raysim.calibration.measure import Subject, calibrate, check_counts, different_widths, subject_of
 from raysim.config import loader
-from raysim.core.errors import SettingError
+from raysim.core.errors import SettingError, shortened
 from raysim.core.log import info
 from raysim.core.storage import atomic
 
@@ -93,12 +91,13 @@ def parse_options(text: str | None) -> dict[str, Any]:
     >>> parse_options("{hidden: 64}")
     {'hidden': 64}
     """
+    problem = f"options={shortened(text)} is not allowed; allowed: a YAML mapping as in '{{hidden: 64}}'"
     try:
         options = {} if text is None else loader.parse_value(text)
-    except yaml.YAMLError:
-        options = None
+    except SettingError as error:
+        raise SettingError(f"{problem} ({error})") from None
     if not isinstance(options, dict):
-        raise SettingError(f"options={text!r} is not allowed; allowed: a YAML mapping as in '{{hidden: 64}}'")
+        raise SettingError(problem)
     return options
 
 

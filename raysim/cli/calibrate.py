@@ -1,12 +1,12 @@
 """The commands that measure this machine: `raysim calibrate` and `raysim probe`."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 
+from raysim.cli.arguments import PATH
 from raysim.config import loader
 from raysim.terminal import console
 
@@ -20,7 +20,7 @@ from raysim.terminal import console
 @click.option("--options", metavar="YAML", help="Options of the model, as in '{hidden: 64}'.")
 @click.option("--batch-size", default=10, show_default=True, help="Rows of a training step, as in your experiment.")
 @click.option("--repeats", default=12, show_default=True, help="Repeats of each width; the fastest counts.")
-@click.option("--output", type=click.Path(path_type=Path), help="Folder for the files [runs/calibration-<time>].")
+@click.option("--output", type=PATH, help="Folder for the files [runs/calibration-<time>].")
 @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object.")
 def calibrate(output: Path | None, as_json: bool, **request: Any) -> None:
     """Measure training steps of MODEL on this machine and fit a device's constants to them."""
@@ -28,8 +28,8 @@ def calibrate(output: Path | None, as_json: bool, **request: Any) -> None:
     from raysim.calibration.run import Request, run
     from raysim.core.storage import defaults
 
-    folder = output or defaults.default_folder() / f"calibration-{time.strftime('%Y%m%d-%H%M%S')}"
-    calibrations = run(Request(**request), folder.absolute())
+    with defaults.folder_for(output, "calibration") as folder:
+        calibrations = run(Request(**request), folder.absolute())
     for each in calibrations:
         console.print_calibration(report.table(each), report.summary_lines(each), report.tier_yaml(each))
     click.echo(f"files in {folder}")
@@ -38,7 +38,7 @@ def calibrate(output: Path | None, as_json: bool, **request: Any) -> None:
 
 
 @click.command(short_help="Recommend how many clients to train at once.")
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=PATH)
 @click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Change a setting.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def probe(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:

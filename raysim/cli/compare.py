@@ -1,12 +1,12 @@
 """The command `raysim compare`."""
 
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from raysim.cli.arguments import PATH
 from raysim.core.storage import defaults
 from raysim.terminal.console import quiet_option
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     metavar="ACCURACY",
     help="Accuracy to show the cost of, as 0.8; may be repeated [evaluation.targets, or 95 % of the baseline's].",
 )
-@click.option("--output", type=click.Path(path_type=Path), help="Folder for all files [runs/compare-<time>].")
+@click.option("--output", type=PATH, help="Folder for all files [runs/compare-<time>].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @quiet_option
 def compare(
@@ -49,8 +49,9 @@ def compare(
     from raysim.analysis.comparison import compare as comparing  # its imports take seconds
 
     compared = comparing.compare(runs, tracking_uri, baseline, targets)
-    folder = (output or defaults.default_folder() / f"compare-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
-    comparing.write(compared, folder)
+    with defaults.folder_for(output, "compare") as given:
+        folder = given.absolute()
+        comparing.write(compared, folder)
     if as_json:
         click.echo(json.dumps(compared.content() | {"output_dir": str(folder)}))
         return

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import click
 
+from raysim.cli.arguments import PATH
+
 
 @click.command(short_help="Show simulated devices: a preset or a file.")
 @click.argument("source", metavar="[PRESET|FILE]", required=False)
 @click.option("--clients", type=click.IntRange(min=1), help="Number of clients [10000; as many as a file has].")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the random draws [0].")
-@click.option("--plot", type=click.Path(path_type=Path), help="Where the picture goes [devices-<PRESET|FILE>.png].")
+@click.option("--plot", type=PATH, help="Where the picture goes [devices-<PRESET|FILE>.png].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; a picture only with --plot.")
 def devices(source: str | None, clients: int | None, seed: int, plot: Path | None, as_json: bool) -> None:
     """Show devices: a PRESET or a FILE; without either the presets are listed.

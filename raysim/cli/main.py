@@ -1,6 +1,7 @@
 """The command `raysim`: its group of commands, and the exit codes of all of them."""
 
 import atexit
+import errno
 import os
 import sys
 import threading
@@ -16,13 +17,18 @@ from raysim.cli.replay import replay
 from raysim.cli.report import report
 from raysim.cli.run import resume, run
 from raysim.cli.schema import schema
+from raysim.cli.study import study
 from raysim.cli.submit import submit
 from raysim.core import signals
 from raysim.core.errors import ReportLostError, RunFailedError, SettingError, StoppedError, TrackingLostError
 from raysim.core.log import set_quiet, showing_warnings, warning
-from raysim.core.signals import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED
+from raysim.core.signals import BAD_INPUT, FAILED, HUNG_UP, INTERRUPTED, TERMINATED
 from raysim.tracking.mlflow_limits import limit_waits
 
+OF_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""Errors of a disk that is full, read-only or broken: nothing that a traceback explains."""
+KEPT = {"study": "the results so far are kept, and the same command goes on after them"}
+"""The results that a command keeps when it is interrupted, if they are not those of a checkpoint."""
 LAST_CHECKPOINT = "rounds that a checkpoint covers are kept, and `raysim resume` continues after them"
 
 
@@ -32,26 +38,30 @@ def cli() -> None:
     """Simulate federated learning on heterogeneous devices with pruned submodels."""
 
 
-for command in (calibrate, compare, devices, probe, replay, report, resume, run, schema, submit):
+for command in (calibrate, compare, devices, probe, replay, report, resume, run, schema, study, submit):
     cli.add_command(command)
 
 
 def main(arguments: list[str] | None = None, command: click.Command = cli, kept: str = LAST_CHECKPOINT) -> None:
-    """Run a command line and exit with its code: 0, 1 failed, 2 bad input, 130 interrupted, 143 terminated.
+    """Run a command line and exit with its code: 0, 1 failed, 2 bad input, 129 to 143 a signal.
 
     Args:
         arguments: The arguments; None: those of this process.
         command: The command they belong to.
         kept: The results that are kept when it is interrupted, as the end of a message.
     """
-    signals.interrupt_on_sigterm()
+    given = sys.argv[1:] if arguments is None else arguments
+    kept = KEPT.get(given[0], kept) if given and command is cli else kept
+    signals.interrupt_on_signals()
     set_quiet(False)
     limit_waits()
     with showing_warnings():
         code = _exit_code(command, arguments, kept)
-    if code == TERMINATED or (code == INTERRUPTED and _are_threads_at_work()):  # Python would wait for all of them
-        sys.stdout.flush()
-        sys.stderr.flush()
+    is_ended = code in (TERMINATED, HUNG_UP)
+    if is_ended or (code == INTERRUPTED and _are_threads_at_work()):  # Python would wait for all of them
+        with suppress(OSError, ValueError, AttributeError):  # the terminal may be gone
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
@@ -106,6 +116,12 @@ def _exit_code(command: click.Command, arguments: list[str] | None, kept: str) -
         warning(f"raysim: interrupted; {kept}")
         return signals.code_of_interrupt()
     except Exception as error:
+        if isinstance(error, OSError) and signals.is_ended():  # click prints an empty line to a terminal that is gone
+            return signals.code_of_interrupt()
+        if isinstance(error, OSError) and error.errno in OF_STORAGE:
+            named = f"{error.filename!r}: " if error.filename else ""
+            warning(f"raysim: {named}{error.strerror}; {kept}")
+            return FAILED
         traceback.print_exc()
         warning(f"raysim: unexpected {type(error).__name__}: {error}")
         return FAILED

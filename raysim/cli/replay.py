@@ -5,12 +5,13 @@ from pathlib import Path
 
 import click
 
+from raysim.cli.arguments import PATH
 from raysim.terminal import console
 
 
 @click.command(short_help="Time RUN again: other devices, another deadline.")
 @click.argument("run")
-@click.option("--devices", type=click.Path(path_type=Path), help="YAML file: a population section, or an experiment.")
+@click.option("--devices", type=PATH, help="YAML file: a population section, or an experiment.")
 @click.option("--deadline", type=float, metavar="SECONDS", help="End every round at this deadline.")
 @click.option(
     "--tracking-uri", metavar="URI", help="MLflow store of a run id [MLFLOW_TRACKING_URI, or runs/mlflow.db]."

@@ -2,11 +2,14 @@
 
 import click
 
+from raysim.cli.arguments import URI
+
 
 @click.command(short_help="Write the report of RUN again.")
 @click.argument("run")
 @click.option(
     "--output",
+    type=URI,
     metavar="FILE|URI",
     help="Where the page goes [report.html in the run's folder; for an id report-<id>.html here].",
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from raysim.cli.arguments import PATH, URI
 from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
 from raysim.core.log import info
@@ -21,7 +22,7 @@ from raysim.terminal.console import quiet_option
 
 
 @click.command(short_help="Run the experiment in the file CONFIG.")
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=PATH)
 @click.option(
     "--set",
     "overrides",
@@ -31,6 +32,7 @@ from raysim.terminal.console import quiet_option
 )
 @click.option(
     "--output",
+    type=URI,
     metavar="FOLDER|URI",
     help="Where the run's files go, a path or s3://, gs:// and the like [runs/<experiment>-<time>].",
 )
@@ -117,20 +119,20 @@ def _run(settings: ExperimentSettings, output: str | None, as_json: bool) -> Non
     started = time.monotonic()
     if output is not None and not is_uri(output):
         defaults.check_stays("--output", output, Path(output), "an absolute path or a URI, as s3://BUCKET/FOLDER")
-    folder = storage_path(
-        output or defaults.default_folder() / f"{settings.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
-    )
     check_names(settings)
     observer.check_names(settings.tracking)
-    if output is None and defaults.in_job():
-        info(f"a job's own folder is deleted with it: the run's files go to {folder}")
+    with defaults.folder_for(output, settings.experiment) as given:
+        folder = storage_path(given)
+        if output is None and defaults.in_job():
+            info(f"a job's own folder is deleted with it: the run's files go to {folder}")
 
-    def prepare() -> Any:
-        from raysim.experiment import run as experiment  # in a thread of its own: MLflow imports while Ray starts
+        def prepare() -> Any:
+            from raysim.experiment import run as experiment  # in a thread of its own: MLflow imports while Ray starts
 
-        return experiment.prepare(settings, folder)
+            return experiment.prepare(settings, folder)
 
-    _print_summary(_run_prepared(settings, folder, prepare, started), as_json)
+        summary = _run_prepared(settings, folder, prepare, started)
+    _print_summary(summary, as_json)
 
 
 def _run_prepared(

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from raysim.cli.arguments import PATH
 from raysim.config import loader
 from raysim.core import signals
 from raysim.core.log import info, is_quiet, warning
@@ -15,7 +16,7 @@ from raysim.terminal.console import quiet_option
 
 
 @click.command(short_help="Run an experiment as a job on a Ray cluster.")
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=PATH)
 @click.option(
     "--address",
     envvar="RAY_API_SERVER_ADDRESS",
@@ -51,6 +52,7 @@ def submit(
 
     The cluster's machines need raysim. A token is read from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
     """
+    uris.check("--address", address, "http://HOST:8265; the token is read from RAY_AUTH_TOKEN")
     settings = loader.load(config, overrides)
     from raysim.executors.ray import jobs
 

@@ -1,7 +1,7 @@
 """Compress a client's update before it is sent, and count the bytes that are sent.
 
-An update holds the entries of every parameter that the client's mask keeps: `(entries,)` by state-dict key, float64.
-Buffers, such as the running statistics of BatchNorm, are always sent whole.
+An update holds the entries of every trained parameter that the client's mask keeps: `(entries,)` by state-dict key,
+float64. Buffers, such as the running statistics of BatchNorm, are always sent whole; frozen parameters never.
 """
 
 from collections.abc import Callable, Mapping

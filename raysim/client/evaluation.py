@@ -1,24 +1,48 @@
 """Score a model on rows with targets, and re-estimate its BatchNorm statistics."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
 
-from raysim.core.tensors import Params
+from raysim.core.tensors import Columns, Params
 from raysim.task.task import ScoreSums, Task
 
+Split = Literal["test", "validation"]
+"""Rows on which the global model is scored: test rows, or training rows that no client owns."""
 BATCH = 500
 """Rows per forward pass: fixed, since the last bits of a result depend on it."""
 
 
-def score(task: Task, model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> ScoreSums:
-    """Score a model in eval mode on rows, of which there is at least one."""
+def score(
+    task: Task, model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, with_further: bool = False
+) -> ScoreSums:
+    """Score a model in eval mode on rows, of which there is at least one; also by further metrics, if wanted."""
     model.eval()
     batches = [slice(start, start + BATCH) for start in range(0, len(targets), BATCH)]
     with torch.no_grad():
-        first, *others = (task.sums(model(inputs[batch]), targets[batch]) for batch in batches)
+        first, *others = (task.sums(model(inputs[batch]), targets[batch], with_further) for batch in batches)
     return sum(others, first)
+
+
+def columns_of(task: Task, scores: Sequence[ScoreSums | None]) -> Columns:
+    """Return the scores of clients as columns, `(clients,)` each; NaN where a client is not scored (None)."""
+    names = ("accuracy", "heldout_loss", *map(heldout, task.of_clients))
+    columns = {name: np.full(len(scores), np.nan) for name in names}
+    for index, sums in enumerate(scores):
+        if sums is None:
+            continue
+        columns["accuracy"][index], columns["heldout_loss"][index] = task.primary_of(sums), sums.mean_loss
+        for name, value in task.further_of(sums).items() if task.of_clients else ():
+            columns[heldout(name)][index] = value
+    return columns
+
+
+def heldout(metric: str) -> str:
+    """Return the column of a further metric on the clients' held-out rows."""
+    return f"heldout_{metric}"
 
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

@@ -22,6 +22,7 @@ class Report:
 
     Attributes:
         sums: By name, values in the submodel's coordinates and a weight; they are added up exactly over the clients.
+            Values under keys that are no parameters have the same shape for all clients.
         channel_sums: Numbers per channel, `(sums, num_units)`; they are not added up.
         memory: Tensors to be remembered of the client.
     """
@@ -39,6 +40,7 @@ class LocalHooks:
         loss: Mean loss of a batch, instead of the task's; only one hook may replace it.
         observe: Read the gradients of every step, unchanged.
         correct: Replace the gradients of every step, before they are clipped.
+        rate: Returns the learning rate of a step, instead of the round's; only one hook may replace it.
         after_step: Run after every step.
         stop_after_epoch: Decides from an epoch's mean loss whether training stops early.
         finish: Report when training has ended.
@@ -49,6 +51,7 @@ class LocalHooks:
     loss: BatchLoss | None = None
     observe: tuple[GradientObserver, ...] = ()
     correct: tuple[Callable[[list[torch.Tensor]], list[torch.Tensor]], ...] = ()
+    rate: Callable[[], float] | None = None
     after_step: tuple[Callable[[], None], ...] = ()
     stop_after_epoch: Callable[[float], bool] | None = None
     finish: tuple[Callable[[], Report], ...] = ()
@@ -59,16 +62,18 @@ def compose(several: Sequence[LocalHooks]) -> LocalHooks:
     """Combine several hooks into one, in their order.
 
     Raises:
-        ValueError: If two of them replace the loss, or two may stop training early.
+        ValueError: If two of them replace the loss or the learning rate, or two may stop training early.
     """
     losses = [hooks.loss for hooks in several if hooks.loss is not None]
+    rates = [hooks.rate for hooks in several if hooks.rate is not None]
     stops = [hooks.stop_after_epoch for hooks in several if hooks.stop_after_epoch is not None]
-    if len(losses) > 1 or len(stops) > 1:
-        raise ValueError("only one local rule can replace the loss, and only one can stop early")
+    if len(losses) > 1 or len(rates) > 1 or len(stops) > 1:
+        raise ValueError("only one local rule can replace the loss, one the learning rate, and one can stop early")
     return LocalHooks(
         loss=losses[0] if losses else None,
         observe=sum((hooks.observe for hooks in several), ()),
         correct=sum((hooks.correct for hooks in several), ()),
+        rate=rates[0] if rates else None,
         after_step=sum((hooks.after_step for hooks in several), ()),
         stop_after_epoch=stops[0] if stops else None,
         finish=sum((hooks.finish for hooks in several), ()),
@@ -77,21 +82,27 @@ def compose(several: Sequence[LocalHooks]) -> LocalHooks:
 
 
 class GradientMoments:
-    """Averages a client's minibatch gradients and their squares: estimates of gradient and empirical Fisher."""
+    """Averages a client's minibatch gradients and their squares: estimates of gradient and empirical Fisher.
 
-    def __init__(self) -> None:
+    Args:
+        factors: Factor of the squares of each step of an epoch, such as the rows of its minibatch.
+    """
+
+    def __init__(self, factors: Sequence[float] = (1.0,)) -> None:
+        self._factors = factors
         self._steps = 0
         self._sums: list[torch.Tensor] = []
         self._squares: list[torch.Tensor] = []
 
     def __call__(self, gradients: list[torch.Tensor]) -> None:
         """Add one step's gradients."""
+        factor = self._factors[self._steps % len(self._factors)]
         if self._steps == 0:
             self._sums = [gradient.clone() for gradient in gradients]
-            self._squares = [gradient**2 for gradient in gradients]
+            self._squares = [factor * gradient**2 for gradient in gradients]
         else:
             torch._foreach_add_(self._sums, gradients)
-            torch._foreach_addcmul_(self._squares, gradients, gradients)
+            torch._foreach_addcmul_(self._squares, gradients, gradients, value=factor)
         self._steps += 1
 
     def means(self, model: nn.Module) -> tuple[Params, Params]:

@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from raysim.client import evaluation
 from raysim.client.assignments import Assignment, Broadcast
 from raysim.client.hooks import Report, compose
 from raysim.client.local_rules import own_classes_of, scaled_outputs, standing_hooks
 from raysim.client.training import train
-from raysim.client.update import RESIDUAL, add_reports, add_update, difference, update_of
+from raysim.client.update import RESIDUAL, add_reports, add_update, counts_of, difference, update_of
 from raysim.client.view import ClientView, Workload
 from raysim.core import seeding
 from raysim.core.errors import RunFailedError, SettingError
@@ -21,9 +21,7 @@ from raysim.pruning import elements as element_masks
 from raysim.pruning import submodel
 from raysim.pruning.submodel import SubmodelCache
 from raysim.server.fixed_point import ExactSum
-
-REPORTED = ("train_loss", "epochs", "accuracy", "heldout_loss")
-"""Columns that each client reports; the scores are NaN where it is not scored."""
+from raysim.task.task import ScoreSums
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +32,7 @@ class LocalResults:
     kept: NDArray[np.bool_]
     channel_sums: NDArray[np.float64]
     memories: dict[int, Params]
+    largest: Params
 
 
 def train_client(
@@ -65,7 +64,7 @@ def train_client(
             view.learning_rate,
             order,
             hooks,
-            workload.data.augmented,
+            view.augment,
         )
     check_loss(broadcast.round, assignment.client, trained.loss)
     reports = [finish() for finish in hooks.finish]
@@ -75,17 +74,24 @@ def train_client(
         reports += [read(received) for read in hooks.received]
     add_update(sums, view, update)
     add_reports(sums, view, reports)
-    metric, heldout_loss = _score_heldout(view)
+    score = _score_heldout(view)
     channel_sums = [report.channel_sums for report in reports if report.channel_sums is not None]
     found = np.concatenate(channel_sums) if channel_sums else np.empty((0, workload.plan.num_units))
     memory = _joined(update.memory, reports)
-    values = (trained.loss, assignment.epochs - epochs + trained.epochs, metric, heldout_loss)
+    epochs_done = assignment.epochs - epochs + trained.epochs
     return LocalResults(
-        {name: np.array([value]) for name, value in zip(REPORTED, values, strict=True)},
+        reported([trained.loss], [epochs_done], workload, [score]),
         kept=view.mask.kept[None],
         channel_sums=found[None],
         memories={assignment.client: memory} if memory else {},
+        largest=counts_of(dict(view.model.state_dict()), view.cut, broadcast.params),
     )
+
+
+def reported(losses: ArrayLike, epochs: ArrayLike, workload: Workload, scores: Sequence[ScoreSums | None]) -> Columns:
+    """Return the columns that clients report, `(clients,)` each."""
+    scored = evaluation.columns_of(workload.task, scores)
+    return {"train_loss": np.asarray(losses), "epochs": np.asarray(epochs), **scored}
 
 
 def _joined(compressions: Params, reports: Sequence[Report]) -> Params:
@@ -132,22 +138,33 @@ def view_of(
     inputs, targets = moved(workload.data.train_rows(workload.population.train[assignment.client]), device)
     if assignment.memory:
         assignment = replace(assignment, memory=on_device(assignment.memory, device))
+    augment = workload.data.augmenter(workload.seed, broadcast.round, assignment.client)
     return ClientView(
-        workload, broadcast, assignment, submodels, model, assignment.mask, cut, elements, start, inputs, targets
+        workload,
+        broadcast,
+        assignment,
+        submodels,
+        model,
+        assignment.mask,
+        cut,
+        elements,
+        start,
+        inputs,
+        targets,
+        augment,
     )
 
 
-def _score_heldout(view: ClientView) -> tuple[float, float]:
-    """Return primary metric and mean loss on a client's held-out rows; NaN if it has none, or is not scored."""
+def _score_heldout(view: ClientView) -> ScoreSums | None:
+    """Score a client's submodel on its held-out rows; None: it has none, or is not scored."""
     workload = view.workload
     rows = workload.population.heldout[view.assignment.client]
     if not view.assignment.score_heldout or len(rows) == 0:
-        return float("nan"), float("nan")
+        return None
     if view.broadcast.rules.static_norm:
         evaluation.estimate_statistics(view.model, [view.inputs])
     inputs, targets = moved(workload.data.train_rows(rows), view.inputs.device.type)
-    sums = evaluation.score(workload.task, view.model, inputs, targets)
-    return workload.task.primary_of(sums), sums.mean_loss
+    return evaluation.score(workload.task, view.model, inputs, targets, bool(workload.task.of_clients))
 
 
 def check_loss(round: int, client: int, loss: float) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -10,8 +11,8 @@ from torch.optim.adam import adam
 
 from raysim.client.hooks import LocalHooks
 
-Step = Callable[[list[torch.Tensor]], None]
-"""Changes parameters in place, from their gradients."""
+Step = Callable[[list[torch.Tensor], float], None]
+"""Changes parameters in place, from their gradients and a step size."""
 
 
 class Descent(Protocol):
@@ -30,17 +31,24 @@ class HookedDescent:
     """Steps an optimizer along gradients that hooks see and may replace."""
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], step: Step, clip_norm: float | None, hooks: LocalHooks
+        self,
+        parameters: Sequence[nn.Parameter],
+        step: Step,
+        learning_rate: float,
+        clip_norm: float | None,
+        hooks: LocalHooks,
     ) -> None:
         """Prepare to train parameters.
 
         Args:
             parameters: The trained parameters.
             step: Steps along their gradients.
+            learning_rate: Step size, unless a hook chooses it.
             clip_norm: Largest norm of a step's gradients; None: any.
             hooks: Read and correct the gradients.
         """
         self._parameters, self._step, self._clip_norm, self._hooks = parameters, step, clip_norm, hooks
+        self._learning_rate = learning_rate
 
     def watching(self) -> AbstractContextManager[object]:
         """Return a context that does nothing."""
@@ -55,7 +63,8 @@ class HookedDescent:
             gradients = correct(gradients)
         if self._clip_norm is not None:
             gradients = clipped(gradients, self._clip_norm)
-        self._step(gradients)
+        rate = self._hooks.rate
+        self._step(gradients, self._learning_rate if rate is None else rate())
 
 
 def clipped(gradients: list[torch.Tensor], max_norm: float) -> list[torch.Tensor]:
@@ -64,26 +73,23 @@ def clipped(gradients: list[torch.Tensor], max_norm: float) -> list[torch.Tensor
     return list(torch._foreach_mul(gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0)))
 
 
-def optimizer_step(
-    optimizer: str, parameters: Sequence[nn.Parameter], learning_rate: float, momentum: float, weight_decay: float
-) -> Step:
+def optimizer_step(optimizer: str, parameters: Sequence[nn.Parameter], momentum: float, weight_decay: float) -> Step:
     """Return the step of an optimizer, which changes parameters in place; its state starts empty.
 
     Args:
         optimizer: A name of `OPTIMIZERS`.
         parameters: The trained parameters.
-        learning_rate: Step size.
-        momentum: SGD's momentum, or Adam's first beta.
-        weight_decay: L2 penalty that is added to the gradients.
+        momentum: SGD's momentum, or the first beta of Adam and AdamW.
+        weight_decay: L2 penalty that is added to the gradients; of AdamW, the decay of the weights.
     """
-    return OPTIMIZERS[optimizer]([parameter.data for parameter in parameters], learning_rate, momentum, weight_decay)
+    return OPTIMIZERS[optimizer]([parameter.data for parameter in parameters], momentum, weight_decay)
 
 
-def sgd(weights: list[torch.Tensor], learning_rate: float, momentum: float, weight_decay: float) -> Step:
+def sgd(weights: list[torch.Tensor], momentum: float, weight_decay: float, nesterov: bool = False) -> Step:
     """Return SGD's step with momentum, as `torch.optim.SGD` takes it."""
     velocity: list[torch.Tensor] = []
 
-    def step(gradients: list[torch.Tensor]) -> None:
+    def step(gradients: list[torch.Tensor], learning_rate: float) -> None:
         if weight_decay:
             gradients = list(torch._foreach_add(gradients, weights, alpha=weight_decay))
         if momentum and not velocity:
@@ -91,17 +97,25 @@ def sgd(weights: list[torch.Tensor], learning_rate: float, momentum: float, weig
         elif momentum:
             torch._foreach_mul_(velocity, momentum)
             torch._foreach_add_(velocity, gradients)
-        torch._foreach_add_(weights, velocity or gradients, alpha=-learning_rate)
+        if nesterov:
+            gradients = list(torch._foreach_add(gradients, velocity, alpha=momentum))
+        torch._foreach_add_(weights, gradients if nesterov or not momentum else velocity, alpha=-learning_rate)
 
     return step
 
 
-def adam_step(weights: list[torch.Tensor], learning_rate: float, momentum: float, weight_decay: float) -> Step:
-    """Return Adam's step, as `torch.optim.Adam` takes it."""
+def adam_step(
+    weights: list[torch.Tensor],
+    momentum: float,
+    weight_decay: float,
+    *,
+    decoupled: bool = False,
+) -> Step:
+    """Return the step of Adam as `torch.optim.Adam` takes it, with decoupled decay that of `torch.optim.AdamW`."""
     means, squares = [[torch.zeros_like(weight) for weight in weights] for _ in range(2)]
     counts = [torch.zeros(()) for _ in weights]
 
-    def step(gradients: list[torch.Tensor]) -> None:
+    def step(gradients: list[torch.Tensor], learning_rate: float) -> None:
         adam(
             weights,
             gradients,
@@ -110,6 +124,7 @@ def adam_step(weights: list[torch.Tensor], learning_rate: float, momentum: float
             [],
             counts,
             foreach=True,
+            decoupled_weight_decay=decoupled,
             amsgrad=False,
             beta1=momentum,
             beta2=0.999,
@@ -122,7 +137,9 @@ def adam_step(weights: list[torch.Tensor], learning_rate: float, momentum: float
     return step
 
 
-OPTIMIZERS: dict[str, Callable[[list[torch.Tensor], float, float, float], Step]] = {
+OPTIMIZERS: dict[str, Callable[[list[torch.Tensor], float, float], Step]] = {
     "sgd": sgd,
+    "nesterov": partial(sgd, nesterov=True),
     "adam": adam_step,
+    "adamw": partial(adam_step, decoupled=True),
 }

@@ -13,18 +13,21 @@ from torch import nn
 
 from raysim.client import evaluation, vmap
 from raysim.client.assignments import Assignment, Assignments, Broadcast
-from raysim.client.local_round import REPORTED, LocalResults, check_loss, moved, received_on, train_client
+from raysim.client.evaluation import Split
+from raysim.client.local_round import LocalResults, check_loss, moved, received_on, reported, train_client
 from raysim.client.packing import split_packs
-from raysim.client.update import compressed
+from raysim.client.update import compressed, counts_of
 from raysim.client.view import Workload
 from raysim.core import seeding
 from raysim.core.errors import RunFailedError, SettingError
 from raysim.core.log import about
-from raysim.core.tensors import Columns, Params, one_thread
+from raysim.core.tensors import Columns, Params, floating, frozen_keys, one_thread
+from raysim.pruning import elements as element_masks
 from raysim.pruning import submodel
+from raysim.pruning.masks import Mask
 from raysim.pruning.submodel import Cut
 from raysim.server.fixed_point import ExactSum
-from raysim.server.updates import ClientUpdates
+from raysim.server.updates import ClientUpdates, largest_of
 from raysim.task.task import ScoreSums
 
 
@@ -41,6 +44,7 @@ class ClientTrainer:
         self._workload, self._device = workload, device
         model = workload.model if device == "cpu" else copy.deepcopy(workload.model).to(device)
         self._submodels = submodel.SubmodelCache(model, workload.plan)
+        self._frozen = frozen_keys(model)
 
     @property
     def workload(self) -> Workload:
@@ -54,7 +58,7 @@ class ClientTrainer:
             RunFailedError: If a client's training diverges or raises; it names round and client.
         """
         broadcast = received_on(broadcast, self._device)
-        sums = {"update": ExactSum.zeros_like(broadcast.params)}
+        sums = self._empty_sums(broadcast)
         results: list[LocalResults] = []
         alone, packs = split_packs(assignments.packs)
         with one_thread():
@@ -64,7 +68,7 @@ class ClientTrainer:
                 results.append(self._train_pack(assignments.take(members), broadcast, sums))
         order = np.argsort(np.concatenate([alone, *packs]))
         columns: Columns = {
-            name: np.concatenate([each.columns[name] for each in results])[order] for name in REPORTED
+            name: np.concatenate([each.columns[name] for each in results])[order] for name in results[0].columns
         }
         memories = {  # in main memory: the driver has no GPU
             client: {key: tensor.cpu() for key, tensor in memory.items()}
@@ -77,7 +81,15 @@ class ClientTrainer:
             kept=np.concatenate([each.kept for each in results])[order],
             channel_sums=np.concatenate([each.channel_sums for each in results])[order],
             memories=memories,
+            largest=largest_of(each.largest for each in results),
         )
+
+    def _empty_sums(self, broadcast: Broadcast) -> dict[str, ExactSum]:
+        return {"update": ExactSum.zeros_like(self._sent(broadcast.params))}
+
+    def _sent(self, params: Params) -> Params:
+        """Return the tensors that clients send back."""
+        return {key: tensor for key, tensor in floating(params).items() if key not in self._frozen}
 
     def _train_one(self, assignment: Assignment, broadcast: Broadcast, sums: dict[str, ExactSum]) -> LocalResults:
         seed, round, client = self._workload.seed, broadcast.round, assignment.client
@@ -104,13 +116,14 @@ class ClientTrainer:
             check_loss(broadcast.round, int(client), float(loss))
         with self._blaming_one(assignments, broadcast):
             memories = self._add_pack(sums, model, weights, start, cut, pack.counts, assignments, broadcast)
-            metric, heldout_loss = self._score_pack(model, weights, assignments)
-        values = (losses, assignments.epochs, metric, heldout_loss)
+            scores = self._score_pack(model, weights, assignments)
+        largest = {key: tensor.amax(0) for key, tensor in weights.items() if not tensor.is_floating_point()}
         return LocalResults(
-            dict(zip(REPORTED, values, strict=True)),
+            reported(losses, assignments.epochs, workload, scores),
             kept=assignments.masks.kept,
             channel_sums=np.empty((len(assignments), 0, workload.plan.num_units)),
             memories=memories,
+            largest=counts_of(largest, cut, broadcast.params),
         )
 
     def _add_pack(
@@ -127,10 +140,11 @@ class ClientTrainer:
         """Add the updates of a pack to the sums; return what each client remembers, by id."""
         compression, memories = broadcast.rules.compression, {}
         if compression is None:
-            sums["update"].add_pack(weights, start, cut, rows)
+            sums["update"].add_pack(weights, self._sent(start), cut, rows)
             return {}
         for index, assignment in enumerate(assignments):
-            update = {key: weights[key][index].double() - before.double() for key, before in start.items()}
+            before = self._sent(start)
+            update = {key: weights[key][index].double() - value.double() for key, value in before.items()}
             sent, memory = compressed(compression, update, model, cut, {}, assignment, broadcast, self._workload.seed)
             sums["update"].add(sent, cut, int(rows[index]))
             if memory:
@@ -145,43 +159,57 @@ class ClientTrainer:
                 yield
         except RunFailedError:
             for assignment in assignments:
-                self._train_one(assignment, broadcast, {"update": ExactSum.zeros_like(broadcast.params)})
+                self._train_one(assignment, broadcast, self._empty_sums(broadcast))
             raise
 
-    def _score_pack(
-        self, model: nn.Module, weights: Params, assignments: Assignments
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return primary metric and mean loss on held-out rows; NaN for clients that have none or are not scored."""
-        metric, loss = np.full((2, len(assignments)), np.nan)
+    def _score_pack(self, model: nn.Module, weights: Params, assignments: Assignments) -> list[ScoreSums | None]:
+        """Score each client on its held-out rows; None: it has none, or is not scored."""
+        scores: list[ScoreSums | None] = [None] * len(assignments)
         heldout, task = self._workload.population.heldout, self._workload.task
         scored = np.flatnonzero(assignments.scored & (heldout.counts_of(assignments.clients) > 0))
         if len(scored):
             pack = vmap.pack_of(self._workload.data, assignments.clients[scored], heldout, self._device)
             own = {key: tensor[torch.from_numpy(scored).to(tensor.device)] for key, tensor in weights.items()}
-            sums = vmap.score_each(task, model, own, pack)
-            metric[scored] = [task.primary_of(each) for each in sums]
-            loss[scored] = [each.mean_loss for each in sums]
-        return metric, loss
+            for index, sums in zip(scored, vmap.score_each(task, model, own, pack), strict=True):
+                scores[index] = sums
+        return scores
 
-    def score(self, params: Params, rows: NDArray[np.int64]) -> ScoreSums:
-        """Score the global model on test rows; return sums over the rows."""
-        inputs, targets = moved(self._workload.data.test_rows(rows), self._device)
-        with one_thread():
-            return evaluation.score(self._workload.task, self._global_model(params), inputs, targets)
+    def score(
+        self, params: Params, rows: NDArray[np.int64], split: Split = "test", mask: Mask | None = None
+    ) -> ScoreSums:
+        """Score the global model, or its submodel, on test or validation rows; return sums over the rows."""
+        data = self._workload.data
+        inputs, targets = moved((data.test_rows if split == "test" else data.train_rows)(rows), self._device)
+        seed = seeding.torch_seeded(self._workload.seed, "score", client=int(rows[0]), device=self._device)
+        with one_thread(), seed:  # a user's layer may draw in evaluation, too
+            model, _ = self._model_of(params, mask)
+            return evaluation.score(self._workload.task, model, inputs, targets, with_further=mask is None)
 
-    def estimate_statistics(self, params: Params, rows: NDArray[np.int64]) -> Params:
-        """Re-estimate running statistics on training rows, and return the global model's buffers."""
-        model = self._global_model(params)
+    def estimate_statistics(self, params: Params, rows: NDArray[np.int64], mask: Mask | None = None) -> Params:
+        """Re-estimate running statistics on training rows, and return the global model's buffers.
+
+        With a mask, they are those of the submodel; entries that it does not hold keep their value.
+        """
+        model, cut = self._model_of(params, mask)
         pieces = np.array_split(rows, max(1, len(rows) // evaluation.BATCH))
-        with one_thread():
+        seed = seeding.torch_seeded(self._workload.seed, "statistics", device=self._device)
+        with one_thread(), seed:
             rows_of = (moved(self._workload.data.train_rows(piece), self._device)[0] for piece in pieces)
             evaluation.estimate_statistics(model, rows_of)
-        return {key: buffer.cpu() for key, buffer in evaluation.statistics_of(model).items()}
+        found = {key: buffer.cpu() for key, buffer in evaluation.statistics_of(model).items()}
+        return submodel.reconstruct(found, cut, {key: params[key] for key in found}) if cut else found
 
-    def _global_model(self, params: Params) -> nn.Module:
-        model = self._submodels.dense()
-        submodel.load_params(model, params)
-        return model
+    def _model_of(self, params: Params, mask: Mask | None) -> tuple[nn.Module, Cut]:
+        """Return the global model, or the submodel of a mask, with its cut."""
+        if mask is None:
+            model, cut = self._submodels.dense(), Cut()
+            submodel.load_params(model, params)
+            return model, cut
+        cut = submodel.cut_for(self._workload.plan, mask)
+        model = self._submodels.module_for(mask, cut)
+        elements = element_masks.of_submodel(mask, self._workload.plan.shapes, cut)
+        submodel.load_params(model, element_masks.apply(elements, submodel.extract_params(params, cut)))
+        return model, cut
 
 
 @contextmanager

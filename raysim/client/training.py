@@ -13,6 +13,7 @@ from raysim.client.fused_sgd import PlainDescent, is_chain
 from raysim.client.hooks import BatchLoss, LocalHooks
 from raysim.client.memory_format import computing_on, laid_out
 from raysim.client.optimizers import Descent, HookedDescent, Step, optimizer_step
+from raysim.client.schedule import CONSTANT, Schedule
 from raysim.data.batches import batch_slices
 from raysim.task.task import Loss, Task
 
@@ -24,8 +25,10 @@ class LocalTraining:
     optimizer: str = "sgd"
     learning_rate: float = 0.05
     momentum: float = 0.9
+    nesterov: bool = False
     weight_decay: float = 0.0
     lr_decay: float = 1.0
+    schedule: Schedule = CONSTANT
     clip_norm: float | None = None
     epochs: int = 1
     batch_size: int = 10
@@ -34,36 +37,39 @@ class LocalTraining:
 
     def learning_rate_in(self, round: int) -> float:
         """Return the step size of a round, counted from 1; training before round 1 has that of round 1."""
-        return self.learning_rate * self.lr_decay ** max(round - 1, 0)
+        return self.learning_rate * self.lr_decay ** max(round - 1, 0) * self.schedule.share_in(round)
 
     @property
     def optimizer_buffers(self) -> int:
         """How many numbers the optimizer keeps for every parameter."""
-        return 2 if self.optimizer == "adam" else int(self.momentum > 0)
+        return int(self.momentum > 0) if self.optimizer == "sgd" else 2
 
     def num_steps(self, num_examples: int) -> int:
         """Return how many optimizer steps a client takes in a round."""
         return self.epochs * len(batch_slices(num_examples, self.batch_size))
 
-    def step_of(self, parameters: list[nn.Parameter], learning_rate: float) -> Step:
+    def step_of(self, parameters: list[nn.Parameter]) -> Step:
         """Return the optimizer's step for some parameters; its state starts empty."""
-        return optimizer_step(self.optimizer, parameters, learning_rate, self.momentum, self.weight_decay)
+        name = "nesterov" if self.nesterov else self.optimizer
+        return optimizer_step(name, parameters, self.momentum, self.weight_decay)
 
 
-def effective_steps(num_steps: int, momentum: float) -> float:
+def effective_steps(num_steps: int, momentum: float, nesterov: bool = False) -> float:
     """Return a_n: the update of n momentum steps on a constant gradient, in units of rate x gradient.
 
     Source: specification of CA-HFP's `variation` estimator, a_n = (n - mu (1 - mu^n) / (1 - mu)) / (1 - mu).
+    A step of Nesterov's momentum moves by the gradient and mu times the velocity, so n of them by n + mu a_n.
 
-    >>> effective_steps(3, 0.0), round(effective_steps(2, 0.5), 6)
-    (3.0, 2.5)
+    >>> effective_steps(3, 0.0), round(effective_steps(2, 0.5), 6), round(effective_steps(2, 0.5, nesterov=True), 6)
+    (3.0, 2.5, 3.25)
     """
-    return (num_steps - momentum * (1 - momentum**num_steps) / (1 - momentum)) / (1 - momentum)
+    moved = (num_steps - momentum * (1 - momentum**num_steps) / (1 - momentum)) / (1 - momentum)
+    return num_steps + momentum * moved if nesterov else moved
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """Mean loss per row over all epochs (not finite if training diverged), and epochs trained."""
+    """Mean loss per row over all epochs (not finite if training diverged, 0 without an epoch), and epochs trained."""
 
     loss: float
     epochs: int
@@ -86,7 +92,7 @@ def train(
         model: The client's submodel.
         inputs: `(rows, ...)`.
         targets: `(rows, ...)`.
-        task: Its loss is minimised, unless a hook replaces the loss.
+        task: Its training loss is minimised, unless a hook replaces the loss.
         local: Optimizer, epochs and batch size.
         learning_rate: Step size of this round.
         order: Shuffles the rows anew in every epoch.
@@ -94,7 +100,7 @@ def train(
         augment: Applied to the inputs of every batch.
     """
     hooks = hooks or LocalHooks()
-    loss_of = hooks.loss or batch_loss(task.loss)
+    loss_of = hooks.loss or batch_loss(task.minimised)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     descent = descent_of(model, parameters, learning_rate, local, hooks)
     batches = batch_slices(len(targets), local.batch_size)
@@ -119,7 +125,7 @@ def train(
         mean_loss = float(total - before) / len(targets)
         if not np.isfinite(mean_loss) or (hooks.stop_after_epoch and hooks.stop_after_epoch(mean_loss)):
             break
-    return Trained(float(total) / (len(targets) * epochs), epochs)
+    return Trained(float(total) / (len(targets) * max(1, epochs)), epochs)
 
 
 def batch_loss(loss: Loss) -> BatchLoss:
@@ -136,11 +142,11 @@ def descent_of(
 ) -> Descent:
     """Choose how a client descends: fused, if only plain SGD reads the gradients of a chain of PyTorch's layers."""
     is_plain = local.optimizer == "sgd" and not (local.momentum or local.weight_decay or local.clip_norm)
-    is_seen = hooks.observe or hooks.correct or hooks.loss is not None
+    is_seen = hooks.observe or hooks.correct or hooks.loss is not None or hooks.rate is not None
     on_cpu = local.precision == "float32" and all(parameter.is_cpu for parameter in parameters)
     if is_plain and not is_seen and on_cpu and is_chain(model):
         return PlainDescent(model, parameters, learning_rate)
-    return HookedDescent(parameters, local.step_of(parameters, learning_rate), local.clip_norm, hooks)
+    return HookedDescent(parameters, local.step_of(parameters), learning_rate, local.clip_norm, hooks)
 
 
 def computing_in(precision: str, inputs: torch.Tensor) -> AbstractContextManager[object]:

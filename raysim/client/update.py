@@ -16,6 +16,7 @@ from raysim.pruning import elements as element_masks
 from raysim.pruning import submodel
 from raysim.pruning.submodel import Cut
 from raysim.server.fixed_point import ExactSum
+from raysim.server.updates import spread_out
 
 RESIDUAL = "residual/"
 """Prefix of a client's tensors that a compression remembers, such as the residual of error feedback."""
@@ -97,7 +98,7 @@ def compressed(
         OverflowError: If an entry is not finite.
         SettingError: If a compression of the user's own returns what is not allowed.
     """
-    names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
+    names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
     moved = entries_of({name: values[name] for name in names.values()}, elements)
     if not all(bool(torch.isfinite(found).all()) for found in moved.values()):
         raise OverflowError("its update is not finite")
@@ -140,15 +141,27 @@ def with_entries(tensors: Params, elements: Params, entries: Params) -> Params:
 
 
 def add_update(sums: dict[str, ExactSum], view: ClientView, update: Update) -> None:
-    """Add a client's update, weighted with its rows, and its mask of single entries, to sums in place."""
+    """Add what a client sends, weighted with its rows, and its mask of single entries, to sums in place."""
     rows = len(view.targets)
+    found = dict(view.model.state_dict()) if update.values is None else update.values
+    sent = {key: found[key] for key in sums["update"].tensors}
     if update.values is None:
-        sums["update"].add_change(dict(view.model.state_dict()), view.start, view.cut, rows)
+        sums["update"].add_change(sent, view.start, view.cut, rows)
     else:
-        sums["update"].add(update.values, view.cut, rows)
+        sums["update"].add(sent, view.cut, rows)
     if view.elements:
         held = {key: kept.double() for key, kept in view.elements.items()}
         _sum_of(sums, "held", held, view).add(held, view.cut, rows)
+
+
+def counts_of(trained: Params, cut: Cut, params: Params) -> Params:
+    """Return a client's own tensors of whole numbers and booleans, in the full model's coordinates.
+
+    They are counts and marks, such as BatchNorm's number of batches, of which no mean is taken. See
+    `ClientUpdates.largest`.
+    """
+    keys = [key for key, tensor in params.items() if not tensor.is_floating_point()]
+    return {key: spread_out(trained[key].cpu(), cut.get(key, {}), params[key].cpu()) for key in keys}
 
 
 def add_reports(sums: dict[str, ExactSum], view: ClientView, reports: Sequence[Report]) -> None:
@@ -161,5 +174,6 @@ def add_reports(sums: dict[str, ExactSum], view: ClientView, reports: Sequence[R
 def _sum_of(sums: dict[str, ExactSum], name: str, values: Params, view: ClientView) -> ExactSum:
     """Return the sum of a name, which starts with the first client that adds to it."""
     if name not in sums:
-        sums[name] = ExactSum.zeros_like({key: view.broadcast.params[key] for key in values})
+        like = {key: view.broadcast.params.get(key, value) for key, value in values.items()}
+        sums[name] = ExactSum.zeros_like(like)
     return sums[name]

@@ -1,5 +1,6 @@
 """The data, model and settings that clients train with, and the view of one client that local rules read."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -65,6 +66,7 @@ class ClientView:
         start: The global values that training starts from.
         inputs: The client's training inputs, `(rows, ...)`.
         targets: Their targets, `(rows, ...)`; in classification the class of each, `(rows,)`.
+        augment: Transforms batches of inputs at random, in the order of the client's steps; None: there is none.
     """
 
     workload: Workload
@@ -78,6 +80,7 @@ class ClientView:
     start: Params
     inputs: torch.Tensor
     targets: torch.Tensor
+    augment: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @property
     def trainable(self) -> list[str]:

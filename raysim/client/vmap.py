@@ -76,7 +76,7 @@ def train_pack(
     parameters = [nn.Parameter(weights[name], value.requires_grad) for name, value in model.named_parameters()]
     named: Params = dict(zip((name for name, _ in model.named_parameters()), parameters, strict=True))
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    step = local.step_of(trainable, learning_rate)
+    step = local.step_of(trainable)
     slices = {count: batch_slices(count, local.batch_size) for count in set(pack.counts.tolist())}
     batches = [slices[count] for count in pack.counts.tolist()]
     orders = [seeding.generator(seed, "batches", round, int(client)) for client in pack.clients]
@@ -85,7 +85,7 @@ def train_pack(
     totals = torch.zeros(size, dtype=torch.float64, device=device)
 
     def loss_of(own: Params, inputs: torch.Tensor, targets: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-        losses = task.loss(functional_call(model, own, (inputs,)), targets, reduction="none")
+        losses = task.minimised(functional_call(model, own, (inputs,)), targets, reduction="none")
         return (losses * shares).sum()
 
     losses_of = vmap(loss_of)
@@ -93,13 +93,15 @@ def train_pack(
         shuffled = [order.permutation(int(count)) for order, count in zip(orders, pack.counts, strict=True)]
         for step_index in range(len(batches[0])):
             rows, lengths = (tensor.to(device) for tensor in _rows_of_step(shuffled, batches, step_index))
-            shares = ((torch.arange(rows.shape[1], device=device) < lengths[:, None]) / lengths[:, None]).float()
+            targets = pack.targets[members, rows]
             with computing_in(local.precision, pack.inputs):
-                losses = losses_of(named, pack.inputs[members, rows], pack.targets[members, rows], shares)
+                losses = losses_of(
+                    named, pack.inputs[members, rows], targets, _shares_of_rows(task, targets, lengths)
+                )
             gradients = list(torch.autograd.grad(losses.sum(), trainable, materialize_grads=True))
             if local.clip_norm is not None:
                 gradients = clipped_each(gradients, local.clip_norm)
-            step(gradients)
+            step(gradients, learning_rate)
             totals += losses.detach().double() * lengths
     return weights, totals.cpu().numpy() / (pack.counts * local.epochs)
 
@@ -113,6 +115,14 @@ def _rows_of_step(
     if lengths.min() < lengths.max():
         rows = [np.pad(each, (0, lengths.max() - len(each)), constant_values=each[0]) for each in rows]
     return torch.from_numpy(np.stack(rows)), torch.from_numpy(lengths)
+
+
+def _shares_of_rows(task: Task, targets: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Return the share of each row in the mean loss of its client, `(clients, most)`; rows that fill up have none."""
+    weights = (torch.arange(targets.shape[1], device=targets.device) < lengths[:, None]).float()
+    if task.row_weights is None:
+        return weights / lengths[:, None]
+    return weights / (weights * task.row_weights(targets)).sum(1, keepdim=True)
 
 
 def clipped_each(gradients: list[torch.Tensor], max_norm: float) -> list[torch.Tensor]:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from raysim.core import seeding
 from raysim.population.profiles import Devices
-from raysim.population.sampling import link_drift, lognormal_factors
+from raysim.population.sampling import link_drift, speed_factors
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +44,8 @@ def schedule(load: CohortLoad, devices: Devices, clients: NDArray[np.int64], rou
 
     Seconds of a transfer are latency + bytes / bandwidth; seconds of training are steps x overhead +
     FLOPs / speed + activation bytes / memory bandwidth, divided by a lognormal factor drawn for
-    (seed, client, round). Each bandwidth of the link has such a factor as well, and drifts slowly.
+    (seed, client, round). Each bandwidth of the link has such a factor as well, and drifts slowly. The mean over
+    rounds of each part is what it takes without variation.
     """
     return seconds(load, devices, _speed_factors(devices, clients, round, seed))
 
@@ -74,6 +75,6 @@ def seconds(load: CohortLoad, devices: Devices, factors: NDArray[np.float64]) ->
 def _speed_factors(devices: Devices, clients: NDArray[np.int64], round: int, seed: int) -> NDArray[np.float64]:
     normal = seeding.normal(seed, "speed", round, clients, 3)
     links = devices.column("link_variation")
-    factors = lognormal_factors(np.stack([devices.column("compute_variation"), links, links]), normal)
+    factors = speed_factors(np.stack([devices.column("compute_variation"), links, links]), normal)
     factors[1:] *= link_drift(devices, clients, round, seed)
     return factors

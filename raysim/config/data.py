@@ -4,7 +4,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from raysim.config.settings import Count, FiniteFloat, Positive, Settings
+from raysim.config.settings import Count, FiniteFloat, PathText, Positive, Seed, Settings
 
 
 class PartitionSettings(Settings):
@@ -26,13 +26,13 @@ class PartitionSettings(Settings):
     """Number of classes of which a client of `classes` gets rows, at least 1, default 2."""
     examples_per_client: Count | None = None
     """Number of rows that a client of `resample` draws, held-out rows included, at least 1, default 100."""
-    path: str | None = None
+    path: PathText | None = None
     """File of `file`: `.json` with one list of row numbers per client, `.npz` or `.parquet` with columns `client` and
     `row`. Of `natural`: `.npy` or `.json` with the user of each training row; null: the data set's own users."""
 
 
 class TransformSettings(Settings):
-    """Transforms of the images: once, in the order grey to RGB, resize, pad; and on every batch in training."""
+    """Transforms of the images: once, in the order grey to RGB, resize, pad; and at random in training."""
 
     normalize: bool = True
     """Whether each channel is scaled to mean 0 and standard deviation 1; false: values in [0, 1]."""
@@ -47,7 +47,7 @@ class TransformSettings(Settings):
     grey_to_rgb: bool = False
     """Whether images of one channel are repeated in three."""
     augment: list[dict[str, Any]] = Field(default_factory=list)
-    """Random transforms of whole batches in local training, each the `name` of a class in `torchvision.transforms.v2`
+    """Random transforms in local training, drawn for each image: the `name` of a class in `torchvision.transforms.v2`
     and its keyword arguments, as `{name: RandomCrop, size: 32, padding: 4}`; they see values in [0, 1]."""
 
 
@@ -58,7 +58,7 @@ class DataSettings(Settings):
     """Data set: `digits` (scikit-learn, embedded), `mnist`, `fashionmnist`, `emnist`, `kmnist`, `cifar10`,
     `cifar100`, `svhn` (torchvision), `imagefolder` (`train/<class>/*` and `test/<class>/*`), `noise` (random, for
     benchmarks), or a dotted path `my_pkg.data:load`."""
-    root: str | None = None
+    root: PathText | None = None
     """Folder of the data set's files, if it has any, relative to the working directory."""
     download: bool = False
     """Whether a missing data set may be downloaded into `root`."""
@@ -71,13 +71,17 @@ class DataSettings(Settings):
     """Transforms of the images."""
     max_train_examples: Count | None = None
     """Largest number of training rows, drawn in equal shares per class; null: all rows."""
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the training rows that validates, in [0, 1): taken class by class before the rows are divided among
+    the clients, never trained on, and scored as often as the test rows. What is chosen by looking (the best trial of
+    a sweep, `stop.accuracy`) is chosen by them; 0: by the test rows."""
     heldout_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Share of a client's rows that is held out of training to score its submodel, in [0, 1)."""
     partition: PartitionSettings = PartitionSettings()
     """How the training rows are divided among the clients."""
-    split_seed: Annotated[int, Field(ge=0)] | None = None
-    """Seed of the split: which rows are used, which client owns and holds out which, and which device it has; null:
-    `seed`."""
+    split_seed: Seed | None = None
+    """Seed of the split: which rows are used, which validate, which client owns and holds out which, and which device
+    it has; null: `seed`."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

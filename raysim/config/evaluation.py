@@ -15,7 +15,11 @@ class EvaluationSettings(Settings):
     max_examples: Count | None = None
     """Largest number of test rows on which the global model is scored; null: the full test set."""
     client_share: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Share of a cohort whose submodels are scored on the clients' own held-out rows, in [0, 1]."""
+    """Share of a cohort whose submodels are scored on the clients' own held-out rows, in [0, 1]: as each client has
+    trained its own, before they are aggregated."""
+    widths: list[Share] | None = None
+    """Widths, in (0, 1], to which the global model is cut by the method's own masks and scored at each evaluation;
+    null: those that clients can train, at the last evaluation only; `[]`: none."""
     targets: list[Share] = Field(default_factory=list)
     """Global test accuracies, each in (0, 1]: the summary reports in which round each was first reached, and after
-    how many simulated seconds, bytes, FLOPs and joules."""
+    how many simulated seconds, bytes, FLOPs and joules. They end nothing and choose nothing."""

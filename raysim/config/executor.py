@@ -1,8 +1,10 @@
 """Settings of the executor: where clients are trained."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from raysim.config.settings import Count, Positive, Settings
+from pydantic import Field
+
+from raysim.config.settings import Count, Settings
 
 
 class ExecutorSettings(Settings):
@@ -13,7 +15,7 @@ class ExecutorSettings(Settings):
     num_actors: Count | Literal["clients"] | None = None
     """Number of client actors, one CPU each; null: one per CPU, also of machines that join; `clients`: one per
     registered client, each with a share of a CPU and about 600 MB of memory. Only for `kind: ray`."""
-    client_timeout_s: Positive | None = None
+    client_timeout_s: Annotated[float, Field(gt=0, le=1e9)] | None = None
     """Real seconds for the training of one client, above 0: a client that exceeds them is retried once by itself,
     then ends the run; null: no limit. Only for `kind: ray`."""
     device: Literal["cpu", "cuda"] = "cpu"

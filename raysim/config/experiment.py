@@ -19,8 +19,9 @@ from raysim.config.model import ModelSettings
 from raysim.config.population import PopulationSettings
 from raysim.config.selection import SelectionSettings
 from raysim.config.server import ServerSettings
-from raysim.config.settings import Count, Settings
+from raysim.config.settings import Count, Seed, Settings
 from raysim.config.stop import StopSettings
+from raysim.config.task import TaskSettings
 from raysim.config.tracking import TrackingSettings
 from raysim.config.training import TrainingSettings
 
@@ -31,9 +32,9 @@ ONLY_ON_RAY = ("num_actors", "client_timeout_s", "address", "dashboard_host")
 class ExperimentSettings(Settings):
     """One experiment: all settings that decide its results, and where it runs."""
 
-    experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "raysim"
-    """Name of the MLflow experiment and of the run's folder: letters, digits, `.`, `-` and `_`."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,200}$")] = "raysim"
+    """Name of the MLflow experiment and of the run's folder: up to 200 letters, digits, `.`, `-` and `_`."""
+    seed: Seed = 0
     """Seed of all randomness, at least 0."""
     rounds: Count
     """Number of rounds, at least 1."""
@@ -61,6 +62,8 @@ class ExperimentSettings(Settings):
     """Local training of one client."""
     compression: CompressionSettings = CompressionSettings()
     """How clients make their updates smaller before they send them."""
+    task: TaskSettings = TaskSettings()
+    """Metrics of the global model beside accuracy and loss."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """When, and on which rows, models are scored."""
     diagnostics: DiagnosticsSettings = DiagnosticsSettings()
@@ -101,6 +104,11 @@ class ExperimentSettings(Settings):
                 "data.on_nodes=True has no effect with executor.kind='in-process'; allowed: false, or "
                 "executor.kind='ray'"
             )
+        if self.task.client_metrics and not (self.evaluation.client_share and self.data.heldout_share):
+            raise ValueError(
+                "task.client_metrics=True has no effect without data.heldout_share and evaluation.client_share, the "
+                "rows and the clients that it scores"
+            )
         return self
 
     def _check_cohort(self) -> None:
@@ -110,7 +118,7 @@ class ExperimentSettings(Settings):
                 f"selection.clients_per_round={cohort} is more than population.clients={clients}; "
                 f"allowed: 1 to {clients}"
             )
-        selected = math.ceil(cohort * (self.clock.over_selection or 1.3) - 1e-9)
+        selected = math.ceil(cohort * (self.clock.over_selection or 1.3) - 1e-9)  # at most 2^31 * 1e6
         if self.clock.mode == "over-selection" and selected > clients:
             raise ValueError(
                 f"clock.over_selection={self.clock.over_selection or 1.3:g} selects {selected} clients for "

@@ -1,17 +1,19 @@
-"""Read an experiment file with dotted overrides, and describe all that is wrong with it in one message."""
+"""Read an experiment file with dotted overrides, and check it."""
 
 import hashlib
 import json
-import re
-from collections.abc import Sequence
+import stat
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from raysim.config import yaml_text
 from raysim.config.experiment import ExperimentSettings
-from raysim.core.errors import SettingError, nearest_first
+from raysim.config.problems import describe
+from raysim.core.errors import SettingError, reason_of, refusing, shortened, without_middle
+from raysim.core.storage import uris
+from raysim.core.storage.expansion import expanded_text
 
 AnySettings = TypeVar("AnySettings", bound=BaseModel)
 
@@ -37,7 +39,11 @@ def with_overrides(settings: dict[str, Any], overrides: tuple[str, ...]) -> Expe
     """
     for override in overrides:
         apply_override(settings, override)
-    return validated(settings, ExperimentSettings)
+    experiment = validated(settings, ExperimentSettings)
+    for name, value in flatten(experiment).items():
+        if "://" in value and name != "tracking.uri":  # which the store itself checks
+            uris.check(name, value, "a value without; credentials belong into the environment")
+    return experiment
 
 
 def validated(settings: dict[str, Any], kind: type[AnySettings]) -> AnySettings:
@@ -46,46 +52,77 @@ def validated(settings: dict[str, Any], kind: type[AnySettings]) -> AnySettings:
     Raises:
         SettingError: If a setting is not allowed.
     """
-    try:
-        return kind.model_validate(settings)
-    except ValidationError as error:
-        raise SettingError(describe(error, kind)) from None
+    with refusing("the settings are not allowed"):
+        try:
+            return kind.model_validate(settings)
+        except ValidationError as error:
+            raise SettingError(describe(error, kind)) from None
 
 
-def read_yaml(path: Path, given_as: str = "CONFIG") -> dict[str, Any]:
+def read_yaml(path: Path, given_as: str = "CONFIG", limits: yaml_text.Limits = yaml_text.USER) -> dict[str, Any]:
     """Return the mapping in a YAML file.
 
     Args:
         path: The file.
         given_as: Name of the file's argument on the command line.
+        limits: The largest text.
 
     Raises:
         SettingError: If the file is missing, is not YAML or holds no mapping.
     """
-    name = f"{given_as}={str(path)!r}"
+    name = f"{given_as}={shortened(str(path))}"
+    return mapping_in(_text_in(path, name, 4 * limits.chars), name, limits)
+
+
+def _text_in(path: Path, name: str, most: int) -> str:
+    """Return the text of a file, of which no more bytes are read than settings may have."""
     try:
-        text = path.read_text(encoding="utf-8")
+        is_pipe = stat.S_ISFIFO(path.stat().st_mode) and not str(path).startswith("/dev/")
+        content = b"" if is_pipe else _first_bytes(path, most + 4)
     except OSError as error:
         raise SettingError(f"{name} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise SettingError(f"{name} is no path: {error}") from None
+    if is_pipe:
+        raise SettingError(f"{name} is a named pipe; allowed: a file")
+    try:
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SettingError(f"{name} is not YAML: {error}") from None
-    return mapping_in(text, name)
+        raise SettingError(f"{name} is not YAML: it is no text in UTF-8 ({reason_of(error)})") from None
 
 
-def mapping_in(text: str, name: str) -> dict[str, Any]:
+def _first_bytes(path: Path, most: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(most)
+
+
+def read_with_base(path: Path) -> dict[str, Any]:
+    """Return the mapping in the YAML file of a comparison or a sweep; a `base` that is a path is read, too.
+
+    Args:
+        path: The file; the path of its base is relative to it.
+
+    Raises:
+        SettingError: If one of the files is missing, is not YAML or holds no mapping.
+    """
+    content = dict(read_yaml(path))
+    if isinstance(content.get("base"), str):
+        content["base"] = read_yaml(path.parent / expanded_text("base", content["base"]))
+    return content
+
+
+def mapping_in(text: str, name: str, limits: yaml_text.Limits = yaml_text.USER) -> dict[str, Any]:
     """Return the mapping in a YAML text.
 
     Args:
         text: The text.
         name: The name of the text in messages.
+        limits: The largest text.
 
     Raises:
         SettingError: If it is not YAML or holds no mapping.
     """
-    try:
-        content = parse_value(text)
-    except yaml.YAMLError as error:
-        raise SettingError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
+    content = yaml_text.read(text, name, limits)
     if not isinstance(content, dict):
         raise SettingError(f"{name} holds no settings; allowed: a YAML mapping")
     return content
@@ -100,7 +137,9 @@ def population_section(path: Path, given_as: str) -> dict[str, Any]:
     content = read_yaml(path, given_as)
     section = content.get("population", content)
     if not isinstance(section, dict):
-        raise SettingError(f"{given_as}={str(path)!r}: population={section!r} is not allowed; allowed: settings")
+        raise SettingError(
+            f"{given_as}={shortened(str(path))}: population={shortened(section)} is not allowed; allowed: settings"
+        )
     return section
 
 
@@ -117,16 +156,17 @@ def parse_override(override: str) -> tuple[str, Any]:
     """
     name, equals, value = override.partition("=")
     if not equals or not all(name.strip().split(".")):
-        raise SettingError(f"--set {override!r} is not of the form name=value, as in seed=1")
-    try:
-        return name.strip(), parse_value(value)
-    except yaml.YAMLError:
-        raise SettingError(f"{name}={value!r} is not a YAML value") from None
+        raise SettingError(f"--set {shortened(override)} is not of the form name=value, as in seed=1")
+    return name.strip(), parse_value(value, f"--set {without_middle(name, 120)}={shortened(value)}")
 
 
 def set_value(settings: dict[str, Any], name: str, value: Any) -> None:
     """Set the value of a dotted name in nested settings."""
     *parents, last = name.split(".")
+    if len(parents) > yaml_text.MAX_DEPTH:
+        raise SettingError(
+            f"{without_middle(name, 120)} has {len(parents) + 1:,} parts; allowed: at most {yaml_text.MAX_DEPTH + 1}"
+        )
     section: Any = settings
     for parent in parents:
         section = _child(section, parent, name)
@@ -136,24 +176,30 @@ def set_value(settings: dict[str, Any], name: str, value: Any) -> None:
         section[last] = value
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads `1e-3` as a number, as YAML 1.2 does; PyYAML follows 1.1, where it is text."""
+def names_set_by(name: str, value: Any) -> list[str]:
+    """Return the dotted names that a value sets: its own and, where it is a section, those of all settings in it.
+
+    >>> names_set_by("method", {"name": "fedavg", "options": {}})
+    ['method', 'method.name', 'method.options']
+    """
+    inner = value.items() if isinstance(value, dict) else ()
+    return [name, *(found for key, child in inner for found in names_set_by(f"{name}.{key}", child))]
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+([eE][-+]?[0-9]+)?|[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+)$"),
-    list("-+.0123456789"),
-)
-
-
-def parse_value(text: str) -> Any:
+def parse_value(text: str, name: str = "") -> Any:
     """Read one YAML value.
+
+    Args:
+        text: The text.
+        name: The name of the text in messages.
+
+    Raises:
+        SettingError: If it is not YAML, or more or something else than settings may hold; see `yaml_text.read`.
 
     >>> parse_value("{rate: 1e-3}")
     {'rate': 0.001}
     """
-    return yaml.load(text, Loader=_Loader)
+    return yaml_text.read(text, name)
 
 
 def _child(section: Any, key: str, name: str) -> Any:
@@ -169,107 +215,15 @@ def _child(section: Any, key: str, name: str) -> Any:
 
 
 def _list_index(section: list[Any], key: str, name: str) -> int:
-    if not key.isdecimal() or int(key) >= len(section):
+    if not key.isdecimal() or len(key) > len(str(len(section))) or int(key) >= len(section):
         allowed = f"0 to {len(section) - 1}" if section else "none, it is empty"
         raise SettingError(f"--set {name}: {key!r} is no index of a list of {len(section)}; allowed: {allowed}")
     return int(key)
 
 
-COMPLETE = ("extra_forbidden", "missing", "value_error", "model_type")
-"""Kinds of problems that concern a setting's name, or whose message contains what is allowed."""
-
-
-def describe(error: ValidationError, kind: type[BaseModel] = ExperimentSettings) -> str:
-    """Describe every wrong setting by its name, its value, what is allowed and the nearest valid name."""
-    problems = [dict(problem) for problem in error.errors(include_url=False)]
-    return "\n".join(_describe_one(problem, kind) for problem in _once_each(problems, kind))
-
-
-def _once_each(problems: Sequence[dict[str, Any]], kind: type[BaseModel]) -> list[dict[str, Any]]:
-    """Join the problems of one value, one for each type that its setting may have."""
-    found: dict[Any, dict[str, Any]] = {}
-    for index, problem in enumerate(problems):
-        is_of_value = problem["type"] not in COMPLETE
-        key = tuple(_without_branches([str(part) for part in problem["loc"]], kind)) if is_of_value else index
-        before = found.get(key)
-        named = problem if before is None or problem["type"] == "literal_error" else before
-        allowed = [before["allowed"]] if before is not None else []
-        found[key] = named | {"allowed": " or ".join([*allowed, re.sub(r"^\w+ should (be )?", "", problem["msg"])])}
-    return list(found.values())
-
-
-def _describe_one(problem: dict[str, Any], kind: type[BaseModel]) -> str:
-    location = [str(part) for part in problem["loc"]]
-    if problem["type"] != "extra_forbidden":
-        location = _without_branches(location, kind)
-    name = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        known = nearest_first(location[-1], fields_at(location[:-1], kind))
-        prefix = "".join(f"{part}." for part in location[:-1])
-        return (
-            f"{name}={problem['input']!r} is not a setting; did you mean {prefix}{known[0]}? "
-            f"Known here: {', '.join(known)}"
-        )
-    if problem["type"] == "missing":
-        return f"{name} is missing; it must be given"
-    if problem["type"] == "value_error":
-        text = str(problem["ctx"]["error"])
-        return f"{name}: {text}" if name else text
-    if problem["type"] == "model_type":
-        known = fields_at(location, kind)
-        return f"{name}={problem['input']!r} is not allowed; allowed: settings named {', '.join(known)}"
-    nearest = ""
-    if problem["type"] == "literal_error" and isinstance(problem["input"], str):
-        names = [part.strip(" '") for part in problem["ctx"]["expected"].replace(" or ", ",").split(",")]
-        nearest = f"; nearest: {nearest_first(problem['input'], names)[0]!r}"
-    allowed = f"{problem['allowed']}{nearest}{_meaning(location, kind)}"
-    return f"{name}={problem['input']!r} is not allowed; allowed: {allowed}"
-
-
-def _without_branches(location: list[str], kind: type[BaseModel]) -> list[str]:
-    """Return the location of a setting, without the type that was tried where several are allowed."""
-    model = kind
-    for depth, part in enumerate(location, 1):
-        if part.isdecimal():
-            continue
-        inner = [found for found in _classes_in(model.model_fields[part].annotation) if issubclass(found, BaseModel)]
-        if not inner:
-            return location[:depth] + [index for index in location[depth:] if index.isdecimal()]
-        model = inner[0]
-    return location
-
-
-def _meaning(location: list[str], kind: type[BaseModel]) -> str:
-    """Return the description of a setting, which contains its whole range."""
-    *parents, last = [part for part in location if not part.isdecimal()]
-    field = _settings_at(parents, kind).model_fields.get(last)
-    return f" ({' '.join(field.description.split())})" if field is not None and field.description else ""
-
-
-def _settings_at(location: list[str], kind: type[BaseModel]) -> type[BaseModel]:
-    model = kind
-    for part in location:
-        if part.isdecimal():
-            continue
-        annotation = model.model_fields[part].annotation
-        model = next(found for found in _classes_in(annotation) if issubclass(found, BaseModel))
-    return model
-
-
-def fields_at(location: list[str], kind: type[BaseModel] = ExperimentSettings) -> list[str]:
-    """Return the names of the settings under a dotted location."""
-    return list(_settings_at(location, kind).model_fields)
-
-
-def _classes_in(annotation: Any) -> list[type]:
-    if isinstance(annotation, type) and not getattr(annotation, "__args__", ()):
-        return [annotation]
-    return [kind for part in getattr(annotation, "__args__", ()) for kind in _classes_in(part)]
-
-
 def to_yaml(settings: BaseModel) -> str:
     """Return the complete settings, with defaults, as YAML."""
-    return yaml.safe_dump(settings.model_dump(), sort_keys=False)
+    return yaml_text.write(settings.model_dump())
 
 
 def digest(settings: BaseModel) -> str:

@@ -16,14 +16,15 @@ class MethodSettings(Settings):
 
     name: str = "ca-hfp"
     """Method: `fedavg`, `fedprox`, `random`, `feddropout`, `magnitude`, `heterofl`, `fedrolex`, `fjord`, `fedmp`,
-    `dapperfl`, `fisher`, `scaffold`, `prunefl`, `feddst`, `autoflip`, `ca-hfp`, `ca-hfp+`, or a `Method` of your
-    own."""
+    `dapperfl`, `fisher`, `scaffold`, `prunefl`, `feddst`, `fedtiny`, `fedmef`, `fedrts`, `autoflip`, `fiarse`,
+    `nefl`, `ca-hfp`, `ca-hfp+`, or a `Method` of your own."""
     fill: str | None = None
     """How the server fills entries that a client did not train: `global`, `holders`, `zero`, `damped` or your own."""
     fill_gamma: Annotated[float, Field(ge=0, le=1)] | None = None
     """Exponent of the coverage in `fill: damped`, in [0, 1]; 0: as `global`, 1: as `holders`."""
     score: str | None = None
-    """Form of CA-HFP's significance: `printed`, `exact`, `robust` or `curvature`; or a score of your own."""
+    """Form of CA-HFP's significance: `exact` (the default), `printed`, `robust`, `curvature` or `channel`; without
+    estimates `l1` (of the filters) or `delta_w` (of their last change); or a score of your own."""
     mask: str | None = None
     """Which channels are kept: `top` (the best of each group), `global` (the best of the model), `global-per-flop`,
     `coverage` (chosen for the whole cohort together) or your own."""
@@ -38,7 +39,8 @@ class MethodSettings(Settings):
     score_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Weight of the past in the running means of gradient and curvature, in [0, 1)."""
     curvature_scale: Positive | None = None
-    """Factor lambda of `estimator: variation`, above 0; default: the batch size."""
+    """Factor of the estimated curvature, above 0; default: the batch size for `estimator: fisher` and `variation`,
+    which square mean gradients of that many rows, else 1. Batches with fewer rows count in proportion."""
     curvature_max: Positive | None = None
     """Largest curvature of `estimator: secant`, above 0."""
     hutchinson_draws: Annotated[int, Field(ge=1, le=4)] | None = None
@@ -48,7 +50,13 @@ class MethodSettings(Settings):
     hysteresis: NotNegative | None = None
     """Bonus for channels that were kept in the previous round, as a share of their score, at least 0."""
     silent_dormant: bool | None = None
-    """Whether channels that no client has trained yet are zero in the global model that is scored and sent."""
+    """Whether channels that no client has trained yet are zero in the global model that is scored and served."""
+    silent_after: Count | None = None
+    """Rounds without training, at least 1, after which a channel is zero in the global model that is scored and
+    served; null: never. Channels that no client has trained yet are zero, too."""
+    unseen: Literal["first", "l1"] | None = None
+    """Rank of channels that no client has held yet: `first` (before all others) or `l1` (by the l1 norm of their
+    filters, scaled to the scores of their group; until there are any, all channels by l1)."""
     normalization: Literal["batch", "static", "group"] | None = None
     """`batch` (running statistics averaged over holders), `static` (none in training, re-estimated before scoring)
     or `group` (every BatchNorm replaced by a GroupNorm)."""

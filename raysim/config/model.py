@@ -4,18 +4,19 @@ from typing import Any
 
 from pydantic import Field
 
-from raysim.config.settings import Settings
+from raysim.config.settings import PathText, Settings
 
 
 class ModelSettings(Settings):
     """Which network is trained."""
 
     name: str = "cnn"
-    """Model: `cnn`, `cnn-dropout`, `lenet`, `mlp`, `vgg16`, `resnet32`, a classification model of torchvision as
-    `torchvision/resnet18`, or a dotted path `my_pkg.net:build`."""
+    """Model: `cnn`, `cnn-dropout`, `convnet`, `lenet`, `mlp`, `vgg16`, `resnet`, `resnet32`, `two-cnn`,
+    `femnist-cnn`, a classification model of torchvision as `torchvision/resnet18`, or a dotted path
+    `my_pkg.net:build`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the model's builder, for example `{channels: [16, 32]}`."""
-    weights: str | None = None
+    weights: PathText | None = None
     """Local file with a state dict to start from, `.pt`, `.pth` or `.safetensors`; null: weights are drawn from the
     seed."""
     keep_residual: bool = False

@@ -6,14 +6,14 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from raysim.config.settings import Count, NotNegative, Positive, Probability, Settings, Share
+from raysim.config.settings import Count, NotNegative, PathText, Positive, Probability, Settings, Share, Spread
 
 
 class ProfileSettings(Settings):
     """One kind of device. The figures drive the simulated clock, budgets and costs only."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
-    """Name of the tier: letters, digits, `-` and `_`."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    """Name of the tier: 1 to 64 letters, digits, `-` and `_`."""
     keep_ratio: Share = 1.0
     """Largest share of the channels of every prunable layer that a client trains, in (0, 1]; at least one is kept."""
     flops_per_s: Positive
@@ -28,12 +28,12 @@ class ProfileSettings(Settings):
     """Seconds added to every optimizer step, at least 0."""
     memory_bytes_per_s: Positive | None = None
     """Memory bandwidth for saved activations, in bytes per second, above 0; null: not counted."""
-    compute_variation: NotNegative = 0.0
-    """Standard deviation of the training speed from round to round, as a share of the mean, at least 0."""
-    link_variation: NotNegative = 0.0
-    """Standard deviation of each bandwidth from round to round, as a share of the mean, at least 0."""
-    link_drift: NotNegative = 0.0
-    """Standard deviation of the slow drift of both bandwidths, as a share of the mean, at least 0; the server
+    compute_variation: Spread = 0.0
+    """Standard deviation of the training speed from round to round, as a share of the mean, in [0, 10]."""
+    link_variation: Spread = 0.0
+    """Standard deviation of each bandwidth from round to round, as a share of the mean, in [0, 10]."""
+    link_drift: Spread = 0.0
+    """Standard deviation of the slow drift of both bandwidths, as a share of the mean, in [0, 10]; the server
     measures it and solves budgets again."""
     memory_bytes: Positive | None = None
     """Memory that local training may use, in bytes, above 0; null: no limit. Read by `budget.rule: solved`."""
@@ -69,12 +69,12 @@ class TierSettings(ProfileSettings):
 
     share: Share
     """Share of the clients, in (0, 1]; the shares of all tiers add up to 1."""
-    compute_spread: NotNegative = 0.0
-    """Standard deviation of the training speed between the tier's clients, as a share of the mean, at least 0."""
-    link_spread: NotNegative = 0.0
-    """Standard deviation of the bandwidths between the tier's clients, as a share of the mean, at least 0."""
-    memory_spread: NotNegative = 0.0
-    """Standard deviation of the memory between the tier's clients, as a share of the mean, at least 0."""
+    compute_spread: Spread = 0.0
+    """Standard deviation of the training speed between the tier's clients, as a share of the mean, in [0, 10]."""
+    link_spread: Spread = 0.0
+    """Standard deviation of the bandwidths between the tier's clients, as a share of the mean, in [0, 10]."""
+    memory_spread: Spread = 0.0
+    """Standard deviation of the memory between the tier's clients, as a share of the mean, in [0, 10]."""
 
     @model_validator(mode="after")
     def _check_memory(self) -> Self:
@@ -91,13 +91,13 @@ class DeviceSettings(Settings):
     `raysim devices NAME` shows it."""
     profiles: Annotated[list[ProfileSettings], Field(min_length=1)] | None = None
     """One profile per device: in order for as many clients, else drawn from the seed."""
-    path: str | None = None
+    path: PathText | None = None
     """`.csv` or `.parquet` file with a row per device and columns named as in a profile; assigned like `profiles`."""
-    fedscale: str | None = None
+    fedscale: PathText | None = None
     """FedScale's device capacity file: milliseconds of inference and kbit/s per device."""
     fedscale_flops: Positive | None = None
     """FLOPs of the inference that FedScale timed, above 0; default 6e+8."""
-    availability: str | None = None
+    availability: PathText | None = None
     """FedScale's availability file: when each device is online; it may accompany any of the others."""
 
     @model_validator(mode="after")

@@ -7,7 +7,8 @@ class StopSettings(Settings):
     """Conditions that end a run before its last round; null: no condition."""
 
     accuracy: Share | None = None
-    """Global test accuracy that ends the run, in (0, 1]."""
+    """Accuracy of the global model that ends the run, in (0, 1]: on the validation rows if `data.validation_share`
+    gives any, else on the test rows."""
     simulated_s: Positive | None = None
     """Simulated seconds that end the run, above 0."""
     bytes: Positive | None = None

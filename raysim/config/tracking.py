@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from raysim.config.settings import Settings
+from raysim.config.settings import Settings, UriText
 
 WITHOUT_MLFLOW = "none"
 """Value of `tracking.uri` for a run without MLflow."""
@@ -13,10 +13,10 @@ WITHOUT_MLFLOW = "none"
 class TrackingSettings(Settings):
     """Where the run is tracked: in MLflow, and by which other observers."""
 
-    uri: str | None = None
+    uri: UriText | None = None
     """MLflow tracking URI, without a password; null: MLFLOW_TRACKING_URI if set, else `sqlite:///runs/mlflow.db`;
     `none`: no MLflow; the run is only in its folder."""
-    register_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-][A-Za-z0-9 ._-]*$")] | None = "auto"
+    register_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-][A-Za-z0-9 ._-]{0,199}$")] | None = "auto"
     """Name under which the final model gets a version in MLflow's registry: letters, digits, space, `.`, `-` and `_`;
     `auto`: the name of the experiment; null: the model is logged but not registered."""
     client_runs: bool = False

@@ -1,12 +1,27 @@
 """Errors for users: bad settings (exit code 2) and failed runs (exit code 1)."""
 
 import difflib
+import reprlib
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+MAX_MESSAGE = 960
+"""Longest message about a setting, in characters."""
+
+
+MAX_NAME = 120
+"""Characters of a name that are compared with others, which takes time with the square of the number."""
 
 
 class SettingError(ValueError):
-    """A setting has a value that is not allowed; the message names the setting, the value and what is allowed."""
+    """A setting has a value that is not allowed; the message names the setting, the value and what is allowed.
+
+    A message that is longer than `MAX_MESSAGE` loses its middle; characters that do not print are escaped.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(without_middle(printable(message), MAX_MESSAGE))
 
 
 class UntraceableError(SettingError):
@@ -65,6 +80,36 @@ class ReportLostError(RuntimeError):
     """The report of a run could not be written; its results are complete, and MLflow has them."""
 
 
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Turn all that a reader or a validator of what a user gives raises into a refusal.
+
+    Args:
+        what: The beginning of the message, before the reason.
+
+    Raises:
+        SettingError: If anything was raised within the context.
+    """
+    try:
+        yield
+    except SettingError:
+        raise
+    except RecursionError:
+        raise SettingError(f"{what}: it is nested too deeply") from None
+    except Exception as error:
+        raise SettingError(f"{what}: {kind_and_reason(error)}") from None
+
+
+def kind_and_reason(error: BaseException) -> str:
+    """Return an error's type and, if it has a message, the first line of that, shortened.
+
+    >>> kind_and_reason(KeyError("rows")), kind_and_reason(TimeoutError())
+    ("KeyError: 'rows'", 'TimeoutError')
+    """
+    reason = f": {reason_of(error)}" if str(error).strip() else ""
+    return f"{type(error).__name__}{reason}"
+
+
 def reason_of(error: BaseException | None) -> str:
     """Return the first line of an error's message, shortened: some servers answer with whole pages.
 
@@ -75,6 +120,45 @@ def reason_of(error: BaseException | None) -> str:
         return "no answer in time"
     text = str(error).strip() or type(error).__name__
     return textwrap.shorten(text.splitlines()[0], 300, placeholder=" ...")
+
+
+def printable(text: str) -> str:
+    r"""Return a text with escapes for characters that do not print, except for ends of lines.
+
+    >>> printable("a\x1b[31m\ud800\n")
+    'a\\x1b[31m\\ud800\n'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def without_middle(text: str, length: int) -> str:
+    """Return a text of at most so many characters, of which the middle is left out.
+
+    >>> without_middle("x=12345678901234567890 is not allowed", 25)
+    'x=1234 [...] not allowed'
+    """
+    if len(text) <= length:
+        return text
+    rest = length - 7
+    return f"{text[: rest - rest * 2 // 3]} [...] {text[len(text) - rest * 2 // 3 :].lstrip()}"
+
+
+def shortened(value: object, length: int = 120) -> str:
+    """Return a value as it is written in Python, of at most so many characters.
+
+    >>> shortened("a" * 1000, 20), shortened({"a": 1})
+    ("'aaaaaaa...aaaaaaaa'", "{'a': 1}")
+    """
+    writer = reprlib.Repr()
+    writer.maxstring = writer.maxother = length
+    writer.maxlist = writer.maxtuple = writer.maxdict = 12
+    writer.maxlevel = 4
+    try:
+        return without_middle(writer.repr(value), length)
+    except ValueError:  # Python writes no integers of thousands of digits
+        return f"a very long {type(value).__name__}"
 
 
 def unknown_name(setting: str, name: str, known: Iterable[str]) -> SettingError:
@@ -88,4 +172,11 @@ def nearest_first(name: str, known: Iterable[str]) -> list[str]:
     >>> nearest_first("fedvag", ["random", "fedavg"])
     ['fedavg', 'random']
     """
-    return sorted(sorted(known), key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())
+    start = name[:MAX_NAME]
+    return sorted(sorted(known), key=lambda other: -difflib.SequenceMatcher(None, start, other).ratio())
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's type and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

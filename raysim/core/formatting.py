@@ -5,6 +5,9 @@ from math import floor, isfinite, log10
 
 from rich.console import Console
 
+AGAINST_FEDAVG = {"bytes": "bytes", "flops": "FLOPs", "simulated": "time", "energy": "energy"}
+"""Titles of the costs that are compared with FedAvg's; a summary has each as `<name>_percent_of_fedavg`."""
+
 UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -70,10 +73,16 @@ def duration(seconds: float) -> str:
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
 
 
+NOT_COUNTED = "not counted"
+"""Written for the energy of devices without power figures, whose joules are 0."""
+
+
 def joules(energy_j: float) -> str:
     """Write joules with at least three digits.
 
-    >>> joules(1234.5), joules(3.14159)
-    ('1,234 J', '3.14 J')
+    >>> joules(1234.5), joules(3.14159), joules(0.0)
+    ('1,234 J', '3.14 J', 'not counted')
     """
+    if not energy_j:
+        return NOT_COUNTED
     return f"{energy_j:,.0f} J" if energy_j >= 100 else f"{energy_j:.3g} J"

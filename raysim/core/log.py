@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
+from raysim.core.storage import uris
+
 MAX_NAMED = 3
 """Number of clients that a line names; it counts the others."""
 
@@ -98,6 +100,7 @@ def _warning(text: str) -> LogLine:
 
 
 def _log(line: LogLine) -> None:
+    line = replace(line, text=uris.masked_in(line.text))
     logger.disabled = False  # a user's logging.config.dictConfig disables the loggers that it does not name
     logger.log(logging.WARNING if line.is_warning else logging.INFO, line)
 

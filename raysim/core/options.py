@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from raysim.core.errors import SettingError, nearest_first
+from raysim.core.errors import SettingError, nearest_first, shortened
+
+LARGEST, MOST = 1e30, 2**63 - 1
+"""Largest number, which 32 bits hold, too, and largest whole number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +43,16 @@ class Option:
         kind = type(self.default)
         if kind is float and type(value) is int:
             value = float(value)
-        fits = type(value) is kind and (kind in (bool, str) or self.low <= value <= self.high)
+        fits = type(value) is kind and (kind in (bool, str) or self._holds(value))
         if not fits or (self.choices and value not in self.choices):
             raise SettingError(
-                f"{section}.options.{name}={value!r} is not allowed; allowed: {self.allowed} ({self.about})"
+                f"{section}.options.{name}={shortened(value)} is not allowed; allowed: {self.allowed} ({self.about})"
             )
         return value
+
+    def _holds(self, value: float) -> bool:
+        largest = MOST if isinstance(value, int) else LARGEST
+        return self.low <= value <= self.high and -largest <= value <= largest
 
     @property
     def allowed(self) -> str:
@@ -55,7 +62,7 @@ class Option:
         if isinstance(self.default, bool):
             return "true or false"
         kind = "a whole number" if isinstance(self.default, int) else "a number"
-        return f"{kind} from {self.low:g}" + ("" if self.high == inf else f" to {self.high:g}")
+        return f"{kind} from {self.low:g}" + (f" to {self.high:g}" if self.high < inf else "")
 
 
 def own_options(
@@ -77,6 +84,7 @@ def own_options(
         if name not in declared:
             known = ", ".join(nearest_first(name, declared)) or "none"
             raise SettingError(
-                f"{section}.options.{name}={value!r} is unknown with {setting}={row!r}; options of its own: {known}"
+                f"{section}.options.{name}={shortened(value)} is unknown with {setting}={row!r}; options of its own: "
+                f"{known}"
             )
     return {name: option.check(name, given.get(name, option.default), section) for name, option in declared.items()}

@@ -46,6 +46,17 @@ def commit_of(folder: Path, is_code: bool = False) -> str:
         return ""
 
 
+def commit_of_code() -> str:
+    """Return raysim's own commit, with `-dirty` where its code was changed since; empty: unknown."""
+    folder = Path(__file__).parent.parent
+    commit = commit_of(folder, is_code=True).removesuffix(DIRTY)
+    try:
+        changed = _output(["git", "-C", str(folder), "status", "--porcelain", "."]) if commit else ""
+    except (OSError, subprocess.SubprocessError):
+        changed = ""
+    return commit + (DIRTY if changed else "")
+
+
 def _output(command: list[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 

@@ -1,4 +1,4 @@
-"""End commands on Ctrl-C and SIGTERM, and name their exit codes."""
+"""End commands on Ctrl-C, SIGTERM and SIGHUP, and name their exit codes."""
 
 import signal
 import socket
@@ -8,40 +8,52 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-BAD_INPUT, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+TERMINATED, HUNG_UP = 128 + signal.SIGTERM, 128 + signal.SIGHUP
 
 ANSWER_S = 5.0
 """Seconds to wait for the runner to confirm a stop request."""
 
-_terminated: list[bool] = []
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that end a command at once; a terminal that is closed sends SIGHUP."""
+
+_received: list[int] = []
 
 
-def interrupt_on_sigterm() -> None:
-    """Let the first SIGTERM interrupt this process like Ctrl-C."""
-    signal.signal(signal.SIGTERM, _terminate)
-    _terminated.clear()
+def interrupt_on_signals() -> None:
+    """Let the first SIGTERM or SIGHUP interrupt this process like Ctrl-C; `nohup` keeps its meaning."""
+    for number in ENDING:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
+    _received.clear()
 
 
 def code_of_interrupt() -> int:
-    """Return the exit code of an interrupted command: 143 after SIGTERM, else 130."""
-    return TERMINATED if _terminated else INTERRUPTED
+    """Return the exit code of an interrupted command: 143 after SIGTERM, 129 after SIGHUP, else 130."""
+    return 128 + _received[0] if _received else INTERRUPTED
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _terminated.append(True)  # Ray replaces the exception by one of its own
+def is_ended() -> bool:
+    """Whether SIGTERM or SIGHUP has been received."""
+    return bool(_received)
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    for each in ENDING:
+        signal.signal(each, signal.SIG_IGN)  # one is enough: systemd and ssh send several
+    _received.append(number)  # Ray replaces the exception by one of its own
     raise KeyboardInterrupt
 
 
 def check_terminated() -> None:
-    """Interrupt this process if it has received SIGTERM and the exception was lost.
+    """Interrupt this process if it has received SIGTERM or SIGHUP and the exception was lost.
 
     Python ignores an exception that a signal handler raises during a finalizer or the hooks of a fork.
 
     Raises:
-        KeyboardInterrupt: If the process has received SIGTERM.
+        KeyboardInterrupt: If the process has received one of them.
     """
-    if _terminated:
+    if _received:
         raise KeyboardInterrupt
 
 

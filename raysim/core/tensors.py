@@ -9,11 +9,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 Params = dict[str, torch.Tensor]
 """Parameters and buffers of a model by state-dict key."""
 Columns = dict[str, NDArray[Any]]
 """A table as equally long one-dimensional arrays by column name."""
+
+
+def floating(params: Params) -> Params:
+    """Return the tensors of floating-point numbers; the others, such as BatchNorm's counts, are not averaged."""
+    return {key: tensor for key, tensor in params.items() if tensor.is_floating_point()}
+
+
+def frozen_keys(model: nn.Module) -> frozenset[str]:
+    """Return the keys of the floating-point parameters that are not trained; a shared one has several."""
+    named = model.named_parameters(remove_duplicate=False)
+    return frozenset(name for name, value in named if value.is_floating_point() and not value.requires_grad)
 
 
 def as_arrays(params: Params) -> dict[str, NDArray[np.generic]]:

@@ -5,6 +5,7 @@ import inspect
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from raysim.core import plugins, seeding
 from raysim.core.errors import SettingError, nearest_first, unknown_name
 from raysim.data import imagefolder, synthetic, torchvision_sets
 from raysim.data import transform as transforms
-from raysim.data.raw import Images, Labels, RawImages, Source, from_arrays, refuse_unread
-from raysim.data.transform import Augmentation, Transform
+from raysim.data.augment import Augmentation, augmentation
+from raysim.data.raw import Images, Labels, RawImages, Source, check_counts, from_arrays, refuse_unread
+from raysim.data.stratified import stratified_order
+from raysim.data.transform import Transform
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class Dataset:
         std: Value by which each channel is then divided.
         digest: Hash of all that clients train on.
         train_users: Natural user of each training row, `(rows,)`; None: the data set has no users.
-        augmentation: Random transforms of batches in training.
+        augmentation: Random transforms of images in training.
         on_nodes: How other processes load it from their own disk; None: its rows are sent to them.
     """
 
@@ -104,17 +107,16 @@ class Dataset:
         """Return normalised test inputs and labels."""
         return self._batch(self.test_images[rows], self.test_labels[rows])
 
-    def augmented(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return a batch of normalised training inputs, randomly transformed; itself without augmentation.
+    def augmenter(self, seed: int, round: int, client: int) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """Return a function that transforms batches of a client's normalised inputs at random; None: there is none.
 
-        The transforms see float images in [0, 1], so that a border of zeros is black and brightness means
-        brightness; their results are normalised again. They draw from torch's default generator, once for the
-        whole batch if torchvision does so (flips, crops).
+        Its draws depend on (seed, round, client) and on the batches before, for each image anew.
         """
         if self.augmentation is None:
-            return inputs
-        mean, std = (each.to(inputs.device) for each in self._normalization())
-        return self.augmentation(inputs * std + mean).sub_(mean).div_(std)
+            return None
+        mean, std = (each.numpy() for each in self._normalization())
+        rng = seeding.generator(seed, "augmentation", round, client)
+        return partial(self.augmentation, mean=mean, std=std, rng=rng)
 
     def _batch(self, images: Images, labels: Labels) -> tuple[torch.Tensor, torch.Tensor]:
         mean, std = self._normalization()
@@ -154,6 +156,7 @@ def load(
     source, options = Source(name, root, download, transform.resize), dict(options or {})
     check_name(name, options)
     raw = _from_path(source, options) if plugins.is_dotted(name) else DATASETS[name](source, **options)
+    check_counts(name, raw)
     data = _dressed(name, transforms.apply(raw, transform), transform)
     if max_train_examples is not None:
         data = stratified_subset(data, max_train_examples, seed)
@@ -191,16 +194,11 @@ def digits(source: Source) -> RawImages:
 def _from_path(source: Source, options: dict[str, Any]) -> RawImages:
     """Call a user's function, with `root` and `download` if its signature has them."""
     function = plugins.load("data.name", source.name)
-    known = inspect.signature(function).parameters
+    known = plugins.parameters_of("data.name", source.name, function)
     given: dict[str, Any] = {"root": source.root} if "root" in known else {}
     given |= {"download": source.download} if "download" in known else {}
     refuse_unread(replace(source, download=source.download and "download" not in known), root="root" not in known)
-    try:
-        result = function(**given, **options)
-    except TypeError as error:
-        raise SettingError(
-            f"data.options={options!r} is not allowed for data.name={source.name!r}: {error}"
-        ) from error
+    result = plugins.call("data.name", source.name, function, given, options)
     if isinstance(result, Dataset):
         arrays = (result.train_images, result.train_labels, result.test_images, result.test_labels)
         users = () if result.train_users is None else (result.train_users,)
@@ -216,7 +214,7 @@ def _from_path(source: Source, options: dict[str, Any]) -> RawImages:
 def _dressed(name: str, raw: RawImages, transform: Transform) -> Dataset:
     mean, std = transforms.normalization(raw, transform)
     num_classes = int(max(raw.train_labels.max(), raw.test_labels.max())) + 1
-    example = torch.from_numpy(raw.train_images[:2]).float().div_(raw.max_value)
+    example = torch.from_numpy(raw.train_images[:2].astype(np.float32)) / raw.max_value
     return Dataset(
         name,
         raw.train_images,
@@ -228,7 +226,7 @@ def _dressed(name: str, raw: RawImages, transform: Transform) -> Dataset:
         mean,
         std,
         train_users=raw.train_users,
-        augmentation=transforms.augmentation(transform.augment, example),
+        augmentation=augmentation(transform.augment, example),
     )
 
 
@@ -244,13 +242,8 @@ def stratified_subset(data: Dataset, max_train_examples: int, seed: int) -> Data
             f"data.max_train_examples={max_train_examples} is not allowed; "
             f"allowed: {data.num_classes} (one per class) to {rows}"
         )
-    shuffled = seeding.generator(seed, "subset").permutation(rows)
-    labels = data.train_labels[shuffled]
-    rank_in_class = np.empty(rows)
-    for label in range(data.num_classes):
-        members = np.flatnonzero(labels == label)
-        rank_in_class[members] = np.arange(len(members)) / len(members)
-    kept = np.sort(shuffled[np.argsort(rank_in_class, kind="stable")[:max_train_examples]])
+    order = stratified_order(data.train_labels, seeding.generator(seed, "subset"))
+    kept = np.sort(order[:max_train_examples])
     users = None if data.train_users is None else data.train_users[kept]
     images, labels = data.train_images[kept], data.train_labels[kept]
     return replace(data, train_images=images, train_labels=labels, train_users=users)

@@ -1,13 +1,14 @@
 """Rules that read a partition instead of drawing it: natural users, and a file of row numbers."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from raysim.core.errors import SettingError
+from raysim.core.errors import SettingError, refusing, shortened
+from raysim.core.json_text import json_in
+from raysim.core.storage import user_files
 from raysim.data.rules import RowPool, Rows
 
 
@@ -20,7 +21,7 @@ def natural(pool: RowPool) -> list[Rows]:
 
     Source: Caldas et al., arXiv 1812.01097 (LEAF).
     """
-    users = pool.users if pool.options.path is None else _users_in(pool.options.path, len(pool.labels))
+    users = pool.users if pool.options.path is None else _users_of(pool, pool.options.path)
     if users is None:
         raise SettingError(
             "data.partition.name='natural' is not allowed: the data set has no users; allowed: another name, or "
@@ -41,11 +42,12 @@ def natural(pool: RowPool) -> list[Rows]:
 def from_file(pool: RowPool) -> list[Rows]:
     """Give every client the training rows that a file names; rows that it does not name are left over.
 
-    The file is a list with one list of row numbers per client (`.json`), or holds the equally long columns
-    `client` and `row` (`.npz`, `.parquet`). Clients and rows are numbered from 0.
+    Rows that validate (`data.validation_share`) are taken from the clients for which the file names them. The file
+    is a list with one list of row numbers per client (`.json`), or holds the equally long columns `client` and `row`
+    (`.npz`, `.parquet`). Clients and rows are numbered from 0.
     """
     path = str(pool.options.path)
-    parts = _parts_in(path)
+    parts = _parts_in(path, len(pool.labels))
     if len(parts) != pool.num_clients:
         raise SettingError(
             f"population.clients={pool.num_clients} is not allowed with data.partition.path={path!r}, which has "
@@ -55,23 +57,40 @@ def from_file(pool: RowPool) -> list[Rows]:
         if not len(part):
             raise SettingError(f"data.partition.path={path!r}: client {client} has no row; every client needs one")
     rows = np.concatenate(parts)
-    if rows.min() < 0 or rows.max() >= len(pool.labels):
-        wrong = rows[(rows < 0) | (rows >= len(pool.labels))][0]
+    if rows.min() < 0 or rows.max() >= pool.size_of_data:
+        wrong = rows[(rows < 0) | (rows >= pool.size_of_data)][0]
         raise SettingError(
-            f"data.partition.path={path!r}: there is no training row {wrong}; allowed: 0 to {len(pool.labels) - 1}"
+            f"data.partition.path={path!r}: there is no training row {wrong}; allowed: 0 to {pool.size_of_data - 1}"
         )
     values, counts = np.unique(rows, return_counts=True)
     if (counts > 1).any():
         raise SettingError(
             f"data.partition.path={path!r}: row {values[counts > 1][0]} is given more than once; allowed: once"
         )
-    return parts
+    return parts if pool.numbers is None else _in_pool(parts, pool.numbers, path)
+
+
+def _in_pool(parts: Sequence[Rows], numbers: Rows, path: str) -> list[Rows]:
+    """Return the rows of each client that are in the pool, numbered as there."""
+    found = [np.searchsorted(numbers, part[np.isin(part, numbers)]) for part in parts]
+    for client, part in enumerate(found):
+        if not len(part):
+            raise SettingError(
+                f"data.partition.path={path!r}: all rows of client {client} validate; allowed: a smaller "
+                "data.validation_share, another data.split_seed, or more rows for the client"
+            )
+    return found
+
+
+def _users_of(pool: RowPool, path: str) -> Rows:
+    users = _users_in(path, pool.size_of_data)
+    return users if pool.numbers is None else users[pool.numbers]
 
 
 def _users_in(path: str, num_rows: int) -> Rows:
     if Path(path).suffix not in (".npy", ".json"):
         raise SettingError(f"data.partition.path={path!r} is not allowed with name='natural'; allowed: .npy, .json")
-    users = _whole(path, _read(path))
+    users = _whole(path, _read(path, num_rows))
     if len(users) != num_rows:
         raise SettingError(
             f"data.partition.path={path!r} names {len(users)} users; allowed: one for each of the {num_rows} "
@@ -80,11 +99,11 @@ def _users_in(path: str, num_rows: int) -> Rows:
     return users
 
 
-def _parts_in(path: str) -> list[Rows]:
+def _parts_in(path: str, num_rows: int) -> list[Rows]:
     suffix = Path(path).suffix
     if suffix not in (".json", ".npz", ".parquet"):
         raise SettingError(f"data.partition.path={path!r} is not allowed; allowed: .json, .npz or .parquet")
-    content = _read(path)
+    content = _read(path, num_rows)
     if suffix == ".json":
         if not isinstance(content, list) or not all(isinstance(part, list) for part in content):
             raise SettingError(
@@ -94,36 +113,42 @@ def _parts_in(path: str) -> list[Rows]:
     if missing := [name for name in ("client", "row") if name not in content]:
         raise SettingError(f"data.partition.path={path!r} has no column {missing[0]!r}; it needs client and row")
     clients, rows = (_whole(path, content[name]) for name in ("client", "row"))
-    if len(clients) != len(rows) or (len(clients) and clients.min() < 0):
+    if len(clients) != len(rows) or (len(clients) and not 0 <= clients.min() <= clients.max() < len(rows)):
         raise SettingError(
             f"data.partition.path={path!r}: columns client and row are not allowed; allowed: columns of equal "
-            "length, clients numbered from 0"
+            "length, clients numbered from 0 without a gap"
         )
     order = np.argsort(clients, kind="stable")
     return np.split(rows[order], np.cumsum(np.bincount(clients))[:-1])
 
 
-def _read(path: str) -> Any:
-    try:
-        if path.endswith(".json"):
-            return json.loads(Path(path).read_text(encoding="utf-8"))
-        if path.endswith(".parquet"):
-            import pyarrow.parquet as pq
+LONGEST_ROW = 40
+"""Characters of a row number in a file, with spaces around it."""
 
-            table = pq.read_table(path)
-            return {name: table[name].to_numpy() for name in table.column_names}
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise SettingError(f"data.partition.path={path!r} cannot be read: {error}") from None
+
+def _read(path: str, num_rows: int) -> Any:
+    """Return the content of a file that names each of some rows at most once."""
+    setting = f"data.partition.path={shortened(path)}"
+    if path.endswith(".parquet"):
+        table = user_files.read_parquet(setting, path, num_rows, ("client", "row"), others=True)
+        return {name: table[name].to_numpy() for name in table.column_names}
+    if path.endswith(".npz"):
+        user_files.check_zip(setting, path, 16 * num_rows + 10_000)
+    user_files.check_file(setting, path, LONGEST_ROW * num_rows + 1_000_000)
+    with refusing(f"{setting} cannot be read"):
+        if path.endswith(".json"):
+            return json_in(Path(path).read_text(encoding="utf-8"))
+        content = np.load(path, allow_pickle=False)
+        return dict(content) if path.endswith(".npz") else content
 
 
 def _whole(path: str, values: Sequence[Any]) -> Rows:
     try:
         array = np.asarray(values)
-    except ValueError:
+    except (ValueError, OverflowError):
         array = np.empty((0, 0))
     if array.ndim == 1 and not len(array):
         return np.empty(0, dtype=np.int64)
-    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer) or array.max() > np.iinfo(np.int64).max:
         raise SettingError(f"data.partition.path={path!r} holds {array.dtype} {array.shape}; allowed: whole numbers")
     return array.astype(np.int64)

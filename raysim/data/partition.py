@@ -1,7 +1,7 @@
 """Divide training rows among clients: the table of rules, and the checks that all of them share."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -29,7 +29,13 @@ class PartitionRule:
 
 
 def partition(
-    labels: Rows, num_clients: int, name: str, options: PartitionOptions, seed: int, users: Rows | None = None
+    labels: Rows,
+    num_clients: int,
+    name: str,
+    options: PartitionOptions,
+    seed: int,
+    users: Rows | None = None,
+    without: Rows | None = None,
 ) -> RowSets | DrawnRows:
     """Divide the training rows among clients, every row to at most one (`resample` apart).
 
@@ -40,6 +46,7 @@ def partition(
         options: Options of the rule.
         seed: Seed of the experiment.
         users: Natural user of each row, `(num_examples,)`, if the data set has any.
+        without: Rows that no client gets; None: there are none.
 
     Returns:
         The rows of each client, in ascending order.
@@ -49,17 +56,22 @@ def partition(
     """
     check_partition(name, options)
     rule = PARTITIONS[name]
+    numbers = None if without is None or not len(without) else np.setdiff1d(np.arange(len(labels)), without)
     if rule.divide is None:
-        return drawn(len(labels), num_clients, options, seed)
+        return drawn(len(labels) if numbers is None else len(numbers), num_clients, options, seed, numbers)
     pool = RowPool(labels, num_clients, options, seeding.generator(seed, "partition"), users)
+    if numbers is not None:
+        own_users = None if users is None else users[numbers]
+        pool = replace(pool, labels=labels[numbers], users=own_users, numbers=numbers, num_rows=len(labels))
     fewest = pool.min_examples if "min_examples" in rule.reads else 1
-    if num_clients * fewest > len(labels):
+    if num_clients * fewest > len(pool.labels):
         condition = f" with data.partition.min_examples={fewest}" if fewest > 1 else ""
         raise SettingError(
-            f"population.clients={num_clients} is too many for {len(labels)} training rows{condition}; "
-            f"allowed: 1 to {len(labels) // fewest}"
+            f"population.clients={num_clients} is too many for {len(pool.labels)} training rows{condition}; "
+            f"allowed: 1 to {len(pool.labels) // fewest}"
         )
-    return to_row_sets(rule.divide(pool))
+    parts = rule.divide(pool)
+    return to_row_sets(parts if numbers is None else [numbers[part] for part in parts])
 
 
 def check_partition(name: str, options: PartitionOptions) -> None:
@@ -79,8 +91,17 @@ def check_partition(name: str, options: PartitionOptions) -> None:
             raise SettingError(f"data.partition.{option}=null is not allowed with name={name!r}; it must be given")
 
 
-def drawn(num_rows: int, num_clients: int, options: PartitionOptions, seed: int) -> DrawnRows:
+def drawn(
+    num_rows: int, num_clients: int, options: PartitionOptions, seed: int, numbers: Rows | None = None
+) -> DrawnRows:
     """Let each client draw `examples_per_client` rows whenever they are needed.
+
+    Args:
+        num_rows: Rows to draw from.
+        num_clients: Number of clients.
+        options: Options of the rule.
+        seed: Seed of the experiment.
+        numbers: Number of each of these rows in the data set, `(num_rows,)`; None: 0, 1, 2, ...
 
     Raises:
         SettingError: If there are fewer rows.
@@ -92,7 +113,7 @@ def drawn(num_rows: int, num_clients: int, options: PartitionOptions, seed: int)
             f"allowed: 1 to {num_rows}"
         )
     examples = min(rules.DEFAULT_DRAWN, num_rows) if wanted is None else wanted
-    return DrawnRows(seed, num_clients, num_rows, examples, 0, examples)
+    return DrawnRows(seed, num_clients, num_rows, examples, 0, examples, numbers)
 
 
 def to_row_sets(parts: list[Rows]) -> RowSets:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.core.errors import SettingError
+from raysim.core import memory
+from raysim.core.errors import SettingError, refusing
 
 Images = NDArray[Any]
 """`(rows, channels, height, width)`: unsigned bytes, or float32 where 1.0 stands for the brightest value."""
@@ -67,8 +68,9 @@ def from_arrays(name: str, arrays: Sequence[Any]) -> RawImages:
     Args:
         name: The data set's name, for the errors.
         arrays: Training images, training labels, test images, test labels and, if there are natural users, the
-            user of each training row. Images are `(rows, channels, height, width)` or `(rows, height, width)`,
-            bytes or floats in [0, 1]; labels and users are whole numbers from 0, `(rows,)`.
+            user of each training row; they may be mapped into memory, and are never written to. Images are
+            `(rows, channels, height, width)` or `(rows, height, width)`, bytes or floats in [0, 1]; labels and users
+            are whole numbers from 0, `(rows,)`.
 
     Raises:
         SettingError: If an array has another form.
@@ -85,16 +87,35 @@ def from_arrays(name: str, arrays: Sequence[Any]) -> RawImages:
             f"{test.shape[1:]}; they must be alike"
         )
     labels = [
-        _whole_numbers(name, what, arrays[index], len(images))
-        for what, index, images in (("train_labels", 1, train), ("test_labels", 3, test))
+        _labels(name, split, arrays[index], len(images), len(train))
+        for split, index, images in (("train", 1, train), ("test", 3, test))
     ]
     users = _whole_numbers(name, "train_users", arrays[4], len(train)) if len(arrays) == 5 else None
     max_value = 255 if train.dtype == np.uint8 else 1
     return RawImages(train, labels[0], test, labels[1], max_value, users)
 
 
+def check_counts(name: str, raw: RawImages) -> None:
+    """Raise SettingError if there is not one label for each image."""
+    for split, images, labels in (
+        ("train", raw.train_images, raw.train_labels),
+        ("test", raw.test_images, raw.test_labels),
+    ):
+        if len(images) != len(labels) or not len(images):
+            raise SettingError(
+                f"data.name={name!r} has {len(images)} {split} images and {len(labels)} labels for them; allowed: "
+                "one label for each image, and at least one image"
+            )
+
+
+def _array(name: str, what: str, given: Any) -> NDArray[Any]:
+    """Return what a user gives as an array: itself, or a view of its memory."""
+    with refusing(f"data.name={name!r}: {what} are no array"):
+        return np.asarray(given)
+
+
 def _images(name: str, split: str, given: Any) -> Images:
-    images = np.asarray(given)
+    images = _array(name, f"{split}_images", given)
     if images.ndim == 3:
         images = images[:, None]
     allowed = "allowed: (rows, channels, height, width) or (rows, height, width), unsigned bytes or floats"
@@ -104,20 +125,38 @@ def _images(name: str, split: str, given: Any) -> Images:
     if images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3):
         raise SettingError(f"{what} seem to have their channels last; {allowed}")
     if images.dtype == np.uint8:
+        if not images.flags.c_contiguous:
+            memory.check_fits(f"data.name={name!r}: {split}_images", images.shape, images.size)
         return np.ascontiguousarray(images)
     if not np.issubdtype(images.dtype, np.floating):
         raise SettingError(f"{what} are not allowed; {allowed}")
-    images = np.ascontiguousarray(images, dtype=np.float32)
+    is_ready = images.dtype == np.float32 and images.flags.c_contiguous
+    memory.check_fits(f"data.name={name!r}: {split}_images", images.shape, images.size * (1 if is_ready else 5))
+    with np.errstate(over="ignore"):
+        images = np.ascontiguousarray(images, dtype=np.float32)
     if not np.isfinite(images).all():
-        raise SettingError(f"{what} hold values that are not finite")
+        raise SettingError(f"{what} hold values that are not finite in float32")
     return images
 
 
-def _whole_numbers(name: str, what: str, given: Any, rows: int) -> Labels:
-    values = np.asarray(given)
-    if values.shape != (rows,) or not np.issubdtype(values.dtype, np.integer) or values.min() < 0:
+def _labels(name: str, split: str, given: Any, rows: int, train_rows: int) -> Labels:
+    """Return labels; every class up to the greatest needs a training row, so there are at most as many."""
+    labels = _whole_numbers(name, f"{split}_labels", given, rows)
+    if labels.max() >= train_rows:
         raise SettingError(
-            f"data.name={name!r}: {what} of {values.dtype} {values.shape} are not allowed; "
+            f"data.name={name!r}: {split}_labels hold the class {labels.max()}, with {train_rows} training rows; "
+            f"allowed: classes numbered from 0 without a gap, 0 to {train_rows - 1}"
+        )
+    return labels
+
+
+def _whole_numbers(name: str, what: str, given: Any, rows: int) -> Labels:
+    values = _array(name, what, given)
+    is_whole = values.shape == (rows,) and np.issubdtype(values.dtype, np.integer)
+    if not is_whole or values.min() < 0 or values.max() > np.iinfo(np.int64).max:
+        found = f", {values.min()} to {values.max()}," if is_whole else ""
+        raise SettingError(
+            f"data.name={name!r}: {what} of {values.dtype} {values.shape}{found} are not allowed; "
             f"allowed: whole numbers from 0, ({rows},)"
         )
     return values.astype(np.int64)

@@ -14,6 +14,7 @@ class DrawnRows:
 
     A client draws `examples` of `num_rows` rows without replacement; two clients may own the same row. This record
     stands for the draws numbered `start` to `stop`, so that training and held-out rows of a client never overlap.
+    `numbers` `(num_rows,)` are the numbers of the rows in the data set; None: 0, 1, 2, ...
     """
 
     seed: int
@@ -22,6 +23,7 @@ class DrawnRows:
     examples: int
     start: int
     stop: int
+    numbers: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return self.num_clients
@@ -41,7 +43,8 @@ class DrawnRows:
 
     def _of(self, clients: NDArray[np.int64]) -> NDArray[np.int64]:
         drawn = seeding.choices(self.seed, "resample", clients, self.num_rows, self.examples)
-        return np.asarray(np.sort(drawn[:, self.start : self.stop], axis=1))
+        own = np.sort(drawn[:, self.start : self.stop], axis=1)
+        return np.asarray(own if self.numbers is None else self.numbers[own])
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -52,7 +55,8 @@ class DrawnRows:
     def identity(self) -> list[NDArray[np.int64]]:
         """The numbers that decide all rows, for a digest."""
         key = seeding.derive_seed(self.seed, "resample")
-        return [np.array([key, self.num_clients, self.num_rows, self.examples, self.start, self.stop])]
+        drawn = np.array([key, self.num_clients, self.num_rows, self.examples, self.start, self.stop])
+        return [drawn] if self.numbers is None else [drawn, self.numbers]
 
     def split(self, num_heldout: int) -> "tuple[DrawnRows, DrawnRows]":
         """Return training and held-out rows: the first `num_heldout` draws of each client are held out."""

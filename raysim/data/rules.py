@@ -37,6 +37,8 @@ class RowPool:
         options: Options of the rule.
         rng: Draws of the rule.
         users: Natural user of each row, `(rows,)`; None: the data set has no users.
+        numbers: Number of each row in the data set, `(rows,)`, ascending; None: the pool is all of its training rows.
+        num_rows: Training rows of the data set; None: as many as the pool has.
     """
 
     labels: Rows
@@ -44,6 +46,13 @@ class RowPool:
     options: PartitionOptions
     rng: np.random.Generator
     users: Rows | None = None
+    numbers: Rows | None = None
+    num_rows: int | None = None
+
+    @property
+    def size_of_data(self) -> int:
+        """Training rows of the data set, those outside the pool included."""
+        return len(self.labels) if self.num_rows is None else self.num_rows
 
     @property
     def alpha(self) -> float:

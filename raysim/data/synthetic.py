@@ -1,11 +1,12 @@
 """Make random images and labels for benchmarks: their content does not change how long training takes."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from raysim.core import seeding
-from raysim.core.errors import SettingError
+from raysim.core import memory, seeding
+from raysim.core.errors import SettingError, shortened
 from raysim.data.raw import RawImages, Source, refuse_unread
 
 
@@ -27,12 +28,13 @@ def noise(
         each = value if name == "shape" and isinstance(value, (list, tuple)) and len(value) == 3 else [value]
         if not all(type(number) is int and number >= 1 for number in each):
             allowed = "three whole numbers from 1" if name == "shape" else "a whole number from 1"
-            raise SettingError(f"data.options.{name}={value!r} is not allowed; allowed: {allowed}")
+            raise SettingError(f"data.options.{name}={shortened(value)} is not allowed; allowed: {allowed}")
     if min(train_rows, test_rows) < classes:
         raise SettingError(
             f"data.options.classes={classes} is not allowed with train_rows={train_rows} and test_rows={test_rows}; "
             f"allowed: 1 to {min(train_rows, test_rows)}"
         )
+    memory.check_fits("data.options", numbers, (train_rows + test_rows) * (math.prod(shape) + 8))
     images = [
         seeding.generator(0, f"noise {split}").integers(0, 256, (rows, *shape), dtype=np.uint8)
         for split, rows in (("train", train_rows), ("test", test_rows))

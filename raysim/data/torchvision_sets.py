@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from raysim.core.errors import SettingError, nearest_first
+from raysim.core.errors import SettingError, nearest_first, reason_of
+from raysim.data.files import refuse_special
 from raysim.data.raw import RawImages, Source
 
 EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
@@ -85,10 +86,12 @@ def _opened(source: Source, what: str, holds: str, splits: list[dict[str, Any]])
         raise SettingError(
             f"data.root=null is not allowed with data.name={source.name!r}; give the folder that holds {holds}"
         )
+    own = Path(source.root) / holds
+    refuse_special(own if own.exists() else Path(source.root), f"data.root={source.root!r}")
     try:
         return [getattr(datasets, what)(source.root, download=source.download, **split) for split in splits]
-    except (RuntimeError, OSError) as error:
+    except Exception as error:  # whatever its readers raise on damaged files
         raise SettingError(
-            f"data.root={source.root!r}: {what} cannot be read from {Path(source.root) / holds} ({error}); "
+            f"data.root={source.root!r}: {what} cannot be read from {own} ({reason_of(error)}); "
             f"give the folder that holds {holds}, or data.download=true"
         ) from None

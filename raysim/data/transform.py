@@ -1,6 +1,6 @@
-"""Transform images once when they are loaded, and at random for every batch in training."""
+"""Transform images once, when they are loaded."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from raysim.core import seeding
-from raysim.core.errors import SettingError, nearest_first
+from raysim.core import memory
+from raysim.core.errors import SettingError
 from raysim.data.raw import Images, RawImages
 
 ROWS_AT_A_TIME = 1000
@@ -35,9 +35,20 @@ def apply(raw: RawImages, transform: Transform) -> RawImages:
     Raises:
         SettingError: If the images are not grey, or larger than `pad_to`.
     """
+    _check_size(raw, transform)
     train, test = (_apply(images, raw.max_value, transform) for images in (raw.train_images, raw.test_images))
     scaled = transform.resize is not None and raw.train_images.dtype == np.uint8
     return replace(raw, train_images=train, test_images=test, max_value=255 if scaled else raw.max_value)
+
+
+def _check_size(raw: RawImages, transform: Transform) -> None:
+    """Refuse images that do not fit into memory once they are resized or padded."""
+    for name, pixels in (("resize", transform.resize), ("pad_to", transform.pad_to)):
+        channels = 3 if transform.grey_to_rgb else raw.train_images.shape[1]
+        rows = len(raw.train_images) + len(raw.test_images)
+        if pixels is not None:
+            num_bytes = rows * channels * pixels**2 * raw.train_images.dtype.itemsize
+            memory.check_fits(f"data.transform.{name}", pixels, num_bytes)
 
 
 def _apply(images: Images, max_value: float, transform: Transform) -> Images:
@@ -126,79 +137,3 @@ def moments(images: Images, max_value: float) -> tuple[tuple[float, ...], tuple[
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0)) / max_value
     return tuple((mean / max_value).tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Augmentation:
-    """Random transforms of torchvision, one after another on a whole batch; they draw from torch's default generator.
-
-    Attributes:
-        specs: The entries of `data.transform.augment`.
-        transforms: The transforms that they name.
-    """
-
-    specs: tuple[Mapping[str, Any], ...]
-    transforms: tuple[Callable[[torch.Tensor], torch.Tensor], ...]
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Transform images `(rows, channels, height, width)`, floats in [0, 1]."""
-        for transform in self.transforms:
-            images = transform(images)
-        return images
-
-
-def augmentation(specs: Sequence[Mapping[str, Any]], example: torch.Tensor) -> Augmentation | None:
-    """Build the transforms of `data.transform.augment` and try them on a batch.
-
-    Args:
-        specs: Each with the `name` of a class in `torchvision.transforms.v2` and its keyword arguments.
-        example: A batch of float images in [0, 1].
-
-    Raises:
-        SettingError: If a name or an argument is not allowed, or a transform changes the images' shape.
-    """
-    if not specs:
-        return None
-    transforms = []
-    for index, spec in enumerate(specs):
-        setting = f"data.transform.augment.{index}"
-        transform = _build(setting, spec)
-        _try(f"{setting}={dict(spec)!r}", transform, example)
-        transforms.append(transform)
-    return Augmentation(tuple(dict(spec) for spec in specs), tuple(transforms))
-
-
-def _build(setting: str, spec: Mapping[str, Any]) -> Callable[[torch.Tensor], torch.Tensor]:
-    from torchvision.transforms import v2
-
-    known = [
-        name for name, member in vars(v2).items() if isinstance(member, type) and issubclass(member, v2.Transform)
-    ]
-    name = spec.get("name")
-    if name not in known:
-        nearest = ", ".join(nearest_first(str(name), known)[:5])
-        raise SettingError(
-            f"{setting}.name={name!r} is unknown; allowed: a class of torchvision.transforms.v2; nearest: {nearest}"
-        )
-    arguments = {key: value for key, value in spec.items() if key != "name"}
-    try:
-        if isinstance(arguments.get("interpolation"), str):
-            arguments["interpolation"] = v2.InterpolationMode(arguments["interpolation"])
-        transform: Callable[[torch.Tensor], torch.Tensor] = getattr(v2, str(name))(**arguments)
-    except Exception as error:
-        raise SettingError(f"{setting}={dict(spec)!r} is not allowed: {error}") from None
-    return transform
-
-
-def _try(what: str, transform: Callable[[torch.Tensor], torch.Tensor], example: torch.Tensor) -> None:
-    try:
-        with seeding.torch_seeded(0, "try augmentation"):
-            out = transform(example.clone())
-    except Exception as error:
-        raise SettingError(f"{what} is not allowed on a batch of float images: {error}") from None
-    if not isinstance(out, torch.Tensor) or out.shape != example.shape or not out.is_floating_point():
-        form = f"{out.dtype} {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
-        raise SettingError(
-            f"{what} is not allowed: it turns float images {tuple(example.shape)} into {form}; "
-            "allowed: transforms that keep form and shape"
-        )

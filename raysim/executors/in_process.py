@@ -6,10 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim.client.assignments import Assignments, Broadcast
+from raysim.client.evaluation import Split
 from raysim.client.trainer import ClientTrainer
 from raysim.client.view import Workload
 from raysim.core.signals import StopRequest
 from raysim.core.tensors import Params
+from raysim.pruning.masks import Mask
 from raysim.server.updates import ClientUpdates, merge
 from raysim.simulation.loop import final_state, first_state, run_rounds
 from raysim.simulation.scenario import Scenario
@@ -17,7 +19,7 @@ from raysim.simulation.state import FinalState, RoundReport, ServerState, Start,
 from raysim.task.task import ScoreSums
 
 ROWS_PER_CALL = 2000
-"""Number of test rows that one call scores: fixed, since the grouping of a float sum decides its last bits."""
+"""Number of rows that one call scores: fixed, since the grouping of a float sum decides its last bits."""
 
 
 class InProcessExecutor:
@@ -34,13 +36,15 @@ class InProcessExecutor:
         """Train groups of clients, each from its own version of the model."""
         return [self.train(assignments, broadcast) for assignments, broadcast in groups]
 
-    def score(self, params: Params, rows: NDArray[np.int64]) -> ScoreSums:
-        """Return the sums of the global model's scores on test rows."""
-        return total_score([self._trainer.score(params, piece) for piece in pieces(rows)])
+    def score(
+        self, params: Params, rows: NDArray[np.int64], split: Split = "test", mask: Mask | None = None
+    ) -> ScoreSums:
+        """Return the sums of the global model's scores on test or validation rows; with a mask, of its submodel's."""
+        return total_score([self._trainer.score(params, piece, split, mask) for piece in pieces(rows)])
 
-    def estimate_statistics(self, params: Params, rows: NDArray[np.int64]) -> Params:
-        """Re-estimate the global model's running statistics on training rows."""
-        return self._trainer.estimate_statistics(params, rows)
+    def estimate_statistics(self, params: Params, rows: NDArray[np.int64], mask: Mask | None = None) -> Params:
+        """Re-estimate the global model's running statistics on training rows; with a mask, those of its submodel."""
+        return self._trainer.estimate_statistics(params, rows, mask)
 
     def incidents(self) -> tuple[str, ...]:
         """Return nothing: an error in this process ends the run."""

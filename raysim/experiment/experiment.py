@@ -9,6 +9,7 @@ from raysim.core.storage.path import StoragePath
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import Start
 from raysim.tracking.curves import LoggedSoFar
+from raysim.tracking.run_folder import new_key
 
 if TYPE_CHECKING:
     from raysim.tracking.mlflow_writer import MlflowWriter  # MLflow takes seconds to import
@@ -27,6 +28,8 @@ class Experiment:
         logged: How much of it MLflow has.
         summary: Costs and results of the run, if only its observers have not ended.
         is_locked: Whether the caller has locked its folder.
+        is_new: Whether its folder must not hold another run.
+        key: Identifies the run in its records, and in MLflow before it has an id there; no two runs have the same.
     """
 
     settings: ExperimentSettings
@@ -37,6 +40,8 @@ class Experiment:
     logged: LoggedSoFar = field(default_factory=LoggedSoFar)
     summary: dict[str, Any] | None = None
     is_locked: bool = False
+    is_new: bool = False
+    key: str = field(default_factory=new_key)
 
     @property
     def mlflow_ids(self) -> dict[str, str]:

@@ -10,8 +10,12 @@ import numpy as np
 from raysim.core import tensors
 from raysim.experiment.cost import Prices, costs_of
 from raysim.experiment.experiment import Experiment
+from raysim.report.clients import by_round, texts
 from raysim.simulation import checkpoint, records
-from raysim.simulation.state import FinalState, summary_of, targets_of
+from raysim.simulation.fedavg import why_not_compared
+from raysim.simulation.participation import Participation
+from raysim.simulation.state import FinalState, Totals, summary_of, targets_of
+from raysim.tracking.run_reader import digests_of_files
 
 
 def summarise(experiment: Experiment, final: FinalState, wall_s: float) -> dict[str, Any]:
@@ -31,8 +35,13 @@ def summarise(experiment: Experiment, final: FinalState, wall_s: float) -> dict[
         "rounds": final.round,
         "accuracy": totals.accuracy,
         "best_accuracy": totals.best_accuracy,
+        **_validation_of(experiment, totals),
+        **({"metrics": totals.further} if totals.further else {}),
+        "widths": [asdict(each) for each in totals.widths],
         **summary_of(totals),
+        "why_no_fedavg": why_not_compared(settings.selection.rule, settings.stop.accuracy),
         "targets": targets_of(totals, experiment.scenario.targets),
+        "num_classes": experiment.scenario.workload.data.num_classes,
         "full_model": asdict(experiment.scenario.costs.dense),
         "params_sha256": tensors.digest(final.params),
         "output_dir": str(experiment.folder),
@@ -43,19 +52,49 @@ def summarise(experiment: Experiment, final: FinalState, wall_s: float) -> dict[
     }
 
 
-def write_results(experiment: Experiment, final: FinalState, summary: Mapping[str, Any]) -> None:
-    """Write the final model, the tables of rounds, clients and channels, the partition, and at last the summary.
+def _validation_of(experiment: Experiment, totals: Totals) -> dict[str, Any]:
+    """Return what was reached on the validation rows, and on which rows the run was ended by its accuracy."""
+    rows = experiment.scenario.validation_rows
+    found: dict[str, Any] = {}
+    if len(rows):
+        found["validation_accuracy"] = totals.validation_accuracy
+        found["validation_rows"] = len(rows)
+        found["chosen_by_validation"] = None if totals.chosen is None else asdict(totals.chosen)
+    if experiment.settings.stop.accuracy is not None:
+        found["stopped_by_accuracy_on"] = "validation rows" if len(rows) else "test rows"
+    return found
+
+
+def write_results(experiment: Experiment, final: FinalState, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the final model, all tables, the partition, and at last the summary.
+
+    Returns:
+        The summary, with who never counted, which the table of clients holds, and the SHA-256 of each file that
+        readers of the run use.
 
     Raises:
         OSError: If a file cannot be written.
     """
     folder = experiment.folder
     checkpoint.save_params(final.served_params, folder / "model.safetensors")
-    records.merge_all(folder)
+    records.merge_all(folder, final.round)
+    if final.table:
+        records.write_all([final.table], folder / "method.parquet")
     write_partition(experiment)
     if (folder / "report.html").is_file():
         (folder / "report.html").remove()  # it is of the rounds before the run was stopped
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+    complete = {**summary, "never_counted": never_counted(experiment), "files_sha256": digests_of_files(folder)}
+    (folder / "summary.json").write_text(json.dumps(complete, indent=2))
+    return complete
+
+
+def never_counted(experiment: Experiment) -> dict[str, Any]:
+    """Return the tiers and clients whose work never counted, from the table of clients."""
+    found = Participation(experiment.scenario.workload.population.devices)
+    with (experiment.folder / "clients.parquet").fetched() as file:
+        for rows in by_round(file, ("round", "client", "fate")):
+            found.add(rows["client"], texts(rows, "fate"))
+    return found.never_counted()
 
 
 def write_partition(experiment: Experiment) -> None:

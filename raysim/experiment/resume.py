@@ -11,7 +11,7 @@ from raysim.config.experiment import ExperimentSettings
 from raysim.config.tracking import WITHOUT_MLFLOW
 from raysim.core.errors import SettingError
 from raysim.core.log import info, warning
-from raysim.core.storage import atomic, uris
+from raysim.core.storage import uris
 from raysim.core.storage.defaults import default_folder
 from raysim.core.storage.local import storage_path
 from raysim.core.storage.path import StoragePath
@@ -20,13 +20,16 @@ from raysim.experiment.start import data_digests, environment
 from raysim.experiment.store import open_tracker, store_of
 from raysim.simulation import checkpoint
 from raysim.simulation.build import build_scenario
+from raysim.simulation.record_check import LostRecordError, check_records
 from raysim.simulation.state import Start
 from raysim.tracking import run_reader
 from raysim.tracking.curves import LoggedSoFar
-from raysim.tracking.run_files import reading
-from raysim.tracking.run_folder import locked, make_folder
-from raysim.tracking.run_reader import RunReader
+from raysim.tracking.run_files import check_has, reading
+from raysim.tracking.run_folder import locked, make_folder, new_key
+from raysim.tracking.run_reader import RUN, SUMMARY, RunReader
 
+NEEDED = ("run_id", "output_dir", "data_sha256", "partition_sha256", "environment")
+"""Entries of run.json without which a run cannot be resumed."""
 BITS_DEPEND_ON = ("version.raysim", "version.torch", "version.numpy", "cpu")
 
 
@@ -68,8 +71,7 @@ def locked_run(run: str, tracking_uri: str | None = None, overrides: Sequence[st
     with locked(found.folder):
         if (found.folder / "config.yaml").is_file():  # it may have been resumed, or have ended, before the lock
             found = _in_folder(found.folder, found.tracking_uri, overrides)
-        if found.folder.path is not None:
-            atomic.remove_partials(found.folder.path)
+        found.folder.remove_partials()
         yield replace(found, is_locked=True)
 
 
@@ -168,7 +170,11 @@ def prepare(stopped: Stopped) -> Experiment:
         SettingError: If the data have changed, its files cannot be read, or the store has no such run.
     """
     settings, folder = stopped.settings, stopped.folder
+    with reading(folder):
+        check_has(RUN, stopped.metadata, NEEDED if stopped.metadata else ())
+        check_has(SUMMARY, stopped.summary or {}, ("rounds", "wall_s") if stopped.summary else ())
     scenario = build_scenario(settings)
+    start = _start_of(stopped)  # before anything is written
     make_folder(folder)
     tracker = open_tracker(stopped.tracking_uri, settings.experiment, folder)
     warn_of_changes(stopped)
@@ -179,10 +185,11 @@ def prepare(stopped: Stopped) -> Experiment:
     if tracker is not None and stopped.metadata.get("run_id"):
         logged = tracker.find(stopped.metadata["run_id"])
         _warn_of_others(stopped)
-    start = _start_of(stopped)
     start = Start(start.round, max(start.wall_s, logged.wall_s))  # rounds that are repeated take their time, too
     _log_start(start, settings.rounds, stopped.summary is not None)
-    return Experiment(settings, folder, scenario, tracker, start, logged, stopped.summary, stopped.is_locked)
+    key = stopped.metadata.get("key", "") if stopped.metadata else new_key()
+    summary, is_locked = stopped.summary, stopped.is_locked
+    return Experiment(settings, folder, scenario, tracker, start, logged, summary, is_locked, key=key)
 
 
 def _start_of(stopped: Stopped) -> Start:
@@ -190,7 +197,13 @@ def _start_of(stopped: Stopped) -> Start:
     if stopped.summary is not None:
         return Start(stopped.summary["rounds"], stopped.summary["wall_s"])
     with reading(stopped.folder):
-        return checkpoint.resume_point(stopped.folder)
+        key = stopped.metadata.get("key", "")
+        start = checkpoint.resume_point(stopped.folder, key)
+        try:
+            check_records(stopped.folder, start.round, key)
+        except LostRecordError as error:
+            raise SettingError(f"RUN={str(stopped.folder)!r} cannot be resumed: {error}") from None
+        return start
 
 
 def _log_start(start: Start, rounds: int, is_over: bool) -> None:

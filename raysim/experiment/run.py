@@ -9,7 +9,7 @@ from typing import Any
 
 from raysim.config.experiment import ExperimentSettings
 from raysim.core.errors import RunFailedError, StoppedError, TrackingLostError, reason_of
-from raysim.core.log import warning
+from raysim.core.log import info, warning
 from raysim.core.signals import FirstInterrupt, check_terminated
 from raysim.core.storage.local import AnyPath, storage_path
 from raysim.core.storage.path import StoragePath
@@ -18,11 +18,12 @@ from raysim.experiment.finish import summarise, write_results
 from raysim.experiment.observers import Observers, observers_of, outcome_of
 from raysim.experiment.start import write_start
 from raysim.experiment.store import open_tracker, store_of
+from raysim.simulation import remarks
 from raysim.simulation.build import build_scenario, resolved
 from raysim.simulation.scenario import Runner
 from raysim.simulation.state import FinalState, Storage
 from raysim.tracking.observer import RunOutcome
-from raysim.tracking.run_folder import as_setting, check_folder, locked, make_folder, update_run_json
+from raysim.tracking.run_folder import as_setting, check_alone, check_folder, locked, make_folder, update_run_json
 
 
 def prepare(settings: ExperimentSettings, output: AnyPath) -> Experiment:
@@ -41,7 +42,7 @@ def prepare(settings: ExperimentSettings, output: AnyPath) -> Experiment:
     scenario = build_scenario(settings)
     make_folder(folder)
     settings = resolved(settings, scenario)
-    return Experiment(settings, folder, scenario, open_tracker(uri, settings.experiment, folder))
+    return Experiment(settings, folder, scenario, open_tracker(uri, settings.experiment, folder), is_new=True)
 
 
 def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any]:
@@ -63,6 +64,10 @@ def run(experiment: Experiment, runner: Runner, started: float) -> dict[str, Any
     if experiment.summary is None:
         runner.make_ready(experiment.scenario)  # before anything is written
     with nullcontext() if experiment.is_locked else locked(experiment.folder):
+        if experiment.is_new:
+            check_alone(experiment.folder, experiment.key)
+        with as_setting(experiment.folder, "cannot be written"):
+            experiment.folder.remove_partials()
         summary = _run_to_results(experiment, runner, observers, started)
         _end(experiment, observers, summary)
     return summary
@@ -77,8 +82,7 @@ def _run_to_results(experiment: Experiment, runner: Runner, observers: Observers
         final = _run_rounds(experiment, runner, observers)
         summary = summarise(experiment, final, experiment.start.wall_s + time.monotonic() - started)
         with _as_failure(final.round, "the results cannot be written"):
-            write_results(experiment, final, summary)
-        return summary
+            return write_results(experiment, final, summary)
     except BaseException as error:
         outcome = outcome_of(error)
         has_results = experiment.summary is not None
@@ -88,13 +92,23 @@ def _run_to_results(experiment: Experiment, runner: Runner, observers: Observers
 
 def begin(experiment: Experiment, observers: Observers) -> None:
     """Write what is about to run, and let the observers begin."""
+    if experiment.start.round == 0 and experiment.summary is None:
+        _remark(experiment)
     with as_setting(experiment.folder, "cannot be written"):
         observers.on_begin(write_start(experiment), experiment.start.round)
 
 
+def _remark(experiment: Experiment) -> None:
+    """Log what the method or the model does not do as the settings ask."""
+    if line := remarks.changed_widths(experiment.scenario):
+        info(line)
+    if line := remarks.nothing_cut(experiment.scenario):
+        warning(line)
+
+
 def _run_rounds(experiment: Experiment, runner: Runner, observers: Observers) -> FinalState:
     settings, last = experiment.settings, experiment.start.round
-    storage = Storage(experiment.folder, settings.checkpoint.every, settings.checkpoint.keep)
+    storage = Storage(experiment.folder, settings.checkpoint.every, settings.checkpoint.keep, experiment.key)
     with FirstInterrupt(lambda: _stop(runner, settings.rounds)) as interrupt:
         for report in runner.run(experiment.scenario, storage, experiment.start):
             last = report.round

@@ -10,6 +10,7 @@ import torch
 
 from raysim.budgets.solver import BudgetSolver
 from raysim.config import loader
+from raysim.core import tensors
 from raysim.core.storage.path import StoragePath
 from raysim.experiment.experiment import Experiment
 from raysim.population import population, serialization
@@ -31,16 +32,19 @@ def write_start(experiment: Experiment) -> RunInfo:
         update_run_json(folder, state=None, failure=None)
     else:
         (folder / "run.json").write_text(json.dumps(metadata_of(experiment), indent=2))
-    write_scenario(scenario, folder)
+    if experiment.summary is None:  # else the files have digests
+        write_scenario(scenario, folder)
     return RunInfo(settings, scenario, folder)
 
 
 def write_scenario(scenario: Scenario, folder: StoragePath) -> None:
     """Write what reports and replays need of a scenario: channel groups, budgets and devices."""
-    plan, devices = scenario.workload.plan, scenario.workload.population.devices
+    plan, clients = scenario.workload.plan, scenario.workload.population
     (folder / "plan.json").write(plan.save)
     write_budgets(scenario.budget, folder)
-    (folder / "devices.parquet").write(lambda partial: serialization.save(devices, partial))
+    (folder / "devices.parquet").write(
+        lambda partial: serialization.save(clients.devices, partial, clients.train.counts)
+    )
 
 
 def write_budgets(solver: BudgetSolver | None, folder: StoragePath) -> None:
@@ -54,11 +58,13 @@ def metadata_of(experiment: Experiment) -> dict[str, Any]:
     scenario, workload = experiment.scenario, experiment.scenario.workload
     return {
         **experiment.mlflow_ids,
+        "key": experiment.key,
         "output_dir": str(experiment.folder),
         **{f"{what}_sha256": digest for what, digest in data_digests(scenario).items()},
         "config_sha256": loader.digest(experiment.settings),
         "full_model": asdict(scenario.costs.dense),
-        "leftover_rows": population.leftover_rows(workload.population, len(workload.data.train_labels)),
+        "num_classes": workload.data.num_classes,
+        "leftover_rows": population.leftover_rows(workload.population, scenario.num_divided),
         "environment": environment(),
         "finished": False,
     }
@@ -66,8 +72,11 @@ def metadata_of(experiment: Experiment) -> dict[str, Any]:
 
 def data_digests(scenario: Scenario) -> dict[str, str]:
     """Return the digests of the data, and of its partition over clients and devices."""
-    workload = scenario.workload
-    return {"data": workload.data.digest, "partition": population.digest(workload.population)}
+    workload, validating = scenario.workload, scenario.validation_rows
+    found = {"data": workload.data.digest, "partition": population.digest(workload.population)}
+    if len(validating):
+        found["validation"] = tensors.digest(tensors.as_tensors({"rows": validating}))
+    return found
 
 
 def environment() -> dict[str, str]:

@@ -11,7 +11,7 @@ from raysim.client.hooks import LocalHooks, compose
 from raysim.client.training import train
 from raysim.client.view import ClientView
 from raysim.clock.timing import CohortLoad
-from raysim.core.tensors import Params
+from raysim.core.tensors import Params, frozen_keys
 from raysim.methods.method import RoundView
 from raysim.methods.options import MethodOptions
 from raysim.pruning import masks
@@ -28,16 +28,20 @@ def fuse_and_prune(view: ClientView, order: np.random.Generator) -> tuple[Client
     workload = view.workload
     one_epoch = replace(workload.local, epochs=1)
     hooks = compose([hook(view) for hook in view.broadcast.rules.hooks])
-    rate, augment = view.learning_rate, workload.data.augmented
+    rate, augment = view.learning_rate, view.augment
     train(view.model, view.inputs, view.targets, workload.task, one_epoch, rate, order, hooks, augment)
     fused = fuse(view.start, dict(view.model.state_dict()), view.broadcast.round)
+    fused |= {key: view.start[key] for key in frozen_keys(view.model)}  # a mean of equal numbers may be rounded
     mask = masks.keep_top(workload.plan, l1_norms(workload.plan, fused), view.assignment.keep_ratio)
     return view.narrowed(mask, fused), 1
 
 
 def fuse(before: Params, trained: Params, round: int) -> Params:
-    """Return alpha w_global + (1 - alpha) w_local with alpha = max(0.8^t 0.9, 0.1), t the rounds before this one."""
-    alpha = max(0.8 ** (round - 1) * 0.9, 0.1)
+    """Return alpha w_global + (1 - alpha) w_local with alpha = max(0.8^t 0.9, 0.1), t the rounds before this one.
+
+    In round 1 the local weights stay as they are, as in the authors' code.
+    """
+    alpha = max(0.8 ** (round - 1) * 0.9, 0.1) if round > 1 else 0.0
     return {
         key: alpha * before[key] + (1 - alpha) * value if value.is_floating_point() else value.clone()
         for key, value in trained.items()
@@ -56,21 +60,26 @@ def feature_penalty(view: ClientView, options: MethodOptions, factor: float = 0.
             features.append(inputs[0])
 
         if layer is None:
-            return task.loss(model(inputs), targets)
+            return task.minimised(model(inputs), targets)
         handle = model.get_submodule(layer).register_forward_pre_hook(keep_input)
         try:
             found = model(inputs)
         finally:
             handle.remove()
-        return task.loss(found, targets) + factor * features[0].flatten(1).pow(2).sum(1).mean()
+        return task.minimised(found, targets) + factor * features[0].flatten(1).pow(2).sum(1).mean()
 
     return LocalHooks(loss=loss)
 
 
 def whole_model_down(view: RoundView, scores: object) -> list[Mask]:
     """Send every client the full model."""
-    dense = Mask(np.ones(view.plan.num_units, dtype=np.bool_))
+    dense = Mask.whole(view.plan)
     return [dense] * len(view.clients)
+
+
+def largest_norms(view: RoundView, scores: object) -> list[Mask]:
+    """Keep the largest l1 norms of the global model, as clients keep those of their fused ones."""
+    return masks.keep_top_for_cohort(view.plan, l1_norms(view.plan, view.params), view.keep_ratios)
 
 
 def load_of_phases(view: RoundView, chosen: CohortMasks, load: CohortLoad) -> CohortLoad:

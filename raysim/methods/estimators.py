@@ -11,10 +11,17 @@ from raysim.client.training import effective_steps
 from raysim.client.view import ClientView
 from raysim.clock.timing import CohortLoad
 from raysim.core.tensors import Params
+from raysim.data.batches import batch_slices
 from raysim.methods.method import CohortReport, LocalHook, RoundView
 from raysim.methods.options import MethodOptions
 from raysim.pruning.masks import CohortMasks
-from raysim.pruning.significance import Scores, form_of, gradient_and_curvature_sums, running_mean
+from raysim.pruning.significance import (
+    Scores,
+    form_of,
+    gradient_and_curvature_sums,
+    held_share,
+    running_mean,
+)
 from raysim.server.fill import divide
 
 HUTCHINSON_ROWS = 256
@@ -28,9 +35,12 @@ class Estimator:
     Attributes:
         hook: The client's report.
         update: Returns the memory after a round, from memory and report.
-        sums: Returns the sums at the current weights, `(2, num_units)`.
+        sums: Returns the sums at the current weights, `(2, num_units)`, scaled to whole channels; NaN for channels
+            of which nothing is known, since no client has held them yet.
         clients_report_sums: Whether clients upload numbers per channel.
         needs_plain_sgd: Whether displacements must be those of SGD.
+        squares_mean_gradients: Whether h is the square of a gradient that is the mean of B rows, and so about B times
+            smaller than the curvature: `curvature_scale` is then the batch size by default, else 1.
         load: Adds bytes and FLOPs beyond training and channel sums.
     """
 
@@ -39,13 +49,23 @@ class Estimator:
     sums: Callable[[RoundView], Scores]
     clients_report_sums: bool
     needs_plain_sgd: bool
+    squares_mean_gradients: bool
     load: Callable[[RoundView, CohortMasks, CohortLoad], CohortLoad] | None = None
 
 
 def report_moments(view: ClientView, options: MethodOptions) -> LocalHooks:
-    """Report sums of g w and h w^2 per kept channel, h the mean squared minibatch gradient (empirical Fisher)."""
-    moments = GradientMoments()
+    """Report sums of g w and h w^2 per kept channel, h the mean squared minibatch gradient (empirical Fisher).
+
+    The square of a minibatch with fewer rows than `batch_size`, or one more, counts in proportion to its rows.
+    """
+    moments = GradientMoments(_shares_of_batch(view))
     return LocalHooks(observe=(moments,), finish=(lambda: _sums_report(view, options, *moments.means(view.model)),))
+
+
+def _shares_of_batch(view: ClientView) -> list[float]:
+    """Return the rows of each minibatch of an epoch as a share of `batch_size`."""
+    size = view.workload.local.batch_size
+    return [(batch.stop - batch.start) / size for batch in batch_slices(len(view.targets), size)]
 
 
 def report_hutchinson(view: ClientView, options: MethodOptions) -> LocalHooks:
@@ -62,7 +82,7 @@ def hutchinson(view: ClientView, draws: int) -> tuple[Params, Params]:
     view.model.eval()
     parameters = [parameter for parameter in view.model.parameters() if parameter.requires_grad]
     rows = slice(0, HUTCHINSON_ROWS)
-    loss = view.workload.task.loss(view.model(view.inputs[rows]), view.targets[rows])
+    loss = view.workload.task.minimised(view.model(view.inputs[rows]), view.targets[rows])
     gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
     diagonal = [torch.zeros_like(parameter) for parameter in parameters]
     for _ in range(draws):
@@ -76,13 +96,15 @@ def hutchinson(view: ClientView, draws: int) -> tuple[Params, Params]:
 
 
 def _sums_report(view: ClientView, options: MethodOptions, gradient: Params, curvature: Params) -> Report:
-    plan, form = view.workload.plan, form_of(options.score)
-    sums = gradient_and_curvature_sums(
-        plan, form, view.start, gradient, curvature, view.cut, options.include_consumers
-    )
+    """Report both sums and the share of each channel's entries that is held; the server could compute the share."""
+    plan, form, consumers = view.workload.plan, form_of(options.score), options.include_consumers
+    sums = gradient_and_curvature_sums(plan, form, view.start, gradient, curvature, view.cut, consumers)
+    sums[1] *= options.curvature_scale
     if not np.isfinite(sums).all():
         raise OverflowError("the channel sums of its gradients are not finite")
-    return Report(channel_sums=sums)
+    ones = {key: torch.ones((), dtype=torch.float64).expand(value.shape) for key, value in gradient.items()}
+    share = held_share(plan, ones, view.cut, consumers)
+    return Report(channel_sums=np.concatenate([sums, share[None]]))
 
 
 def hutchinson_load(view: RoundView, masks: CohortMasks, load: CohortLoad) -> CohortLoad:
@@ -95,13 +117,15 @@ def hutchinson_load(view: RoundView, masks: CohortMasks, load: CohortLoad) -> Co
 def report_gradients(view: ClientView, options: MethodOptions) -> LocalHooks:
     """Report n_k g_k and n_k g_k^2, g_k = -D_k / (rate a_n) the client's pseudo-gradient, its local variation.
 
-    D_k is the update as the server receives it, compressed where updates are.
+    D_k is the update as the server receives it, compressed where updates are. Where minibatches have fewer rows than
+    `batch_size` on average, or more, the square counts in proportion.
     """
 
     def read(update: Params) -> Report:
         steps = effective_steps(view.num_steps, view.workload.local.momentum)
         gradient = {name: -update[name] / (view.learning_rate * steps) for name in view.trainable}
-        squared = {name: value**2 for name, value in gradient.items()}
+        share_of_batch = float(np.mean(_shares_of_batch(view)))
+        squared = {name: share_of_batch * value**2 for name, value in gradient.items()}
         examples = len(view.targets)
         return Report(sums={"gradient": (gradient, examples), "squared_gradient": (squared, examples)})
 
@@ -111,44 +135,44 @@ def report_gradients(view: ClientView, options: MethodOptions) -> LocalHooks:
 def update_fisher(memory: Params, report: CohortReport) -> Params:
     """Update running means of the channel sums that clients computed from their minibatch gradients.
 
-    Holders are averaged with their example counts, channel by channel.
+    Sums over the holders, weighted with their example counts, are divided by the weighted shares of the channel's
+    entries that they held: narrow clients hold fewer inputs, and their sums are smaller.
     """
-    kept = report.masks.kept
-    weights = kept * report.view.examples[:, None].astype(np.float64)
-    holders = torch.from_numpy(weights.sum(axis=0))
-    observed = torch.from_numpy((report.contribution.channel_sums * weights[:, None]).sum(axis=0))
+    weights = report.masks.kept * report.view.examples[:, None].astype(np.float64)
+    *sums, share = (report.contribution.channel_sums * weights[:, None]).sum(axis=0)
+    observed, held = torch.from_numpy(np.stack([*sums])), torch.from_numpy(share)
     old = memory.get("channel_sums", torch.zeros_like(observed))
-    seen = memory.get("seen", torch.zeros(kept.shape[1], dtype=torch.bool))
+    seen = memory.get("seen", torch.zeros(len(share), dtype=torch.bool))
     decay = report.view.options.score_decay
-    mean = running_mean(old, divide(observed, holders), holders > 0, seen, decay)
-    return {**memory, "channel_sums": mean, "seen": seen | (holders > 0)}
+    mean = running_mean(old, divide(observed, held), held > 0, seen, decay)
+    return {**memory, "channel_sums": mean, "seen": seen | (held > 0)}
 
 
 def fisher_sums(view: RoundView) -> Scores:
-    """Return the running means, which already are sums per channel."""
-    return np.asarray(view.memory["channel_sums"].numpy(), dtype=np.float64)
+    """Return the running means, which already are sums per channel; NaN where no client has held the channel."""
+    return np.where(view.memory["seen"].numpy(), view.memory["channel_sums"].numpy(), np.nan)
 
 
 def update_variation(memory: Params, report: CohortReport) -> Params:
     """Update running means of g = sum p_k m_k g_k / c and h = scale x sum p_k m_k g_k^2 / c, entry by entry."""
     curvature = report.contribution.sums["squared_gradient"]
     scale = report.view.options.curvature_scale
-    observed = {
-        key: (scale * divide(curvature.value(key), report.coverage[key]), report.coverage[key] > 0)
-        for key in curvature.totals
-    }
+    observed = {}
+    for key in curvature.tensors:
+        held = report.coverage[key] > 0
+        observed[key] = (scale * divide(curvature.value(key), report.coverage[key]), held, held)
     return _update_estimates(memory, report, observed)
 
 
 def update_secant(memory: Params, report: CohortReport) -> Params:
-    """Update running means of g, and of h = clip((g_t - g_s) / (w_t - w_s), 0, curvature_max).
+    """Update running means of g, and of h = scale x clip((g_t - g_s) / (w_t - w_s), 0, curvature_max).
 
     s is the last round in which a client held the entry; h keeps its value where the weight moved by less
-    than 1e-8.
+    than 1e-8, and that value is known to be 0 if there was no other.
     """
     updated, observed = dict(memory), {}
     gradients, options = report.contribution.sums["gradient"], report.view.options
-    for key in gradients.totals:
+    for key in gradients.tensors:
         covered = (report.coverage[key] > 0).expand(report.view.params[key].shape)
         gradient = divide(gradients.value(key), report.coverage[key])
         weight = report.view.params[key].double()
@@ -157,36 +181,50 @@ def update_secant(memory: Params, report: CohortReport) -> Params:
         moved = weight - last_weight
         usable = covered & (moved.abs() >= 1e-8) & ~last_gradient.isnan()
         secant = torch.where(usable, (gradient - last_gradient) / torch.where(usable, moved, 1.0), 0.0)
-        observed[key] = (secant.clamp(0, options.curvature_max), usable)
+        curvature = options.curvature_scale * secant.clamp(0, options.curvature_max)
+        observed[key] = (curvature, usable, covered & ~last_gradient.isnan())
         updated[f"last_gradient/{key}"] = torch.where(covered, gradient, last_gradient)
         updated[f"last_weight/{key}"] = torch.where(covered, weight, last_weight)
     return _update_estimates(updated, report, observed)
 
 
 def _update_estimates(
-    memory: Params, report: CohortReport, curvature: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    memory: Params, report: CohortReport, curvature: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 ) -> Params:
-    """Update the running means of g where a client held an entry, and of h where it could be observed."""
+    """Update the running means of g where a client held an entry, and of h where it could be observed.
+
+    Args:
+        memory: The estimates so far.
+        report: The round.
+        curvature: Observations of h by key, where they are usable, and where h is known from now on.
+    """
     updated, decay = dict(memory), report.view.options.score_decay
     gradients = report.contribution.sums["gradient"]
-    for key, observed in curvature.items():
+    for key, (value, usable, known) in curvature.items():
         covered = report.coverage[key] > 0
         gradient = divide(gradients.value(key), report.coverage[key])
-        for name, value, held in (("gradient", gradient, covered), ("curvature", *observed)):
+        for name, observed, held in (("gradient", gradient, covered), ("curvature", value, usable)):
             seen = memory.get(f"{name}_seen/{key}", torch.zeros_like(held))
-            old = memory.get(f"{name}/{key}", torch.zeros_like(value))
-            updated[f"{name}/{key}"] = running_mean(old, value, held, seen, decay)
+            old = memory.get(f"{name}/{key}", torch.zeros_like(observed))
+            updated[f"{name}/{key}"] = running_mean(old, observed, held, seen, decay)
             updated[f"{name}_seen/{key}"] = seen | held
+        updated[f"curvature_known/{key}"] = memory.get(f"curvature_known/{key}", torch.zeros_like(known)) | known
     return updated
 
 
 def entrywise_sums(view: RoundView) -> Scores:
-    """Return each channel's sums at the current weights, from estimates entry by entry."""
-    options = view.options
+    """Return each channel's sums at the current weights, from estimates entry by entry.
+
+    Entries of a channel of which nothing is known yet count as the mean of its others.
+    """
+    plan, form, consumers = view.plan, form_of(view.options.score), view.options.include_consumers
     gradient, curvature = estimates(view.memory, "gradient"), estimates(view.memory, "curvature")
-    return gradient_and_curvature_sums(
-        view.plan, form_of(options.score), view.params, gradient, curvature, consumers=options.include_consumers
-    )
+    sums = gradient_and_curvature_sums(plan, form, view.params, gradient, curvature, consumers=consumers)
+    for row, name in enumerate(("gradient_seen", "curvature_known")):
+        known = {key: entries.expand(plan.shapes[key]) for key, entries in estimates(view.memory, name).items()}
+        share = held_share(plan, known, consumers=consumers)
+        sums[row] = np.where(share > 0, sums[row] / np.where(share > 0, share, 1), np.nan)
+    return sums
 
 
 def estimates(memory: Params, name: str) -> Params:
@@ -201,8 +239,8 @@ def is_ready(memory: Params) -> bool:
 
 
 ESTIMATORS: dict[str, Estimator] = {
-    "fisher": Estimator(report_moments, update_fisher, fisher_sums, True, False),
-    "hutchinson": Estimator(report_hutchinson, update_fisher, fisher_sums, True, False, hutchinson_load),
-    "variation": Estimator(report_gradients, update_variation, entrywise_sums, False, True),
-    "secant": Estimator(report_gradients, update_secant, entrywise_sums, False, True),
+    "fisher": Estimator(report_moments, update_fisher, fisher_sums, True, False, True),
+    "hutchinson": Estimator(report_hutchinson, update_fisher, fisher_sums, True, False, False, hutchinson_load),
+    "variation": Estimator(report_gradients, update_variation, entrywise_sums, False, True, True),
+    "secant": Estimator(report_gradients, update_secant, entrywise_sums, False, True, False),
 }

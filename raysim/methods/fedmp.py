@@ -50,13 +50,16 @@ def leaves(tried: NDArray[np.float64], leaf_width: float) -> list[tuple[float, f
 
 
 def best_leaf(trials: Trials, round: int, discount: float, leaf_width: float) -> tuple[float, float]:
-    """Return the interval of the greatest upper confidence bound, untried ones first (algorithm 1, E-UCB)."""
+    """Return the interval of the greatest upper confidence bound, untried ones first (algorithm 1, E-UCB).
+
+    A trial where an interval was split counts in the upper part alone.
+    """
     found = leaves(trials.ratio, leaf_width)
     weights = discount ** (round - trials.round)
     scale = max(float(np.abs(trials.reward).max(initial=0.0)), 1e-30)
     bounds = []
     for low, high in found:
-        inside = (trials.ratio >= low) & (trials.ratio <= high)
+        inside = (trials.ratio >= low) & ((trials.ratio < high) | (high == HIGHEST_RATIO))
         count = float(weights[inside].sum())
         if count == 0:
             return low, high

@@ -108,11 +108,11 @@ def ordered_dropout(view: ClientView, options: MethodOptions) -> LocalHooks:
     def loss(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         mask = _mask_of(view.workload.plan, next(widths))
         if not options["distill"] or mask.kept.sum() == view.mask.kept.sum():
-            return task.loss(_narrow_forward(view, mask, model, inputs), targets)
-        teacher = model(inputs)
+            return task.minimised(_narrow_forward(view, mask, model, inputs), targets)
+        teacher = model(inputs.clone())  # a model may change its input
         outputs = _narrow_forward(view, mask, model, inputs)
         taught = task.distillation_for("method.options.distill=True")(outputs, teacher.detach())
-        return task.loss(teacher, targets) + taught
+        return task.minimised(teacher, targets) + taught
 
     return LocalHooks(loss=loss)
 

@@ -2,16 +2,18 @@
 
 import heapq
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from raysim.clock.timing import CohortLoad
 from raysim.core.tensors import Params
 from raysim.methods.estimators import ESTIMATORS
-from raysim.methods.method import MaskRule, RoundView
+from raysim.methods.method import CohortReport, MaskRule, RoundView
 from raysim.pruning import elements, masks
-from raysim.pruning.masks import Mask, Scores
+from raysim.pruning.masks import CohortMasks, Mask, Scores
 from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.significance import form_of
 
@@ -25,7 +27,7 @@ def top_of_model(view: RoundView, scores: Scores) -> list[Mask]:
     """Keep the same number of channels as `top`, but the best of all groups together; one stays in each group.
 
     A group's scores are divided by their root mean square first, so that layers of different scales can be compared
-    (Molchanov et al., arXiv 1611.06440, section 2.2).
+    (Molchanov et al., arXiv 1611.06440, section 2.2). Infinite scores stay what they are.
     """
     return _across_groups(view, scores, np.ones(view.plan.num_units))
 
@@ -52,15 +54,17 @@ def _across_groups(view: RoundView, scores: Scores, costs: NDArray[np.float64]) 
 def _normalised(plan: ChannelPlan, scores: Scores) -> Scores:
     normalised = scores.copy()
     for units in plan.units.values():
-        normalised[units] /= max(float(np.sqrt(np.mean(scores[units] ** 2))), 1e-30)
+        finite = scores[units][np.isfinite(scores[units])]
+        if len(finite):
+            normalised[units] /= max(float(np.sqrt(np.mean(finite**2))), 1e-30)
     return normalised
 
 
 def _keep_best(plan: ChannelPlan, scores: Scores, keep_ratio: float) -> Mask:
     total = sum(masks.num_kept(group.size, keep_ratio) for group in plan.groups)
     kept = masks.keep_top(plan, scores, 1e-9).kept.copy()
-    others = np.argsort(np.where(kept, np.inf, -scores), kind="stable")
-    kept[others[: total - len(plan.groups)]] = True
+    others = np.flatnonzero(~kept)
+    kept[others[np.argsort(-scores[others], kind="stable")][: total - len(plan.groups)]] = True
     return Mask(kept)
 
 
@@ -80,12 +84,13 @@ def spread_over_cohort(view: RoundView, scores: Scores) -> list[Mask]:
 
     dJ_ki = -p_k g_i w_i + h_i w_i^2 / 2 (2 q_i p_k + p_k^2), summed over the channel, in the form of the
     score; greedy, cheapest first, until each client meets its budget (specification, "coverage-aware masks").
+    Channels that no client has held yet have no cost: they are dropped last, those that fewest others drop first.
     """
     if scores.ndim == 2:
         return top_of_group(view, scores)
     form = form_of(view.options.score)
     gradient_sum, curvature_sum = ESTIMATORS[view.options.estimator].sums(view)
-    first, second = form.gradient_factor * gradient_sum, form.curvature_factor * curvature_sum
+    first, second = form.first_order(gradient_sum), form.second_order(curvature_sum)
     shares = view.examples / view.examples.sum()
     kept = np.ones((len(shares), view.plan.num_units), dtype=np.bool_)
     for group in view.plan.groups:
@@ -99,10 +104,13 @@ def _spread(first: Scores, second: Scores, shares: NDArray[np.float64], to_drop:
     """Drop the cheapest (client, channel) pair until every client has dropped its number of channels."""
     kept = np.ones((len(shares), len(first)), dtype=np.bool_)
     dropped_share, left = np.zeros(len(first)), list(to_drop)
+    is_new = np.isnan(first + second)
+    first, second = np.where(is_new, 0.0, first), np.where(is_new, 1.0, second)
 
-    def cost(client: int, unit: int) -> float:
+    def cost(client: int, unit: int) -> tuple[bool, float]:
         share = shares[client]
-        return float(share * first[unit] + second[unit] * (2 * dropped_share[unit] * share + share**2))
+        change = share * first[unit] + second[unit] * (2 * dropped_share[unit] * share + share**2)
+        return bool(is_new[unit]), float(change)
 
     pairs = itertools.product([client for client, count in enumerate(to_drop) if count], range(len(first)))
     queue = [(cost(client, unit), client, unit) for client, unit in pairs]
@@ -133,6 +141,8 @@ MASKS: dict[str, MaskRule] = {
     "coverage": spread_over_cohort,
 }
 PREFIX = "elements/"
+HELD = "mask_holders"
+"""Which clients hold the current mask, `(num_clients,)`."""
 
 
 def remembered(memory: Params) -> dict[str, torch.Tensor]:
@@ -141,13 +151,43 @@ def remembered(memory: Params) -> dict[str, torch.Tensor]:
 
 
 def remember(memory: Params, kept: Params) -> Params:
-    """Return the memory with a new mask, from booleans in full coordinates."""
-    return {**memory, **{f"{PREFIX}{key}": torch.from_numpy(bits) for key, bits in elements.pack(kept).items()}}
+    """Return the memory with a new mask, from booleans in full coordinates; clients then hold an old one."""
+    new = {f"{PREFIX}{key}": torch.from_numpy(bits) for key, bits in elements.pack(kept).items()}
+    if all(key in memory and torch.equal(memory[key], bits) for key, bits in new.items()):
+        return {**memory, **new}
+    return {**{key: value for key, value in memory.items() if key != HELD}, **new}
+
+
+def remember_holders(memory: Params, report: CohortReport) -> Params:
+    """Return the memory with the clients of a round added to those that hold the round's mask."""
+    held = memory.get(HELD, torch.zeros(report.view.num_clients, dtype=torch.bool)).clone()
+    held[report.view.clients] = True
+    return {**memory, HELD: held}
+
+
+def without_known_masks(view: RoundView, chosen: CohortMasks, load: CohortLoad) -> CohortLoad:
+    """Return the load without the mask's bytes where the client has the current mask from an earlier round."""
+    if HELD not in view.memory:
+        return load
+    known = view.memory[HELD].numpy()[view.clients]
+    return replace(load, down_bytes=load.down_bytes - np.where(known, bytes_of_mask(view, chosen[0]), 0))
+
+
+def bytes_of_mask(view: RoundView, mask: Mask) -> int:
+    """Return the bytes of a mask of single entries; 0 if it keeps all of them."""
+    pruned = sum(view.costs.pruned_elements(mask).values())
+    entries = view.costs.masked_entries(mask)
+    return elements.mask_bytes(entries, entries - pruned) if mask.elements else 0
 
 
 def current(plan: ChannelPlan, memory: Params) -> Params:
     """Return the mask in a method's memory as booleans in full coordinates."""
     return elements.unpack({key: bits.numpy() for key, bits in remembered(memory).items()}, plan.shapes)
+
+
+def single_entries(plan: ChannelPlan, kept: Params) -> Mask:
+    """Return the mask of all channels and of the kept entries, from booleans in full coordinates."""
+    return Mask(np.ones(plan.num_units, dtype=np.bool_), elements.pack(kept))
 
 
 def shared_mask(view: RoundView, scores: Scores) -> list[Mask]:

@@ -14,7 +14,7 @@ from raysim.client.training import LocalTraining
 from raysim.clock.timing import CohortLoad
 from raysim.clock.work import Cohort
 from raysim.core.options import Option
-from raysim.core.tensors import Params
+from raysim.core.tensors import Columns, Params
 from raysim.methods.options import MethodOptions
 from raysim.population.profiles import Devices
 from raysim.pruning.costs import CostTable
@@ -120,10 +120,18 @@ class Trainer(Protocol):
         hooks: tuple[Callable[..., LocalHooks], ...],
         params: Params,
         travels: bool = True,
+        charge: "LoadRule | None" = None,
     ) -> tuple[ClientUpdates, Params]:
         """Train some clients on equal masks; return their updates and the weighted mean of their weights.
 
-        If `travels` is false, nothing is transferred: one client continues with its own weights.
+        Args:
+            clients: Their ids.
+            mask: Mask of the submodel that all of them hold.
+            epochs: Passes over their rows; 0: no step is taken, and only hooks look at the model.
+            hooks: From a `ClientView` to the `LocalHooks` that take part.
+            params: Global parameters and buffers that they start from.
+            travels: Whether anything is transferred: one client may continue with its own weights.
+            charge: Corrects the load, where it is not that of training a submodel and sending an update.
         """
         ...
 
@@ -142,6 +150,14 @@ ExtraRule = Callable[[RoundView], Params]
 """Returns tensors that are sent to all clients beside the parameters."""
 AfterRound = Callable[[Params, Params, CohortReport], tuple[Params, Params]]
 """Returns the parameters and memory that are kept, from aggregated parameters, memory and report."""
+FigureRule = Callable[[CohortReport], Mapping[str, float]]
+"""Returns figures of a round by name."""
+ServeRule = Callable[[ChannelPlan, Params, Params], Params]
+"""Returns the global model as it is scored and served, from plan, parameters and memory."""
+ServeWidthRule = Callable[[Params, Params, float], Params]
+"""Returns the parameters from which the submodel of a width is cut, from parameters, memory and width."""
+TableRule = Callable[[Params], Columns]
+"""Returns a table that is written when a run ends, from memory."""
 PrepareRule = Callable[[RoundView, Trainer], tuple[Params, Params]]
 """Returns parameters and memory at the start of round 1; the view's cohort is the whole population."""
 LocalHook = Callable[..., LocalHooks]
@@ -175,6 +191,10 @@ class Method:
         rules: Rules for clients beyond plain local training.
         local: Hooks of its local training.
         mask: Chooses masks from scores. None: the rule that `options.mask` names.
+        width_mask: Cuts the global model for its evaluation at a width, where clients cut their own submodels.
+            None: as `mask` does.
+        cost_mask: Chooses masks that cost what those of `mask` do, before anything is learned, for solved budgets and
+            forecasts: where it cuts single weights or blocks. None: it cuts channels; the first cost as much.
         fill: Normalises the summed updates; set from `options.fill`.
         widths: Budgets of a round, where they depend on more than the device.
         work: Epochs of each client, where they are not all equal.
@@ -182,6 +202,13 @@ class Method:
         most_load: Upper bound of `load`, where it depends on random draws; budgets are solved for it.
         prepare: Preparation before round 1.
         after_round: Learns from a round.
+        serve: Returns the global model as it is scored and served, where that is not the parameters as they are.
+        figures: Figures of every round, recorded with its metrics.
+        table: A table of its own, written with the results of a run as `method.parquet`.
+        extra: Returns tensors that are sent to all clients beside the parameters.
+        serve_width: Returns the parameters from which the submodel of a width is cut to be scored. None: those of the
+            global model.
+        drops_blocks: Whether whole blocks are units of the plan, too, and learn the step sizes of their branches.
         objective: Local objective; set from `options.objective`.
         sends_memory: Whether a client's assignment carries its memory.
         learns_widths: Whether the size of submodels depends on what is learned.
@@ -201,6 +228,8 @@ class Method:
     rules: LocalRules = field(default_factory=LocalRules)
     local: tuple[LocalHook, ...] = ()
     mask: MaskRule | None = None
+    width_mask: MaskRule | None = None
+    cost_mask: MaskRule | None = None
     fill: FillRule = fill_global
     widths: WidthRule | None = None
     work: WorkRule | None = None
@@ -208,6 +237,12 @@ class Method:
     most_load: LoadRule | None = None
     prepare: PrepareRule | None = None
     after_round: AfterRound | None = None
+    serve: ServeRule | None = None
+    figures: FigureRule | None = None
+    table: TableRule | None = None
+    extra: ExtraRule | None = None
+    serve_width: ServeWidthRule | None = None
+    drops_blocks: bool = False
     objective: Objective = field(default_factory=Objective)
     sends_memory: bool = False
     learns_widths: bool = False
@@ -216,8 +251,15 @@ class Method:
     min_epochs: int = 1
     claims: frozenset[str] = frozenset()
 
+    @property
+    def cuts_by_width(self) -> bool:
+        """Whether it has masks by width: not where all clients train the full model or share a mask of weights."""
+        return self.chooses_widths or not self.ignores_budgets
+
     def cuts_channels(self, affordable: NDArray[np.float64]) -> bool:
-        """Whether some client would train less than all channels, from the clients' budgets."""
+        """Whether some client would train less than all channels or blocks, from the clients' budgets."""
+        if self.cost_mask is not None and not self.drops_blocks:
+            return False
         return self.chooses_widths or bool((self.budget(affordable) < 1).any())
 
     @property

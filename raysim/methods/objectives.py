@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from raysim.client.hooks import LocalHooks, Report
-from raysim.client.training import effective_steps
+from raysim.client.hooks import GradientMoments, LocalHooks, Report
 from raysim.client.view import ClientView
 from raysim.clock.timing import CohortLoad
 from raysim.core.tensors import Params
@@ -30,29 +29,24 @@ def proximal(view: ClientView, options: MethodOptions) -> LocalHooks:
 def control_variates(view: ClientView, options: MethodOptions) -> LocalHooks:
     """Correct each gradient by c - c_k on the submodel's coordinates (SCAFFOLD, arXiv 1910.06378, eq 3 and 4).
 
-    The client's new variate is its mean gradient, c_k - c + (w_t - w_k) / (rate a_n), option II of the paper;
-    a_n counts momentum steps.
+    The client's new variate is the mean of its own gradients over its steps, before correction, clipping and weight
+    decay: for plain steps that is option II of the paper, c_k - c + (w_t - w_k) / (rate n).
     """
     server, own = view.extra("variate"), view.memory("variate")
     zeros = {name: torch.zeros_like(view.start[name]) for name in view.trainable}
     server, own = zeros | server, zeros | own
-    shift = [server[name] - own[name] for name in view.trainable]
+    shift, moments = [server[name] - own[name] for name in view.trainable], GradientMoments()
 
     def correct(gradients: list[torch.Tensor]) -> list[torch.Tensor]:
         return list(torch._foreach_add(gradients, shift))
 
     def finish() -> Report:
-        steps = effective_steps(view.num_steps, view.workload.local.momentum)
-        after = dict(view.model.named_parameters())
-        change = {
-            name: (view.start[name] - after[name].detach()) / (view.learning_rate * steps) - server[name]
-            for name in view.trainable
-        }
-        change = elements.apply(view.elements, change)
+        mean, _ = moments.means(view.model)
+        change = elements.apply(view.elements, {name: mean[name] - own[name] for name in view.trainable})
         new = {name: own[name] + change[name] for name in view.trainable}
         return Report(sums={"variate": (change, len(view.targets))}, memory=_in_full(view, new))
 
-    return LocalHooks(correct=(correct,), finish=(finish,))
+    return LocalHooks(observe=(moments,), correct=(correct,), finish=(finish,))
 
 
 def _in_full(view: ClientView, variate: Params) -> Params:
@@ -80,16 +74,19 @@ def update_variate(params: Params, memory: Params, report: CohortReport) -> tupl
     the optimum of that objective would not be a fixed point.
     """
     change, updated = report.contribution.sums["variate"], dict(memory)
-    for key in change.totals:
+    for key in change.tensors:
         old = memory.get(f"variate/{key}", torch.zeros_like(params[key], dtype=torch.float64))
         updated[f"variate/{key}"] = old + change.value(key) / report.view.num_examples
     return params, updated
 
 
 def doubled(view: RoundView, masks: CohortMasks, load: CohortLoad) -> CohortLoad:
-    """Count the variates: as many bytes again as the submodel, both ways."""
-    model_bytes = masks.each(lambda mask: view.costs.of(mask).model_bytes - view.costs.pruned_bytes(mask))
-    return replace(load, down_bytes=load.down_bytes + model_bytes, up_bytes=load.up_bytes + model_bytes)
+    """Count the variates: as many bytes again as the submodel without its frozen parameters, both ways."""
+    costs = view.costs
+    own_bytes = masks.each(
+        lambda mask: costs.of(mask).model_bytes - costs.pruned_bytes(mask) - costs.frozen_bytes(mask)
+    )
+    return replace(load, down_bytes=load.down_bytes + own_bytes, up_bytes=load.up_bytes + own_bytes)
 
 
 OBJECTIVES: dict[str, Objective] = {

@@ -14,7 +14,7 @@ class MethodOptions:
 
     fill: str = "global"
     fill_gamma: float = 0.5
-    score: str = "robust"
+    score: str = "exact"
     mask: str = "top"
     estimator: str = "fisher"
     warmup_rounds: int = 3
@@ -26,6 +26,8 @@ class MethodOptions:
     include_consumers: bool = False
     hysteresis: float = 0.0
     silent_dormant: bool = False
+    silent_after: int | None = None
+    unseen: str = "first"
     normalization: str = "batch"
     objective: str = "plain"
     proximal_mu: float = 0.01

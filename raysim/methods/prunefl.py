@@ -3,7 +3,6 @@
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import torch
 
 from raysim.client.hooks import GradientMoments, LocalHooks, Report
@@ -15,7 +14,7 @@ from raysim.methods import mask_rules
 from raysim.methods.method import CohortReport, RoundView, Trainer
 from raysim.methods.options import MethodOptions
 from raysim.pruning import elements
-from raysim.pruning.masks import CohortMasks, Mask
+from raysim.pruning.masks import CohortMasks
 from raysim.server.updates import ClientUpdates
 
 CANDIDATE_SHARE, HALVING_ROUNDS = 0.3, 10_000
@@ -28,7 +27,9 @@ def initial_pruning(view: RoundView, train: Trainer) -> tuple[Params, Params]:
     hook, params, stable = partial(report_squared_gradients, options=view.options), view.params, 0
     kept = {key: torch.ones_like(value, dtype=torch.bool) for key, value in _weights(view).items()}
     for step in range(view.options["initial_rounds"]):
-        contribution, params = train(client, _hybrid(view, kept), 1, (hook,), params, travels=step == 0)
+        contribution, params = train(
+            client, mask_rules.single_entries(view.plan, kept), 1, (hook,), params, travels=step == 0
+        )
         before, kept = kept, reconfigured(view, params, kept, _squares(contribution))
         params = elements.apply(kept, params)
         is_small = abs(_count(kept) - _count(before)) <= STABLE_CHANGE * _count(before)
@@ -52,7 +53,7 @@ def report_squared_gradients(view: ClientView, options: MethodOptions) -> LocalH
 
 def reconfigure(params: Params, memory: Params, report: CohortReport) -> tuple[Params, Params]:
     """Add up squared gradients; every `reconfigure_rounds` choose the mask anew by them (algorithm 1)."""
-    view = report.view
+    view, memory = report.view, mask_rules.remember_holders(memory, report)
     squares = {
         key: value + memory.get(f"squares/{key}", torch.zeros_like(value))
         for key, value in _squares(report.contribution).items()
@@ -90,7 +91,7 @@ def reconfigured(view: RoundView, params: Params, kept: Params, squares: Params)
 def round_seconds(view: RoundView) -> tuple[float, dict[str, float]]:
     """Return a round's constant seconds, and the seconds each weight of a tensor adds, on the mean device.
 
-    Updates take the seconds of their compressed bytes.
+    Updates take the seconds of their compressed bytes. Frozen parameters do not count: they travel once.
     """
     devices = view.devices
     examples = float(view.examples.mean()) * view.local.epochs
@@ -102,7 +103,8 @@ def round_seconds(view: RoundView) -> tuple[float, dict[str, float]]:
     overhead = 2 * devices.column("latency_s") + steps * devices.column("step_overhead_s")
     down_s, up_s, compute = mean("down_bytes_per_s"), mean("up_bytes_per_s"), examples * mean("flops_per_s")
     received, sent = view.costs.entry_bytes, {key: _sent_bytes(view, key) for key in _weights(view)}
-    others_down, others_up = view.costs.dense.model_bytes, float(view.update_bytes(_hybrid(view, {})))
+    dense, others_up = view.costs.dense, float(view.update_bytes(mask_rules.single_entries(view.plan, {})))
+    others_down = dense.model_bytes - dense.frozen_bytes
     for key, weight in _weights(view).items():
         others_down -= weight.numel() * received[key]
         others_up -= weight.numel() * sent[key]
@@ -118,25 +120,23 @@ def _sent_bytes(view: RoundView, key: str) -> float:
     """
     size = view.params[key].numel()
     half = (torch.arange(size) < size // 2).view(view.params[key].shape)
-    saved = view.update_bytes(_hybrid(view, {})) - view.update_bytes(_hybrid(view, {key: half}))
+    saved = view.update_bytes(mask_rules.single_entries(view.plan, {})) - view.update_bytes(
+        mask_rules.single_entries(view.plan, {key: half})
+    )
     return max(0.0, saved / (size - size // 2))
 
 
-def _hybrid(view: RoundView, kept: Params) -> Mask:
-    """Return the mask of all channels and of the kept entries."""
-    return Mask(np.ones(view.plan.num_units, dtype=np.bool_), elements.pack(kept))
-
-
 def add_reconfiguration_bytes(view: RoundView, chosen: CohortMasks, load: CohortLoad) -> CohortLoad:
-    """Count the squared gradients that clients upload, pruned entries included.
+    """Count the squared gradients that clients upload, pruned entries included, and only masks that they do not hold.
 
     If all clients take part in every round, they add them up and send them when the mask is chosen anew; otherwise
     they send them in every round, since other clients may take part then.
     """
+    load = mask_rules.without_known_masks(view, chosen, load)
     everybody = len(view.clients) == view.num_clients
     if everybody and view.round % view.options["reconfigure_rounds"]:
         return load
-    return replace(load, up_bytes=load.up_bytes + 4 * view.costs.dense.parameters)
+    return replace(load, up_bytes=load.up_bytes + 4 * view.costs.trained_entries)
 
 
 def _smallest(magnitude: torch.Tensor, held: torch.Tensor, share: float) -> torch.Tensor:
@@ -152,7 +152,7 @@ def _weights(view: RoundView) -> Params:
 
 def _squares(contribution: ClientUpdates) -> Params:
     total = contribution.sums["squares"]
-    return {key: total.value(key) for key in total.totals}
+    return {key: total.value(key) for key in total.tensors}
 
 
 def _count(kept: Params) -> int:

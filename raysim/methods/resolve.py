@@ -20,16 +20,18 @@ from raysim.methods.mask_rules import MASKS
 from raysim.methods.method import CohortReport, Method, RoundView
 from raysim.methods.objectives import OBJECTIVES
 from raysim.methods.options import MethodOptions
-from raysim.methods.scores import random_score, with_bonus
-from raysim.methods.table import METHODS
+from raysim.methods.scores import LEARNED, SCORES, random_score, with_bonus
+from raysim.methods.table import ESTIMATES, METHODS
 from raysim.pruning.costs import CostTable
-from raysim.pruning.masks import CohortMasks, Mask
+from raysim.pruning.masks import CohortMasks, Mask, keep_top_for_cohort
 from raysim.pruning.plan import ChannelPlan
-from raysim.pruning.significance import FORMS, Scores, form_of
+from raysim.pruning.significance import FORMS, Scores, first_channels, form_of
 from raysim.server.fill import FILLS
 from raysim.task.task import Task
 
 NORMALIZATIONS = ("batch", "static", "group")
+SMALLEST_RATE = 2.0**-126
+"""Smallest learning rate that gradients are read with from displacements: float32's smallest normal number."""
 
 
 def resolve(name: str, given: Mapping[str, Any], local: LocalTraining) -> Method:
@@ -43,17 +45,15 @@ def resolve(name: str, given: Mapping[str, Any], local: LocalTraining) -> Method
     Raises:
         SettingError: If the method is unknown, does not read an option, or an option's value is unknown.
     """
-    row = _row(name)
+    row, chosen = _row(name), f"method.name={name!r}"
     shared = {option: value for option, value in given.items() if option != "options"}
+    if "score" in row.reads and shared.get("score") in SCORES:
+        row, chosen = replace(row, reads=row.reads - ESTIMATES), f"{chosen} and method.score={shared['score']!r}"
     for option, value in shared.items():
         if option not in row.reads:
             allowed = ", ".join(sorted(row.reads)) or "none"
-            raise SettingError(
-                f"method.{option}={value!r} has no effect with method.name={name!r}; options it reads: {allowed}"
-            )
+            raise SettingError(f"method.{option}={value!r} has no effect with {chosen}; options it reads: {allowed}")
     options = replace(row.options, **shared, own=own_options(name, row.own, given.get("options", {})))
-    if "curvature_scale" not in given:
-        options = replace(options, curvature_scale=float(local.batch_size))
     row = replace(
         row,
         options=options,
@@ -63,6 +63,8 @@ def resolve(name: str, given: Mapping[str, Any], local: LocalTraining) -> Method
         objective=_known("objective", options.objective, OBJECTIVES),
     )
     _check(row, given, local)
+    if "curvature_scale" not in given and ESTIMATORS[options.estimator].squares_mean_gradients:
+        row = replace(row, options=replace(options, curvature_scale=float(local.batch_size)))
     return replace(row, rules=_rules(row))
 
 
@@ -100,11 +102,11 @@ def _known(option: str, name: str, table: Mapping[str, Any]) -> Any:
 
 
 def _score(row: Method, options: MethodOptions) -> Callable[[RoundView], Scores]:
-    """Return the row's score, or the user's own in its place."""
+    """Return the row's score, or in its place a named one without estimates or the user's own."""
     if plugins.is_dotted(options.score):
         own: Callable[[RoundView], Scores] = _named("score", options.score, {})
         return own
-    return row.score
+    return SCORES.get(options.score, row.score)
 
 
 def uses_estimator(method: Method) -> bool:
@@ -115,17 +117,16 @@ def uses_estimator(method: Method) -> bool:
 def _check(row: Method, given: Mapping[str, Any], local: LocalTraining) -> None:
     options = row.options
     if not plugins.is_dotted(options.score):
-        if "score" in given and not uses_estimator(row):
+        _known("score", options.score, {**FORMS, **SCORES})
+        if "score" in given and not uses_estimator(row) and options.score not in SCORES:
             raise SettingError(
                 f"method.score={options.score!r} is not allowed with method.name={row.name!r}, which estimates no "
-                "curvature; allowed: a dotted path to a score of your own"
+                f"curvature; allowed: {', '.join(SCORES)}, or a dotted path to a score of your own"
             )
-        _known("score", options.score, FORMS)
     _known("estimator", options.estimator, ESTIMATORS)
     _known("normalization", options.normalization, dict.fromkeys(NORMALIZATIONS))
     for option, needed, wanted in (
         ("fill_gamma", "fill", "damped"),
-        ("curvature_scale", "estimator", "variation"),
         ("curvature_max", "estimator", "secant"),
         ("hutchinson_draws", "estimator", "hutchinson"),
         ("proximal_mu", "objective", "proximal"),
@@ -136,13 +137,20 @@ def _check(row: Method, given: Mapping[str, Any], local: LocalTraining) -> None:
                 f"method.{option}={given[option]!r} has no effect with "
                 f"method.{needed}={value!r}; it belongs to {wanted!r}"
             )
+    if "curvature_scale" in given and _ranks_by_curvature_alone(options):
+        raise SettingError(
+            f"method.curvature_scale={options.curvature_scale!r} has no effect with method.score={options.score!r} "
+            f"and method.estimator={options.estimator!r}, which rank by curvature alone"
+        )
     if options.mask == "coverage" and row.mask is MASKS["coverage"] and not uses_estimator(row):
         raise SettingError(
-            f"method.mask='coverage' is not allowed with method.name={row.name!r}, which estimates no curvature; "
+            f"method.mask='coverage' is not allowed with method.name={row.name!r}, which estimates no curvature"
+            f"{f' for method.score={options.score!r}' if options.score in SCORES else ''}; "
             f"allowed: {', '.join(name for name in MASKS if name != 'coverage')}"
         )
     if row.mask is MASKS["coverage"]:
-        for option in ("refresh_rounds", "hysteresis", *(("score",) if plugins.is_dotted(options.score) else ())):
+        own_score = ("score",) if plugins.is_dotted(options.score) else ()
+        for option in ("refresh_rounds", "hysteresis", "unseen", *own_score):
             if option in given:
                 raise SettingError(
                     f"method.{option}={given[option]!r} has no effect with method.mask='coverage', which reads the "
@@ -161,19 +169,33 @@ def _check(row: Method, given: Mapping[str, Any], local: LocalTraining) -> None:
     _check_optimizer(row, local)
 
 
+def _ranks_by_curvature_alone(options: MethodOptions) -> bool:
+    """Whether a factor of all curvatures changes nothing: neither the order of scores nor estimates that are kept."""
+    reports_sums = ESTIMATORS[options.estimator].clients_report_sums
+    return reports_sums and options.score in FORMS and FORMS[options.score].num_sums == 1
+
+
 def _check_optimizer(row: Method, local: LocalTraining) -> None:
-    if local.optimizer == "sgd":
-        return
+    """Refuse rules that read gradients from displacements where those are not of SGD, or none at a rate of zero."""
+    readers = []
     if uses_estimator(row) and ESTIMATORS[row.options.estimator].needs_plain_sgd:
-        raise SettingError(
-            f"method.estimator={row.options.estimator!r} is not allowed with training.optimizer="
-            f"{local.optimizer!r}; allowed: training.optimizer='sgd', or method.estimator='fisher'"
-        )
+        readers.append((f"method.estimator={row.options.estimator!r}", ", or method.estimator='fisher'"))
     if row.objective.needs_plain_sgd:
-        raise SettingError(
-            f"method.objective={row.options.objective!r} is not allowed with training.optimizer="
-            f"{local.optimizer!r}; allowed: training.optimizer='sgd'"
-        )
+        readers.append((f"method.objective={row.options.objective!r}", ""))
+    lowest = min(local.learning_rate_in(round) for round in (1, local.schedule.rounds))
+    for given, otherwise in readers:
+        if local.optimizer != "sgd":
+            raise SettingError(
+                f"{given} is not allowed with training.optimizer={local.optimizer!r}; allowed: "
+                f"training.optimizer='sgd'{otherwise}"
+            )
+        if local.nesterov:
+            raise SettingError(f"{given} is not allowed with training.nesterov=true; allowed: false{otherwise}")
+        if lowest < SMALLEST_RATE:
+            raise SettingError(
+                f"{given} is not allowed with a learning rate that falls to {lowest:.3g}: it divides by the rate; "
+                f"allowed: {SMALLEST_RATE:.3g} or more in every round{otherwise}"
+            )
 
 
 def _rules(row: Method) -> Any:
@@ -239,31 +261,60 @@ def choose_masks(method: Method, view: RoundView, scores: Scores) -> CohortMasks
     if len(masks) != len(view.clients):
         raise ValueError(f"the mask rule of {method.name!r} gives {len(masks)} masks for {len(view.clients)} clients")
     for mask in masks.distinct:
-        empty = [name for name, units in view.plan.units.items() if not mask.kept[units].any()]
-        if len(mask.kept) != view.plan.num_units or empty:
-            raise ValueError(f"the mask rule of {method.name!r} leaves no unit in group {(empty or ['?'])[0]!r}")
+        empty = view.plan.emptied(mask.kept) if len(mask.kept) == view.plan.num_units else ["?"]
+        if empty:
+            raise ValueError(f"the mask rule of {method.name!r} leaves no unit in group {empty[0]!r}")
     return masks
+
+
+def cost_masks(method: Method, view: RoundView) -> CohortMasks:
+    """Return masks that cost what those of a cohort will cost, before anything is learned."""
+    if method.cost_mask is not None:
+        return CohortMasks.of(method.cost_mask(view, first_channels(view.plan)))
+    return CohortMasks.of(keep_top_for_cohort(view.plan, first_channels(view.plan), view.keep_ratios))
+
+
+def masks_of_width(method: Method, view: RoundView, scores: Scores) -> CohortMasks:
+    """Return the masks by which the global model is cut to the widths of a view, to be scored."""
+    if method.width_mask is not None:
+        method = replace(method, mask=method.width_mask)
+    return choose_masks(method, view, scores)
 
 
 def extra(method: Method, view: RoundView) -> Params:
     """Return the tensors that are sent to all clients beside the parameters."""
-    return {} if method.objective.extra is None else method.objective.extra(view)
+    rules = [rule for rule in (method.objective.extra, method.extra) if rule is not None]
+    return {key: value for rule in rules for key, value in rule(view).items()}
 
 
 def served(method: Method, plan: ChannelPlan, params: Params, memory: Params) -> Params:
-    """Return the global model as it is scored and served: channels that no client has trained yet may be silent.
+    """Return the global model as it is scored and served: a mask may hold, and channels be silent.
 
-    The weights that read a silent channel are zero; this costs no bytes.
+    The weights that read a channel that was never trained, or not for some rounds, are zero; this costs no bytes.
     """
-    if not method.options.silent_dormant or "trained" not in memory:
+    if method.serve is not None:
+        params = method.serve(plan, params, memory)
+    if not _has_silent_channels(method.options) or "trained" not in memory:
         return params
     silent = dict(params)
     dormant = ~memory["trained"].numpy()
+    if method.options.silent_after is not None:
+        last = memory["last_trained"].numpy()
+        dormant |= last <= last.max() - method.options.silent_after
     for group, slot in plan.slots():
         if slot.role == "consumer":
             indices = torch.from_numpy(slot.indices[dormant[plan.units[group.name]]].ravel())
             silent[slot.key] = silent[slot.key].index_fill(slot.dim, indices, 0)
     return silent
+
+
+def _has_silent_channels(options: MethodOptions) -> bool:
+    return options.silent_dormant or options.silent_after is not None
+
+
+def served_at(method: Method, params: Params, memory: Params, width: float) -> Params:
+    """Return the parameters from which the submodel of a width is cut to be scored, from those that are served."""
+    return params if method.serve_width is None else method.serve_width(params, memory, width)
 
 
 def last_random_round(method: Method) -> int:
@@ -285,39 +336,41 @@ def learn(method: Method, params: Params, memory: Params, report: CohortReport) 
     """Return the parameters and memory that are kept after a round."""
     if uses_estimator(method):
         memory = ESTIMATORS[method.options.estimator].update(memory, report)
-    if method.options.hysteresis or method.options.silent_dormant:
+    if method.options.hysteresis or _has_silent_channels(method.options):
         memory = remember_kept(memory, report)
-    for rule in (method.objective.after_round, method.after_round):
+    for rule in (method.objective.after_round, method.after_round, LEARNED.get(method.options.score)):
         if rule is not None:
             params, memory = rule(params, memory, report)
     return params, memory
 
 
 def remember_kept(memory: Params, report: CohortReport) -> Params:
-    """Store the share of the cohort that kept each channel, and which channels were ever trained."""
+    """Store the share of the cohort that kept each channel, which were ever trained, and in which round at last."""
     kept = report.masks.kept
     trained = torch.from_numpy(kept.any(axis=0))
+    last = memory.get("last_trained", torch.zeros(len(trained), dtype=torch.int64))
     return {
         **memory,
+        "last_trained": torch.where(trained, report.view.round, last),
         "kept_share": torch.from_numpy(kept.mean(axis=0)),
         "trained": trained | memory.get("trained", torch.zeros_like(trained)),
     }
 
 
 def update_bytes(method: Method, costs: CostTable, mask: Mask) -> int:
-    """Return the bytes of a client's update: its buffers and its parameters, compressed where updates are."""
+    """Return the bytes of a client's update: its buffers and trained parameters, compressed where updates are."""
     compression = method.rules.compression
     if compression is None:
-        return costs.of(mask).model_bytes - costs.pruned_bytes(mask)
+        return costs.of(mask).model_bytes - costs.pruned_bytes(mask) - costs.frozen_bytes(mask)
     return costs.buffer_bytes(mask) + compression.upload_bytes(costs.sent_entries(mask))
 
 
 def remembered_bytes(method: Method, costs: CostTable) -> int:
     """Return the bytes of memory that a client needs for the residual of its compression.
 
-    It is that of the full model: entries outside today's mask wait for a mask that keeps them.
+    It is that of all trained parameters: entries outside today's mask wait for a mask that keeps them.
     """
-    return VALUE_BYTES * costs.dense.parameters if method.rules.remembers_updates else 0
+    return VALUE_BYTES * costs.trained_entries if method.rules.remembers_updates else 0
 
 
 def score_bytes(method: Method, mask: Mask) -> int:

@@ -1,9 +1,24 @@
 """The table of named methods, one row each."""
 
+from functools import partial
+
 from raysim.budgets.rules import halving_level, whole_model
 from raysim.client.assignments import LocalRules
 from raysim.core.options import Option
-from raysim.methods import autoflip, dapperfl, feddst, fedmp, fjord, prunefl
+from raysim.methods import (
+    autoflip,
+    dapperfl,
+    feddst,
+    fedmef,
+    fedmp,
+    fedrts,
+    fedtiny,
+    fiarse,
+    fjord,
+    nefl,
+    prunefl,
+    topology,
+)
 from raysim.methods.fedprox import variable_work
 from raysim.methods.mask_rules import shared_mask
 from raysim.methods.method import Method
@@ -12,12 +27,29 @@ from raysim.methods.scores import curvature_score, index_score, l1_score, random
 
 EVERY_METHOD = frozenset({"objective", "proximal_mu"})
 FILL = EVERY_METHOD | {"fill", "fill_gamma", "normalization"}
-SHARED_RANKING = FILL | {"score", "mask", "refresh_rounds"}
-CURVATURE = SHARED_RANKING | {
-    "estimator", "warmup_rounds", "score_decay", "curvature_scale", "curvature_max", "hutchinson_draws",
-    "include_consumers", "hysteresis", "silent_dormant",
-}  # fmt: skip
+SHARED_RANKING = FILL | {"score", "mask", "refresh_rounds", "silent_after"}
+ESTIMATES = frozenset({
+    "estimator", "score_decay", "curvature_scale", "curvature_max", "hutchinson_draws", "include_consumers", "unseen",
+})  # fmt: skip
+"""Read only where gradient and curvature are estimated."""
+CURVATURE = SHARED_RANKING | ESTIMATES | {"warmup_rounds", "hysteresis", "silent_dormant"}
 EQUALS_FEDAVG, NESTED = "equals fedavg at keep 1", "nested masks"
+RETURNS = "pruned weights return"
+"""Claimed where the global model is sparse."""
+MAY_DIE = "channels may die"
+"""Claimed where a channel may have a zero gradient on every row, until its pruned weights return."""
+SparseMethod = partial(
+    Method,
+    score=index_score,
+    budget=whole_model,
+    options=MethodOptions(fill="holders"),
+    reads=EVERY_METHOD | {"normalization"},
+    mask=shared_mask,
+    learns_widths=True,
+    one_version=True,
+    claims=frozenset({RETURNS, MAY_DIE}),
+)
+"""A row whose clients share one mask of single weights, which changes while they train."""
 HETEROFL_RULES = LocalRules(scale_by_keep_ratio=True, own_classes_only=True, static_norm=True)
 
 METHODS: dict[str, Method] = {
@@ -79,6 +111,7 @@ METHODS: dict[str, Method] = {
         Method(
             "dapperfl", "Jia et al., NeurIPS 2024, arXiv 2412.05823, eq 2 to 5 and 8",
             score=index_score, reads=FILL, mask=dapperfl.whole_model_down,
+            width_mask=dapperfl.largest_norms,
             rules=LocalRules(choose_locally=dapperfl.fuse_and_prune), local=(dapperfl.feature_penalty,),
             load=dapperfl.load_of_phases, min_epochs=2,
         ),
@@ -97,29 +130,53 @@ METHODS: dict[str, Method] = {
             score=index_score, budget=whole_model, options=MethodOptions(fill="zero"),
             reads=EVERY_METHOD | {"normalization"}, mask=shared_mask, local=(prunefl.report_squared_gradients,),
             prepare=prunefl.initial_pruning, after_round=prunefl.reconfigure, learns_widths=True, one_version=True,
-            load=prunefl.add_reconfiguration_bytes,
+            load=prunefl.add_reconfiguration_bytes, claims=frozenset({RETURNS}),
             own={
                 "reconfigure_rounds": Option(50, "rounds between two choices of the mask", 1),
                 "initial_rounds": Option(50, "most rounds of the initial pruning", 1),
             },
         ),
-        Method(
+        SparseMethod(
             "feddst", "Bibikar et al., arXiv 2112.09824, section 3 and algorithm 1",
-            score=index_score, budget=whole_model, options=MethodOptions(fill="holders"),
-            reads=EVERY_METHOD | {"normalization"}, mask=shared_mask, local=(feddst.readjust,),
-            prepare=feddst.start_sparse, after_round=feddst.unite_and_prune, learns_widths=True, one_version=True,
+            local=(feddst.readjust,), prepare=topology.start_sparse, after_round=feddst.unite_and_prune,
             load=feddst.add_mask_bytes,
+            own=topology.sparse_options(readjust_rounds=5, adjust_share=0.5, decay_rounds=200),
+        ),
+        SparseMethod(
+            "fedtiny", "Huang et al., arXiv 2212.01977, adaptive BN selection and progressive pruning",
+            local=(topology.report_largest_gradients,), prepare=fedtiny.choose_start,
+            after_round=topology.grow_and_prune, load=topology.add_gradient_bytes,
             own={
-                "sparsity": Option(0.5, "share of the weights that is pruned", high=0.999),
-                "readjust_rounds": Option(5, "rounds between two readjustments", 1),
-                "adjust_share": Option(0.5, "share of active weights replaced at first", high=1.0),
-                "decay_rounds": Option(200, "rounds over which that share falls to 0", 1),
+                **topology.sparse_options(readjust_rounds=10, adjust_share=0.3, decay_rounds=100),
+                "pool_size": Option(5, "sparse models that are compared before round 1", 1),
+                "blocks": Option(5, "blocks of layers, one of which changes at a time", 1),
+            },
+        ),
+        SparseMethod(
+            "fedmef", "Huang et al., CVPR 2024, arXiv 2403.14737, budget-aware extrusion",
+            local=(fedmef.extrude, topology.report_largest_gradients), prepare=topology.start_sparse,
+            after_round=topology.grow_and_prune, load=topology.add_gradient_bytes,
+            own={
+                **topology.sparse_options(readjust_rounds=10, adjust_share=0.4, decay_rounds=300),
+                "extrusion_penalty": Option(0.01, "weight of the squared norm of the weights about to be pruned"),
+                "blocks": Option(1, "blocks of layers, one of which changes at a time", 1),
+            },
+        ),
+        SparseMethod(
+            "fedrts", "Huang et al., NeurIPS 2025, arXiv 2501.19122, Thompson sampling-based adjustment",
+            local=(fedrts.vote,), prepare=topology.start_sparse, after_round=fedrts.sample_topology,
+            load=fedrts.add_candidate_bytes,
+            own={
+                **topology.sparse_options(readjust_rounds=10, adjust_share=0.4, decay_rounds=300),
+                "aggregated_share": Option(0.5, "share of the new model's votes beside those of clients", high=1.0),
+                "evidence": Option(10.0, "votes that a round is worth"),
             },
         ),
         Method(
             "autoflip", "arXiv 2405.10271; steps 1 to 6 of the specification",
-            score=index_score, budget=whole_model, options=MethodOptions(fill="zero"),
-            reads=EVERY_METHOD | {"normalization"}, mask=autoflip.guided_masks, prepare=autoflip.explore_losses,
+            score=index_score, budget=whole_model, reads=FILL, mask=autoflip.guided_masks,
+            local=(autoflip.report_update,), prepare=autoflip.explore_losses, after_round=autoflip.learn_agreement,
+            serve=autoflip.masked_model, figures=autoflip.update_variance, table=autoflip.guidance_table,
             learns_widths=True,
             own={
                 "prune_share": Option(0.3, "quantile of all guidance values that is pruned", high=0.999),
@@ -127,10 +184,28 @@ METHODS: dict[str, Method] = {
                 "exploration_epochs": Option(10, "most epochs of the exploration", 1),
                 "patience": Option(40, "epochs without a lower loss after which exploration ends", 1),
                 "start": Option("initial", "weights of round 1", choices=("initial", "explored")),
-                "agreement": Option("none", "how clients agree on an entry", choices=("none", "sign", "overlap")),
+                "participants": Option("seen", "whose exploration guides a round", choices=("seen", "cohort")),
+                "agreement": Option("sign", "how clients agree on an entry", choices=tuple(autoflip.REPORTS)),
                 "channel_share": Option(0.9, "share of pruned weights from which a channel is dropped", high=1.0),
                 "channel_threshold": Option(0.0, "mean guidance at or under which a channel is dropped", high=1.0),
             },
+        ),
+        Method(
+            "fiarse", "Wu et al., NeurIPS 2024, arXiv 2407.19389, eq 3 and algorithm 1",
+            score=index_score, options=MethodOptions(fill="holders"), reads=FILL,
+            mask=fiarse.largest_weights, cost_mask=fiarse.as_many_weights, local=(fiarse.controlled_by_threshold,),
+            claims=frozenset({EQUALS_FEDAVG, NESTED}),
+            own={
+                "size": Option("weights", "keep_ratio is a share of weights or of channels", choices=fiarse.SIZES),
+            },
+        ),
+        Method(
+            "nefl", "Kang et al., arXiv 2308.07761, algorithm 1",
+            score=index_score, options=MethodOptions(fill="holders"), reads=FILL - {"normalization"},
+            mask=nefl.nested_submodels, cost_mask=nefl.nested_submodels, local=(nefl.with_own_parameters,),
+            extra=nefl.own_parameters, after_round=nefl.average_own, serve_width=nefl.serve_width,
+            drops_blocks=True, one_version=True, claims=frozenset({EQUALS_FEDAVG, NESTED}),
+            own={"scaling": Option("both", "parts that submodels have fewer of", choices=tuple(nefl.SCALINGS))},
         ),
         Method(
             "ca-hfp", "arXiv 2603.12591, eq 2-4, 14 and 15",
@@ -139,7 +214,7 @@ METHODS: dict[str, Method] = {
         Method(
             "ca-hfp+", "arXiv 2603.12591, eq 14, with coverage-aware masks (specification, beyond the paper)",
             score=curvature_score, reads=CURVATURE,
-            options=MethodOptions(mask="coverage", score="curvature", fill="damped"),
+            options=MethodOptions(mask="coverage", fill="damped"),
             claims=frozenset({EQUALS_FEDAVG}),
         ),
     )

@@ -1,14 +1,15 @@
 """Count what one training step of a model costs: parameters, bytes, FLOPs, saved activations, memory."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from raysim.core.tensors import floating, frozen_keys
 
 BATCH = 2
 """Examples in the counted step: BatchNorm needs two."""
@@ -19,8 +20,8 @@ class ModelCost:
     """Costs of a model; `train_flops` and `activation_bytes` are per example and training step.
 
     FLOPs count two per multiply-accumulate of convolutions and matrix products, forward and backward, as
-    PyTorch's counter does. `model_bytes` counts what is sent, floating-point parameters and buffers;
-    `gradient_bytes` counts the parameters that are trained.
+    PyTorch's counter does. `model_bytes` counts floating-point parameters and buffers; `gradient_bytes` counts the
+    parameters that are trained, `frozen_bytes` those of floating-point numbers that are not.
     """
 
     parameters: int
@@ -28,18 +29,23 @@ class ModelCost:
     gradient_bytes: int
     train_flops: int
     activation_bytes: int
+    frozen_bytes: int = 0
 
 
-def count(model: nn.Module, input_shape: Sequence[int]) -> ModelCost:
+def count(model: nn.Module, input_shape: Sequence[int], example: torch.Tensor | None = None) -> ModelCost:
     """Count the costs of a model in training mode; on the meta device nothing is computed.
+
+    Args:
+        model: The model; training changes its running statistics.
+        input_shape: Shape of one input.
+        example: `BATCH` inputs, for a model whose costs depend on their values. None: zeros on the model's device.
 
     The first count of a process imports triton and PyTorch's compiler, which takes seconds: PyTorch's counter and its
     meta device reach them.
     """
     from torch.utils.flop_counter import FlopCounterMode  # not at the top: an actor counts nothing and starts sooner
 
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    example = torch.zeros(BATCH, *input_shape, device=device)
+    example = zeros(model, input_shape) if example is None else example
     model.train()
     saved: dict[int, torch.UntypedStorage] = {}
 
@@ -63,31 +69,59 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> ModelCost:
         gradient_bytes=sum(each.numel() * each.element_size() for each in model.parameters() if each.requires_grad),
         train_flops=counter.get_total_flops() // BATCH,
         activation_bytes=activations // BATCH,
+        frozen_bytes=_bytes_of(model, frozen_keys(model)),
     )
 
 
-def weight_flops(model: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
-    """Return the training FLOPs per example behind each weight of the convolutions and linear layers, by key."""
+def zeros(model: nn.Module, input_shape: Sequence[int]) -> torch.Tensor:
+    """Return `BATCH` inputs of zeros on the model's device."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    flops: dict[str, int] = {}
+    return torch.zeros(BATCH, *input_shape, device=device)
 
-    def count_uses(key: str, layer: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+
+def weight_flops(
+    model: nn.Module, input_shape: Sequence[int], example: torch.Tensor | None = None
+) -> dict[str, float]:
+    """Return the training FLOPs per example behind each entry of the weights, by key.
+
+    Weights are the trained parameters with two or more dimensions, whatever module holds them. For those of
+    convolutions and linear layers the FLOPs are counted; the rest of the model's is divided equally among the
+    entries of the others.
+    """
+    flops: dict[int, float] = {}
+
+    def count_uses(layer: nn.Module, inputs: Any, output: torch.Tensor) -> None:
         is_convolution = isinstance(layer, nn.modules.conv._ConvNd)
         positions = prod(output.shape[2:]) if is_convolution else prod(output.shape[1:-1])
         passes = 1 + int(inputs[0].requires_grad) + 1  # forward, gradient of the inputs, gradient of the weight
-        flops[key] = flops.get(key, 0) + 2 * passes * positions
+        weight = id(layer.weight)
+        flops[weight] = flops.get(weight, 0) + 2 * passes * positions
 
-    handles = [
-        layer.register_forward_hook(partial(count_uses, f"{name}.weight"))
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)
-    ]
+    layers = [each for each in model.modules() if isinstance(each, nn.modules.conv._ConvNd | nn.Linear)]
+    handles = [layer.register_forward_hook(count_uses) for layer in layers]
     try:
-        model.train()(torch.zeros(BATCH, *input_shape, device=device))
+        model.train()
+        model(zeros(model, input_shape) if example is None else example)
     finally:
         for handle in handles:
             handle.remove()
-    return flops
+    weights = {name: weight for name, weight in model.named_parameters() if weight.dim() > 1 and weight.requires_grad}
+    others = sum(weight.numel() for weight in weights.values() if id(weight) not in flops)
+    rest = 0.0
+    if others:
+        counted = sum(flops.get(id(weight), 0) * weight.numel() for weight in model.parameters())
+        rest = max(0.0, count(model, input_shape, example).train_flops - counted) / others
+    return {name: flops.get(id(weight), rest) for name, weight in weights.items()}
+
+
+def forward_flops(model: nn.Module, input_shape: Sequence[int], example: torch.Tensor | None = None) -> int:
+    """Return the FLOPs per example of a forward pass in training mode."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counting = FlopCounterMode(display=False, custom_mapping=_CONVOLUTION_FORMULAS)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counting as counter:
+        model.train()(zeros(model, input_shape) if example is None else example)
+    return int(counter.get_total_flops()) // BATCH
 
 
 def training_bytes(cost: ModelCost, optimizer_buffers: int, rows: int) -> int:
@@ -109,8 +143,12 @@ def training_bytes(cost: ModelCost, optimizer_buffers: int, rows: int) -> int:
 
 def transfer_bytes(model: nn.Module) -> int:
     """Return the bytes of a model's floating-point parameters and buffers; integer counters are not sent."""
-    tensors = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return _bytes_of(model, floating(model.state_dict()).keys())
+
+
+def _bytes_of(model: nn.Module, keys: Collection[str]) -> int:
+    found = [tensor for key, tensor in model.state_dict().items() if key in keys]
+    return sum(tensor.numel() * tensor.element_size() for tensor in found)
 
 
 def convolution_flops(

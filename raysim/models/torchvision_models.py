@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from raysim.core import plugins
 from raysim.core.errors import SettingError, nearest_first
 
 PREFIX = "torchvision/"
@@ -207,12 +208,14 @@ def _halvings(model: nn.Module, size: tuple[int, ...]) -> tuple[list[tuple[str, 
     return halvings, last[0]
 
 
-def problem_of(model: nn.Module, input_shape: tuple[int, ...], num_classes: int) -> str | None:
-    """Return why a model cannot score two images. None: it can."""
+def problem_of(model: nn.Module, input_shape: tuple[int, ...], num_classes: int, path: str = "") -> str | None:
+    """Return why a model cannot score two images, with the line of a user's code at this path. None: it can."""
     try:
         with _still(model):
             output = model(_zeros(model, input_shape))
     except Exception as error:
+        if path:
+            return plugins.described(error, path)
         return str(error).split("\n")[0].removesuffix(".") or type(error).__name__
     if not isinstance(output, torch.Tensor) or output.shape != (2, num_classes):
         form = str(tuple(output.shape)) if isinstance(output, torch.Tensor) else type(output).__name__

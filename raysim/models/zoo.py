@@ -4,16 +4,18 @@ import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 from torch import nn
 
-from raysim.core import plugins, seeding
-from raysim.core.errors import SettingError, nearest_first
+from raysim.core import memory, plugins, seeding
+from raysim.core.errors import SettingError, nearest_first, reason_of, shortened
 from raysim.models import torchvision_models
-from raysim.models.resnet import resnet32
+from raysim.models.convnet import convnet
+from raysim.models.resnet import resnet, resnet32
 from raysim.models.vgg import vgg16
+from raysim.models.wide_hidden import femnist_cnn, two_cnn
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,7 @@ def build(name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_
         SettingError: If the name or an option is unknown, or the input does not fit the model.
     """
     check_name(name)
+    _check_size(name, options, input_shape, num_classes)
     with seeding.torch_seeded(seed, "model"):
         if plugins.is_dotted(name):
             return _from_path(name, options, input_shape, num_classes)
@@ -135,22 +138,35 @@ def build(name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_
         return _from_table(name, options, input_shape, num_classes)
 
 
+def _check_size(name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_classes: int) -> None:
+    """Refuse a model of the table whose parameters do not fit into memory; on the meta device nothing is allocated.
+
+    Raises:
+        SettingError: If they do not fit, with gradients and a copy, or an option is not allowed.
+    """
+    if name not in MODELS or not options:
+        return
+    with torch.device("meta"):
+        model = _from_table(name, options, input_shape, num_classes)
+    num_bytes = sum(each.numel() * each.element_size() for each in model.parameters())
+    memory.check_fits("model.options", options, 3 * num_bytes)
+
+
 def _from_path(name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     builder = plugins.load("model.name", name)
     if not callable(builder):
         raise SettingError(f"model.name={name!r} is a {type(builder).__name__}; allowed: a function or class")
-    named = inspect.signature(builder).parameters
+    named = plugins.parameters_of("model.name", name, builder)
     offered = {"input_shape": input_shape, "num_classes": num_classes}
-    given = {key: value for key, value in offered.items() if key in named} | options
-    try:
-        model = builder(**given)
-    except Exception as error:
-        raise SettingError(
-            f"model.options={options!r} is not allowed for model.name={name!r}: {type(error).__name__}: {error}"
-        ) from error
+    given = {key: value for key, value in offered.items() if key in named and key not in options}
+    model = plugins.call("model.name", name, builder, given, options)
     if not isinstance(model, nn.Module):
         raise SettingError(f"model.name={name!r} gives a {type(model).__name__}; allowed: a torch.nn.Module")
-    if problem := torchvision_models.problem_of(model, input_shape, num_classes):
+    if isinstance(original := getattr(model, "_orig_mod", None), nn.Module):
+        model = original  # of torch.compile, which would compile anew for every width
+    if not list(model.parameters()):
+        raise SettingError(f"model.name={name!r} has no parameters; allowed: a model that can be trained")
+    if problem := torchvision_models.problem_of(model, input_shape, num_classes, name):
         size = " x ".join(str(each) for each in input_shape)
         raise SettingError(f"model.name={name!r} does not accept inputs of {size}: {problem}")
     return model
@@ -174,24 +190,39 @@ def _from_table(name: str, options: dict[str, Any], input_shape: tuple[int, ...]
     try:
         return entry.build(input_shape, num_classes, **options)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise SettingError(f"model.options={options!r} is not allowed for model.name={name!r}: {error}") from None
+        raise SettingError(
+            f"model.options={shortened(options)} is not allowed for model.name={name!r}: {reason_of(error)}"
+        ) from None
 
 
 def _check_option(name: str, value: object, annotation: object) -> None:
-    """Widths are whole numbers from 1, or lists of them."""
-    values = value if annotation is not int else [value]
-    if not isinstance(values, list) or not all(type(each) is int and each >= 1 for each in values):
+    """Values are of a few, or they are widths: whole numbers from 1, or lists of them."""
+    if get_origin(annotation) is Literal:
+        choices = get_args(annotation)
+        is_allowed = any(type(value) is type(each) and value == each for each in choices)
+        near = nearest_first(value, choices) if isinstance(value, str) else choices
+        allowed = ", ".join(str(each) for each in near)
+    else:
+        values = value if annotation is not int else [value]
+        is_allowed = isinstance(values, list) and all(type(each) is int and 1 <= each < 2**31 for each in values)
         allowed = "a whole number from 1" if annotation is int else "a list of whole numbers from 1"
-        raise SettingError(f"model.options.{name}={value!r} is not allowed; allowed: {allowed}")
+    if not is_allowed:
+        raise SettingError(f"model.options.{name}={shortened(value)} is not allowed; allowed: {allowed}")
 
 
+RESIDUAL_STREAM = ("stem.*", "*.conv2", "*.shortcut.*")
+"""Layers of `resnet` whose channels its residual additions join."""
 _GIVEN = ("input_shape", "num_classes")
 
 MODELS: dict[str, ModelEntry] = {
     "cnn": ModelEntry(cnn, min_pixels=2),
     "cnn-dropout": ModelEntry(cnn_dropout, min_pixels=6),
+    "convnet": ModelEntry(convnet, min_pixels=2),
     "lenet": ModelEntry(lenet, min_pixels=12),
     "mlp": ModelEntry(mlp),
     "vgg16": ModelEntry(vgg16, keep_whole=("classifier.*",), min_pixels=32),
-    "resnet32": ModelEntry(resnet32, keep_whole=("stem.*", "*.conv2", "*.shortcut.*")),
+    "resnet": ModelEntry(resnet, keep_whole=RESIDUAL_STREAM),
+    "resnet32": ModelEntry(resnet32, keep_whole=RESIDUAL_STREAM),
+    "two-cnn": ModelEntry(two_cnn, min_pixels=6),
+    "femnist-cnn": ModelEntry(femnist_cnn, min_pixels=6),
 }

@@ -1,6 +1,5 @@
 """Read FedScale's two public traces: the capacity of devices, and when they are online."""
 
-import json
 import pickle
 import struct
 from collections.abc import Sequence
@@ -13,7 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.core.errors import SettingError
+from raysim.config.settings import LARGEST, SMALLEST
+from raysim.core.errors import SettingError, shortened
+from raysim.core.json_text import json_in
+from raysim.core.storage import user_files
 from raysim.population import sampling
 from raysim.population.profiles import Devices, OnlineIntervals
 
@@ -113,11 +115,13 @@ def _records(path: str, setting: str, keys: tuple[str, ...]) -> Records:
 
 def _positive(records: Records, key: str, path: str, setting: str) -> NDArray[np.float64]:
     values = _numbers([record[key] for record in records[1]])
-    wrong = ~((values > 0) & (values < np.inf))
+    wrong = ~((values >= SMALLEST) & (values <= LARGEST))
     if wrong.any():
         index = int(np.argmax(wrong))
         value = records[1][index][key]
-        raise _wrong(records, index, path, setting, f"has {key}={value!r}; allowed: a number above 0 and finite")
+        raise _wrong(
+            records, index, path, setting, f"has {key}={shortened(value)}; allowed: a number above 0 and finite"
+        )
     return values
 
 
@@ -126,16 +130,22 @@ def _flat(records: Records, key: str, path: str) -> tuple[NDArray[np.float64], N
     lists = [record[key] for record in records[1]]
     for index, seconds in enumerate(lists):
         if not isinstance(seconds, list | tuple):
-            raise _wrong(records, index, path, AVAILABILITY, f"has {key}={seconds!r}; allowed: a list of seconds")
+            raise _wrong(
+                records, index, path, AVAILABILITY, f"has {key}={shortened(seconds)}; allowed: a list of seconds"
+            )
     counts = np.array([len(seconds) for seconds in lists])
     every = list(chain.from_iterable(lists))
     values = _numbers(every)
-    wrong = ~((values >= 0) & (values < np.inf))
+    wrong = ~((values >= 0) & (values <= LARGEST))
     if wrong.any():
         first = int(np.argmax(wrong))
         index = int(np.searchsorted(np.cumsum(counts), first, side="right"))
         raise _wrong(
-            records, index, path, AVAILABILITY, f"has {every[first]!r} in {key}; allowed: seconds, at least 0"
+            records,
+            index,
+            path,
+            AVAILABILITY,
+            f"has {shortened(every[first])} in {key}; allowed: seconds, at least 0",
         )
     return values, counts
 
@@ -198,12 +208,13 @@ def read(path: str, setting: str) -> Any:
     Raises:
         SettingError: If the file cannot be read, or needs anything but containers, numbers and text.
     """
+    user_files.check_file(f"{setting}={shortened(path)}", path)
     try:
         content = Path(path).read_bytes()
     except OSError as error:
         raise SettingError(f"{setting}={path!r} cannot be read: {error.strerror}") from None
     try:
-        return json.loads(content) if content[:64].lstrip()[:1] == b"{" else _PlainUnpickler(content).load()
+        return json_in(content) if content[:64].lstrip()[:1] == b"{" else _PlainUnpickler(content).load()
     except _ForbiddenGlobalError as error:
         raise SettingError(
             f"{setting}={path!r} refers to {error}, which could run code; allowed: a pickle or JSON of dicts, lists, "

@@ -98,7 +98,12 @@ def digest(population: Population) -> str:
 
 
 def leftover_rows(population: Population, num_rows: int) -> int | None:
-    """Return the number of training rows that no client owns. None: clients may draw the same rows."""
+    """Return the number of training rows that no client owns. None: clients may draw the same rows.
+
+    Args:
+        population: The clients.
+        num_rows: Training rows, without those that validate.
+    """
     if isinstance(population.train, DrawnRows):
         return None
     return num_rows - int(population.train.counts.sum() + population.heldout.counts.sum())

@@ -20,9 +20,9 @@ class DeviceProfile:
         latency_s: Seconds before each transfer.
         step_overhead_s: Seconds added to every optimizer step.
         memory_bytes_per_s: Memory bandwidth for saved activations; infinite: not counted.
-        compute_variation: Standard deviation of the speed from round to round, as a share of the mean.
-        link_variation: The same for each bandwidth.
-        link_drift: Standard deviation of the slow drift of both bandwidths, which the server measures.
+        compute_variation: Standard deviation of the seconds of training from round to round, as a share of the mean.
+        link_variation: The same for the seconds of each transfer.
+        link_drift: The same for the slow drift of both bandwidths, which the server measures.
         memory_bytes: Memory that local training may use.
         data_cap_bytes: Bytes that it may transfer in one round, in both directions together.
         train_watts: Power in training.

@@ -75,7 +75,8 @@ def assign_tiers(tiers: Sequence[Tier], num_clients: int, seed: int) -> NDArray[
 def link_drift(devices: Devices, clients: NDArray[np.int64], round: int, seed: int) -> NDArray[np.float64]:
     """Return the factors of each client's download and upload bandwidth, which the server measures.
 
-    They are lognormal with mean 1, and drawn from (seed, client) every `DRIFT_ROUNDS` rounds.
+    They are lognormal, and drawn from (seed, client) every `DRIFT_ROUNDS` rounds; the mean of a transfer's seconds is
+    the nominal one.
 
     Args:
         devices: Devices of the clients.
@@ -87,7 +88,15 @@ def link_drift(devices: Devices, clients: NDArray[np.int64], round: int, seed: i
         `(2, clients)`: download, upload.
     """
     normal = seeding.normal(seed, "link drift", max(round - 1, 0) // DRIFT_ROUNDS, clients, 2)
-    return lognormal_factors(devices.column("link_drift"), normal)
+    return speed_factors(devices.column("link_drift"), normal)
+
+
+def speed_factors(std: NDArray[np.float64], normal: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turn standard normal draws into lognormal factors on speeds, under which seconds keep their mean.
+
+    Seconds are divided by a factor; 1 / factor has mean 1 and the given standard deviation.
+    """
+    return 1 / lognormal_factors(std, -normal)
 
 
 def lognormal_factors(mean_one_std: NDArray[np.float64], normal: NDArray[np.float64]) -> NDArray[np.float64]:

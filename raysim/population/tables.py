@@ -1,5 +1,6 @@
 """Read devices from a CSV or Parquet table: a row per device, columns named as in a profile."""
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import fields
@@ -9,13 +10,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import csv, parquet
+from pyarrow import csv
 
-from raysim.core.errors import SettingError, nearest_first
+from raysim.config.settings import LARGEST, SMALLEST
+from raysim.core.errors import SettingError, nearest_first, shortened
+from raysim.core.storage import user_files
 from raysim.population import sampling
 from raysim.population.profiles import FIGURES, DeviceProfile, Devices
 
 SUFFIXES = (".csv", ".parquet")
+MAX_DEVICES = 2_000_000
+"""Largest number of rows of a table, which take some 400 MB."""
 REQUIRED = ("flops_per_s", "down_bytes_per_s", "up_bytes_per_s")
 NUMBERS = ("keep_ratio", *FIGURES)
 KNOWN = ("name", *NUMBERS)
@@ -31,12 +36,14 @@ class Range(NamedTuple):
     holds: Callable[[NDArray[np.float64]], NDArray[np.bool_]]
 
 
-ABOVE_0 = Range("above 0 and finite", lambda values: (values > 0) & (values < np.inf))
-AT_LEAST_0 = Range("at least 0 and finite", lambda values: (values >= 0) & (values < np.inf))
+ABOVE_0 = Range("above 0 and finite", lambda values: (values >= SMALLEST) & (values <= LARGEST))
+AT_LEAST_0 = Range("at least 0 and finite", lambda values: (values >= 0) & (values <= LARGEST))
+SPREAD = Range("in [0, 10]", lambda values: (values >= 0) & (values <= 10))
 SHARE = Range("in (0, 1]", lambda values: (values > 0) & (values <= 1))
 ALLOWED = {
     **dict.fromkeys(NUMBERS, AT_LEAST_0),
     **dict.fromkeys((*REQUIRED, *UNLIMITED), ABOVE_0),
+    **dict.fromkeys(("compute_variation", "link_variation", "link_drift"), SPREAD),
     **dict.fromkeys(("keep_ratio", "availability"), SHARE),
     "availability_swing": Range("in [0, 1]", lambda values: (values >= 0) & (values <= 1)),
     "failure_rate": Range("in [0, 1)", lambda values: (values >= 0) & (values < 1)),
@@ -51,7 +58,7 @@ def read(path: str) -> Devices:
         SettingError: If it cannot be read, or a column or a value is not allowed; rows are counted from 1, after the
             header.
     """
-    setting = f"population.devices.path={path!r}"
+    setting = f"population.devices.path={shortened(path)}"
     table = _table(path, setting)
     _check_columns(table, setting)
     is_text = Path(path).suffix.lower() == ".csv"
@@ -66,13 +73,16 @@ def _table(path: str, setting: str) -> Any:
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise SettingError(f"{setting} is no table of devices; allowed: a file that ends in .csv or .parquet")
-    if not Path(path).is_file():
+    if not os.path.exists(path):
         raise SettingError(f"{setting} does not exist; allowed: an existing file")
+    if suffix == ".parquet":
+        return user_files.read_parquet(setting, path, MAX_DEVICES, KNOWN)
+    user_files.check_file(setting, path, MAX_DEVICES * 500)
     as_text = csv.ConvertOptions(
         column_types=dict.fromkeys(KNOWN, pa.string()), null_values=[""], strings_can_be_null=True
     )
     try:
-        return csv.read_csv(path, convert_options=as_text) if suffix == ".csv" else parquet.ParquetFile(path).read()
+        return csv.read_csv(path, convert_options=as_text)
     except (pa.ArrowException, OSError) as error:
         raise SettingError(f"{setting} cannot be read as {suffix}: {' '.join(str(error).split())}") from None
 
@@ -90,6 +100,8 @@ def _check_columns(table: Any, setting: str) -> None:
     for name in REQUIRED:
         if name not in names:
             raise SettingError(f"{setting}: column {name!r} is missing; needed: {', '.join(REQUIRED)}")
+    if table.num_rows > MAX_DEVICES:
+        raise SettingError(f"{setting} has {table.num_rows:,} rows; allowed: at most {MAX_DEVICES:,}")
     if table.num_rows == 0:
         raise SettingError(f"{setting} holds no devices; allowed: at least one row")
 
@@ -139,17 +151,19 @@ def _not_allowed(setting: str, row: int, name: str, value: object) -> SettingErr
 
 def _tiers(column: Any, setting: str) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """Return the names in order of appearance, and the index of each device's name."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        raise SettingError(f"{setting}: column 'name' holds {column.type}; allowed: text")
-    encoded = column.combine_chunks().dictionary_encode()
+    is_encoded = pa.types.is_dictionary(column.type)
+    kind = column.type.value_type if is_encoded else column.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise SettingError(f"{setting}: column 'name' holds {kind}; allowed: text")
+    whole = column.unify_dictionaries().combine_chunks() if is_encoded else column.combine_chunks()
+    encoded = whole if is_encoded else whole.dictionary_encode()
     names = encoded.dictionary.to_pylist()
-    wrong = [name for name in names if not re.fullmatch(r"[A-Za-z0-9_-]+", name)]
+    wrong = [name for name in names if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name)]
     if column.null_count or wrong:
         value = None if column.null_count else wrong[0]
-        row = column.to_pylist().index(value) + 1
+        indices = encoded.indices.fill_null(-1).to_numpy()
+        row = int(np.argmax(indices == (-1 if value is None else names.index(value)))) + 1
         raise SettingError(
-            f"{setting}: row {row}: name={value or ''} is not allowed; allowed: letters, digits, - and _"
+            f"{setting}: row {row}: name={(value or '')[:64]} is not allowed; allowed: letters, digits, - and _"
         )
     return tuple(names), encoded.indices.to_numpy().astype(np.int64)

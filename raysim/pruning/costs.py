@@ -1,44 +1,101 @@
 """Count what the submodels of masks cost, once per width."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from math import prod
+from typing import TypeVar
 
-import numpy as np
+import torch
 from torch import nn
 
-from raysim.models.cost import ModelCost, count, weight_flops
+from raysim.core import seeding
+from raysim.core.tensors import frozen_keys
+from raysim.models.cost import ModelCost, count, forward_flops, weight_flops
 from raysim.pruning import elements, submodel
+from raysim.pruning.gradients import without_gradient
 from raysim.pruning.groups import ChannelGroups
 from raysim.pruning.masks import Mask
 
+ALL_FROZEN = 1.0
+"""`CostTable.frozen_part` of a mask that keeps all frozen entries."""
+
+Counts = TypeVar("Counts")
+Count = Callable[[nn.Module, Sequence[int], torch.Tensor | None], Counts]
+
 
 class CostTable:
-    """Costs of a model's submodels, by the widths of their channel groups."""
+    """Costs of a model's submodels, by the widths of their channel groups.
 
-    def __init__(self, model: nn.Module, plan: ChannelGroups, input_shape: Sequence[int]) -> None:
+    They are counted on the meta device, without memory and without values; where a model's forward needs values (it
+    calls `item`, its shapes depend on data, it holds tensors that are no buffers), in main memory.
+
+    Args:
+        model: The full model.
+        plan: Its channel groups.
+        input_shape: Shape of one input.
+        example: Two inputs, for models whose forward needs values. None: zeros.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: ChannelGroups,
+        input_shape: Sequence[int],
+        example: torch.Tensor | None = None,
+    ) -> None:
         self._model, self._plan, self._input_shape = model, plan, tuple(input_shape)
+        self._example, self._needs_values = example, False
         self._by_width: dict[tuple[int, ...], ModelCost] = {}
+        self._forward_by_width: dict[tuple[int, ...], int] = {}
         self._pruned: dict[int, tuple[Mask, dict[str, int]]] = {}
 
     @property
     def dense(self) -> ModelCost:
         """Costs of the full model."""
-        return self.of(Mask(np.ones(self._plan.num_units, dtype=np.bool_)))
+        return self.of(Mask.whole(self._plan))
 
     def of(self, mask: Mask) -> ModelCost:
         """Return the costs of the submodel a mask leaves."""
-        width = submodel.widths(self._plan, mask)
-        if width not in self._by_width:
-            shapes = self._compact_shapes(mask)
-            small = submodel.skeleton(self._model, shapes, device="meta")
-            self._by_width[width] = count(small, self._input_shape)
-        return self._by_width[width]
+        return self._counted_once(mask, count, self._by_width)
 
     @cached_property
-    def weight_flops(self) -> dict[str, int]:
-        """Training FLOPs per example behind each weight of the convolutions and linear layers, by key."""
-        return weight_flops(submodel.skeleton(self._model, self._plan.shapes, device="meta"), self._input_shape)
+    def weight_flops(self) -> dict[str, float]:
+        """Training FLOPs per example behind each entry of the weights of two or more dimensions, by key."""
+        return self._counted(Mask.whole(self._plan), weight_flops)
+
+    @cached_property
+    def forward_flops(self) -> int:
+        """FLOPs per example of the full model's forward pass."""
+        return self.forward_flops_of(Mask.whole(self._plan))
+
+    def forward_flops_of(self, mask: Mask) -> int:
+        """Return the FLOPs per example of the forward pass of the submodel a mask leaves."""
+        return self._counted_once(mask, forward_flops, self._forward_by_width)
+
+    @cached_property
+    def without_gradient(self) -> frozenset[str]:
+        """Names of the parameters whose gradient is zero, whatever loss is minimised."""
+        return without_gradient(self._model, self._input_shape)
+
+    def _counted_once(self, mask: Mask, count: Count[Counts], by_width: dict[tuple[int, ...], Counts]) -> Counts:
+        """Count, unless it was done for a mask of the same widths before."""
+        width = submodel.widths(self._plan, mask)
+        if width not in by_width:
+            by_width[width] = self._counted(mask, count)
+        return by_width[width]
+
+    def _counted(self, mask: Mask, count: Count[Counts]) -> Counts:
+        """Count on the meta device; once that has failed, in main memory with the submodel's values."""
+        if not self._needs_values:
+            small = submodel.skeleton(self._model, self._compact_shapes(mask), device="meta")
+            try:
+                return count(small, self._input_shape, None)
+            except (RuntimeError, TypeError, ValueError):
+                self._needs_values = True  # what the model itself raises, it raises below as well
+        small = submodel.extract(self._model, self._plan, mask)
+        with seeding.torch_seeded(0, "count costs"):
+            return count(small, self._input_shape, None if self._example is None else self._example.clone())
 
     def pruned_elements(self, mask: Mask) -> dict[str, int]:
         """Return how many entries of each tensor a mask of single entries removes from its submodel."""
@@ -59,6 +116,29 @@ class CostTable:
         """Bytes of one entry of each tensor, by key."""
         return {key: tensor.element_size() for key, tensor in self._model.state_dict().items()}
 
+    def frozen_bytes(self, mask: Mask) -> int:
+        """Return the bytes of the submodel's frozen entries: they do not travel up, and travel down once."""
+        pruned = self.pruned_elements(mask)
+        return self.of(mask).frozen_bytes - sum(
+            count * self.entry_bytes[key] for key, count in pruned.items() if key in self._frozen
+        )
+
+    def frozen_part(self, mask: Mask) -> float:
+        """Return a number for the frozen entries that a mask keeps: `ALL_FROZEN`, or a digest greater than it."""
+        frozen, cut = sorted(self._frozen), submodel.cut_for(self._plan, mask)
+        kept = [(key, dim, indices.numpy()) for key in frozen for dim, indices in sorted(cut.get(key, {}).items())]
+        kept += [(key, -1, mask.elements[key]) for key in frozen if key in mask.elements]
+        if not kept:
+            return ALL_FROZEN
+        digest = hashlib.sha256()
+        for key, dim, indices in kept:
+            digest.update(f"{key}|{dim}|{len(indices)}|".encode() + indices.tobytes())
+        return 2.0 + int.from_bytes(digest.digest()[:6])
+
+    @cached_property
+    def _frozen(self) -> frozenset[str]:
+        return frozen_keys(self._model)
+
     def masked_entries(self, mask: Mask) -> int:
         """Return the number of entries in the submodel's tensors that a mask of single entries covers."""
         shapes = self._compact_shapes(mask)
@@ -67,8 +147,13 @@ class CostTable:
     def sent_entries(self, mask: Mask) -> dict[str, int]:
         """Return the number of entries of each parameter that travel with an update; a shared one counts once."""
         shapes, pruned = self._compact_shapes(mask), self.pruned_elements(mask)
-        floating = [name for name, value in self._model.named_parameters() if value.is_floating_point()]
-        return {name: prod(shapes[name]) - pruned.get(name, 0) for name in floating}
+        trained = [name for name, value in self._model.named_parameters() if value.requires_grad]
+        return {name: prod(shapes[name]) - pruned.get(name, 0) for name in trained}
+
+    @property
+    def trained_entries(self) -> int:
+        """Entries of the full model's parameters that are trained."""
+        return sum(self.sent_entries(Mask.whole(self._plan)).values())
 
     def buffer_bytes(self, mask: Mask) -> int:
         """Return the bytes of the submodel's buffers, those that travel."""

@@ -80,7 +80,7 @@ def _kept_along(
 ) -> NDArray[np.bool_]:
     kept = np.ones((len(rows), size), dtype=np.bool_)
     for units, indices in slots:
-        kept[:, indices] = rows[:, units, None]
+        kept[:, indices] &= rows[:, units, None]
     return kept
 
 

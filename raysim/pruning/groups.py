@@ -3,13 +3,17 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 Role = Literal["weight", "statistic", "consumer"]
 """Role of a slot for its unit: own filter or affine pair, running statistics, or weights that read it."""
+Kind = Literal["channel", "block"]
+"""Kind of a group's units: channels, of which at least one stays; or a whole block of layers beside a shortcut."""
+FORMAT = 2
+"""Number of the JSON format; files without a number hold channels only."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,11 +28,15 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChannelGroup:
-    """Channels that can only be kept or dropped together, unit by unit; named after their first layer."""
+    """Units that are kept or dropped one by one, each with all its indices; named after the first layer or the block.
+
+    A unit is a channel, or the one unit of a block: without it, the block passes on its input.
+    """
 
     name: str
     size: int
     slots: tuple[Slot, ...]
+    kind: Kind = "channel"
 
     @property
     def layers(self) -> list[str]:
@@ -96,6 +104,15 @@ class ChannelGroups:
                 alike.setdefault(content, Pattern(size, slots, [])).dims.append((key, dim))
         return list(alike.values())
 
+    def emptied(self, kept: NDArray[np.bool_]) -> list[str]:
+        """Return the channel groups of which a mask keeps no unit; blocks may be dropped.
+
+        Args:
+            kept: Whether each unit is kept, `(num_units,)`.
+        """
+        channels = (group.name for group in self.groups if group.kind == "channel")
+        return [name for name in channels if not kept[self.units[name]].any()]
+
     def slots(self) -> Iterator[tuple[ChannelGroup, Slot]]:
         """Iterate over all slots of all prunable groups."""
         for group in self.groups:
@@ -106,6 +123,7 @@ class ChannelGroups:
 def to_json(plan: ChannelGroups) -> dict[str, Any]:
     """Return the plan as JSON values."""
     return {
+        "format": FORMAT,
         "groups": [_group_to_json(group) for group in plan.groups],
         "shapes": {key: list(shape) for key, shape in plan.shapes.items()},
         "outputs": None if plan.outputs is None else _group_to_json(plan.outputs),
@@ -114,8 +132,14 @@ def to_json(plan: ChannelGroups) -> dict[str, Any]:
 
 
 def from_json(content: dict[str, Any]) -> ChannelGroups:
-    """Build the plan from the result of `to_json`."""
+    """Build the plan from the result of `to_json`.
+
+    Raises:
+        ValueError: If it is of a later format.
+    """
     outputs = content["outputs"]
+    if content.get("format", 1) not in range(1, FORMAT + 1):
+        raise ValueError(f"format={content['format']!r} is not known; allowed: 1 to {FORMAT}")
     return ChannelGroups(
         groups=tuple(_group_from_json(group) for group in content["groups"]),
         shapes={key: tuple(shape) for key, shape in content["shapes"].items()},
@@ -129,7 +153,7 @@ def _group_to_json(group: ChannelGroup) -> dict[str, Any]:
         {"key": slot.key, "dim": slot.dim, "role": slot.role, "indices": slot.indices.tolist()}
         for slot in group.slots
     ]
-    return {"name": group.name, "size": group.size, "slots": slots}
+    return {"name": group.name, "size": group.size, "kind": group.kind, "slots": slots}
 
 
 def _group_from_json(content: dict[str, Any]) -> ChannelGroup:
@@ -137,4 +161,9 @@ def _group_from_json(content: dict[str, Any]) -> ChannelGroup:
         Slot(slot["key"], slot["dim"], np.array(slot["indices"], dtype=np.int64), slot["role"])
         for slot in content["slots"]
     )
-    return ChannelGroup(content["name"], content["size"], slots)
+    kind = content.get("kind", "channel")
+    if kind not in get_args(Kind):
+        raise ValueError(
+            f"kind={kind!r} of group {content['name']!r} is not known; allowed: {', '.join(get_args(Kind))}"
+        )
+    return ChannelGroup(content["name"], content["size"], slots, kind)

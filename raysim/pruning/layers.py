@@ -98,6 +98,12 @@ def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, Convolution) and 1 < module.groups == module.in_channels == module.out_channels
 
 
+def passes_on_channels(module: nn.Module) -> bool:
+    """Whether a layer scales or shifts each channel, such as a norm, rather than making new ones."""
+    norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU)
+    return isinstance(module, norms) or is_depthwise(module)
+
+
 def writes_own_channels(module: nn.Module) -> bool:
     """Whether a layer makes new channels, rather than passing on its inputs."""
     return isinstance(module, Convolution | nn.Linear | nn.Embedding) and not is_depthwise(module)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from raysim.core import seeding
 from raysim.core.errors import SettingError
+from raysim.core.json_text import json_in
 from raysim.core.storage import atomic
 from raysim.pruning.groups import ChannelGroups
 
@@ -29,6 +30,11 @@ class Mask:
 
     kept: NDArray[np.bool_]
     elements: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+
+    @staticmethod
+    def whole(plan: ChannelGroups) -> "Mask":
+        """Return the mask that keeps everything."""
+        return Mask(np.ones(plan.num_units, dtype=np.bool_))
 
     @property
     def is_dense(self) -> bool:
@@ -49,7 +55,7 @@ class Mask:
             SettingError: If the file does not hold a mask.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json_in(Path(path).read_text(encoding="utf-8"))
             kept = np.array([{"0": False, "1": True}[digit] for digit in content["kept"]], dtype=np.bool_)
             elements = {
                 key: np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
@@ -98,8 +104,13 @@ def keep_top_for_cohort(plan: ChannelGroups, scores: Scores, keep_ratios: NDArra
     """
     if scores.ndim == 2:
         return [keep_top(plan, own, ratio) for own, ratio in zip(scores, keep_ratios, strict=True)]
-    shared = {ratio: keep_top(plan, scores, ratio) for ratio in sorted(set(keep_ratios.tolist()))}
-    return [shared[ratio] for ratio in keep_ratios.tolist()]
+    return shared_by_ratio(keep_ratios, lambda ratio: keep_top(plan, scores, ratio))
+
+
+def shared_by_ratio(keep_ratios: NDArray[np.float64], choose: Callable[[float], Mask]) -> list[Mask]:
+    """Return the mask of each client, chosen once for each keep ratio; clients with equal ratios share one object."""
+    of_ratio = {ratio: choose(ratio) for ratio in sorted(set(keep_ratios.tolist()))}
+    return [of_ratio[ratio] for ratio in keep_ratios.tolist()]
 
 
 def noise(plan: ChannelGroups, clients: NDArray[np.int64], round: int, seed: int) -> Scores:

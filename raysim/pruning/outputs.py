@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from raysim.pruning import submodel
 from raysim.pruning.groups import ChannelGroup, Slot
-from raysim.pruning.proof import Forward, call
+from raysim.pruning.proof import Forward, on_a_copy
 
 
 def find(model: nn.Module, example: Any, forward: Forward | None = None) -> ChannelGroup | None:
@@ -21,8 +22,9 @@ def find(model: nn.Module, example: Any, forward: Forward | None = None) -> Chan
         example: A batch of inputs.
         forward: Applies the model to the example. None: `model(example)`.
     """
-    twin = copy.deepcopy(model).eval()
-    forward = forward or call
+    twin = copy.deepcopy(model, submodel.without_graphs(model))
+    twin.eval()
+    forward = on_a_copy(forward)
     with torch.no_grad():
         normal = forward(twin, example)
         for name, layer in reversed(list(twin.named_modules())):

@@ -13,6 +13,7 @@ from torch import nn
 
 from raysim.core import seeding
 from raysim.core.errors import SettingError, nearest_first, unknown_name
+from raysim.core.json_text import json_in
 from raysim.core.storage import atomic
 from raysim.core.tensors import Params
 from raysim.pruning import masks, outputs, submodel
@@ -39,6 +40,7 @@ class ChannelPlan(ChannelGroups):
         keep_residual: bool = False,
         forward: "Forward | None" = None,
         max_steps: int = MAX_STEPS,
+        blocks: bool = False,
     ) -> "ChannelPlan":
         """Find the channels of all layers that can only be dropped together.
 
@@ -51,6 +53,8 @@ class ChannelPlan(ChannelGroups):
             forward: Applies the model to the example, `(model, example) -> output`. None: `model(example)`.
             max_steps: Steps of the search for channel groups after which to give up: a count, so that a busy machine
                 does not change the outcome.
+            blocks: Whether blocks beside an identity shortcut are units, too: a mask may drop them as a whole, and
+                the submodel passes on their input. `keep_top` and random masks keep them.
 
         Returns:
             A plan whose groups together satisfy: in eval mode, the compact submodel computes what the full model
@@ -63,7 +67,7 @@ class ChannelPlan(ChannelGroups):
         """
         from raysim.pruning.trace import trace  # the tracer is not needed, and not imported, to cut
 
-        return _plan_of(trace(model, example_input, keep_whole, keep_residual, forward, max_steps))
+        return _plan_of(trace(model, example_input, keep_whole, keep_residual, forward, max_steps, blocks))
 
     @staticmethod
     def dense(
@@ -153,13 +157,17 @@ class ChannelPlan(ChannelGroups):
 
     def summary(self) -> str:
         """Describe which groups can be pruned, and which channels are left whole and why."""
-        lines = [f"{len(self.groups)} channel groups with {self.num_units} units can be pruned"]
-        for group in self.groups:
+        channels = [group for group in self.groups if group.kind == "channel"]
+        units = sum(group.size for group in channels)
+        lines = [f"{len(channels)} channel groups with {units} units can be pruned"]
+        for group in channels:
             layers = sorted({slot.key.rpartition(".")[0] for slot in group.slots if slot.role == "weight"})
             shared = (
                 f", with {', '.join(layer for layer in layers if layer != group.name)}" if len(layers) > 1 else ""
             )
             lines.append(f"  {group.name}: {group.size} units{shared}")
+        blocks = [group.name for group in self.groups if group.kind == "block"]
+        lines += [f"{len(blocks)} blocks can be dropped: {', '.join(blocks)}"] if blocks else []
         whole = dict(self.unprunable)
         if self.outputs is not None:
             whole[self.outputs.name] = f"the model's outputs, {self.outputs.size} classes"
@@ -178,7 +186,7 @@ class ChannelPlan(ChannelGroups):
             SettingError: If the file does not hold a plan.
         """
         try:
-            return ChannelPlan.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+            return ChannelPlan.from_json(json_in(Path(path).read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError) as error:
             raise SettingError(f"path={str(path)!r} does not hold a channel plan: {error}") from None
 
@@ -193,9 +201,8 @@ class ChannelPlan(ChannelGroups):
                 f"mask of shape {mask.kept.shape} and type {mask.kept.dtype} is not this plan's; "
                 f"allowed: ({self.num_units},) booleans"
             )
-        for group, units in self.units.items():
-            if not mask.kept[units].any():
-                raise SettingError(f"mask keeps no unit of group {group!r}; allowed: one or more")
+        for group in self.emptied(mask.kept):
+            raise SettingError(f"mask keeps no unit of group {group!r}; allowed: one or more")
         for key, packed in mask.elements.items():
             if key not in self.shapes:
                 raise unknown_name("mask.elements", key, self.shapes)

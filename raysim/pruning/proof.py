@@ -10,6 +10,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
+from raysim.core.errors import first_line
 from raysim.pruning import submodel
 from raysim.pruning.groups import ChannelGroup, ChannelGroups
 from raysim.pruning.masks import Mask
@@ -30,8 +31,23 @@ def call(model: nn.Module, example: Any) -> Any:
     return model(*example) if isinstance(example, tuple | list) else model(example)
 
 
+def on_a_copy(forward: Forward | None) -> Forward:
+    """Return a forward, `call` by default, that gets a copy of the example: a model may change its input."""
+    given = forward or call
+
+    def copied(leaf: Any) -> Any:
+        return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
+
+    return lambda model, example: given(model, _pytree.tree_map(copied, example))
+
+
 def prove(
-    model: nn.Module, forward: Forward, example: Any, groups: Sequence[ChannelGroup], shapes: Shapes
+    model: nn.Module,
+    forward: Forward,
+    example: Any,
+    groups: Sequence[ChannelGroup],
+    shapes: Shapes,
+    known: Sequence[ChannelGroup] = (),
 ) -> tuple[list[ChannelGroup], dict[str, str]]:
     """Return the groups that can be cut together, and the reasons for the others.
 
@@ -43,6 +59,7 @@ def prove(
         example: A batch of at least two inputs.
         groups: The groups to prove.
         shapes: Shape of every state-dict entry of the full model.
+        known: Groups proved before, together with which they are to be cut.
     """
     proved: list[ChannelGroup] = []
     disproved: dict[str, str] = {}
@@ -50,7 +67,7 @@ def prove(
     def settle(some: Sequence[ChannelGroup]) -> None:
         if not some:
             return
-        fault = fault_of(model, forward, example, ChannelGroups((*proved, *some), shapes, None, {}))
+        fault = fault_of(model, forward, example, ChannelGroups((*known, *proved, *some), shapes, None, {}))
         if fault is None:
             proved.extend(some)
         elif len(some) == 1:
@@ -109,7 +126,8 @@ class KeptStatistics(TorchFunctionMode):
     def __init__(self, model: nn.Module, cut: submodel.Cut) -> None:
         super().__init__()
         named = model.state_dict(keep_vars=True)
-        self._kept = {id(named[key]): dims[0] for key, dims in cut.items() if 0 in dims}
+        kept = {id(named[key]): dims[0] for key, dims in cut.items() if 0 in dims}
+        self._kept = {weight: indices for weight, indices in kept.items() if len(indices)}  # none: in a dropped block
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -148,7 +166,7 @@ def _on_kept(
 def randomise(model: nn.Module, generator: torch.Generator) -> None:
     """Draw new parameters and running statistics, so that no two channels are equal."""
     for key, tensor in model.state_dict().items():
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or tensor.numel() == 0:
             continue
         if key.endswith("running_var") or tensor.dim() == 1:
             tensor.uniform_(0.5, 1.5, generator=generator)
@@ -159,9 +177,11 @@ def randomise(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def half_of_each(groups: ChannelGroups, rng: np.random.Generator) -> Mask:
-    """Return a mask that keeps a random half of each group's units, independently."""
+    """Return a mask that keeps a random half of each group's channels, independently, and no block."""
     kept: NDArray[np.bool_] = np.zeros(groups.num_units, dtype=np.bool_)
     for group in groups.groups:
+        if group.kind == "block":
+            continue
         chosen = rng.permutation(group.size)[: max(1, group.size // 2)]
         kept[groups.units[group.name].start + chosen] = True
     return Mask(kept)
@@ -175,9 +195,3 @@ def tensors_of(output: Any) -> list[torch.Tensor]:
 
 def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
-
-
-def first_line(error: BaseException) -> str:
-    """Return an error's type and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

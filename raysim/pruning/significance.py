@@ -20,9 +20,15 @@ class ScoreForm:
     """Weights of a channel's two sums, of g w (or |g w|) and of h w^2, in its score.
 
     CA-HFP, arXiv 2603.12591: eq 15 as printed, and the loss change of eq 14 that it approximates.
+
+    Attributes:
+        gradient: `signed`: sum g w; `absolute`: sum |g w|, entry by entry; `absolute sum`: |sum g w|, so that the
+            signed sum is what clients report and the server averages; `none`: not read.
+        gradient_factor: Factor of the gradient term.
+        curvature_factor: Factor of sum h w^2.
     """
 
-    gradient: Literal["signed", "absolute", "none"]
+    gradient: Literal["signed", "absolute", "absolute sum", "none"]
     gradient_factor: float
     curvature_factor: float
 
@@ -31,9 +37,17 @@ class ScoreForm:
         """Number of values per channel that a client must report."""
         return 1 if self.gradient == "none" else 2
 
+    def first_order(self, gradient_sum: Scores) -> Scores:
+        """Return the gradient term of every channel."""
+        return self.gradient_factor * (np.abs(gradient_sum) if self.gradient == "absolute sum" else gradient_sum)
+
+    def second_order(self, curvature_sum: Scores) -> Scores:
+        """Return the curvature term of every channel."""
+        return self.curvature_factor * curvature_sum
+
     def combine(self, gradient_sum: Scores, curvature_sum: Scores) -> Scores:
         """Return the score of every channel."""
-        return self.gradient_factor * gradient_sum + self.curvature_factor * curvature_sum
+        return self.first_order(gradient_sum) + self.second_order(curvature_sum)
 
 
 FORMS: dict[str, ScoreForm] = {
@@ -41,6 +55,7 @@ FORMS: dict[str, ScoreForm] = {
     "exact": ScoreForm("signed", -1.0, 0.5),
     "robust": ScoreForm("absolute", 1.0, 0.5),
     "curvature": ScoreForm("none", 0.0, 1.0),
+    "channel": ScoreForm("absolute sum", 1.0, 0.5),
 }
 
 
@@ -75,6 +90,25 @@ def channel_sums(
             along = full
         sums[plan.units[group.name]] += along[slot.indices].sum(axis=1)
     return sums
+
+
+def held_share(
+    plan: ChannelGroups, held: Mapping[str, torch.Tensor], cut: Cut | None = None, consumers: bool = False
+) -> Scores:
+    """Return the share of each channel's entries that are held, `(num_units,)`.
+
+    A sum over the entries of a channel that a narrow submodel holds has fewer terms, and is smaller; divided by this
+    share it is that of the whole channel if the others are like them on average.
+
+    Args:
+        plan: The model's channel groups.
+        held: 1 for every entry that is held and 0 for the others, by state-dict key; missing keys do not count.
+        cut: The cut of the values, if they are a submodel's.
+        consumers: Whether the weights that read the channel count, too.
+    """
+    one = torch.ones((), dtype=torch.float64)
+    whole = {key: one.expand(plan.shapes[key]) for key in held}
+    return channel_sums(plan, held, cut, consumers) / np.maximum(channel_sums(plan, whole, None, consumers), 1)
 
 
 def _sum_along(values: torch.Tensor, dim: int) -> Scores:

@@ -101,7 +101,8 @@ def _write(
         ((dim, indices),) = dims.items()
         write(tensor, dim, indices.to(tensor.device), values)
     else:
-        index = region(dims, tensor.dim())
+        between = range(min(dims), max(dims))  # whole dimensions among cut ones: indexing would move them back
+        index = region({dim: torch.arange(tensor.shape[dim]) for dim in between} | dict(dims), tensor.dim())
         adds = write is torch.Tensor.index_add_
         tensor[index] = tensor[index] + values if adds else values
 
@@ -185,7 +186,7 @@ def skeleton(
         shapes: Shape of every state-dict entry of the copy.
         device: Device of the new tensors, `meta` for counting costs without memory. None: that of the model.
     """
-    resized: dict[int, object] = {}
+    resized = without_graphs(model)
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     for key, tensor in named:
         if key in shapes:
@@ -193,9 +194,34 @@ def skeleton(
             is_parameter = isinstance(tensor, nn.Parameter)
             resized[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
     small = copy.deepcopy(model, resized)
-    for module in small.modules():
+    for module, full in zip(small.modules(), model.modules(), strict=True):
         layers.refit(module)
+        if _is_emptied(module, full):
+            vars(module)["forward"] = pass_on
     return small
+
+
+def _is_emptied(module: nn.Module, full: nn.Module) -> bool:
+    """Whether a module has lost every entry of its tensors; single numbers do not count."""
+    sizes = [(tensor.numel(), other.numel()) for tensor, other in zip(_arrays(module), _arrays(full), strict=True)]
+    return bool(sizes) and all(left == 0 < whole for left, whole in sizes)
+
+
+def _arrays(module: nn.Module) -> list[torch.Tensor]:
+    return [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.dim()]
+
+
+def pass_on(inputs: torch.Tensor) -> torch.Tensor:
+    """Return the inputs: what a dropped block computes."""
+    return inputs
+
+
+def without_graphs(model: nn.Module) -> dict[int, object]:
+    """Return copies of tensors that layers have computed (weight norm does), by id: a memo for `copy.deepcopy`."""
+    values = [value for module in model.modules() for value in vars(module).values()]
+    return {
+        id(value): value.detach().clone() for value in values if isinstance(value, torch.Tensor) and not value.is_leaf
+    }
 
 
 def compact_shapes(plan: ChannelGroups, cut: Cut) -> dict[str, tuple[int, ...]]:
@@ -227,7 +253,7 @@ def extract(model: nn.Module, plan: ChannelGroups, mask: Mask) -> nn.Module:
 def kept_elements(packed: NDArray[np.uint8], shape: Sequence[int]) -> torch.Tensor:
     """Return whether a hybrid mask keeps each entry of a tensor, booleans of the full model's shape."""
     bits = np.unpackbits(packed, count=prod(shape)).astype(np.bool_)
-    return torch.from_numpy(bits).view(*shape)
+    return torch.from_numpy(bits).view(tuple(shape))
 
 
 def load_params(module: nn.Module, params: Params) -> None:
@@ -276,7 +302,7 @@ class SubmodelCache:
 
     def dense(self) -> nn.Module:
         """Return the skeleton of the full model."""
-        return self.module_for(Mask(np.ones(self._plan.num_units, dtype=np.bool_)), {})
+        return self.module_for(Mask.whole(self._plan), {})
 
 
 def widths(plan: ChannelGroups, mask: Mask) -> tuple[int, ...]:

@@ -4,18 +4,22 @@ import copy
 import fnmatch
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 import torch_pruning
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree
 
-from raysim.core.errors import SettingError, UntraceableError, nearest_first
+from raysim.core.errors import SettingError, UntraceableError, first_line, nearest_first
 from raysim.core.tensors import one_thread
 from raysim.pruning import layers, proof, submodel
+from raysim.pruning.blocks import residual_blocks
 from raysim.pruning.groups import ChannelGroup, ChannelGroups
 from raysim.pruning.layers import UnsupportedLayerError
 from raysim.pruning.masks import Mask
@@ -51,6 +55,7 @@ def trace(
     keep_residual: bool = False,
     forward: Forward | None = None,
     max_steps: int = MAX_STEPS,
+    blocks: bool = False,
 ) -> ChannelGroups:
     """Find which channels of which layers can only be dropped together; see `ChannelPlan.trace`."""
     if not isinstance(model, nn.Module):
@@ -60,7 +65,9 @@ def trace(
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise SettingError(f"max_steps={max_steps!r} is not a whole number above 0")
     with one_thread():  # small layers: threads would wait for each other where other processes are busy
-        return _trace(_twin(model), example_input, keep_whole, keep_residual, forward or proof.call, max_steps)
+        twin, forward = _twin(model), proof.on_a_copy(forward)
+        found = _trace(twin, example_input, keep_whole, keep_residual, forward, max_steps)
+        return _with_blocks(twin, forward, example_input, found) if blocks else found
 
 
 def _check_example(example: Any) -> None:
@@ -114,16 +121,29 @@ def _trace(
     return ChannelGroups(tuple(proved), shapes, outputs[0] if len(outputs) == 1 else None, unprunable)
 
 
+def _with_blocks(twin: nn.Module, forward: Forward, example_input: Any, channels: ChannelGroups) -> ChannelGroups:
+    """Return the groups with those of the blocks that can be dropped together with any channels."""
+    example = _pytree.tree_map(_informative, example_input)
+    found = residual_blocks(twin, forward, example)
+    proved, disproved = proof.prove(twin, forward, example, found, channels.shapes, known=channels.groups)
+    return replace(channels, groups=(*channels.groups, *proved), unprunable={**channels.unprunable, **disproved})
+
+
 def _twin(model: nn.Module) -> nn.Module:
-    """Return a copy for the trace: double precision on the CPU, random values, all gradients, no hooks."""
+    """Return a copy for the trace: double precision on the CPU, random values, all gradients, no user's hooks."""
     try:
-        twin = copy.deepcopy(model).cpu().double().requires_grad_(True).eval()
+        twin = copy.deepcopy(model, submodel.without_graphs(model)).cpu().double()
+        for parameter in twin.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        twin.eval()
         proof.randomise(twin, torch.Generator().manual_seed(0))
         for module in twin.modules():
             module._forward_hooks.clear()
-            module._forward_pre_hooks.clear()
+            for key, hook in list(module._forward_pre_hooks.items()):
+                if not isinstance(hook, WeightNorm | SpectralNorm):  # these compute the layer's weight
+                    del module._forward_pre_hooks[key]
     except Exception as error:
-        raise UntraceableError(f"the model cannot be copied: {proof.first_line(error)}") from error
+        raise UntraceableError(f"the model cannot be copied: {first_line(error)}") from error
     return twin
 
 
@@ -144,7 +164,7 @@ def _run(model: nn.Module, forward: Forward, example: Any) -> list[torch.Size]:
             outputs = proof.tensors_of(forward(model, example))
     except Exception as error:
         what = f"the model does not run on the example input in double precision{_location(error, model)}"
-        raise UntraceableError(f"{what}: {proof.first_line(error)}") from error
+        raise UntraceableError(f"{what}: {first_line(error)}") from error
     if not outputs:
         raise UntraceableError("the model's output holds no floating-point tensor; give a `forward` that returns one")
     return [output.shape for output in outputs]
@@ -165,7 +185,7 @@ def _find(model: nn.Module, forward: Forward, example: Any, max_steps: int) -> l
             limit_steps(graph, model, max_steps)
             dependencies = list(graph.get_all_groups(root_module_types=ROOTS))
     except Exception as error:
-        reason = str(error) if isinstance(error, StepLimitError) else proof.first_line(error)
+        reason = str(error) if isinstance(error, StepLimitError) else first_line(error)
         raise UntraceableError(f"the model cannot be traced{_location(error, model)}: {reason}") from error
     names = {id(module): name for name, module in model.named_modules()}
     names |= {id(parameter): name for name, parameter in model.named_parameters()}
@@ -222,17 +242,21 @@ def _aliases(model: nn.Module) -> dict[str, list[str]]:
 
 
 def _not_reached(model: nn.Module, found: Sequence[Found]) -> dict[str, str]:
+    """Return the layers with parameters that no group passes through, and why they are not cut."""
     reached = {layer for each in found for layer in each.layers}
-    own = (*ROOTS, nn.MultiheadAttention, nn.RNNBase)
-    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, own))
-    return {
-        name: f"layers of type {type(module).__name__} are not cut"
-        if not isinstance(module, ROOTS)
-        else "the tracer finds none of its channels"
-        for name, module in model.named_modules()
-        if isinstance(module, own) and not layers.is_depthwise(module) and name not in reached
-        if not name.startswith(inside)
-    }
+    whole = (nn.MultiheadAttention, nn.RNNBase, ParametrizationList)
+    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, whole))
+    reasons = {}
+    for name, module in model.named_modules():
+        own = {f"{name}.{key}".lstrip(".") for key, _ in module.named_parameters(recurse=False)}
+        passes_on = layers.passes_on_channels(module) or isinstance(module, ParametrizationList)
+        if passes_on or not (own or isinstance(module, whole)) or name.startswith(inside):
+            continue
+        if name not in reached and not own & reached:
+            kind, known = type(module).__name__, isinstance(module, ROOTS)
+            reason = "the tracer finds none of its channels" if known else f"layers of type {kind} are not cut"
+            reasons[name or kind] = reason
+    return reasons
 
 
 def _kept_whole(names: frozenset[str], patterns: Sequence[str]) -> str | None:

@@ -68,13 +68,17 @@ class UnitTable:
             aliases: All keys of each tensor, by each of its keys.
 
         Raises:
-            UnsupportedLayerError: If the units cannot be merged so that every layer is cut evenly.
+            UnsupportedLayerError: If the units cannot be merged so that every layer is cut evenly, or a layer
+                computes a tensor from others (weight norm and other parametrizations).
         """
         merged = self._merged()
         if len(merged) < 2:
             raise UnsupportedLayerError("its channels can only be kept or dropped all together")
         slots = []
         for (key, dim), (indices, role) in self.slots.items():
+            if key not in aliases:
+                layer, _, tensor = key.rpartition(".")
+                raise UnsupportedLayerError(f"layer {layer!r} computes its {tensor} from other tensors")
             rows = [np.unique(indices[units]) for units in merged]
             if len({len(row) for row in rows}) != 1:
                 raise UnsupportedLayerError(f"its channels reach {key!r} unevenly")

@@ -8,7 +8,11 @@ from raysim.report import style
 from raysim.report.page import Panel, Section
 from raysim.tracking.run_reader import RunReader
 
-CURVES = (("accuracy/global", "global model, test set"), ("accuracy/submodel_mean", "submodels, clients' own rows"))
+CURVES = (
+    ("accuracy/global", "global model, test set"),
+    ("accuracy/submodel_mean", "submodels, clients' own rows"),
+    ("accuracy/validation", "global model, validation rows"),
+)
 """Columns of the table of rounds, with the name of their curve; rounds without an evaluation have NaN."""
 
 
@@ -23,7 +27,13 @@ def section(run: RunReader, baseline: RunReader | None = None) -> Section:
             title = f"{baseline.settings.method.name}, test set"
             _add(figure, baseline, baseline_costs[name][0], len(CURVES), "accuracy/global", title)
         figures.append(Panel(figure, f"Over {name}"))
-    text = "Of the global model on the test set, and the mean of the clients' submodels on their own held-out rows."
+    text = (
+        "Of the global model on the test set, and the mean of the clients' submodels on their own held-out rows, "
+        "each as trained by its client, before aggregation."
+    )
+    if stop := run.settings.stop.accuracy:
+        rows = "validation" if run.settings.data.validation_share else "test"
+        text += f" The run ends at {100 * stop:g} % on the {rows} rows (stop.accuracy)."
     if not run.rounds["energy_j"][-1]:
         text += " Energy was not counted: the devices have no power figures."
     return Section("accuracy", "Accuracy", text, figures)

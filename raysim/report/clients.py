@@ -1,6 +1,6 @@
 """Summarise the table of clients round by round, so that only one of its row groups is in memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from raysim.core.tensors import Columns
 
 PERCENTILES = (0, 10, 50, 90, 100)
 COLUMNS = (
-    "round", "client", "tier", "fate", "started_round", "start_s", "lasts_s", "examples", "pruning_ratio",
-    "download_s", "compute_s", "upload_s", "total_s", "energy_j", "planned_steps", "planned_epochs",
+    "round", "client", "tier", "fate", "started_round", "start_s", "lasts_s", "pruning_ratio",
+    "download_s", "compute_s", "upload_s", "total_s", "energy_j",
 )  # fmt: skip
 """The columns that figures are made of; the runs of old versions lack some."""
 
@@ -36,6 +36,7 @@ class ClientStatistics:
         mean_pruning: The mean pruning ratio of each client, `(clients,)`; NaN for clients that never counted.
         tier_of: The tier of each client that was selected, `(clients,)`; empty for the others.
         shown: All rows of some rounds, by round.
+        never_counted: The tiers and clients whose work never counted; None: the devices are not known.
     """
 
     round: NDArray[np.int64]
@@ -47,6 +48,7 @@ class ClientStatistics:
     mean_pruning: NDArray[np.float64]
     tier_of: NDArray[np.str_]
     shown: dict[int, Columns]
+    never_counted: Mapping[str, Any] | None = None
 
     @property
     def pruning_ratio(self) -> float:

@@ -9,21 +9,17 @@ from typing import Any
 import numpy as np
 
 from raysim.clock import outcomes
-from raysim.clock.modes import MODES
-from raysim.core.formatting import duration, percent, with_unit
+from raysim.core.formatting import NOT_COUNTED, duration, percent, with_unit
 from raysim.report.clients import ClientStatistics
-from raysim.report.fedavg import FedAvg
 from raysim.report.fragments import Card, cards, paragraph, table
 from raysim.report.page import Section
+from raysim.simulation.fedavg import why_not_compared
+from raysim.simulation.participation import never_counted_lines
 from raysim.tracking.run_reader import RunReader
 
 FEDAVG = (
-    "FedAvg means the same clients in the same rounds, each training the full model. Its bytes and FLOPs were "
-    "counted along with the run's own. Its accuracy needs a run of FedAvg: `raysim report RUN --baseline OTHER`."
-)
-TIMED = (
-    " Its time and energy are those of the same devices and links, with a server that waits for the last client that "
-    "counted."
+    "FedAvg means as many rounds under the same clock mode, deadline, availability and batteries, in which every "
+    "client trains the full model. Its accuracy needs a run of FedAvg: `raysim report RUN --baseline OTHER`."
 )
 
 
@@ -36,6 +32,7 @@ class Figures:
     train_flops: float = nan
     simulated_s: float = nan
     energy_j: float = nan
+    client_rounds: float = nan
 
 
 SHOWN: Mapping[str, tuple[str, Callable[[float], str]]] = {
@@ -44,35 +41,39 @@ SHOWN: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "train_flops": ("FLOPs trained", partial(with_unit, unit="FLOP")),
     "simulated_s": ("simulated time", lambda value: duration(value) if isfinite(value) else "-"),
     "energy_j": ("energy of the devices", partial(with_unit, unit="J")),
+    "client_rounds": ("client rounds that count", lambda value: f"{value:,.0f}" if isfinite(value) else "-"),
 }
 """The title of each figure, and how it is written."""
 ENDED = {"failed": "has failed", "stopped": "was stopped", "stopped early": "was stopped early, for better trials"}
 """How a run ended, by its state."""
 
 
-def section(
-    run: RunReader, clients: ClientStatistics, fedavg: FedAvg | None, baseline: RunReader | None = None
-) -> Section:
+def section(run: RunReader, clients: ClientStatistics, baseline: RunReader | None = None) -> Section:
     """Return cards, the table against FedAvg or another run, the lost work, and the costs of targets."""
     own = figures_of(run)
-    other = fedavg_figures(run, own, fedavg) if baseline is None else figures_of(baseline)
+    other = fedavg_figures(run) if baseline is None else figures_of(baseline)
     name, text = ("FedAvg", FEDAVG) if baseline is None else _named(baseline)
-    if baseline is None and fedavg is None:
-        starts_together = MODES[run.settings.clock.mode].starts_together
-        why = "the records lack the necessary columns" if starts_together else "FedAvg has no asynchronous rounds"
-        text += f" Time and energy are not compared: {why}."
-    elif baseline is None:
-        text += TIMED
+    if baseline is None and not isfinite(other.bytes):
+        text += f" It is not compared: {_why_not(run)}."
     headings = ("", "this run", name, f"per cent of {name}")
     html = cards(_cards(run, own, other, name, clients.pruning_ratio)) + table(headings, _rows(own, other))
     if sentence := incomplete(run):
         html = paragraph(sentence) + html
     html += paragraph(_lost(clients))
+    for line in () if clients.never_counted is None else never_counted_lines(clients.never_counted):
+        html += paragraph(f"{line[0].upper()}{line[1:]}.")
+    html += _widths(run) + _further(run)
     targets = run.summary.get("targets", [])
     if targets:
         columns = ("target accuracy", "round", "simulated time", "moved", "FLOPs", "energy")
         html += table(columns, [_target(each) for each in targets])
     return Section("headline", "Headline", text, html=html)
+
+
+def _why_not(run: RunReader) -> str:
+    settings = run.settings
+    why = why_not_compared(settings.selection.rule, settings.stop.accuracy)
+    return why or "the records come from a version that compared runs with another FedAvg"
 
 
 def incomplete(run: RunReader) -> str:
@@ -89,22 +90,15 @@ def figures_of(run: RunReader) -> Figures:
     accuracy = run.rounds["accuracy"].astype(np.float64)
     measured = accuracy[~np.isnan(accuracy)]
     spent = {name: _last(run, name) for name in ("bytes", "train_flops", "simulated_s", "energy_j")}
-    return Figures(accuracy=float(measured[-1]) if len(measured) else nan, **spent)
+    counted = run.rounds.get("clients/counted")
+    total = nan if counted is None else float(np.nansum(counted))
+    return Figures(accuracy=float(measured[-1]) if len(measured) else nan, client_rounds=total, **spent)
 
 
-def fedavg_figures(run: RunReader, own: Figures, fedavg: FedAvg | None) -> Figures:
-    """Return what FedAvg would have spent instead."""
-
-    def whole(value: float, group: str) -> float:
-        share = _last(run, f"{group}/percent_of_fedavg")
-        return 100 * value / share if share else nan
-
-    return Figures(
-        bytes=whole(own.bytes, "traffic"),
-        train_flops=whole(own.train_flops, "compute"),
-        simulated_s=nan if fedavg is None else fedavg.simulated_s,
-        energy_j=nan if fedavg is None else fedavg.energy_j,
-    )
+def fedavg_figures(run: RunReader) -> Figures:
+    """Return what FedAvg would have spent instead; NaN where that is not known."""
+    names = ("bytes", "train_flops", "simulated_s", "energy_j", "client_rounds")
+    return Figures(**{name: _last(run, f"fedavg_{name}") for name in names})
 
 
 def _last(run: RunReader, name: str) -> float:
@@ -126,7 +120,7 @@ def _cards(run: RunReader, own: Figures, other: Figures, name: str, pruning_rati
     remarks = [] if best is None else [f"best {percent(100 * float(np.nanmax(best.astype(np.float64))), 2)}"]
     remarks += [f"{name} {percent(100 * other.accuracy, 2)}"] if isfinite(other.accuracy) else []
     shown = [Card("test accuracy", percent(100 * own.accuracy, 2), ", ".join(remarks))]
-    for field in list(SHOWN)[1:]:
+    for field in list(SHOWN)[1:-1]:
         title, text = SHOWN[field]
         value = getattr(own, field)
         share = _share(value, getattr(other, field))
@@ -143,7 +137,7 @@ def _rows(own: Figures, other: Figures) -> list[tuple[str, ...]]:
     for field, (title, text) in SHOWN.items():
         mine, theirs = getattr(own, field), getattr(other, field)
         if field == "energy_j" and not mine:
-            rows.append((title, "not counted", "-", "-"))
+            rows.append((title, NOT_COUNTED, "-", "-"))
         else:
             rows.append((title, text(mine), text(theirs), percent(_share(mine, theirs))))
     return rows
@@ -161,6 +155,44 @@ def _lost(clients: ClientStatistics) -> str:
     )
 
 
+def _widths(run: RunReader) -> str:
+    """Return the table of the global model's last scores, cut to each width by the method's own masks."""
+    names = sorted((name for name in run.rounds if name.startswith("width_accuracy/")), reverse=True)
+    rows = []
+    for name in names:
+        width = name.partition("/")[2]
+        figures = (name, f"width_validation_accuracy/{width}", f"width_loss/{width}")
+        accuracy, validation, loss = (_last_known(run, each) for each in figures)
+        rows.append((f"{float(width):.3g}", percent(100 * accuracy, 2), percent(100 * validation, 2), f"{loss:.4f}"))
+    if not rows:
+        return ""
+    headings = ("global model at width", "test accuracy", "validation accuracy", "test loss")
+    return table(headings, rows)
+
+
+def _further(run: RunReader) -> str:
+    """Return the tables of the further metrics of the global model, and of those of each class."""
+    names = [name.partition("/")[2] for name in run.rounds if name.startswith("test/")]
+    found = {name: [_last_known(run, f"{split}/{name}") for split in ("test", "validation")] for name in names}
+    single = [(name, *(percent(100 * value, 2) for value in found[name])) for name in names if "/" not in name]
+    html = table(("metric", "test rows", "validation rows"), single) if single else ""
+    classes = [name.partition("/")[2] for name in names if name.startswith("recall/")]
+    if classes:
+        kinds = ("recall", "precision", "f1")
+        rows = [(each, *(percent(100 * found[f"{kind}/{each}"][0], 2) for kind in kinds)) for each in classes]
+        html += table(("class, on test rows", *kinds), rows)
+    return html
+
+
+def _last_known(run: RunReader, name: str) -> float:
+    column = run.rounds.get(name)
+    if column is None:
+        return nan
+    known = column.astype(np.float64)
+    known = known[~np.isnan(known)]
+    return float(known[-1]) if len(known) else nan
+
+
 def _target(target: Mapping[str, Any]) -> tuple[str, ...]:
     if target["round"] is None:
         return (percent(100 * target["accuracy"]), "never", "-", "-", "-", "-")
@@ -170,5 +202,5 @@ def _target(target: Mapping[str, Any]) -> tuple[str, ...]:
         duration(target["simulated_s"]),
         with_unit(target["bytes"], "B"),
         with_unit(target["train_flops"], "FLOP"),
-        with_unit(target["energy_j"], "J"),
+        with_unit(target["energy_j"], "J") if target["energy_j"] else NOT_COUNTED,
     )

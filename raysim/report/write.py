@@ -1,6 +1,7 @@
 """Write the report of a run, from its records to the page."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,8 +12,8 @@ from raysim.core.storage.local import storage_path
 from raysim.core.storage.path import StoragePath
 from raysim.report import accuracy, coverage, diagnostics, fragments, headline, page, partition, pruning, timeline
 from raysim.report.checks import check_records
-from raysim.report.clients import ClientStatistics, ClientStatisticsBuilder, by_round
-from raysim.report.fedavg import FedAvg
+from raysim.report.clients import ClientStatistics, ClientStatisticsBuilder, by_round, texts
+from raysim.simulation.participation import Participation
 from raysim.tracking import run_reader
 from raysim.tracking.run_files import reading
 from raysim.tracking.run_folder import as_setting
@@ -74,10 +75,10 @@ def _baseline(stack: ExitStack, name: str, tracking_uri: str | None, run: RunRea
 
 def render(run: RunReader, baseline: RunReader | None = None) -> str:
     """Return the report of a run as an HTML page, compared with a baseline, or with what FedAvg would have spent."""
-    clients, fedavg = summarise(run)
+    clients = summarise(run)
     counted = clients.outcomes.get(outcomes.COUNTED, np.zeros(len(clients.round), dtype=np.int64))
     sections = [
-        headline.section(run, clients, fedavg, baseline),
+        headline.section(run, clients, baseline),
         accuracy.section(run, baseline),
         pruning.section(clients),
         coverage.section(run, dict(zip(clients.round.tolist(), counted.tolist(), strict=True))),
@@ -89,20 +90,20 @@ def render(run: RunReader, baseline: RunReader | None = None) -> str:
     return page.render(_title(run), sections, _subtitle(run))
 
 
-def summarise(run: RunReader) -> tuple[ClientStatistics, FedAvg | None]:
-    """Read the table of clients once, and return its statistics and the estimated cost of FedAvg."""
+def summarise(run: RunReader) -> ClientStatistics:
+    """Read the table of clients once, and return its statistics."""
     rounds, file = run.rounds["round"].tolist(), run.table_file("clients")
     tiers = () if run.devices is None else run.devices.tiers
     builder = ClientStatisticsBuilder(run.settings.population.clients, timeline.rounds_to_show(rounds), tiers)
-    fedavg, is_first = None, True
+    took_part = None if run.devices is None else Participation(run.devices)
     for rows in by_round(file) if file is not None else ():
         if int(rows["round"][0]) > rounds[-1]:  # a round ended after the table of rounds was read
             continue
-        fedavg, is_first = FedAvg.of(run, rows) if is_first else fedavg, False
         builder.add(rows)
-        if fedavg is not None:
-            fedavg.add(rows)
-    return builder.result(), fedavg
+        if took_part is not None:
+            took_part.add(rows["client"], texts(rows, "fate"))
+    never = None if took_part is None else took_part.never_counted()
+    return replace(builder.result(), never_counted=never)
 
 
 def _title(run: RunReader) -> str:

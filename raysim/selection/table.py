@@ -73,6 +73,11 @@ def resolve(name: str, given: Mapping[str, Any], clients_per_round: int) -> Sele
     return rule
 
 
+def looks_at(rule: str, column: str) -> bool:
+    """Whether a selection rule looks at a column of the clients' history; a user's own rule may look at all."""
+    return plugins.is_dotted(rule) or column in SELECTIONS[rule].columns
+
+
 def choose(rule: SelectionRule, view: SelectionView) -> NDArray[np.int64]:
     """Return the ids of the selected clients, ascending; fewer than `size` if there are not so many.
 

@@ -65,28 +65,36 @@ def apply_updates(
     fill: FillRule,
     gamma: float,
     average_buffers: bool,
+    largest: Params | None = None,
+    frozen: frozenset[str] = frozenset(),
 ) -> Params:
     """Return the new global parameters and buffers.
 
     Args:
         params: Global parameters and buffers before the round.
-        buffers: Keys of `params` that are buffers: always averaged over their holders, never filled.
+        buffers: Keys of `params` that are buffers: averaged over their holders, never filled.
         summed: From a key to the sum of n_k times each client's update, float64.
         coverage: Examples behind each entry.
         total: Examples of the whole cohort.
         fill: How parameters are normalised.
         gamma: Exponent of `fill_damped`.
         average_buffers: Whether running statistics are averaged (else they keep their values).
+        largest: The largest value among the holders of each entry, of tensors of whole numbers and booleans: they
+            take it, since a mean of counts counts nothing. Those without an entry keep their values.
+        frozen: Keys of parameters that nobody trains or sends: they keep their values.
     """
     updated: Params = {}
     for key, current in params.items():
-        if key in buffers and not average_buffers:
+        if key in frozen or (key in buffers and not average_buffers):
             updated[key] = current
+            continue
+        if not current.is_floating_point():
+            found = (largest or {}).get(key, current)
+            updated[key] = torch.where(coverage[key] > 0, found, current)
             continue
         update = CohortUpdate(current, summed(key), coverage[key], total)
         rule = fill_holders if key in buffers else fill
-        value = rule(update, gamma)
-        updated[key] = (value if current.is_floating_point() else value.round()).to(current.dtype)
+        updated[key] = rule(update, gamma).to(current.dtype)
     return updated
 
 

@@ -1,4 +1,9 @@
-"""Add weighted tensors exactly, so that neither the order nor the grouping of the terms matters."""
+"""Add weighted tensors exactly, so that neither the order nor the grouping of the terms matters.
+
+A term is rounded once, to a millionth of itself or better; all that follows adds whole numbers. Most terms of a round
+are numbers of level 0 (`levels.py`), which every entry has. The few that are too small or too large for it are
+numbers of other levels, which exist only where they are needed.
+"""
 
 from typing import Any
 
@@ -7,18 +12,17 @@ import torch
 from numpy.typing import NDArray
 
 from raysim.core.tensors import Params, as_tensors
-from raysim.pruning.submodel import Cut, add
+from raysim.pruning import submodel
+from raysim.pruning.submodel import Cut
+from raysim.server.levels import FINE, LARGEST, MOST, STEP_BITS, UNIT_BITS, Limb, Numbers, combined, spread, unit
 
-SCALE_BITS = 32
-"""Every term is rounded once to a multiple of 2^-32, then added as a 64-bit integer (fixed point)."""
-
-LIMIT = 2.0 ** (62 - SCALE_BITS)
-"""Largest sum of magnitudes that cannot overflow."""
+LIMIT = 2**62
+"""Units that a level may hold before it carries to the level above."""
 
 ROUNDER = 1.5 * 2.0**52
 """Added to a number below 2^51, it moves the number, rounded half to even, into the lowest bits of the sum."""
 ROUNDER_BITS = int(np.float64(ROUNDER).view(np.int64))
-ROUNDER_LIMIT = 2.0 ** (51 - SCALE_BITS)
+ROUNDER_LIMIT = 2.0**51
 
 BLOCK = 2**16
 """Entries that are added at a time: their intermediate results stay in the processor's cache."""
@@ -28,54 +32,252 @@ LARGE = 2**14
 but 0.9 ms instead of 0.1 ms with 256 entries."""
 
 
+class TensorSum:
+    """Sum of weighted tensors of one shape.
+
+    Attributes:
+        total: Sum at level 0, 64-bit.
+        limbs: Sums at other levels, by level.
+        bounds: Upper bound of the largest absolute sum at each level, in its units.
+    """
+
+    __slots__ = ("bounds", "limbs", "total")
+
+    def __init__(self, total: torch.Tensor, limbs: dict[int, Limb], bounds: dict[int, int]) -> None:
+        self.total, self.limbs, self.bounds = total, limbs, bounds
+
+    def add(
+        self, after: torch.Tensor, before: torch.Tensor | None, cut: dict[int, torch.Tensor], weight: float
+    ) -> None:
+        """Add weight x (after - before), of the indices that a submodel holds."""
+        self._make_room(0, int(MOST))
+        if not cut and after.is_cpu:
+            with np.errstate(over="ignore", invalid="ignore"):
+                largest = self._add_blocks(after, before, weight)
+        else:
+            largest = self._add_terms(_weighted(after, before, weight), cut)
+        self._grow(0, int(largest) + 1)
+
+    def add_pack(
+        self, after: torch.Tensor, before: torch.Tensor, cut: dict[int, torch.Tensor], weights: NDArray[np.int64]
+    ) -> None:
+        """Add weight x (after - before) of several clients, `(clients, ...)`."""
+        if not before.numel():
+            return
+        small = before.numel() < LARGE or not before.is_cpu
+        if small and (self._add_on_cpu if before.is_cpu else self._add_on_device)(after, before, cut, weights):
+            return
+        for values, weight in zip(after, weights.tolist(), strict=True):
+            self.add(values, before, cut, weight)
+
+    def _add_on_cpu(
+        self, after: torch.Tensor, before: torch.Tensor, cut: dict[int, torch.Tensor], weights: NDArray[np.int64]
+    ) -> bool:
+        """Add the terms of several clients at once; False: they are too large for that."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            terms = np.subtract(_flat(after).reshape(len(weights), -1), _flat(before), dtype=np.float64)
+            terms *= weights[:, None] * 2.0**UNIT_BITS
+        largest = _largest(terms)
+        if not self._has_room(largest, len(weights)):
+            return False
+        left = _left_of(terms)
+        if left is not None:
+            self._add_rest(torch.from_numpy(terms).view(after.shape), torch.from_numpy(left).view(after.shape), cut)
+        self._add_numbers(torch.from_numpy(_rounded(terms, largest).sum(0)).view(before.shape), cut)
+        return True
+
+    def _add_on_device(
+        self, after: torch.Tensor, before: torch.Tensor, cut: dict[int, torch.Tensor], weights: NDArray[np.int64]
+    ) -> bool:
+        """Add the terms of several clients at once, on a GPU; False: they are too large for that."""
+        column = torch.from_numpy(weights).view(-1, *[1] * before.dim()).to(before.device)
+        terms = _weighted(after, before, column)
+        magnitudes = terms.abs()
+        if not self._has_room(check(float(magnitudes.max())), len(weights)):
+            return False
+        rounded = terms.round()
+        self._add_rest(terms, (magnitudes < FINE).logical_and_(terms != rounded), cut)
+        self._add_numbers(rounded.to(torch.int64).sum(0), cut)
+        return True
+
+    def _has_room(self, largest: float, clients: int) -> bool:
+        """Make room at level 0 for the terms of some clients, if their sum is not too large."""
+        bound = (int(largest) + 1) * clients
+        if bound >= LIMIT // 2:
+            return False
+        self._make_room(0, bound)
+        self._grow(0, bound)
+        return True
+
+    def _add_terms(self, terms: torch.Tensor, cut: dict[int, torch.Tensor]) -> float:
+        """Add terms in units of level 0; return the largest number at that level."""
+        magnitudes = terms.abs()
+        largest = check(float(magnitudes.max())) if terms.numel() else 0.0
+        rounded = terms.round()
+        left = (magnitudes < FINE).logical_and_(terms != rounded)
+        if largest >= MOST:
+            large = magnitudes >= MOST
+            left |= large
+            rounded[large] = 0
+            largest = float(rounded.abs().max())
+        self._add_numbers(rounded.to(torch.int64), cut)
+        self._add_rest(terms[None], left[None], cut)
+        return largest
+
+    def _add_numbers(self, numbers: torch.Tensor, cut: dict[int, torch.Tensor]) -> None:
+        if cut:
+            submodel.add(self.total, cut, numbers)
+        else:
+            self.total += numbers
+
+    def _add_rest(self, terms: torch.Tensor, left: torch.Tensor, cut: dict[int, torch.Tensor]) -> None:
+        """Add what the chosen terms of some clients, `(clients, ...)`, leave at other levels."""
+        if not left.any():
+            return
+        coordinates = [each.cpu().numpy() for each in left.nonzero(as_tuple=True)]
+        clients, *places = coordinates
+        for dim, kept in cut.items():
+            places[dim] = kept.cpu().numpy()[places[dim]]
+        indices = np.ravel_multi_index(places, self.total.shape) if places else np.zeros_like(clients)
+        self._spread(terms[left].cpu().numpy(), indices, len(terms))
+
+    def _add_blocks(self, after: torch.Tensor, before: torch.Tensor | None, weight: float) -> float:
+        """Add weight x (after - before) of whole tensors, in place; return the largest number at level 0."""
+        into, values = _flat(self.total), _flat(after)
+        others = None if before is None else _flat(before)
+        scratch, largest = np.empty(min(BLOCK, len(values))), 0.0
+        for start in range(0, len(values), BLOCK):
+            block = slice(start, start + BLOCK)
+            terms = scratch[: len(values[block])]
+            if others is None:
+                np.multiply(values[block], weight * 2.0**UNIT_BITS, out=terms, dtype=np.float64)
+            else:
+                np.subtract(values[block], others[block], out=terms, dtype=np.float64)
+                terms *= weight * 2.0**UNIT_BITS
+            found = _largest(terms)
+            left = _left_of(terms)
+            if found >= MOST:
+                is_large = np.abs(terms) >= MOST
+                left = is_large if left is None else left | is_large
+            if left is not None:
+                indices = np.flatnonzero(left)
+                self._spread(terms[indices], indices + start, 1)
+            if found >= MOST:
+                terms[is_large] = 0
+                found = _largest(terms)
+            into[block] += _rounded(terms, found)
+            largest = max(largest, found)
+        return largest
+
+    def _spread(self, terms: NDArray[np.float64], indices: Numbers, clients: int) -> None:
+        """Add what terms of some clients leave at other levels than 0."""
+        for level, own, numbers in spread(terms, indices):
+            bound = clients * int(np.abs(numbers).max())
+            self._make_room(level, bound)
+            self._limb(level).add(own, numbers)
+            self._grow(level, bound)
+
+    def _limb(self, level: int) -> Limb:
+        if level not in self.limbs:
+            self.limbs[level] = Limb(self.total.numel())
+        return self.limbs[level]
+
+    def _make_room(self, level: int, more: int) -> None:
+        """Carry to the level above if a level could not hold more units."""
+        so_far = self.bounds.get(level, 0)
+        if so_far + more <= LIMIT:
+            return
+        carries = (so_far >> STEP_BITS) + 1
+        self._make_room(level + 1, carries)
+        if level == 0:
+            limb = Limb(self.total.numel(), _flat(self.total.cpu()))
+            indices, numbers = limb.take_carry()
+            self.total.copy_(torch.from_numpy(limb.dense()).view(self.total.shape))
+        else:
+            indices, numbers = self._limb(level).take_carry()
+        self.bounds[level] = 2 ** (STEP_BITS - 1)
+        if len(indices):
+            self._limb(level + 1).add(indices, numbers)
+            self._grow(level + 1, carries)
+
+    def _grow(self, level: int, by: int) -> None:
+        self.bounds[level] = self.bounds.get(level, 0) + by
+
+    def merge(self, other: "TensorSum") -> None:
+        """Add the sum of other tensors of this shape; its memory is not kept."""
+        for level, bound in other.bounds.items():
+            self._make_room(level, bound)
+            self._grow(level, bound)
+        self.total += other.total
+        for level, limb in other.limbs.items():
+            self._limb(level).merge(limb)
+
+    def value(self) -> torch.Tensor:
+        """Return the sum in float64; it depends on the exact sum of the whole numbers alone."""
+        value = self.total.double() * unit(0)
+        if not self.limbs:
+            return value
+        marks = np.zeros(value.numel(), dtype=np.bool_)
+        for limb in self.limbs.values():
+            limb.mark(marks)
+        indices = np.flatnonzero(marks)
+        rows = {level: limb.at(indices) for level, limb in self.limbs.items()}
+        rows[0] = _flat(self.total.cpu())[indices]
+        value.view(-1)[torch.from_numpy(indices).to(value.device)] = torch.from_numpy(combined(rows)).to(value)
+        return value
+
+    def on_cpu(self) -> "TensorSum":
+        """Return the sum in main memory."""
+        return TensorSum(self.total.cpu(), self.limbs, self.bounds)
+
+    def copy(self) -> "TensorSum":
+        """Return a sum with memory of its own."""
+        limbs = {level: limb.copy() for level, limb in self.limbs.items()}
+        return TensorSum(self.total.clone(), limbs, dict(self.bounds))
+
+
 class ExactSum:
     """Sums of weight x value by state-dict key, in the full model's coordinates.
 
+    A sum differs from the exact one by at most a millionth of the sum of the terms' magnitudes, for terms from 1e-54
+    to 1e283 and any number of them.
+
     Attributes:
-        totals: 64-bit fixed-point sums by state-dict key.
-        magnitude: Upper bound of the largest absolute sum.
+        tensors: The sum of each tensor by state-dict key.
     """
 
-    def __init__(self, totals: Params, magnitude: float = 0.0) -> None:
-        self.totals, self.magnitude = totals, magnitude
+    def __init__(self, tensors: dict[str, TensorSum]) -> None:
+        self.tensors = tensors
 
     @staticmethod
     def zeros_like(params: Params) -> "ExactSum":
         """Return an empty sum for tensors of these shapes."""
-        return ExactSum(
-            {
-                key: torch.zeros_like(tensor, dtype=torch.int64, memory_format=torch.contiguous_format)
-                for key, tensor in params.items()
-            }
-        )
+        form = torch.contiguous_format
+        zeros = {key: torch.zeros_like(each, dtype=torch.int64, memory_format=form) for key, each in params.items()}
+        return ExactSum({key: TensorSum(each, {}, {}) for key, each in zeros.items()})
+
+    @property
+    def totals(self) -> Params:
+        """Sums at level 0 by state-dict key, in units of 2^-44."""
+        return {key: each.total for key, each in self.tensors.items()}
 
     def add(self, values: Params, cut: Cut, weight: float) -> None:
         """Add a submodel's values times a weight.
 
         Raises:
-            OverflowError: If a value is not finite or the sum could leave the 64-bit range.
+            OverflowError: If a value is not finite.
         """
-        self._add({key: (value, None) for key, value in values.items()}, cut, weight)
+        for key, value in values.items():
+            self.tensors[key].add(value, None, cut.get(key, {}), weight)
 
     def add_change(self, after: Params, before: Params, cut: Cut, weight: float) -> None:
         """Add the difference of a submodel's tensors, taken in float64, times a weight.
 
         Raises:
-            OverflowError: If a difference is not finite or the sum could leave the 64-bit range.
+            OverflowError: If a difference is not finite.
         """
-        self._add({key: (value, before[key]) for key, value in after.items()}, cut, weight)
-
-    def _add(self, terms: dict[str, tuple[torch.Tensor, torch.Tensor | None]], cut: Cut, weight: float) -> None:
-        largest = 0.0
-        for key, (after, before) in terms.items():
-            if key not in cut and after.is_cpu:
-                found = _add_blocks(self.totals[key], after, before, weight)
-            else:
-                weighted = _weighted(after, before, weight)
-                found = check(float(weighted.abs().max()))
-                self._add_fixed_points(key, cut, _fixed_points(weighted))
-            largest = max(largest, found)
-        self._grow(largest)
+        for key, value in after.items():
+            self.tensors[key].add(value, before[key], cut.get(key, {}), weight)
 
     def add_pack(self, after: Params, start: Params, cut: Cut, weights: NDArray[np.int64]) -> None:
         """Add the weighted differences of several clients that started from the same submodel.
@@ -87,102 +289,71 @@ class ExactSum:
             weights: `(clients,)`.
 
         Raises:
-            OverflowError: If a difference is not finite or the sum could leave the 64-bit range.
+            OverflowError: If a difference is not finite.
         """
-        largest = np.zeros(len(weights))
         for key, before in start.items():
-            fixed, found = _sum_of_pack(after[key], before, weights)
-            largest = np.maximum(largest, found)
-            self._add_fixed_points(key, cut, fixed)
-        self._grow(float(largest.sum()))
-
-    def _add_fixed_points(self, key: str, cut: Cut, fixed: torch.Tensor) -> None:
-        if key in cut:
-            add(self.totals[key], cut[key], fixed)
-        else:
-            self.totals[key] += fixed
+            self.tensors[key].add_pack(after[key], before, cut.get(key, {}), weights)
 
     def merge(self, other: "ExactSum") -> None:
-        """Add another sum of the same keys."""
-        self._grow(other.magnitude)
-        for key, total in other.totals.items():
-            self.totals[key] += total
-
-    def _grow(self, by: float) -> None:
-        check(by, self.magnitude)
-        self.magnitude += by
+        """Add another sum of the same keys; its memory is not kept."""
+        for key, each in other.tensors.items():
+            self.tensors[key].merge(each)
 
     def value(self, key: str) -> torch.Tensor:
         """Return one sum in float64."""
-        return self.totals[key].double() * 2.0**-SCALE_BITS
+        return self.tensors[key].value()
 
     def on_cpu(self) -> "ExactSum":
         """Return the sums in main memory."""
-        return ExactSum({key: total.cpu() for key, total in self.totals.items()}, self.magnitude)
+        return ExactSum({key: each.on_cpu() for key, each in self.tensors.items()})
+
+    def copy(self) -> "ExactSum":
+        """Return sums with memory of their own."""
+        return ExactSum({key: each.copy() for key, each in self.tensors.items()})
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle as NumPy arrays, which Ray moves without a copy."""
-        return _from_arrays, ({key: total.numpy() for key, total in self.totals.items()}, self.magnitude)
+        arrays = {key: (each.total.numpy(), each.limbs, each.bounds) for key, each in self.tensors.items()}
+        return _from_arrays, (arrays,)
 
 
-def check(magnitude: float, so_far: float = 0.0) -> float:
-    """Return the largest magnitude of some terms.
+def check(magnitude: float) -> float:
+    """Return the largest magnitude of some terms, in units of level 0.
 
     Raises:
-        OverflowError: If it is not a number, or too much together with the terms so far.
+        OverflowError: If it is not a finite number, or cannot be summed.
     """
-    if not so_far + magnitude < LIMIT:
+    if not magnitude < LARGEST:
+        limit = LARGEST * unit(0)
         raise OverflowError(
-            f"weighted updates of magnitude {magnitude:.3g} cannot be summed exactly (limit {LIMIT:.3g})"
+            f"updates of weighted magnitude {magnitude * unit(0):.3g} cannot be summed (limit {limit:.3g})"
         )
     return magnitude
 
 
+def _largest(terms: NDArray[np.float64]) -> float:
+    """Return the largest magnitude of some terms, in units of level 0."""
+    return check(float(max(terms.max(), -terms.min())))
+
+
+def _left_of(terms: NDArray[np.float64]) -> NDArray[np.bool_] | None:
+    """Return which small terms level 0 rounds too coarsely; None: it rounds none so."""
+    left = terms < FINE
+    left &= terms > -FINE
+    if left.any():
+        left &= terms != 0
+        if left.any():
+            return left
+    return None
+
+
 def _weighted(after: torch.Tensor, before: torch.Tensor | None, weight: float | torch.Tensor) -> torch.Tensor:
-    """Return weight x (after - before) in float64."""
+    """Return weight x (after - before) in units of level 0, float64."""
     terms = after.double() if before is None else after.double() - before.double()
-    return terms * weight
+    return terms * (weight * 2.0**UNIT_BITS)
 
 
-def _fixed_points(terms: torch.Tensor) -> torch.Tensor:
-    """Return terms as fixed-point numbers; the terms are overwritten."""
-    return terms.mul_(2.0**SCALE_BITS).round_().to(torch.int64)
-
-
-def _sum_of_pack(
-    after: torch.Tensor, before: torch.Tensor, weights: NDArray[np.int64]
-) -> tuple[torch.Tensor, NDArray[np.float64]]:
-    """Return the fixed-point sum of weight x (after - before), and each client's largest magnitude, `(clients,)`."""
-    if before.is_cpu and before.numel() >= LARGE:
-        total, clients = torch.zeros(before.shape, dtype=torch.int64), zip(after, weights.tolist(), strict=True)
-        return total, np.array([_add_blocks(total, values, before, weight) for values, weight in clients])
-    column = torch.from_numpy(weights).to(before.device)[:, None]
-    terms = _weighted(after.flatten(1), before.flatten(), column)
-    largest = terms.abs().amax(1).cpu().numpy()
-    return _fixed_points(terms).sum(0).view(before.shape), largest
-
-
-def _add_blocks(total: torch.Tensor, after: torch.Tensor, before: torch.Tensor | None, weight: float) -> float:
-    """Add weight x (after - before) to a sum of the same shape, in place; return its largest magnitude."""
-    into, values = _flat(total), _flat(after)
-    others = None if before is None else _flat(before)
-    scratch, largest = np.empty(min(BLOCK, len(values))), 0.0
-    for start in range(0, len(values), BLOCK):
-        block = slice(start, start + BLOCK)
-        terms = scratch[: len(values[block])]
-        if others is None:
-            np.multiply(values[block], weight, out=terms, dtype=np.float64)
-        else:
-            np.subtract(values[block], others[block], out=terms, dtype=np.float64)
-            terms *= weight
-        found = check(float(max(terms.max(), -terms.min())))
-        terms *= 2.0**SCALE_BITS
-        into[block] += _rounded(terms, found)
-        largest = max(largest, found)
-    return largest
-
-
-def _rounded(terms: NDArray[np.float64], magnitude: float) -> NDArray[np.int64]:
+def _rounded(terms: NDArray[np.float64], magnitude: float) -> Numbers:
     """Round numbers half to even.
 
     Where they are small enough, they are rounded by adding `ROUNDER`, and are overwritten: 2^16 numbers take 19 us
@@ -202,5 +373,6 @@ def _flat(tensor: torch.Tensor) -> NDArray[Any]:
     return tensor.detach().contiguous().view(-1).numpy()
 
 
-def _from_arrays(totals: dict[str, NDArray[np.int64]], magnitude: float) -> ExactSum:
-    return ExactSum(as_tensors(totals), magnitude)
+def _from_arrays(arrays: dict[str, tuple[NDArray[np.int64], dict[int, Limb], dict[int, int]]]) -> ExactSum:
+    totals = as_tensors({key: total for key, (total, _, _) in arrays.items()})
+    return ExactSum({key: TensorSum(totals[key], limbs, bounds) for key, (_, limbs, bounds) in arrays.items()})

@@ -33,7 +33,7 @@ StepRule = Callable[[torch.Tensor, Moments, ServerOptimizer], tuple[torch.Tensor
 def step(
     before: Params,
     after: Params,
-    buffers: frozenset[str],
+    copied: frozenset[str],
     coverage: Coverage,
     memory: Params,
     server: ServerOptimizer,
@@ -43,7 +43,7 @@ def step(
     Args:
         before: Parameters and buffers before the round.
         after: The aggregated parameters and buffers.
-        buffers: Keys of buffers, which are copied from `after`.
+        copied: Keys that are copied from `after`: buffers, and parameters that are not trained.
         coverage: Examples behind each entry.
         memory: The optimizer's state; moments of entries that nobody trained stay as they are.
         server: The optimizer.
@@ -51,7 +51,7 @@ def step(
     if server.is_plain:
         return after, memory
     stepped, remembered = dict(after), dict(memory)
-    for key in (key for key in after if key not in buffers):
+    for key in (key for key in after if key not in copied):
         change = after[key].double() - before[key].double()
         empty = {"first": torch.zeros_like(change), "second": torch.full_like(change, server.epsilon**2)}
         old = {name: memory.get(f"server/{name}/{key}", empty[name]) for name in empty}

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from raysim.core.tensors import Columns, Params
+from raysim.pruning.submodel import put
 from raysim.server.fixed_point import ExactSum
 
 
@@ -23,6 +25,8 @@ class ClientUpdates:
         channel_sums: Numbers per channel of each client, `(clients, sums, num_units)`; no sums if the method
             needs none.
         memories: Tensors to be remembered of single clients, by id.
+        largest: The largest value of each entry of a tensor of whole numbers or booleans among the clients that hold
+            it, in the full model's coordinates; the least number of its type where none does.
     """
 
     sums: dict[str, ExactSum]
@@ -30,6 +34,7 @@ class ClientUpdates:
     kept: NDArray[np.bool_]
     channel_sums: NDArray[np.float64]
     memories: Mapping[int, Params] = field(default_factory=dict)
+    largest: Params = field(default_factory=dict)
 
 
 class Accumulator:
@@ -43,21 +48,19 @@ class Accumulator:
         self._sums: dict[str, ExactSum] = {}
         self._owned: set[str] = set()
         self._rows: list[ClientUpdates] = []
+        self._largest: Params = {}
 
     def add(self, updates: ClientUpdates) -> None:
-        """Add the updates of a chunk.
-
-        Raises:
-            OverflowError: If a sum could leave the 64-bit range.
-        """
+        """Add the updates of a chunk; sums have no limit, so that this cannot fail for what the chunk holds."""
         for name, total in updates.sums.items():
             if name not in self._sums:
                 self._sums[name] = total
                 continue
             if name not in self._owned:
-                self._sums[name] = _copied(self._sums[name])
+                self._sums[name] = self._sums[name].copy()
                 self._owned.add(name)
             self._sums[name].merge(total)
+        self._largest = largest_of([self._largest, updates.largest])
         self._rows.append(
             ClientUpdates(
                 {},
@@ -81,6 +84,7 @@ class Accumulator:
             kept=np.concatenate([row.kept for row in rows])[by_id],
             channel_sums=np.concatenate([row.channel_sums for row in rows])[by_id],
             memories=dict(sorted(item for row in rows for item in row.memories.items())),
+            largest=self._largest,
         )
 
 
@@ -92,5 +96,20 @@ def merge(several: Iterable[ClientUpdates]) -> ClientUpdates:
     return accumulator.total()
 
 
-def _copied(total: ExactSum) -> ExactSum:
-    return ExactSum({key: tensor.clone() for key, tensor in total.totals.items()}, total.magnitude)
+def largest_of(several: Iterable[Params]) -> Params:
+    """Return the largest value of each entry, in new memory, whatever the order."""
+    largest: Params = {}
+    for each in several:
+        for key, tensor in each.items():
+            largest[key] = torch.maximum(largest[key], tensor) if key in largest else tensor.clone()
+    return largest
+
+
+def spread_out(compact: torch.Tensor, dims: Mapping[int, torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    """Return a submodel's tensor in the full model's coordinates, with the least number where it holds nothing."""
+    if not dims:
+        return compact.clone()
+    least = False if like.dtype == torch.bool else torch.iinfo(like.dtype).min
+    full = torch.full_like(like, least)
+    put(full, dims, compact)
+    return full

@@ -11,13 +11,13 @@ from raysim.clock.modes import ClockRules
 from raysim.clock.timing import CohortLoad, CohortTiming
 from raysim.clock.work import Absent, Plan, Work, completed_share
 from raysim.core.tensors import Columns
-from raysim.models.cost import ModelCost
 from raysim.population.profiles import Devices
 from raysim.pruning.masks import Mask
 from raysim.server.updates import ClientUpdates
 from raysim.simulation.aggregation import ReceivedUpdates
+from raysim.simulation.evaluation import Evaluation
 from raysim.simulation.scenario import Scenario
-from raysim.simulation.state import Reached, Score, ServerState, Totals
+from raysim.simulation.state import Chosen, Reached, Score, ServerState, Totals
 
 REPORTED = {"train_loss": np.nan, "epochs": 0, "accuracy": np.nan, "heldout_loss": np.nan}
 """Columns that clients report, and the values recorded for clients whose work does not count."""
@@ -193,21 +193,18 @@ def mean_loss(clients: Columns) -> float:
     return float(np.average(counted["train_loss"].astype(np.float64), weights=counted["examples"]))
 
 
-def add_round(totals: Totals, plan: Plan, clients: Columns, dense: ModelCost, epochs: int) -> Totals:
-    """Add a round to the totals of the run, and to those of dense clients on the same work.
+def add_round(totals: Totals, plan: Plan, clients: Columns) -> Totals:
+    """Add a round to the totals of the run.
 
     Args:
         totals: Totals before the round.
         plan: The round's plan.
         clients: Its table of clients.
-        dense: Costs of the full model.
-        epochs: Passes of dense clients over their rows.
     """
     counted = counted_rows(clients)
     numbers = dict(totals.outcomes)
     for outcome, number in zip(*np.unique(clients["fate"], return_counts=True), strict=True):
         numbers[str(outcome)] = numbers.get(str(outcome), 0) + int(number)
-    totals = _with_dense(totals, plan.ended, dense, epochs)
     return replace(
         totals,
         down_bytes=totals.down_bytes + int(clients["down_bytes"].sum()),
@@ -222,27 +219,42 @@ def add_round(totals: Totals, plan: Plan, clients: Columns, dense: ModelCost, ep
     )
 
 
-def _with_dense(totals: Totals, ended: Sequence[Work], dense: ModelCost, epochs: int) -> Totals:
-    """Add the full model to the `fedavg_` totals, for the share of its work that each client has completed."""
-    for work in ended:
-        done, rows = work.completed_shares, work.cohort.examples * epochs
-        whole = np.full(len(work), dense.model_bytes)
-        totals = replace(
-            totals,
-            fedavg_down_bytes=totals.fedavg_down_bytes + int(completed_share(whole, done.download_s).sum()),
-            fedavg_up_bytes=totals.fedavg_up_bytes + int(completed_share(whole, done.upload_s).sum()),
-            fedavg_train_flops=totals.fedavg_train_flops
-            + int(completed_share(dense.train_flops * rows, done.compute_s).sum()),
-        )
-    return totals
+def with_evaluation(totals: Totals, evaluated: Evaluation, round: int) -> Totals:
+    """Record the scores of the global model, and the FLOPs by which its statistics were estimated anew."""
+    scored = with_scores(totals, evaluated.score, evaluated.validation, round)
+    return replace(scored, statistics_flops=scored.statistics_flops + evaluated.statistics_flops)
 
 
-def with_score(totals: Totals, score: Score | None) -> Totals:
-    """Record a score of the global model, and the best one so far."""
+def with_scores(totals: Totals, score: Score | None, validation: Score | None, round: int) -> Totals:
+    """Record the scores of the global model, and the best ones so far.
+
+    The best accuracy is that on the test rows; the chosen one is of the round that is best on the validation rows.
+    """
     if score is None:
         return totals
+    chosen = totals.chosen
     best = score.accuracy if totals.best_accuracy is None else max(totals.best_accuracy, score.accuracy)
-    return replace(totals, accuracy=score.accuracy, best_accuracy=best)
+    if validation is not None and (chosen is None or validation.accuracy > chosen.validation_accuracy):
+        chosen = Chosen(round, validation.accuracy, score.accuracy)
+    validation_accuracy = None if validation is None else validation.accuracy
+    return replace(
+        totals,
+        accuracy=score.accuracy,
+        best_accuracy=best,
+        validation_accuracy=validation_accuracy,
+        further=_further_of(score, validation),
+        chosen=chosen,
+    )
+
+
+def _further_of(score: Score, validation: Score | None) -> dict[str, dict[str, float | None]]:
+    """Return further metrics by kind of rows, ready for JSON; None: not defined."""
+    found = {"test": score.further} | ({} if validation is None else {"validation": validation.further})
+    return {
+        rows: {name: None if np.isnan(value) else value for name, value in metrics.items()}
+        for rows, metrics in found.items()
+        if metrics
+    }
 
 
 def with_targets(totals: Totals, score: Score | None, targets: Sequence[float], round: int) -> Totals:
@@ -262,7 +274,7 @@ def theoretical_flops(scenario: Scenario, work: Work) -> NDArray[np.int64]:
 
     def saved(mask: Mask) -> int:
         pruned = scenario.costs.pruned_elements(mask)
-        return sum(count * scenario.costs.weight_flops.get(key, 0) for key, count in pruned.items())
+        return round(sum(count * scenario.costs.weight_flops.get(key, 0) for key, count in pruned.items()))
 
     whole = work.masks.each(saved) * work.cohort.examples * work.cohort.epochs
     return work.spent.train_flops - completed_share(whole, work.completed_shares.compute_s)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from raysim.clock.work import Cohort, Plan, Work, joined_work
-from raysim.core.tensors import Params
+from raysim.core.tensors import Params, floating
 from raysim.methods import resolve as methods
 from raysim.methods.method import CohortReport
 from raysim.pruning.coverage import Coverage, count_coverage
@@ -81,14 +81,17 @@ def learn(
     """Return parameters and memory after a round: aggregated, stepped by the server, learned from by the method."""
     if received is None:
         return state.params, plan.memory
-    work = received.work
     params = aggregate(scenario, state.params, received)
-    params, memory = optimizers.step(
-        state.params, params, scenario.buffers, received.coverage, plan.memory, scenario.server
-    )
+    copied = scenario.buffers | scenario.frozen
+    params, memory = optimizers.step(state.params, params, copied, received.coverage, plan.memory, scenario.server)
+    return methods.learn(scenario.method, params, memory, cohort_report(scenario, state, received))
+
+
+def cohort_report(scenario: Scenario, state: ServerState, received: ReceivedUpdates) -> CohortReport:
+    """Return what the method sees of a round, from the state before it."""
+    work = received.work
     view = view_of(scenario, state, work.cohort)
-    report = CohortReport(view, received.updates, received.masks, received.coverage, work.timing.total_s)
-    return methods.learn(scenario.method, params, memory, report)
+    return CohortReport(view, received.updates, received.masks, received.coverage, work.timing.total_s)
 
 
 def aggregate(scenario: Scenario, params: Params, received: ReceivedUpdates) -> Params:
@@ -103,6 +106,8 @@ def aggregate(scenario: Scenario, params: Params, received: ReceivedUpdates) -> 
         method.fill,
         method.options.fill_gamma,
         average_buffers=not method.rules.static_norm,
+        largest=received.updates.largest,
+        frozen=scenario.frozen,
     )
 
 
@@ -120,8 +125,8 @@ def coverage_of(scenario: Scenario, cohort: Cohort, masks: CohortMasks, updates:
     held = updates.sums.get("held")
     if held is None:
         return coverage
-    coverage |= {key: held.value(key) for key in held.totals}
-    for key in held.totals:
+    coverage |= {key: held.value(key) for key in held.tensors}
+    for key in held.tensors:
         whole = ~masks.each(partial(_has_elements, key), np.bool_)
         if whole.any():
             others = masks.take(np.flatnonzero(whole))
@@ -150,4 +155,5 @@ def _buffers_moved(scenario: Scenario, state: ServerState, work: Work, updates: 
         return {}
     masks = sent_back(scenario, work.masks, updates)
     coverage, start = coverage_of(scenario, work.cohort, masks, updates), version_of(state, work.cohort.round)
-    return {key: coverage[key] * (start[key].double() - state.params[key].double()) for key in scenario.buffers}
+    now = floating({key: state.params[key] for key in scenario.buffers})
+    return {key: coverage[key] * (start[key].double() - value.double()) for key, value in now.items()}

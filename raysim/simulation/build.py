@@ -8,15 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from raysim.client import compression, evaluation
+from raysim.client import compression, evaluation, trainable
 from raysim.client.packing import pack_size
+from raysim.client.schedule import Schedule
 from raysim.client.training import LocalTraining
 from raysim.client.view import Workload
 from raysim.clock.modes import MODES, ClockRules
 from raysim.config.experiment import ExperimentSettings
-from raysim.core import seeding
+from raysim.core import memory, plugins, seeding
 from raysim.core.errors import SettingError, UntraceableError, nearest_first
 from raysim.core.log import info, warning
 from raysim.core.tensors import one_thread
@@ -25,23 +27,33 @@ from raysim.data.batches import batch_slices
 from raysim.data.partition import check_partition, partition
 from raysim.data.row_sets import RowSets
 from raysim.data.rules import PartitionOptions
+from raysim.data.stratified import validation_rows
 from raysim.data.transform import Transform
 from raysim.methods import resolve as methods
 from raysim.methods.method import Method
 from raysim.models import weights, zoo
 from raysim.models.normalization import group_normalized
+from raysim.models.steps import add_steps
 from raysim.population import population, sources
 from raysim.population.population import Population
-from raysim.population.profiles import Devices
 from raysim.pruning import masks
+from raysim.pruning.blocks import branch_ends
 from raysim.pruning.costs import CostTable
 from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.significance import first_channels
 from raysim.selection import table as selection
 from raysim.selection.table import SelectionRule
 from raysim.server.optimizers import ServerOptimizer
-from raysim.simulation.feasibility import check_deadline, with_solved_budgets
+from raysim.simulation.feasibility import check_clock, check_deadline, with_solved_budgets
 from raysim.simulation.scenario import Scenario, StopRules
+from raysim.simulation.widths import with_widths
+from raysim.task.classification import balanced_weights, with_training_loss
+from raysim.task.metrics import further_metrics, names_of
+from raysim.task.table import TASKS
+from raysim.task.task import Task
+
+NOT_LOCAL = {"schedule", "label_smoothing", "class_weights", "pack"}
+"""Settings of local training that are no fields of `LocalTraining`, or another type there."""
 
 COUNTED_AHEAD = 64
 """Widths whose costs are counted before the first round; a file of devices may have one for each."""
@@ -81,8 +93,8 @@ def _check_asynchronous(settings: ExperimentSettings, method: Method) -> None:
     given, allowed = f"clock.mode={mode.name!r}", f"allowed: clock.mode={', '.join(others)} or {last}"
     if method.one_version:
         raise SettingError(
-            f"method.name={method.name!r} is not allowed with {given}: it changes one mask for all, which "
-            f"clients that started before do not have; {allowed}"
+            f"method.name={method.name!r} is not allowed with {given}: it changes one mask for all or "
+            f"parameters of each submodel, which clients that started before do not have; {allowed}"
         )
     if method.objective.sends_memory:
         raise SettingError(
@@ -105,9 +117,13 @@ def build_scenario(settings: ExperimentSettings) -> Scenario:
     """Build a scenario: load data, partition it, build and trace the model.
 
     Raises:
-        SettingError: If a setting does not fit the data, the model or another setting.
+        SettingError: If a setting does not fit the data, the model, another setting or memory; or if a user's code
+            fails.
     """
-    with one_thread():  # with two threads small operations wait for each other, especially while Ray starts
+    what = f"model.name={settings.model.name!r} with {settings.population.clients:,} clients"
+    fewer = "a smaller model (model.options), fewer clients (population.clients)"
+    # with two threads small operations wait for each other, especially while Ray starts
+    with one_thread(), memory.enough_for(what, fewer), plugins.users_code():
         return _build(settings)
 
 
@@ -115,7 +131,9 @@ def _build(settings: ExperimentSettings) -> Scenario:
     seed, split, local = settings.seed, settings.split_seed, _local_training(settings)
     method = method_of(settings)
     _check_asynchronous(settings, method)
+    _check_population(settings)
     data = _load_data(settings)
+    validating = validation_rows(data.train_labels, settings.data.validation_share, split)
     rows = partition(
         data.train_labels,
         settings.population.clients,
@@ -123,22 +141,28 @@ def _build(settings: ExperimentSettings) -> Scenario:
         _partition_options(settings),
         split,
         data.train_users,
+        validating,
     )
     owned = sources.of_settings(settings.population, split)
     clients = population.build(owned, rows, settings.data.heldout_share, split)
 
     model = _build_model(settings, data)
     model = _normalized(model, method.options.normalization)
-    plan = _plan_of(settings, model, method, owned, data.test_rows(np.arange(2))[0])
-    workload = Workload(seed, data, clients, model, plan, local)
-    methods.check_task(method, workload.task)
+    example, targets = data.test_rows(np.arange(2))
+    if method.drops_blocks:
+        model = add_steps(model, branch_ends(model, example))
+    task = _task(settings, data, validating)
+    methods.check_task(method, task)
+    trainable.check(settings.model.name, model, task, example, targets)
+    plan = _plan_of(settings, model, example, method.drops_blocks)
+    workload = Workload(seed, data, clients, model, plan, local, task)
     check_batches(workload)
-    costs = CostTable(model, plan, data.input_shape)
+    costs = CostTable(model, plan, data.input_shape, example)
     _ = costs.dense
     # counted here: the driver actor then need not import PyTorch's counter
     for ratio in np.unique(method.budget(owned.keep_ratios))[:COUNTED_AHEAD]:
         costs.of(masks.keep_top(plan, first_channels(plan), float(ratio)))
-    everything = masks.Mask(np.ones(plan.num_units, dtype=np.bool_))
+    everything = masks.Mask.whole(plan)
     methods.update_bytes(method, costs, everything)  # so that a compression that cannot count fails before round 1
     limit = settings.evaluation.max_examples
     scenario = Scenario(
@@ -150,7 +174,8 @@ def _build(settings: ExperimentSettings) -> Scenario:
         rounds=settings.rounds,
         score_every=settings.evaluation.every,
         test_rows=_some_rows(len(data.test_labels), limit, split, "test rows"),
-        statistics_rows=_statistics_rows(settings, clients, data),
+        statistics_rows=_statistics_rows(settings, clients, len(data.train_labels), validating),
+        validation_rows=validating,
         scored_share=settings.evaluation.client_share,
         diagnose_every=settings.diagnostics.every or 0,
         clock=clock_rules(settings),
@@ -164,8 +189,19 @@ def _build(settings: ExperimentSettings) -> Scenario:
             warning(f"budgets are ignored: method.name={settings.method.name!r} trains the full model")
         deadline_s = settings.budget.deadline_s or settings.clock.deadline_s
         scenario = with_solved_budgets(scenario, deadline_s, settings.budget.steps)
+    check_clock(scenario)
     check_deadline(scenario)
-    return scenario
+    return with_widths(scenario, settings.evaluation.widths)
+
+
+BYTES_OF_A_CLIENT = 400
+"""Of its device's figures, its state and its rows, at least."""
+
+
+def _check_population(settings: ExperimentSettings) -> None:
+    """Refuse more clients than memory holds."""
+    clients = settings.population.clients
+    memory.check_fits("population.clients", clients, clients * BYTES_OF_A_CLIENT)
 
 
 def _pack_size(settings: ExperimentSettings, method: Method, workload: Workload) -> int:
@@ -223,23 +259,13 @@ def _normalized(model: nn.Module, normalization: str) -> nn.Module:
     return group_normalized(model) if normalization == "group" else model
 
 
-def _plan_of(
-    settings: ExperimentSettings, model: nn.Module, method: Method, owned: Devices, example: torch.Tensor
-) -> ChannelPlan:
-    """Trace the model; one that cannot be traced is trained whole if the method would not cut it.
-
-    Raises:
-        SettingError: If it cannot be traced and the method would cut it.
-    """
+def _plan_of(settings: ExperimentSettings, model: nn.Module, example: torch.Tensor, blocks: bool) -> ChannelPlan:
+    """Trace the model; one that cannot be traced is trained whole, and a warning gives the reason."""
     try:
-        return ChannelPlan.trace(model, example, _layers_kept_whole(settings, model), settings.model.keep_residual)
+        whole, keep_residual = _layers_kept_whole(settings, model), settings.model.keep_residual
+        return ChannelPlan.trace(model, example, whole, keep_residual, blocks=blocks)
     except UntraceableError as error:
-        if method.cuts_channels(owned.keep_ratios):
-            raise SettingError(
-                f"model.name={settings.model.name!r} cannot be cut, as method.name={settings.method.name!r} requires"
-                f": {error}; allowed: a method that trains the full model, as 'fedavg' does, or keep_ratio=1 for all"
-            ) from None
-        warning(f"model.name={settings.model.name!r} is trained whole: {error}")
+        warning(f"model.name={settings.model.name!r} is trained whole, whatever the budgets: {error}")
         return ChannelPlan.dense(model, str(error), example)
 
 
@@ -271,19 +297,46 @@ def method_of(settings: ExperimentSettings) -> Method:
 
 
 def _local_training(settings: ExperimentSettings) -> LocalTraining:
-    return LocalTraining(**settings.training.model_dump(exclude={"pack"}))
+    schedule = Schedule(**settings.training.schedule.model_dump(), rounds=settings.rounds)
+    return LocalTraining(**settings.training.model_dump(exclude=NOT_LOCAL), schedule=schedule)
 
 
 def _load_data(settings: ExperimentSettings) -> datasets.Dataset:
     data, transform = settings.data, Transform(**settings.data.transform.model_dump())
     root = str(Path(data.root).absolute()) if data.on_nodes and data.root is not None else data.root
-    loaded = datasets.load(
-        data.name, root, data.download, data.max_train_examples, settings.split_seed, data.options, transform
-    )
+    with memory.enough_for(f"data.name={data.name!r}", "fewer or smaller images"):
+        loaded = datasets.load(
+            data.name, root, data.download, data.max_train_examples, settings.split_seed, data.options, transform
+        )
     if not data.on_nodes:
         return loaded
     origin = datasets.Origin(data.name, root, data.max_train_examples, settings.split_seed, data.options, transform)
     return replace(loaded, on_nodes=origin)
+
+
+def _task(settings: ExperimentSettings, data: datasets.Dataset, validating: NDArray[np.int64]) -> Task:
+    """Return the task with the loss that the settings ask for; rows that validate do not decide class weights.
+
+    Raises:
+        SettingError: If the class weights are not those of the classes, or have no effect.
+    """
+    training, task = settings.training, TASKS["classification"]
+    if settings.task.metrics:
+        further = further_metrics(settings.task.metrics, data.num_classes)
+        of_clients = names_of(further, data.num_classes) if settings.task.client_metrics else ()
+        task = replace(task, further=further, of_clients=tuple(of_clients))
+    given = training.class_weights
+    if given is None and not training.label_smoothing:
+        return task
+    if isinstance(given, list) and (len(given) != data.num_classes or len(set(given)) == 1):
+        raise SettingError(
+            f"training.class_weights of {len(given)} weights, {len(set(given))} of them different, are not allowed; "
+            f"allowed: {data.num_classes} weights, one per class, not all equal; 'balanced' or null"
+        )
+    if given == "balanced":
+        trained = np.delete(data.train_labels, validating)
+        given = list(balanced_weights(np.bincount(trained, minlength=data.num_classes)))
+    return with_training_loss(task, training.label_smoothing, None if given is None else tuple(given))
 
 
 def _partition_options(settings: ExperimentSettings) -> PartitionOptions:
@@ -301,17 +354,15 @@ def _build_model(settings: ExperimentSettings, data: datasets.Dataset) -> nn.Mod
 
 
 def _statistics_rows(
-    settings: ExperimentSettings, clients: Population, data: datasets.Dataset
-) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Return training rows of clients; those of all the data where clients draw their rows on demand."""
+    settings: ExperimentSettings, clients: Population, num_rows: int, validating: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return training rows of clients; where clients draw their rows on demand, those that they draw from."""
     train = clients.train
-    owned = train.rows if isinstance(train, RowSets) else np.arange(len(data.train_labels))
+    owned = train.rows if isinstance(train, RowSets) else np.setdiff1d(np.arange(num_rows), validating)
     return owned[_some_rows(len(owned), settings.evaluation.max_examples, settings.split_seed, "statistics rows")]
 
 
-def _some_rows(
-    num_rows: int, limit: int | None, seed: int, purpose: str
-) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _some_rows(num_rows: int, limit: int | None, seed: int, purpose: str) -> NDArray[np.int64]:
     if limit is None or limit >= num_rows:
         return np.arange(num_rows)
     return np.sort(seeding.generator(seed, purpose).choice(num_rows, limit, replace=False))
@@ -330,8 +381,10 @@ def check_batches(workload: Workload) -> None:
         return
     inputs, _ = workload.data.train_rows(workload.population.train[poorest][:1])
     try:
+        model = copy.deepcopy(workload.model)
+        model.train()
         with torch.no_grad():
-            copy.deepcopy(workload.model).train()(inputs)
+            model(inputs)
     except ValueError as error:
         setting, wanted = ("training.batch_size=1", "2 or more")
         if workload.local.batch_size > 1:

@@ -14,15 +14,16 @@ from safetensors import torch as safetensors
 from raysim.clock import serialization
 from raysim.core import tensors as arrays
 from raysim.core.errors import SettingError, reason_of
+from raysim.core.json_text import json_in
 from raysim.core.log import warning
 from raysim.core.storage.local import AnyPath, storage_path
 from raysim.core.storage.path import StoragePath
 from raysim.core.tensors import Params
 from raysim.simulation import client_state, records
 from raysim.simulation.client_state import ClientMemory, Stored
-from raysim.simulation.state import Reached, ServerState, Start, Totals
+from raysim.simulation.state import Chosen, DenseTotals, Reached, ServerState, Start, Totals, WidthScore
 
-FORMAT = 5
+FORMAT = 6
 HEADER = "raysim"
 """Key of the JSON in the safetensors header."""
 CLIENTS = "clients"
@@ -38,7 +39,7 @@ def path_of(folder: AnyPath, round: int) -> StoragePath:
     return storage_path(folder) / f"round_{round:06d}.safetensors"
 
 
-def save(state: ServerState, folder: AnyPath, keep: int) -> StoragePath:
+def save(state: ServerState, folder: AnyPath, keep: int, run: str = "") -> StoragePath:
     """Write a state under its round's name, then delete all but the newest `keep` up to it.
 
     A checkpoint is one file, which appears at once when all of it has reached the disk. Checkpoints of later rounds
@@ -48,9 +49,11 @@ def save(state: ServerState, folder: AnyPath, keep: int) -> StoragePath:
     content = {
         "format": FORMAT,
         "round": state.round,
+        "run": run,
         "totals": asdict(state.totals),
         "clients": _references(state),
         "limited_by": serialization.reasons_of(state.in_flight),
+        "fedavg": _fedavg_content(state.fedavg),
         "tensors_sha256": arrays.digest(tensors),
     }
     header = {HEADER: json.dumps({**content, "sha256": _digest(content)})}
@@ -76,8 +79,16 @@ def _tensors_of(state: ServerState) -> Params:
         "history": history,
         "work": serialization.tensors_of(state.in_flight),
         "version": versions,
+        "fedavg": {} if state.fedavg is None else _tensors_of(state.fedavg),
     }
     return {f"{kind}/{key}": tensor for kind, tensors in kinds.items() for key, tensor in tensors.items()}
+
+
+def _fedavg_content(state: ServerState | None) -> dict[str, Any] | None:
+    if state is None:
+        return None
+    limited_by = serialization.reasons_of(state.in_flight)
+    return {"round": state.round, "totals": asdict(state.totals), "limited_by": limited_by}
 
 
 def _under(prefix: str, tensors: Params) -> Params:
@@ -108,13 +119,14 @@ def _remove_old_memories(folder: StoragePath, clients: Collection[int]) -> None:
     *before, last = (round_of(saved) for saved in saved_in(folder))
     versions: dict[int, dict[int, StoragePath]] = {}
     for file in (folder / CLIENTS).children():
-        client, round = client_state.version_of(file)
-        versions.setdefault(client, {})[round] = file
+        version = client_state.version_of(file)
+        if version is not None:
+            versions.setdefault(version[0], {})[version[1]] = file
     for client, files_of_one in versions.items():
         rounds = [*before, last] if client in clients else before
-        needed = {max((version for version in files_of_one if version <= round), default=-1) for round in rounds}
-        for version, file in files_of_one.items():
-            if version not in needed:
+        needed = {max((written for written in files_of_one if written <= round), default=-1) for round in rounds}
+        for written, file in files_of_one.items():
+            if written not in needed:
                 file.remove()
 
 
@@ -134,19 +146,20 @@ def newest(folder: AnyPath, report: Callable[[str], None]) -> ServerState | None
     return next(intact(folder, report), None)
 
 
-def intact(folder: AnyPath, report: Callable[[str], None]) -> Iterator[ServerState]:
+def intact(folder: AnyPath, report: Callable[[str], None], run: str = "") -> Iterator[ServerState]:
     """Yield the intact states, newest first; the memory of single clients is verified as well.
 
     Args:
         folder: Folder of the checkpoints.
         report: Called with a sentence for each checkpoint that is skipped.
+        run: The key of the run; those of another run are skipped. Empty: not known.
 
     Raises:
         OSError: If an existing file cannot be read: it may be intact.
     """
     for saved in reversed(saved_in(folder)):
         try:
-            state = load(saved)
+            state = load(saved, run)
             for client in state.clients:
                 _ = state.clients[client]
         except (TornCheckpointError, client_state.DamagedMemoryError) as error:
@@ -155,22 +168,26 @@ def intact(folder: AnyPath, report: Callable[[str], None]) -> Iterator[ServerSta
             yield state
 
 
-def load(given: AnyPath) -> ServerState:
+def load(given: AnyPath, run: str = "") -> ServerState:
     """Read a checkpoint.
 
+    Args:
+        given: Its path.
+        run: The key of the run that it must be of; empty: any.
+
     Raises:
-        TornCheckpointError: If the file is missing or damaged.
+        TornCheckpointError: If the file is missing, damaged, or of another run.
         SettingError: If it is intact and has the format of another version of raysim.
         OSError: If it exists and cannot be read.
     """
     source = storage_path(given)
     try:
         with source.fetched() as path, safe_open(path, framework="pt") as file:
-            content = json.loads((file.metadata() or {})[HEADER])
+            content = json_in((file.metadata() or {})[HEADER])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
         recorded, tensors_recorded = content.pop("sha256"), content["tensors_sha256"]
         format = content["format"]
-    except (FileNotFoundError, SafetensorError, ValueError, LookupError, TypeError) as error:
+    except (FileNotFoundError, SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise TornCheckpointError(f"{source} cannot be read: {type(error).__name__}: {error}") from error
     if recorded != _digest(content) or tensors_recorded != arrays.digest(tensors):
         raise TornCheckpointError(f"{source} is damaged: its content does not have the digest recorded in its header")
@@ -179,6 +196,8 @@ def load(given: AnyPath) -> ServerState:
             f"{str(source)!r} has checkpoint format {format}, this version of raysim reads {FORMAT}; allowed: the "
             "version that wrote it, named in run.json"
         )
+    if run and content.get("run") not in ("", None, run):
+        raise TornCheckpointError(f"{source} is of another run")
     return _state_of(content, tensors, source.parent / CLIENTS)
 
 
@@ -194,12 +213,31 @@ def _state_of(content: Mapping[str, Any], tensors: Params, clients: StoragePath)
         history={name: column.numpy() for name, column in _under("history/", tensors).items()},
         in_flight=works,
         versions={work.cohort.round: _under(f"version/{work.cohort.round}/", tensors) for work in works},
+        fedavg=_fedavg_from(content["fedavg"], _under("fedavg/", tensors)),
+    )
+
+
+def _fedavg_from(content: Mapping[str, Any] | None, tensors: Params) -> ServerState | None:
+    if content is None:
+        return None
+    works = serialization.works_from(_under("work/", tensors), content["limited_by"])
+    return ServerState(
+        content["round"],
+        {},
+        totals=_totals(content["totals"]),
+        history={name: column.numpy() for name, column in _under("history/", tensors).items()},
+        in_flight=works,
+        versions={work.cohort.round: {} for work in works},
     )
 
 
 def _totals(content: dict[str, Any]) -> Totals:
-    reached = tuple(Reached(**entry) for entry in content["reached"])
-    return Totals(**{**content, "reached": reached})
+    reached, chosen = tuple(Reached(**entry) for entry in content["reached"]), content.get("chosen")
+    fedavg = None if content["fedavg"] is None else DenseTotals(**content["fedavg"])
+    best = None if chosen is None else Chosen(**chosen)
+    widths = tuple(WidthScore(**entry) for entry in content.get("widths", ()))
+    known = {"reached": reached, "chosen": best, "fedavg": fedavg, "widths": widths}
+    return Totals(**{**content, **known})
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -215,18 +253,19 @@ def _contiguous(params: Params) -> Params:
     return {key: tensor.contiguous().clone() for key, tensor in params.items()}
 
 
-def resume_point(folder: StoragePath) -> Start:
+def resume_point(folder: StoragePath, run: str = "") -> Start:
     """Return where a run resumes: after the newest round whose checkpoint and record are both intact.
 
     A warning names each checkpoint that is skipped.
 
     Args:
         folder: The run's folder.
+        run: The key of the run; empty: not known.
 
     Raises:
         OSError: If an existing file cannot be read: it may be intact.
     """
-    for state in intact(folder / "checkpoints", warning):
+    for state in intact(folder / "checkpoints", warning, run):
         try:
             return Start(state.round, records.logged(folder / "rounds", state.round).wall_s)
         except (FileNotFoundError, records.TornRecordError) as error:

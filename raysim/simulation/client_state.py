@@ -1,6 +1,7 @@
 """Memory of single clients that methods keep: in RAM until a checkpoint, then on disk and read when needed."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -69,10 +70,10 @@ class ClientMemory(Mapping[int, Params]):
         return ClientMemory({**self.entries, **stored})
 
 
-def version_of(file: StoragePath) -> tuple[int, int]:
-    """Return the client and the round of a file."""
-    client, _, round = file.name.removesuffix(".safetensors").partition("_")
-    return int(client), int(round)
+def version_of(file: StoragePath) -> tuple[int, int] | None:
+    """Return the client and the round of a file; None for a file that this module did not write."""
+    named = re.fullmatch(r"(\d+)_(\d+)\.safetensors", file.name)
+    return None if named is None else (int(named[1]), int(named[2]))
 
 
 def updated(old: Mapping[int, Params], new: Mapping[int, Params]) -> ClientMemory:

@@ -16,6 +16,7 @@ from raysim.methods import resolve as methods
 from raysim.methods.method import RoundView
 from raysim.pruning import elements
 from raysim.pruning.masks import CohortMasks, Mask
+from raysim.simulation import frozen
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import ServerState
 
@@ -50,7 +51,7 @@ def choose_masks(scenario: Scenario, view: RoundView) -> tuple[CohortMasks, Para
 
 
 def load_of(scenario: Scenario, view: RoundView, masks: CohortMasks) -> CohortLoad:
-    """Count what each client transfers and computes for its own submodel."""
+    """Count what each client transfers and computes for its own submodel, if it holds nothing of it yet."""
     down_bytes, up_bytes = masks.each(partial(transfer_bytes, scenario)).T
     rows_trained = view.examples * view.epochs
     load = CohortLoad(
@@ -64,7 +65,7 @@ def load_of(scenario: Scenario, view: RoundView, masks: CohortMasks) -> CohortLo
 
 
 def transfer_bytes(scenario: Scenario, mask: Mask) -> tuple[int, int]:
-    """Return the bytes that travel down and up for one client.
+    """Return the bytes that travel down and up for one client that holds no frozen parameters yet.
 
     Down: the submodel and, where it is cut, one bit per channel that marks it; for masks of single entries
     the kept ones, and a bitmap or an index list of the submodel's entries. Up: the update, compressed where updates
@@ -105,7 +106,8 @@ def _fitted(
     """Return load and timing of a cohort; late clients train fewer epochs where partial work is accepted."""
 
     def load_at(cohort: Cohort) -> CohortLoad:
-        return load_of(scenario, view_of(scenario, state, cohort), masks)
+        load = load_of(scenario, view_of(scenario, state, cohort), masks)
+        return frozen.without_held(scenario, state.history, cohort.clients, masks, load)
 
     timing_of = partial(schedule_cohort, scenario)
     return fit_epochs(cohort, load_at, timing_of, scenario.clock, scenario.method.min_epochs)

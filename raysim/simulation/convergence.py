@@ -54,7 +54,7 @@ def steps_and_size(
     """Return E, the mean number of steps per example of the cohort, and eta, the move of a step per gradient.
 
     The theorem is about plain SGD. Under momentum eta is rate x a_n / n, so that eta E is the move of n steps on
-    a constant gradient (a_n of the `variation` estimator); for Adam it is the rate.
+    a constant gradient (a_n of the `variation` estimator); for Adam and AdamW it is the rate.
     """
     momentum = local.momentum if local.optimizer == "sgd" else 0.0
     steps = [
@@ -62,7 +62,7 @@ def steps_and_size(
     ]
     shares = examples / examples.sum()
     mean = float(shares @ steps)
-    moved = float(shares @ [effective_steps(count, momentum) for count in steps])
+    moved = float(shares @ [effective_steps(count, momentum, local.nesterov) for count in steps])
     return mean, local.learning_rate_in(round) * moved / mean
 
 

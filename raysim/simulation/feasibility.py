@@ -1,6 +1,5 @@
 """Feasibility: solved budgets of a scenario, and whether any client can meet its deadline."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil, floor, inf, isinf, log10
 
@@ -9,14 +8,13 @@ from numpy.typing import NDArray
 
 from raysim.budgets.ladder import UNLIMITED_ROWS, Ladder
 from raysim.budgets.solver import LIMITS, BudgetSolver
-from raysim.clock.timing import CohortLoad, seconds
+from raysim.clock.timing import seconds
 from raysim.clock.work import Cohort
 from raysim.core.errors import SettingError
+from raysim.data.batches import num_batches
 from raysim.methods import resolve as methods
+from raysim.methods.method import RoundView
 from raysim.models.cost import training_bytes
-from raysim.pruning import masks
-from raysim.pruning.masks import CohortMasks, Mask
-from raysim.pruning.significance import first_channels
 from raysim.simulation.cohort import load_of, view_of
 from raysim.simulation.participants import cohort_of
 from raysim.simulation.scenario import Scenario
@@ -65,8 +63,9 @@ def ladder_of_ratios(scenario: Scenario, keep_ratios: NDArray[np.float64]) -> La
     workload, method = scenario.workload, scenario.method
     method = replace(method, load=method.most_load or method.load)
     scenario = replace(scenario, method=method)
-    chosen = masks.keep_top_for_cohort(workload.plan, first_channels(workload.plan), keep_ratios)
-    once, twice, many = (_load(scenario, keep_ratios, chosen, *sizes) for sizes in ((1, 1), (1, 2), (MANY_ROWS, 1)))
+    probes = [_view_of_rungs(scenario, keep_ratios, *sizes) for sizes in ((1, 1), (1, 2), (MANY_ROWS, 1))]
+    chosen = methods.cost_masks(method, probes[0])
+    once, twice, many = (load_of(scenario, probe, chosen) for probe in probes)
     flops = twice.train_flops - once.train_flops
     activations = twice.activation_bytes - once.activation_bytes
     extra = once.train_flops - flops
@@ -88,10 +87,8 @@ def ladder_of_ratios(scenario: Scenario, keep_ratios: NDArray[np.float64]) -> La
     )
 
 
-def _load(
-    scenario: Scenario, keep_ratios: NDArray[np.float64], chosen: Sequence[Mask], rows: int, epochs: int
-) -> CohortLoad:
-    """Return the load of clients with equal rows and epochs, one on each rung."""
+def _view_of_rungs(scenario: Scenario, keep_ratios: NDArray[np.float64], rows: int, epochs: int) -> RoundView:
+    """Return the view of a round of clients with equal rows and epochs, one on each rung."""
     ones = np.ones(len(keep_ratios), dtype=np.int64)
     cohort = Cohort(
         round=1,
@@ -102,8 +99,7 @@ def _load(
         examples=rows * ones,
         epochs=epochs * ones,
     )
-    state = ServerState(0, dict(scenario.workload.model.state_dict()))
-    return load_of(scenario, view_of(scenario, state, cohort), CohortMasks.of(chosen))
+    return view_of(scenario, ServerState(0, dict(scenario.workload.model.state_dict())), cohort)
 
 
 def _extra_rows(of_many: NDArray[np.int64], of_one: NDArray[np.int64]) -> int:
@@ -152,6 +148,45 @@ def _rounded_up(value: float) -> float:
     return ceil(value * scale) / scale
 
 
+LONGEST_S = 1e9
+"""Longest work of a client in a round, some 30 years: seconds then fit into 64 bits over all rounds."""
+
+
+def check_clock(scenario: Scenario) -> None:
+    """Refuse numbers with which a client's work, of the whole model, does not fit into 64 bits or ends never.
+
+    Raises:
+        SettingError: If a client's FLOPs or seconds of a round are too many; the message names the greatest cause.
+    """
+    local, population, cost = scenario.workload.local, scenario.workload.population, scenario.costs.dense
+    rows, devices = population.train.counts, population.devices
+    most = int(rows.max()) * local.epochs * max(cost.train_flops, cost.activation_bytes, 1) * scenario.cohort_size
+    if most >= 2**63:
+        raise SettingError(
+            f"training.epochs={local.epochs} makes {float(most):.3g} FLOPs a round, which do not fit into 64 bits; "
+            f"allowed: at most {max(1, local.epochs * 2**62 // most)} with these clients and this model"
+        )
+    flops, activations = float(cost.train_flops * local.epochs), float(cost.activation_bytes * local.epochs)
+    steps = local.epochs * num_batches(rows, local.batch_size).astype(np.float64)
+    parts = {
+        "latency_s": 2 * devices.column("latency_s"),
+        "down_bytes_per_s": cost.model_bytes / devices.column("down_bytes_per_s"),
+        "up_bytes_per_s": cost.model_bytes / devices.column("up_bytes_per_s"),
+        "step_overhead_s": steps * devices.column("step_overhead_s"),
+        "flops_per_s": flops * rows / devices.column("flops_per_s"),
+        "memory_bytes_per_s": activations * rows / devices.column("memory_bytes_per_s"),
+    }
+    for name, part_s in parts.items():
+        slowest = int(part_s.argmax())
+        if part_s[slowest] > LONGEST_S:
+            tier = devices.tiers[int(devices.tier_of[slowest])]
+            raise SettingError(
+                f"{name}={devices.column(name)[slowest]:g} of tier {tier!r}: client {slowest} needs "
+                f"{part_s[slowest]:.3g} simulated seconds in a round; allowed: figures with which it needs at most "
+                f"{LONGEST_S:g}"
+            )
+
+
 LUCK = 4.0
 """Standard deviations by which speeds may exceed their means in a round."""
 
@@ -184,6 +219,8 @@ def least_seconds(scenario: Scenario, cohort: Cohort) -> NDArray[np.float64]:
     local, population = scenario.workload.local, scenario.workload.population
     epochs = scenario.method.min_epochs if scenario.clock.accept_partial else local.epochs
     ladder = ladder_of_ratios(scenario, np.unique(cohort.keep_ratios))
+    later_bytes = np.maximum(ladder.down_bytes - scenario.costs.dense.frozen_bytes, 0)  # frozen ones travel once
+    ladder = replace(ladder, down_bytes=later_bytes)
     rungs = np.searchsorted(ladder.keep_ratios, cohort.keep_ratios)
     found = np.empty(len(rungs))
     for rung in range(len(ladder)):

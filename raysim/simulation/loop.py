@@ -3,6 +3,7 @@
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import psutil
@@ -54,7 +55,8 @@ def run_rounds(
                 stops = last.is_reached(state.round)
                 is_saved = stops or is_due(scenario, state, storage)
                 report = stamped(report, time.monotonic() - started, is_saved)
-                state = save_round(state, report, storage)
+                with _writing(failed):
+                    state = save_round(state, report, storage)
         except RunFailedError as error:  # a stale client names the round it started in
             raise RunFailedError(failed, *error.args[1:]) from None
         except Exception as error:
@@ -63,6 +65,16 @@ def run_rounds(
         yield state, report
         if stops:
             return
+
+
+@contextmanager
+def _writing(round: int) -> Iterator[None]:
+    """Report a file that cannot be written, as on a full disk, without a traceback."""
+    try:
+        yield
+    except OSError as error:
+        named = f" ({error.filename})" if error.filename else ""
+        raise RunFailedError(round, -1, f"its files cannot be written: {reason_of(error)}{named}") from error
 
 
 def stamped(report: RoundReport, wall_s: float, is_saved: bool) -> RoundReport:
@@ -79,16 +91,17 @@ def is_due(scenario: Scenario, state: ServerState, storage: Storage) -> bool:
 
 
 def save_round(state: ServerState, report: RoundReport, storage: Storage) -> ServerState:
-    """Write the records of a round, then the checkpoint that covers them, if it is due.
+    """Write the records of a round, then the checkpoint that covers them, if it is due; join the records of many.
 
     Returns:
         The state, which after a checkpoint reads the memory of single clients from disk.
     """
-    records.write_parts(report, storage.folder)
+    records.write_parts(report, storage.folder, storage.run)
     if report.is_saved:
         folder = storage.checkpoints
         state = checkpoint.with_clients_on_disk(state, folder)
-        checkpoint.save(state, folder, storage.keep)
+        checkpoint.save(state, folder, storage.keep, storage.run)
+    records.join_parts(storage.folder, report.round)
     return state
 
 
@@ -101,7 +114,7 @@ def first_state(scenario: Scenario, storage: Storage, start: Start) -> ServerSta
     if start.round == 0:
         return initial_state(scenario)
     try:
-        return checkpoint.load(checkpoint.path_of(storage.checkpoints, start.round))
+        return checkpoint.load(checkpoint.path_of(storage.checkpoints, start.round), storage.run)
     except (OSError, checkpoint.TornCheckpointError) as error:
         cause = f"the checkpoint to resume from cannot be read: {reason_of(error)}"
         raise RunFailedError(start.round + 1, -1, cause) from error
@@ -113,4 +126,5 @@ def final_state(scenario: Scenario, state: ServerState) -> FinalState:
     The served model depends on the method's memory, so it is made where that memory is: beside the state.
     """
     served = methods.served(scenario.method, scenario.workload.plan, state.params, state.memory)
-    return FinalState(state.round, state.totals, state.params, served)
+    table = {} if scenario.method.table is None else scenario.method.table(state.memory)
+    return FinalState(state.round, state.totals, state.params, served, table)

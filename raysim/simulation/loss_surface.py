@@ -94,7 +94,8 @@ class LossSurface:
 
 def of_model(task: Task, model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> LossSurface:
     """Return the mean loss of a model in eval mode and float64; the model itself is left unchanged."""
-    frame = copy.deepcopy(model).double().eval()
+    frame = copy.deepcopy(model).double()
+    frame.eval()
 
     def summed(weights: Params, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return task.loss(functional_call(frame, weights, (inputs,)), targets, reduction="sum")

@@ -1,7 +1,7 @@
 """Metrics of a round, for the records and for MLflow: numbers by name."""
 
 from collections.abc import Mapping, Sequence
-from math import ceil, isfinite
+from math import ceil, isfinite, isnan
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from raysim.clock import outcomes
 from raysim.core.tensors import Columns
 from raysim.population.profiles import Devices
-from raysim.simulation.state import RoundReport
+from raysim.simulation.scenario import Scenario
+from raysim.simulation.state import RoundReport, width_name
+from raysim.task.metrics import is_per_class, names_of
 
 CURVE_OF_OUTCOME = dict.fromkeys((outcomes.DROPPED, outcomes.OFFLINE, outcomes.BATTERY, outcomes.UNREACHABLE), "away")
 """Outcomes that share a curve; the table of clients and the summary keep them apart."""
@@ -32,6 +34,12 @@ OF_ONE_ROUND = (
 """Left out of MLflow where a run has diagnostics, to make room: amounts whose totals stay, and details."""
 TIERS, TIERS_DIAGNOSED = 4, 1
 """Tiers with curves of their own: in any run, and in one with diagnostics."""
+SPARE, SPARE_DIAGNOSED = 1, 0
+"""Names of the 60 that are free in any run, and in one with diagnostics."""
+OF_PERCENTS = ("pruning_ratio/", "accuracy/submodel_", "client_s/")
+OF_VALIDATION = ("accuracy/validation", "loss/validation")
+WIDTHS_RECORDED = ("width_loss", "width_validation_accuracy")
+"""Of each width in the records alone."""
 OF_TIER = ("pruning_ratio/tier/", "accuracy/tier/", "client_s/tier/")
 
 
@@ -43,13 +51,12 @@ def metrics_of(report: RoundReport) -> dict[str, float]:
         "traffic/down_bytes": down,
         "traffic/up_bytes": up,
         "traffic/total_bytes": totals.down_bytes + totals.up_bytes,
-        "traffic/percent_of_fedavg": totals.bytes_percent_of_fedavg,
         "compute/train_flops": int(clients["train_flops"].sum()),
         "compute/total_train_flops": totals.train_flops,
-        "compute/percent_of_fedavg": totals.flops_percent_of_fedavg,
         "clock/simulated_s": totals.simulated_s,
         "clock/round_s": report.round_s,
         "clock/wall_s": report.wall_s,
+        **_against_fedavg(report),
         **_energy(report),
         **_outcomes(report),
         "coverage/mean": report.coverage.mean,
@@ -61,6 +68,7 @@ def metrics_of(report: RoundReport) -> dict[str, float]:
         **_seconds(report),
         **_fairness(report),
         **{f"diagnostics/{name}": value for name, value in report.diagnostics.items()},
+        **{f"method/{name}": value for name, value in report.figures.items()},
     }
     if report.incidents:
         metrics["faults/retries"] = len(report.incidents)
@@ -73,21 +81,49 @@ def metrics_of(report: RoundReport) -> dict[str, float]:
     if report.score is not None:
         metrics["accuracy/global"] = report.score.accuracy
         metrics["loss/global"] = report.score.loss
+    if report.validation is not None:
+        metrics["accuracy/validation"] = report.validation.accuracy
+        metrics["loss/validation"] = report.validation.loss
+    metrics |= _further(report)
+    metrics |= {f"width_accuracy/{each.name}": each.accuracy for each in report.widths}
+    metrics |= _recorded_of_widths(report)
     if totals.best_accuracy is not None:
         metrics["accuracy/best"] = totals.best_accuracy
     return {key: float(value) for key, value in metrics.items()}
 
 
-def left_out(devices: Devices, is_diagnosed: bool) -> frozenset[str]:
+def left_out_of(scenario: Scenario) -> frozenset[str]:
+    """Return the metrics of a run that MLflow does not get."""
+    narrower = [width for width in scenario.widths if width < 1]
+    more = len(narrower) + (len(OF_VALIDATION) if len(scenario.validation_rows) else 0)
+    recorded = {f"{group}/{width_name(width)}" for group in WIDTHS_RECORDED for width in scenario.widths}
+    recorded.add("width_accuracy/1.00")  # it is `accuracy/global`
+    further = names_of(scenario.workload.task.further, scenario.workload.data.num_classes)
+    splits = ("test", "validation") if len(scenario.validation_rows) else ("test",)
+    recorded |= {f"{split}/{name}" for split in splits for name in further if is_per_class(name)}
+    more += len(splits) * sum(not is_per_class(name) for name in further)
+    devices = scenario.workload.population.devices
+    return left_out(devices, scenario.diagnose_every > 0, more) | recorded
+
+
+def left_out(devices: Devices, is_diagnosed: bool, more: int = 0) -> frozenset[str]:
     """Return the metrics that MLflow does not get, so that a run has at most 60 names, the same in every round.
 
     Args:
         devices: Devices of the whole population.
         is_diagnosed: Whether the run has diagnostics.
+        more: Number of further metrics that the settings ask for; details make room for them.
     """
-    without = by_interest(devices)[TIERS_DIAGNOSED if is_diagnosed else TIERS :]
-    names = (*RECORDED, *(OF_ONE_ROUND if is_diagnosed else ()))
-    return frozenset((*names, *(f"{group}{tier}" for group in OF_TIER for tier in without)))
+    tiers, shown = by_interest(devices), TIERS_DIAGNOSED if is_diagnosed else TIERS
+    names = {*RECORDED, *(OF_ONE_ROUND if is_diagnosed else ())}
+    names |= {f"{group}{tier}" for group in OF_TIER for tier in tiers[shown:]}
+    details = (
+        *reversed(OF_ONE_ROUND),
+        *(f"{group}p{percent}" for percent in PERCENTS[:-1] for group in OF_PERCENTS),
+        *(f"{group}{tier}" for tier in reversed(tiers[:shown]) for group in OF_TIER),
+    )
+    known = [name for name in details if name not in names]
+    return frozenset((*names, *known[: max(0, more - (SPARE_DIAGNOSED if is_diagnosed else SPARE))]))
 
 
 def by_interest(devices: Devices) -> tuple[str, ...]:
@@ -99,6 +135,33 @@ def by_interest(devices: Devices) -> tuple[str, ...]:
     ends = list(dict.fromkeys([*order[:1], *order[-1:]]))
     others = sorted((tier for tier in range(len(tiers)) if tier not in ends), key=lambda tier: -int(counts[tier]))
     return tuple(tiers[tier] for tier in (*ends, *others))
+
+
+def _against_fedavg(report: RoundReport) -> dict[str, float]:
+    """Return what the run has spent in percent of FedAvg's; nothing where that is not known."""
+    groups = {"bytes": "traffic", "flops": "compute", "simulated": "clock", "energy": "energy"}
+    found = report.totals.percent_of_fedavg.items()
+    return {f"{groups[name]}/percent_of_fedavg": percent for name, percent in found if percent is not None}
+
+
+def _further(report: RoundReport) -> dict[str, float]:
+    """Return the further metrics of the global model, under the rows that they are of."""
+    scores = {"test": report.score, "validation": report.validation}
+    return {
+        f"{split}/{name}": value
+        for split, score in scores.items()
+        if score is not None
+        for name, value in score.further.items()
+    }
+
+
+def _recorded_of_widths(report: RoundReport) -> dict[str, float]:
+    found = {f"width_loss/{each.name}": each.loss for each in report.widths}
+    return found | {
+        f"width_validation_accuracy/{each.name}": each.validation_accuracy
+        for each in report.widths
+        if each.validation_accuracy is not None
+    }
 
 
 def _energy(report: RoundReport) -> dict[str, float]:
@@ -205,5 +268,5 @@ def _outcomes(report: RoundReport) -> dict[str, float]:
 
 
 def for_mlflow(metrics: Mapping[str, float], without: frozenset[str]) -> dict[str, float]:
-    """Return the metrics that MLflow gets."""
-    return {name: value for name, value in metrics.items() if name not in without}
+    """Return the metrics that MLflow gets: those with a value."""
+    return {name: value for name, value in metrics.items() if name not in without and not isnan(value)}

@@ -12,12 +12,12 @@ from raysim.clock import energy, outcomes
 from raysim.clock.timing import CohortLoad, CohortTiming
 from raysim.clock.work import Cohort, Work
 from raysim.core.tensors import Params
-from raysim.methods.method import Objective
+from raysim.methods.method import LoadRule, Objective
 from raysim.pruning.coverage import count_coverage
 from raysim.pruning.masks import CohortMasks, Mask
 from raysim.server.fill import apply_updates, fill_holders
 from raysim.server.updates import ClientUpdates
-from raysim.simulation import client_state
+from raysim.simulation import client_state, frozen
 from raysim.simulation.accounting import account_preparation
 from raysim.simulation.assignments import assignments_of
 from raysim.simulation.cohort import load_of, schedule_cohort, view_of
@@ -52,6 +52,7 @@ class _Trainer:
         hooks: tuple[Callable[..., LocalHooks], ...],
         params: Params,
         travels: bool = True,
+        charge: LoadRule | None = None,
     ) -> tuple[ClientUpdates, Params]:
         scenario, state = self._scenario, self.state
         self._round -= 1  # 0, -1, ...: every call draws its own random numbers
@@ -64,12 +65,16 @@ class _Trainer:
         method = replace(scenario.method, load=None, objective=Objective(), rules=rules)
         unscored = replace(scenario, scored_share=0.0, method=method)
         masks = CohortMasks.of([mask] * len(clients))
-        view = view_of(unscored, state, cohort)
-        assignments = assignments_of(unscored, cohort, masks, load_of(unscored, view, masks), {})
+
+        def load_for(cohort: Cohort) -> CohortLoad:
+            view = view_of(unscored, state, cohort)
+            load = frozen.without_held(scenario, state.history, clients, masks, load_of(unscored, view, masks))
+            return load if charge is None else charge(view, masks, load)
+
+        assignments = assignments_of(unscored, cohort, masks, load_for(cohort), {})
         contribution = self._executor.train(assignments, Broadcast(self._round, params, rules, {}))
         epochs_trained = contribution.clients["epochs"].astype(np.int64)
-        trained = replace(view, cohort=replace(cohort, epochs=epochs_trained))
-        load = load_of(unscored, trained, masks)  # exploration may have ended early
+        load = load_for(replace(cohort, epochs=epochs_trained))  # exploration may have ended early
         timing = schedule_cohort(unscored, cohort, load)
         if not travels:
             load = replace(load, down_bytes=load.down_bytes * 0, up_bytes=load.up_bytes * 0)
@@ -78,6 +83,7 @@ class _Trainer:
             state,
             clients=client_state.updated(state.clients, contribution.memories),
             totals=account_preparation(state.totals, load, timing, self._energy_j(cohort, masks, load, timing)),
+            history=frozen.with_received(scenario, state.history, clients, masks),
         )
         coverage = count_coverage(scenario.workload.plan, masks, cohort.examples)
         aggregated = apply_updates(
@@ -89,6 +95,8 @@ class _Trainer:
             fill_holders,
             1.0,
             average_buffers=True,
+            largest=contribution.largest,
+            frozen=scenario.frozen,
         )
         return contribution, aggregated
 

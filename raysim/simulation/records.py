@@ -1,23 +1,40 @@
-"""Records of rounds, clients and channels as Parquet: one part file per round, merged at the end."""
+"""Records of rounds, clients and channels as Parquet: a part per round, joined on the way, merged at the end."""
 
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from math import nan
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysim.core.errors import reason_of
+from raysim.core.log import warning
 from raysim.core.storage.local import AnyPath, storage_path
 from raysim.core.storage.path import StoragePath
 from raysim.core.tensors import Columns
 from raysim.simulation.metrics import for_mlflow, metrics_of
-from raysim.simulation.state import RoundReport
+from raysim.simulation.parts import (
+    RUN,
+    Part,
+    join,
+    owners,
+    parts_in,
+    path_of,
+    run_in,
+    schema_in,
+    schema_of,
+    table_in,
+    tables_in,
+    unified,
+    with_columns,
+)
+from raysim.simulation.parts import read_round as table_of_round
+from raysim.simulation.state import RoundReport, Totals
 
 MEASURED = ("timestamp_ms", "wall_s", "driver_bytes", "clock/wall_s", "faults/retries")
 """Columns measured on the real machine; they differ between runs."""
@@ -53,83 +70,134 @@ class Logged:
         return [Point(key, value, self.timestamp_ms, self.round) for key, value in self.metrics.items()]
 
 
-def path_of(folder: AnyPath, round: int) -> StoragePath:
-    """Return the path of a round's part."""
-    return storage_path(folder) / f"round_{round:06d}.parquet"
-
-
-def write_part(clients: Columns, folder: AnyPath, round: int) -> StoragePath:
-    """Write one round's part; the file appears at once."""
-    buffer = pa.BufferOutputStream()
-    pq.write_table(_table(clients), buffer, use_dictionary=False, write_statistics=False)  # half the time of either
+def write_part(clients: Columns, folder: AnyPath, round: int, run: str = "") -> StoragePath:
+    """Write one round's part, with the key of its run; the file appears at once."""
+    buffer, table = pa.BufferOutputStream(), _table(clients)
+    table = table.replace_schema_metadata({RUN: run}) if run else table
+    fast = {"use_dictionary": False, "write_statistics": False}  # half the time of either
+    pq.write_table(table, buffer, write_page_checksum=True, **fast)
     return path_of(folder, round).write_bytes(buffer.getvalue().to_pybytes())
 
 
-def write_parts(report: RoundReport, folder: AnyPath) -> None:
+def write_parts(report: RoundReport, folder: AnyPath, run: str = "") -> None:
     """Write all records of a round to the run's folder, in parallel."""
     folder = storage_path(folder)
     parts = {"rounds": round_columns(report), "clients": report.clients, "channels": report.channels}
     with ThreadPoolExecutor(len(parts)) as pool:
-        for part in [pool.submit(write_part, parts[name], folder / name, report.round) for name in TABLES]:
+        for part in [pool.submit(write_part, parts[name], folder / name, report.round, run) for name in TABLES]:
             part.result()
+
+
+def join_parts(folder: AnyPath, round: int) -> None:
+    """Join the parts of the last rounds where their number is due, so that a long run has few files.
+
+    Where it cannot be done, the parts stay as they are, and a warning says so: no round is lost.
+    """
+    run = storage_path(folder)
+    for table in TABLES:
+        try:
+            join(run / table, round)
+        except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+            warning(f"warning: the files of {run / table} are not joined: {reason_of(error)}")
 
 
 def write_all(rounds: Sequence[Columns], target: AnyPath) -> StoragePath:
     """Write the tables of all rounds, in order, into one file, a row group per round."""
     tables = [_table(columns) for columns in rounds]
-    schema = _schema_of([table.schema for table in tables])
+    schema = unified(table.schema for table in tables)
     return storage_path(target).write(lambda partial: _write_groups(tables, schema, partial))
 
 
-def merge_parts(folder: AnyPath, target: AnyPath, together: bool = False) -> StoragePath:
-    """Write all rounds' part files, in order, into one file.
+def merge_parts(folder: AnyPath, target: AnyPath, together: bool = False, last: int | None = None) -> StoragePath:
+    """Write the part files of all rounds, in order, into one file.
 
     Args:
         folder: Folder of the parts.
         target: The file.
         together: Whether all rounds form one row group, which holds them in memory together; else each forms one.
+        last: The last round of the run; those beyond it are left out, and a warning names a file that holds one.
+            None: not known.
+
+    Raises:
+        FileNotFoundError: If a part is missing.
+        ValueError: If a part is damaged, or of another run; the message names its file.
     """
-    parts = [part for part in storage_path(folder).children() if part.name.endswith(".parquet")]
-    schema = _schema_of([pq.read_schema(part.path or io.BytesIO(part.read())) for part in parts])
-    tables = (_with_all(_read(part), schema) for part in parts)
-    groups = [pa.concat_tables(tables)] if together else tables
-    return storage_path(target).write(lambda partial: _write_groups(groups, schema, partial))
+    for _ in range(3):  # the run may be joining parts at this moment
+        try:
+            owner = owners(parts_in(folder))
+            if last is not None:
+                owner = _without_strangers(owner, last)
+            _check_complete(owner)
+            schema = schema_of(dict.fromkeys(owner.values())).remove_metadata()
+            tables = (with_columns(table, schema) for table in tables_in(owner))
+            groups = [pa.concat_tables(tables)] if together else tables
+            return storage_path(target).write(partial(_write_groups, groups, schema))
+        except FileNotFoundError as error:
+            missing = error
+    raise missing
 
 
-def merge_all(folder: AnyPath) -> None:
+def _without_strangers(owner: Mapping[int, Part], last: int) -> dict[int, Part]:
+    """Return the rounds of a run with the parts that hold them; files beyond its last one are no records of it."""
+    beyond = [part.name for round, part in owner.items() if round > last]
+    if beyond:
+        warning(f"warning: {beyond[0]} is left out: the last round is {last}")
+    return {round: part for round, part in owner.items() if round <= last}
+
+
+def _check_complete(owner: Mapping[int, Part]) -> None:
+    """Raise FileNotFoundError if a round is missing before one that is there."""
+    for expected, (round, part) in enumerate(owner.items(), start=1):
+        if round != expected:
+            missing = path_of(part.file.parent, expected)
+            raise FileNotFoundError(f"{missing.parent.name}/{missing.name} is missing, and {part.name} is there")
+
+
+def merge_all(folder: AnyPath, last: int | None = None) -> None:
     """Merge the records of a run's rounds, and those of their clients and channels, into one table each.
 
     A run of a version that did not count channels has no records of them.
+
+    Args:
+        folder: The folder of the run.
+        last: The last round of the run; None: not known.
     """
     run = storage_path(folder)
     for table in TABLES:
         if table != "channels" or (run / table).children():
-            merge_parts(run / table, run / f"{table}.parquet", together=table == "rounds")
-
-
-def _schema_of(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """Return the columns of all tables; a column that a table lacks is null there."""
-    return pa.unify_schemas(schemas, promote_options="default")
+            merge_parts(run / table, run / f"{table}.parquet", together=table == "rounds", last=last)
 
 
 def _write_groups(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
-    with pq.ParquetWriter(path, schema) as writer:
+    with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
         for table in tables:
-            writer.write_table(_with_all(table, schema))
-
-
-def _with_all(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    lacking = [field for field in schema if field.name not in table.column_names]
-    for field in lacking:
-        table = table.append_column(field, pa.nulls(len(table), field.type))
-    return table.select(schema.names).cast(schema)
+            writer.write_table(with_columns(table, schema))
 
 
 def read(path: AnyPath, names: Sequence[str] | None = None) -> Columns:
     """Read a table written by this module, or columns of it; missing numbers are NaN, text has a fixed width."""
-    table = _table_in(storage_path(path).read(), names)
+    return _columns(table_in(storage_path(path).read(), names))
+
+
+def read_round(folder: AnyPath, round: int, names: Sequence[str] | None = None) -> Columns:
+    """Read the records of a round from the parts in a folder, as `read` does.
+
+    Raises:
+        FileNotFoundError: If no part holds the round.
+    """
+    return _columns(table_of_round(folder, round, names))
+
+
+def _columns(table: pa.Table) -> Columns:
     columns = {name: table[name].to_numpy() for name in table.column_names}
     return {name: column.astype(np.str_) if column.dtype == object else column for name, column in columns.items()}
+
+
+def runs_of(folder: AnyPath, last: int) -> dict[str, str]:
+    """Return the keys of the runs whose rounds up to the last one some parts hold, by file; empty: not known."""
+    owner = owners(parts_in(folder))
+    parts = dict.fromkeys(part for round, part in owner.items() if round <= last)
+    return {part.name: run_in(schema_in(part.file)) for part in parts}
 
 
 def round_columns(report: RoundReport) -> Columns:
@@ -148,9 +216,26 @@ def round_columns(report: RoundReport) -> Columns:
         "train_loss": report.train_loss,
         "accuracy": nan if score is None else score.accuracy,
         "loss": nan if score is None else score.loss,
+        **_validation_of(report),
+        **_fedavg_columns(totals),
         **metrics_of(report),
     }
     return {name: np.array([value]) for name, value in row.items()}
+
+
+def _validation_of(report: RoundReport) -> dict[str, float]:
+    if report.validation is None:
+        return {}
+    return {"validation_accuracy": report.validation.accuracy, "validation_loss": report.validation.loss}
+
+
+def _fedavg_columns(totals: Totals) -> dict[str, float]:
+    """Return what FedAvg would have spent by then; nothing where that is not known."""
+    dense = totals.fedavg
+    if dense is None:
+        return {}
+    names = ("bytes", "train_flops", "simulated_s", "energy_j", "client_rounds")
+    return {f"fedavg_{name}": getattr(dense, name) for name in names}
 
 
 def logged(folder: AnyPath, round: int, without: frozenset[str] = frozenset()) -> Logged:
@@ -166,22 +251,20 @@ def logged(folder: AnyPath, round: int, without: frozenset[str] = frozenset()) -
         TornRecordError: If it is damaged.
     """
     part = path_of(folder, round)
-    content = part.read()
     try:
-        table = _table_in(content)
+        table = table_of_round(folder, round)
+    except FileNotFoundError:
+        raise
     except (pa.ArrowException, OSError) as error:  # Arrow raises either for a damaged file
+        if isinstance(error, OSError) and error.errno is not None:  # not Arrow's: the file cannot be read
+            raise
         raise TornRecordError(f"{part} is damaged: {reason_of(error)}") from None
-    row: dict[str, Any] = table.to_pylist()[0]
-    found = {name: nan if value is None else value for name, value in row.items() if "/" in name}
-    return Logged(round, row["timestamp_ms"], row["wall_s"], for_mlflow(found, without))
-
-
-def _read(part: StoragePath) -> pa.Table:
-    return _table_in(part.read())
-
-
-def _table_in(content: bytes, names: Sequence[str] | None = None) -> pa.Table:
-    return pq.ParquetFile(pa.BufferReader(content)).read(names and list(names), use_threads=False)
+    try:
+        (row,) = table.to_pylist()
+        found = {name: nan if value is None else float(value) for name, value in row.items() if "/" in name}
+        return Logged(round, int(row["timestamp_ms"]), float(row["wall_s"]), for_mlflow(found, without))
+    except (KeyError, TypeError, ValueError) as error:
+        raise TornRecordError(f"{part} is damaged: {type(error).__name__}: {reason_of(error)}") from None
 
 
 def _table(columns: Columns) -> pa.Table:

@@ -2,18 +2,18 @@
 
 from dataclasses import replace
 
-from raysim.client import evaluation
-from raysim.core.tensors import Params
-from raysim.methods import resolve as methods
-from raysim.simulation.accounting import client_columns, with_score, with_targets
+from raysim.simulation.accounting import client_columns, with_evaluation, with_targets
 from raysim.simulation.aggregation import learn, receive
 from raysim.simulation.assignments import assign
+from raysim.simulation.evaluation import evaluate
+from raysim.simulation.fedavg import with_fedavg
 from raysim.simulation.planning import plan_round
 from raysim.simulation.preparation import prepare
 from raysim.simulation.reporting import report_round
 from raysim.simulation.scenario import Executor, Scenario
-from raysim.simulation.state import RoundReport, Score, ServerState
+from raysim.simulation.state import RoundReport, ServerState
 from raysim.simulation.transition import end_work_in_flight, next_state
+from raysim.simulation.widths import score_widths
 
 
 def run_round(scenario: Scenario, state: ServerState, executor: Executor) -> tuple[ServerState, RoundReport]:
@@ -42,26 +42,13 @@ def run_round(scenario: Scenario, state: ServerState, executor: Executor) -> tup
     clients = client_columns(scenario, state, plan, received)
     after = next_state(scenario, state, plan, params, memory, clients, received)
 
-    # Evaluate: the global model on test rows, where it is due.
-    params, score = evaluate(scenario, after, executor)
-    after = replace(after, params=params, totals=with_score(after.totals, score))
+    # Evaluate: the global model on test and validation rows, whole and cut to each width, where it is due.
+    evaluated = evaluate(scenario, after, executor)
+    after = replace(after, params=evaluated.params, totals=with_evaluation(after.totals, evaluated, after.round))
+    evaluated = replace(evaluated, widths=score_widths(scenario, state, after, evaluated, executor))
     after, clients = end_work_in_flight(scenario, after, clients)
-    after = replace(after, totals=with_targets(after.totals, score, scenario.targets, after.round))
+    totals = replace(after.totals, widths=evaluated.widths or after.totals.widths)
+    after = replace(after, totals=with_targets(totals, evaluated.score, scenario.targets, after.round))
+    after = with_fedavg(scenario, state, after)  # what dense clients would have spent under the same clock
 
-    return after, report_round(scenario, state, after, plan, clients, score, received, executor.incidents())
-
-
-def evaluate(scenario: Scenario, after: ServerState, executor: Executor) -> tuple[Params, Score | None]:
-    """Score the global model where it is due; with static BatchNorm, re-estimate its statistics first.
-
-    Returns:
-        Parameters and buffers, statistics re-estimated; and the score. None: it is not due.
-    """
-    params = after.params
-    if after.round % scenario.score_every and not scenario.is_over(after):
-        return params, None
-    served = methods.served(scenario.method, scenario.workload.plan, params, after.memory)
-    if scenario.method.rules.static_norm and evaluation.batch_norms(scenario.workload.model):
-        buffers = executor.estimate_statistics(served, scenario.statistics_rows)
-        params, served = params | buffers, served | buffers
-    return params, Score.of(scenario.workload.task, executor.score(served, scenario.test_rows))
+    return after, report_round(scenario, state, after, plan, clients, evaluated, received, executor.incidents())

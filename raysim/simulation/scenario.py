@@ -1,7 +1,7 @@
 """A scenario: all that a run needs besides its state; and the protocols of executor and runner."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
 from typing import Protocol
@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 
 from raysim.budgets.solver import BudgetSolver
 from raysim.client.assignments import Assignments, Broadcast
+from raysim.client.evaluation import Split
 from raysim.client.view import Workload
 from raysim.clock.modes import ClockRules
-from raysim.core.tensors import Params
+from raysim.core.tensors import Params, frozen_keys
+from raysim.methods import resolve as methods
 from raysim.methods.method import Method
 from raysim.pruning.costs import CostTable
+from raysim.pruning.masks import Mask
 from raysim.selection.table import SELECTIONS, SelectionRule
 from raysim.server.optimizers import ServerOptimizer
 from raysim.server.updates import ClientUpdates
@@ -34,12 +37,14 @@ class Executor(Protocol):
         """Train groups of clients, each from a version of its own, all at once; one sum of updates per group."""
         ...
 
-    def score(self, params: Params, rows: NDArray[np.int64]) -> ScoreSums:
-        """Return the sums of the global model's scores on test rows."""
+    def score(
+        self, params: Params, rows: NDArray[np.int64], split: Split = "test", mask: Mask | None = None
+    ) -> ScoreSums:
+        """Return the sums of the global model's scores on test or validation rows; with a mask, of its submodel's."""
         ...
 
-    def estimate_statistics(self, params: Params, rows: NDArray[np.int64]) -> Params:
-        """Re-estimate the global model's running statistics on training rows."""
+    def estimate_statistics(self, params: Params, rows: NDArray[np.int64], mask: Mask | None = None) -> Params:
+        """Re-estimate the global model's running statistics on training rows; with a mask, those of its submodel."""
         ...
 
     def incidents(self) -> tuple[str, ...]:
@@ -49,7 +54,10 @@ class Executor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StopRules:
-    """When a run ends before its last round: at an accuracy, or at an amount spent."""
+    """When a run ends before its last round: at an accuracy, or at an amount spent.
+
+    The accuracy is that on the validation rows where there are any, else that on the test rows.
+    """
 
     accuracy: float = inf
     simulated_s: float = inf
@@ -58,8 +66,9 @@ class StopRules:
 
     def are_met(self, totals: Totals) -> bool:
         """Whether a run that has spent and reached this much ends."""
+        decisive = totals.accuracy if totals.validation_accuracy is None else totals.validation_accuracy
         return (
-            (totals.accuracy is not None and totals.accuracy >= self.accuracy)
+            (decisive is not None and decisive >= self.accuracy)
             or totals.simulated_s >= self.simulated_s
             or totals.down_bytes + totals.up_bytes >= self.bytes
             or totals.energy_j >= self.energy_j
@@ -88,6 +97,9 @@ class Scenario:
         budget: Solves budgets. None: each tier has its own.
         selection: The rule that selects clients.
         pack_size: Most clients that are trained together, where they can be.
+        validation_rows: Training rows that no client owns, on which it is scored as well; empty: there are none.
+        widths: Widths to which it is cut and scored, widest first.
+        widths_at_end: Whether that is done at the last evaluation only.
     """
 
     workload: Workload
@@ -107,10 +119,24 @@ class Scenario:
     budget: BudgetSolver | None = None
     selection: SelectionRule = SELECTIONS["uniform"]
     pack_size: int = 1
+    validation_rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    widths: tuple[float, ...] = ()
+    widths_at_end: bool = True
 
     def is_over(self, state: ServerState) -> bool:
         """Whether the run ends with this state."""
         return state.round >= self.rounds or (state.round > 0 and self.stop.are_met(state.totals))
+
+    @property
+    def num_divided(self) -> int:
+        """Training rows that are divided among the clients: all but those that validate."""
+        return len(self.workload.data.train_labels) - len(self.validation_rows)
+
+    @cached_property
+    def dense(self) -> "Scenario":
+        """The same run with FedAvg's clients, each of which trains the full model."""
+        fedavg = methods.resolve("fedavg", {}, self.workload.local)
+        return replace(self, method=fedavg, budget=None)
 
     @cached_property
     def num_examples(self) -> int:
@@ -121,6 +147,11 @@ class Scenario:
     def buffers(self) -> frozenset[str]:
         """Keys of the model's buffers."""
         return frozenset(key for key, _ in self.workload.model.named_buffers())
+
+    @cached_property
+    def frozen(self) -> frozenset[str]:
+        """Keys of the model's parameters that are not trained: clients do not send them."""
+        return frozen_keys(self.workload.model)
 
 
 class Runner(Protocol):

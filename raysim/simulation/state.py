@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raysim.core.formatting import AGAINST_FEDAVG
 from raysim.core.log import LogLine
 from raysim.core.storage.local import AnyPath, storage_path
 from raysim.core.storage.path import StoragePath
@@ -20,15 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Accuracy, which stands for the task's primary metric, and mean loss over a set of rows."""
+    """Accuracy, which stands for the task's primary metric, mean loss, and further metrics over a set of rows."""
 
     accuracy: float
     loss: float
+    further: Mapping[str, float] = field(default_factory=dict)
 
     @staticmethod
     def of(task: Task, sums: ScoreSums) -> "Score":
         """Return the scores that follow from sums over all rows."""
-        return Score(task.primary_of(sums), sums.mean_loss)
+        further = task.further_of(sums) if task.further.keys() <= sums.terms.keys() else {}
+        return Score(task.primary_of(sums), sums.mean_loss, further)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +47,81 @@ class Reached:
 
 
 @dataclass(frozen=True, slots=True)
+class DenseTotals:
+    """The costs of FedAvg in the same rounds, and the number of client rounds that would have counted."""
+
+    down_bytes: int
+    up_bytes: int
+    train_flops: int
+    simulated_s: float
+    energy_j: float
+    client_rounds: int
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in both directions."""
+        return self.down_bytes + self.up_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The round whose model is the best on the validation rows so far; its accuracy on them and on the test rows."""
+
+    round: int
+    validation_accuracy: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class WidthScore:
+    """Score of the global model cut to one width.
+
+    Attributes:
+        width: Share of the channels that is kept.
+        masks: Number of different masks of this width, over which the scores are averaged.
+        accuracy: Accuracy on the test rows.
+        loss: Mean loss on them.
+        validation_accuracy: Accuracy on the validation rows; None: there are none.
+    """
+
+    width: float
+    masks: int
+    accuracy: float
+    loss: float
+    validation_accuracy: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Its width as part of a metric's name."""
+        return width_name(self.width)
+
+
+def width_name(width: float) -> str:
+    """Return a width as part of a metric's name, with at least two decimals and at most four digits.
+
+    >>> [width_name(width) for width in (1.0, 0.5, 0.0625, 1 / 3)]
+    ['1.00', '0.50', '0.0625', '0.3333']
+    """
+    return f"{width:.2f}" if round(width, 2) == width else f"{width:.4g}"
+
+
+@dataclass(frozen=True, slots=True)
 class Totals:
     """The totals of a run so far: its costs, and the accuracy that it reached.
 
-    The `fedavg_` fields are what dense clients would have spent on the same work; the `preparation_` fields are
-    part of the others: what was spent before round 1. `outcomes` counts the outcomes of the selected clients,
-    `empty_rounds` the rounds in which nobody's work counted.
+    `fedavg` is what FedAvg would have spent in the same rounds under the same clock, None if that is not known; the
+    `preparation_` fields are part of the others: what was spent before round 1; `statistics_flops` are those of the
+    forward passes that estimate static BatchNorm's statistics anew. `outcomes` counts the outcomes of the selected
+    clients, `empty_rounds` the rounds in which nobody's work counted, `client_rounds` the work that counted.
+    Accuracies are of the test rows but for `validation_accuracy` and that by which a round is `chosen`; None: there
+    are no such rows. `widths` are the last scores of the global model cut to each width, `further` its last further
+    metrics by kind of rows.
     """
 
     down_bytes: int = 0
     up_bytes: int = 0
     train_flops: int = 0
-    fedavg_down_bytes: int = 0
-    fedavg_up_bytes: int = 0
-    fedavg_train_flops: int = 0
+    statistics_flops: int = 0
     client_rounds: int = 0
     pruning_ratio_sum: float = 0.0
     simulated_s: float = 0.0
@@ -71,17 +135,37 @@ class Totals:
     accuracy: float | None = None
     best_accuracy: float | None = None
     reached: tuple[Reached, ...] = ()
+    validation_accuracy: float | None = None
+    chosen: Chosen | None = None
+    fedavg: DenseTotals | None = None
+    widths: tuple[WidthScore, ...] = ()
+    further: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
     @property
-    def bytes_percent_of_fedavg(self) -> float:
-        """All bytes moved, in percent of what dense clients would have moved."""
-        dense = self.fedavg_down_bytes + self.fedavg_up_bytes
-        return 100 * (self.down_bytes + self.up_bytes) / max(1, dense)
+    def percent_of_fedavg(self) -> dict[str, float | None]:
+        """Bytes, FLOPs, simulated seconds and joules in percent of FedAvg's. None: FedAvg's are not known, or 0."""
+        dense = self.fedavg
+        if dense is None:
+            return dict.fromkeys(AGAINST_FEDAVG)
+        pairs = zip(AGAINST_FEDAVG, self._spent, _spent_by(dense), strict=True)
+        return {name: 100 * (mine / other) if other else None for name, mine, other in pairs}
 
     @property
-    def flops_percent_of_fedavg(self) -> float:
-        """All FLOPs trained, in percent of what dense clients would have trained."""
-        return 100 * self.train_flops / max(1, self.fedavg_train_flops)
+    def saved(self) -> dict[str, float] | None:
+        """FedAvg's bytes, FLOPs, seconds and joules less one's own, preparation counted. None: not known."""
+        if self.fedavg is None:
+            return None
+        pairs = zip(AGAINST_FEDAVG, self._spent, _spent_by(self.fedavg), strict=True)
+        return {name: other - mine for name, mine, other in pairs}
+
+    @property
+    def _spent(self) -> tuple[float, ...]:
+        flops = self.train_flops + self.statistics_flops
+        return (self.down_bytes + self.up_bytes, flops, self.simulated_s, self.energy_j)
+
+
+def _spent_by(dense: DenseTotals) -> tuple[float, ...]:
+    return (dense.bytes, dense.train_flops, dense.simulated_s, dense.energy_j)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,9 +178,10 @@ class ServerState:
         memory: State that the method and the server's optimizer keep.
         totals: Costs and results of the run so far.
         clients: State that the method keeps of single clients, by id.
-        history: State that is kept of every client, `(clients,)` each: battery charges, last losses.
+        history: State that is kept of every client, `(clients,)` each: battery charges, losses, held frozen parts.
         in_flight: Work that continues between asynchronous rounds, one for each version of the model.
         versions: Parameters and buffers it started from, by the round in which it did.
+        fedavg: The clock of FedAvg's clients, without parameters. None: it is not known, or the run's own.
     """
 
     round: int
@@ -107,6 +192,7 @@ class ServerState:
     history: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     in_flight: "tuple[Work, ...]" = ()
     versions: Mapping[int, Params] = field(default_factory=dict)
+    fedavg: "ServerState | None" = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,13 +203,16 @@ class FinalState:
         round: The last round.
         totals: Costs and results of the run so far.
         params: Parameters and buffers as they were trained.
-        served_params: The same model as it is scored and handed out; only a method's options make the two differ.
+        served_params: The same model as it is scored and handed out; only a method's mask or options make the two
+            differ.
+        table: The method's own table; without columns if it has none.
     """
 
     round: int
     totals: Totals
     params: Params
     served_params: Params
+    table: Columns = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,11 +228,14 @@ class RoundReport:
         train_loss: Mean loss of the clients' training, weighted by their examples.
         submodel: Score of the submodels on their clients' held-out rows; None: none was scored.
         score: Score of the served model on test rows; None: it was not due.
+        validation: The same on validation rows; None: it was not due, or there are none.
+        widths: Its scores cut to each width, where they were due.
         coverage: How much of the model was trained.
         clients: One row per member of the cohort, arrays `(rows,)` by name.
         tiers: Names of the tiers, by number.
         channels: One row per channel: the numbers of clients and of examples that trained it.
         diagnostics: Predictions and measurements by name, where they were due.
+        figures: The method's own figures by name.
         is_asynchronous: Whether clients start while others train.
         is_saved: Whether a checkpoint covers it.
         driver_bytes: Memory of the process that ran it.
@@ -164,20 +256,24 @@ class RoundReport:
     tiers: tuple[str, ...]
     channels: Columns = field(default_factory=dict)
     diagnostics: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
     is_asynchronous: bool = False
     is_saved: bool = False
     driver_bytes: int = 0
     incidents: tuple[str, ...] = ()
     remarks: tuple[LogLine, ...] = ()
+    validation: Score | None = None
+    widths: tuple[WidthScore, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Where a run leaves its files, and how often it saves its state."""
+    """Where a run leaves its files, and how often it saves its state; `run` is its key, by which they are its own."""
 
     folder: AnyPath
     every: int
     keep: int
+    run: str = ""
 
     @property
     def checkpoints(self) -> StoragePath:
@@ -197,10 +293,21 @@ class Start:
 
 
 def summary_of(totals: Totals) -> dict[str, Any]:
-    """Return what a run has spent, with its shares of FedAvg's bytes and FLOPs in percent."""
+    """Return what a run has spent, what FedAvg would have, and the per cent of it; None where that is not known.
+
+    `saved` is what is left of FedAvg's, preparation counted; below 0: more was spent.
+    """
     spent = {
         name: getattr(totals, name)
-        for name in ("down_bytes", "up_bytes", "train_flops", "simulated_s", "energy_j", "empty_rounds")
+        for name in (
+            "down_bytes",
+            "up_bytes",
+            "train_flops",
+            "statistics_flops",
+            "simulated_s",
+            "energy_j",
+            "empty_rounds",
+        )
     }
     prepared = {
         name: getattr(totals, name)
@@ -210,8 +317,9 @@ def summary_of(totals: Totals) -> dict[str, Any]:
         "pruning_ratio_mean": totals.pruning_ratio_sum / max(1, totals.client_rounds),
         **spent,
         **prepared,
-        "bytes_percent_of_fedavg": totals.bytes_percent_of_fedavg,
-        "flops_percent_of_fedavg": totals.flops_percent_of_fedavg,
+        **{f"{name}_percent_of_fedavg": percent for name, percent in totals.percent_of_fedavg.items()},
+        "saved": totals.saved,
+        "fedavg": None if totals.fedavg is None else asdict(totals.fedavg),
         "fates": dict(totals.outcomes),
     }
 

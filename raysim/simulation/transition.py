@@ -9,19 +9,23 @@ from raysim.clock import energy, outcomes
 from raysim.clock.work import Absent, Plan, unfinished
 from raysim.core.tensors import Columns, Params
 from raysim.selection import table as selection
-from raysim.simulation import client_state
+from raysim.simulation import client_state, frozen
 from raysim.simulation.accounting import add_round, client_columns, in_order
 from raysim.simulation.aggregation import ReceivedUpdates
 from raysim.simulation.assignments import version_of
 from raysim.simulation.scenario import Scenario
-from raysim.simulation.state import ServerState, Totals
+from raysim.simulation.state import ServerState
 
 
 def initial_state(scenario: Scenario) -> ServerState:
     """Return the state before round 1: the model as it was built."""
     params = {key: tensor.detach().clone() for key, tensor in scenario.workload.model.state_dict().items()}
-    history = selection.initial_history(scenario.selection, len(scenario.workload.population))
-    return ServerState(round=0, params=params, history=history)
+    return ServerState(round=0, params=params, history=initial_history(scenario))
+
+
+def initial_history(scenario: Scenario) -> dict[str, NDArray[np.float64]]:
+    """Return the columns kept of every client before round 1."""
+    return selection.initial_history(scenario.selection, len(scenario.workload.population))
 
 
 def next_state(
@@ -49,7 +53,7 @@ def next_state(
         round=state.round + 1,
         params=params,
         memory=memory,
-        totals=_totals(scenario, state.totals, plan, clients),
+        totals=add_round(state.totals, plan, clients),
         clients=client_state.updated(state.clients, memories),
         history=_history(scenario, state, plan, clients),
         in_flight=plan.in_flight,
@@ -57,12 +61,8 @@ def next_state(
     )
 
 
-def _totals(scenario: Scenario, totals: Totals, plan: Plan, clients: Columns) -> Totals:
-    return add_round(totals, plan, clients, scenario.costs.dense, scenario.workload.local.epochs)
-
-
 def _history(scenario: Scenario, state: ServerState, plan: Plan, clients: Columns) -> dict[str, NDArray[np.float64]]:
-    """Return the columns kept of every client: those of the selection rule, and the charge of batteries."""
+    """Return the columns kept of every client: for the selection rule, of batteries, and the frozen part held."""
     history = selection.updated_history(
         scenario.selection,
         state.history,
@@ -74,7 +74,7 @@ def _history(scenario: Scenario, state: ServerState, plan: Plan, clients: Column
     ends_s = state.totals.simulated_s + plan.round_s - scenario.clock.server_s
     return energy.remembered(
         scenario.workload.population.devices,
-        {**state.history, **history},
+        frozen.remembered(scenario, {**state.history, **history}, plan.ended),
         clients,
         ends_s if scenario.clock.mode.waits_for_end else None,
     )
@@ -82,10 +82,17 @@ def _history(scenario: Scenario, state: ServerState, plan: Plan, clients: Column
 
 def end_work_in_flight(scenario: Scenario, after: ServerState, clients: Columns) -> tuple[ServerState, Columns]:
     """Return state and table of a round; if it is the last, work still in flight ends unfinished."""
-    if not (after.in_flight and scenario.is_over(after)):
+    if not scenario.is_over(after):
+        return after, clients
+    return abandon_work_in_flight(scenario, after, clients)
+
+
+def abandon_work_in_flight(scenario: Scenario, after: ServerState, clients: Columns) -> tuple[ServerState, Columns]:
+    """Return state and table of the last round: work still in flight ends unfinished."""
+    if not after.in_flight:
         return after, clients
     works = [unfinished(work, after.totals.simulated_s) for work in after.in_flight]
     rest = Plan(tuple(works), Absent.nobody(), (), 0.0, after.memory)
     rows = client_columns(scenario, replace(after, round=after.round - 1), rest)
-    totals = replace(_totals(scenario, after.totals, rest, rows), empty_rounds=after.totals.empty_rounds)
+    totals = replace(add_round(after.totals, rest, rows), empty_rounds=after.totals.empty_rounds)
     return replace(after, totals=totals, in_flight=(), versions={}), in_order([clients, rows], after.round)

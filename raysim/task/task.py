@@ -1,7 +1,7 @@
 """Define a task: a loss, metrics that are sums over rows, and optional parts that some methods need."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -34,6 +34,19 @@ class Metric:
 
     terms: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     finish: Callable[[Sums, int], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Further:
+    """Further metrics of the global model, some of which follow from the same sums over rows.
+
+    Attributes:
+        terms: As in `Metric`.
+        finish: Returns the metrics by name, from the sums over all rows and the number of rows; NaN: not defined.
+    """
+
+    terms: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    finish: Callable[[Sums, int], Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,12 +93,16 @@ class Task:
 
     Attributes:
         name: Name in the table.
-        loss: The loss that clients minimise.
+        loss: The loss that scores models, and that clients minimise where there is no `training_loss`.
         metrics: Metrics beside the loss, by name.
         primary: Name of the leading metric.
         direction: Whether the leading metric should go `up` or `down`.
         own_classes: How a client leaves out classes of which it has no rows; None: the task has no classes.
         distillation: Loss of outputs against those of a teacher; None: the task has none.
+        training_loss: The loss that clients minimise, such as a smoothed one; None: `loss`.
+        row_weights: Weights of rows in the mean of `training_loss`, `(rows,)`, from targets; None: all are 1.
+        further: Further metrics of the global model, by the name of their sums.
+        of_clients: Names of the further metrics that each client reports of its submodel.
     """
 
     name: str
@@ -95,17 +112,29 @@ class Task:
     direction: Literal["up", "down"]
     own_classes: OwnClasses | None = None
     distillation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    training_loss: Loss | None = None
+    row_weights: Callable[[torch.Tensor], torch.Tensor] | None = None
+    further: Mapping[str, Further] = field(default_factory=dict)
+    of_clients: tuple[str, ...] = ()
 
-    def sums(self, outputs: torch.Tensor, targets: torch.Tensor) -> ScoreSums:
-        """Score some rows."""
-        terms = {name: metric.terms(outputs, targets).sum(0) for name, metric in self.metrics.items()}
+    @property
+    def minimised(self) -> Loss:
+        """The loss that clients minimise."""
+        return self.loss if self.training_loss is None else self.training_loss
+
+    def sums(self, outputs: torch.Tensor, targets: torch.Tensor, with_further: bool = False) -> ScoreSums:
+        """Score some rows; with the further metrics of the global model, if wanted."""
+        terms = {name: metric.terms(outputs, targets).sum(0) for name, metric in self._scored(with_further).items()}
         loss = float(self.loss(outputs.double(), targets, reduction="sum"))
         return ScoreSums(len(targets), loss, {name: total.cpu().numpy() for name, total in terms.items()})
+
+    def _scored(self, with_further: bool) -> dict[str, Metric | Further]:
+        return {**self.metrics, **(self.further if with_further else {})}
 
     def sums_of_each(
         self, outputs: torch.Tensor, targets: torch.Tensor, counts: NDArray[np.int64]
     ) -> list[ScoreSums]:
-        """Score the first rows of each of several clients.
+        """Score the first rows of each of several clients, by the further metrics, too, if clients report any.
 
         Args:
             outputs: Outputs of each client's own model, `(clients, rows, ...)`.
@@ -124,7 +153,8 @@ class Task:
             return total
 
         losses = summed(self.loss(outputs.double(), targets, reduction="none"))
-        terms = {name: summed(metric.terms(outputs, targets)) for name, metric in self.metrics.items()}
+        scored = self._scored(bool(self.of_clients))
+        terms = {name: summed(metric.terms(outputs, targets)) for name, metric in scored.items()}
         return [
             ScoreSums(int(count), float(losses[index]), {name: total[index] for name, total in terms.items()})
             for index, count in enumerate(counts)
@@ -133,6 +163,14 @@ class Task:
     def finished(self, sums: ScoreSums) -> dict[str, float]:
         """Return the metrics by name."""
         return {name: float(metric.finish(sums.terms[name], sums.rows)) for name, metric in self.metrics.items()}
+
+    def further_of(self, sums: ScoreSums) -> dict[str, float]:
+        """Return the further metrics by name, from sums that have them."""
+        return {
+            name: value
+            for key, metric in self.further.items()
+            for name, value in metric.finish(sums.terms[key], sums.rows).items()
+        }
 
     def primary_of(self, sums: ScoreSums) -> float:
         """Return the primary metric."""

@@ -7,8 +7,9 @@ import click
 from rich.table import Table
 
 from raysim.clock import outcomes
-from raysim.core.formatting import duration, joules, output
+from raysim.core.formatting import AGAINST_FEDAVG, duration, joules, output, with_unit
 from raysim.core.log import set_quiet
+from raysim.simulation.participation import never_counted_lines
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -41,16 +42,56 @@ def summary_lines(summary: Mapping[str, Any], command: str = "", page: str = "")
     return [
         f"run                     {summary['method']}, {summary['rounds']} rounds, files in {summary['output_dir']}",
         f"global test accuracy    {summary['accuracy']:.4f} (best {summary['best_accuracy']:.4f})",
+        *_validation_lines(summary),
+        *_width_lines(summary),
         f"mean pruning ratio      {summary['pruning_ratio_mean']:.4f} of the parameters",
-        f"bytes against FedAvg    {summary['bytes_percent_of_fedavg']:.1f} %",
-        f"FLOPs against FedAvg    {summary['flops_percent_of_fedavg']:.1f} %",
+        *_fedavg_lines(summary),
         f"simulated time          {summary['simulated_s']:.1f} s ({duration(summary['simulated_s'])})",
         *_energy_lines(summary),
         *_lost_lines(summary),
+        *_never_lines(summary),
         *map(_target_line, summary["targets"]),
         f"wall time               {summary['wall_s']:.1f} s",
         *(in_mlflow if command else []),
     ]
+
+
+def _validation_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Return the accuracy on the validation rows, and on which rows the run was ended by its accuracy."""
+    lines, chosen = [], summary.get("chosen_by_validation")
+    if chosen is not None:
+        best = f"best {chosen['validation_accuracy']:.4f} in round {chosen['round']}: test {chosen['accuracy']:.4f}"
+        lines.append(f"validation accuracy     {summary['validation_accuracy']:.4f} ({best})")
+    if "stopped_by_accuracy_on" in summary:
+        lines.append(f"stop.accuracy           is of the {summary['stopped_by_accuracy_on']}")
+    return lines
+
+
+def against_fedavg(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return what a run has spent in per cent of FedAvg's, by what it is; nothing where that is not known.
+
+    >>> against_fedavg({"bytes_percent_of_fedavg": 50.0, "simulated_percent_of_fedavg": None})
+    {'bytes': 50.0}
+    """
+    found = {title: summary.get(f"{name}_percent_of_fedavg") for name, title in AGAINST_FEDAVG.items()}
+    return {title: percent for title, percent in found.items() if percent is not None}
+
+
+def _fedavg_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Return the lines on FedAvg; the last one if other numbers of client rounds would have counted."""
+    if summary["fedavg"] is None:
+        return [f"against FedAvg          not compared: {summary.get('why_no_fedavg') or 'it is not known'}"]
+    lines = [f"{f'{title} against FedAvg':<24}{percent:.1f} %" for title, percent in against_fedavg(summary).items()]
+    own, dense = summary["fates"].get(outcomes.COUNTED, 0), summary["fedavg"]["client_rounds"]
+    counted = f"{dense:,} in the same rounds of FedAvg, {own:,} here"
+    return lines + ([f"client rounds counted   {counted}"] if own != dense else [])
+
+
+def _width_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Return the test accuracies of the global model cut to narrower widths."""
+    narrower = [each for each in summary.get("widths", ()) if each["width"] < 1]
+    shown = ", ".join(f"{each['accuracy']:.4f} at {each['width']:.3g}" for each in narrower)
+    return [f"cut to each width       {shown}"] if narrower else []
 
 
 def _energy_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -72,10 +113,16 @@ def _lost_lines(summary: Mapping[str, Any]) -> list[str]:
     return [f"work that did not count {sum(lost.values())} of {total} client rounds: {reasons}"]
 
 
+def _never_lines(summary: Mapping[str, Any]) -> list[str]:
+    never = summary.get("never_counted")
+    return [f"participation           {line}" for line in never_counted_lines(never)] if never else []
+
+
 def _target_line(target: Mapping[str, Any]) -> str:
     if target["round"] is None:
         return f"accuracy {target['accuracy']:<14g} not reached"
-    spent = f"{target['bytes'] / 1e6:,.1f} MB, {target['train_flops'] / 1e9:,.1f} GFLOP, {joules(target['energy_j'])}"
+    spent = f"{target['bytes'] / 1e6:,.1f} MB, {target['train_flops'] / 1e9:,.1f} GFLOP"
+    spent += f", {joules(target['energy_j'])}" if target["energy_j"] else ""
     after = f"round {target['round']}, {target['simulated_s']:.1f} simulated s, {spent}"
     return f"accuracy {target['accuracy']:<14g} {after}"
 
@@ -84,38 +131,48 @@ def forecast_table(forecast: Mapping[str, Any]) -> Table:
     """Return a dry run's forecast as a table, one row per tier."""
     table = Table(title=f"{forecast['method']} on {forecast['data']} with {forecast['model']}")
     some_infeasible = any(tier["infeasible"] for tier in forecast["tiers"])
+    some_late = any(tier["late"] for tier in forecast["tiers"])
     for heading in (
         "tier",
         "clients",
         *(["infeasible"] if some_infeasible else []),
+        *(["late"] if some_late else []),
         "keep",
         "limited by",
         "pruned",
         "parameters",
-        "MFLOP/example",
-        "kB down",
-        "kB up",
-        "download s",
-        "compute s",
-        "upload s",
-        "mean s",
+        "MFLOP/\nexample",
+        "MACs/\nbatch",
+        "kB\ndown",
+        "kB\nup",
+        "download\ns",
+        "compute\ns",
+        "upload\ns",
+        "mean\ns",
     ):
-        table.add_column(heading, justify="left" if heading in ("tier", "limited by") else "right")
+        is_text = heading in ("tier", "limited by")
+        table.add_column(heading, justify="left" if is_text else "right", overflow="fold")
     for tier in forecast["tiers"]:
         table.add_row(
             tier["tier"],
             str(tier["clients"]),
             *([str(tier["infeasible"])] if some_infeasible else []),
+            *([str(tier["late"])] if some_late else []),
             f"{tier['keep_ratio']:.3g}",
             tier["limited_by"],
             f"{tier['pruning_ratio']:.1%}",
             f"{tier['parameters']:,}",
             f"{tier['train_flops_per_example'] / 1e6:,.2f}",
+            _macs(tier),
             f"{tier['down_bytes'] / 1e3:,.1f}",
             f"{tier['up_bytes'] / 1e3:,.1f}",
             *(_seconds(tier[key]) for key in ("download_s", "compute_s", "upload_s", "total_s")),
         )
     return table
+
+
+def _macs(costs: Mapping[str, Any]) -> str:
+    return with_unit(costs["forward_macs_per_batch"], "").strip()
 
 
 def _seconds(value: float | None) -> str:
@@ -140,21 +197,45 @@ def print_forecast(forecast: Mapping[str, Any]) -> None:
         f"{duration(forecast['simulated_s'])} simulated, "
         f"{forecast['down_bytes'] / 1e6:,.1f} MB down, {forecast['up_bytes'] / 1e6:,.1f} MB up, "
         f"{forecast['train_flops'] / 1e9:,.1f} GFLOP "
-        f"({forecast['bytes_percent_of_fedavg']:.1f} % of FedAvg's bytes, "
-        f"{forecast['flops_percent_of_fedavg']:.1f} % of its FLOPs)"
+        f"({_of_fedavg(forecast)})"
     )
     examples = forecast["examples_per_client"]
     console.print(
         f"training rows per client: {examples['min']} to {examples['max']}, median {examples['median']:g}; "
         f"channel groups: {forecast['channel_groups']} with {forecast['channels']} channels"
     )
-    if not forecast["exact"]:
+    console.print(
+        f"forward pass of the full model over a batch of {forecast['batch_size']}: "
+        f"{_macs(forecast)} multiply-accumulates (MACs)"
+    )
+    late = [
+        f"{tier['late']:,} of {tier['clients']:,} of {tier['tier']}" for tier in forecast["tiers"] if tier["late"]
+    ]
+    if late:
+        console.print(f"late under the deadline if they took part in round 1: {', '.join(late)}")
+    for line in (*forecast["remarks"], *never_counted_lines(forecast["never_counted"])):
+        console.print(line)
+    if forecast["forecast_rounds"] < forecast["rounds"]:
+        console.print(
+            f"predicted are the first {forecast['forecast_rounds']:,} of {forecast['rounds']:,} rounds; the others "
+            "are counted as if they were like them"
+        )
+    elif not forecast["exact"]:
         console.print(
             "costs are an estimate: what is pruned, which clients are selected, or when the run ends depends on what "
             "is learned"
         )
     for layer, reason in forecast["unprunable"].items():
         console.print(f"not pruned: {layer} ({reason})")
+
+
+def _of_fedavg(forecast: Mapping[str, Any]) -> str:
+    if forecast["why_no_fedavg"]:
+        return f"not compared with FedAvg: {forecast['why_no_fedavg']}"
+    shares = ", ".join(f"{percent:.1f} % of its {title}" for title, percent in against_fedavg(forecast).items())
+    own, dense = forecast["fates"].get(outcomes.COUNTED, 0), forecast["fedavg"]["client_rounds"]
+    counted = f"; {own:,} client rounds count, {dense:,} of FedAvg's" if own != dense else ""
+    return f"against FedAvg in the same rounds: {shares}{counted}"
 
 
 def print_calibration(widths: Table, lines: Sequence[str], tier: str) -> None:

@@ -7,6 +7,7 @@ from raysim.clock import outcomes
 from raysim.clock.modes import who_trains
 from raysim.config.experiment import ExperimentSettings
 from raysim.core.formatting import duration, joules
+from raysim.simulation.participation import never_counted_lines
 from raysim.simulation.scenario import Scenario
 
 TAG = "mlflow.note.content"
@@ -54,12 +55,23 @@ def after(begun: str, summary: Mapping[str, Any], model: str | None) -> str:
     """
     rows = [
         ("test accuracy", f"{summary['accuracy']:.4f}, best {summary['best_accuracy']:.4f}", ""),
-        ("bytes", f"{summary['down_bytes'] + summary['up_bytes']:,}", f"{summary['bytes_percent_of_fedavg']:.1f} %"),
-        ("training FLOPs", f"{summary['train_flops']:.4g}", f"{summary['flops_percent_of_fedavg']:.1f} %"),
+        *_validation(summary),
+        *(
+            (f"test accuracy cut to width {each['width']:.3g}", f"{each['accuracy']:.4f}", "")
+            for each in summary.get("widths", ())
+            if each["width"] < 1
+        ),
+        ("bytes", f"{summary['down_bytes'] + summary['up_bytes']:,}", _of_fedavg(summary, "bytes")),
+        ("training FLOPs", f"{summary['train_flops']:.4g}", _of_fedavg(summary, "flops")),
         ("pruned parameters", f"{100 * summary['pruning_ratio_mean']:.1f} % on average", "0 % there"),
-        ("simulated time", f"{summary['simulated_s']:,.1f} s ({duration(summary['simulated_s'])})", ""),
+        (
+            "simulated time",
+            f"{summary['simulated_s']:,.1f} s ({duration(summary['simulated_s'])})",
+            _of_fedavg(summary, "simulated"),
+        ),
     ]
-    rows += [("energy of the devices", joules(summary["energy_j"]), "")] if summary["energy_j"] else []
+    energy = ("energy of the devices", joules(summary["energy_j"]), _of_fedavg(summary, "energy"))
+    rows += [energy] if summary["energy_j"] else []
     lost = {outcome: count for outcome, count in summary["fates"].items() if outcome != outcomes.COUNTED}
     reasons = ", ".join(f"{count} {outcome}" for outcome, count in lost.items())
     rows += [("client rounds that did not count", reasons, "")] if lost else []
@@ -68,9 +80,28 @@ def after(begun: str, summary: Mapping[str, Any], model: str | None) -> str:
         rows.append(("of that before round 1", spent, ""))
     rows += [_target(target) for target in summary["targets"]]
     table = ["| | this run | of FedAvg |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
-    ended = f"{summary['rounds']} rounds in {duration(summary['wall_s'])} of wall time."
+    why = summary["why_no_fedavg"]
+    ended = f"Not compared with FedAvg: {why}.\n\n" if why else ""
+    never = summary.get("never_counted")
+    ended += "".join(f"Never counted: {line}.\n\n" for line in never_counted_lines(never)) if never else ""
+    ended += f"{summary['rounds']} rounds in {duration(summary['wall_s'])} of wall time."
     served = [f"`mlflow.pytorch.load_model('{model}')` gives the final model.", ""] if model else []
     return "\n".join((*table, "", ended, "", *served, begun))
+
+
+def _validation(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    chosen, rows = summary.get("chosen_by_validation"), []
+    if chosen is not None:
+        best = f"best {chosen['validation_accuracy']:.4f} in round {chosen['round']} (test {chosen['accuracy']:.4f})"
+        rows.append(("validation accuracy", f"{summary['validation_accuracy']:.4f}, {best}", ""))
+    if "stopped_by_accuracy_on" in summary:
+        rows.append(("`stop.accuracy`", f"of the {summary['stopped_by_accuracy_on']}", ""))
+    return rows
+
+
+def _of_fedavg(summary: Mapping[str, Any], name: str) -> str:
+    percent = summary[f"{name}_percent_of_fedavg"]
+    return "-" if percent is None else f"{percent:.1f} %"
 
 
 def _target(target: Mapping[str, Any]) -> tuple[str, str, str]:

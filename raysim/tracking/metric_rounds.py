@@ -15,6 +15,7 @@ COLUMN_OF = {
     "traffic/total_bytes": "bytes",
     JOULES: "energy_j",
     "accuracy/global": "accuracy",
+    "accuracy/validation": "validation_accuracy",
     "pruning_ratio/mean": "pruning_ratio/mean",
     "clients/counted": "clients/counted",
 }

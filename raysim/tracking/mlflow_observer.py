@@ -1,6 +1,5 @@
 """Track a run in MLflow: create or reopen it, log its rounds, and log its results or how it failed."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -11,6 +10,7 @@ import numpy as np
 from safetensors.torch import load_file
 
 from raysim.core.errors import TrackingLostError, TrackingUnavailableError, reason_of
+from raysim.core.json_text import json_in
 from raysim.core.retry import retry
 from raysim.core.storage.path import StoragePath
 from raysim.pruning import submodel
@@ -30,8 +30,8 @@ AT_BEGIN = ("config.yaml", "run.json", "plan.json", "budgets.json", "devices.par
 """Artifacts from the beginning of a run."""
 AT_END = ("rounds.parquet", "clients.parquet", "model.safetensors", "summary.json", "plan.json", "partition.png")
 """Artifacts of a finished run."""
-IF_THERE = ("channels.parquet", "partition.parquet", "report.html")
-"""Artifacts that a run may lack: a version before it did not write them, or its report could not be made."""
+IF_THERE = ("channels.parquet", "partition.parquet", "method.parquet", "report.html")
+"""Artifacts that a run may lack: a version before it or its method did not write them, or it has no report."""
 
 Value = TypeVar("Value")
 
@@ -78,7 +78,8 @@ class MlflowObserver:
         if tracker.run_id:
             tracker.reopen()
         else:
-            run_metadata.create(tracker, run.settings, run.scenario, run.folder, metadata["environment"])
+            own = (run.settings, run.scenario, run.folder, metadata["environment"], metadata.get("key", ""))
+            run_metadata.create(tracker, *own)
             update_run_json(run.folder, run_id=tracker.run_id)  # at once, so that it is not created twice
         digests = {what: metadata[f"{what}_sha256"] for what in ("data", "partition")}
         run_metadata.describe(tracker, run.settings, run.scenario, digests)
@@ -126,7 +127,7 @@ class MlflowObserver:
         log_model = partial(model.keep, tracker, run.scenario.workload.model, example, name)
         version = until_logged("the final model", log_model)
         before = description.before(run.settings, run.scenario, str(folder))
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = json_in((folder / "summary.json").read_text())
         text = description.after(before, summary, None if version is None else f"models:/{name}/{version}")
         until_logged("the description", partial(tracker.note, description.TAG, text))
         until_logged("the end of the run", partial(tracker.end, "FINISHED"))
@@ -176,7 +177,8 @@ def _upload_so_far(tracker: MlflowWriter, folder: StoragePath) -> None:
     for name in ("run.json", "report.html"):
         if (folder / name).is_file():
             tracker.artifact(folder / name)
-    records.merge_all(folder)
+    if not (folder / "summary.json").is_file():  # else the tables are whole, and have digests
+        records.merge_all(folder)
     for table in records.TABLES:
         if (folder / table).children():
             tracker.artifact(folder / f"{table}.parquet")

@@ -1,6 +1,5 @@
 """Read what an MLflow store holds of runs: by id, by parent, by experiment."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,10 +7,11 @@ from pathlib import Path
 
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from raysim.core.errors import SettingError, reason_of
+from raysim.tracking import mlflow_store
+from raysim.tracking.mlflow_loggers import silence
 
 PAGE = 500
 """Runs that one request returns."""
@@ -54,16 +54,17 @@ class MlflowReader:
             SettingError: If it is an SQLite file that does not exist, or it cannot be opened.
         """
         self.uri = uri
-        logging.getLogger("alembic").setLevel(logging.ERROR)
-        if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        file = mlflow_store.sqlite_file(uri)
+        if file is not None and not file.is_file():
             raise SettingError(f"tracking.uri={uri!r} names no existing SQLite file")
         with self._reading():
-            self._client = MlflowClient(uri)
+            self._client = mlflow_store.open_to_read(uri)
 
     @contextmanager
     def _reading(self, run_id: str = "") -> Iterator[None]:
         try:
-            yield
+            with silence.held():
+                yield
         except Exception as error:
             store = f"tracking.uri={self.uri!r}"
             where = f"RUN={run_id!r} cannot be read from {store}" if run_id else f"{store} cannot be read"

@@ -1,27 +1,28 @@
 """Write a run to MLflow, from the process that runs the command."""
 
-import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from raysim.core.errors import SettingError, TrackingLostError, reason_of
 from raysim.core.storage import uris
 from raysim.core.storage.defaults import check_stays, default_folder
+from raysim.core.storage.expansion import expanded_text
 from raysim.core.storage.local import AnyPath, storage_path
 from raysim.simulation import metrics
 from raysim.simulation.records import Logged, Point
 from raysim.simulation.state import RoundReport
+from raysim.tracking import mlflow_store
 from raysim.tracking.curves import EVERY_SECOND, POINTS_PER_CALL, LoggedSoFar, over_time
+from raysim.tracking.mlflow_store import DATABASES, sqlite_file, sqlite_uri
 
-DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 POSTGRESQL_DRIVERS = ("psycopg2", "psycopg")
 SERVERS = ("http", "https", "databricks")
 WITHOUT = (
@@ -31,6 +32,8 @@ WITHOUT = (
 PARAMS_PER_CALL = 100
 CLIENT = "client"
 """Tag of the run of a single client; its value is the client's id."""
+KEY = "run_key"
+"""Tag of a run with the key that its folder has had since before it was created."""
 TIME_OF_RUN = "clock/wall_s"
 """A metric of every round: its last step is the last round that was logged."""
 
@@ -46,17 +49,18 @@ def resolve_uri(uri: str | None, *others: str) -> str:
         SettingError: If MLflow cannot keep a run there, or the URI holds a secret.
     """
     given = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    given = None if given is None else expanded_text("tracking.uri", given)
     uri = given or f"sqlite:///{default_folder() / 'mlflow.db'}"
     scheme = uri.partition(":")[0].partition("+")[0]
     if scheme not in DATABASES + SERVERS:
         allowed = ", ".join(("sqlite:///FILE", "postgresql://...", "http://...", "https://...", *others))
         raise SettingError(f"tracking.uri={uris.masked(uri)!r} is not allowed; allowed: {allowed}")
     uris.check("tracking.uri", uri, WITHOUT)
-    file = _sqlite_file(uri)
+    file = sqlite_file(uri)
     if file is None:
         return _with_driver(uri)
     check_stays("tracking.uri", uri, file, "an absolute file, or a server as MLFLOW_TRACKING_URI=http://HOST:5000")
-    return f"sqlite:///{file.absolute()}"
+    return sqlite_uri(file.absolute(), uri.partition("?")[2])
 
 
 def _with_driver(uri: str) -> str:
@@ -98,24 +102,22 @@ class MlflowWriter:
         Raises:
             SettingError: If the store cannot be opened.
         """
-        for noisy in ("mlflow", "alembic"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
         self.uri = uri
-        self._file = _sqlite_file(uri)
+        self._file = sqlite_file(uri)
         try:
-            if self._file is not None:
-                self._file.parent.mkdir(parents=True, exist_ok=True)
-            self.client = MlflowClient(uri)
-            self.experiment_id = self._experiment(experiment, beside)
+            self.client, self.experiment_id = mlflow_store.open_to_write(
+                uri, lambda client: self._experiment(client, experiment, beside)
+            )
         except SettingError:
             raise
         except Exception as error:
-            raise SettingError(f"tracking.uri={uri!r} cannot be opened: {reason_of(error)}") from None
+            reason = getattr(error, "strerror", None) or reason_of(error)
+            raise SettingError(f"tracking.uri={uri!r} cannot be opened: {reason}") from None
         self.run_id, self._parent = "", parent
         self._start_time: int | None = None
 
-    def _experiment(self, name: str, beside: str) -> str:
-        found = self.client.get_experiment_by_name(name)
+    def _experiment(self, client: MlflowClient, name: str, beside: str) -> str:
+        found = client.get_experiment_by_name(name)
         if found is not None and found.lifecycle_stage == "deleted":
             raise SettingError(
                 f"experiment={name!r} was deleted in MLflow; allowed: another name, or this one after `mlflow "
@@ -123,10 +125,16 @@ class MlflowWriter:
             )
         if found is not None:
             return str(found.experiment_id)
-        location = f"{beside.partition('?')[0]}/artifacts/{name}" if beside and _is_database(self.uri) else None
+        in_database = beside and mlflow_store.is_database(self.uri)
+        location = f"{beside.partition('?')[0]}/artifacts/{name}" if in_database else None
         if self._file is not None:
             location = str(self._file.parent / "artifacts" / name)
-        return str(self.client.create_experiment(name, artifact_location=location))
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return self._experiment(client, name, beside)  # another run has created it meanwhile
 
     def start(
         self,
@@ -149,11 +157,23 @@ class MlflowWriter:
         self.describe(params, digests)
         return self.run_id
 
-    def create(self, name: str, tags: Mapping[str, str], start_time: int | None = None) -> None:
-        """Create the run and set `run_id`."""
-        parent = {MLFLOW_PARENT_RUN_ID: self._parent} if self._parent else {}
+    def create(self, name: str, tags: Mapping[str, str], start_time: int | None = None, key: str = "") -> None:
+        """Create the run and set `run_id`.
+
+        Args:
+            name: Name shown in the UI.
+            tags: By name.
+            start_time: When it began, in milliseconds; None: now.
+            key: Identifies the run before it has an id. A run that was created with it is ended as KILLED: its
+                process was killed before it could write the id down.
+        """
+        own = {MLFLOW_PARENT_RUN_ID: self._parent} if self._parent else {}
+        own |= {KEY: key} if key else {}
         with as_tracking_lost():
-            run = self.client.create_run(self.experiment_id, start_time, parent | dict(tags), run_name=name)
+            lost = f"tags.{KEY} = '{key}' and attributes.status = 'RUNNING'"
+            for run in self.client.search_runs([self.experiment_id], lost) if key else ():
+                self.end("KILLED", run_id=run.info.run_id)
+            run = self.client.create_run(self.experiment_id, start_time, own | dict(tags), run_name=name)
         self.run_id = run.info.run_id
 
     def describe(
@@ -301,12 +321,3 @@ def as_tracking_lost() -> Iterator[None]:
         yield
     except Exception as error:
         raise TrackingLostError(reason_of(error)) from error
-
-
-def _is_database(uri: str) -> bool:
-    return uri.partition(":")[0].partition("+")[0] in DATABASES
-
-
-def _sqlite_file(uri: str) -> Path | None:
-    """Return the file of an SQLite store; None for any other store."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None

@@ -72,8 +72,9 @@ def _register(tracker: MlflowWriter, model_id: str, name: str) -> str:
 def _log(tracker: MlflowWriter, model: nn.Module, example: torch.Tensor) -> str:
     """Log a model as a graph, which needs no code of the user's; if it has none, with that code."""
     inputs = example.numpy().astype(np.float32)
+    model.eval()
     with torch.no_grad():
-        outputs = model.eval()(example).numpy()
+        outputs = model(example.clone()).numpy()
     known: dict[str, Any] = {
         "name": "model",
         "input_example": inputs,

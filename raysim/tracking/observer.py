@@ -1,6 +1,5 @@
 """Follow a run as it happens: the protocol of observers, and what they are given."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -11,6 +10,7 @@ from raysim.config.experiment import ExperimentSettings
 from raysim.config.tracking import TrackingSettings
 from raysim.core import plugins
 from raysim.core.errors import SettingError, reason_of, unknown_name
+from raysim.core.json_text import json_in
 from raysim.core.log import warning
 from raysim.core.storage.path import StoragePath
 from raysim.simulation.scenario import Scenario
@@ -38,7 +38,7 @@ class RunInfo:
     @property
     def metadata(self) -> Mapping[str, Any]:
         """The content of `run.json`: versions, digests, sizes, and the run's id in MLflow once it has one."""
-        content: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
+        content: dict[str, Any] = json_in((self.folder / "run.json").read_text())
         return content
 
 
@@ -155,12 +155,8 @@ def chosen(tracking: TrackingSettings) -> list[RunObserver]:
 
 
 def _made(name: str) -> RunObserver:
-    try:
+    with plugins.calling("tracking.also", name):
         observer = _factory(name)()
-    except SettingError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise SettingError(f"tracking.also={name!r} fails: {type(error).__name__}: {reason_of(error)}") from error
     if isinstance(observer, type) or not isinstance(observer, RunObserver):
         raise SettingError(f"tracking.also={name!r} gives {type(observer).__name__}; allowed: {ALLOWED}")
     return observer

@@ -1,6 +1,5 @@
 """The files of a run, in its folder or among its artifacts in MLflow, copied to this machine only where necessary."""
 
-import json
 import shutil
 import tempfile
 import weakref
@@ -14,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from raysim.core.errors import SettingError, reason_of
+from raysim.core.json_text import json_in
 from raysim.core.storage.local import storage_path
 from raysim.core.storage.path import StoragePath
 from raysim.simulation import records
+from raysim.simulation.parts import parts_in
 from raysim.tracking.metric_rounds import rounds_in_metrics
+from raysim.tracking.run_json import ENTRIES, check_entries
 
 if TYPE_CHECKING:
     from raysim.tracking.mlflow_reader import MlflowReader
@@ -103,7 +105,7 @@ class FolderFiles(RunFiles):
         """Return a table that is merged from the parts of single rounds; None if there are no parts."""
         merged = self.copies.path / "merged" / f"{table}.parquet"
         if not merged.exists():
-            if not any(part.name.endswith(".parquet") for part in (self.folder / table).children()):
+            if not parts_in(self.folder / table):
                 return None
             records.merge_parts(self.folder / table, merged, together=table == "rounds")
         return merged
@@ -166,9 +168,11 @@ def json_object(file: StoragePath | Path) -> dict[str, Any]:
         ValueError: If it is damaged, or holds anything but an object.
     """
     file = storage_path(file)
-    content = json.loads(file.read_text()) if file.is_file() else {}
+    content = json_in(file.read_text()) if file.is_file() else {}
     if not isinstance(content, dict):
         raise ValueError(f"{file.name} is not a JSON object")
+    if file.name in ENTRIES:
+        check_entries(file.name, content)
     return content
 
 

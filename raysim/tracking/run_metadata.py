@@ -34,6 +34,7 @@ def create(
     scenario: Scenario,
     folder: StoragePath,
     environment: dict[str, str],
+    key: str = "",
 ) -> None:
     """Create the MLflow run.
 
@@ -43,14 +44,15 @@ def create(
         scenario: Its population, model, method and costs.
         folder: Its files.
         environment: Versions and type of CPU, on which equal bits depend.
+        key: Identifies the run before it has an id.
     """
     workload = scenario.workload
     name = f"{settings.method.name} {settings.data.name} seed {settings.seed}"
     tags = tags_of(settings) | {description.TAG: description.before(settings, scenario, str(folder))}
-    leftover = population.leftover_rows(workload.population, len(workload.data.train_labels))
+    leftover = population.leftover_rows(workload.population, scenario.num_divided)
     if leftover is not None:
         tags["leftover_rows"] = str(leftover)
-    tracker.create(name, tags | environment)
+    tracker.create(name, tags | environment, key=key)
 
 
 def describe(
@@ -65,8 +67,7 @@ def streams_of(
     tracker: MlflowWriter, settings: ExperimentSettings, scenario: Scenario, folder: StoragePath, logged: LoggedSoFar
 ) -> list[MetricStream]:
     """Return the metrics that grow by rounds: those of the run, and those of single clients if they have runs."""
-    rounds, devices = folder / "rounds", scenario.workload.population.devices
-    without = metrics.left_out(devices, settings.diagnostics.every is not None)
+    rounds, without = folder / "rounds", metrics.left_out_of(scenario)
     streams: list[MetricStream] = [
         RunCurves(lambda round: records.logged(rounds, round, without), tracker.log, logged.round, logged.second)
     ]
@@ -84,7 +85,7 @@ def of_clients(
         info(f"tracking.client_runs: the first {most} of {len(clients)} clients have runs of their own")
 
     def read(round: int) -> tuple[int, Columns]:
-        (ended_ms,) = records.read(records.path_of(folder / "rounds", round), ("timestamp_ms",))["timestamp_ms"]
-        return int(ended_ms), records.read(records.path_of(folder / "clients", round), client_runs.READ)
+        (ended_ms,) = records.read_round(folder / "rounds", round, ("timestamp_ms",))["timestamp_ms"]
+        return int(ended_ms), records.read_round(folder / "clients", round, client_runs.READ)
 
     return ClientRuns(tracker, read, client_runs.of_population(clients, tags_of(settings)))

@@ -1,18 +1,21 @@
 """Read one run, by its folder or by its id in MLflow: each part is read when it is first used."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from raysim.budgets.solver import BudgetSolver
-from raysim.config import loader
+from raysim.config import loader, yaml_text
 from raysim.config.experiment import ExperimentSettings
 from raysim.core.errors import SettingError, unknown_name
+from raysim.core.json_text import json_in
+from raysim.core.storage.atomic import sha256_of
 from raysim.core.storage.local import storage_path
 from raysim.core.storage.path import StoragePath
 from raysim.core.tensors import Columns, Params
@@ -20,6 +23,7 @@ from raysim.population import serialization
 from raysim.population.profiles import Devices
 from raysim.pruning.plan import ChannelPlan
 from raysim.simulation import records
+from raysim.simulation.column_types import check_types
 from raysim.tracking.run_files import (
     SETTINGS,
     ArtifactFiles,
@@ -43,7 +47,17 @@ SUMMARY = "summary.json"
 RUN = "run.json"
 """A run writes this file when it begins."""
 PLAN, MODEL = "plan.json", "model.safetensors"
-TABLES = (*records.TABLES, "partition")
+OF_METHOD = "method"
+"""The table of a method's own, whose columns it chooses."""
+TABLES = (*records.TABLES, "partition", OF_METHOD)
+DIGESTED = (
+    *(f"{table}.parquet" for table in TABLES),
+    "devices.parquet",
+    PLAN,
+    "budgets.json",
+    MODEL,
+)
+"""Files of a finished run whose SHA-256 is in its summary."""
 STATES = {
     "FINISHED": "finished",
     "RUNNING": "running",
@@ -78,6 +92,8 @@ class RunReader:
         """
         self.name, self._files, self._store = name, files, store
         self._tables: dict[str, Columns] = {}
+        self._intact: set[str] = set()
+        self._typed: set[str] = set()
 
     @staticmethod
     def of_folder(folder: StoragePath, name: str = "") -> "RunReader":
@@ -115,7 +131,8 @@ class RunReader:
     def settings_with(self, overrides: Sequence[str]) -> ExperimentSettings:
         """Return the experiment with some settings replaced, as `executor.num_actors=1`."""
         try:
-            return loader.with_overrides(loader.mapping_in(self.settings_text, SETTINGS), tuple(overrides))
+            recorded = loader.mapping_in(self.settings_text, SETTINGS, yaml_text.RECORDED)
+            return loader.with_overrides(recorded, tuple(overrides))
         except SettingError as error:
             raise SettingError(f"RUN={self.name!r}: {error}") from None
 
@@ -214,7 +231,7 @@ class RunReader:
         """Return a table as arrays by name; empty if nothing of it was written.
 
         Args:
-            name: `rounds`, `clients`, `channels` or `partition`.
+            name: `rounds`, `clients`, `channels`, `partition` or `method` (a method's own).
             columns: The columns to read; None: all, which are kept.
 
         Raises:
@@ -234,7 +251,7 @@ class RunReader:
         """Return a table as a pandas DataFrame; needs pandas.
 
         Args:
-            name: `rounds`, `clients`, `channels` or `partition`.
+            name: `rounds`, `clients`, `channels`, `partition` or `method` (a method's own).
             columns: The columns to read; None: all.
 
         Raises:
@@ -259,15 +276,25 @@ class RunReader:
         The table of a run that has not finished is merged from the parts of its rounds.
 
         Raises:
-            SettingError: If there is no such table; or if the run has not finished, MLflow has no such table of it,
-                and its folder cannot be reached.
+            SettingError: If there is no such table, or a column of it is of another type than a run writes; or if the
+                run has not finished, MLflow has no such table of it, and its folder cannot be reached.
         """
         if table not in TABLES:
             raise unknown_name("table", table, TABLES)
+        path = self._table_path(table)
+        if path is not None and table not in (OF_METHOD, *self._typed):
+            with parsing(self.name, f"{table}.parquet"):
+                check_types(pq.read_schema(path))
+            self._typed.add(table)
+        return path
+
+    def _table_path(self, table: str) -> Path | None:
         whole = f"{table}.parquet"
         with reading(self.name):
-            if self._files.has(SUMMARY) and self._files.has(whole):
-                return self._files.path(whole)
+            has_finished = self._files.has(SUMMARY) and self._files.has(whole)
+        if has_finished:
+            return self.file(whole)
+        with reading(self.name):
             so_far = self._files.so_far(table)  # goes before a whole table, which may be older than the last round
             if so_far is not None:
                 return so_far
@@ -284,6 +311,16 @@ class RunReader:
     def _is_out_of_reach(self) -> bool:
         return self.folder is None and "output_dir" in self.metadata and not self.has(SUMMARY)
 
+    def _verified(self, name: str, path: Path) -> Path:
+        """Return the path of a file that has the SHA-256 which the summary records, if it records one."""
+        if name in DIGESTED and name not in self._intact and self.has(SUMMARY):
+            recorded = self.summary.get("files_sha256", {}).get(name)
+            with parsing(self.name, name):
+                if recorded is not None and sha256_of(path) != recorded:
+                    raise ValueError("it does not have the SHA-256 that summary.json records")
+            self._intact.add(name)
+        return path
+
     def has(self, name: str) -> bool:
         """Whether the run has a file of this name."""
         with reading(self.name):
@@ -292,7 +329,8 @@ class RunReader:
     def file(self, name: str) -> Path | None:
         """Return a file of the run on this machine, copied if it is elsewhere; None if there is no such file."""
         with reading(self.name):
-            return self._files.path(name) if self._files.has(name) else None
+            path = self._files.path(name) if self._files.has(name) else None
+        return None if path is None else self._verified(name, path)
 
     @property
     def report_path(self) -> Path | None:
@@ -303,6 +341,17 @@ class RunReader:
     def devices(self) -> Devices | None:
         """The devices of all clients; None if the run did not write them."""
         return self._parsed("devices.parquet", serialization.load)
+
+    @cached_property
+    def examples(self) -> NDArray[np.int64] | None:
+        """The training rows of each client, `(clients,)`; None if the run did not write them."""
+        return self._parsed("devices.parquet", serialization.load_examples)
+
+    @property
+    def num_classes(self) -> int | None:
+        """The classes of the data; None if the run did not write them."""
+        found = self.summary.get("num_classes", self.metadata.get("num_classes"))
+        return found if isinstance(found, int) else None
 
     @cached_property
     def channel_groups(self) -> dict[str, int] | None:
@@ -365,9 +414,19 @@ def load(run: str | Path, tracking_uri: str | None = None) -> RunReader:
     return RunReader(name, FolderFiles(found.folder), store)  # its folder has more than MLflow
 
 
+def digests_of_files(folder: StoragePath) -> dict[str, str]:
+    """Return the SHA-256 of each file in the folder of a run whose rounds are over, by name."""
+    found = {}
+    for name in DIGESTED:
+        if (folder / name).is_file():
+            with (folder / name).fetched() as path:
+                found[name] = sha256_of(path)
+    return found
+
+
 def solver_in(budgets: Path) -> BudgetSolver | None:
     """Return the solver in the file budgets.json; None if budgets were not solved."""
-    content = json.loads(budgets.read_text(encoding="utf-8"))
+    content = json_in(budgets.read_text(encoding="utf-8"))
     return None if content is None else BudgetSolver.from_json(content)
 
 

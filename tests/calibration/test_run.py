@@ -1,27 +1,23 @@
 import json
-import signal
 from math import inf
 
 import pytest
 
 from raysim.calibration import measure, run
-from raysim.cli import main as cli
 from raysim.core import signals
+from tests.commands import left_with
 
 
 @pytest.fixture
 def command(capsys, tmp_path):
     """Runs the command in this process; returns its exit code and what it wrote."""
-    handler = signal.getsignal(signal.SIGTERM)
 
     def call(*parts: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            cli.main(["calibrate", *parts, "--output", str(tmp_path / "out")])
+        code = left_with("calibrate", *parts, "--output", tmp_path / "out")
         written = capsys.readouterr()
-        return int(left.value.code), written.out, written.err
+        return code, written.out, written.err
 
-    yield call
-    signal.signal(signal.SIGTERM, handler)
+    return call
 
 
 @pytest.mark.parametrize(

@@ -2,27 +2,24 @@
 
 import json
 import pickle
-import signal
 
 import numpy as np
 import pytest
 from matplotlib import image
 
 from raysim.cli import device_tables
-from raysim.cli import main as cli
 from raysim.population import figure as device_figure
 from raysim.population import summary as device_summary
 from raysim.population.presets import PRESETS
 from raysim.population.profiles import FIGURES, DeviceProfile
 from raysim.population.sampling import listed
+from tests.commands import left_with
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    handler = signal.getsignal(signal.SIGTERM)
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    signal.signal(signal.SIGTERM, handler)
+    return tmp_path
 
 
 @pytest.fixture
@@ -30,10 +27,9 @@ def devices(capsys):
     """Runs the command and returns its exit code, standard output and standard error."""
 
     def run(*parts: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            cli.main(["devices", *parts])
+        code = left_with("devices", *parts)
         captured = capsys.readouterr()
-        return int(left.value.code), captured.out, captured.err
+        return code, captured.out, captured.err
 
     return run
 

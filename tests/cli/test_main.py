@@ -3,10 +3,8 @@
 import contextlib
 import io
 import json
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,11 +13,11 @@ import pytest
 import yaml
 from torch import nn
 
-from raysim.cli import main as cli
 from raysim.config import loader
 from raysim.core import signals, tensors
 from raysim.models import zoo
 from raysim.simulation import checkpoint
+from tests.commands import left_with
 from tests.conftest import CONFIGS, ROOT, TINY, tiny_settings
 
 DIGITS = CONFIGS / "digits.yaml"
@@ -28,20 +26,6 @@ CNN_ONLY = "model.options={}"
 
 def arguments(*overrides: str) -> list[str]:
     return ["run", str(DIGITS), *(part for override in (*TINY, *overrides) for part in ("--set", override))]
-
-
-@pytest.fixture(autouse=True)
-def termination_handler() -> Iterator[None]:
-    """`main` takes over SIGTERM; the tests that follow must not feel it."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-def left_with(*parts: str) -> int:
-    with pytest.raises(SystemExit) as left:
-        cli.main(list(parts))
-    return int(left.value.code)
 
 
 @pytest.fixture
@@ -80,10 +64,10 @@ def refusal(capsys, tmp_path):
         ),
         (
             ["training.optimizer=sdg"],
-            "training.optimizer='sdg' is not allowed; allowed: 'sgd' or 'adam'; nearest: 'sgd'",
+            "training.optimizer='sdg' is not allowed; allowed: 'sgd', 'adam' or 'adamw'; nearest: 'sgd'",
         ),
         (["method.name=fedvag"], "method.name='fedvag' is unknown; known: fedavg, "),
-        (["model.name=resnet"], "model.name='resnet' is unknown; known: resnet32, "),
+        (["model.name=resnet3"], "model.name='resnet3' is unknown; known: resnet32, "),
         (["data.name=digit"], "data.name='digit' is unknown; known: digits, "),
         (["data.partition.name=idd"], "data.partition.name='idd' is unknown; known: iid, "),
         (["method.score=exakt"], "method.score='exakt' is unknown; known: exact, "),
@@ -233,7 +217,8 @@ def test_a_dry_run_prints_a_table(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert left_with(*arguments(), "--dry-run") == 0
     printed = capsys.readouterr().out
-    for part in ("microcontroller", "fast-phone", "2 rounds of 3 from 6 clients", "of FedAvg's bytes"):
+    macs = "the full model over a batch of 16: 367 k multiply-accumulates"
+    for part in ("microcontroller", "fast-phone", "2 rounds of 3 from 6 clients", "against FedAvg in the same", macs):
         assert part in printed
     assert list(tmp_path.iterdir()) == []
 
@@ -249,6 +234,10 @@ def test_a_dry_run_as_json_is_one_object(capsys, tmp_path, monkeypatch):
         "slow-phone",
         "fast-phone",
     ]
+    macs = [tier["forward_macs_per_batch"] for tier in forecast["tiers"]]
+    by_hand = 16 * (4 * 9 * 64 + 8 * 4 * 9 * 64 + 128 * 16 + 16 * 10)
+    assert macs == sorted(macs)
+    assert (macs[-1], forecast["forward_macs_per_batch"], forecast["batch_size"]) == (by_hand, by_hand, 16)
     assert forecast["simulated_s"] > 0
     assert list(tmp_path.iterdir()) == []
 
@@ -365,7 +354,7 @@ def test_a_run_that_diverges_at_once_fails_and_names_round_and_client(store, tmp
 def test_a_run_that_diverges_later_keeps_the_rounds_before(store, tmp_path):
     # one step a round: the loss of a step is taken before it, so the first round always looks well
     one_step = ("training.batch_size=2000", "training.epochs=1", "training.momentum=0", "rounds=30")
-    wild = ("training.learning_rate=1e6", "training.clip_norm=null", "method.name=fedavg")
+    wild = ("training.learning_rate=1e25", "training.clip_norm=null", "method.name=fedavg")
     failed = ran(store, tmp_path / "run", *one_step, *wild)
     assert failed.code == signals.FAILED
     message = next(line for line in failed.err.splitlines() if line.startswith("raysim: "))

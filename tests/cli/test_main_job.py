@@ -44,11 +44,13 @@ def test_the_embedded_default_ends_within_a_minute_at_96_percent(tmp_path: Path)
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["accuracy"] >= 0.96
-    assert seconds <= max(60.0, 8 * max(before, import_s())), f"{seconds:.1f} s"
+    assert seconds <= max(60.0, 10 * max(before, import_s())), f"{seconds:.1f} s"
     lines = done.stdout.splitlines()
-    starts = ("run ", "global test accuracy", "mean pruning ratio", "bytes against FedAvg", "FLOPs against FedAvg",
-              "simulated time", "wall time", "open in MLflow")  # fmt: skip
-    assert all(line.startswith(start) for line, start in zip(lines[-9:], starts, strict=False))
+    against = ("bytes against FedAvg", "FLOPs against FedAvg", "time against FedAvg")
+    scores = ("global test accuracy", "cut to each width", "mean pruning ratio")
+    starts = ("run ", *scores, *against, "simulated time", "wall time", "open in MLflow")
+    said = lines[-len(starts) - 1 : -1]
+    assert all(line.startswith(start) for line, start in zip(said, starts, strict=True)), lines
     assert "round 50/50" in done.stderr
     assert "Traceback" not in done.stderr
     assert ray_daemons_of(tmp_path) == []

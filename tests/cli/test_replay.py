@@ -4,39 +4,23 @@ import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 from raysim.analysis.replay import finished_run
-from raysim.cli import main as cli
 from raysim.core import signals
+from tests.commands import left_with
 from tests.conftest import CONFIGS, ROOT, TINY
 from tests.stores import store_in
 
 DIGITS = CONFIGS / "digits.yaml"
 TIER = {"name": "fast", "share": 1.0, "flops_per_s": 1e9, "down_bytes_per_s": 1e6, "up_bytes_per_s": 1e6}
-NOT_ASKED = {"wall_s", "params_sha256", "output_dir", "tracking_uri", "experiment_id", "run_id"}
+NOT_ASKED = {"wall_s", "params_sha256", "output_dir", "tracking_uri", "experiment_id", "run_id", "files_sha256"}
 """What a run's summary tells of training, of its files and of the machines it ran on."""
-
-
-@pytest.fixture(autouse=True)
-def termination_handler() -> Iterator[None]:
-    """`main` takes over SIGTERM; the tests that follow must not feel it."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-def left_with(*parts: object) -> int:
-    with pytest.raises(SystemExit) as left:
-        cli.main([str(part) for part in parts])
-    return int(left.value.code)
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +32,8 @@ def uri(tmp_path_factory) -> str:
 def finished(uri, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
     overrides = (*TINY, f"tracking.uri={uri}", "evaluation.targets=[0.05]", "method.name=random")
-    handler = signal.getsignal(signal.SIGTERM)
     given = [part for override in overrides for part in ("--set", override)]
     assert left_with("run", DIGITS, *given, "--output", folder) == 0
-    signal.signal(signal.SIGTERM, handler)
     return folder
 
 
@@ -118,6 +100,9 @@ def test_other_devices_come_from_a_population_section_or_a_whole_experiment(caps
     assert not told["exact"]
     assert told["flagged_client_rounds"] > 0
     assert told["targets"][0]["known"] is False
+    (tier,) = told["tiers"]
+    assert (tier["tier"], len(tier["was"])) == ("fast", len(replayed(capsys, finished)["tiers"]))
+    assert tier["replayed_s"] < tier["recorded_s"]
 
 
 def test_a_person_reads_before_and_after_and_what_is_not_known(capsys, finished, tmp_path):
@@ -131,6 +116,9 @@ def test_a_person_reads_before_and_after_and_what_is_not_known(capsys, finished,
         "replayed",
         "simulated time",
         "energy of the devices",
+        "not counted",
+        "in the run",
+        "fast",
         "accuracy 0.05",
         "not known",
         "mean seconds of a client's work",

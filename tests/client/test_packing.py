@@ -38,9 +38,13 @@ def group(*overrides: str):
         ("training.momentum=0.0", "training.epochs=2"),
         ("training.weight_decay=0.1", "training.clip_norm=0.3"),
         ("training.optimizer=adam", "training.learning_rate=0.01"),
+        ("training.optimizer=adamw", "training.weight_decay=0.1", "training.learning_rate=0.01"),
+        ("training.nesterov=true", "training.schedule={name: cosine, warmup: 1}"),
+        ("training.class_weights=[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]",),
+        ("training.class_weights=balanced", "training.label_smoothing=0.2"),
         ("method.name=magnitude",),
     ],
-    ids=["momentum", "epochs", "decay and clipping", "adam", "cut"],
+    ids=["momentum", "epochs", "decay and clipping", "adam", "adamw", "nesterov", "weighted", "smoothed", "cut"],
 )
 def test_clients_trained_together_end_where_they_would_by_themselves(overrides: tuple[str, ...]) -> None:
     scenario, assignments, broadcast = group(*overrides, "training.pack=8")

@@ -279,8 +279,6 @@ def test_books_balance(mode):
     assert (rows["theoretical_train_flops"] <= rows["train_flops"]).all()
     assert (rows["lasts_s"] <= rows["total_s"]).all()
     assert (rows["energy_j"] <= 3.0).all()
-    assert totals.down_bytes <= totals.fedavg_down_bytes
-    assert totals.train_flops <= totals.fedavg_train_flops
     assert len({(r, c) for r, c in zip(rows["started_round"], rows["client"], strict=True)}) == len(rows["client"])
     assert totals.empty_rounds == sum(not (report.clients["fate"] == COUNTED).any() for report in reports)
     for report in reports:

@@ -81,7 +81,9 @@ def test_nothing_is_quietly_converted_to_a_number(value):
 def test_the_settings_name_all_options_of_methods_and_local_training():
     shared = [field.name for field in dataclasses.fields(MethodOptions) if field.name != "own"]
     assert fields_of(MethodSettings)[1:] == [*shared, "options"]
-    assert fields_of(TrainingSettings) == [*(field.name for field in dataclasses.fields(LocalTraining)), "pack"]
+    of_the_loss = ["label_smoothing", "class_weights"]
+    local = [field.name for field in dataclasses.fields(LocalTraining)]
+    assert fields_of(TrainingSettings) == [*local, *of_the_loss, "pack"]
 
 
 def changed(**change: object) -> dict[str, object]:

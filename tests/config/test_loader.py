@@ -118,7 +118,7 @@ def test_a_wrong_type_is_named(override, message):
         ("data.heldout_share=1", "data.heldout_share=1 is not allowed; allowed: less than 1"),
         (
             "training.optimizer=sgdd",
-            "training.optimizer='sgdd' is not allowed; allowed: 'sgd' or 'adam'; nearest: 'sgd'",
+            "training.optimizer='sgdd' is not allowed; allowed: 'sgd', 'adam' or 'adamw'; nearest: 'sgd'",
         ),
         ("executor.kind=rey", "executor.kind='rey' is not allowed; allowed: 'ray' or 'in-process'; nearest: 'ray'"),
         ("experiment=a/b", "experiment='a/b' is not allowed; allowed: "),
@@ -180,7 +180,7 @@ def test_contradictions_are_explained():
         ("seed", "--set 'seed' is not of the form name=value, as in seed=1"),
         ("=5", "--set '=5' is not of the form name=value, as in seed=1"),
         ("", "--set '' is not of the form name=value, as in seed=1"),
-        ("seed=[1", "seed='[1' is not a YAML value"),
+        ("seed=[1", "--set seed='[1' is not YAML: "),
         ("seed.more=1", "--set seed.more: 'seed' is a single value, it has no settings of its own"),
         (
             "population.tiers.4.share=1",
@@ -239,7 +239,8 @@ def test_written_settings_read_back_the_same(tmp_path, path):
 
 def test_written_settings_are_complete():
     content = yaml.safe_load(loader.to_yaml(tiny_settings()))
-    assert content["evaluation"] == {"every": 1, "max_examples": None, "client_share": 1.0, "targets": []}
+    shown = {"every": 1, "max_examples": None, "client_share": 1.0, "widths": None, "targets": []}
+    assert content["evaluation"] == shown
     assert content["population"]["tiers"][0]["memory_bytes_per_s"] is None
 
 

@@ -1,4 +1,4 @@
-"""A SIGTERM is never lost, also if a library has installed its own handler when the signal arrives."""
+"""SIGTERM and SIGHUP are never lost, also if a library has installed its own handler when the signal arrives."""
 
 import os
 import signal
@@ -13,11 +13,12 @@ from raysim.core import signals
 
 @pytest.fixture(autouse=True)
 def _handler() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
-    signals.interrupt_on_sigterm()
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in signals.ENDING}
+    signals.interrupt_on_signals()
     yield
-    signals.interrupt_on_sigterm()  # forgets that SIGTERM came
-    signal.signal(signal.SIGTERM, before)
+    signals.interrupt_on_signals()  # forgets what came
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def exits(signum, _frame):
@@ -81,3 +82,19 @@ def test_in_another_thread_the_handler_is_left_alone():
     thread.start()
     thread.join()
     assert not errors
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_the_first_signal_interrupts_and_names_the_exit_code_and_the_others_are_ignored(sent, code):
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), sent)
+    for number in signals.ENDING:
+        os.kill(os.getpid(), number)
+    assert signals.code_of_interrupt() == code
+
+
+def test_nohup_keeps_its_meaning():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signals.interrupt_on_signals()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert signals.code_of_interrupt() == signals.INTERRUPTED

@@ -1,6 +1,7 @@
 """Small files in the data sets' original forms, made of real images."""
 
 import io
+import os
 import pickle
 from pathlib import Path
 
@@ -142,3 +143,29 @@ def test_a_pickle_in_the_place_of_a_known_data_set_is_not_read(tmp_path, data, p
     with pytest.raises(SettingError, match="cannot be read"):
         datasets.load(data, str(tmp_path), False, None, 0)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_never_opened(tmp_path, mnist_rows, name):
+    images, labels = mnist_rows
+    for prefix in ("train", "t10k"):
+        write_idx(tmp_path / "MNIST" / "raw" / f"{prefix}-images-idx3-ubyte", images)
+        write_idx(tmp_path / "MNIST" / "raw" / f"{prefix}-labels-idx1-ubyte", labels)
+    file = tmp_path / "MNIST" / "raw" / name
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(SettingError, match=rf"{name}' is a named pipe; allowed: regular files"):
+        load("mnist", tmp_path)
+    file.unlink()
+    file.write_bytes(b"\x00\x00")
+    with pytest.raises(SettingError, match=r"MNIST cannot be read from .*MNIST/raw \("):
+        load("mnist", tmp_path)
+
+
+def test_images_and_labels_of_unequal_number_are_refused(tmp_path, mnist_rows):
+    images, labels = mnist_rows
+    for prefix in ("train", "t10k"):
+        write_idx(tmp_path / "MNIST" / "raw" / f"{prefix}-images-idx3-ubyte", images)
+        write_idx(tmp_path / "MNIST" / "raw" / f"{prefix}-labels-idx1-ubyte", labels[:250])
+    with pytest.raises(SettingError, match="has 300 train images and 250 labels for them"):
+        load("mnist", tmp_path)

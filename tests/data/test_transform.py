@@ -1,20 +1,14 @@
-import pickle
-
 import numpy as np
 import pytest
 import torch
 
 from raysim.config import loader
-from raysim.core import seeding
 from raysim.core.errors import SettingError
 from raysim.data import datasets, raw, transform
 from raysim.data.datasets import Dataset
 from raysim.data.transform import Transform
 from raysim.simulation.build import build_scenario
 from tests.conftest import tiny_settings
-
-FLIP = {"name": "RandomHorizontalFlip", "p": 1.0}
-CROP = {"name": "RandomCrop", "size": 8, "padding": 2}
 
 
 def digits(**settings: object) -> Dataset:
@@ -98,89 +92,6 @@ def test_moments_are_numpys_and_a_constant_channel_is_left_alone():
     mean, std = transform.moments(images, 255)
     np.testing.assert_allclose(mean, images.mean((0, 2, 3)) / 255, rtol=1e-12)
     np.testing.assert_allclose(std, [images[:, 0].std() / 255, 1.0], rtol=1e-9)
-
-
-def test_without_augmentation_a_batch_is_itself():
-    inputs, _ = PLAIN.train_rows(np.arange(5))
-    assert PLAIN.augmented(inputs) is inputs
-
-
-def test_augmentation_sees_images_in_0_to_1_and_gives_normalised_ones():
-    data = digits(augment=[FLIP])
-    inputs, _ = data.train_rows(np.arange(50))
-    before = inputs.clone()
-    torch.testing.assert_close(data.augmented(inputs), inputs.flip(-1), rtol=0, atol=1e-6)
-    assert torch.equal(inputs, before)
-    brighter = digits(augment=[{"name": "ColorJitter", "brightness": [2.0, 2.0]}])
-    expected = (before * data.std[0] + data.mean[0]).mul(2).clamp(0, 1).sub(data.mean[0]).div(data.std[0])
-    torch.testing.assert_close(brighter.augmented(inputs), expected, rtol=0, atol=1e-5)
-
-
-def test_the_border_of_a_crop_is_black():
-    data = digits(augment=[CROP])
-    black = -data.mean[0] / data.std[0]
-    inputs = torch.ones(4, 1, 8, 8)
-    with seeding.torch_seeded(0, "layers", 1, 3):
-        seen = torch.stack([data.augmented(inputs) for _ in range(20)])
-    assert sorted(set(seen.double().round(decimals=4).flatten().tolist())) == pytest.approx([black, 1], abs=1e-3)
-
-
-def test_a_whole_batch_is_drawn_once_and_the_draws_come_from_the_seeded_generator():
-    data = digits(augment=[CROP, {**FLIP, "p": 0.5}])
-    inputs, _ = data.train_rows(np.arange(20))
-
-    def drawn(round: int, client: int) -> list[torch.Tensor]:
-        with seeding.torch_seeded(0, "layers", round, client):
-            return [data.augmented(inputs) for _ in range(6)]
-
-    first, again = drawn(1, 2), drawn(1, 2)
-    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
-    assert not torch.equal(torch.stack(first), torch.stack(drawn(2, 2)))
-    assert not torch.equal(torch.stack(first), torch.stack(drawn(1, 3)))
-    assert len({batch.numpy().tobytes() for batch in first}) > 3
-    pixels = torch.arange(64.0).reshape(1, 1, 8, 8).repeat(5, 1, 1, 1)
-    for _ in range(5):
-        moved = data.augmented(pixels)
-        assert all(torch.equal(moved[0], image) for image in moved)
-
-
-def test_augmented_data_travels_and_has_its_own_digest():
-    data = digits(augment=[FLIP])
-    copy = pickle.loads(pickle.dumps(data))
-    inputs, _ = data.train_rows(np.arange(5))
-    assert torch.equal(copy.augmented(inputs), data.augmented(inputs))
-    assert len({PLAIN.digest, data.digest, digits(augment=[{**FLIP, "p": 0.5}]).digest}) == 3
-
-
-def test_building_leaves_torchs_generator_alone():
-    before = torch.get_rng_state()
-    digits(augment=[CROP])
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize(
-    ("spec", "said"),
-    [
-        ({"name": "RandomHorizontalFlp"}, r"\.0\.name='RandomHorizontalFlp' is unknown; .*: RandomHorizontalFlip, "),
-        ({"p": 0.5}, r"\.0\.name=None is unknown"),
-        ({"name": "functional"}, r"\.0\.name='functional' is unknown"),
-        ({"name": "RandomCrop", "sise": 8}, r"\.0=\{.*\} is not allowed: .*unexpected keyword argument 'sise'"),
-        ({"name": "RandomHorizontalFlip", "p": 3}, r"\.0=\{.*\} is not allowed: "),
-        ({"name": "RandomCrop", "size": 9}, "is not allowed on a batch of float images: "),
-        ({"name": "RandomCrop", "size": 5}, r"it turns float images \(2, 1, 8, 8\) into .* \(2, 1, 5, 5\)"),
-        ({"name": "MixUp", "num_classes": 10}, "is not allowed on a batch of float images: "),
-        ({"name": "RandomResizedCrop", "size": 8, "interpolation": "bilinaer"}, r"\.0=\{.*\} is not allowed: "),
-    ],
-)  # fmt: skip
-def test_augmentation_that_cannot_be_is_refused(spec, said):
-    with pytest.raises(SettingError, match=said) as refused:
-        digits(augment=[spec])
-    assert str(refused.value).startswith("data.transform.augment.0")
-
-
-def test_interpolation_is_given_by_name():
-    data = digits(augment=[{"name": "RandomResizedCrop", "size": 8, "interpolation": "nearest"}])
-    assert data.augmented(torch.zeros(2, 1, 8, 8)).shape == (2, 1, 8, 8)
 
 
 def test_the_settings_reach_the_data():

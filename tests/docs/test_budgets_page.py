@@ -7,10 +7,10 @@ import shlex
 import pytest
 
 from raysim.budgets.solver import LIMITS
-from raysim.cli import main as cli
 from raysim.methods.table import METHODS
 from raysim.selection.oort import OPTIONS
 from raysim.selection.table import SELECTIONS
+from tests.commands import left_with
 from tests.conftest import ROOT
 from tests.docs.pages import beside, files_in
 
@@ -26,9 +26,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def forecast_of(capsys, *more: str):
-    with pytest.raises(SystemExit) as left:
-        cli.main([*shlex.split(COMMAND)[1:], "--json", *more])
-    assert left.value.code == 0
+    assert left_with(*shlex.split(COMMAND)[1:], "--json", *more) == 0
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 

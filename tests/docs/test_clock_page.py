@@ -6,9 +6,9 @@ import shlex
 
 import pytest
 
-from raysim.cli import main as cli
 from raysim.clock import outcomes
 from raysim.config.clock import ClockSettings
+from tests.commands import left_with
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "clock.md").read_text(encoding="utf-8")
@@ -28,9 +28,7 @@ def test_every_mode_and_every_fate_is_explained():
 def test_the_commands_run_and_tell_time_energy_and_targets(command, tmp_path, monkeypatch, capsys):
     (tmp_path / "my_clock.yaml").write_text(FILE, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as left:
-        cli.main([*shlex.split(command)[1:], "--json"])
-    assert left.value.code == 0
+    assert left_with(*shlex.split(command)[1:], "--json") == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["simulated_s"] > 0 < summary["energy_j"]
     assert summary["costs"]["device_co2_g"] == pytest.approx(380 * summary["energy_j"] / 3.6e6)

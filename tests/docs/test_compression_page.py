@@ -7,12 +7,12 @@ from math import ceil
 
 import pytest
 
-from raysim.cli import main as cli
 from raysim.client.compression import COMPRESSIONS
 from raysim.config import loader
 from raysim.core import tensors
 from raysim.simulation.build import build_scenario
 from tests.clocked import played
+from tests.commands import left_with
 from tests.conftest import ROOT
 from tests.docs.pages import beside, files_in
 
@@ -29,9 +29,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def tiers_of(capsys, command: str, *more: str):
-    with pytest.raises(SystemExit) as left:
-        cli.main([*shlex.split(command)[1:], "--dry-run", "--json", *more])
-    assert left.value.code == 0
+    assert left_with(*shlex.split(command)[1:], "--dry-run", "--json", *more) == 0
     return json.loads(capsys.readouterr().out.splitlines()[-1])["tiers"]
 
 

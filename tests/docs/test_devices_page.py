@@ -3,15 +3,14 @@
 import json
 import re
 import shlex
-import signal
 
 import pytest
 import yaml
 
-from raysim.cli import main as cli
 from raysim.config.population import PopulationSettings, ProfileSettings
 from raysim.population import sources
 from raysim.population.presets import PRESETS
+from tests.commands import left_with
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "devices.md").read_text(encoding="utf-8")
@@ -23,12 +22,10 @@ COMMANDS = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[0].
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A user's folder with the page's files, and this process in it."""
-    handler = signal.getsignal(signal.SIGTERM)
     for name, content in FILES.items():
         (tmp_path / name).write_text(content, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    signal.signal(signal.SIGTERM, handler)
+    return tmp_path
 
 
 def test_the_page_has_its_parts():
@@ -49,9 +46,7 @@ def test_settings_give_every_client_a_device(folder, text):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_run(folder, capsys, command):
-    with pytest.raises(SystemExit) as left:
-        cli.main(shlex.split(command)[1:])
-    assert left.value.code == 0
+    assert left_with(*shlex.split(command)[1:]) == 0
     output = capsys.readouterr().out
     if "--json" in command:
         expected = ["board", "phone"] if "yaml" in command else ["slow", "fast"]

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from raysim.simulation import checkpoint, cohort
 from raysim.simulation.build import build_scenario
 from raysim.simulation.participants import respond, select_clients
 from raysim.simulation.transition import initial_state
+from tests.commands import left_with
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "your_own_method.md").read_text(encoding="utf-8")
@@ -35,13 +35,11 @@ TINY = (
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A user's folder with the page's files, and this process in it."""
-    handler = signal.getsignal(signal.SIGTERM)
     for name, content in FILES.items():
         (tmp_path / name).write_text(content, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
-    signal.signal(signal.SIGTERM, handler)
     for name in FILES:
         sys.modules.pop(Path(name).stem, None)
 
@@ -56,9 +54,7 @@ def digest_of(output: Path) -> str:
 
 
 def run_here(command: str, *overrides: str, output: str) -> str:
-    with pytest.raises(SystemExit) as left:
-        cli.main(arguments(command, *overrides, output=output))
-    assert left.value.code == 0
+    assert left_with(*arguments(command, *overrides, output=output)) == 0
     return digest_of(Path(output))
 
 

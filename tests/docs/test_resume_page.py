@@ -8,7 +8,7 @@ import pytest
 
 from raysim.config import loader
 from raysim.simulation import checkpoint
-from tests.cli.test_main import left_with, termination_handler  # noqa: F401
+from tests.commands import left_with
 from tests.conftest import ROOT, tiny_settings
 
 PAGE = (ROOT / "docs" / "resume.md").read_text(encoding="utf-8")

@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from tests.cli.test_main import arguments, left_with
+from tests.cli.test_main import arguments
+from tests.commands import left_with
 from tests.stores import store_in
 
 

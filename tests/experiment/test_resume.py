@@ -17,12 +17,12 @@ from raysim.experiment import run as experiment
 from raysim.experiment.resume import find, locked_run, prepare, warn_of_changes
 from raysim.simulation import checkpoint, records
 from raysim.tracking import mlflow_observer
-from tests.cli.test_main import left_with, termination_handler  # noqa: F401
 from tests.clocked import FRAIL, MODES, QUICK
+from tests.commands import left_with
 from tests.conftest import settings_of, tiny_settings
 from tests.stores import store_in
 
-MEASURED = {"wall_s", "run_id", "output_dir", "tracking_uri", "experiment_id"}
+MEASURED = {"wall_s", "run_id", "output_dir", "tracking_uri", "experiment_id", "files_sha256"}
 MEASURED_METRIC = "clock/wall_s"
 
 

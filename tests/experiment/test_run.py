@@ -372,18 +372,20 @@ def test_a_report_that_cannot_be_made_hides_no_failure(tmp_path: Path, monkeypat
 
 @pytest.mark.slow
 def test_a_run_that_cannot_write_its_files_is_failed_not_running(tmp_path: Path) -> None:
-    """Its file is in the way first when the run has been created in MLflow, then from the beginning."""
+    """Its file is in the way when the run has been created in MLflow; from the beginning it looks like a run's."""
     settings = tiny_settings(f"tracking.uri={store_in(tmp_path)}")
     prepared = experiment.prepare(settings, tmp_path / "out")
     file, create = tmp_path / "out" / "run.json", prepared.tracker.create
-    object.__setattr__(prepared.tracker, "create", lambda *given: (create(*given), file.unlink(), file.mkdir()))
+    object.__setattr__(
+        prepared.tracker, "create", lambda *given, **named: (create(*given, **named), file.unlink(), file.mkdir())
+    )
     refused = f"--output='{tmp_path}/out' cannot be written: Is a directory"
     with pytest.raises(SettingError, match=refused):
         experiment.run(prepared, in_process.InProcessRunner(), time.monotonic())
     client = MlflowClient(prepared.tracker.uri)
     assert client.get_run(prepared.tracker.run_id).info.status == "FAILED"
     prepared.tracker.run_id = ""
-    with pytest.raises(SettingError, match=refused):
+    with pytest.raises(SettingError, match="holds a run already"):
         experiment.run(prepared, in_process.InProcessRunner(), time.monotonic())
     assert len(client.search_runs([prepared.tracker.experiment_id])) == 1
 
@@ -429,7 +431,7 @@ def test_a_store_that_is_gone_when_the_run_begins_is_a_setting_and_leaves_a_way_
     begins()
     bring_back()
     create = prepared.tracker.create
-    object.__setattr__(prepared.tracker, "create", lambda *given: (create(*given), take_away()))
+    object.__setattr__(prepared.tracker, "create", lambda *given, **named: (create(*given, **named), take_away()))
     begins()
     bring_back()
     noted = json.loads((folder / "run.json").read_text())

@@ -101,3 +101,18 @@ def test_bench_engine_proves_its_sides_equal_and_prints_one_line(workload):
     names = {"W1": ("scaling", "samples_per_s"), "W2": ("clients_per_s", "clients_per_s_with_everything")}
     assert all(result[name] > 0 for name in names[workload])
     assert "commit" in result
+
+
+@pytest.mark.long
+def test_bench_long_runs_proves_its_records_complete_and_prints_one_line():
+    sizes = ["--rounds=70", "--clients=5"]
+    command = [sys.executable, str(ROOT / "jobs" / "bench_long_runs.py"), "--json", *sizes]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    result = json.loads(line)
+    assert result["rows"] == 70 * 5
+    assert result["files_at_end"] < 60  # three a round would be 210
+    grows = ("clients_parquet_bytes_per_row", "mlflow_kb_per_round", "round_s_last_tenth", "report_mb")
+    assert all(result[name] > 0 for name in grows)
+    assert {"machine", "versions", "commit", "driver_kb_per_round", "report_open_s"} <= set(result)

@@ -1,7 +1,6 @@
 """`jobs/time_to_accuracy.py` as a user types it, and the points of its curves."""
 
 import importlib.util
-import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +10,8 @@ from matplotlib import image
 
 from raysim.analysis.comparison import curves
 from raysim.analysis.comparison.curves import Curve
-from raysim.cli import main as cli
 from raysim.config import loader
+from tests.commands import left_with
 from tests.conftest import CONFIGS, ROOT, TINY
 from tests.stores import store_in
 
@@ -32,26 +31,19 @@ MODES = {
 }
 
 
-def left_with(folder, *options) -> int:
+def code_of(folder, *options) -> int:
     (folder / "comparison.yaml").write_text(yaml.safe_dump(COMPARISON), encoding="utf-8")
     asked = {"comparison": "comparison.yaml", "target": 0.05, "modes": MODES}
     (folder / "modes.yaml").write_text(yaml.safe_dump(asked, sort_keys=False), encoding="utf-8")
-    handler = signal.getsignal(signal.SIGTERM)
     store = ("--set", f"tracking.uri={store_in(folder / 'store')}")
-    with pytest.raises(SystemExit) as left:
-        cli.main(
-            [str(folder / "modes.yaml"), *store, "--output", str(folder / "out"), *options],
-            JOB.time_to_accuracy,
-            JOB.KEPT,
-        )
-    signal.signal(signal.SIGTERM, handler)
-    return int(left.value.code)
+    given = (folder / "modes.yaml", *store, "--output", folder / "out", *options)
+    return left_with(*given, command=JOB.time_to_accuracy, kept=JOB.KEPT)
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("time-to-accuracy")
-    return SimpleNamespace(code=left_with(folder), folder=folder, out=folder / "out")
+    return SimpleNamespace(code=code_of(folder), folder=folder, out=folder / "out")
 
 
 @pytest.mark.long
@@ -73,13 +65,13 @@ def test_the_figure_is_drawn_again_from_what_is_there(drawn):
     picture = drawn.out / "time_to_accuracy.png"
     before = image.imread(picture)
     picture.unlink()
-    assert left_with(drawn.folder, "--draw-only") == 0
+    assert code_of(drawn.folder, "--draw-only") == 0
     assert np.array_equal(image.imread(picture), before)
     assert before.std() > 0.05
 
 
 def test_drawing_only_what_is_not_there_is_bad_input(tmp_path, capsys):
-    assert left_with(tmp_path, "--draw-only") == 2
+    assert code_of(tmp_path, "--draw-only") == 2
     assert "does not hold sync/runs/fedavg-seed0/rounds.parquet" in capsys.readouterr().err
 
 

@@ -68,7 +68,10 @@ def member(scenario: Scenario, id: int) -> Member:
 
 def rate(scenario: Scenario, round: int) -> float:
     local = scenario.workload.local
-    return local.learning_rate * local.lr_decay ** (max(round, 1) - 1)
+    schedule = local.schedule
+    assert (schedule.name, schedule.warmup) in (("constant", 0), ("exponential", 0))
+    factor = schedule.factor if schedule.name == "exponential" else 1.0
+    return local.learning_rate * (local.lr_decay * factor) ** (max(round, 1) - 1)
 
 
 def batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
@@ -144,7 +147,7 @@ def train(
             losses[-1] += value.item() * len(rows) / len(labels)
         if stop is not None and stop(losses[-1]):
             break
-    return {name: weight.detach().clone() for name, weight in model.named_parameters()}, losses
+    return {key: value.detach().clone() for key, value in model.state_dict().items()}, losses
 
 
 def aggregate(

@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from raysim.client.assignments import Assignments
 from raysim.client.trainer import ClientTrainer
 from raysim.core import seeding
 from raysim.executors.in_process import InProcessExecutor
 from raysim.methods.prunefl import round_seconds
+from raysim.models import cost
 from raysim.pruning import elements
 from raysim.pruning.masks import CohortMasks, Mask
 from raysim.simulation import planning, preparation
@@ -119,7 +121,7 @@ def test_fedprox_pays_for_the_epochs_that_were_trained() -> None:
         client.n * int(epochs) * flops(3, 4, 5) for client, epochs in zip(members(scenario, 1), trained, strict=True)
     ]
     dense = 4 * flops(3, 4, 5) * sum(client.n for client in members(scenario, 1))
-    assert state.totals.fedavg_train_flops == dense
+    assert state.totals.fedavg.train_flops == dense
 
 
 @pytest.mark.parametrize(("name", "sparsity"), [("feddst", 0.5), ("feddst", 0.99), ("prunefl", None)])
@@ -138,9 +140,13 @@ def test_single_entries_travel_with_a_bitmap_or_an_index_list(name: str, sparsit
     tells = min(math.ceil(WEIGHTS / 8), 4 * kept)
     assert (tells == 4 * kept) == (sparsity == 0.99)
     values = 4 * (PARAMETERS - WEIGHTS + kept)
-    sent_in_round_2 = tells if name == "feddst" else 4 * PARAMETERS
-    assert set(reports[1].clients["down_bytes"].tolist()) == {values + tells}
-    assert set(reports[1].clients["up_bytes"].tolist()) == {values + sent_in_round_2}
+    moves = np.array([num_steps(scenario, client.n) > 1 for client in members(scenario, 2)])
+    sent_in_round_2 = tells * moves if name == "feddst" else 4 * PARAMETERS
+    assert set(reports[0].clients["down_bytes"].tolist()) == {values + tells}
+    new = ~np.isin(reports[1].clients["client"], reports[0].clients["client"])
+    np.testing.assert_array_equal(reports[1].clients["down_bytes"], values + tells * new)
+    assert (int(new.sum()), len(new)) == (1, 4), "the mask has not changed: who has it is not sent it again"
+    np.testing.assert_array_equal(reports[1].clients["up_bytes"], values + sent_in_round_2)
     assert reports[1].clients["pruning_ratio"][0] == pytest.approx(1 - (PARAMETERS - WEIGHTS + kept) / PARAMETERS)
     per_weight = {"0.weight": 2 * 2 * 64, "2.weight": 2 * 3 * 64, "6.weight": 2 * 3, "8.weight": 2 * 3}
     needed = sum(int(bits.sum()) * per_weight[key] for key, bits in held.items())
@@ -149,12 +155,29 @@ def test_single_entries_travel_with_a_bitmap_or_an_index_list(name: str, sparsit
         assert reports[1].clients["theoretical_train_flops"][place] == client.n * needed
 
 
+@pytest.mark.parametrize("size", ["weights", "channels"])
+def test_fiarse_sends_a_bitmap_with_the_weights_of_a_budget(size: str) -> None:
+    scenario = small_scenario("fiarse", f"method.options={{size: {size}}}")
+    _, (report,) = played(scenario)
+    for place, client in enumerate(members(scenario, 1)):
+        width = widths(client.keep)
+        kept = math.ceil(client.keep * WEIGHTS) if size == "weights" else parameters(*width) - sum(width) - CLASSES
+        values, tells = 4 * (PARAMETERS - WEIGHTS + kept), math.ceil(WEIGHTS / 8) if client.keep < 1 else 0
+        assert report.clients["down_bytes"][place] == values + tells
+        assert report.clients["up_bytes"][place] == values
+        assert report.clients["train_flops"][place] == client.n * 2 * flops(3, 4, 5)
+        assert (report.clients["theoretical_train_flops"][place] < client.n * 2 * flops(3, 4, 5)) == (client.keep < 1)
+
+
 def test_feddst_sends_no_mask_where_it_did_not_move() -> None:
     scenario = small_scenario("feddst", "method.options={readjust_rounds: 2}")
     _, (first, second) = played(scenario, 2)
-    more = {int(up - down) for up, down in zip(first.clients["up_bytes"], first.clients["down_bytes"], strict=True)}
-    assert more == {-math.ceil(WEIGHTS / 8)}
-    assert set((second.clients["up_bytes"] - second.clients["down_bytes"]).tolist()) == {0}
+    sent = math.ceil(WEIGHTS / 8)
+    new = ~np.isin(second.clients["client"], first.clients["client"])
+    assert set((first.clients["up_bytes"] - first.clients["down_bytes"]).tolist()) == {-sent}
+    np.testing.assert_array_equal(second.clients["up_bytes"] - second.clients["down_bytes"], sent * ~new)
+    third = played(scenario, 3)[1][2]
+    assert set((third.clients["up_bytes"] - third.clients["down_bytes"]).tolist()) == {-sent}, "it has changed"
 
 
 @pytest.mark.slow
@@ -237,7 +260,7 @@ def test_initial_pruning_is_paid_for_where_it_happens() -> None:
     dense_with_mask = 4 * PARAMETERS + math.ceil(WEIGHTS / 8)
     assert totals.preparation_bytes == totals.down_bytes + totals.up_bytes == dense_with_mask + 4 * PARAMETERS
     assert totals.simulated_s == totals.preparation_s > 0
-    assert totals.fedavg_train_flops == totals.fedavg_down_bytes == 0, "dense clients would not prepare"
+    assert totals.fedavg is None, "dense clients would not prepare"
 
 
 def test_percentages_of_fedavg_include_preparation() -> None:
@@ -247,10 +270,11 @@ def test_percentages_of_fedavg_include_preparation() -> None:
     in_round = int(report.clients["train_flops"].sum())
     assert totals.train_flops == in_round + 3 * sum(ns) * flops(3, 4, 5)
     dense = 2 * sum(client.n for client in members(scenario, 1)) * flops(3, 4, 5)
-    assert totals.flops_percent_of_fedavg == pytest.approx(100 * totals.train_flops / dense)
+    assert totals.percent_of_fedavg["flops"] == pytest.approx(100 * totals.train_flops / dense)
     moved = int(report.clients["down_bytes"].sum() + report.clients["up_bytes"].sum()) + 5 * 2 * 4 * PARAMETERS
-    assert totals.bytes_percent_of_fedavg == pytest.approx(100 * moved / (4 * 2 * 4 * PARAMETERS))
+    assert totals.percent_of_fedavg["bytes"] == pytest.approx(100 * moved / (4 * 2 * 4 * PARAMETERS))
     assert totals.simulated_s == pytest.approx(totals.preparation_s + report.round_s)
+    assert totals.fedavg.simulated_s < totals.simulated_s
 
 
 def test_an_objective_costs_nothing_before_it_is_used() -> None:
@@ -283,3 +307,55 @@ def test_clipping_and_momentum_see_kept_entries_only() -> None:
     )
     for key in params:
         torch.testing.assert_close(masked.value(key), cut.value(key), rtol=1e-4, atol=1e-5)
+
+
+class Recurrent(nn.Module):
+    """Rows of an image through an LSTM, scaled by a bare matrix, into a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 12, batch_first=True)
+        self.matrix = nn.Parameter(torch.eye(12))
+        self.frozen = nn.Parameter(torch.ones(5, 5), requires_grad=False)
+        self.norm = nn.LayerNorm(12)
+        self.last = nn.Linear(12, 10)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.last(self.norm(self.lstm(inputs.flatten(0, 1))[0][:, -1] @ self.matrix))
+
+
+@pytest.mark.parametrize("name", ["feddst", "prunefl"])
+def test_every_weight_with_two_dimensions_is_sparsified_whatever_holds_it(name: str) -> None:
+    options = {"feddst": "sparsity: 0.5, readjust_rounds: 1", "prunefl": "reconfigure_rounds: 1, initial_rounds: 1"}
+    model = "model={name: 'tests.methods.test_costs:Recurrent', options: {}}"
+    scenario = small_scenario(name, model, f"method.options={{{options[name]}}}")
+    assert set(scenario.costs.weight_flops) == {"lstm.weight_ih_l0", "lstm.weight_hh_l0", "matrix", "last.weight"}
+    state, report = played(scenario, 2)[0], played(scenario, 2)[1][-1]
+    weights = [state.params[key] for key in scenario.costs.weight_flops]
+    pruned = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+    if name == "feddst":
+        assert pruned == pytest.approx(0.5, abs=0.02)
+        assert report.clients["pruning_ratio"].mean() > 0.4
+    assert pruned > 0
+    assert bool((state.params["frozen"] == 1).all())
+
+
+def test_flops_of_weights_add_up_to_those_of_the_model() -> None:
+    for build in (Recurrent, lambda: small_scenario("fedavg").workload.model):
+        model, flops = build(), 0.0
+        for key, each in cost.weight_flops(model, (1, 8, 8)).items():
+            flops += each * dict(model.named_parameters())[key].numel()
+        assert flops == pytest.approx(cost.count(model, (1, 8, 8)).train_flops)
+
+
+def test_statistics_estimated_anew_cost_their_forward_pass() -> None:
+    normed = "model={name: 'tests.oracles:norm_net', options: {channels: [3, 4]}}"
+    scenario = small_scenario("heterofl", normed, "rounds=3", "evaluation.every=2", "evaluation.max_examples=null")
+    rows, forward = sum(scenario.workload.population.train.counts), 2 * 64 * (9 * 3 + 27 * 4) + 2 * 64 * 10
+    totals = played(scenario, 3)[0].totals
+    assert totals.statistics_flops == 2 * rows * forward, "after rounds 2 and 3"
+    spent, dense = totals.train_flops + 2 * rows * forward, totals.fedavg.train_flops
+    assert totals.percent_of_fedavg["flops"] == pytest.approx(100 * spent / dense)
+    assert totals.saved["flops"] == dense - spent
+    plain = played(small_scenario("magnitude", normed))[0].totals
+    assert plain.statistics_flops == 0

@@ -34,6 +34,9 @@ from tests.planned import plan_round, state_after
 
 HERE, LOCAL = "tests.methods.test_rounds", "tests.methods.test_rounds_local"
 RANKED, SPARSE = "tests.methods.test_rounds_ranked", "tests.methods.test_rounds_sparse"
+NESTED = "tests.methods.test_rounds_nested"
+TOPOLOGY = "tests.methods.test_rounds_topology"
+AUTOFLIP = "tests.methods.test_rounds_autoflip"
 
 ROUNDS_OF = {
     "fedavg": (HERE, "test_fedavg_is_the_weighted_mean_of_its_clients"),
@@ -52,7 +55,12 @@ ROUNDS_OF = {
     "ca-hfp+": (RANKED, "test_coverage_aware_masks_drop_the_cheapest_pair_until_budgets_are_met"),
     "prunefl": (SPARSE, "test_prunefl_reconfigures_for_squared_gradient_per_second"),
     "feddst": (SPARSE, "test_feddst_moves_its_mask_while_clients_train"),
-    "autoflip": (SPARSE, "test_autoflip_prunes_where_explorers_did_not_go"),
+    "fiarse": (SPARSE, "test_fiarse_trains_the_largest_weights_with_the_gradient_of_its_threshold"),
+    "nefl": (NESTED, "test_nefl_averages_norms_and_steps_among_equal_submodels_and_the_rest_among_holders"),
+    "fedtiny": (TOPOLOGY, "test_fedtiny_grows_by_averaged_gradients_block_by_block"),
+    "fedmef": (TOPOLOGY, "test_fedmef_pushes_out_what_it_is_about_to_prune"),
+    "fedrts": (TOPOLOGY, "test_fedrts_draws_its_topology_from_what_was_voted_for"),
+    "autoflip": (AUTOFLIP, "test_autoflip_prunes_where_clients_do_not_go_or_do_not_agree"),
 }
 """For each row the slow round it is held against; a new row needs one."""
 

@@ -29,12 +29,15 @@ from tests.methods.slow_rounds import (
     ("name", "estimator", "form", "overrides"),
     [
         ("fisher", "fisher", "curvature", ()),
-        ("ca-hfp", "fisher", "robust", ()),
+        ("ca-hfp", "fisher", "robust", ("method.score=robust",)),
+        ("ca-hfp", "fisher", "channel", ("method.score=channel",)),
+        ("ca-hfp", "fisher", "channel", ("method.score=channel", "method.curvature_scale=40.0")),
         ("ca-hfp", "fisher", "exact", ("method.score=exact", "method.score_decay=0.2")),
         ("ca-hfp", "fisher", "printed", ("method.score=printed", "method.include_consumers=true")),
-        ("ca-hfp", "variation", "robust", ()),
+        ("ca-hfp", "variation", "robust", ("method.score=robust",)),
+        ("ca-hfp", "variation", "channel", ("method.score=channel",)),
         ("ca-hfp", "variation", "exact", ("method.score=exact", "method.curvature_scale=3.0")),
-        ("ca-hfp", "secant", "robust", ()),
+        ("ca-hfp", "secant", "robust", ("method.score=robust",)),
         ("ca-hfp", "secant", "curvature", ("method.score=curvature", "method.curvature_max=0.5")),
         ("fisher", "fisher", "curvature", ("method.hysteresis=50.0",)),
     ],
@@ -47,11 +50,11 @@ def test_channels_are_ranked_by_what_clients_report(
     scenario = small_scenario(name, *given)
     plan, consumers = scenario.workload.plan, "method.include_consumers=true" in overrides
     decay = 0.2 if "method.score_decay=0.2" in overrides else 0.9
+    scale = {"fisher": 5.0, "variation": 5.0, "secant": 100.0}[estimator]
+    scale = next((float(o.split("=")[1]) for o in overrides if "curvature_" in o), scale)
     if estimator == "fisher":
-        estimate: Fisher | Entrywise = Fisher(form, consumers, decay)
+        estimate: Fisher | Entrywise = Fisher(form, consumers, decay, scale=scale)
     else:
-        scale = {"variation": 5.0, "secant": 100.0}[estimator]
-        scale = next((float(o.split("=")[1]) for o in overrides if "curvature_" in o), scale)
         estimate = Entrywise(estimator, form, consumers, decay, scenario, scale)
     last_kept: list[Kept] = []
     stuck: list[bool] = []
@@ -84,7 +87,9 @@ def test_channels_are_ranked_by_what_clients_report(
 @pytest.mark.slow
 def test_hutchinson_ranks_by_products_with_the_hessian() -> None:
     """The diagonal from v (H v), the whole Hessian written out one row at a time."""
-    given = ("method.estimator=hutchinson", "method.hutchinson_draws=3", "method.warmup_rounds=1")
+    given = (
+        "method.estimator=hutchinson", "method.hutchinson_draws=3", "method.warmup_rounds=1", "method.score=robust",
+    )  # fmt: skip
     model = ("model.name=mlp", "model.options={hidden: [4]}", "training.epochs=1")
     scenario = small_scenario("ca-hfp", *given, *model)
     workload, estimate = scenario.workload, Fisher("robust", False, 0.9)
@@ -148,7 +153,8 @@ def hutchinson(
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["global", "global-per-flop"])
 def test_masks_across_groups_keep_as_many_channels_and_one_of_each_group(rule: str) -> None:
-    scenario = small_scenario("ca-hfp", f"method.mask={rule}", "method.warmup_rounds=1", "training.epochs=1")
+    given = ("method.score=robust", "method.warmup_rounds=1", "training.epochs=1")
+    scenario = small_scenario("ca-hfp", f"method.mask={rule}", *given)
     plan, estimate = scenario.workload.plan, Fisher("robust", False, 0.9)
     uneven = []
     flops = dict.fromkeys(sizes(plan), 1.0)

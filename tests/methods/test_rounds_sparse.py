@@ -1,24 +1,23 @@
-"""Slow rounds of methods that mask single entries: PruneFL, FedDST, AutoFLIP; entry by entry in plain Python."""
+"""Slow rounds of methods that mask single entries: PruneFL, FedDST and FIARSE; entry by entry in plain Python."""
 
 import math
 
 import pytest
 import torch
+from torch import nn
 
 from raysim.core import seeding
 from raysim.core.tensors import Params
 from raysim.simulation.state import RoundReport
 from tests.methods.slow_rounds import (
-    Kept,
     aggregate,
     agree,
     everything,
+    first,
     held_by,
     member,
     members,
     num_steps,
-    own_filter,
-    sizes,
     small_scenario,
     train,
 )
@@ -204,98 +203,48 @@ def pruned_and_regrown(weight: torch.Tensor, gradient: torch.Tensor, held: torch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"mode": "unstructured", "agreement": "sign"},
-        {"mode": "structured", "channel_share": 0.4, "channel_threshold": 0.01},
-        {"mode": "hybrid", "agreement": "overlap", "channel_share": 0.4, "start": "explored"},
-    ],
-    ids=["default", "unstructured sign", "structured", "hybrid overlap explored"],
-)
-def test_autoflip_prunes_where_explorers_did_not_go(options: dict) -> None:
-    given = {"exploration_epochs": 6, "patience": 1, "prune_share": 0.4, **options}
-    text = ", ".join(f"{name}: {value}" for name, value in given.items())
-    scenario = small_scenario("autoflip", f"method.options={{{text}}}")
-    plan, pruned_channels = scenario.workload.plan, []
-    start = {key: value.clone() for key, value in scenario.workload.model.state_dict().items()}
-    explored, displaced, epochs = {}, {}, []
-    for id in range(5):
-        best_loss = [math.inf]
-
-        def is_exhausted(loss: float, best_loss: list[float] = best_loss) -> bool:
-            stops = loss >= best_loss[0]
-            best_loss[0] = min(loss, best_loss[0])
-            return stops
-
-        explored[id], losses = train(scenario, start, id, 0, epochs=6, stop=is_exhausted)
-        displaced[id] = {key: explored[id][key] - start[key] for key in start}
-        epochs.append(len(losses))
-    params = start
-    if options.get("start") == "explored":
-        everybody = [member(scenario, id) for id in range(5)]
-        params = aggregate(
-            "global", start, [c.n for c in everybody], list(explored.values()), [everything(start)] * 5
-        )
+@pytest.mark.parametrize("size", ["weights", "channels"])
+def test_fiarse_trains_the_largest_weights_with_the_gradient_of_its_threshold(size: str) -> None:
+    """The loss is that of x M(x), its gradient that of equation 3; some weights fall below the threshold."""
+    fast = ("training.learning_rate=0.2", "training.momentum=0.5", f"method.options={{size: {size}}}")
+    scenario, fallen, numbers = small_scenario("fiarse", *fast), [], set()
 
     def play(round: int, params: Params, _: RoundReport) -> Params:
-        cohort = members(scenario, round)
-        guidance = guidance_of([displaced[c.id] for c in cohort], [c.n for c in cohort], given)
-        keys = tuple(guidance)
-        ranked = sorted(entries(guidance, keys), key=lambda entry: -at(guidance, entry))
-        stays = set(ranked[: len(ranked) - int(0.4 * len(ranked))])
-        kept = channels_kept(plan, guidance, only(params, stays, keys), given)
-        pruned_channels.append(plan.num_units - sum(len(units) for units in kept.values()))
-        held = only(params, stays, keys) if given.get("mode") != "structured" else everything(params)
-        if given.get("mode", "hybrid") != "unstructured":
-            held = {key: mask & held[key] for key, mask in held_by(plan, kept, params).items()}
-        after = [train(scenario, params, c.id, round, held)[0] for c in cohort]
-        return aggregate("zero", params, [c.n for c in cohort], after, [held] * 4)
+        cohort, after, held = members(scenario, round), [], []
+        ranked = sorted(entries(params), key=lambda entry: -abs(at(params, entry)))
+        for client in cohort:
+            number = math.ceil(client.keep * len(ranked) - 1e-9)
+            if size == "channels":
+                plan = scenario.workload.plan
+                number = sum(
+                    int(value.sum())
+                    for key, value in held_by(plan, first(plan, client.keep), params).items()
+                    if key in WEIGHTS
+                )
+            chosen = ranked[:number]
+            threshold = abs(at(params, chosen[-1])) if number < len(ranked) else 0.0
+            numbers.add(number)
+            own = only(params, set(chosen))
 
-    state = agree(scenario, play, rounds=2, params=params)
-    assert min(epochs) < 6, "some explorer stops early"
-    if "channel_share" in options:
-        assert max(pruned_channels) > 0
-    train_flops = scenario.costs.dense.train_flops
-    ns = [member(scenario, id).n for id in range(5)]
-    spent = sum(n * own * train_flops for n, own in zip(ns, epochs, strict=True))
-    assert state.totals.preparation_flops == spent, "exploration is paid for, and only as long as it lasted"
-    assert state.totals.preparation_bytes == 5 * 2 * scenario.costs.dense.model_bytes
+            def above(name: str, weight: torch.Tensor, own=own, threshold=threshold) -> torch.Tensor:
+                return own[name] & (weight.abs() >= threshold) if name in WEIGHTS else own[name]
 
+            def loss(model: nn.Module, inputs, labels, own=own, threshold=threshold, above=above) -> torch.Tensor:
+                cut = {name: value * above(name, value.detach()) for name, value in model.named_parameters()}
+                fallen.append(
+                    sum(int((own[name] & ~above(name, value)).sum()) for name, value in model.named_parameters())
+                )
+                return nn.functional.cross_entropy(torch.func.functional_call(model, cut, (inputs,)), labels)
 
-def guidance_of(displaced: list[Params], ns: list[int], given: dict) -> Params:
-    """Mean squared displacement, scaled to [0, 1] in each tensor, times how far clients agree."""
-    guidance = {}
-    for key in displaced[0]:
-        mean = sum(own[key].double() ** 2 for own in displaced) / len(displaced)
-        scaled = ((mean - mean.min()) / (mean.max() - mean.min())).flatten()
-        agreed = torch.ones_like(scaled)
-        for place in range(len(scaled)):
-            moves = [float(own[key].flatten()[place]) for own in displaced]
-            if given.get("agreement") == "sign":
-                signs = [(move > 0) - (move < 0) for move in moves]
-                agreed[place] = abs(sum(n * sign for n, sign in zip(ns, signs, strict=True)) / sum(ns))
-        if given.get("agreement") == "overlap":
-            agreed = torch.zeros_like(scaled)
-            for own in displaced:
-                moves = own[key].abs().flatten().tolist()
-                top = sorted(range(len(moves)), key=lambda p, moves=moves: -moves[p])
-                agreed[top[: len(moves) - int(given["prune_share"] * len(moves))]] += 1 / len(displaced)
-        guidance[key] = (scaled * agreed).view(mean.shape)
-    return guidance
+            def biased(name: str, weight: torch.Tensor, gradient: torch.Tensor, threshold=threshold) -> torch.Tensor:
+                if name not in WEIGHTS or threshold == 0:
+                    return gradient
+                return gradient * (1 + 2 * weight.abs() * threshold / (weight.abs() + threshold) ** 2)
 
+            after.append(train(scenario, params, client.id, round, own, loss=loss, correct=biased)[0])
+            held.append(own)
+        return aggregate("holders", params, [c.n for c in cohort], after, held)
 
-def channels_kept(plan, guidance: Params, held: Params, given: dict) -> Kept:
-    """Channels with less than 90 % of their own entries pruned and a mean above the threshold; the best one stays."""
-    number = own_filter(plan, {key: torch.ones_like(value) for key, value in guidance.items()})
-    gone = own_filter(plan, {key: (~held[key]).double() for key in guidance})
-    total = own_filter(plan, guidance)
-    kept = {}
-    for group, size in sizes(plan).items():
-        mean = [total[group][unit] / number[group][unit] for unit in range(size)]
-        share = [gone[group][unit] / number[group][unit] for unit in range(size)]
-        most, least = given.get("channel_share", 0.9), given.get("channel_threshold", 0.0)
-        kept[group] = [unit for unit in range(size) if share[unit] < most and mean[unit] > least]
-        kept[group] = sorted({*kept[group], mean.index(max(mean))})
-    return kept
+    agree(scenario, play, rounds=3)
+    assert max(fallen) > 0
+    assert len(numbers) > 2

@@ -13,6 +13,7 @@ from raysim.core import tensors
 from raysim.core.errors import SettingError
 from raysim.executors.in_process import InProcessExecutor
 from raysim.methods import resolve as methods
+from raysim.methods.estimators import ESTIMATORS
 from raysim.methods.table import METHODS
 from raysim.pruning.masks import Mask
 from raysim.pruning.significance import FORMS
@@ -36,7 +37,8 @@ LOCAL = LocalTraining()
         ("ca-hfp", {"score": "x"}, ["method.score='x'", "robust"]),
         ("ca-hfp", {"estimator": "fischer"}, ["method.estimator='fischer'", "known: fisher"]),
         ("ca-hfp", {"fill_gamma": 0.5}, ["method.fill_gamma=0.5", "damped"]),
-        ("ca-hfp", {"curvature_scale": 2.0}, ["method.curvature_scale=2.0", "variation"]),
+        ("ca-hfp", {"score": "curvature", "curvature_scale": 2.0}, ["method.curvature_scale=2.0", "curvature alone"]),
+        ("fisher", {"curvature_scale": 2.0, "estimator": "hutchinson"}, ["method.curvature_scale=2.0", "hutchinson"]),
     ],
 )
 def test_options_that_cannot_be_are_refused(name: str, given: dict, parts: list[str]) -> None:
@@ -50,18 +52,20 @@ def test_variation_needs_sgd() -> None:
         methods.resolve("ca-hfp", {"estimator": "variation"}, LocalTraining(optimizer="adam"))
 
 
-def test_curvature_scale_is_the_batch_size_unless_given() -> None:
-    batch = LocalTraining(batch_size=7)
-    assert methods.resolve("ca-hfp", {"estimator": "variation"}, batch).options.curvature_scale == 7
-    given = {"estimator": "variation", "curvature_scale": 2.0}
-    assert methods.resolve("ca-hfp", given, batch).options.curvature_scale == 2
+def test_curvature_scale_is_the_batch_size_where_mean_gradients_are_squared_unless_given() -> None:
+    batch, defaults = LocalTraining(batch_size=7), {"fisher": 7, "variation": 7, "secant": 1, "hutchinson": 1}
+    assert set(defaults) == set(ESTIMATORS)
+    for estimator, scale in defaults.items():
+        given = {"estimator": estimator, "score": "channel"}
+        assert methods.resolve("ca-hfp", given, batch).options.curvature_scale == scale
+        assert methods.resolve("ca-hfp", given | {"curvature_scale": 2.0}, batch).options.curvature_scale == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "override",
     [
-        "method.fill=holders", "method.score=curvature", "method.estimator=variation", "method.warmup_rounds=1",
+        "method.fill=holders", "method.score=printed", "method.estimator=variation", "method.warmup_rounds=1",
         "method.refresh_rounds=3", "method.score_decay=0.1", "method.include_consumers=true",
     ],
 )  # fmt: skip
@@ -73,12 +77,16 @@ def test_every_option_of_ca_hfp_changes_what_comes_out(override: str) -> None:
 @pytest.mark.parametrize(
     ("needed", "override"),
     [
-        ("method.fill=damped", "method.fill_gamma=0.9"),
-        ("method.estimator=variation", "method.curvature_scale=1000.0"),
+        (("method.fill=damped",), "method.fill_gamma=0.9"),
+        (("method.warmup_rounds=0",), "method.unseen=l1"),
+        *(
+            (("method.score=channel", f"method.estimator={estimator}"), "method.curvature_scale=100000.0")
+            for estimator in ESTIMATORS
+        ),
     ],
 )
-def test_options_that_belong_to_another_change_what_comes_out(needed: str, override: str) -> None:
-    assert params_with(needed, override) != params_with(needed)
+def test_options_that_belong_to_another_change_what_comes_out(needed: tuple[str, ...], override: str) -> None:
+    assert params_with(*needed, override) != params_with(*needed)
 
 
 @functools.cache
@@ -98,7 +106,8 @@ def test_masks_are_random_per_client_in_the_warm_up_and_shared_after_it() -> Non
     assert not np.array_equal(warm[0], warm[1])
     assert ranked.shape == (scenario.workload.plan.num_units,)
     sums = state.memory["channel_sums"].numpy()
-    np.testing.assert_array_equal(ranked, FORMS["robust"].combine(sums[0], sums[1]))
+    scores = FORMS[scenario.method.options.score].combine(sums[0], sums[1])
+    np.testing.assert_array_equal(ranked, np.where(state.memory["seen"].numpy(), scores, np.inf))
 
 
 @pytest.mark.slow
@@ -117,7 +126,7 @@ def test_the_ranking_is_refreshed_only_when_due() -> None:
 
 def test_uploaded_channel_sums_are_counted() -> None:
     mask = Mask(np.array([True, True, False]))
-    for given, expected in (({}, 16), ({"score": "curvature"}, 8), ({"estimator": "variation"}, 0)):
+    for given, expected in (({"score": "channel"}, 16), ({"score": "curvature"}, 8), ({"estimator": "variation"}, 0)):
         assert methods.score_bytes(methods.resolve("ca-hfp", given, LOCAL), mask) == expected
     assert methods.score_bytes(methods.resolve("fedavg", {}, LOCAL), mask) == 0
 

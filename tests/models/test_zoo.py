@@ -36,6 +36,23 @@ def test_a_linear_model_is_an_mlp_without_hidden_layers() -> None:
         ("cnn", {"hiden": 3}, (1, 8, 8), ["model.options.hiden=3", "takes: hidden"]),
         ("cnn", {"channels": [3]}, (1, 8, 8), ["model.options={'channels': [3]}"]),
         ("lenet", {"hidden": 3}, (1, 28, 28), ["model.options.hidden=3", "none"]),
+        (
+            "convnet",
+            {"norm": "foo"},
+            (3, 32, 32),
+            ["model.options.norm='foo' is not allowed; allowed: none, group, batch"],
+        ),
+        (
+            "convnet",
+            {"norm": None},
+            (3, 32, 32),
+            ["model.options.norm=None is not allowed; allowed: none, batch, group"],
+        ),
+        ("resnet", {"depth": 9}, (3, 32, 32), ["model.options.depth=9 is not allowed; allowed: 8, 20, 32, 56"]),
+        ("resnet", {"depth": 20.0}, (3, 32, 32), ["model.options.depth=20.0 is not allowed; allowed: 8, 20, 32, 56"]),
+        ("two-cnn", {}, (1, 5, 24), ["model.name='two-cnn'", "at least 6 x 6 pixels", "have 5 x 24"]),
+        ("convnet", {"channels": []}, (3, 32, 32), ["model.name='convnet'", "channels needs at least one width"]),
+        ("convnet", {}, (1, 8, 4), ["model.name='convnet'", "for 3 of them", "at least 8 x 8 pixels", "have 8 x 4"]),
         ("vgg16", {}, (1, 8, 8), ["model.name='vgg16'", "32 x 32", "8 x 8"]),
     ],
 )
@@ -88,10 +105,10 @@ def test_a_users_own_model_is_given_what_its_signature_names(users_folder) -> No
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("Fixed", {}, r"model\.options=\{\} is not allowed for .* missing 1 required positional argument: 'classes'"),
+        ("Fixed", {}, r"model\.options=\{\} is not allowed for .* missing a required argument: 'classes'"),
         ("Fixed", {"classes": 7}, r"two images give \(2, 7\) instead of \(2, 10\)"),
         ("no_module", {}, r"gives a str; allowed: a torch\.nn\.Module"),
-        ("breaks", {}, r"is not allowed for .*: RuntimeError: no such thing"),
+        ("breaks", {}, r"fails: RuntimeError: no such thing \(.*my_net_xyz\.py:\d+, in breaks\)"),
         ("constant", {}, "is a int; allowed: a function or class"),
         ("biuld", {}, "has no 'biuld'; nearest: build"),
     ],
@@ -114,3 +131,47 @@ def test_the_network_with_dropout_has_the_parameters_of_the_reference_workload()
     model = zoo.build("cnn-dropout", {}, (3, 32, 32), 10, 0)
     assert sum(parameter.numel() for parameter in model.parameters()) == 1_626_442
     assert zoo.build("cnn-dropout", {}, (1, 28, 28), 62, 0)(torch.zeros(2, 1, 28, 28)).shape == (2, 62)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "parameters"),
+    [
+        ("convnet", {}, 300_186),
+        ("convnet", {"norm": "batch"}, 300_354),
+        ("convnet", {"norm": "group"}, 300_354),
+        ("convnet", {"channels": [8], "hidden": 20}, 41_414),
+        ("resnet", {"depth": 8}, 78_042),
+        ("resnet", {}, 272_474),
+        ("resnet", {"depth": 32}, 466_906),
+        ("resnet", {"depth": 56}, 855_770),
+    ],
+)
+def test_networks_have_the_parameters_of_their_description(name: str, options: dict, parameters: int) -> None:
+    model = zoo.build(name, options, (3, 32, 32), 10, seed=0)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+def test_normalization_is_an_option_of_a_convnet() -> None:
+    kinds = {"none": set(), "batch": {torch.nn.BatchNorm2d}, "group": {torch.nn.GroupNorm}}
+    for norm, kind in kinds.items():
+        model = zoo.build("convnet", {"norm": norm}, (3, 32, 32), 10, seed=0)
+        assert {type(layer) for layer in model if "Norm" in type(layer).__name__} == kind
+        assert all((layer.bias is None) == (norm != "none") for layer in model if isinstance(layer, torch.nn.Conv2d))
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "parameters"), [("two-cnn", 10, 1_663_370), ("femnist-cnn", 62, 6_603_710)]
+)
+def test_networks_of_autoflip_have_the_parameters_of_their_sources(name: str, classes: int, parameters: int) -> None:
+    model = zoo.build(name, {}, (1, 28, 28), classes, seed=0)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert zoo.build(name, {}, (3, 6, 9), classes, seed=0)(torch.zeros(2, 3, 6, 9)).shape == (2, classes)
+
+
+def test_resnet32_is_the_name_of_depth_32() -> None:
+    named, of_depth = (
+        zoo.build(*each, (3, 32, 32), 10, seed=0) for each in (("resnet32", {}), ("resnet", {"depth": 32}))
+    )
+    assert list(named.state_dict()) == list(of_depth.state_dict())
+    assert all(torch.equal(value, of_depth.state_dict()[key]) for key, value in named.state_dict().items())
+    assert zoo.kept_whole("resnet") == zoo.kept_whole("resnet32")

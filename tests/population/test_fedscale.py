@@ -9,7 +9,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from raysim.core.errors import SettingError
+from raysim.core.errors import SettingError, shortened
 from raysim.population import fedscale
 from raysim.population.profiles import DeviceProfile
 from raysim.population.sampling import listed
@@ -136,7 +136,7 @@ def test_a_missing_file_is_told(tmp_path):
 def test_a_wrong_speed_is_told_with_its_device(dump, key, value):
     path = dump({**CAPACITY, 4: {**CAPACITY[3], key: value}})
     told = refusal(fedscale.read_capacity, path)
-    assert f"device 4 has {key}={value!r}; allowed: a number above 0 and finite" in told
+    assert f"device 4 has {key}={shortened(value)}; allowed: a number above 0 and finite" in told
 
 
 def test_intervals_are_read_in_the_order_of_the_file(dump):

@@ -106,7 +106,7 @@ def test_what_is_no_table_is_told(write, tmp_path):
     assert "ends in .csv or .parquet" in refusal(write(TABLE, "devices.xlsx"))
 
 
-@pytest.mark.parametrize("column", [["1e9", "2e9"], [True, False], [[1.0], [2.0]]])
+@pytest.mark.parametrize("column", [["1e9", "2e9"], [True, False]])
 def test_numbers_in_parquet_are_numbers(tmp_path, column):
     path = tmp_path / "devices.parquet"
     parquet.write_table(pa.table({"flops_per_s": column, "down_bytes_per_s": [1, 1], "up_bytes_per_s": [1, 1]}), path)

@@ -244,7 +244,10 @@ def wider() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", json.dumps({"kept": "012", "elements": {}})])
+DEEP = pytest.param('{"kept": ' + "[" * 100_000, id="deep")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", json.dumps({"kept": "012", "elements": {}}), DEEP])
 def test_files_that_hold_something_else_are_refused(content: str, tmp_path) -> None:
     (tmp_path / "file.json").write_text(content)
     for read in (ChannelPlan.load, Mask.load):

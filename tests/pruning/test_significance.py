@@ -10,10 +10,11 @@ from raysim.pruning.significance import (
     channel_sums,
     first_channels,
     gradient_and_curvature_sums,
+    held_share,
     l1_norms,
     running_mean,
 )
-from tests.oracles import DepthwiseNet, random_mask
+from tests.oracles import DepthwiseNet, held_entries, random_mask
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +62,16 @@ def test_first_channels_rank_by_index(case) -> None:
 
 @pytest.mark.parametrize(
     ("form", "expected"),
-    [("printed", 2 * -3 + 5 * 9), ("exact", -2 * -3 + 5 * 9 / 2), ("robust", 6 + 5 * 9 / 2), ("curvature", 5 * 9)],
-)
+    [
+        ("printed", 2 * -3 + 5 * 9), ("exact", -2 * -3 + 5 * 9 / 2), ("robust", 6 + 5 * 9 / 2), ("curvature", 5 * 9),
+        ("channel", 6 + 5 * 9 / 2),
+    ],
+)  # fmt: skip
 def test_score_forms_of_one_weight(form: str, expected: float) -> None:
     """One weight w = -3 with gradient g = 2 and curvature h = 5."""
     w, g, h = -3.0, 2.0, 5.0
     chosen = FORMS[form]
-    gradient_sum = {"signed": g * w, "absolute": abs(g * w), "none": 0.0}[chosen.gradient]
+    gradient_sum = {"signed": g * w, "absolute": abs(g * w), "absolute sum": g * w, "none": 0.0}[chosen.gradient]
     assert chosen.combine(np.array(gradient_sum), np.array(h * w**2)) == pytest.approx(expected)
 
 
@@ -79,10 +83,41 @@ def test_gradient_and_curvature_sums_entry_by_entry(form: str, case) -> None:
     curvature = {key: torch.rand(w.shape, generator=generator) for key, w in params.items()}
     sums = gradient_and_curvature_sums(plan, FORMS[form], params, gradient, curvature)
     w, g, h = (values["pointwise.weight"][2].double() for values in (params, gradient, curvature))
-    first = {"signed": (g * w).sum(), "absolute": (g * w).abs().sum(), "none": 0.0}[FORMS[form].gradient]
+    signed = (g * w).sum()
+    first = {"signed": signed, "absolute": (g * w).abs().sum(), "absolute sum": signed, "none": 0.0}[
+        FORMS[form].gradient
+    ]
     place = plan.units["pointwise"].start + 2
     assert sums[0, place] == pytest.approx(float(first))
     assert sums[1, place] == pytest.approx(float((h * w**2).sum()))
+
+
+def test_the_gradient_of_a_channel_cancels_before_its_absolute_value_is_taken() -> None:
+    """Three channels of two weights: g w is 5 and -5, then 1 and 1, then -3 and 0; no curvature."""
+    products = np.array([[5.0, -5.0], [1.0, 1.0], [-3.0, 0.0]])
+    no_curvature = np.zeros(3)
+    scores = FORMS["channel"].combine(products.sum(axis=1), no_curvature)
+    assert scores.tolist() == [0, 2, 3]
+    assert FORMS["robust"].combine(np.abs(products).sum(axis=1), no_curvature).tolist() == [10, 2, 3]
+
+
+@pytest.mark.parametrize("consumers", [False, True])
+def test_the_held_share_is_counted_entry_by_entry(case, consumers: bool) -> None:
+    plan, params = case
+    mask = random_mask(plan, 3)
+    cut = submodel.cut_for(plan, mask)
+    ones = {key: torch.ones_like(value) for key, value in submodel.extract_params(params, cut).items()}
+    share = held_share(plan, ones, cut, consumers)
+    held = held_entries(plan, mask, dict(DepthwiseNet().state_dict()))
+    for group, units in plan.units.items():
+        slots = next(each for each in plan.groups if each.name == group).slots
+        own = [slot for slot in slots if slot.role == "weight" or (consumers and slot.role == "consumer")]
+        for unit in range(units.stop - units.start):
+            entries = [held[slot.key].index_select(slot.dim, torch.from_numpy(slot.indices[unit])) for slot in own]
+            expected = sum(int(each.sum()) for each in entries) / sum(each.numel() for each in entries)
+            assert share[units.start + unit] == pytest.approx(expected)
+    assert 0 < share[share > 0].min() < share.max() <= 1
+    assert (share > 0).tolist() == mask.kept.tolist()
 
 
 def test_a_running_mean_starts_with_its_first_observation() -> None:

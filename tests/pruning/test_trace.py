@@ -17,8 +17,8 @@ from tests.oracles import BranchNet, DepthwiseNet, FlippedNet, GatedNet
 
 
 @functools.cache
-def traced(name: str) -> tuple[nn.Module, ChannelPlan]:
-    model = zoo.build(name, {}, (3, 32, 32), 10, seed=0)
+def traced(name: str, **options: int) -> tuple[nn.Module, ChannelPlan]:
+    model = zoo.build(name, options, (3, 32, 32), 10, seed=0)
     return model, ChannelPlan.trace(model, torch.randn(2, 3, 32, 32), zoo.MODELS[name].keep_whole)
 
 
@@ -45,6 +45,17 @@ def test_resnet32_has_the_published_size_and_keeps_its_residual_stream() -> None
     ]
     everything = ChannelPlan.trace(model, torch.randn(2, 3, 32, 32), ())
     assert len(everything.groups) == len(plan.groups) + 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [8, 56])
+def test_every_block_of_a_residual_network_can_be_cut(depth: int) -> None:
+    blocks = (depth - 2) // 6
+    _, plan = traced("resnet", depth=depth)
+    assert [group.name for group in plan.groups] == [
+        f"stage{stage}_block{block}.conv1" for stage in (1, 2, 3) for block in range(1, blocks + 1)
+    ]
+    assert all("since keep_whole names" in reason for reason in plan.unprunable.values())
 
 
 def test_flatten_before_a_linear_layer_gives_a_unit_all_its_pixels() -> None:

@@ -4,11 +4,10 @@ import json
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +17,6 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
 
-from raysim.cli import main as cli
 from raysim.config import loader
 from raysim.core import signals
 from raysim.core.errors import ReportLostError
@@ -33,9 +31,11 @@ from raysim.report import coverage, page, timeline, write
 from raysim.simulation import records
 from raysim.simulation.build import build_scenario
 from raysim.simulation.loop import run_rounds
+from raysim.simulation.participation import never_counted_lines
 from raysim.simulation.state import Storage
 from raysim.simulation.transition import initial_state
 from tests.clocked import FRAIL, MODES, QUICK
+from tests.commands import left_with
 from tests.conftest import ROOT, settings_of, tiny_settings
 from tests.reports import SECTIONS, Page, decoded
 from tests.stores import store_in
@@ -58,14 +58,6 @@ print(json.dumps({"seconds": time.monotonic() - started, "grown_mb": peak_mb() -
 """
 
 
-@pytest.fixture(autouse=True)
-def termination_handler() -> Iterator[None]:
-    """`main` takes over SIGTERM; the tests that follow must not feel it."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> SimpleNamespace:
     """Three rounds with a deadline, frail devices and a diagnosis."""
@@ -81,10 +73,9 @@ def run(tmp_path_factory) -> SimpleNamespace:
 
 def refusal(capsys, *parts: object, command: str = "report") -> str:
     capsys.readouterr()
-    with pytest.raises(SystemExit) as left:
-        cli.main([command, *map(str, parts)])
+    code = left_with(command, *parts)
     captured = capsys.readouterr()
-    assert left.value.code == signals.BAD_INPUT
+    assert code == signals.BAD_INPUT
     assert captured.out == ""
     assert len(captured.err.splitlines()) == 1
     return captured.err
@@ -92,10 +83,9 @@ def refusal(capsys, *parts: object, command: str = "report") -> str:
 
 def reported(capsys, *parts: object) -> str:
     capsys.readouterr()
-    with pytest.raises(SystemExit) as left:
-        cli.main(["report", *map(str, parts)])
+    code = left_with("report", *parts)
     captured = capsys.readouterr()
-    assert left.value.code == 0, captured.err
+    assert code == 0, captured.err
     return captured.out.removeprefix("report: ").rstrip("\n")
 
 
@@ -131,6 +121,24 @@ def test_the_headline_is_what_was_spent(run):
     for outcome, count in summary["fates"].items():
         assert re.search(rf"\b{count} {outcome}\b" if outcome != "counted" else rf"work of {count} counted", words)
     assert "never" in words
+
+
+def test_the_headline_and_the_summary_name_who_never_counted(run):
+    """As the table of clients has it: tiers without any work that counts, and clients that were selected in vain."""
+    fates, tiers = {}, {}
+    for client, tier, fate in zip(run.clients["client"], run.clients["tier"], run.clients["fate"], strict=True):
+        fates.setdefault(client, set()).add(fate)
+        tiers.setdefault(tier, set()).add(fate)
+    found = run.summary["never_counted"]
+    silent = {tier for tier, seen in tiers.items() if "counted" not in seen}
+    assert silent <= {each["tier"] for each in found["tiers"]}
+    of_tier = dict(zip(run.clients["client"], run.clients["tier"], strict=True))
+    in_vain = [client for client, seen in fates.items() if "counted" not in seen and of_tier[client] not in silent]
+    assert found["clients"] == sorted(in_vain)
+    assert found["tiers"] or found["num_clients"], "a deadline and frail devices"
+    for line in never_counted_lines(found):
+        assert line[1:] in run.page.words["headline"]
+    assert json.loads((run.folder / "summary.json").read_text())["never_counted"] == found
 
 
 def test_curves_are_the_records(run):
@@ -281,7 +289,8 @@ def test_a_run_that_has_not_finished_is_told_so_far(run, capsys, tmp_path):
     run_id = tracked(going_on, run.uri)
     told = Page(Path(reported(capsys, going_on)).read_text())
     assert "has not finished: 1 of 3 rounds" in told.words["headline"]
-    assert "Its time and energy are those of the same devices" in told.words["headline"]
+    assert "under the same clock mode, deadline, availability and batteries" in told.words["headline"]
+    assert "not compared" not in told.words["headline"]
     (curve,) = [trace["x"] for name, trace in told.traces("accuracy-1").items() if name.startswith("global")]
     assert list(curve) == [1]
     by_id = Path(reported(capsys, run_id, "--tracking-uri", run.uri, "--output", tmp_path / "by-id.html"))
@@ -360,6 +369,9 @@ def without(column: str) -> Callable[[bytes], bytes]:
 def test_damaged_records_are_one_clear_message_of_every_command(run, capsys, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(run.folder, damaged, ignore=shutil.ignore_patterns("checkpoints"))
+    summary = json.loads((damaged / "summary.json").read_text())
+    del summary["files_sha256"]  # as in a run of before, whose files have no digests
+    (damaged / "summary.json").write_text(json.dumps(summary))
     for name, harm, message, commands in (
         ("rounds.parquet", cut_off, "cannot be read: ", ("report", "compare", "replay")),
         ("rounds.parquet", without("energy_j"), "rounds.parquet has no 'energy_j'", ("report", "compare")),
@@ -454,7 +466,7 @@ def large(tmp_path_factory) -> Path:
 def write_rounds(small: Path, folder: Path, rng: np.random.Generator) -> None:
     one = records.read(records.path_of(small / "rounds", 1))
     grown = {
-        name: np.repeat(column, ROUNDS).astype(np.float64) * np.cumsum(rng.random(ROUNDS))
+        name: (np.repeat(column, ROUNDS).astype(np.float64) * np.cumsum(rng.random(ROUNDS))).astype(column.dtype)
         for name, column in one.items()
         if column.dtype.kind in "fi"
     }

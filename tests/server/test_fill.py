@@ -8,6 +8,7 @@ from raysim.pruning.masks import Mask
 from raysim.pruning.plan import ChannelPlan
 from raysim.server.fill import FILLS, apply_updates
 from raysim.server.fixed_point import ExactSum
+from raysim.server.updates import largest_of, spread_out
 from tests.oracles import BranchNet, filled, held_entries, random_mask
 
 EXAMPLES = [3, 10, 7, 1]
@@ -92,11 +93,27 @@ def test_classifier_rows_count_only_for_clients_that_own_the_class(cohort) -> No
     assert counts["left.weight"].unique().tolist() == [7]
 
 
-def test_integer_buffers_are_rounded_means() -> None:
-    params = {"steps": torch.tensor(10)}
-    sums = ExactSum.zeros_like(params)
-    sums.add({"steps": torch.tensor(3.0)}, {}, 1)
-    sums.add({"steps": torch.tensor(6.0)}, {}, 2)
-    coverage = {"steps": torch.tensor(3.0, dtype=torch.float64)}
-    result = apply_updates(params, frozenset(["steps"]), sums.value, coverage, 3, FILLS["global"], 0.5, True)
-    assert torch.equal(result["steps"], torch.tensor(15))
+def test_whole_numbers_and_booleans_take_the_largest_value_of_the_holders() -> None:
+    params = {"steps": torch.tensor(10), "seen": torch.tensor([False, False]), "slots": torch.tensor([7, 8, 9])}
+    coverage = {
+        "steps": torch.tensor(3.0, dtype=torch.float64),
+        "seen": torch.tensor([3.0, 3.0], dtype=torch.float64),
+        "slots": torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64),
+    }
+    held = {0: torch.tensor([0]), 1: torch.tensor([2])}
+    reported = [
+        {
+            "steps": torch.tensor(13 + 3 * client),
+            "seen": torch.tensor([False, client == 1]),
+            "slots": spread_out(torch.tensor([-4 - client]), {0: held[client]}, params["slots"]),
+        }
+        for client in range(2)
+    ]
+    arguments = (params, frozenset(params), {}.__getitem__, coverage, 3, FILLS["global"], 0.5)
+    for order in (reported, reported[::-1]):
+        result = apply_updates(*arguments, True, largest_of(order))
+        assert torch.equal(result["steps"], torch.tensor(16))
+        assert result["seen"].tolist() == [False, True]
+        assert result["slots"].tolist() == [-4, 8, -5]
+        assert all(result[key].dtype == params[key].dtype for key in params)
+        assert apply_updates(*arguments, False, largest_of(order))["steps"] is params["steps"]

@@ -273,15 +273,18 @@ def test_methods_that_bear_several_versions_learn_from_them(name: str) -> None:
 
 
 REFUSED = {
-    **{name: (f"method.name={name}",) for name in ("prunefl", "feddst")},
+    **{name: (f"method.name={name}",) for name in ("prunefl", "feddst", "fedtiny", "fedmef", "fedrts", "nefl")},
     "scaffold": ("method.name=scaffold",),
     "objective": ("method.name=magnitude", "method.objective=scaffold"),
     "secant": ("method.name=ca-hfp", "method.estimator=secant"),
     "diagnostics": ("method.name=ca-hfp", "diagnostics.every=2"),
 }
 MESSAGES = {
-    "prunefl": "method.name='prunefl' is not allowed with clock.mode='async': it changes one mask for all",
-    "feddst": "method.name='feddst' is not allowed with clock.mode='async': it changes one mask for all",
+    **{
+        name: f"method.name={name!r} is not allowed with clock.mode='async': it changes one mask for all"
+        for name in ("prunefl", "feddst", "fedtiny", "fedmef", "fedrts")
+    },
+    "nefl": "method.name='nefl' is not allowed with clock.mode='async': it changes one mask for all or parameters",
     "scaffold": "method.objective='scaffold' is not allowed with clock.mode='async'",
     "objective": "method.objective='scaffold' is not allowed with clock.mode='async'",
     "secant": "method.estimator='secant' is not allowed with clock.mode='async'",
@@ -291,7 +294,8 @@ MESSAGES = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_needs_one_version_is_refused(what: str, capsys, tmp_path) -> None:
-    from tests.cli.test_main import arguments, left_with
+    from tests.cli.test_main import arguments
+    from tests.commands import left_with
 
     overrides = (*REFUSED[what], "clock.mode=async", "clock.buffer_size=2")
     settings = settings_of("fedavg", *overrides)

@@ -155,7 +155,7 @@ def test_a_whole_checkpoint_of_another_format_is_not_passed_over(tmp_path, monke
     with monkeypatch.context() as older:
         older.setattr(checkpoint, "FORMAT", 3)
         saved = checkpoint.save(state(), tmp_path, keep=2)
-    with pytest.raises(SettingError, match="format 3, this version of raysim reads 5"):
+    with pytest.raises(SettingError, match=f"format 3, this version of raysim reads {checkpoint.FORMAT}"):
         checkpoint.newest(tmp_path, pytest.fail)
     assert saved.is_file()
 

@@ -35,6 +35,20 @@ def files_in(folder: Path) -> list[str]:
     return sorted(file.name for file in (folder / CLIENTS).iterdir())
 
 
+def test_strangers_among_the_files_of_clients_stay(tmp_path: Path) -> None:
+    params, strangers = (
+        {"a": torch.zeros(2)},
+        ["notes.txt", "3_.safetensors", "x_1.safetensors", "0000003_000001.txt"],
+    )
+    (tmp_path / CLIENTS).mkdir()
+    for name in strangers:
+        (tmp_path / CLIENTS / name).touch()
+    (tmp_path / CLIENTS / "folder").mkdir()
+    saved(ServerState(1, params, clients={3: tensors(1)}), tmp_path, keep=1)
+    saved(ServerState(2, params, clients={3: tensors(2)}), tmp_path, keep=1)
+    assert files_in(tmp_path) == sorted([*strangers, "folder", "0000003_000002.safetensors"])
+
+
 def test_entries_are_taken_over_without_being_read() -> None:
     missing = Stored(storage_path("nowhere.safetensors"), "0")
     memory = updated(ClientMemory({1: missing, 2: tensors(2)}), {2: tensors(3), 5: tensors(5)})

@@ -12,6 +12,7 @@ from raysim.simulation.loop import run_rounds
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import RoundReport, Storage, Totals, summary_of
 from raysim.simulation.transition import initial_state
+from tests.clocked import QUICK
 from tests.conftest import settings_of, tiny_settings
 
 MORE = "selection.clients_per_round=5"
@@ -36,6 +37,21 @@ def test_the_forecast_is_what_a_run_spends(tmp_path, overrides):
     differing = [name for name, spent in summary_of(totals).items() if predicted[name] != spent]
     assert bool(differing) == (not predicted["exact"]), differing
     assert min(predicted["simulated_s"], predicted["up_bytes"], predicted["train_flops"]) > 0
+
+
+NORMED = ("model={name: 'tests.oracles:norm_net', options: {channels: [3, 4]}}", *QUICK, "rounds=3")
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("overrides", [("heterofl",), ("fedrolex",), ("fedavg", "method.normalization=static")])
+def test_the_forecast_counts_the_statistics_that_are_estimated_before_each_score(tmp_path, overrides, every):
+    scenario = build_scenario(settings_of(*overrides, *NORMED, f"evaluation.every={every}"))
+    predicted = forecast(scenario)
+    spent = summary_of(played(scenario, tmp_path)[-1].totals)
+    assert {name: predicted[name] for name in spent} == spent
+    assert predicted["exact"]
+    scored, forward = {1: 3, 2: 2}[every], scenario.costs.forward_flops
+    assert spent["statistics_flops"] == scored * len(scenario.statistics_rows) * forward > 0
 
 
 @pytest.mark.slow
@@ -82,8 +98,8 @@ def test_the_parameters_of_the_tiers_are_counted_by_hand(tiny_scenario):
 
 def test_fedavg_spends_all_of_fedavg():
     predicted = forecast(build_scenario(tiny_settings("method.name=fedavg")))
-    assert predicted["bytes_percent_of_fedavg"] == 100
-    assert predicted["flops_percent_of_fedavg"] == 100
+    for name in ("bytes", "flops", "simulated"):
+        assert predicted[f"{name}_percent_of_fedavg"] == 100
     assert predicted["pruning_ratio_mean"] == 0
 
 
@@ -95,4 +111,4 @@ def test_a_forecast_can_be_written_as_json(tiny_scenario):
 def test_nothing_spent_has_a_summary():
     summary = summary_of(Totals())
     assert summary.pop("fates") == {}
-    assert set(summary.values()) == {0}
+    assert set(summary.values()) == {0, None}

@@ -1,5 +1,6 @@
 """The served global model: silent dormant channels, re-estimated statistics, other normalizations."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -70,6 +71,42 @@ def test_nothing_is_silent_where_it_is_not_asked_for_and_training_is_the_same() 
     close(loud[0][-1].params, silent[0][-1].params, rtol=0, atol=0)
     assert loud[1][0].score != silent[1][0].score
     assert loud[0][-1].totals.down_bytes == silent[0][-1].totals.down_bytes
+
+
+def test_stale_channels_are_silent_until_they_are_trained_again() -> None:
+    """With a ranking that all clients share, the served model is the submodel that they have just trained."""
+    given = ("method.silent_after=1", "training.epochs=1", *NARROW)
+    scenario = small_scenario("magnitude", *given)
+    plan, model = scenario.workload.plan, scenario.workload.model
+    inputs, _ = scenario.workload.data.test_rows(scenario.test_rows)
+    states, _ = play(scenario, 2)
+    widest = max(plan_round(scenario, states[0]).masks, key=lambda mask: mask.kept.sum())
+    served = methods.served(scenario.method, plan, states[-1].params, states[-1].memory)
+    trained = copy.deepcopy(model).eval()
+    trained.load_state_dict(dict(states[-1].params))
+    compact = plan.extract(trained, widest)
+    trained.load_state_dict(dict(served))
+    with torch.no_grad():
+        torch.testing.assert_close(trained(inputs), compact(inputs), rtol=1e-5, atol=1e-6)
+
+
+def test_channels_that_fell_silent_are_those_of_more_than_so_many_rounds_ago() -> None:
+    given = ("method.silent_after=2", "method.warmup_rounds=9", "selection.clients_per_round=1", *NARROW)
+    scenario = small_scenario("ca-hfp", *given)
+    plan, before, kept = scenario.workload.plan, initial_state(scenario), []
+    for state in play(scenario, 4)[0]:
+        kept.append(np.any([mask.kept for mask in plan_round(scenario, before).masks], axis=0))
+        before = state
+    served = methods.served(scenario.method, plan, before.params, before.memory)
+    recent = kept[-1] | kept[-2]
+    assert not recent.all()
+    assert recent.sum() > kept[-1].sum()
+    for group, slot in plan.slots():
+        if slot.role == "consumer":
+            units = recent[plan.units[group.name]]
+            read = served[slot.key].index_select(slot.dim, torch.from_numpy(slot.indices.ravel()))
+            speaks = read.movedim(slot.dim, 0).flatten(1).abs().sum(1).reshape(len(units), -1).sum(1) > 0
+            np.testing.assert_array_equal(speaks.numpy(), units)
 
 
 class Normalized(nn.Module):

@@ -113,4 +113,4 @@ def test_a_method_that_needs_more_of_the_task_is_refused(method, options, lackin
 
 
 def test_doctests() -> None:
-    assert doctest.testmod(classification) == (0, 1)
+    assert doctest.testmod(classification) == (0, 2)

@@ -8,6 +8,8 @@ from raysim.terminal.console import summary_lines
 SUMMARY = {
     "method": "ca-hfp", "rounds": 2, "output_dir": "/runs/a", "accuracy": 0.91234, "best_accuracy": 0.95,
     "pruning_ratio_mean": 0.25, "bytes_percent_of_fedavg": 61.04, "flops_percent_of_fedavg": 48.0,
+    "simulated_percent_of_fedavg": 86.4, "energy_percent_of_fedavg": None, "why_no_fedavg": "",
+    "fedavg": {"client_rounds": 6},
     "simulated_s": 75.0, "wall_s": 3.21, "energy_j": 0.0, "costs": {}, "fates": {"counted": 6}, "targets": [],
 }  # fmt: skip
 
@@ -32,6 +34,7 @@ def test_a_summary_says_what_was_reached_and_where_to_look():
         "0.2500 of the parameters",
         "61.0 %",
         "48.0 %",
+        "time against FedAvg     86.4 %",
         "1 min 15 s",
         "3.2 s",
         "mlflow ui",
@@ -41,6 +44,14 @@ def test_a_summary_says_what_was_reached_and_where_to_look():
     assert summary_lines(SUMMARY) == lines[:-2], "a run that is not in MLflow"
 
 
+def test_where_fedavg_would_have_counted_fewer_clients_or_is_not_known_the_summary_tells():
+    fewer = SUMMARY | {"fedavg": {"client_rounds": 2}}
+    assert "client rounds counted   2 in the same rounds of FedAvg, 6 here" in summary_lines(fewer)
+    lines = summary_lines(SUMMARY | {"why_no_fedavg": "a target ends the run", "fedavg": None})
+    assert "against FedAvg          not compared: a target ends the run" in lines
+    assert not any("%" in line for line in lines)
+
+
 def test_the_summary_tells_energy_lost_work_and_targets_where_there_are_any():
     reached = {"accuracy": 0.9, "round": 3, "simulated_s": 61.25, "bytes": 2_500_000, "train_flops": 4_000_000_000,
                "energy_j": 1234.5}  # fmt: skip
@@ -48,6 +59,7 @@ def test_the_summary_tells_energy_lost_work_and_targets_where_there_are_any():
     more = {
         "energy_j": 7.2e6, "costs": {"device_kwh": 2.0, "device_price": 0.6, "device_co2_g": 800.0},
         "fates": {"counted": 15, "late": 4, "dropped": 1}, "targets": [reached, never],
+        "fedavg": {"client_rounds": 15},
     }  # fmt: skip
     plain, told = (summary_lines(summary, "", "") for summary in (SUMMARY, SUMMARY | more))
     assert [line for line in told if line not in plain] == [
@@ -68,6 +80,7 @@ def test_the_forecast_has_a_row_per_tier_and_the_totals(capsys, tiny_scenario):
         line = next(line for line in captured.out.splitlines() if row["tier"] in line)
         assert f"{row['parameters']:,}" in line
         assert f"{row['pruning_ratio']:.1%}" in line
+    assert "\u2026" not in captured.out, "nothing is cut off"
     assert "2 rounds of 3 from 6 clients: 1 min 15 s simulated" in captured.out
     assert "channel groups: 3 with 28 channels" in captured.out
 

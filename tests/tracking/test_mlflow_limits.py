@@ -7,7 +7,7 @@ import pytest
 
 from raysim.experiment.store import open_tracker
 from raysim.tracking.mlflow_limits import LIMITS, limit_waits
-from tests.cli.test_main import left_with, termination_handler  # noqa: F401
+from tests.commands import left_with
 from tests.conftest import ROOT
 
 READS_RUNS = """

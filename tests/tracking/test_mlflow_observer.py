@@ -9,7 +9,7 @@ import pytest
 from raysim.core.errors import TrackingLostError
 from raysim.executors import in_process
 from raysim.tracking import mlflow_observer
-from tests.cli.test_main import left_with, termination_handler  # noqa: F401
+from tests.commands import left_with
 from tests.conftest import tiny_settings
 from tests.experiment.test_resume import assert_same_run, played
 from tests.servers import mlflow_server

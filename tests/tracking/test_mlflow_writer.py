@@ -42,7 +42,7 @@ OWN = {outcomes.LATE: "deadline", outcomes.SURPLUS: "over-selection", outcomes.U
 
 def names_in_mlflow(scenario: Scenario, *reports: RoundReport) -> set[str]:
     """All metric names of a run, as its records tell them to MLflow."""
-    without = metrics.left_out(scenario.workload.population.devices, scenario.diagnose_every > 0)
+    without = metrics.left_out_of(scenario)
     rounds = [
         Logged(report.round, 1000 * report.round, 0.0, metrics.for_mlflow(metrics_of(report), without))
         for report in reports

@@ -21,7 +21,8 @@ from raysim.experiment.observers import Observers, outcome_of
 from raysim.experiment.resume import locked_run, prepare
 from raysim.simulation.state import RoundReport
 from raysim.tracking import observer
-from tests.cli.test_main import arguments, left_with, termination_handler  # noqa: F401
+from tests.cli.test_main import arguments
+from tests.commands import left_with
 from tests.conftest import ROOT, tiny_settings
 from tests.stores import store_in
 

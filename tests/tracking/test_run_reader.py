@@ -23,7 +23,7 @@ from raysim.core import tensors
 from raysim.core.errors import RunFailedError, SettingError
 from raysim.core.storage.local import storage_path
 from raysim.pruning.plan import ChannelPlan
-from raysim.tracking.run_reader import TABLES, RunReader
+from raysim.tracking.run_reader import RunReader
 from tests.conftest import ROOT, tiny_settings
 from tests.experiment.test_resume import Stopping, played
 from tests.stores import store_in
@@ -83,11 +83,12 @@ def test_everything_a_finished_run_wrote_is_read(finished: dict[str, Any]) -> No
     assert run.digests == {what: run.metadata[f"{what}_sha256"] for what in ("data", "partition")}
     assert run.folder == storage_path(folder)
     assert run.report_path == folder / "report.html"
-    for name in TABLES:
+    for name in ("rounds", "clients", "channels", "partition"):
         table = pq.read_table(folder / f"{name}.parquet")
         assert run.column_names(name) == table.column_names
         for column, values in run.table(name).items():
             np.testing.assert_array_equal(values, table[column].to_numpy(), err_msg=column)
+    assert run.table("method") == {}
     assert run.rounds["round"].tolist() == [1, 2, 3]
     assert len(run.devices.device_of) == run.settings.population.clients
     assert run.plan.num_units == ChannelPlan.load(folder / "plan.json").num_units
@@ -120,7 +121,7 @@ def test_by_its_id_a_run_is_the_same_and_only_what_is_used_is_copied(
 def test_without_a_context_the_copies_go_with_the_reader(finished: dict[str, Any], store: str, copies: Path) -> None:
     run = raysim.load(finished["run_id"], store)
     _ = run.clients
-    assert files_in(copies) == {"clients.parquet"}
+    assert files_in(copies) == {"clients.parquet", "summary.json"}
     del run
     gc.collect()
     assert not list(copies.iterdir())
@@ -133,7 +134,7 @@ def test_a_run_in_an_object_store_is_copied_file_by_file(finished: dict[str, Any
     with raysim.load(str(there)) as run:
         assert same(numbers(run.rounds), numbers(raysim.load(folder).rounds))
         assert run.devices.tiers == raysim.load(folder).devices.tiers
-        assert files_in(copies) == {"rounds.parquet", "devices.parquet"}
+        assert files_in(copies) == {"rounds.parquet", "devices.parquet", "summary.json"}
         assert run.clients == {}
     assert not list(copies.iterdir())
 

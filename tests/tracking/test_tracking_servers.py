@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 
 from raysim.core.errors import RunFailedError
 from raysim.simulation.build import build_scenario
-from tests.cli.test_main import left_with, termination_handler  # noqa: F401
+from tests.commands import left_with
 from tests.conftest import CONFIGS, TINY, tiny_settings
 from tests.experiment.test_resume import Stopping, assert_same_run, played, resumed
 from tests.experiment.test_run import scores_elsewhere

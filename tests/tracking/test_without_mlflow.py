@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_main import arguments, left_with, termination_handler  # noqa: F401
+from tests.cli.test_main import arguments
+from tests.commands import left_with
 from tests.conftest import CONFIGS, ROOT, TINY
 
 SHORT = ("rounds=3", "tracking.uri=none", "data.max_train_examples=150", "evaluation.max_examples=50")

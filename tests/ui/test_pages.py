@@ -179,7 +179,7 @@ def test_the_runs_charts_draw_in_their_groups_within_five_seconds(shown: Shown, 
         without_assistant(page)
         picture(page, "mlflow_metrics")
     print(f"charts drawn after {', '.join(f'{each:.1f}' for each in seconds)} s")
-    assert groups <= titles | {"system"}, titles
+    assert groups <= titles | {"system", "width_loss"}, titles  # of widths, MLflow has the accuracy
     assert complaints(seen) == []
     assert seen.refused == []
     assert min(seconds) < USABLE_S

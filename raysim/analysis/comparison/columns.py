@@ -3,17 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from raysim.analysis.comparison.figures import FURTHER, WIDTH
 from raysim.analysis.comparison.labels import shortly
 from raysim.analysis.comparison.table import SPENT
-from raysim.analysis.tables.columns import ACCURACIES, Column, accuracy, number
+from raysim.analysis.tables.columns import ACCURACIES, STAR, UNITS, Column, accuracy, cost, points, reached_columns
 
-UNITS = {"megabytes": "MB", "simulated_s": "s", "energy_j": "J"}
-"""The units of the costs."""
 NAMES = {"megabytes": "bytes moved", "simulated_s": "simulated time", "energy_j": "devices"}
 """The headings above the units."""
-STAR = "*"
-"""Marks a comparison with the baseline that only some of the row's seeds allow."""
-REACHED, SPENT_PART, ABOUT = "reached", "spent", "about"
+REACHED, SPENT_PART, ABOUT, WIDTHS = "reached", "spent", "about", "widths"
 """Parts of the table where it is too wide for one; each target is another one."""
 
 
@@ -30,15 +27,22 @@ def columns_of(table: Sequence[Mapping[str, Any]]) -> list[Column]:
             Column("accuracy %", lower, [accuracy(row[name]) for row in table], part=REACHED)
             for name, lower in ACCURACIES.items()
         ),
-        Column("points", "to baseline", [_points(row) for row in table], part=REACHED),
+        Column(
+            "points",
+            "to baseline",
+            [points(row, "" if row["points_are_all"] else STAR) for row in table],
+            part=REACHED,
+        ),
         Column("pruned", "%", [_percent(row["pruning_ratio"]) for row in table], part=REACHED),
         *(
-            Column(NAMES[name], UNITS[name], [_cost(row[name], row["is_whole"]) for row in table], part=SPENT_PART)
+            Column(NAMES[name], UNITS[name], [cost(row[name], row["is_whole"]) for row in table], part=SPENT_PART)
             for name in _known_costs(table)
         ),
     ]
+    found += [*_width_columns(table), *_further_columns(table)]
     for index in range(len(table[0]["targets"])):
-        found += _target_columns(table, [row["targets"][index] for row in table])
+        costs = {name: UNITS[name] for name in _known_costs(table)}
+        found += reached_columns([row["targets"][index] for row in table], costs)
     on_front = [" ".join(UNITS[name] for name in row["fronts"]) for row in table]
     found += [
         Column("", "on front", on_front, is_text=True, wraps=False, part=SPENT_PART),
@@ -48,16 +52,28 @@ def columns_of(table: Sequence[Mapping[str, Any]]) -> list[Column]:
     return [column for column in found if any(cell not in ("", "-") for cell in column.cells)]
 
 
-def _target_columns(table: Sequence[Mapping[str, Any]], costs: Sequence[Mapping[str, Any]]) -> list[Column]:
-    """Return the columns with the costs of one target in each row."""
-    upper = f"to {100 * costs[0]['accuracy']:g} %"
-    rounds = Column(upper, "rounds", [_rounds(each) for each in costs], part=upper)
+def _width_columns(table: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """Return the test accuracies of the global model cut to each width; none where no row has a narrower one."""
+    names = [name for name in table[0]["widths"] if name.startswith(WIDTH)]
+    if all(float(name.removeprefix(WIDTH)) == 1 for name in names):
+        return []
     return [
-        rounds,
-        *(
-            Column(upper, UNITS[name], [_cost(each[name], is_whole=True) for each in costs], part=upper)
-            for name in _known_costs(table)
-        ),
+        Column(
+            "accuracy % cut to",
+            name.removeprefix(WIDTH),
+            [accuracy(row["widths"][name]) for row in table],
+            part=WIDTHS,
+        )
+        for name in names
+    ]
+
+
+def _further_columns(table: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """Return the further metrics of the global model on the test set."""
+    names = sorted(name for name in table[0]["widths"] if name.startswith(FURTHER))
+    return [
+        Column("test %", name.removeprefix(FURTHER), [accuracy(row["widths"][name]) for row in table], part=WIDTHS)
+        for name in names
     ]
 
 
@@ -71,33 +87,8 @@ def _seeds(row: Mapping[str, Any]) -> str:
     return f"{row['counted']} of {total}" if row["counted"] < total else str(total)
 
 
-def _points(row: Mapping[str, Any]) -> str:
-    return "-" if row["points"] is None else f"{row['points']:+.1f}{_star(row['points_are_all'])}"
-
-
-def _star(is_all: bool) -> str:
-    return "" if is_all else STAR
-
-
 def _percent(value: Mapping[str, float | None]) -> str:
     return "-" if value["mean"] is None else f"{100 * value['mean']:.1f}"
-
-
-def _cost(value: Mapping[str, Any], is_whole: bool) -> str:
-    """Write a cost with its share of the baseline's, which means nothing for runs that did not finish."""
-    if value["mean"] is None:
-        return "-"
-    has_share = value["percent"] is not None and is_whole
-    share = f" ({value['percent']:.0f} %{_star(value['is_all'])})" if has_share else ""
-    return f"{number(value['mean'])}{share}"
-
-
-def _rounds(target: Mapping[str, Any]) -> str:
-    if not target["reached"]:
-        return f"not reached (0 of {target['of']})"
-    mean, deviation = target["rounds"]["mean"], target["rounds"]["std"]
-    rounds = f"{mean:.3g}" + (f" \u00b1 {deviation:.1f}" if deviation else "")
-    return rounds if target["reached"] == target["of"] else f"{rounds} ({target['reached']} of {target['of']})"
 
 
 def _state(row: Mapping[str, Any]) -> str:
@@ -117,12 +108,17 @@ def csv_lines(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "seeds": len(row["seeds"]),
             "counted": row["counted"],
             "whole": row["is_whole"],
+            "leading": row["leading"],
             "points": row["points"],
+            "points_low": row["points_low"],
+            "points_high": row["points_high"],
             "points_seeds": len(row["points_seeds"]),
         }
         for name, value in row.items():
             if isinstance(value, dict) and "mean" in value:
                 line |= _csv_cells(name, value)
+        for name, value in row["widths"].items():
+            line |= _csv_cells(name, value)
         for target in row["targets"]:
             prefix = f"to_{target['accuracy']:g}"
             line[f"{prefix}_reached"] = target["reached"]

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from raysim.analysis.comparison import columns, notes, rows
-from raysim.analysis.comparison.figures import default_target, figures_of
+from raysim.analysis.comparison.figures import figures_of
 from raysim.analysis.comparison.rows import Row
 from raysim.analysis.comparison.sources import Sources
-from raysim.analysis.comparison.table import table_of
+from raysim.analysis.comparison.table import leading_of, table_of
 from raysim.analysis.tables import text
 from raysim.analysis.tables.columns import Column
+from raysim.analysis.tables.means import default_target
 from raysim.core.errors import SettingError
 from raysim.core.storage import atomic
 from raysim.core.storage.local import storage_path
@@ -91,9 +92,11 @@ def compare(
     grouped, repeated = rows.rows_of(records)
     against = rows.baseline_of(grouped, baseline)
     _check_scored(grouped, against)
-    wanted = sorted(set(targets)) or _targets_of(grouped, against)
+    wanted = sorted(set(targets)) or targets_of(grouped, against)
     table = table_of(grouped, against, wanted)
     limits = [*sources.notes, *repeated, *notes.limits_of(grouped, against)]
+    if not wanted:
+        limits.append(f"No target: 95 % of what {against.label} reached is about chance; --target gives one")
     return Compared(grouped, against, wanted, table, limits)
 
 
@@ -109,9 +112,12 @@ def _check_scored(grouped: Sequence[Row], baseline: Row) -> None:
     raise SettingError(f"there is no metric to compare: no round has been scored in {named}")
 
 
-def _targets_of(grouped: Sequence[Row], baseline: Row) -> list[float]:
+def targets_of(grouped: Sequence[Row], baseline: Row) -> list[float]:
+    """Return the `evaluation.targets` of the runs, else one that the baseline has almost reached, above chance."""
     given = {target for row in grouped for run in row.runs for target in run.settings.evaluation.targets}
-    default = default_target([figures_of(run.rounds) for run in baseline.counted])
+    leads = leading_of([figures_of(run.rounds) for row in grouped for run in row.counted])
+    reached = [found[leads] for run in baseline.counted if leads in (found := figures_of(run.rounds))]
+    default = default_target(reached, baseline.runs[0].num_classes)
     return sorted(given) or ([] if default is None else [default])
 
 

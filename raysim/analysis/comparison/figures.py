@@ -1,14 +1,16 @@
 """Compute what one run reached and spent from its table of rounds."""
 
-import statistics
-from collections.abc import Sequence
-
 import numpy as np
 
 from raysim.analysis.comparison.curves import curve_of
-from raysim.analysis.tables.means import LAST
+from raysim.analysis.tables.columns import FINAL, LAST_MEAN
+from raysim.analysis.tables.means import last_mean
 from raysim.core.tensors import Columns
 
+FURTHER = "test/"
+"""Before the name of a further metric on the test rows."""
+WIDTH = "width_accuracy/"
+"""Before the width, in the name of the accuracy of the global model cut to it."""
 Figures = dict[str, float]
 """Costs and results of one run, by name."""
 
@@ -32,18 +34,28 @@ def figures_of(rounds: Columns) -> Figures:
         known = ~np.isnan(ratios) & (counted > 0)
         if known.any():
             found["pruning_ratio"] = float(np.average(ratios[known], weights=counted[known]))
+    found |= widths_of(rounds) | further_of(rounds)
     if accuracies:
-        found["accuracy_last10"] = statistics.fmean(accuracies[-LAST:])
-        found |= {"accuracy": accuracies[-1], "best_accuracy": max(accuracies)}
+        found |= {FINAL: accuracies[-1], "best_accuracy": max(accuracies)}
+        if (last := last_mean(accuracies)) is not None:
+            found[LAST_MEAN] = last
     return found
 
 
-def default_target(figures: Sequence[Figures]) -> float | None:
-    """Return 95 % of the accuracy of a baseline's runs, rounded down to a per cent; None if that is nothing.
+def widths_of(rounds: Columns) -> Figures:
+    """Return the last accuracy of the global model cut to each width, as `width_accuracy/<width>`."""
+    found: Figures = {}
+    for name in rounds:
+        if name.startswith(WIDTH):
+            known = rounds[name].astype(np.float64)[~np.isnan(rounds[name].astype(np.float64))]
+            found |= {name: float(known[-1])} if len(known) else {}
+    return found
 
-    >>> default_target([{"accuracy_last10": 0.9}, {"accuracy_last10": 0.8}])
-    0.8
-    """
-    known = [each["accuracy_last10"] for each in figures if "accuracy_last10" in each]
-    target = int(95 * statistics.fmean(known) + 1e-9) / 100 if known else 0.0
-    return target or None
+
+def further_of(rounds: Columns) -> Figures:
+    """Return the last value of each further metric on the test rows, as `test/<name>`; none of single classes."""
+    names = [name for name in rounds if name.startswith(FURTHER) and name.count("/") == 1]
+    known = {name: rounds[name].astype(np.float64) for name in names}
+    return {
+        name: float(column[~np.isnan(column)][-1]) for name, column in known.items() if not np.isnan(column).all()
+    }

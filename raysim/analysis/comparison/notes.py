@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from raysim.analysis.comparison.columns import STAR
 from raysim.analysis.comparison.rows import Row
-from raysim.analysis.tables.columns import Column
-from raysim.analysis.tables.means import LAST
+from raysim.analysis.tables.columns import ACCURACIES, LAST_MEAN, SEEDS, STAR, Column
+from raysim.analysis.tables.means import LAST, LEVEL
 
 
 def how_to_read(baseline: str, columns: Sequence[Column]) -> str:
@@ -20,10 +19,13 @@ def how_to_read(baseline: str, columns: Sequence[Column]) -> str:
     front = " On front: no row is as accurate for fewer MB, simulated s or J." * any(
         column.lower == "on front" for column in columns
     )
+    has_last_mean = any(column.lower == ACCURACIES[LAST_MEAN] for column in columns)
+    last = f", of the last {LAST}" * has_last_mean
     return (
-        f"Test accuracy: mean \u00b1 sample standard deviation over seeds, of the mean of the last {LAST} "
-        f"evaluations, of the last and of the best one. In brackets: per cent of {baseline}, seed by seed.{star} "
-        f"The cost of a target is the mean of the runs that reached it.{front}"
+        f"Test accuracy: means over seeds of the last evaluation{last}, and of the best one; {SEEDS}. Points to "
+        f"{baseline}: mean difference over the seeds of both, with its {100 * LEVEL:.0f} % t-interval. In brackets: "
+        f"per cent of {baseline}, mean over the seeds of both.{star} The cost of a target is the mean of the runs "
+        f"that reached it, so many of all.{front}"
     )
 
 

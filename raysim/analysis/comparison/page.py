@@ -7,11 +7,10 @@ import numpy as np
 import plotly.graph_objects as go
 from markupsafe import Markup
 
-from raysim.analysis.comparison.columns import UNITS
 from raysim.analysis.comparison.curves import COSTS, Curve, curve_of, mean_curve
 from raysim.analysis.comparison.rows import Row
 from raysim.analysis.comparison.table import compared_costs, has_both
-from raysim.analysis.tables.columns import Column, parts_of
+from raysim.analysis.tables.columns import UNITS, Column, parts_of
 from raysim.analysis.tables.text import rows_of
 from raysim.report import fragments, page, style
 from raysim.report.page import Panel, Section
@@ -50,7 +49,7 @@ def render(
 
 
 _FRONTS = (
-    "Each row by the total cost of its runs and the mean accuracy of their last evaluations; bars are sample "
+    "Each row by the total cost of its runs and the accuracy that leads the table; bars are sample "
     "standard deviations over seeds. The line joins the rows on the Pareto front: no other row is as accurate for "
     "less. Rows whose runs did not finish are hollow and not part of the front."
 )
@@ -80,7 +79,7 @@ def _front(table: Sequence[Mapping[str, Any]], cost: str) -> go.Figure:
     on_front = sorted((row for row in known if cost in row["fronts"]), key=lambda row: float(row[cost]["mean"]))
     figure.add_scatter(
         x=[row[cost]["mean"] for row in on_front],
-        y=[row["accuracy_last10"]["mean"] for row in on_front],
+        y=[row[row["leading"]]["mean"] for row in on_front],
         mode="lines",
         line={"color": style.MUTED, "width": 1.5, "shape": "hv"},
         hoverinfo="skip",
@@ -100,7 +99,7 @@ def _front(table: Sequence[Mapping[str, Any]], cost: str) -> go.Figure:
 
 
 def _point(row: Mapping[str, Any], cost: str, index: int) -> go.Scatter:
-    spent, accuracy = row[cost], row["accuracy_last10"]
+    spent, accuracy = row[cost], row[row["leading"]]
     is_on_front, color = cost in row["fronts"], style.color(index)
     symbol = style.SYMBOLS[index % len(style.SYMBOLS)] + ("" if row["is_whole"] else "-open")
     line = {"width": 1.5, "color": style.INK if is_on_front else color}

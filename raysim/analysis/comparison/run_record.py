@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from raysim.config.experiment import ExperimentSettings
 from raysim.core.storage.path import StoragePath
 from raysim.core.tensors import Columns
@@ -30,6 +32,7 @@ class RunRecord:
         digests: Hashes of its `data` and `partition`, as far as they are known.
         rounds: Its table of rounds; empty if none is recorded.
         label: The label of its row in the comparison that it belongs to, if any.
+        num_classes: The classes of its data, if they are known.
     """
 
     name: str
@@ -39,6 +42,7 @@ class RunRecord:
     digests: Mapping[str, str]
     rounds: Columns
     label: str | None = None
+    num_classes: int | None = None
 
     @property
     def num_rounds(self) -> int:
@@ -59,7 +63,16 @@ def of_folder(folder: StoragePath) -> RunRecord:
     """
     with RunReader.of_folder(folder) as run:
         label = run.summary.get("label")
-        return RunRecord(run.name, run.run_id, run.settings, _state(run.state), run.digests, _rounds(run), label)
+        return RunRecord(
+            run.name,
+            run.run_id,
+            run.settings,
+            _state(run.state),
+            run.digests,
+            _rounds(run),
+            label,
+            run.num_classes,
+        )
 
 
 def of_tracked(store: "MlflowReader", tracked: "TrackedRun") -> RunRecord | None:
@@ -74,7 +87,19 @@ def of_tracked(store: "MlflowReader", tracked: "TrackedRun") -> RunRecord | None
             return None
         state = run.state if known in ("failed", "stopped") else known  # after its last round it may have a summary
         digests, label = digests_in(tracked.tags, {}), tracked.tags.get("label")
-        return RunRecord(run.name, run.name, run.settings, _state(state), digests, _rounds(run), label)
+        return RunRecord(
+            run.name, run.name, run.settings, _state(state), digests, _rounds(run), label, run.num_classes
+        )
+
+
+def has_validation(rounds: Columns) -> bool:
+    """Whether a table of rounds has accuracies on validation rows."""
+    return "validation_accuracy" in rounds and not np.isnan(rounds["validation_accuracy"].astype(np.float64)).all()
+
+
+def by_validation(rounds: Columns) -> Columns:
+    """Return a table of rounds whose accuracies are those on the validation rows, if it has any."""
+    return {**rounds, "accuracy": rounds["validation_accuracy"]} if has_validation(rounds) else rounds
 
 
 def _state(state: str) -> str:

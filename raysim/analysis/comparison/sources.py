@@ -1,11 +1,12 @@
 """Find the runs that names stand for: folders, ids in MLflow, experiments, comparisons and sweeps."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from raysim.analysis.comparison import run_record
-from raysim.analysis.comparison.run_record import RunRecord
-from raysim.config import loader
+from raysim.analysis.comparison.run_record import RunRecord, by_validation, has_validation
+from raysim.config import loader, yaml_text
 from raysim.core.errors import SettingError, nearest_first
 from raysim.core.storage.local import storage_path
 from raysim.core.storage.path import StoragePath
@@ -91,7 +92,20 @@ class Sources:
         found = [run_record.of_folder(each) for each in below]
         if not found:
             raise SettingError(f"RUN={name!r} holds no run yet")
-        return sorted(found, key=_row_index(folder / "comparison.yaml")) if kinds[0] == "comparison.yaml" else found
+        if kinds[0] == "sweep.yaml":
+            return self._trials(found, name)
+        return sorted(found, key=_row_index(folder / "comparison.yaml"))
+
+    def _trials(self, records: list[RunRecord], given: str) -> list[RunRecord]:
+        """Return the trials of a sweep by the rows that choose among them, with a note on which these are."""
+        if not any(has_validation(each.rounds) for each in records):
+            self.notes.append(
+                f"{given}: a best trial that is chosen by these test accuracies is too good by that choice; "
+                "`data.validation_share` takes other rows to choose by"
+            )
+            return records
+        self.notes.append(f"{given}: accuracies of trials are of the validation rows, not of the test rows")
+        return [replace(each, rounds=by_validation(each.rounds)) for each in records]
 
     def _experiment(self, given: str, name: str, hint: str = "") -> list[RunRecord]:
         tracked = self._store.experiment(name)
@@ -107,7 +121,8 @@ class Sources:
             raise SettingError(f"RUN={run_id!r} is no folder, and no run in {self._store.uri}")
         if run.tags.get("kind") in PARENTS:
             children = sorted(self._store.children(run), key=lambda child: int(child.tags.get("trial", 0)))
-            return self._all_of(children, run_id)
+            found = self._all_of(children, run_id)
+            return self._trials(found, run_id) if run.tags.get("kind") == "sweep" else found
         record = run_record.of_tracked(self._store, run)
         if record is None:
             raise SettingError(
@@ -139,7 +154,7 @@ def _below(folder: StoragePath, levels: int) -> list[StoragePath]:
 def _row_index(file: StoragePath) -> Callable[[RunRecord], int]:
     """Return a function that gives the index of a run's row in a comparison's file."""
     with reading(file), file.fetched() as path:
-        methods = loader.read_yaml(path, "RUN").get("methods", [])
+        methods = loader.read_yaml(path, "RUN", yaml_text.RECORDED).get("methods", [])
     labels = [each.get("label") or each.get("name") if isinstance(each, dict) else each for each in methods]
     return lambda record: labels.index(record.label) if record.label in labels else len(labels)
 

@@ -1,15 +1,14 @@
 """Compute the table of a comparison: means over seeds, per cent of a baseline, costs of targets, Pareto fronts."""
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raysim.analysis.comparison.curves import curve_of
-from raysim.analysis.comparison.figures import figures_of
+from raysim.analysis.comparison.figures import FURTHER, WIDTH, figures_of
 from raysim.analysis.comparison.rows import Row
 from raysim.analysis.comparison.run_record import RunRecord
-from raysim.analysis.tables.columns import ACCURACIES
-from raysim.analysis.tables.means import against
+from raysim.analysis.tables.columns import ACCURACIES, FINAL, LAST_MEAN, leading
+from raysim.analysis.tables.means import against, paired
 
 SPENT = ("megabytes", "simulated_s", "energy_j")
 """The costs that accuracy is compared with, in the order of the table's columns."""
@@ -25,11 +24,24 @@ def table_of(rows: Sequence[Row], baseline: Row, targets: Sequence[float]) -> li
         targets: Accuracies whose costs are computed.
     """
     by_row = {id(row): _Measured(row, targets) for row in rows}
-    table = [_figures(by_row[id(row)], by_row[id(baseline)], targets) for row in rows]
+    leads = leading_of([figures for each in by_row.values() for figures in each.figures.values()])
+    if leads != LAST_MEAN:  # a mean of the last evaluations that some runs lack compares nothing
+        for each in by_row.values():
+            each.figures = {seed: dict(found) for seed, found in each.figures.items()}
+            for found in each.figures.values():
+                found.pop(LAST_MEAN, None)
+    known = {name for measured in by_row.values() for figures in measured.figures.values() for name in figures}
+    widths = sorted((name for name in known if name.startswith((WIDTH, FURTHER))), reverse=True)
+    table = [_figures(by_row[id(row)], by_row[id(baseline)], targets, leads, widths) for row in rows]
     for name in compared_costs(table):
         for index in front([_point(each, name) for each in table]):
             table[index]["fronts"].append(name)
     return table
+
+
+def leading_of(figures: Sequence[Mapping[str, float]]) -> str:
+    """Return the accuracy by which rows are compared, from the figures of all their runs."""
+    return leading([LAST_MEAN in each for each in figures if FINAL in each])
 
 
 def compared_costs(table: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -39,7 +51,7 @@ def compared_costs(table: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def has_both(row: Mapping[str, Any], cost: str) -> bool:
     """Whether a row has an accuracy and a cost."""
-    return row[cost]["mean"] is not None and row["accuracy_last10"]["mean"] is not None
+    return row[cost]["mean"] is not None and row[row["leading"]]["mean"] is not None
 
 
 class _Measured:
@@ -64,7 +76,9 @@ class _Measured:
         return {seed: figures[name] for seed, figures in self.figures.items() if name in figures}
 
 
-def _figures(own: _Measured, base: _Measured, targets: Sequence[float]) -> dict[str, Any]:
+def _figures(
+    own: _Measured, base: _Measured, targets: Sequence[float], leads: str, widths: Sequence[str]
+) -> dict[str, Any]:
     row = own.row
     return {
         "label": row.label,
@@ -77,7 +91,9 @@ def _figures(own: _Measured, base: _Measured, targets: Sequence[float]) -> dict[
         "runs": [run.name for run in row.runs],
         "states": [run.state for run in row.runs],
         **{name: against(own.of(name), base.of(name)) for name in AVERAGED},
-        **_points(own.of("accuracy_last10"), base.of("accuracy_last10")),
+        "leading": leads,
+        **paired(own.of(leads), base.of(leads)),
+        "widths": {name: against(own.of(name), base.of(name)) for name in widths},
         "targets": [_target(target, own, base) for target in targets],
         "fronts": [],
     }
@@ -94,21 +110,11 @@ def _target(target: float, own: _Measured, base: _Measured) -> dict[str, Any]:
     return found
 
 
-def _points(own: Mapping[int, float], base: Mapping[int, float]) -> dict[str, Any]:
-    """Return how many points of accuracy a row is above another, over the seeds of both, and which these are."""
-    shared = sorted(own.keys() & base.keys())
-    return {
-        "points": 100 * statistics.fmean(own[seed] - base[seed] for seed in shared) if shared else None,
-        "points_seeds": shared,
-        "points_are_all": own.keys() <= base.keys(),
-    }
-
-
 def _point(figures: Mapping[str, Any], cost: str) -> tuple[float, float] | None:
     """Return what a row spent and reached; None if that is not known, or none of its runs finished."""
     if not figures["is_whole"] or not has_both(figures, cost):
         return None
-    return figures[cost]["mean"], figures["accuracy_last10"]["mean"]
+    return figures[cost]["mean"], figures[figures["leading"]]["mean"]
 
 
 def front(points: Sequence[tuple[float, float] | None]) -> list[int]:

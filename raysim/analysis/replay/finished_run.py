@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from raysim.budgets.solver import BudgetSolver
 from raysim.clock.timing import CohortLoad
 from raysim.config.experiment import ExperimentSettings
@@ -37,6 +40,7 @@ class FinishedRun:
         rounds: One row per round.
         solver: The solver of the budgets; None if they were not solved.
         devices: The devices of all clients.
+        examples: The training rows of each client, `(clients,)`. None: they were not recorded.
     """
 
     name: str
@@ -46,6 +50,7 @@ class FinishedRun:
     rounds: Columns
     solver: BudgetSolver | None
     devices: Devices
+    examples: NDArray[np.int64] | None = None
 
 
 def read(run: str, tracking_uri: str | None = None) -> FinishedRun:
@@ -69,7 +74,14 @@ def read(run: str, tracking_uri: str | None = None) -> FinishedRun:
             check_has("clients.parquet", found.clients, CLIENT_COLUMNS)
             check_has("rounds.parquet", found.rounds, ROUND_COLUMNS)
         return FinishedRun(
-            run, found.settings, found.summary, found.clients, found.rounds, found.budgets, found.devices
+            run,
+            found.settings,
+            found.summary,
+            found.clients,
+            found.rounds,
+            found.budgets,
+            found.devices,
+            found.examples,
         )
 
 

@@ -7,11 +7,10 @@ from raysim.analysis.replay.finished_run import FinishedRun
 from raysim.budgets.solver import TOLERANCE, BudgetSolver
 from raysim.clock import outcomes
 from raysim.clock.interruptions import availability_varies
-from raysim.core.plugins import is_dotted
 from raysim.core.tensors import Columns
 from raysim.methods.method import Method
 from raysim.population.profiles import FIGURES, Devices, OnlineIntervals
-from raysim.selection.table import SELECTIONS
+from raysim.selection.table import looks_at
 
 SOLVED_FROM = (
     "flops_per_s", "down_bytes_per_s", "up_bytes_per_s", "latency_s", "step_overhead_s", "memory_bytes_per_s",
@@ -88,8 +87,3 @@ def selects_by_device(rule: str, owned: Devices, others: Devices) -> bool:
     return looks_at(rule, "last_s") or (
         rule != "uniform" and (availability_varies(owned) or availability_varies(others))
     )
-
-
-def looks_at(rule: str, column: str) -> bool:
-    """Whether a selection rule looks at a column of the clients' history; a user's own rule may look at all."""
-    return is_dotted(rule) or column in SELECTIONS[rule].columns

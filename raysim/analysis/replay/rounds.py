@@ -7,22 +7,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim.analysis.replay.async_starts import AsyncStarts
+from raysim.analysis.replay.fedavg import DenseReplay
 from raysim.analysis.replay.finished_run import FinishedRun
-from raysim.analysis.replay.other_devices import looks_at, selects_by_device
+from raysim.analysis.replay.other_devices import selects_by_device
 from raysim.analysis.replay.work import Conditions, rows_of, work_of
 from raysim.clock import energy, outcomes
 from raysim.clock.interruptions import are_reachable, interrupted
 from raysim.clock.modes import fill_buffer
 from raysim.clock.work import Absent, Plan, Work, unfinished
 from raysim.core.tensors import Columns
-from raysim.models.cost import ModelCost
+from raysim.methods.method import Method
+from raysim.selection.table import looks_at
 from raysim.simulation.accounting import (
     absent_columns,
     add_round,
     clock_columns,
     in_order,
     waiting_s,
-    with_score,
+    with_scores,
     with_targets,
 )
 from raysim.simulation.scenario import StopRules
@@ -67,6 +69,7 @@ class _State:
 
 def replay_rounds(
     recorded: FinishedRun,
+    method: Method,
     conditions: Conditions,
     changed: NDArray[np.bool_],
     knows_accuracy: bool = True,
@@ -76,6 +79,7 @@ def replay_rounds(
 
     Args:
         recorded: The run.
+        method: Its method.
         conditions: The devices and rules with which it is timed.
         changed: Which rows' clients would have trained another submodel, `(rows,)`.
         knows_accuracy: Whether rounds start from the recorded model.
@@ -83,7 +87,7 @@ def replay_rounds(
     """
     stop = StopRules(**recorded.settings.stop.model_dump(exclude_none=True))
     last = len(recorded.rounds["round"])
-    replay = _Replay(recorded, conditions, changed)
+    replay, dense = _Replay(recorded, conditions, changed), DenseReplay(recorded, method, conditions)
     state = _State(spent_before(recorded), knows_accuracy, selects_others)
     for round in range(1, last + 1):
         state = replay.selected(state, round)
@@ -94,7 +98,7 @@ def replay_rounds(
             after, table = replay.closed(after, table, rows, round)
         score = _score_of(recorded, round) if after.knows_accuracy else None
         reached = with_targets(after.totals, score, recorded.settings.evaluation.targets, round)
-        after = replace(after, totals=reached)
+        after = replace(after, totals=replace(reached, fedavg=dense.after(reached, is_over)))
         state = replace(after, knows_accuracy=after.knows_accuracy and not answers)
         yield ReplayedRound(
             round,
@@ -116,7 +120,6 @@ class _Replay:
 
     def __init__(self, recorded: FinishedRun, conditions: Conditions, changed: NDArray[np.bool_]) -> None:
         self._recorded, self._conditions, self._changed = recorded, conditions, changed
-        self._dense = ModelCost(**recorded.summary["full_model"])
         self._rounds = _rows_by_round(recorded)
         self._began_s = [spent_before(recorded).simulated_s, *recorded.rounds["simulated_s"][:-1].tolist()]
         self._starts = None
@@ -165,9 +168,10 @@ class _Replay:
         """Return the state after a round, and the round's table."""
         recorded, conditions, now_s = self._recorded, self._conditions, state.totals.simulated_s
         table = self._table(plan, rows, round, now_s, state.history)
-        totals = add_round(state.totals, plan, table, self._dense, recorded.settings.training.epochs)
+        totals = add_round(state.totals, plan, table)
         knows = state.knows_accuracy and not other_work(table, rows) and not self._trained_otherwise(table)
-        totals = with_score(totals, _score_of(recorded, round) if knows else None)
+        score = _score_of(recorded, round) if knows else None
+        totals = with_scores(totals, score, _score_of(recorded, round, "validation_"), round)
         waits = conditions.rules.mode.waits_for_end
         ends_s = now_s + plan.round_s - conditions.rules.server_s if waits else None
         history = energy.remembered(conditions.devices, state.history, table, ends_s)
@@ -178,7 +182,7 @@ class _Replay:
         now_s = state.totals.simulated_s
         rest = Plan(tuple(unfinished(work, now_s) for work in state.in_flight), Absent.nobody(), (), 0.0, {})
         given_up = self._table(rest, rows, round, now_s, state.history)
-        totals = add_round(state.totals, rest, given_up, self._dense, self._recorded.settings.training.epochs)
+        totals = add_round(state.totals, rest, given_up)
         totals = replace(totals, empty_rounds=state.totals.empty_rounds)
         together = in_order([table, given_up], round)
         return replace(state, totals=totals, in_flight=()), together
@@ -259,6 +263,7 @@ def spent_before(recorded: FinishedRun) -> Totals:
     summary, clients = recorded.summary, recorded.clients
     totals = Totals(
         **{name: summary[name] for name in summary if name.startswith("preparation_")},
+        statistics_flops=summary.get("statistics_flops", 0),
         down_bytes=summary["down_bytes"] - int(clients["down_bytes"].sum()),
         up_bytes=summary["up_bytes"] - int(clients["up_bytes"].sum()),
     )
@@ -282,6 +287,9 @@ def _rows_by_round(recorded: FinishedRun) -> dict[int, Columns]:
     }
 
 
-def _score_of(recorded: FinishedRun, round: int) -> Score | None:
-    accuracy, loss = (float(recorded.rounds[name][round - 1]) for name in ("accuracy", "loss"))
+def _score_of(recorded: FinishedRun, round: int, rows: str = "") -> Score | None:
+    """Return the score on the test rows, or with `validation_` that on the validation rows, if there is one."""
+    if f"{rows}accuracy" not in recorded.rounds:
+        return None
+    accuracy, loss = (float(recorded.rounds[f"{rows}{name}"][round - 1]) for name in ("accuracy", "loss"))
     return None if np.isnan(accuracy) else Score(accuracy, loss)

@@ -17,6 +17,7 @@ from raysim.clock.modes import DEADLINE, ClockRules
 from raysim.config import loader
 from raysim.config.population import PopulationSettings
 from raysim.core.errors import SettingError
+from raysim.methods.method import Method
 from raysim.population import sources
 from raysim.population.profiles import Devices
 from raysim.simulation.build import clock_rules, method_of
@@ -29,12 +30,14 @@ class Replay:
     Attributes:
         recorded: The run.
         rounds: Its rounds, timed again.
+        devices: The devices on which it is timed.
         changed: Which recorded rows' clients would have trained another submodel, `(rows,)`.
         unknown: The facts that a replay cannot derive from the records.
     """
 
     recorded: FinishedRun
     rounds: Sequence[ReplayedRound]
+    devices: Devices
     changed: NDArray[np.bool_]
     unknown: Sequence[Unknown]
 
@@ -70,19 +73,19 @@ def replay(recorded: FinishedRun, others: Devices | None = None, deadline_s: flo
     conditions = Conditions(devices, rules, settings.seed, cohort_size, epochs, method.min_epochs)
     selects_others = moved and other_devices.selects_by_device(settings.selection.rule, recorded.devices, devices)
     knows_accuracy = not (moved and method.learns_widths)
-    rounds = list(replay_rounds(recorded, conditions, changed, knows_accuracy, selects_others))
+    rounds = list(replay_rounds(recorded, method, conditions, changed, knows_accuracy, selects_others))
     if not moved and deadline_s is None:
-        return Replay(recorded, rounds, changed, unknown.not_reproduced(recorded, rounds))
-    found = unknown.not_reproduced(recorded, unchanged(recorded, conditions))
+        return Replay(recorded, rounds, devices, changed, unknown.not_reproduced(recorded, rounds))
+    found = unknown.not_reproduced(recorded, unchanged(recorded, method, conditions))
     found += unknown.of_devices(recorded, method, devices) if moved else []
-    return Replay(recorded, rounds, changed, found + unknown.of_rounds(recorded, method, rounds, changed))
+    return Replay(recorded, rounds, devices, changed, found + unknown.of_rounds(recorded, method, rounds, changed))
 
 
-def unchanged(recorded: FinishedRun, conditions: Conditions) -> list[ReplayedRound]:
+def unchanged(recorded: FinishedRun, method: Method, conditions: Conditions) -> list[ReplayedRound]:
     """Return the rounds of a run, timed again on its own devices with its own deadline."""
     rules = clock_rules(recorded.settings)
     own = replace(conditions, devices=recorded.devices, rules=rules, epochs=None)
-    return list(replay_rounds(recorded, own, np.zeros(len(recorded.clients["client"]), dtype=np.bool_)))
+    return list(replay_rounds(recorded, method, own, np.zeros(len(recorded.clients["client"]), dtype=np.bool_)))
 
 
 def with_deadline(rules: ClockRules, deadline_s: float | None) -> ClockRules:

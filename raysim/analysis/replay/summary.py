@@ -5,12 +5,17 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
+from raysim.analysis.replay.fedavg import why_unknown
+from raysim.analysis.replay.finished_run import FinishedRun
 from raysim.analysis.replay.run import Replay
 from raysim.clock import outcomes
-from raysim.core.formatting import duration
+from raysim.core.formatting import AGAINST_FEDAVG, NOT_COUNTED, duration
+from raysim.core.tensors import Columns
 from raysim.experiment.cost import Prices, costs_of
+from raysim.simulation.participation import Participation
 from raysim.simulation.state import summary_of, targets_of
 
 COMPARED = (
@@ -19,6 +24,8 @@ COMPARED = (
 """Entries of the run's own summary that are shown beside those of the replay."""
 
 
+PERCENTS = {f"{name}_percent_of_fedavg": f"{title} against FedAvg" for name, title in AGAINST_FEDAVG.items()}
+"""Title of each per cent of FedAvg's costs, by its entry of the summary."""
 AMOUNTS = (
     ("energy of the devices", "energy_j", "J"),
     ("download", "down_bytes", "B"),
@@ -26,6 +33,9 @@ AMOUNTS = (
     ("training", "train_flops", "FLOP"),
 )
 """Title, entry of the summary, and unit of the amounts in the table of the run."""
+
+SCORES = ("metrics", "widths")
+"""Scores of the final model; a replay trains nothing, so it has the run's own, or none."""
 
 
 def summary_from(replay: Replay) -> dict[str, Any]:
@@ -42,18 +52,36 @@ def summary_from(replay: Replay) -> dict[str, Any]:
         "rounds": last.round,
         "accuracy": totals.accuracy if knows else None,
         "best_accuracy": totals.best_accuracy if knows else None,
+        **{name: recorded.summary[name] if knows else None for name in SCORES if name in recorded.summary},
         **summary_of(totals),
+        "why_no_fedavg": why_unknown(recorded),
         "targets": _targets(replay),
         "costs": {name: cost for name, cost in costs.items() if name.startswith("device_")},
         "full_model": recorded.summary["full_model"],
+        "num_classes": recorded.summary.get("num_classes"),
         "round_s": [each.round_s for each in replay.rounds],
         "tiers": tier_rows(replay),
+        "never_counted": _never_counted(replay),
         "exact": not replay.unknown,
         "unknown": [asdict(each) for each in replay.unknown],
         "flagged_rounds": replay.flagged_rounds,
         "flagged_client_rounds": sum(int(replay.changed[each.clients["row"]].sum()) for each in replay.rounds),
-        "recorded": {name: recorded.summary.get(name) for name in COMPARED},
+        "recorded": _recorded(recorded),
     }
+
+
+def _never_counted(replay: Replay) -> dict[str, Any]:
+    found = Participation(replay.devices)
+    for each in replay.rounds:
+        found.add(each.clients["client"], each.clients["fate"])
+    return found.never_counted()
+
+
+def _recorded(recorded: FinishedRun) -> dict[str, Any]:
+    """Return what the run spent and reached; runs of earlier versions were compared with another FedAvg."""
+    found = {name: recorded.summary.get(name) for name in COMPARED}
+    is_known = recorded.summary.get("fedavg") is not None
+    return found | {name: recorded.summary.get(name) if is_known else None for name in PERCENTS}
 
 
 def _targets(replay: Replay) -> list[dict[str, Any]]:
@@ -64,20 +92,28 @@ def _targets(replay: Replay) -> list[dict[str, Any]]:
 
 
 def tier_rows(replay: Replay) -> list[dict[str, Any]]:
-    """Return the mean seconds of a client's work for each tier of the run, recorded and replayed."""
-    recorded = replay.recorded.clients
-    names = ("row", "total_s", "fate")
+    """Return the mean seconds of a client's work for each tier of the replay's devices, recorded and replayed.
+
+    Both are of the clients that are in the tier now; `was` names the tiers that they had in the run.
+    """
+    recorded, devices = replay.recorded.clients, replay.devices
+    names = ("client", "total_s", "fate")
     now = {name: np.concatenate([each.clients[name] for each in replay.rounds]) for name in names}
     rows = []
-    for tier in np.unique(recorded["tier"]):
-        before = (recorded["tier"] == tier) & np.isin(recorded["fate"], outcomes.ABSENT, invert=True)
-        after = (recorded["tier"][now["row"]] == tier) & np.isin(now["fate"], outcomes.ABSENT, invert=True)
-        recorded_s, replayed_s = _mean(recorded["total_s"][before]), _mean(now["total_s"][after])
-        rows.append({"tier": str(tier), "recorded_s": recorded_s, "replayed_s": replayed_s})
+    for index, tier in enumerate(devices.tiers):
+        before, after = (_at_work(table, devices.tier_of[table["client"]] == index) for table in (recorded, now))
+        if before.any() or after.any():
+            was = sorted({str(name) for name in recorded["tier"][before]})
+            recorded_s, replayed_s = _mean(recorded["total_s"][before]), _mean(now["total_s"][after])
+            rows.append({"tier": tier, "was": was, "recorded_s": recorded_s, "replayed_s": replayed_s})
     return rows
 
 
-def _mean(seconds: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float | None:
+def _at_work(clients: Columns, members: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return np.asarray(members & np.isin(clients["fate"], outcomes.ABSENT, invert=True))
+
+
+def _mean(seconds: NDArray[np.float64]) -> float | None:
     return float(seconds.mean()) if len(seconds) else None
 
 
@@ -88,18 +124,26 @@ def tables(summary: Mapping[str, Any]) -> list[Table]:
         run.add_column(heading, justify="right" if heading else "left")
     run.add_row("simulated time", duration(before["simulated_s"]), duration(summary["simulated_s"]))
     for name, key, unit in AMOUNTS:
-        run.add_row(name, *(in_unit(each[key], unit) for each in (before, summary)))
+        run.add_row(name, *(_amount(each[key], unit) for each in (before, summary)))
+    for key, title in PERCENTS.items():
+        if before[key] is not None or summary[key] is not None:
+            run.add_row(title, *("-" if each[key] is None else f"{each[key]:.1f} %" for each in (before, summary)))
     run.add_row("client rounds that count", *(_counted(each["fates"]) for each in (before, summary)))
     run.add_row("rounds without any update", *(str(each["empty_rounds"]) for each in (before, summary)))
     for was, target in zip(before["targets"], summary["targets"], strict=True):
         run.add_row(f"accuracy {target['accuracy']:g}", _target(was), _target(target))
     tiers = Table(title="mean seconds of a client's work")
-    for heading in ("tier", "recorded", "replayed"):
-        tiers.add_column(heading, justify="left" if heading == "tier" else "right")
+    moved = any(row["was"] != [row["tier"]] for row in summary["tiers"])
+    for heading in ("tier", *(["in the run"] if moved else []), "recorded", "replayed"):
+        tiers.add_column(heading, justify="right" if heading in ("recorded", "replayed") else "left")
     for row in summary["tiers"]:
-        seconds = (row["recorded_s"], row["replayed_s"])
-        tiers.add_row(row["tier"], *("-" if each is None else f"{each:.2f}" for each in seconds))
+        seconds = ("-" if each is None else f"{each:.2f}" for each in (row["recorded_s"], row["replayed_s"]))
+        tiers.add_row(row["tier"], *([", ".join(row["was"])] if moved else []), *seconds)
     return [run, tiers]
+
+
+def _amount(number: float, unit: str) -> str:
+    return NOT_COUNTED if unit == "J" and not number else in_unit(number, unit)
 
 
 def in_unit(number: float, unit: str) -> str:
@@ -128,9 +172,11 @@ def _target(target: Mapping[str, Any]) -> str:
 
 def unknown_lines(summary: Mapping[str, Any]) -> list[str]:
     """Return what the replay cannot know, one line each."""
+    why = summary["why_no_fedavg"]
+    not_compared = [f"not compared with FedAvg: {why}"] if why else []
     if summary["exact"]:
-        return ["exact: nothing of this depends on another model or on other selected clients"]
-    lines = ["not known, or assumed to be as recorded:"]
+        return [*not_compared, "exact: nothing of this depends on another model or on other selected clients"]
+    lines = [*not_compared, "not known, or assumed to be as recorded:"]
     for each in summary["unknown"]:
         counts = [f"{each[name]} {name.replace('_', ' ')}" for name in ("client_rounds", "rounds") if each[name]]
         lines.append(f"  {each['reason']}" + (f" ({', '.join(counts)})" if counts else ""))

@@ -37,6 +37,7 @@ class Outcome:
         unlogged: Metrics of its rounds that are not logged to MLflow.
         full_model: The costs of the full model, by name.
         devices: The devices of all clients; None if its process was lost.
+        num_classes: The classes of its data; None if its process was lost.
     """
 
     digests: dict[str, str]
@@ -50,6 +51,7 @@ class Outcome:
     unlogged: frozenset[str] = frozenset()
     full_model: Mapping[str, Any] = field(default_factory=dict)
     devices: Devices | None = None
+    num_classes: int | None = None
 
     @property
     def accuracies(self) -> list[float]:
@@ -69,8 +71,9 @@ def run_one(scenario: Scenario, device: str = "cpu") -> Outcome:
         "started_ms": int(time.time() * 1000),
         "digests": digests_of(scenario),
         "devices": devices,
-        "unlogged": metrics.left_out(devices, scenario.diagnose_every > 0),
+        "unlogged": metrics.left_out_of(scenario),
         "full_model": asdict(scenario.costs.dense),
+        "num_classes": scenario.workload.data.num_classes,
     }
     reports: list[RoundReport] = []
     started = time.monotonic()
@@ -90,6 +93,12 @@ def _execute(scenario: Scenario, device: str, reports: list[RoundReport]) -> dic
             reports.append(report)
         final = runner.final_state()
     return {"params": tensors.as_arrays(final.served_params), "params_sha256": tensors.digest(final.params)}
+
+
+def check_split(name: str, outcome: Outcome, digests: Mapping[str, str]) -> None:
+    """Raise RuntimeError if a run has another split than the others."""
+    if outcome.digests != digests:
+        raise RuntimeError(f"{name}: its split is {outcome.digests}, not {dict(digests)}")
 
 
 def digests_of(scenario: Scenario) -> dict[str, str]:

@@ -1,57 +1,26 @@
 """Plan the runs of a comparison file: every method with every seed, over one split."""
 
 import copy
-import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raysim.analysis.study import grid
+from raysim.analysis.study.grid import names_in
+from raysim.analysis.study.settings import ComparisonSettings, MethodEntry
 from raysim.config import loader
 from raysim.config.executor import ExecutorSettings
 from raysim.config.experiment import ExperimentSettings
-from raysim.config.settings import Settings
 from raysim.config.tracking import TrackingSettings
 from raysim.core.errors import SettingError, nearest_first
+from raysim.methods.table import METHODS
 from raysim.simulation.build import check_names
 
 OWN = ("method", "server", "training", "compression")
 """Groups of settings that may differ between rows; all others are shared, so that rows can be compared."""
 FIXED = {"seed": "--seeds", "method.name": "--methods"}
-
-
-class MethodEntry(Settings):
-    """One row: a method with its own settings; a bare name is a method without any."""
-
-    name: str
-    """Method, as in `method.name`."""
-    label: str | None = None
-    """Name of the row; null: the method's. A method may have several rows with different labels."""
-    set: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
-    """Settings of this row, under `method`, `server`, `training` or `compression`: `{training.epochs: 2}`."""
-
-    @property
-    def title(self) -> str:
-        """Name of the row."""
-        return self.name if self.label is None else self.label
-
-    @property
-    def file_name(self) -> str:
-        """The row's name as part of a path."""
-        return re.sub(r"[^A-Za-z0-9._+-]", "-", self.title)
-
-
-class ComparisonSettings(Settings):
-    """One comparison."""
-
-    base: dict[str, Any]
-    """The settings of an experiment, or the path of its file relative to this one; its method is replaced."""
-    set: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
-    """Settings that replace the base's in all rows, by dotted name: `{rounds: 40}`."""
-    methods: list[MethodEntry]
-    """The rows, at least one."""
-    seeds: list[int]
-    """Seeds of every row, at least one; they decide initial weights, batches, cohorts and the clock's variation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +50,13 @@ class Comparison:
         settings: The content of the file.
         base: The settings that all runs share; its method is ignored.
         runs: Method by method, with seeds in order.
+        trials: The runs that tune its rows: combination by combination, with seeds in order; empty without a grid.
     """
 
     settings: ComparisonSettings
     base: ExperimentSettings
     runs: tuple[Run, ...]
+    trials: tuple[Run, ...] = ()
 
 
 def load(
@@ -102,14 +73,23 @@ def load(
     Raises:
         SettingError: If the file cannot be read or a setting is not allowed.
     """
-    settings = loader.validated(_normalised(loader.read_yaml(path), path.parent), ComparisonSettings)
+    settings = loader.validated(normalised(loader.read_with_base(path)), ComparisonSettings)
     changes: dict[str, Any] = {"methods": settings.methods, "seeds": settings.seeds}
     if methods is not None:
         changes["methods"] = _chosen(settings.methods, methods)
     if seeds is not None:
         changes["seeds"] = _seeds(seeds)
-    _check(settings.model_copy(update=changes))
-    return plan(_overridden(settings.model_copy(update=changes), overrides))
+    return plan(adapted(settings.model_copy(update=changes), overrides))
+
+
+def adapted(settings: ComparisonSettings, overrides: Sequence[str]) -> ComparisonSettings:
+    """Return a checked comparison with settings that replace those of all rows.
+
+    Raises:
+        SettingError: If something is given twice or missing, or a row sets what all rows share.
+    """
+    _check(settings)
+    return _overridden(settings, overrides)
 
 
 def plan(settings: ComparisonSettings) -> Comparison:
@@ -126,11 +106,17 @@ def plan(settings: ComparisonSettings) -> Comparison:
     _check_executor(base.executor)
     check_tracking(base.tracking, "comparison")
     _check_observers(base.tracking)
+    if settings.tune and not base.data.validation_share:
+        raise SettingError(
+            "data.validation_share=0.0 is not allowed with tune; allowed: above 0, the rows to tune by"
+        )
+    grid.check(settings)
     runs = []
     for entry in settings.methods:
         first = _settings_of(entry, settings, shared, base)
         runs += [Run(entry, seed, first.model_copy(update={"seed": seed})) for seed in settings.seeds]
-    return Comparison(settings, base, tuple(runs))
+    trials = plan(grid.of_trials(settings, settings.tune)).runs if settings.tune else ()
+    return Comparison(settings, base, tuple(runs), trials)
 
 
 def _check_executor(executor: ExecutorSettings) -> None:
@@ -173,8 +159,11 @@ def _settings_of(
     own = copy.deepcopy(shared) | {"method": {"name": entry.name}}
     try:
         for name, value in (*settings.set.items(), *entry.set.items()):
-            loader.set_value(own, name, value)
+            loader.set_value(own, name, copy.deepcopy(value))
+        if isinstance(own["method"], dict):
+            own["method"].setdefault("name", entry.name)  # a section without a name replaces the rest of the method
         checked = loader.validated(own, ExperimentSettings)
+        _check_trains_what_it_is_called(entry, checked)
         data = checked.data.model_copy(update={"split_seed": base.split_seed})
         executor = ExecutorSettings(kind="in-process")
         checked = checked.model_copy(update={"data": data, "executor": executor})
@@ -184,14 +173,23 @@ def _settings_of(
     return checked
 
 
-def _normalised(content: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the content of a file with entries for bare names of methods, and the settings of the base's file."""
-    content = dict(content)
-    if isinstance(content.get("methods"), list):
-        content["methods"] = [{"name": entry} if isinstance(entry, str) else entry for entry in content["methods"]]
-    if isinstance(content.get("base"), str):
-        content["base"] = loader.read_yaml(folder / content["base"])
-    return content
+def _check_trains_what_it_is_called(entry: MethodEntry, settings: ExperimentSettings) -> None:
+    if settings.method.name != entry.name:
+        raise SettingError(
+            f"method.name={settings.method.name!r} is not allowed; allowed: {entry.name!r}, as the row"
+        )
+    if entry.title in METHODS and entry.title != entry.name:
+        raise SettingError(
+            f"label={entry.title!r} is the name of another method; allowed: {entry.name!r} or a label of your own"
+        )
+
+
+def normalised(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a file with entries for bare names of methods."""
+    methods = content.get("methods")
+    if not isinstance(methods, list):
+        return content
+    return content | {"methods": [{"name": entry} if isinstance(entry, str) else entry for entry in methods]}
 
 
 def _overridden(settings: ComparisonSettings, overrides: Sequence[str]) -> ComparisonSettings:
@@ -202,11 +200,17 @@ def _overridden(settings: ComparisonSettings, overrides: Sequence[str]) -> Compa
     def is_replaced(name: str) -> bool:
         return any(name == other or name.startswith(f"{other}.") for other in given)
 
-    methods = [
-        entry.model_copy(update={"set": {name: value for name, value in entry.set.items() if not is_replaced(name)}})
-        for entry in settings.methods
-    ]
-    return settings.model_copy(update={"set": settings.set | given, "methods": methods})
+    def own_set(entry: MethodEntry) -> dict[str, Any]:
+        own = {name: copy.deepcopy(value) for name, value in entry.set.items() if not is_replaced(name)}
+        for name, value in given.items():
+            for section in own:
+                if name.startswith(f"{section}.") and isinstance(own[section], dict):
+                    loader.set_value(own[section], name.removeprefix(f"{section}."), value)
+        return own
+
+    methods = [entry.model_copy(update={"set": own_set(entry)}) for entry in settings.methods]
+    tune = settings.tune and settings.tune.without([name for name in settings.tune.grid if is_replaced(name)])
+    return settings.model_copy(update={"set": settings.set | given, "methods": methods, "tune": tune})
 
 
 def _chosen(entries: Sequence[MethodEntry], labels: str) -> list[MethodEntry]:
@@ -228,24 +232,33 @@ def _seeds(text: str) -> list[int]:
 def _check(settings: ComparisonSettings) -> None:
     names = [entry.file_name for entry in settings.methods]
     given: dict[str, list[Any]] = {"methods": names, "seeds": settings.seeds}
+    if settings.tune:
+        given |= {"tune.grid": list(settings.tune.grid), "tune.seeds": settings.tune.seeds}
+        given |= {f"tune.grid.{name}": values for name, values in settings.tune.grid.items()}
     for name, values in given.items():
-        twice = [value for value in values if values.count(value) > 1]
+        counts = Counter(map(repr, values))
+        twice = next((value for value, count in counts.items() if count > 1), None)
         if not values or twice:
-            found = f"{name}=[]" if not values else f"{name}: {twice[0]!r} is given twice, which"
+            found = f"{name} is empty, which" if not values else f"{name}: {twice} is given twice, which"
             raise SettingError(f"{found} is not allowed; allowed: at least one, all different")
     if min(settings.seeds) < 0:
         raise SettingError(f"seeds={settings.seeds} is not allowed; allowed: whole numbers, at least 0")
     _check_set("set", settings.set)
     for entry in settings.methods:
-        for name in entry.set:
-            if name.partition(".")[0] not in OWN or name in FIXED:
-                raise SettingError(
-                    f"methods: {entry.title!r}: set: {name!r} is not allowed, since rows must be comparable; "
-                    f"allowed: settings under {', '.join(OWN)}"
-                )
+        _check_own(f"methods: {entry.title!r}: set", names_in(entry.set))
+    _check_own("tune: grid", settings.tune.grid if settings.tune else ())
+
+
+def _check_own(where: str, names: Iterable[str]) -> None:
+    for name in names:
+        if name.partition(".")[0] not in OWN or name in FIXED:
+            raise SettingError(
+                f"{where}: {name!r} is not allowed, since rows must be comparable; "
+                f"allowed: settings under {', '.join(OWN)}"
+            )
 
 
 def _check_set(where: str, given: Mapping[str, Any]) -> None:
-    for name in given:
+    for name in names_in(given):
         if name in FIXED:
             raise SettingError(f"{where} {name!r} is not allowed in a comparison; it has {FIXED[name]}")

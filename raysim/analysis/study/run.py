@@ -1,32 +1,43 @@
 """Run a comparison: one run after another in this process, or spread over Ray with one CPU per run."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
-from raysim.analysis.study.one_run import Outcome, digests_of, run_one
-from raysim.analysis.study.plan import Comparison
+from raysim.analysis.study import tuning
+from raysim.analysis.study.one_run import Outcome, check_split, digests_of, run_one
+from raysim.analysis.study.plan import Comparison, Run
 from raysim.analysis.study.table import Figures
 from raysim.analysis.study.writer import ComparisonWriter
+from raysim.config.executor import ExecutorSettings
+from raysim.config.experiment import ExperimentSettings
 from raysim.core.errors import RunFailedError, SettingError
 from raysim.core.formatting import duration
 from raysim.core.log import info, warning
 from raysim.simulation.build import build_scenario
-from raysim.simulation.scenario import Scenario
 
 
-def run(writer: ComparisonWriter) -> None:
+def run(writer: ComparisonWriter, digests: dict[str, str] | None = None) -> None:
     """Execute all runs of a comparison; each is written as soon as it has ended, even if others fail.
+
+    Args:
+        writer: Its writer.
+        digests: The hashes of its split, if `check` has returned them; None: it is checked first.
 
     Raises:
         SettingError: If a setting does not fit the data or the model; nothing has been trained then.
         RunFailedError: If runs failed, once all the others have finished.
     """
-    runs, status = writer.comparison.runs, "KILLED"
-    digests = check(writer.comparison)
+    status = "KILLED"
+    digests = check(writer.comparison) if digests is None else digests
     try:
         writer.begin(digests)
-        for index, outcome in outcomes(writer.comparison, digests):
-            figures = writer.add(runs[index], outcome)
-            _log(figures, outcome, f"{len(writer.figures)}/{len(runs)}")
+        if writer.comparison.trials:
+            writer.tune(tuning.judged(writer.comparison.settings, _tried(writer)))
+        runs = writer.comparison.runs
+        missing = writer.take_earlier(runs)
+        for index, outcome in outcomes(missing, writer.comparison.base.executor, digests):
+            figures = writer.add(missing[index], outcome)
+            name = f"{len(writer.figures)}/{len(runs)}  {figures['label']} seed {figures['seed']}"
+            _log(name, outcome, _reached(figures))
         failed = [figures for figures in writer.figures if figures["failure"]]
         status = "FAILED" if failed else "FINISHED"
     except Exception:
@@ -39,8 +50,26 @@ def run(writer: ComparisonWriter) -> None:
         raise RunFailedError(0, -1, f"{len(failed)} of {len(runs)} runs failed ({named})")
 
 
+def _tried(writer: ComparisonWriter) -> Iterator[tuple[int, float | str]]:
+    """Yield the index of each trial, and its accuracy on validation rows or why it failed, as it ends."""
+    trials, executor = writer.comparison.trials, writer.comparison.base.executor
+    earlier = dict(writer.earlier_trials(trials))
+    yield from earlier.items()
+    missing = [index for index in range(len(trials)) if index not in earlier]
+    outcomes_of_missing = outcomes([trials[index] for index in missing], executor, writer.digests)
+    for count, (position, outcome) in enumerate(outcomes_of_missing, 1 + len(earlier)):
+        trial = trials[missing[position]]
+        label = f"{trial.label}, seed {trial.seed}"
+        check_split(label, outcome, writer.digests)
+        result = outcome.failure or tuning.validation_accuracy(outcome)
+        writer.add_trial(trial, outcome, result)
+        reached = "" if isinstance(result, str) else f"{result:.4f} on validation rows"
+        _log(f"tuning {count}/{len(trials)}  {label}", outcome, f"accuracy {reached}")
+        yield missing[position], result
+
+
 def check(comparison: Comparison) -> dict[str, str]:
-    """Build every method once without training, and return the hashes of the split they share.
+    """Build every method and trial once without training, and return the hashes of the split they share.
 
     Raises:
         SettingError: If a method does not fit the data or the model.
@@ -48,16 +77,24 @@ def check(comparison: Comparison) -> dict[str, str]:
     digests: dict[str, str] = {}
     for entry in comparison.settings.methods:
         settings = next(run.settings for run in comparison.runs if run.entry is entry)
-        try:
-            digests = digests_of(build_scenario(settings))
-        except SettingError as error:
-            raise SettingError(f"methods: {entry.title!r}: {error}") from None
+        digests = _digests_of(entry.title, settings)
+    for trial in tuning.not_of_numbers(comparison):
+        _digests_of(trial.label, trial.settings)
     return digests
 
 
-def outcomes(comparison: Comparison, digests: dict[str, str]) -> Iterator[tuple[int, Outcome]]:
+def _digests_of(row: str, settings: ExperimentSettings) -> dict[str, str]:
+    try:
+        return digests_of(build_scenario(settings))
+    except SettingError as error:
+        raise SettingError(f"methods: {row!r}: {error}") from None
+
+
+def outcomes(
+    runs: Sequence[Run], executor: ExecutorSettings, digests: dict[str, str]
+) -> Iterator[tuple[int, Outcome]]:
     """Yield the index and outcome of each run as it ends."""
-    scenarios, executor = built(comparison), comparison.base.executor
+    scenarios = (build_scenario(run.settings) for run in runs)
     if executor.kind == "in-process":
         for index, scenario in enumerate(scenarios):
             yield index, run_one(scenario, executor.device)
@@ -69,17 +106,15 @@ def outcomes(comparison: Comparison, digests: dict[str, str]) -> Iterator[tuple[
         yield index, Outcome(digests, 0, failure=str(outcome)) if isinstance(outcome, RunFailedError) else outcome
 
 
-def built(comparison: Comparison) -> Iterable[Scenario]:
-    """Yield the scenario of each run, built when it is needed."""
-    return (build_scenario(run.settings) for run in comparison.runs)
-
-
-def _log(figures: Figures, outcome: Outcome, count: str) -> None:
-    name = f"{count}  {figures['label']} seed {figures['seed']}"
+def _log(name: str, outcome: Outcome, reached: str) -> None:
+    """Show how a run ended: why it failed, or what it reached."""
     if outcome.failure:
         warning(f"{outcome.details}{name}  failed: {outcome.failure}")
-        return
-    info(
-        f"{name}  accuracy {figures['accuracy']:.4f}  simulated {duration(figures['simulated_s'])}  "
-        f"({duration(outcome.wall_s)})"
-    )
+    else:
+        info(f"{name}  {reached}  ({duration(outcome.wall_s)})")
+
+
+def _reached(figures: Figures) -> str:
+    if figures["failure"]:
+        return ""
+    return f"accuracy {figures['accuracy']:.4f}  simulated {duration(figures['simulated_s'])}"

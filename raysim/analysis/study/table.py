@@ -4,16 +4,28 @@ Unlike the table of `raysim compare`, which holds any runs against a baseline ro
 shows what the runs counted themselves: bytes and FLOPs in per cent of dense clients in the same cohorts.
 """
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raysim.analysis.study.one_run import Outcome
-from raysim.analysis.study.plan import MethodEntry, Run
+from raysim.analysis.study.plan import Run
+from raysim.analysis.study.settings import MethodEntry
 from raysim.analysis.tables import text
-from raysim.analysis.tables.columns import ACCURACIES, Column, accuracy
-from raysim.analysis.tables.means import LAST, spread
-from raysim.simulation.state import summary_of
+from raysim.analysis.tables.columns import (
+    ACCURACIES,
+    FINAL,
+    LAST_MEAN,
+    SEEDS,
+    STAR,
+    UNITS,
+    Column,
+    accuracy,
+    leading,
+    points,
+    reached_columns,
+)
+from raysim.analysis.tables.means import LAST, LEVEL, against, default_target, last_mean, paired, spread
+from raysim.simulation.state import RoundReport, summary_of
 
 Figures = dict[str, Any]
 """Costs and results of one run, by name."""
@@ -27,10 +39,12 @@ AVERAGED = (
 )  # fmt: skip
 """Figures of which a row has mean and deviation."""
 NOTES = (
-    f"Test accuracy in percent, mean \u00b1 sample standard deviation over seeds: mean of the last {LAST} "
-    "evaluations, the last one, the best. Bytes and FLOPs: percent of what dense clients of the same cohorts would "
-    "have spent. Simulated seconds: mean over seeds, and percent of the row of fedavg. Preparation before round 1 is "
-    "included."
+    f"Test accuracy in per cent, means over seeds: of the last {LAST} evaluations where there are at least "
+    f"{2 * LAST}, of the last one, of the best; {SEEDS}. Points to the baseline (the first row of fedavg, else the "
+    f"first): mean difference over the seeds of both, with its {100 * LEVEL:.0f} % t-interval. The cost of a target: "
+    "mean of the runs that reached it, so many of all; in brackets per cent of the baseline's, over the seeds of "
+    "both. Bytes, FLOPs and simulated seconds: means over seeds, in per cent of what FedAvg would have spent in the "
+    "same rounds under the same clock. Preparation before round 1 is included."
 )
 
 
@@ -47,29 +61,73 @@ def figures_of(run: Run, outcome: Outcome) -> Figures:
     }
     if not outcome.reports:
         return figures
-    totals, last = outcome.reports[-1].totals, outcome.accuracies[-LAST:]
+    totals = outcome.reports[-1].totals
     return figures | {
         "accuracy": totals.accuracy,
         "best_accuracy": totals.best_accuracy,
-        "accuracy_last10": statistics.fmean(last) if last else None,
+        LAST_MEAN: last_mean(outcome.accuracies),
+        "num_classes": outcome.num_classes,
+        "evaluations": _evaluations(outcome.reports),
         **summary_of(totals),
         "total_bytes": totals.down_bytes + totals.up_bytes,
         **{f"preparation_{what}": getattr(totals, f"preparation_{what}") for what in ("s", "bytes", "flops")},
     }
 
 
-def rows_of(entries: Sequence[MethodEntry], runs: Sequence[Figures]) -> list[Row]:
+def _evaluations(reports: Sequence[RoundReport]) -> dict[str, list[float]]:
+    """Return the accuracy at each evaluation, and what had been spent by then."""
+    scored = [report for report in reports if report.score is not None]
+    return {
+        FINAL: [report.score.accuracy for report in scored if report.score is not None],
+        "rounds": [float(report.round) for report in scored],
+        "megabytes": [(report.totals.down_bytes + report.totals.up_bytes) / 1e6 for report in scored],
+        "simulated_s": [report.totals.simulated_s for report in scored],
+        "energy_j": [report.totals.energy_j for report in scored],
+    }
+
+
+def targets_of(entries: Sequence[MethodEntry], runs: Sequence[Figures], given: Sequence[float] = ()) -> list[float]:
+    """Return the accuracies whose costs are shown: the given ones, else one that the baseline has almost reached.
+
+    Args:
+        entries: The entries of the file.
+        runs: Costs and results of each run.
+        given: The `evaluation.targets` of all runs.
+    """
+    if given:
+        return sorted(set(given))
+    leads, own = leading_of(runs), [run for run in _scored(runs) if run["label"] == baseline_of(entries).title]
+    target = default_target([run[leads] for run in own], own[0]["num_classes"] if own else None)
+    return [] if target is None else [target]
+
+
+def baseline_of(entries: Sequence[MethodEntry]) -> MethodEntry:
+    """Return the row that the others are compared with: the first of fedavg, else the first."""
+    return next((entry for entry in entries if entry.name == "fedavg"), entries[0])
+
+
+def leading_of(runs: Sequence[Figures]) -> str:
+    """Return the accuracy by which rows are compared."""
+    return leading([run[LAST_MEAN] is not None for run in _scored(runs)])
+
+
+def _scored(runs: Sequence[Figures]) -> list[Figures]:
+    return [run for run in runs if not run["failure"] and run[FINAL] is not None]
+
+
+def rows_of(entries: Sequence[MethodEntry], runs: Sequence[Figures], given: Sequence[float] = ()) -> list[Row]:
     """Return one row per method, in the order of the file; only runs that finished count.
 
     Args:
         entries: The entries of the file.
         runs: Costs and results of each run, failed ones included.
+        given: The `evaluation.targets` of all runs.
     """
     finished = sorted((run for run in runs if not run["failure"]), key=lambda run: int(run["seed"]))
-    dense = {run["seed"]: run["simulated_s"] for run in finished if run["label"] == _reference(entries)}
-    rows = []
+    leads, targets, rows = leading_of(finished), targets_of(entries, finished, given), []
+    base = [run for run in finished if run["label"] == baseline_of(entries).title]
     for entry in entries:
-        own = [_against(run, dense) for run in finished if run["label"] == entry.title]
+        own = [run for run in finished if run["label"] == entry.title]
         failed = {run["seed"]: run["failure"] for run in runs if run["label"] == entry.title and run["failure"]}
         row: Row = {
             "label": entry.title,
@@ -78,17 +136,38 @@ def rows_of(entries: Sequence[MethodEntry], runs: Sequence[Figures]) -> list[Row
             "seeds": [run["seed"] for run in own],
             "failed": failed,
         }
-        rows.append(row | {name: spread([run[name] for run in own if run[name] is not None]) for name in AVERAGED})
+        row |= {name: spread([run[name] for run in own if run[name] is not None]) for name in AVERAGED}
+        if leads != LAST_MEAN:
+            row[LAST_MEAN] = spread([])
+        row |= {"leading": leads, **paired(_by_seed(own, leads), _by_seed(base, leads))}
+        rows.append(row | {"targets": [_target(target, own, base) for target in targets]})
     return rows
 
 
-def _reference(entries: Sequence[MethodEntry]) -> str | None:
-    return next((entry.title for entry in entries if entry.name == "fedavg"), None)
+def _by_seed(runs: Sequence[Figures], name: str) -> dict[int, float]:
+    return {run["seed"]: run[name] for run in runs if run[name] is not None}
 
 
-def _against(run: Figures, dense: Mapping[int, float]) -> Figures:
-    known = run["seed"] in dense
-    return run | {"simulated_percent_of_fedavg": 100 * run["simulated_s"] / dense[run["seed"]] if known else None}
+def _target(target: float, own: Sequence[Figures], base: Sequence[Figures]) -> dict[str, Any]:
+    """Return what a target cost the runs of a row that reached it, against the baseline's."""
+    mine, theirs = (_costs_at(target, runs) for runs in (own, base))
+    found: dict[str, Any] = {"accuracy": target, "reached": len(mine), "of": len(own)}
+    for name in ("rounds", *UNITS):
+        values, others = ({seed: costs[name] for seed, costs in each.items()} for each in (mine, theirs))
+        is_counted = name == "rounds" or any(run["energy_j"] for run in own) or name != "energy_j"
+        found[name] = against(values if is_counted else {}, others)
+    return found
+
+
+def _costs_at(target: float, runs: Sequence[Figures]) -> dict[int, dict[str, float]]:
+    """Return the costs of a target, by seed of the runs that reached it."""
+    found = {}
+    for run in runs:
+        curve = run["evaluations"]
+        index = next((index for index, accuracy in enumerate(curve[FINAL]) if accuracy >= target), None)
+        if index is not None:
+            found[run["seed"]] = {name: curve[name][index] for name in ("rounds", *UNITS)}
+    return found
 
 
 def columns_of(rows: Sequence[Row]) -> list[Column]:
@@ -101,11 +180,31 @@ def columns_of(rows: Sequence[Row]) -> list[Column]:
     )
     return [
         Column("", "row", [row["label"] for row in rows], is_text=True),
-        *(Column("accuracy %", lower, [accuracy(row[name]) for row in rows]) for name, lower in ACCURACIES.items()),
-        *(Column(upper, lower, [_mean(row[name]) for row in rows]) for upper, lower, name in means),
+        *(
+            Column("accuracy %", lower, [accuracy(row[name]) for row in rows])
+            for name, lower in ACCURACIES.items()
+            if any(row[name]["mean"] is not None for row in rows)
+        ),
+        Column("points", "to baseline", [points(row, "" if row["points_are_all"] else STAR) for row in rows]),
+        *_reached(rows),
+        *(
+            Column(upper, lower, [_mean(row[name]) for row in rows])
+            for upper, lower, name in means
+            if any(row[name]["mean"] is not None for row in rows)
+        ),
         Column("", "seeds", [_seeds(row) for row in rows]),
         Column("own", "settings", [_settings(row) for row in rows], is_text=True),
     ]
+
+
+def _reached(rows: Sequence[Row]) -> list[Column]:
+    """Return the columns with what each target cost; costs that no row has are left out."""
+    found = []
+    for index in range(len(rows[0]["targets"])):
+        costs = [row["targets"][index] for row in rows]
+        known = {name: unit for name, unit in UNITS.items() if any(each[name]["mean"] is not None for each in costs)}
+        found += reached_columns(costs, known)
+    return found
 
 
 def _mean(value: Mapping[str, float | None]) -> str:
@@ -133,5 +232,10 @@ def to_csv(rows: Sequence[Row]) -> str:
     for row in rows:
         counts = {"seeds": len(row["seeds"]), "failed": len(row["failed"])}
         values = {f"{name}_{part}": row[name][part] for name in AVERAGED for part in ("mean", "std")}
-        lines.append({"label": row["label"], "method": row["method"], **counts, **values})
+        paired = {name: row[name] for name in ("points", "points_low", "points_high")}
+        for target in row["targets"]:
+            prefix = f"to_{target['accuracy']:g}"
+            values |= {f"{prefix}_reached": target["reached"]}
+            values |= {f"{prefix}_{name}": target[name]["mean"] for name in ("rounds", *UNITS)}
+        lines.append({"label": row["label"], "method": row["method"], **counts, **paired, **values})
     return text.to_csv(lines)

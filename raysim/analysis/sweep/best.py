@@ -63,14 +63,16 @@ def _is_complete(folder: Path) -> bool:
 def _complete(writer: SweepWriter, trial: Trial, run: ExperimentSettings) -> None:
     path = trial.folder_of(run, writer.folder)
     folder = storage_path(path)
-    settings = RunReader.of_folder(folder).settings_with(("tracking.system_metrics=false",))  # no round is executed
+    recorded = RunReader.of_folder(folder)
+    settings = recorded.settings_with(("tracking.system_metrics=false",))  # no round is executed
+    key = recorded.metadata.get("key", "")
     scenario = build_scenario(settings)
     try:
         tracker = writer.runs.tracker_of(trial, run)
         known = tracker.find(tracker.run_id)
     except SettingError as error:
         raise TrackingLostError(str(error)) from None
-    ended = Experiment(settings, folder, scenario, tracker, checkpoint.resume_point(folder), known)
+    ended = Experiment(settings, folder, scenario, tracker, checkpoint.resume_point(folder), known, key=key)
     try:
         experiment.run(ended, InProcessRunner(), time.monotonic())
     except StoppedError:

@@ -1,12 +1,16 @@
 """The journal of a sweep: one line for each result or end of a trial, in the order of their arrival."""
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from raysim.core.storage import json_lines
 
 NAME = "journal.jsonl"
+NUMBER = (float, int, type(None))
+KINDS = {"trial": (int,), "round": (int,), "value": NUMBER, "accuracy": NUMBER, "ended": (str,), "failure": (str,)}
+"""Types of the entries of a line."""
 FINISHED, STOPPED, FAILED = "finished", "stopped early", "failed"
 
 
@@ -18,7 +22,7 @@ class Entry:
         trial: The index of the trial.
         round: Its last round.
         value: Its value of the metric by which trials are compared.
-        accuracy: Its test accuracy.
+        accuracy: Its accuracy on the validation rows, or on the test rows where there are none.
         ended: `finished`, `stopped early` or `failed`; empty if it has not ended.
         failure: Why it failed; empty if it did not.
     """
@@ -38,7 +42,7 @@ class Standing:
     Attributes:
         round: The last round with a result.
         value: Its value of the metric by which trials are compared.
-        accuracy: Its test accuracy.
+        accuracy: As in `Entry`.
         ended: As in `Entry`.
         failure: As in `Entry`.
     """
@@ -59,23 +63,23 @@ class Journal:
     """The journal of a sweep and the standings of its trials; only the process that started the sweep writes it."""
 
     def __init__(self, folder: Path, num_trials: int) -> None:
-        """Read the journal in a folder, if there is one; an incomplete last line is removed."""
+        """Read the journal in a folder, if there is one; an incomplete last line is left out."""
         self._path = folder / NAME
         self.entries: list[Entry] = []
         self.standings = [Standing() for _ in range(num_trials)]
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True) if self._path.is_file() else []
-        for line in lines:
-            if line.endswith("\n"):
-                self._update(Entry(**json.loads(line)))
-        if lines and not lines[-1].endswith("\n"):
-            self._path.write_text("".join(lines[:-1]), encoding="utf-8")
+        for entry in json_lines.read(self._path, self._entry_of):
+            self._update(entry)
+
+    def _entry_of(self, content: Any) -> Entry:
+        entry = Entry(**content)
+        fits = all(isinstance(getattr(entry, name), kinds) for name, kinds in KINDS.items())
+        if not fits or not 0 <= entry.trial < len(self.standings):
+            raise ValueError("an entry has another type, or names no trial of the sweep")
+        return entry
 
     def add(self, entry: Entry) -> None:
         """Append a line, and return when it is on the disk."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(entry)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        json_lines.append(self._path, asdict(entry))
         self._update(entry)
 
     def _update(self, entry: Entry) -> None:

@@ -2,17 +2,23 @@
 
 from raysim.config.experiment import ExperimentSettings
 from raysim.population import sources
+from raysim.simulation.fedavg import why_not_compared
 from raysim.simulation.metrics import PERCENTS
+from raysim.task.metrics import PER_CLASS
 
 ALWAYS = (
     "accuracy/global", "accuracy/best", "loss/global",
-    "traffic/total_bytes", "traffic/percent_of_fedavg", "traffic/down_bytes", "traffic/up_bytes",
-    "compute/total_train_flops", "compute/percent_of_fedavg", "compute/train_flops",
+    "traffic/total_bytes", "traffic/down_bytes", "traffic/up_bytes",
+    "compute/total_train_flops", "compute/train_flops",
     "clock/simulated_s", "clock/round_s", "clock/wall_s",
     "coverage/mean", "coverage/min", "coverage/untrained_share", "coverage/untrained_channel_share",
     "clients/counted",
 )  # fmt: skip
 """Metrics of every scored round."""
+OF_TEST_ROWS = ("accuracy/global", "accuracy/best", "loss/global")
+OF_VALIDATION_ROWS = ("accuracy/validation", "loss/validation")
+OF_FEDAVG = ("traffic/percent_of_fedavg", "compute/percent_of_fedavg", "clock/percent_of_fedavg")
+"""Metrics of rounds after FedAvg's first byte, where it is known what FedAvg would have spent."""
 OF_COHORT = (
     "loss/train", "pruning_ratio/mean",
     *(f"{group}/p{percent}" for group in ("pruning_ratio", "client_s") for percent in PERCENTS),
@@ -29,6 +35,24 @@ DRAWING = ("train_watts", "idle_watts", "radio_j_per_byte")
 """Figures of a device that spends joules."""
 
 
+def accuracy_of(settings: ExperimentSettings) -> str:
+    """Return the accuracy by which trials are compared: on validation rows, or on test rows where there are none."""
+    return "accuracy/validation" if settings.data.validation_share else "accuracy/global"
+
+
+def further_names(settings: ExperimentSettings, split: str) -> list[str]:
+    """Return the further metrics on test or validation rows, apart from those of single classes."""
+    return [f"{split}/{name}" for name in settings.task.metrics if name != PER_CLASS]
+
+
+def rows_of(metric: str) -> str:
+    """Return the rows that a metric looks at: `test rows`, `validation rows`, or nothing for metrics of neither."""
+    named = {"test rows": OF_TEST_ROWS, "validation rows": OF_VALIDATION_ROWS}
+    prefixes = {"test": "test rows", "width_accuracy": "test rows", "validation": "validation rows"}
+    prefixed = prefixes.get(metric.partition("/")[0], "")
+    return next((rows for rows, metrics in named.items() if metric in metrics), prefixed)
+
+
 def comparable_metrics(settings: ExperimentSettings) -> list[str]:
     """Return the names of the metrics by which trials with these settings can be compared.
 
@@ -37,8 +61,13 @@ def comparable_metrics(settings: ExperimentSettings) -> list[str]:
     """
     devices = sources.of_settings(settings.population, settings.split_seed)
     groups, found = ["pruning_ratio", "client_s"], [*ALWAYS, *OF_COHORT]
+    if not why_not_compared(settings.selection.rule, settings.stop.accuracy):
+        found += OF_FEDAVG
     if any(devices.column(name).any() for name in DRAWING):
         found += OF_ENERGY
+    found += further_names(settings, "test")
+    if settings.data.validation_share:
+        found += [*OF_VALIDATION_ROWS, *further_names(settings, "validation")]
     if settings.evaluation.client_share and settings.data.heldout_share:
         groups.append("accuracy")
         found += OF_SUBMODELS

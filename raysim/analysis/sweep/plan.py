@@ -1,6 +1,7 @@
 """Plan the trials of a sweep file: each a configuration that is run with every seed, over one split."""
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,18 +10,27 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from raysim.analysis.study.plan import check_tracking
+from raysim.analysis.sweep import metrics
 from raysim.analysis.sweep.search import Domain, configurations
 from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
-from raysim.config.settings import Count, Settings
-from raysim.core.errors import SettingError
+from raysim.config.settings import Count, Seed, Settings
+from raysim.core.errors import SettingError, shortened
 from raysim.simulation.build import check_names
 from raysim.tracking import observer
 
+MAX_TRIALS = 10_000
 FILE = "sweep.yaml"
 """The file in the folder of a sweep with its settings."""
-OWN = {"seed": "seeds", "data.split_seed": "base", "rounds": "base, the same for all trials"}
+OWN = {
+    "seed": "seeds",
+    "data.split_seed": "base",
+    "data.validation_share": "base, the same for all trials",
+    "rounds": "base, the same for all trials",
+}
 """Settings that may not be searched, and where the sweep sets them."""
+ACCURACY = "accuracy"
+"""The metric that stands for the accuracy on validation rows, or on test rows where there are none."""
 NOT_SEARCHED = ("executor", "tracking", "checkpoint", "experiment")
 """Groups of settings that decide where a run is executed and kept, never its results."""
 
@@ -30,7 +40,7 @@ class HalvingSettings(Settings):
 
     grace_rounds: Count
     """Rounds that every trial runs, at least 1."""
-    reduction_factor: Annotated[float, Field(gt=1)] = 3.0
+    reduction_factor: Annotated[float, Field(gt=1, le=1e6)] = 3.0
     """At grace_rounds, and whenever a trial has this many times as many rounds, it continues only if it is among the
     best 1 / reduction_factor of the trials that got there; above 1."""
 
@@ -46,13 +56,14 @@ class SweepSettings(Settings):
     """The values of each searched setting, by its dotted name: `{training.epochs: {randint: [1, 3]}}`; all kinds are
     in `raysim.analysis.sweep.search.Domain`."""
     samples: Count = 1
-    """The number of draws for each point of the grids, at least 1."""
-    search_seed: Annotated[int, Field(ge=0)] = 0
+    """The number of draws for each point of the grids, at least 1; a sweep has at most 10,000 trials."""
+    search_seed: Seed = 0
     """The seed of the draws."""
-    seeds: Annotated[list[int], Field(min_length=1)] = [0]  # noqa: RUF012 - pydantic copies it
+    seeds: Annotated[list[int], Field(min_length=1, max_length=1000)] = [0]  # noqa: RUF012 - pydantic copies it
     """The seeds of every trial, which run side by side, round by round; its metric is their mean."""
-    metric: str = "accuracy/global"
-    """The metric by which trials are compared: one that all of them will have."""
+    metric: str = ACCURACY
+    """The metric by which trials are compared: one that all of them will have. `accuracy`: `accuracy/validation` if
+    `data.validation_share` gives validation rows, else `accuracy/global`, which is of the test rows."""
     mode: Literal["max", "min"] = "max"
     """Whether a high or a low metric is better."""
     asha: HalvingSettings | None = None
@@ -98,9 +109,20 @@ class Trial:
     @property
     def title(self) -> str:
         """Its number and values."""
-        short = {name: name.removesuffix(".name").rpartition(".")[2] for name in self.values}
+        short = short_names(list(self.values))
         values = ", ".join(f"{short[name]} {value}" for name, value in self.values.items())
         return f"trial {self.index}: {values}"
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Return the last part of dotted names, and a name itself where another has the same last part.
+
+    >>> short_names(["training.epochs", "method.name", "budget.rule", "selection.rule"])
+    {'training.epochs': 'epochs', 'method.name': 'method', 'budget.rule': 'budget.rule', \
+'selection.rule': 'selection.rule'}
+    """
+    last = [name.removesuffix(".name").rpartition(".")[2] for name in names]
+    return {name: name if last.count(short) > 1 else short for name, short in zip(names, last, strict=True)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +174,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     Raises:
         SettingError: If the file cannot be read or a setting is not allowed.
     """
-    content = dict(loader.read_yaml(path))
-    if isinstance(content.get("base"), str):
-        content["base"] = loader.read_yaml(path.parent / content["base"])
-    settings = loader.validated(content, SweepSettings)
+    settings = loader.validated(loader.read_with_base(path), SweepSettings)
     given = dict(loader.parse_override(override) for override in overrides)
     return plan(settings.model_copy(update={"set": settings.set | given}))
 
@@ -172,11 +191,21 @@ def plan(settings: SweepSettings) -> Sweep:
             f"samples={settings.samples} has no effect where every setting has a grid; allowed: 1, or settings that "
             "are drawn"
         )
+    if "seed" in settings.set:
+        raise SettingError("set: 'seed' is not allowed in a sweep: it is set by seeds; allowed: data.split_seed")
+    drawn = settings.samples * math.prod(len(domain.grid) for domain in search.values() if domain.grid is not None)
+    if drawn > MAX_TRIALS:
+        raise SettingError(
+            f"samples={settings.samples} and the grids of search make {shortened(drawn)} trials; allowed: at most "
+            f"{MAX_TRIALS:,}"
+        )
     shared = copy.deepcopy(settings.base)
     for name, value in settings.set.items():
-        loader.set_value(shared, name, value)
+        loader.set_value(shared, name, copy.deepcopy(value))
     base = loader.validated(shared, ExperimentSettings)
     _check_base(base, settings)
+    if settings.metric == ACCURACY:
+        settings = settings.model_copy(update={"metric": metrics.accuracy_of(base)})
     trials = []
     for index, values in enumerate(configurations(search, settings.samples, settings.search_seed)):
         trials.append(_trial(index, values, shared, base, settings.seeds))
@@ -184,15 +213,30 @@ def plan(settings: SweepSettings) -> Sweep:
 
 
 def _domain(name: str, given: dict[str, Any], settings: SweepSettings) -> Domain:
-    if name in OWN or name.partition(".")[0] in NOT_SEARCHED:
-        where = f"it is set by {OWN[name]}" if name in OWN else "it decides where a run is executed, not its results"
-        raise SettingError(f"search: {name!r} is not allowed: {where}")
-    if name in settings.set:
-        raise SettingError(f"search: {name!r} is not allowed: set has it already")
+    if name.partition(".")[0] in NOT_SEARCHED:
+        raise SettingError(f"search: {name!r} is not allowed: it decides where a run is executed, not its results")
     try:
-        return loader.validated(given, Domain)
+        domain = loader.validated(given, Domain)
     except SettingError as error:
+        if name in OWN:
+            raise SettingError(f"search: {name!r} is not allowed: it is set by {OWN[name]}") from None
         raise SettingError(f"search: {name}: {error}") from None
+    for value in (*(domain.grid or ()), *(domain.choice or ()), None):
+        for inner in loader.names_set_by(name, value):
+            if inner in OWN:
+                raise SettingError(f"search: {inner!r} is not allowed: it is set by {OWN[inner]}")
+    _check_set_once(name, settings)
+    return domain
+
+
+def _check_set_once(name: str, settings: SweepSettings) -> None:
+    """Refuse a searched setting that another entry of the file sets, or that is in a section that one does."""
+    for other in settings.search:
+        if other.startswith(f"{name}."):
+            raise SettingError(f"search: {name!r} is not allowed: search has {other!r} already; allowed: one of them")
+    for key, value in settings.set.items():
+        if name in loader.names_set_by(key, value) or key.startswith(f"{name}."):
+            raise SettingError(f"search: {name!r} is not allowed: set has it already")
 
 
 def _check_base(base: ExperimentSettings, settings: SweepSettings) -> None:
@@ -228,7 +272,7 @@ def _trial(
     own = copy.deepcopy(shared)
     try:
         for name, value in values.items():
-            loader.set_value(own, name, value)
+            loader.set_value(own, name, copy.deepcopy(value))
         checked = loader.validated(own, ExperimentSettings)
         data = checked.data.model_copy(update={"split_seed": base.split_seed})
         checked = checked.model_copy(update={"data": data})

@@ -1,22 +1,26 @@
 """Run a sweep: its trials on Ray Tune, then the best trial's reports and models, and the table of all trials."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from raysim.analysis.comparison import compare
 from raysim.analysis.comparison.compare import Compared
 from raysim.analysis.sweep import best, tuning
 from raysim.analysis.sweep.display import SweepDisplay
 from raysim.analysis.sweep.journal import FAILED, Entry, Journal, results_of
-from raysim.analysis.sweep.metrics import comparable_metrics
+from raysim.analysis.sweep.metrics import accuracy_of, comparable_metrics, rows_of
 from raysim.analysis.sweep.plan import Sweep
 from raysim.analysis.sweep.writer import SweepWriter
 from raysim.core.errors import RunFailedError, SettingError, StoppedError, TrackingLostError, nearest_first
 from raysim.core.log import info, warning
 from raysim.experiment.start import data_digests
+from raysim.simulation import records
 from raysim.simulation.build import build_scenario
 
 
@@ -134,7 +138,8 @@ def _check_metric(sweep: Sweep) -> None:
     metric, checked = sweep.settings.metric, set()
     for trial in sweep.trials:
         run = trial.runs[0]
-        decisive = (run.population.model_dump_json(), run.evaluation.client_share, run.data.heldout_share)
+        shares = (run.evaluation.client_share, run.data.heldout_share)
+        decisive = (run.population.model_dump_json(), *shares, tuple(run.task.metrics))
         if decisive in checked:
             continue
         checked.add(decisive)
@@ -153,7 +158,8 @@ def _finish(writer: SweepWriter, status: str) -> None:
     if compared is not None:
         compare.write(compared, writer.folder)
         written = {name: writer.folder / name for name in compare.FILES}
-    writer.end(status, written)
+    best_trial = writer.journal.best(writer.sweep.settings.mode)
+    writer.end(status, written, {} if best_trial is None else test_accuracy_of(writer, best_trial))
 
 
 def table_of(folder: Path) -> Compared | None:
@@ -162,6 +168,21 @@ def table_of(folder: Path) -> Compared | None:
         return compare.compare([str(folder)])
     except SettingError:
         return None
+
+
+def test_accuracy_of(writer: SweepWriter, trial: int) -> dict[str, float]:
+    """Return the last test accuracy of a trial, the mean over its seeds, where trials have validation rows.
+
+    Only that of the best trial is reported; without validation rows it is the accuracy by which trials are shown.
+    """
+    sweep, found = writer.sweep, []
+    for run in sweep.trials[trial].runs if sweep.base.data.validation_share else ():
+        table = sweep.trials[trial].folder_of(run, writer.folder) / "rounds.parquet"
+        if not table.is_file():
+            return {}
+        accuracies = records.read(table, ("accuracy",))["accuracy"].astype(np.float64)
+        found += accuracies[~np.isnan(accuracies)][-1:].tolist()
+    return {"test_accuracy": statistics.fmean(found)} if found else {}
 
 
 def content_of(writer: SweepWriter) -> dict[str, Any]:
@@ -183,9 +204,11 @@ def content_of(writer: SweepWriter) -> dict[str, Any]:
     return {
         "title": sweep.title,
         "metric": sweep.settings.metric,
+        "metric_is_of": rows_of(sweep.settings.metric) or None,
         "mode": sweep.settings.mode,
+        "accuracy_is_of": rows_of(accuracy_of(sweep.base)),
         "trials": trials,
-        "best": None if best_trial is None else trials[best_trial],
+        "best": None if best_trial is None else trials[best_trial] | test_accuracy_of(writer, best_trial),
         "run_id": writer.tracker.run_id,
         "output_dir": str(writer.folder),
         "tracking_uri": writer.tracker.uri,

@@ -92,4 +92,5 @@ def configurations(search: Mapping[str, Domain], samples: int, seed: int) -> lis
 
 
 def _each_once(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [each for index, each in enumerate(found) if each not in found[:index]]
+    by_text = {repr(each): each for each in reversed(found)}
+    return [each for each in found if by_text.pop(repr(each), None) is not None]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
+from raysim.analysis.sweep.metrics import OF_TEST_ROWS, accuracy_of, further_names
 from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
 from raysim.core.errors import RunFailedError, StoppedError
@@ -19,12 +20,9 @@ from raysim.experiment.start import data_digests, environment, write_scenario
 from raysim.simulation import checkpoint, metrics, records
 from raysim.simulation.build import build_scenario, resolved
 from raysim.simulation.scenario import Runner
-from raysim.simulation.state import Storage
+from raysim.simulation.state import Storage, width_name
 from raysim.tracking import observer
 from raysim.tracking.observer import RunInfo
-
-SCORED = "accuracy/global"
-"""A metric that scored rounds have, and no others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,7 @@ class Result:
     Attributes:
         round: The round.
         value: The mean over its runs of the metric by which trials are compared.
-        accuracy: The mean of their test accuracy.
+        accuracy: The mean of their accuracy on the validation rows, or on the test rows where there are none.
     """
 
     round: int
@@ -71,9 +69,9 @@ def results(
                 for run in started:
                     run.go_to(round + 1)
             is_scored = any(run.scored_round == round for run in started)
-            if round > since and is_scored and all({metric, SCORED} <= run.values.keys() for run in started):
+            if round > since and is_scored and all({metric, run.scored} <= run.values.keys() for run in started):
                 values = [run.values[metric] for run in started]
-                accuracies = [run.values[SCORED] for run in started]
+                accuracies = [run.values[run.scored] for run in started]
                 yield Result(round, statistics.fmean(values), statistics.fmean(accuracies))
 
 
@@ -93,6 +91,8 @@ class _TrialRun:
         self._settings, self._folder, self._runner = settings, folder, runner
         self._observers = Observers(observer.chosen(settings.tracking))
         self._known, self._is_over = 0, False
+        self.scored = accuracy_of(settings)
+        """A metric that scored rounds have, and no others."""
         self.values: dict[str, float] = {}
         """The last value of each metric: rounds in which no client of a tier took part have none of that tier."""
         self.rounds, self.round, self.scored_round = settings.rounds, 0, 0
@@ -117,12 +117,16 @@ class _TrialRun:
         folder.make()
         if not (folder / "config.yaml").is_file():
             write_scenario(scenario, folder)
-            devices, is_diagnosed = scenario.workload.population.devices, settings.diagnostics.every is not None
-            unlogged = metrics.left_out(devices, is_diagnosed)
+            unlogged = metrics.left_out_of(scenario)
+            if settings.data.validation_share:
+                # of the best trial alone, and in its summary
+                unlogged |= {*OF_TEST_ROWS, *further_names(settings, "test")}
+                unlogged |= {*(f"width_accuracy/{width_name(width)}" for width in scenario.widths)}
             metadata = {
                 **{f"{what}_sha256": digest for what, digest in data_digests(scenario).items()},
                 "unlogged": sorted(unlogged),
                 "environment": environment(),
+                "num_classes": scenario.workload.data.num_classes,
                 "full_model": asdict(scenario.costs.dense),
             }
             (folder / "run.json").write_text(json.dumps(metadata, indent=2))
@@ -148,7 +152,7 @@ class _TrialRun:
         metrics = records.logged(self._folder / "rounds", round).metrics
         self.values |= metrics
         self.round = round
-        if SCORED in metrics:
+        if self.scored in metrics:
             self.scored_round = round
 
     def _finish(self) -> None:

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from raysim.analysis.comparison.figures import figures_of
+from raysim.analysis.comparison.run_record import by_validation, has_validation
 from raysim.analysis.sweep.journal import FAILED, FINISHED, STOPPED, Journal
 from raysim.analysis.sweep.plan import Sweep, Trial
 from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
 from raysim.core.storage import atomic
 from raysim.core.storage.local import storage_path
-from raysim.simulation import records
+from raysim.core.tensors import Columns
+from raysim.simulation import parts, records
 from raysim.tracking.curves import LoggedSoFar, RunCurves
 from raysim.tracking.mlflow_writer import MlflowWriter
+from raysim.tracking.run_folder import new_key
 from raysim.tracking.run_metadata import tags_of
-from raysim.tracking.run_reader import RunReader
+from raysim.tracking.run_reader import RunReader, digests_of_files
 
 IN_MLFLOW = "mlflow.json"
 """The file in the sweep's folder with the ids of its runs in MLflow."""
@@ -55,6 +58,8 @@ class TrialRuns:
             ids: The content of `mlflow.json`; empty for a new sweep.
         """
         self._sweep, self._folder, self._parent, self._journal = sweep, folder, parent, journal
+        self.key = str(ids.get("key") or new_key())
+        """Identifies the sweep before its run in MLflow has an id."""
         self._ids: dict[str, str] = dict(ids.get("children", {}))
         self._closed: dict[str, str] = dict(ids.get("closed", {}))
         self._children: dict[str, _Child] = {}
@@ -62,6 +67,7 @@ class TrialRuns:
     def save_ids(self) -> None:
         """Write the ids of all runs to `mlflow.json`."""
         content = {
+            "key": self.key,
             "run_id": self._parent.run_id,
             "experiment_id": self._parent.experiment_id,
             "tracking_uri": self._parent.uri,
@@ -75,7 +81,7 @@ class TrialRuns:
         for run in trial.runs:
             curves, rounds = self._child(trial, run).curves, trial.folder_of(run, self._folder) / "rounds"
             recorded = takewhile(
-                lambda round: records.path_of(rounds, round).is_file(),  # noqa: B023  (used up at once)
+                lambda round: parts.holds(rounds, round),  # noqa: B023  (used up at once)
                 range(curves.last_logged + 1, up_to + 1),
             )
             last = max(recorded, default=curves.last_logged)
@@ -99,7 +105,7 @@ class TrialRuns:
             tracker.reopen()
         else:
             tags = tags_of(run) | {"trial": str(trial.index)} | metadata["environment"]
-            tracker.create(f"trial {trial.index} seed {run.seed}", tags)
+            tracker.create(f"trial {trial.index} seed {run.seed}", tags, key=f"{self.key}/{key}")
             self._ids[key] = tracker.run_id
             self.save_ids()
         digests = {what: metadata[f"{what}_sha256"] for what in ("data", "partition")}
@@ -115,11 +121,12 @@ class TrialRuns:
     def close(self, trial: Trial) -> None:
         """Upload the files of a trial that is over and end its runs; does nothing if that was done before."""
         standing = self._journal.standings[trial.index]
-        self._merge(trial)
         for run in trial.runs:
             folder, key = trial.folder_of(run, self._folder), _key(trial, run)
             if not (folder / "run.json").is_file() or self._closed.get(key) == standing.ended:
                 continue
+            if any((folder / "rounds").glob("*.parquet")):
+                records.merge_all(folder)
             self.log(trial, standing.round if standing.ended == STOPPED else run.rounds)
             child = self._child(trial, run)
             child.curves.finish()
@@ -135,12 +142,6 @@ class TrialRuns:
             self._closed[key] = standing.ended
             self.save_ids()
 
-    def _merge(self, trial: Trial) -> None:
-        for run in trial.runs:
-            folder = trial.folder_of(run, self._folder)
-            if any((folder / "rounds").glob("*.parquet")):
-                records.merge_all(folder)
-
     def close_all(self) -> None:
         """Close all trials that are over."""
         for trial in self._sweep.trials:
@@ -149,7 +150,8 @@ class TrialRuns:
 
     def summary_of(self, trial: Trial, run: ExperimentSettings) -> dict[str, Any]:
         """Return what a run of a trial has reached, and how the trial ended."""
-        standing, table = self._journal.standings[trial.index], trial.folder_of(run, self._folder) / "rounds.parquet"
+        standing, folder = self._journal.standings[trial.index], trial.folder_of(run, self._folder)
+        table = folder / "rounds.parquet"
         return {
             "run_id": self.tracker_of(trial, run).run_id,
             "method": run.method.name,
@@ -158,7 +160,8 @@ class TrialRuns:
             "values": dict(trial.values),
             "state": "" if standing.ended == FINISHED else standing.ended,
             "failure": standing.failure,
-            **(figures_of(records.read(table)) if table.is_file() else {}),
+            **(reached(records.read(table)) if table.is_file() else {}),
+            "files_sha256": digests_of_files(storage_path(folder)),
         }
 
     def kill_unfinished(self) -> None:
@@ -166,6 +169,14 @@ class TrialRuns:
         for key, child in self._children.items():
             if not self._journal.standings[int(key.partition("/")[0])].ended:
                 child.tracker.end("KILLED")
+
+
+def reached(rounds: Columns) -> dict[str, float]:
+    """Return what a run of a trial reached and spent; accuracies on the validation rows are called so."""
+    figures = figures_of(by_validation(rounds))
+    if not has_validation(rounds):
+        return figures
+    return {f"validation_{name}" if "accuracy" in name else name: value for name, value in figures.items()}
 
 
 def _key(trial: Trial, run: ExperimentSettings) -> str:

@@ -10,14 +10,15 @@ from typing import Any
 from raysim.analysis.sweep.journal import FAILED, FINISHED, STOPPED, Entry, Journal
 from raysim.analysis.sweep.plan import FILE, Sweep, Trial
 from raysim.analysis.sweep.trial_runs import IN_MLFLOW, TrialRuns
-from raysim.config import loader
-from raysim.core.errors import SettingError, TrackingLostError
+from raysim.config import loader, yaml_text
+from raysim.core.errors import SettingError, TrackingLostError, reason_of
 from raysim.core.log import warning
 from raysim.core.storage import atomic
 from raysim.core.storage.local import storage_path
 from raysim.experiment.start import environment
 from raysim.tracking.mlflow_writer import MlflowWriter, resolve_uri
 from raysim.tracking.observer import HASTY_S
+from raysim.tracking.run_files import json_object
 from raysim.tracking.run_folder import locked, make_folder
 
 TRIALS = "trials.json"
@@ -46,7 +47,7 @@ class SweepWriter:
         self.journal = Journal(folder, len(sweep.trials))
         self.runs = TrialRuns(sweep, folder, tracker, self.journal, ids)
         self._is_lost = False
-        if ids:
+        if ids.get("run_id"):
             tracker.find(ids["run_id"])
 
     def begin(self, digests: Mapping[str, str]) -> None:
@@ -59,7 +60,8 @@ class SweepWriter:
             values = [{"trial": trial.index, "values": dict(trial.values)} for trial in self.sweep.trials]
             atomic.write_text(self.folder / TRIALS, json.dumps(values, indent=2))
             tags = {"kind": "sweep", "data": base.data.name, "model": base.model.name} | environment()
-            self.tracker.create(self.sweep.title, tags)
+            self.runs.save_ids()  # with the key, by which a run is found that is created and then lost
+            self.tracker.create(self.sweep.title, tags, key=self.runs.key)
             self.runs.save_ids()
         self.tracker.describe(self._params(), digests)
         for name in (FILE, TRIALS):
@@ -99,8 +101,13 @@ class SweepWriter:
                 warning(f"trials cannot be logged to MLflow for now; the sweep continues: {error}")
             self._is_lost = True
 
-    def end(self, status: str, tables: Mapping[str, Path]) -> None:
+    def end(self, status: str, tables: Mapping[str, Path], best_figures: Mapping[str, float]) -> None:
         """Log tables, counts and the best trial to the run of the sweep, and end it and the runs of open trials.
+
+        Args:
+            status: How it ended, in MLflow's words.
+            tables: Files that are uploaded, by name.
+            best_figures: Results of the best trial beyond the metric by which trials are compared.
 
         Raises:
             TrackingLostError: If MLflow is unavailable.
@@ -113,6 +120,7 @@ class SweepWriter:
         best = self.journal.best(self.sweep.settings.mode)
         if best is not None:
             self.tracker.measure({f"best/{self.sweep.settings.metric}": standings[best].value or 0.0})
+            self.tracker.measure({f"best/{name}": value for name, value in best_figures.items()})
             self.tracker.note("best_trial", self.sweep.trials[best].title)
         self._end(status)
 
@@ -159,8 +167,8 @@ def _new(sweep: Sweep, folder: Path) -> SweepWriter:
 
 
 def _resumed(sweep: Sweep, folder: Path) -> SweepWriter:
-    before = loader.read_yaml(folder / FILE, "--resume")
-    now = loader.parse_value(loader.to_yaml(sweep.settings))
+    before = loader.read_yaml(folder / FILE, "--resume", yaml_text.RECORDED)
+    now = sweep.settings.model_dump()
     changed = [name for name in now if name not in FREE and now[name] != before.get(name)]
     if changed:
         raise SettingError(
@@ -168,8 +176,24 @@ def _resumed(sweep: Sweep, folder: Path) -> SweepWriter:
             f"allowed to change: {', '.join(FREE)}"
         )
     path = folder / IN_MLFLOW
-    ids = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    ids = _ids_in(path)
     uri = ids.get("tracking_uri") or resolve_uri(sweep.base.tracking.uri)
     atomic.remove_partials(folder)
     tracker = MlflowWriter(uri, sweep.base.experiment, beside=str(folder.parent))
     return SweepWriter(sweep, folder, tracker, ids)
+
+
+def _ids_in(path: Path) -> dict[str, Any]:
+    """Return the content of mlflow.json; empty if there is none.
+
+    Raises:
+        SettingError: If it is damaged.
+    """
+    try:
+        ids = json_object(path)
+        for name, kind in (("run_id", str), ("tracking_uri", str), ("children", dict), ("closed", dict)):
+            if not isinstance(ids.get(name, kind()), kind):
+                raise ValueError(f"{name!r} is {ids[name]!r}")
+    except (OSError, ValueError) as error:
+        raise SettingError(f"--resume={str(path.parent)!r} cannot be read: {path.name}: {reason_of(error)}") from None
+    return ids

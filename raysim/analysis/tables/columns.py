@@ -2,11 +2,77 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from raysim.analysis.tables.means import LAST
 
-ACCURACIES = {"accuracy_last10": f"last {LAST}", "accuracy": "final", "best_accuracy": "best"}
+LAST_MEAN, FINAL = "accuracy_last10", "accuracy"
+"""The accuracies by which rows are compared: that of the last evaluations, or of the last one."""
+ACCURACIES = {LAST_MEAN: f"last {LAST}", FINAL: "final", "best_accuracy": "best"}
 """The accuracies of a row, with the second line of their headings."""
+STAR = "*"
+"""Marks a comparison with the baseline that only some of the row's seeds allow."""
+UNITS = {"megabytes": "MB", "simulated_s": "s", "energy_j": "J"}
+"""The units of the costs besides rounds."""
+SEEDS = (
+    "\u00b1 is the sample standard deviation over seeds (initial weights, cohorts, batches, the clock's variation) "
+    "of one split of the data, not over splits"
+)
+"""The meaning of deviations, for notes."""
+
+
+def leading(has_last_mean: Sequence[bool]) -> str:
+    """Return the accuracy by which rows are compared: the last mean, if all scored runs have enough evaluations.
+
+    >>> leading([True, True]), leading([True, False]), leading([])
+    ('accuracy_last10', 'accuracy', 'accuracy')
+    """
+    return LAST_MEAN if has_last_mean and all(has_last_mean) else FINAL
+
+
+def points(row: Mapping[str, Any], star: str = "") -> str:
+    """Write a difference of accuracies in points, with its t-interval.
+
+    >>> points({"points": 2.1, "points_low": -0.3, "points_high": 4.5}), points({"points": None})
+    ('+2.1 [-0.3, +4.5]', '-')
+    """
+    if row["points"] is None:
+        return "-"
+    interval = "" if row["points_low"] is None else f" [{row['points_low']:+.1f}, {row['points_high']:+.1f}]"
+    return f"{row['points']:+.1f}{star}{interval}"
+
+
+def reached_columns(costs: Sequence[Mapping[str, Any]], names: Mapping[str, str], part: str = "") -> list["Column"]:
+    """Return the columns with what a target cost each row: rounds, with the runs that reached it, and the rest.
+
+    Args:
+        costs: The costs of the target, one entry per row.
+        names: The units of the costs besides rounds, by name.
+        part: The part of the table that they belong to. Empty: a part of their own.
+    """
+    upper = f"to {100 * costs[0]['accuracy']:g} %"
+    others = [
+        Column(upper, unit, [cost(each[name], is_whole=True) for each in costs], part=part or upper)
+        for name, unit in names.items()
+    ]
+    return [Column(upper, "rounds", [_rounds(each) for each in costs], part=part or upper), *others]
+
+
+def cost(value: Mapping[str, Any], is_whole: bool) -> str:
+    """Write a cost with its share of the baseline's, which means nothing for runs that did not finish."""
+    if value["mean"] is None:
+        return "-"
+    has_share = value["percent"] is not None and is_whole
+    share = f" ({value['percent']:.0f} %{'' if value['is_all'] else STAR})" if has_share else ""
+    return f"{number(value['mean'])}{share}"
+
+
+def _rounds(target: Mapping[str, Any]) -> str:
+    if not target["reached"]:
+        return f"not reached (0 of {target['of']})"
+    mean, deviation = target["rounds"]["mean"], target["rounds"]["std"]
+    rounds = f"{mean:.3g}" + (f" \u00b1 {deviation:.1f}" if deviation else "")
+    return f"{rounds} ({target['reached']} of {target['of']})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,59 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 LAST = 10
-"""The primary accuracy is the mean of this many last evaluations (specification, section 4)."""
+"""Evaluations of which a run's last accuracy is the mean, where it has at least twice as many."""
+ABOVE_CHANCE = 0.1
+"""Least share of the way from chance to 1 that an automatic target has."""
+LEVEL = 0.95
+"""Confidence of an interval."""
+
+
+def last_mean(accuracies: Sequence[float]) -> float | None:
+    """Return the mean of the last evaluations; None: there are too few, the mean would be of half the run.
+
+    >>> last_mean([0.5] * 10 + [0.9] * 10), last_mean([0.9] * 19)
+    (0.9, None)
+    """
+    return statistics.fmean(accuracies[-LAST:]) if len(accuracies) >= 2 * LAST else None
+
+
+def paired(own: Mapping[int, float], base: Mapping[int, float]) -> dict[str, Any]:
+    """Return the mean difference of accuracies by seed over the seeds of both, in points, with its t-interval.
+
+    Args:
+        own: The accuracies of a row.
+        base: Those of the row that it is compared with.
+
+    >>> paired({0: 0.75, 1: 0.5, 2: 0.9}, {0: 0.5, 1: 0.25})["points"]
+    25.0
+    """
+    shared = sorted(own.keys() & base.keys())
+    differences = [100 * (own[seed] - base[seed]) for seed in shared]
+    low, high = t_interval(differences)
+    return {
+        "points": statistics.fmean(differences) if shared else None,
+        "points_low": low,
+        "points_high": high,
+        "points_seeds": shared,
+        "points_are_all": own.keys() <= base.keys(),
+    }
+
+
+def t_interval(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Return the interval of Student's t for the mean of some values; None for less than two.
+
+    >>> [round(bound, 3) for bound in t_interval([1.0, 2.0, 3.0])], t_interval([1.0])
+    ([-0.484, 4.484], (None, None))
+    """
+    if len(values) < 2:
+        return None, None
+    mean, deviation = statistics.fmean(values), statistics.stdev(values)
+    if not deviation:
+        return mean, mean
+    from scipy import stats  # takes a while to import, and most commands need no interval
+
+    low, high = stats.t.interval(LEVEL, len(values) - 1, mean, deviation / len(values) ** 0.5)
+    return float(low), float(high)
 
 
 def spread(values: Sequence[float]) -> dict[str, float | None]:
@@ -33,3 +85,18 @@ def against(own: Mapping[int, float], base: Mapping[int, float]) -> dict[str, An
         "percent_seeds": shared,
         "is_all": len(shared) == len(own),
     }
+
+
+def default_target(accuracies: Sequence[float], num_classes: int | None) -> float | None:
+    """Return 95 % of the accuracy of a baseline's runs, rounded down to a per cent; None if that is about chance.
+
+    Args:
+        accuracies: The accuracy that leads the table, one per run.
+        num_classes: The classes of the data, of which a guess is right in one of so many cases. None: not known.
+
+    >>> default_target([0.9, 0.8], 10), default_target([0.15, 0.2], 10), default_target([0.58], 2)
+    (0.8, None, 0.55)
+    """
+    target = int(95 * statistics.fmean(accuracies) + 1e-9) / 100 if accuracies else 0.0
+    chance = 1 / num_classes if num_classes else 0.0
+    return target if target and target >= chance + ABOVE_CHANCE * (1 - chance) - 1e-9 else None

@@ -1,9 +1,14 @@
 """Write files on this machine so that they appear whole or not at all."""
 
+import hashlib
 import os
+import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+
+PARTIAL = re.compile(r"\..*\.[0-9a-f]{12}\.partial")
+"""Names of incomplete files."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], flush_folder: bool = True) -> Path:
@@ -37,12 +42,19 @@ def partial_name(name: str) -> str:
 def remove_partials(folder: Path) -> None:
     """Delete the incomplete files of killed writers in a folder and below."""
     for partial in folder.rglob(".*.partial"):
-        partial.unlink(missing_ok=True)
+        if PARTIAL.fullmatch(partial.name) and not partial.is_dir():
+            partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> Path:
     """Write a text file atomically."""
     return write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(path: Path) -> None:

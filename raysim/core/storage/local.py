@@ -62,6 +62,10 @@ class LocalPath(StoragePath):
         """Delete a file."""
         self.path.unlink(missing_ok=True)
 
+    def remove_partials(self) -> None:
+        """Delete the incomplete files of killed writers in a folder and below."""
+        atomic.remove_partials(self.path)
+
     def read(self) -> bytes:
         """Return the content of a file."""
         return self.path.read_bytes()

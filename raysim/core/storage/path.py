@@ -81,6 +81,10 @@ class StoragePath(ABC):
         """Return a context that locks a folder against other processes, where its file system has locks."""
         return nullcontext()
 
+    def remove_partials(self) -> None:
+        """Delete the incomplete files of killed writers in a folder and below, where a file system shows them."""
+        return
+
     def read_text(self) -> str:
         """Return the content of a text file."""
         return self.read().decode("utf-8")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from raysim.client import evaluation
 from raysim.client.assignments import Assignment, Assignments, Broadcast, LocalRules
+from raysim.client.evaluation import Split
 from raysim.client.packing import packed
 from raysim.client.trainer import ClientTrainer
 from raysim.core.capture import captured
@@ -78,16 +79,20 @@ class ClientActor:
             value = self._prepared.train(assignments, Broadcast(round, as_tensors(params), rules, as_tensors(extra)))
         return value, remarks.pop()
 
-    def score(self, rows: NDArray[np.int64], params: Arrays) -> Answer[ScoreSums]:
-        """Return the sums of the global model's scores on test rows."""
+    def score(
+        self, rows: NDArray[np.int64], params: Arrays, split: Split = "test", mask: Mask | None = None
+    ) -> Answer[ScoreSums]:
+        """Return the sums of the global model's scores on test or validation rows; with a mask, of its submodel's."""
         with captured() as remarks:
-            value = self._prepared.score(as_tensors(params), rows)
+            value = self._prepared.score(as_tensors(params), rows, split, mask)
         return value, remarks.pop()
 
-    def estimate_statistics(self, rows: NDArray[np.int64], params: Arrays) -> Answer[Arrays]:
-        """Re-estimate the global model's running statistics on training rows."""
+    def estimate_statistics(
+        self, rows: NDArray[np.int64], params: Arrays, mask: Mask | None = None
+    ) -> Answer[Arrays]:
+        """Re-estimate the running statistics of the global model or its submodel on training rows."""
         with captured() as remarks:
-            value = as_arrays(self._prepared.estimate_statistics(as_tensors(params), rows))
+            value = as_arrays(self._prepared.estimate_statistics(as_tensors(params), rows, mask))
         return value, remarks.pop()
 
     @property
@@ -134,7 +139,7 @@ def measured_share(trainer: ClientTrainer, pack_size: int) -> float:
     """
     workload = trainer.workload
     counts = workload.population.train.counts
-    mask = Mask(np.ones(workload.plan.num_units, dtype=np.bool_))
+    mask = Mask.whole(workload.plan)
     largest = np.argpartition(-counts, min(pack_size, len(counts)) - 1)[:pack_size]
     assignments = Assignments.of_rows(
         [Assignment(int(client), mask, 1.0, 1.0, 1, True, 1.0) for client in np.sort(largest)]

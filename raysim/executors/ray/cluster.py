@@ -45,7 +45,14 @@ def _start(num_cpus: int | None, address: str | None, dashboard_host: str | None
         return _join(address)
     dashboard: dict[str, Any] = {"include_dashboard": bool(dashboard_host)}
     dashboard |= {"dashboard_host": dashboard_host} if dashboard_host else {}
-    context = ray.init(address="local", num_cpus=num_cpus or len(os.sched_getaffinity(0)), **dashboard, **QUIET)
+    with private_api.on_loopback():
+        context = ray.init(
+            address="local",
+            num_cpus=num_cpus or len(os.sched_getaffinity(0)),
+            _system_config={"enable_metrics_collection": False},
+            **dashboard,
+            **QUIET,
+        )
     tokens.protect_token_file()
     if dashboard_host:
         info(f"dashboard: http://{context.dashboard_url}")

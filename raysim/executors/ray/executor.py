@@ -8,6 +8,7 @@ import ray
 from numpy.typing import NDArray
 
 from raysim.client.assignments import Assignments, Broadcast
+from raysim.client.evaluation import Split
 from raysim.core.errors import RunFailedError
 from raysim.core.tensors import Params, as_arrays, as_tensors
 from raysim.executors.in_process import pieces, total_score
@@ -18,6 +19,7 @@ from raysim.executors.ray.failure_policy import Activity
 from raysim.executors.ray.failures import run_error_of
 from raysim.executors.ray.pool import ActorPool
 from raysim.executors.ray.pool_config import PoolConfig
+from raysim.pruning.masks import Mask
 from raysim.server.updates import Accumulator, ClientUpdates
 from raysim.simulation.scenario import Scenario
 from raysim.task.task import ScoreSums
@@ -64,16 +66,18 @@ class RayExecutor:
             sums[index].add(updates)
         return [each.total() for each in sums]
 
-    def score(self, params: Params, rows: NDArray[np.int64]) -> ScoreSums:
-        """Return the sums of the global model's scores on test rows."""
-        shared = self._shared(params)
-        calls = [Call(index, Activity.SCORE, piece, (shared,)) for index, piece in enumerate(pieces(rows))]
+    def score(
+        self, params: Params, rows: NDArray[np.int64], split: Split = "test", mask: Mask | None = None
+    ) -> ScoreSums:
+        """Return the sums of the global model's scores on test or validation rows; with a mask, of its submodel's."""
+        others = (self._shared(params), split, mask)
+        calls = [Call(index, Activity.SCORE, piece, others) for index, piece in enumerate(pieces(rows))]
         counts = dict(self._results(calls))
         return total_score([counts[index] for index in range(len(calls))])
 
-    def estimate_statistics(self, params: Params, rows: NDArray[np.int64]) -> Params:
-        """Re-estimate the global model's running statistics on training rows, in one actor."""
-        call = Call(0, Activity.ESTIMATE, rows, (self._shared(params),))
+    def estimate_statistics(self, params: Params, rows: NDArray[np.int64], mask: Mask | None = None) -> Params:
+        """Re-estimate the running statistics of the global model or its submodel on training rows, in one actor."""
+        call = Call(0, Activity.ESTIMATE, rows, (self._shared(params), mask))
         buffers: Arrays = dict(self._results([call]))[0]
         return {key: buffer.clone() for key, buffer in as_tensors(buffers).items()}
 

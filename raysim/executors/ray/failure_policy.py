@@ -218,7 +218,7 @@ def _after_loss_of_driver(failure: Failure, attempt: Attempt, policy: FailurePol
 def _repeated(attempt: Attempt) -> str:
     """Return what a repeat does, as the end of a sentence."""
     if attempt.work is Activity.SCORE:
-        return "test rows are scored again"
+        return "rows are scored again"
     if attempt.work is Activity.ESTIMATE:
         return "running statistics are estimated again"
     return f"{named(attempt.clients)} {'is' if len(attempt.clients) == 1 else 'are'} trained again"

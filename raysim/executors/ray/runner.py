@@ -174,7 +174,7 @@ class RayRunner:
         """Start another driver actor, unless the failure policy ends the run, and return where it resumes."""
         ray.kill(self._driver)  # it may live on where the network alone was lost, and would write the same files
         try:
-            newest = checkpoint.resume_point(storage_path(storage.folder))
+            newest = checkpoint.resume_point(storage_path(storage.folder), storage.run)
         except OSError as unread:
             lost = f"the driver actor was lost ({REASONS.get(failure.kind, failure.cause)})"
             cause = f"{lost}, and the newest checkpoint cannot be read: {reason_of(unread)}"
@@ -184,6 +184,7 @@ class RayRunner:
         if isinstance(decision, Raise):
             raise decision.error
         warning(decision.incident)
+        storage_path(storage.folder).remove_partials()  # it may have been lost while it wrote
         self._driver = self._new_driver()
         return Start(newest.round, max(start.wall_s, newest.wall_s))
 

@@ -7,7 +7,6 @@ import json
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 from dataclasses import replace
 from types import SimpleNamespace
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
 from rich.console import Console
+from scipy import stats
 
 from raysim.analysis.comparison import compare, labels, notes, rows
 from raysim.analysis.comparison.columns import columns_of, csv_lines
@@ -26,12 +26,12 @@ from raysim.analysis.comparison.table import front as pareto_front
 from raysim.analysis.comparison.table import table_of as compute_table
 from raysim.analysis.tables import terminal, text
 from raysim.analysis.tables.columns import parts_of
-from raysim.cli import main as cli
 from raysim.core import signals
 from raysim.core.errors import SettingError
 from raysim.core.storage.local import storage_path
 from raysim.report import write
 from tests.analysis.study import test_run as test_comparison
+from tests.commands import left_with
 from tests.conftest import CONFIGS, ROOT, TINY, tiny_settings
 
 
@@ -83,7 +83,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row():
 def test_of_many_settings_that_differ_a_row_is_called_by_as_few_as_set_it_apart():
     other = ("population.tiers.0.latency_s=0.2", "population.tiers.1.latency_s=0.3", "population.tiers.2.share=0.35",
              "population.tiers.3.share=0.15", "training.batch_size=8", "training.momentum=0.5")  # fmt: skip
-    grouped, _ = rows.rows_of([record(), record(*other), record(*other, "training.lr_decay=0.5")])
+    grouped, _ = rows.rows_of([record(), record(*other), record(*other, "training.schedule.factor=0.5")])
     assert len({row.label for row in grouped}) == 3
     assert all(row.label.count(",") <= 2 for row in grouped)
     assert len(grouped[1].other_settings) > labels.SHOWN_SETTINGS
@@ -106,16 +106,47 @@ def test_a_row_has_means_and_sample_deviations_and_per_cent_seed_by_seed():
     (heterofl, fedavg), limits = table_of(*own, *dense)
     assert fedavg["accuracy"]["mean"] == pytest.approx(0.65)
     assert fedavg["accuracy"]["std"] == pytest.approx(np.std([0.9, 0.4], ddof=1))
-    assert fedavg["accuracy_last10"]["mean"] == pytest.approx(np.mean([0.4, 0.6, 0.9, 0.2, 0.3, 0.4]))
+    assert (fedavg["accuracy_last10"]["mean"], fedavg["leading"]) == (None, "accuracy"), "of three evaluations"
     assert heterofl["megabytes"]["mean"] == pytest.approx(np.mean([3.0, 1.2]))
     assert heterofl["megabytes"]["percent"] == pytest.approx(np.mean([50.0, 10.0]))
-    assert heterofl["points"] == pytest.approx(100 * np.mean([2 / 3 - 1.9 / 3, 2 / 3 - 0.3]))
+    assert heterofl["points"] == pytest.approx(100 * np.mean([0.8 - 0.9, 0.8 - 0.4]))
+    interval = stats.ttest_rel([80, 80], [90, 40]).confidence_interval(0.95)
+    assert (heterofl["points_low"], heterofl["points_high"]) == pytest.approx((interval.low, interval.high))
     assert heterofl["pruning_ratio"]["mean"] == pytest.approx(np.average([0.2, 0.3, 0.4], weights=[1, 2, 3]))
     target = fedavg["targets"][0]
     assert (target["reached"], target["of"], target["rounds"]["mean"]) == (1, 2, 2.0)
     assert heterofl["targets"][0]["megabytes"]["mean"] == pytest.approx(np.mean([2.0, 0.8]))
     assert heterofl["targets"][0]["megabytes"]["percent"] == pytest.approx(50.0)
     assert not limits
+
+
+@pytest.mark.parametrize(("other", "leads"), [(20, "accuracy_last10"), (19, "accuracy"), (1, "accuracy")])
+def test_the_last_ten_lead_a_table_only_where_every_run_has_twice_as_many(other, leads):
+    """Else they would be the mean over a whole run, and rows would be compared by different things."""
+    long = record("method.name=fedavg", accuracies=(0.1,) * 10 + (0.7,) * 9 + (0.8,))
+    table, _ = table_of(long, record(accuracies=(0.5,) * other))
+    assert {row["leading"] for row in table} == {leads}
+    headings = [column.heading for column in columns_of(table)]
+    is_shown = leads == "accuracy_last10"
+    assert headings[2] == ("accuracy % last 10" if is_shown else "accuracy % final")
+    assert ("accuracy % last 10" in headings) == is_shown
+    assert table[1]["points"] == pytest.approx(100 * (0.5 - (0.71 if is_shown else 0.8)))
+    assert ("of the last 10" in notes.how_to_read("fedavg", columns_of(table))) == is_shown
+
+
+def test_an_automatic_target_lies_above_chance(tmp_path):
+    def targets(accuracy: float, num_classes: int | None, *given: str) -> list[float]:
+        runs = [replace(record(*given, accuracies=(accuracy,)), num_classes=num_classes)]
+        grouped, _ = rows.rows_of(runs)
+        return compare.targets_of(grouped, grouped[0])
+
+    assert targets(0.9, 10) == [0.85]
+    assert targets(0.21, 10) == [0.19]
+    assert targets(0.19, 10) == targets(0.5, 2) == targets(0.57, 2) == []
+    assert targets(0.11, 100) == []
+    assert targets(0.12, 100) == [0.11]
+    assert targets(0.12, 10, "evaluation.targets=[0.05]") == [0.05], "it was asked for"
+    assert targets(0.12, None) == [0.11], "a record of an earlier version"
 
 
 def test_what_no_run_reached_is_not_told_as_a_number():
@@ -154,7 +185,7 @@ def test_per_cent_and_points_are_of_the_seeds_that_row_and_baseline_share():
     columns = {column.heading: column.cells for column in columns_of(table)}
     assert columns["bytes moved MB"] == ["6 (100 %)", "28.5 (50 %*)", "6"]
     assert columns["to 60 % MB"] == ["4 (100 %)", "19 (50 %*)", "4"]
-    assert columns["points to baseline"] == ["+0.0", "+0.0*", "-"]
+    assert columns["points to baseline"] == ["+0.0 [+0.0, +0.0]", "+0.0*", "-"]
     below = [notes.how_to_read("fedavg", columns_of(part)) for part in (table, table[:1])]
     assert ["* Only over the seeds that both rows have" in note for note in below] == [True, False]
     read = list(csv.DictReader(io.StringIO(text.to_csv(csv_lines(table)))))
@@ -167,8 +198,8 @@ def test_points_are_of_all_seeds_where_the_baseline_has_reached_nothing_with_one
     dense = [record("method.name=fedavg", f"seed={seed}", accuracies=(seed / 2,)) for seed in (0, 1)]
     table, _ = table_of(*dense, *(record("method.name=random", f"seed={seed}", accuracies=(0.5,)) for seed in (0, 1)))
     columns = {column.heading: column.cells for column in columns_of(table)}
-    assert columns["points to baseline"] == ["+0.0", "+25.0"]
-    assert table[1]["accuracy_last10"]["percent_seeds"] == [1]
+    assert columns["points to baseline"] == ["+0.0 [+0.0, +0.0]", "+25.0 [-292.7, +342.7]"]
+    assert table[1]["accuracy"]["percent_seeds"] == [1]
 
 
 def test_energy_that_was_not_counted_is_no_number():
@@ -287,14 +318,6 @@ def made(tmp_path_factory) -> SimpleNamespace:
     return SimpleNamespace(out=done.out, uri=done.uri, alone=alone, folder=folder, content=content)
 
 
-def left_with(*arguments: str) -> int:
-    handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as left:
-        cli.main(list(arguments))
-    signal.signal(signal.SIGTERM, handler)
-    return int(left.value.code)
-
-
 def comparable(content: dict) -> list[dict]:
     """Rows of a comparison but for what the runs are called."""
     return [{name: value for name, value in row.items() if name != "runs"} for row in content["rows"]]
@@ -317,7 +340,7 @@ def test_folder_parent_experiment_and_single_runs_are_the_same_comparison(made, 
     for row in found[0]:
         told = by_label[row["label"]]
         for ours, theirs in (
-            ("accuracy_last10", "accuracy_last10"),
+            ("accuracy", "accuracy"),
             ("best_accuracy", "best_accuracy"),
             ("simulated_s", "simulated_s"),
             ("pruning_ratio", "pruning_ratio_mean"),
@@ -393,7 +416,7 @@ def test_a_comparison_is_read_at_a_uri_and_its_runs_have_a_report_with_fedavgs_t
     run = next(made.out.glob("runs/heterofl*"))
     run_id = json.loads((run / "summary.json").read_text(encoding="utf-8"))["run_id"]
     pages = [write.of_named(name, str(tmp_path / "page.html"), made.uri).read_text() for name in (str(run), run_id)]
-    assert all("Its time and energy are those of the same devices" in page for page in pages)
+    assert all("under the same clock mode, deadline, availability and batteries" in page for page in pages)
     assert all("has not finished" not in page for page in pages)
 
 

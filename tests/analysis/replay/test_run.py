@@ -16,8 +16,8 @@ from raysim.core.storage.local import storage_path
 from raysim.executors import in_process
 from raysim.experiment.experiment import Experiment
 from raysim.experiment.finish import summarise
-from raysim.experiment.start import write_budgets
-from raysim.population import sampling, serialization, sources
+from raysim.experiment.start import write_scenario
+from raysim.population import sampling, sources
 from raysim.population.profiles import DeviceProfile, OnlineIntervals
 from raysim.simulation import records
 from raysim.simulation.build import build_scenario
@@ -65,8 +65,7 @@ def run_into(folder: Path, *overrides: str, tiers=TIERS, method: str = "random",
     of_run = Experiment(settings, storage_path(folder), scenario, tracker=None)
     content = summarise(of_run, runner.final_state(), wall_s=1.0)
     (folder / "summary.json").write_text(json.dumps(content), encoding="utf-8")
-    write_budgets(scenario.budget, storage_path(folder))
-    serialization.save(scenario.workload.population.devices, folder / "devices.parquet")
+    write_scenario(scenario, storage_path(folder))
     (folder / "config.yaml").write_text(loader.to_yaml(settings), encoding="utf-8")
     for name in ("rounds", "clients"):
         records.merge_parts(folder / name, folder / f"{name}.parquet")
@@ -124,10 +123,33 @@ def test_on_its_own_devices_a_run_is_reproduced_to_the_bit(ran, mode, tiers):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "method", ["fedprox", "fjord", "fedmp", "dapperfl", "scaffold", "prunefl", "feddst", "autoflip", "ca-hfp"]
+    "method",
+    [
+        "fedprox",
+        "fjord",
+        "fedmp",
+        "dapperfl",
+        "scaffold",
+        "prunefl",
+        "feddst",
+        "fedtiny",
+        "fedrts",
+        "autoflip",
+        "ca-hfp",
+    ],
 )
 def test_every_kind_of_method_is_reproduced_its_preparation_too(ran, method):
     assert_reproduced(ran(method=method, tiers=FAILING))
+
+
+@pytest.mark.parametrize("mode", [(), ASYNC], ids=["sync", "async"])
+def test_downloads_without_what_clients_hold_are_reproduced(ran, mode):
+    model = "model={name: 'tests.networks:adapted', options: {}}"
+    folder = ran(*mode, model, method="heterofl", tiers=FAILING, rounds=6)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["down_bytes"] > summary["up_bytes"]
+    assert summary["full_model"]["frozen_bytes"] > 0
+    assert_reproduced(folder)
 
 
 @pytest.mark.slow
@@ -211,6 +233,7 @@ def assert_equal_clocks(replay, folder: Path) -> None:
     for name, column in table.items():
         np.testing.assert_array_equal(column, real.clients[name], err_msg=name)
     assert [each.round_s for each in replay.rounds] == real.rounds["round_s"].tolist()
+    assert summary.summary_from(replay)["fedavg"] == real.summary["fedavg"]
 
 
 @pytest.mark.slow

@@ -1,13 +1,16 @@
 """A comparison's table has the figures of single runs; one split, one parent run, and failures stop no other run."""
 
 import csv
+import errno
 import importlib.util
 import io
 import json
-import signal
+import os
+import resource
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -17,16 +20,17 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from raysim.analysis.comparison import compare
-from raysim.analysis.study import plan, table
+from raysim.analysis.study import plan, table, writer
 from raysim.analysis.study.one_run import digests_of, run_one
+from raysim.analysis.study.settings import ComparisonSettings
 from raysim.analysis.tables import terminal
-from raysim.cli import main as cli
 from raysim.config import loader
 from raysim.core import signals, tensors
 from raysim.core.errors import SettingError
 from raysim.experiment.resume import find
 from raysim.methods.table import METHODS
 from raysim.simulation.build import build_scenario
+from tests.commands import left_with
 from tests.conftest import CONFIGS, ROOT, TINY
 
 SPECIFICATION = importlib.util.spec_from_file_location("compare_methods", ROOT / "jobs" / "compare_methods.py")
@@ -44,18 +48,18 @@ COMPARISON = {
     "seeds": [0, 1],
 }
 
+GRID = {"grid": {"training.learning_rate": [0.1, 0.4]}, "rounds": 2, "seeds": [7]}
+
 
 def compared(folder: Path, *options: str, **changes) -> SimpleNamespace:
     """Run the job as its user does, but for a process of its own."""
     folder.mkdir(exist_ok=True)
     config = folder / "comparison.yaml"
     config.write_text(yaml.safe_dump(COMPARISON | changes), encoding="utf-8")
-    uri, handler = f"sqlite:///{folder}/store/mlflow.db", signal.getsignal(signal.SIGTERM)
+    uri = f"sqlite:///{folder}/store/mlflow.db"
     given = [str(config), "--set", f"tracking.uri={uri}", "--output", str(folder / "out"), *options]
-    with pytest.raises(SystemExit) as left:
-        cli.main(given, JOB.compare, JOB.KEPT)
-    signal.signal(signal.SIGTERM, handler)
-    return SimpleNamespace(code=left.value.code, out=folder / "out", uri=uri)
+    code = left_with(*given, command=JOB.compare, kept=JOB.KEPT)
+    return SimpleNamespace(code=code, out=folder / "out", uri=uri)
 
 
 def content_of(done: SimpleNamespace) -> dict:
@@ -81,7 +85,8 @@ def test_each_run_is_the_run_that_its_config_describes(finished):
         assert figures["total_bytes"] == totals.down_bytes + totals.up_bytes
         for name in ("train_flops", "simulated_s", "accuracy", "best_accuracy", "preparation_s"):
             assert figures[name] == getattr(totals, name)
-        assert figures["accuracy_last10"] == pytest.approx(np.mean(alone.accuracies), rel=1e-12)
+        assert figures["accuracy_last10"] is None, "of three evaluations"
+        assert figures["evaluations"]["accuracy"] == alone.accuracies
         assert pq.read_table(folder / "clients.parquet")["round"].to_pylist() == [1, 1, 1, 2, 2, 2, 3, 3, 3]
         if figures["label"] != "autoflip+":
             assert tensors.digest(load_file(folder / "model.safetensors")) == figures["params_sha256"]
@@ -94,7 +99,7 @@ def test_the_table_has_means_and_sample_deviations(finished):
     dense = [figures["simulated_s"] for figures in content["runs"] if figures["label"] == "fedavg"]
     for row in content["rows"]:
         own = [figures for figures in content["runs"] if figures["label"] == row["label"]]
-        for name in ("accuracy_last10", "accuracy", "best_accuracy", "bytes_percent_of_fedavg", "simulated_s"):
+        for name in ("accuracy", "best_accuracy", "bytes_percent_of_fedavg", "simulated_s"):
             values = [figures[name] for figures in own]
             assert row[name]["mean"] == pytest.approx(np.mean(values))
             assert row[name]["std"] == pytest.approx(np.std(values, ddof=1))
@@ -131,7 +136,7 @@ def test_mlflow_has_a_parent_with_the_table_and_a_child_for_each_run(finished):
         item.path for item in client.list_artifacts(content["run_id"])
     }
     rows = {row["label"]: row for row in content["rows"]}
-    assert parent.data.metrics["accuracy_last10/heterofl"] == rows["heterofl"]["accuracy_last10"]["mean"]
+    assert parent.data.metrics["accuracy/heterofl"] == rows["heterofl"]["accuracy"]["mean"]
     assert "accuracy/autoflip-plus" in parent.data.metrics
     assert parent.data.params["comparison.split_seed"] == "0"
     figures = {(run["label"], run["seed"]): run for run in content["runs"]}
@@ -167,12 +172,12 @@ def test_the_split_has_a_seed_of_its_own():
     assert all(other[what] != digests_of(second)[what] for what in ("data", "partition", "test_rows"))
 
 
-def settings_with(*overrides: str) -> plan.ComparisonSettings:
+def settings_with(*overrides: str) -> ComparisonSettings:
     changed = dict(loader.parse_override(override) for override in overrides)
     base = loader.read_yaml(CONFIGS / "digits.yaml")
     entries = [{"name": entry} if isinstance(entry, str) else entry for entry in COMPARISON["methods"]]
     content = COMPARISON | {"base": base, "set": COMPARISON["set"] | changed, "methods": entries}
-    return plan.ComparisonSettings.model_validate(content)
+    return ComparisonSettings.model_validate(content)
 
 
 @pytest.mark.slow
@@ -195,6 +200,42 @@ def test_a_run_that_fails_leaves_the_others_and_exit_code_1(tmp_path, capsys):
     for name in (str(done.out), content["run_id"]):
         rows = {row["label"]: row for row in compare.compare([name], done.uri).table}
         assert [rows[label]["states"] for label in ("fedavg", "random", "magnitude")] == [[""], ["failed"], [""]]
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_message(tmp_path, capsys, monkeypatch):
+    """A limit on the size of files stands for the disk: the system call fails alike."""
+    limits, add = resource.getrlimit(resource.RLIMIT_FSIZE), writer.ComparisonWriter.add
+
+    def on_a_full_disk(*given):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        return add(*given)
+
+    monkeypatch.setattr(writer.ComparisonWriter, "add", on_a_full_disk)
+    try:
+        done = compared(tmp_path, methods=["fedavg"], seeds=[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    *_, last = capsys.readouterr().err.splitlines()
+    assert done.code == signals.FAILED
+    assert last.startswith("raysim: ")
+    assert "unexpected" not in last, "neither the files nor the store can be written"
+
+
+def test_a_disk_that_fails_is_one_line_of_any_command(capsys):
+    def fail() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/table.csv")
+
+    assert left_with(command=click.command()(fail), kept="the runs are kept") == signals.FAILED
+    assert capsys.readouterr().err == "raysim: '/data/table.csv': No space left on device; the runs are kept\n"
+
+
+@pytest.mark.slow
+def test_columns_against_fedavg_are_absent_where_nobody_knows_it_and_a_note_says_why(tmp_path):
+    done = compared(tmp_path, "--set", "selection.rule=oort", methods=["fedavg", "heterofl"], seeds=[0])
+    text = (done.out / "comparison.md").read_text(encoding="utf-8")
+    assert "% FedAvg" not in text
+    assert "Nothing is in per cent of FedAvg: selection.rule='oort' may select clients by losses" in text
 
 
 @pytest.mark.parametrize(
@@ -227,7 +268,7 @@ def test_a_run_that_fails_leaves_the_others_and_exit_code_1(tmp_path, capsys):
             "tracking.also=['tensorboard'] has no effect in a comparison, whose runs leave no folder; allowed: []",
         ),
         ({}, ["--set", "tracking.uri=none"], "tracking.uri='none' is not allowed; allowed: sqlite:///FILE"),
-        ({"methods": []}, [], "methods=[] is not allowed"),
+        ({"methods": []}, [], "methods is empty, which is not allowed; allowed: at least one, all different"),
         ({"methods": ["fedavg", "fedavg"]}, [], "methods: 'fedavg' is given twice"),
         ({"methods": ["fedvag"]}, [], "methods: 'fedvag': method.name='fedvag' is unknown; known: fedavg"),
         ({"methods": [{"nme": "fedavg"}]}, [], "methods.0.name is missing"),
@@ -236,9 +277,41 @@ def test_a_run_that_fails_leaves_the_others_and_exit_code_1(tmp_path, capsys):
             {"methods": [{"name": "fedavg", "set": {"data.heldout_share": 0.5}}]}, [],
             "methods: 'fedavg': set: 'data.heldout_share' is not allowed, since rows must be comparable",
         ),
+        (
+            {"methods": [{"name": "fedavg", "label": "honest", "set": {"method": {"name": "scaffold"}}}]}, [],
+            "methods: 'honest': set: 'method.name' is not allowed, since rows must be comparable",
+        ),
+        ({}, ["--set", "method={name: heterofl}"], "--set 'method.name' is not allowed in a comparison; it has"),
+        ({"set": {"method": {"name": "random"}}}, [], "set 'method.name' is not allowed in a comparison"),
+        ({}, ["--set", "method=random"], "methods: 'fedavg': method='random' is not allowed; allowed: settings"),
+        (
+            {"methods": [{"name": "heterofl", "label": "fedavg"}]}, [],
+            "methods: 'fedavg': label='fedavg' is the name of another method; allowed: 'heterofl' or a label of your",
+        ),
         ({"metods": ["fedavg"]}, [], "metods=['fedavg'] is not a setting; did you mean methods?"),
         ({"base": "none.yaml"}, [], "CONFIG="),
         ({"base": 3}, [], "base=3 is not allowed"),
+        ({"tune": GRID}, [], "data.validation_share=0.0 is not allowed with tune"),
+        ({"tune": GRID | {"grid": {}}}, [], "tune.grid is empty, which is not allowed"),
+        ({"tune": GRID | {"grid": {"rounds": [3]}}}, [], "tune: grid: 'rounds' is not allowed, since rows must be"),
+        ({"tune": GRID | {"grid": {"training.epochs": []}}}, [], "tune.grid.training.epochs is empty"),
+        (
+            {"tune": GRID | {"grid": {f"training.{key}": list(range(1, 61)) for key in ("epochs", "batch_size")}}},
+            ["--set", "data.validation_share=0.2"], "methods, tune.grid and tune.seeds make 10800 runs; allowed: at",
+        ),
+        ({"seeds": list(range(4000))}, [], "methods and seeds make 12000 runs; allowed: at most 10,000"),
+        (
+            {"tune": GRID | {"grid": {"training": [{"epochs": 1}]}}}, ["--set", "data.validation_share=0.2"],
+            "tune: grid: 'training' is not allowed, since set has 'training.epochs'; allowed: one of them",
+        ),
+        ({"base": "~nobody-at-all/c.yaml"}, [], "base: '~nobody-at-all/c.yaml': ~nobody-at-all is the home of no"),
+        ({"tune": GRID | {"seeds": []}}, [], "tune.seeds is empty"),
+        ({"tune": GRID | {"grid": {"training.epochs": [1, 1]}}}, [], "tune.grid.training.epochs: 1 is given twice"),
+        ({"tune": GRID | {"round": 3}}, [], "tune.round=3 is not a setting; did you mean tune.rounds?"),
+        (
+            {"tune": GRID | {"grid": {"training.epochs": [1, 0]}}}, ["--set", "data.validation_share=0.2"],
+            "methods: 'fedavg, epochs 0': training.epochs=0 is not allowed",
+        ),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_before_anything_is_written(tmp_path, capsys, changes, options, message):
@@ -272,6 +345,18 @@ def test_a_setting_given_on_the_command_line_replaces_that_of_every_row(tmp_path
     assert {run.settings.training.learning_rate for run in runs} == {0.3}
 
 
+def test_a_whole_section_leaves_a_row_its_name(tmp_path):
+    own = {"name": "random", "set": {"method": {"fill": "zero"}, "training": {"epochs": 3, "learning_rate": 0.3}}}
+    config = tmp_path / "comparison.yaml"
+    config.write_text(yaml.safe_dump(COMPARISON | {"methods": ["fedavg", own]}), encoding="utf-8")
+    run = plan.load(config).runs[-1]
+    assert (run.settings.method.name, run.settings.method.fill, run.settings.training.epochs) == ("random", "zero", 3)
+    (*_, run) = plan.load(config, ["training.epochs=2"]).runs
+    assert (run.settings.training.epochs, run.settings.training.learning_rate) == (2, 0.3)
+    (*_, run) = plan.load(config, ["method={normalization: static}"]).runs
+    assert (run.settings.method.name, run.settings.method.normalization) == ("random", "static")
+
+
 def test_a_row_may_not_be_built_with_settings_that_do_not_fit():
     with pytest.raises(SettingError, match=r"methods: 'heterofl': method\.normalization='group' has no effect"):
         plan.plan(settings_with("method.normalization=group"))
@@ -291,17 +376,31 @@ def test_spread_over_ray_the_runs_are_the_same(finished, tmp_path, local_ray):
     assert len(digests(done)) == 4
 
 
-def test_the_table_fits_into_120_columns():
+def test_the_parts_of_the_table_fit_into_120_columns():
     value = {"mean": 0.987654, "std": 0.012345}
     cost = {"mean": 1234.56, "std": None}
     row = {"label": "feddropout", "method": "feddropout", "seeds": [0, 1], "failed": {2: "diverged"}}
     row |= {"set": {"training.learning_rate": 0.05}}
     row |= {name: value if "accuracy" in name else cost for name in table.AVERAGED}
+    row |= {"points": -1.25, "points_low": -3.0, "points_high": 0.5, "points_are_all": True}
+    shared = {"percent": 51.2, "is_all": False}
+    reached = {"accuracy": 0.8, "reached": 2, "of": 2} | dict.fromkeys(("rounds", *table.UNITS), cost | shared)
+    row |= {"targets": [reached]}
     console = Console(width=120, record=True, file=io.StringIO())
-    (whole,) = terminal.rich_tables(table.columns_of([row]), [False], console.width)
-    console.print(whole)
+    for part in terminal.rich_tables(table.columns_of([row]), [False], console.width):
+        console.print(part)
     printed = console.export_text()
-    for part in ("feddropout", "98.8 ± 1.2", "1234.6", "2 of 3", "learning_rate 0.05"):
+    for part in (
+        "feddropout",
+        "98.8 ± 1.2",
+        "-1.2 [-3.0, +0.5]",
+        "1234.6",
+        "2 of 3",
+        "learning_rate 0.05",
+        "to 80 %",
+        "(2 of 2)",
+        "1,235 (51 %*)",
+    ):
         assert part in printed
     assert "\u2026" not in printed
 

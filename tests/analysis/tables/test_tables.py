@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from raysim.analysis.comparison import figures, labels, table
+from raysim.analysis.comparison import labels, table
 from raysim.analysis.tables import columns, means, text
 from raysim.analysis.tables.columns import Column, parts_of
 
@@ -18,7 +18,7 @@ COLUMNS = [
 ]
 
 
-@pytest.mark.parametrize("module", [columns, means, text, figures, labels, table])
+@pytest.mark.parametrize("module", [columns, means, text, labels, table])
 def test_the_examples_hold(module):
     tried = doctest.testmod(module)
     assert tried.attempted

@@ -40,9 +40,10 @@ def test_two_that_write_the_same_file_do_not_mix(tmp_path: Path) -> None:
 
 def test_what_killed_writers_have_left_can_be_removed(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
-    names = [f"{folder}/.x.json.{owner}.partial" for folder in (".", "deep") for owner in ("a", "b")]
+    names = [f"{folder}/.x.json.{owner}.partial" for folder in (".", "deep") for owner in ("a" * 12, "b" * 12)]
     for name in names:
         (tmp_path / name).write_text("half")
     write_text(tmp_path / "x.json", "whole")
+    (tmp_path / ".notes.partial").write_text("of somebody else")
     remove_partials(tmp_path)
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "x.json"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".notes.partial", "deep", "x.json"]

@@ -16,7 +16,8 @@ from raysim.core.storage.path import StoragePath
 from raysim.experiment.resume import find
 from raysim.simulation import checkpoint, records
 from raysim.tracking import mlflow_writer
-from tests.cli.test_main import arguments, left_with, termination_handler  # noqa: F401
+from tests.cli.test_main import arguments
+from tests.commands import left_with
 from tests.conftest import tiny_settings
 from tests.experiment.test_resume import FOUR, Stopping, curves, played, resumed
 from tests.servers import Server, s3_server

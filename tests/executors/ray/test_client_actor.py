@@ -17,8 +17,9 @@ from raysim.executors import in_process
 from raysim.executors.ray.client_actor import ClientActor, needed_share
 from raysim.executors.ray.executor import chunk_shares
 from raysim.executors.ray.runner import RayRunner
-from raysim.pruning.masks import Mask
+from raysim.pruning.masks import Mask, keep_top
 from raysim.pruning.plan import ChannelPlan
+from raysim.pruning.significance import first_channels
 from raysim.server.updates import merge
 from raysim.simulation.build import build_scenario
 from raysim.simulation.state import Storage
@@ -180,6 +181,14 @@ def test_an_actor_in_this_process_trains_scores_and_estimates_as_the_in_process_
     score, _ = actor.score(rows, arrays[0])
     same = executor.score(params, rows)
     assert (score.rows, score.loss, score.terms) == (same.rows, same.loss, same.terms)
+    half = keep_top(scenario.workload.plan, first_channels(scenario.workload.plan), 0.5)
+    for split in ("test", "validation"):
+        score, _ = actor.score(rows, arrays[0], split, half)
+        same = executor.score(params, rows, split, half)
+        assert (score.rows, score.loss, score.terms) == (same.rows, same.loss, same.terms)
+    own, _ = actor.estimate_statistics(rows, arrays[0], half)
+    of_half = executor.estimate_statistics(params, rows, half)
+    assert tensors.digest(tensors.as_tensors(own)) == tensors.digest(of_half)
     estimated, lines = actor.estimate_statistics(rows, arrays[0])
     assert tensors.digest(tensors.as_tensors(estimated)) == tensors.digest(executor.estimate_statistics(params, rows))
     assert tensors.digest(tensors.as_tensors(estimated)) != tensors.digest(params)

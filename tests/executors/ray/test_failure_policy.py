@@ -57,7 +57,7 @@ def test_every_loss_is_repeated_and_explained(kind):
 
 @pytest.mark.parametrize(
     ("work", "again"),
-    [(Activity.SCORE, "test rows are scored again"), (Activity.ESTIMATE, "running statistics are estimated again")],
+    [(Activity.SCORE, "rows are scored again"), (Activity.ESTIMATE, "running statistics are estimated again")],
 )
 def test_work_without_clients_is_repeated_whole(work, again):
     lost = [after(Kind.MACHINE_LOST, Attempt(work, losses=losses)) for losses in range(4)]

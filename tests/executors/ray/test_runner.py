@@ -121,8 +121,11 @@ def test_a_driver_actor_that_is_killed_is_replaced(whole, local_ray: None, tmp_p
         for report in runner.run(scenario, Storage(tmp_path, 2, 2)):
             rounds.append(report.round)
             if report.round == 5 and not killed:
+                left = tmp_path / "checkpoints" / ".round_000006.safetensors.0123456789ab.partial"
+                left.touch()
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
+        assert not left.exists(), "what a lost actor was writing"
         digest = tensors.digest(runner.final_state().params)
         cut_off = runner.driver_actor
         again = runner._replace_driver(scenario, Storage(tmp_path, 2, 2), Start(), Failure(Kind.UNREACHABLE), 2)

@@ -1,0 +1,51 @@
+"""Draw training rows with the classes in their shares: a subset, and the rows that validate."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim.core import seeding
+from raysim.core.errors import SettingError
+
+
+def stratified_order(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return all rows in a random order of which every first part has the classes in their shares.
+
+    A first part with at least as many rows as there are classes has each class at least once.
+
+    Args:
+        labels: Class of each row, `(rows,)`.
+        rng: Draws the order.
+    """
+    shuffled = rng.permutation(len(labels))
+    drawn = labels[shuffled]
+    rank_in_class = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(drawn == label)
+        rank_in_class[members] = np.arange(len(members)) / len(members)
+    return np.asarray(shuffled[np.argsort(rank_in_class, kind="stable")])
+
+
+def validation_rows(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
+    """Return the training rows that validate: about `share` of each class, in ascending order.
+
+    They are the last of a stratified order, so that every class keeps a row to train on; a class with fewer rows than
+    1 / `share` may have none among them.
+
+    Args:
+        labels: Class of each training row, `(rows,)`.
+        share: Their share of the rows, rounded to a whole number of rows, at least one; 0: none.
+        seed: Seed of the split.
+
+    Raises:
+        SettingError: If some class would keep no row to train on.
+    """
+    if share == 0:
+        return np.empty(0, np.int64)
+    wanted, most = max(1, round(share * len(labels))), len(labels) - len(np.unique(labels))
+    if wanted > most:
+        raise SettingError(
+            f"data.validation_share={share:g} is not allowed: it takes {wanted} of {len(labels)} training rows, and "
+            f"each class needs one to train on; allowed: 0 to {most / len(labels):.4g}"
+        )
+    order = stratified_order(labels, seeding.generator(seed, "validation rows"))
+    return np.sort(order[len(order) - wanted :])
