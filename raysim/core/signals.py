@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ TERMINATED, HUNG_UP = 128 + signal.SIGTERM, 128 + signal.SIGHUP
 
 ANSWER_S = 5.0
 """Seconds to wait for the runner to confirm a stop request."""
+
+AGAIN_S = 0.01
+"""Seconds after which an interrupt that Python ignored comes again."""
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 """Signals that end a command at once; a terminal that is closed sends SIGHUP."""
@@ -26,6 +30,39 @@ def interrupt_on_signals() -> None:
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end)
     _received.clear()
+    if not isinstance(sys.unraisablehook, _Again):
+        sys.unraisablehook = _Again(sys.unraisablehook)
+
+
+class _Again:
+    """Repeats an interrupt that Python ignores, as it does during a finalizer or the hooks of a fork."""
+
+    def __init__(self, otherwise: Callable[[Any], object]) -> None:
+        self._otherwise = otherwise
+        self._is_called, self._before = False, signal.getsignal(signal.SIGINT)
+
+    def __call__(self, ignored: Any) -> None:
+        if ignored.exc_type is not KeyboardInterrupt or threading.current_thread() is not threading.main_thread():
+            self._otherwise(ignored)
+            return
+        number, self._is_called = _received[0] if _received else signal.SIGINT, True
+        if signal.getsignal(number) != self._interrupt:
+            self._before = signal.signal(number, self._interrupt)
+        _soon(number)
+        self._is_called = False
+
+    def _interrupt(self, number: int, _frame: FrameType | None) -> None:
+        if self._is_called:
+            _soon(number)
+            return
+        signal.signal(number, self._before)
+        raise KeyboardInterrupt
+
+
+def _soon(number: int) -> None:
+    timer = threading.Timer(AGAIN_S, signal.pthread_kill, [threading.main_thread().ident, number])
+    timer.daemon = True
+    timer.start()
 
 
 def code_of_interrupt() -> int:
@@ -46,9 +83,7 @@ def _end(number: int, _frame: FrameType | None) -> None:
 
 
 def check_terminated() -> None:
-    """Interrupt this process if it has received SIGTERM or SIGHUP and the exception was lost.
-
-    Python ignores an exception that a signal handler raises during a finalizer or the hooks of a fork.
+    """Interrupt this process if it has received SIGTERM or SIGHUP and a library has dropped the exception.
 
     Raises:
         KeyboardInterrupt: If the process has received one of them.

@@ -84,8 +84,9 @@ class RunObserver(Protocol):
     def on_round(self, report: RoundReport) -> None:
         """Follow a round, whose records are on disk.
 
-        On Ray a round may be reported again: if the driver actor is lost, the rounds after the newest checkpoint are
-        repeated, with the same results.
+        On Ray, if the driver actor is lost, the rounds after the newest checkpoint are repeated, with the same
+        results, and reported again. Rounds before it may never be reported, if their reports are lost with the
+        machine; their records are not, so an observer that needs every round reads them there.
         """
 
     def on_end(self, outcome: RunOutcome) -> None:

@@ -2,9 +2,11 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -56,14 +58,52 @@ def test_without_a_sigterm_the_handler_is_as_before_and_an_exit_goes_on():
     signals.check_terminated()
 
 
-def test_an_interrupt_that_was_ignored_comes_again(monkeypatch):
-    class Finalized:
-        def __del__(self):
-            os.kill(os.getpid(), signal.SIGTERM)
+IN_A_FINALIZER = """
+import os, signal, sys, time
+from raysim.core import signals
 
-    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
-    finalized = Finalized()
-    del finalized
+class Finalized:
+    def __init__(self, depth):
+        self.depth = depth
+
+    def __del__(self):
+        if self.depth == 0:
+            os.kill(os.getpid(), signal.{name})
+        else:
+            Finalized(self.depth - 1)
+            time.sleep(0.05)
+
+signals.interrupt_on_signals()
+handler = signal.getsignal(signal.{name})
+try:
+    Finalized({depth})
+    time.sleep(20)
+except KeyboardInterrupt:
+    if signal.{name} == signal.SIGINT:
+        assert signal.getsignal(signal.SIGINT) is handler
+    sys.exit(signals.code_of_interrupt())
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
+@pytest.mark.parametrize("depth", [0, 2])
+def test_an_interrupt_during_a_finalizer_comes_again_and_nothing_is_printed(name, code, depth):
+    command = [sys.executable, "-c", IN_A_FINALIZER.format(name=name, depth=depth)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=15, check=False)
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+def test_other_errors_of_finalizers_are_shown():
+    code = IN_A_FINALIZER.replace("os.kill(os.getpid(), signal.{name})", "1 / 0").replace("time.sleep(20)", "pass")
+    command = [sys.executable, "-c", code.format(name="SIGTERM", depth=0)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=15, check=False)
+    assert done.returncode == 0
+    assert "ZeroDivisionError" in done.stderr
+
+
+def test_an_interrupt_that_a_library_drops_comes_again():
+    with suppress(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         signals.check_terminated()
 

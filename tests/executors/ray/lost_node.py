@@ -2,7 +2,8 @@
 
 Usage: python -m tests.executors.ray.lost_node FOLDER
 
-A process of its own, since a process joins one Ray only. Ends with a JSON object: digest, rounds reported.
+A process of its own, since a process joins one Ray only. Ends with a JSON object: digest, rounds reported, rounds
+recorded.
 """
 
 import json
@@ -14,7 +15,9 @@ import ray
 from ray.cluster_utils import Cluster
 
 from raysim.core import tensors
+from raysim.core.storage.local import storage_path
 from raysim.executors.ray.runner import RayRunner
+from raysim.simulation import records
 from raysim.simulation.build import build_scenario
 from raysim.simulation.state import Storage
 from tests.conftest import tiny_settings
@@ -43,7 +46,9 @@ def main(folder: Path) -> None:
         digest = tensors.digest(runner.final_state().params)
     ray.shutdown()
     cluster.shutdown()
-    print(json.dumps({"digest": digest, "rounds": rounds}))
+    parts = storage_path(folder) / "rounds"
+    recorded = [records.logged(parts, round).round for round in range(1, scenario.rounds + 1)]
+    print(json.dumps({"digest": digest, "reported": rounds, "recorded": recorded}))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -143,14 +144,19 @@ def test_a_driver_actor_that_is_killed_is_replaced(whole, local_ray: None, tmp_p
 @pytest.mark.ray
 @pytest.mark.long
 def test_a_driver_actor_whose_machine_is_lost_is_replaced_on_another(whole, tmp_path: Path) -> None:
-    """The run's files are where both machines reach them; nothing binds the driver actor to the first."""
+    """The run's files are where both machines reach them; nothing binds the driver actor to the first.
+
+    Reports of rounds that ended while the machine was being lost may be lost with it; their records are not.
+    """
     command = [sys.executable, "-m", "tests.executors.ray.lost_node", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["digest"] == whole["params_sha256"]
-    assert set(found["rounds"]) == set(range(1, ROUNDS + 1))
-    assert "the driver actor was lost: resuming after round" in done.stderr
+    assert found["recorded"] == list(range(1, ROUNDS + 1))
+    resumed = re.search(r"the driver actor was lost: resuming after round (\d+)", done.stderr)
+    assert resumed
+    assert set(found["reported"]) >= {*range(1, 6), *range(int(resumed[1]) + 1, ROUNDS + 1)}
 
 
 @pytest.mark.ray
