@@ -212,10 +212,13 @@ METHODS: dict[str, Method] = {
             score=curvature_score, reads=CURVATURE, claims=frozenset({EQUALS_FEDAVG, NESTED}),
         ),
         Method(
-            "ca-hfp+", "arXiv 2603.12591, eq 14, with coverage-aware masks (specification, beyond the paper)",
+            "ca-hfp+", "as `ca-hfp`; what studies/ca_hfp_small shows of its ranking, silence and statistics",
             score=curvature_score, reads=CURVATURE,
-            options=MethodOptions(mask="coverage", fill="damped"),
-            claims=frozenset({EQUALS_FEDAVG}),
+            options=MethodOptions(
+                fill="damped", warmup_rounds=0, unseen="l1", hysteresis=5.0, silent_dormant=True, silent_after=5,
+                normalization="static",
+            ),
+            claims=frozenset({EQUALS_FEDAVG, NESTED}),
         ),
     )
 }  # fmt: skip

@@ -147,7 +147,8 @@ def _build(settings: ExperimentSettings) -> Scenario:
     clients = population.build(owned, rows, settings.data.heldout_share, split)
 
     model = _build_model(settings, data)
-    model = _normalized(model, method.options.normalization)
+    if settings.method.normalization is not None or evaluation.batch_norms(model):
+        model = _normalized(model, method.options.normalization)
     example, targets = data.test_rows(np.arange(2))
     if method.drops_blocks:
         model = add_steps(model, branch_ends(model, example))

@@ -52,7 +52,10 @@ ROUNDS_OF = {
     "scaffold": (LOCAL, "test_scaffold_corrects_by_control_variates"),
     "fisher": (RANKED, "test_channels_are_ranked_by_what_clients_report"),
     "ca-hfp": (RANKED, "test_channels_are_ranked_by_what_clients_report"),
-    "ca-hfp+": (RANKED, "test_coverage_aware_masks_drop_the_cheapest_pair_until_budgets_are_met"),
+    "ca-hfp+": (
+        RANKED,
+        "test_ca_hfp_plus_begins_by_norms_and_keeps_what_it_trains_unless_another_scores_six_times_as_much",
+    ),
     "prunefl": (SPARSE, "test_prunefl_reconfigures_for_squared_gradient_per_second"),
     "feddst": (SPARSE, "test_feddst_moves_its_mask_while_clients_train"),
     "fiarse": (SPARSE, "test_fiarse_trains_the_largest_weights_with_the_gradient_of_its_threshold"),

@@ -9,6 +9,7 @@ import torch
 
 from raysim.core import seeding
 from raysim.core.tensors import Params
+from raysim.methods import resolve as methods
 from raysim.methods.mask_rules import _spread
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import RoundReport
@@ -18,6 +19,7 @@ from tests.methods.slow_rounds import (
     agree,
     best,
     count,
+    l1,
     members,
     sizes,
     small_scenario,
@@ -82,6 +84,45 @@ def test_channels_are_ranked_by_what_clients_report(
     state = agree(scenario, play, rounds=4 if estimator == "secant" else 3)
     assert set(state.memory)
     assert any(stuck) == ("method.hysteresis=50.0" in overrides), "the bonus decides at least once"
+
+
+@pytest.mark.slow
+def test_ca_hfp_plus_begins_by_norms_and_keeps_what_it_trains_unless_another_scores_six_times_as_much() -> None:
+    scenario = small_scenario("ca-hfp+", "training.epochs=1")
+    plan, estimate, last_kept = scenario.workload.plan, Fisher("exact", False, 0.9), []
+    differs: list[bool] = []
+
+    def ranked(params: Params) -> Sums:
+        norms, scores = l1(plan, params), estimate.scores(plan, params)
+        if scores is None:
+            return norms
+        for group, own in scores.items():
+            squares, known = [norm**2 for norm in norms[group]], [unit for unit, s in enumerate(own) if s < math.inf]
+            scale = sum(abs(own[unit]) for unit in known) / sum(squares[unit] for unit in known)
+            own[:] = [squares[unit] * scale if own[unit] == math.inf else own[unit] for unit in range(len(own))]
+        return scores
+
+    def play(round: int, params: Params, _: RoundReport) -> Params:
+        scores = ranked(params)
+        plain = [best(plan, scores, client.keep) for client in members(scenario, round)]
+        for group, own in scores.items():
+            for unit in range(len(own) if last_kept else 0):
+                share = sum(unit in kept[group] for kept in last_kept) / len(last_kept)
+                own[unit] += 5.0 * share * abs(own[unit])
+        kept = [best(plan, scores, client.keep) for client in members(scenario, round)]
+        differs.append(
+            [set(each[g]) for each in plain for g in each] != [set(each[g]) for each in kept for g in each]
+        )
+        params, reports = trained_by(scenario, params, round, kept, "damped")
+        estimate.observe(plan, reports)
+        last_kept[:] = kept
+        return params
+
+    state = agree(scenario, play, rounds=4)
+    assert any(differs), "the bonus decides at least once"
+    served = methods.served(scenario.method, plan, state.params, state.memory)
+    silent = [key for key, value in served.items() if not torch.equal(value, state.params[key])]
+    assert bool(silent) == (not bool(state.memory["trained"].all())), "what nobody has trained is silent"
 
 
 @pytest.mark.slow
@@ -204,8 +245,8 @@ def random_scores_across(scenario: Scenario, params: Params, round: int, across)
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["curvature", "exact"])
 def test_coverage_aware_masks_drop_the_cheapest_pair_until_budgets_are_met(form: str) -> None:
-    given = ("method.warmup_rounds=1", "training.epochs=1", f"method.score={form}")
-    scenario = small_scenario("ca-hfp+", *given)
+    given = ("method.mask=coverage", "method.fill=damped", "method.warmup_rounds=1", f"method.score={form}")
+    scenario = small_scenario("ca-hfp", *given, "training.epochs=1")
     plan, gradient, curvature = scenario.workload.plan, Fisher("g", False, 0.9), Fisher("h", False, 0.9)
     FORMS.update({"g": lambda g, h: g, "h": lambda g, h: h})
 

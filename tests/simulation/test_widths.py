@@ -127,7 +127,9 @@ def test_random_masks_are_averaged_over_five_draws_of_the_round(method: str) -> 
 
 @pytest.mark.slow
 def test_masks_of_a_cohort_are_spread_over_five_equal_clients() -> None:
-    scenario = build_scenario(settings_of("ca-hfp+", *SHORT, "rounds=3", "method.warmup_rounds=1"))
+    scenario = build_scenario(
+        settings_of("ca-hfp", *SHORT, "rounds=3", "method.warmup_rounds=1", "method.mask=coverage")
+    )
     states, reports = states_of(scenario)
     masks = masks_at(scenario, states[2], 0.5)
     assert len(masks) == DRAWS
