@@ -44,7 +44,7 @@ def study(
     from raysim.analysis.study.results import NAME
 
     loaded = studies.load(folder)
-    chosen = _chosen(loaded, cells)
+    chosen = chosen_cells(loaded, cells)
     own = folder / NAME
     file = own if results is None or results.resolve() == own.resolve() else _checked(results)
     if file is own:
@@ -58,7 +58,12 @@ def study(
         raise RunFailedError(0, -1, "; ".join(failures))
 
 
-def _chosen(loaded: "Study", names: str | None) -> list[str]:
+def chosen_cells(loaded: "Study", names: str | None) -> list[str]:
+    """Return the cells that `--cells` names, in the order in which they can run.
+
+    Raises:
+        SettingError: If the study has no such cell, or one is named twice.
+    """
     chosen = list(loaded.cells) if names is None else names.split(",")
     for name in chosen:
         if name not in loaded.cells:

@@ -2,20 +2,25 @@
 
 import json
 import os
+import shutil
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
 from raysim.cli.arguments import PATH
 from raysim.config import loader
 from raysim.core import signals
+from raysim.core.errors import SettingError
 from raysim.core.log import info, is_quiet, warning
 from raysim.core.storage import uris
 from raysim.terminal.console import quiet_option
 
+STUDY = "study.yaml"
 
-@click.command(short_help="Run an experiment as a job on a Ray cluster.")
+
+@click.command(short_help="Run an experiment or a study as a job on a Ray cluster.")
 @click.argument("config", type=PATH)
 @click.option(
     "--address",
@@ -37,6 +42,7 @@ from raysim.terminal.console import quiet_option
 )
 @click.option("--no-wait", is_flag=True, help="Print the job's id and exit; otherwise follow its log to the end.")
 @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON object, the run's own.")
+@click.option("--cells", metavar="A,B", help="Cells of a study to run [all].")
 @quiet_option
 def submit(
     config: Path,
@@ -47,35 +53,123 @@ def submit(
     folder: Path | None,
     no_wait: bool,
     as_json: bool,
+    cells: str | None,
 ) -> int:
     """Run the experiment in the file CONFIG as a job on a Ray cluster, and exit with the job's exit code.
 
     The cluster's machines need raysim. A token is read from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
+    CONFIG may be the folder of a study: its results and pages go to --output, a folder that outlives the job.
     """
     uris.check("--address", address, "http://HOST:8265; the token is read from RAY_AUTH_TOKEN")
-    settings = loader.load(config, overrides)
-    from raysim.executors.ray import jobs
-
-    stores = {"tracking.uri": settings.tracking.uri, "--tracking-uri": tracking_uri, "--output": output}
-    for name, uri in {"MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI"), **stores}.items():
-        uris.check(name, uri or "", "a URI without; credentials belong into the environment of the cluster")
-
-    if folder is None:
-        observers = {f"tracking.also.{number}": name for number, name in enumerate(settings.tracking.also)}
-        jobs.check_files(loader.flatten(settings) | observers)
-    arguments = [part for override in overrides for part in ("--set", override)]
-    arguments += ["--output", output] if output else []
-    variables = {"MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI", "")}
-    if tracking_uri:
-        arguments += ["--set", f"tracking.uri={tracking_uri}"]
+    command: Literal["run", "study"] = "study" if (config / STUDY).is_file() else "run"
+    if command == "study":
+        arguments = _of_study(config, cells, overrides, output, tracking_uri, folder, as_json)
+    else:
+        arguments = _of_run(config, cells, overrides, output, tracking_uri, folder)
+    arguments += ["--set", f"tracking.uri={tracking_uri}"] if tracking_uri else []
     arguments += ["--json"] if as_json else []
     arguments += ["--quiet"] if is_quiet() else []
+    variables = {"MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI", "")}
     given = {name: value for name, value in variables.items() if value}
-    job = jobs.submit(jobs.Request(address, config, arguments, folder, given))
+    from raysim.executors.ray import jobs
+
+    job = jobs.submit(jobs.Request(address, command, config, arguments, folder, given))
     if no_wait:
         click.echo(json.dumps({"job": job.id, "address": address}) if as_json else job.id)
         return 0
     return _follow(job, as_json)
+
+
+def _of_run(
+    config: Path,
+    cells: str | None,
+    overrides: tuple[str, ...],
+    output: str | None,
+    tracking_uri: str | None,
+    folder: Path | None,
+) -> list[str]:
+    """Check an experiment, and return the arguments of `raysim run` after its file."""
+    if cells is not None:
+        raise SettingError(f"--cells={cells!r} is not allowed with CONFIG={str(config)!r}; allowed: with a study")
+    settings = loader.load(config, overrides)
+    _check_stores(settings.tracking.uri, tracking_uri, output)
+    if folder is None:
+        from raysim.executors.ray import jobs
+
+        observers = {f"tracking.also.{number}": name for number, name in enumerate(settings.tracking.also)}
+        jobs.check_files(loader.flatten(settings) | observers)
+    return [*_set(overrides), *(["--output", output] if output else [])]
+
+
+def _of_study(
+    config: Path,
+    cells: str | None,
+    overrides: tuple[str, ...],
+    output: str | None,
+    tracking_uri: str | None,
+    folder: Path | None,
+    as_json: bool,
+) -> list[str]:
+    """Check a study, and return the arguments of `raysim study` after its folder.
+
+    Raises:
+        SettingError: If its results would be lost with the job, or it names files that are not sent.
+    """
+    from raysim.analysis.study import cells as studies
+    from raysim.cli.study import chosen_cells
+    from raysim.executors.ray import jobs
+
+    if as_json:
+        raise SettingError("--json is not allowed with a study; allowed: its results in --output")
+    if output is None or not Path(output).is_absolute():
+        given = "nothing" if output is None else repr(output)
+        raise SettingError(
+            f"--output={given} is not allowed with a study, whose results have to outlive the job; "
+            "allowed: an absolute path that the cluster's machines share"
+        )
+    _check_stores(None, tracking_uri, output)
+    loaded = studies.load(config)
+    for name in chosen_cells(loaded, cells):
+        settings = loaded.unlent(name, overrides).base
+        _check_stores(settings.tracking.uri, tracking_uri, output)
+        if folder is None:
+            jobs.check_files(loader.flatten(settings))
+    if folder is None:
+        _check_bases(config)
+    where = ["--results", f"{output}/{config.resolve().name}.jsonl", "--output", f"{output}/runs"]
+    is_placed = any(override.partition("=")[0].strip() == "executor.kind" for override in overrides)
+    on_ray = () if is_placed else ("executor.kind=ray",)
+    return [*where, *(["--cells", cells] if cells else []), *_set((*on_ray, *overrides))]
+
+
+def _check_bases(study: Path) -> None:
+    """Refuse a study whose files build on files outside its folder, which alone is sent."""
+    from raysim.analysis.study import cells as studies
+
+    with tempfile.TemporaryDirectory() as scratch:
+        alone = Path(scratch) / study.resolve().name
+        shutil.copytree(study, alone)
+        try:
+            studies.load(alone)
+        except SettingError as error:
+            raise SettingError(
+                f"CONFIG={str(study)!r} needs more than its folder, which alone is sent: {error}; "
+                "allowed: --working-dir=FOLDER to send a folder along that has all of it"
+            ) from None
+
+
+def _set(overrides: tuple[str, ...]) -> list[str]:
+    return [part for override in overrides for part in ("--set", override)]
+
+
+def _check_stores(own: str | None, tracking_uri: str | None, output: str | None) -> None:
+    """Refuse URIs with credentials: they would stand in the job's command line."""
+    stores = {
+        "MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI"), "tracking.uri": own,
+        "--tracking-uri": tracking_uri, "--output": output,
+    }  # fmt: skip
+    for name, uri in stores.items():
+        uris.check(name, uri or "", "a URI without; credentials belong into the environment of the cluster")
 
 
 def _follow(job: Any, as_json: bool) -> int:

@@ -4,13 +4,14 @@ import asyncio
 import logging
 import os
 import shlex
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 from ray.exceptions import AuthenticationError
@@ -35,17 +36,19 @@ NAMING_FILES = ("path", "root", "weights", "fedscale", "availability")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A run to submit.
+    """A run or a study to submit.
 
     Attributes:
         address: The head's dashboard, `http://HOST:8265`.
-        config: The experiment file.
-        arguments: The command line of `raysim run` after CONFIG.
-        folder: Folder to send, the job's working directory; None: the experiment file alone.
+        command: `run` or `study`.
+        config: The experiment file, or the study's folder.
+        arguments: The rest of the command line.
+        folder: Folder to send, the job's working directory; None: the experiment file or the study's folder alone.
         variables: The job's environment variables.
     """
 
     address: str
+    command: Literal["run", "study"]
     config: Path
     arguments: Sequence[str]
     folder: Path | None
@@ -53,8 +56,8 @@ class Request:
 
     def entrypoint(self) -> str:
         """Return the command the job runs in its working directory."""
-        within = self.config.name if self.folder is None else str(_within(self.folder, self.config))
-        return shlex.join(["python", "-m", "raysim", "run", within, *self.arguments])
+        within = self.config.resolve().name if self.folder is None else str(_within(self.folder, self.config))
+        return shlex.join(["python", "-m", "raysim", self.command, within, *self.arguments])
 
 
 class Job:
@@ -129,7 +132,7 @@ def check_files(settings: Mapping[str, str]) -> None:
 
 
 def submit(request: Request) -> Job:
-    """Send a run to a cluster.
+    """Send a run or a study to a cluster.
 
     Raises:
         SettingError: If the address does not answer or refuses the token, or if the files are too large to be sent.
@@ -178,7 +181,10 @@ def connect(address: str) -> JobSubmissionClient:
 def _alone(config: Path, scratch: Path) -> Path:
     folder = scratch / "folder"
     folder.mkdir()
-    (folder / config.name).write_bytes(config.read_bytes())
+    if config.is_dir():
+        shutil.copytree(config, folder / config.resolve().name)
+    else:
+        (folder / config.name).write_bytes(config.read_bytes())
     return folder
 
 

@@ -11,11 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from ray.job_submission import JobStatus
 
+from raysim.analysis.study.results import read
 from raysim.cli.submit import submit
 from raysim.core.errors import RunFailedError
 from raysim.executors.ray import jobs
+from tests.analysis.study.test_study import COMPARISON, ran, written
 from tests.conftest import CONFIGS, ROOT
 from tests.heads import RAY, Head, environment, head
 from tests.stores import store_in
@@ -197,6 +200,70 @@ def test_a_head_without_a_token_takes_jobs_of_both_commands(tmp_path, digest) ->
         follow = [RAY, "job", "logs", "--follow", job, "--address", running.dashboard]
         log = subprocess.run(follow, env=running.environment(), capture_output=True, text=True, timeout=TIMEOUT)
         assert f'"params_sha256": "{digest}"' in log.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_a_study_is_submitted_and_goes_on_from_what_the_first_job_left(guarded, tmp_path) -> None:
+    folder = written(tmp_path / "digits-study", cells={"core": {"base": "core.yaml"}}, contrasts=[])
+    alone = COMPARISON | {"base": "digits.yaml", "methods": ["fedavg", "ca-hfp"]}
+    (folder / "core.yaml").write_text(yaml.safe_dump(alone), encoding="utf-8")
+    (folder / "digits.yaml").write_text((CONFIGS / "digits.yaml").read_text(), encoding="utf-8")
+    assert ran(folder) == 0
+    here = {(each.kind, each.row, each.seed): each for each in read(folder / "results.jsonl")}
+    (folder / "results.jsonl").unlink()
+    shared = tmp_path / "shared"
+    target = ["--address", guarded.dashboard, "--output", str(shared), "--tracking-uri", store_in(tmp_path, "m.db")]
+    env = guarded.environment()
+    first = raysim(["submit", str(folder), *target], env, tmp_path)
+    assert first.returncode == 0, first.stdout + first.stderr
+    lines = (shared / "digits-study.jsonl").read_text().splitlines()
+    again = raysim(["submit", str(folder), *target], env, tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert (shared / "digits-study.jsonl").read_text().splitlines() == lines, "nothing is repeated"
+    there = {(each.kind, each.row, each.seed): each for each in read(shared / "digits-study.jsonl")}
+    assert {key: each.key for key, each in there.items()} == {key: each.key for key, each in here.items()}
+    assert all(there[key].figures == here[key].figures for key in here)
+    assert "## core" in (shared / "digits-study.md").read_text(encoding="utf-8")
+    assert (shared / "digits-study.svg").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "--output=nothing is not allowed with a study, whose results have to outlive the job"),
+        (["--output", "out"], "--output='out' is not allowed with a study"),
+        (["--output", "s3://bucket/x"], "--output='s3://bucket/x' is not allowed with a study"),
+        (
+            ["--output", "/shared", "--cells", "cor"],
+            "--cells='cor': 'cor' is no cell of the study; it has: core, even",
+        ),
+        (["--output", "/shared", "--json"], "--json is not allowed with a study"),
+        (["--output", "/shared", "--set", "rounds=0"], "rounds=0 is not allowed"),
+        (["--output", "/shared"], "needs more than its folder, which alone is sent"),
+        (["--output", "https://me:hush@host"], "--output="),
+    ],
+)
+def test_a_study_whose_results_would_be_lost_or_that_is_not_whole_is_not_sent(tmp_path, options, said) -> None:
+    folder = written(tmp_path / "study")
+    (folder / "core.yaml").rename(tmp_path / "core.yaml")
+    text = (folder / "study.yaml").read_text().replace("core.yaml", "../core.yaml")
+    (folder / "study.yaml").write_text(text, encoding="utf-8")
+    sent = ["submit", str(folder), "--address", "http://127.0.0.1:1", *options]
+    done = raysim(sent, environment(tmp_path), tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "hush" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert len(line) < 1000
+
+
+@pytest.mark.slow
+def test_cells_belong_to_studies_alone(tmp_path) -> None:
+    sent = ["submit", str(CONFIGS / "digits.yaml"), "--address", "http://127.0.0.1:1", "--cells", "core"]
+    done = raysim(sent, environment(tmp_path), tmp_path)
+    assert (done.returncode, "--cells='core' is not allowed" in done.stderr) == (2, True)
 
 
 @pytest.mark.slow
