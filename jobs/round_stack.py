@@ -3,8 +3,9 @@
     python jobs/round_stack.py jobs/configs/bench_w1.yaml --figure w1.svg
 
 An actor cuts submodels, trains, takes the difference, puts it back into full coordinates and sums it, or scores
-rows. The rest of the round it waits: for the driver while that plans, merges, aggregates and records, else for
-messages and for the other actors. The parts add up to the whole round.
+rows. The rest of the round it waits: for the driver while that plans, aggregates and records, else for messages, the
+sums of other actors and their ends. Packed clients are cut and scored as a chunk. A checkpoint is written after the
+last round alone, which is not measured.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from rich.table import Table
 from raysim.client import local_round, vmap
 from raysim.client.trainer import ClientTrainer
 from raysim.config import loader
+from raysim.core.errors import SettingError
 from raysim.executors.ray.runner import RayRunner
 from raysim.simulation.build import build_scenario
 from raysim.simulation.loop import run_rounds
@@ -41,6 +44,7 @@ PARTS = {
     "wait": "messages, waiting",
     "driver": "waiting for the driver",
 }
+FORMATS = (".svg", ".png", ".pdf")
 
 
 CALLS = ("train", "train_versions", "score", "estimate_statistics")
@@ -100,15 +104,15 @@ class Watched:
 
 def measure(config: Path, overrides: Sequence[str], num_actors: int, rounds: int) -> dict[str, Any]:
     """Run some rounds after a first one; return the seconds of an average round and of its parts for one actor."""
-    scenario = build_scenario(loader.load(config, (f"rounds={rounds + 1}", *overrides)))
+    scenario = build_scenario(loader.load(config, (*overrides, f"rounds={rounds + 2}")))
     with tempfile.TemporaryDirectory() as folder, RayRunner(num_actors, None) as runner:
         executor = Watched(runner.executor(scenario))
         ray.get([actor.__ray_call__.remote(watch) for actor in runner.client_actors])
-        reports = run_rounds(scenario, initial_state(scenario), executor, Storage(Path(folder), 1, 2))
+        reports = run_rounds(scenario, initial_state(scenario), executor, Storage(Path(folder), rounds + 2, 1))
         next(reports)  # actors build submodels, libraries load
         ray.get([actor.__ray_call__.remote(seconds_of) for actor in runner.client_actors])
         executor.seconds["calls"], started = 0.0, time.perf_counter()
-        for _ in reports:
+        for _ in islice(reports, rounds):
             pass
         round_s, in_calls_s = (time.perf_counter() - started) / rounds, executor.seconds["calls"] / rounds
         counted = ray.get([actor.__ray_call__.remote(seconds_of) for actor in runner.client_actors])
@@ -153,13 +157,18 @@ def main() -> None:
     for name in ("rounds", "actors"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name}={getattr(arguments, name)} is not allowed; allowed: 1 or more")
-    found = measure(arguments.config, arguments.set, arguments.actors, arguments.rounds)
-    if arguments.figure:
-        draw(found, arguments.config.stem, arguments.figure)
+    if arguments.figure and arguments.figure.suffix not in FORMATS:
+        parser.error(f"--figure={str(arguments.figure)!r} is not allowed; allowed: {', '.join(FORMATS)}")
+    try:
+        found = measure(arguments.config, arguments.set, arguments.actors, arguments.rounds)
+    except SettingError as error:
+        parser.error(str(error))
     if arguments.json:
         print(json.dumps({**found, **surroundings()}))
     else:
         show(found)
+    if arguments.figure:
+        draw(found, arguments.config.stem, arguments.figure)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ def main(arguments: list[str] | None = None, command: click.Command = cli, kept:
     limit_waits()
     with showing_warnings():
         code = _exit_code(command, arguments, kept)
+    signals.no_longer_repeat_interrupts()
     is_ended = code in (TERMINATED, HUNG_UP)
     if is_ended or (code == INTERRUPTED and _are_threads_at_work()):  # Python would wait for all of them
         with suppress(OSError, ValueError, AttributeError):  # the terminal may be gone

@@ -51,9 +51,9 @@ class MethodSettings(Settings):
     """Bonus for channels that were kept in the previous round, as a share of their score, at least 0."""
     silent_dormant: bool | None = None
     """Whether channels that no client has trained yet are zero in the global model that is scored and served."""
-    silent_after: Count | None = None
-    """Rounds without training, at least 1, after which a channel is zero in the global model that is scored and
-    served; null: never. Channels that no client has trained yet are zero, too."""
+    silent_after: Annotated[int, Field(ge=0)] | None = None
+    """Rounds without training after which a channel is zero in the global model that is scored and served; 0: never.
+    Otherwise channels that no client has trained yet are zero, too."""
     unseen: Literal["first", "l1"] | None = None
     """Rank of channels that no client has held yet: `first` (before all others) or `l1` (by the l1 norm of their
     filters, scaled to the scores of their group; until there are any, all channels by l1)."""

@@ -38,24 +38,26 @@ class _Again:
     """Repeats an interrupt that Python ignores, as it does during a finalizer or the hooks of a fork."""
 
     def __init__(self, otherwise: Callable[[Any], object]) -> None:
-        self._otherwise = otherwise
-        self._is_called, self._before = False, signal.getsignal(signal.SIGINT)
+        self.otherwise = otherwise
+        self._is_called, self._before = False, dict[int, Any]()
 
     def __call__(self, ignored: Any) -> None:
         if ignored.exc_type is not KeyboardInterrupt or threading.current_thread() is not threading.main_thread():
-            self._otherwise(ignored)
+            self.otherwise(ignored)
             return
         number, self._is_called = _received[0] if _received else signal.SIGINT, True
-        if signal.getsignal(number) != self._interrupt:
-            self._before = signal.signal(number, self._interrupt)
-        _soon(number)
-        self._is_called = False
+        try:
+            if signal.getsignal(number) != self._interrupt:
+                self._before[number] = signal.signal(number, self._interrupt)
+        finally:
+            _soon(number)
+            self._is_called = False
 
     def _interrupt(self, number: int, _frame: FrameType | None) -> None:
         if self._is_called:
             _soon(number)
             return
-        signal.signal(number, self._before)
+        signal.signal(number, self._before[number])
         raise KeyboardInterrupt
 
 
@@ -63,6 +65,12 @@ def _soon(number: int) -> None:
     timer = threading.Timer(AGAIN_S, signal.pthread_kill, [threading.main_thread().ident, number])
     timer.daemon = True
     timer.start()
+
+
+def no_longer_repeat_interrupts() -> None:
+    """Leave an interrupt that Python ignores to Python: at its exit, where each one ends another callback."""
+    if isinstance(sys.unraisablehook, _Again):
+        sys.unraisablehook = sys.unraisablehook.otherwise
 
 
 def code_of_interrupt() -> int:

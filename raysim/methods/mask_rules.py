@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from raysim.clock.timing import CohortLoad
 from raysim.core.tensors import Params
-from raysim.methods.estimators import ESTIMATORS
+from raysim.methods.estimators import ESTIMATORS, is_ready
 from raysim.methods.method import CohortReport, MaskRule, RoundView
 from raysim.pruning import elements, masks
 from raysim.pruning.masks import CohortMasks, Mask, Scores
@@ -85,8 +85,9 @@ def spread_over_cohort(view: RoundView, scores: Scores) -> list[Mask]:
     dJ_ki = -p_k g_i w_i + h_i w_i^2 / 2 (2 q_i p_k + p_k^2), summed over the channel, in the form of the
     score; greedy, cheapest first, until each client meets its budget (specification, "coverage-aware masks").
     Channels that no client has held yet have no cost: they are dropped last, those that fewest others drop first.
+    Before there are estimates, the top of each group is kept.
     """
-    if scores.ndim == 2:
+    if scores.ndim == 2 or not is_ready(view.memory):
         return top_of_group(view, scores)
     form = form_of(view.options.score)
     gradient_sum, curvature_sum = ESTIMATORS[view.options.estimator].sums(view)

@@ -26,7 +26,7 @@ class MethodOptions:
     include_consumers: bool = False
     hysteresis: float = 0.0
     silent_dormant: bool = False
-    silent_after: int | None = None
+    silent_after: int = 0
     unseen: str = "first"
     normalization: str = "batch"
     objective: str = "plain"

@@ -156,6 +156,11 @@ def _check(row: Method, given: Mapping[str, Any], local: LocalTraining) -> None:
                     f"method.{option}={given[option]!r} has no effect with method.mask='coverage', which reads the "
                     "estimates of each round and no ranking"
                 )
+    if given.get("silent_dormant") is False and options.silent_after:
+        raise SettingError(
+            f"method.silent_dormant=False has no effect with method.silent_after={options.silent_after}, which "
+            "silences channels that were never trained, too; allowed: with method.silent_after=0"
+        )
     if local.epochs < row.min_epochs:
         raise SettingError(
             f"training.epochs={local.epochs} is not allowed with method.name={row.name!r}; "
@@ -298,7 +303,7 @@ def served(method: Method, plan: ChannelPlan, params: Params, memory: Params) ->
         return params
     silent = dict(params)
     dormant = ~memory["trained"].numpy()
-    if method.options.silent_after is not None:
+    if method.options.silent_after:
         last = memory["last_trained"].numpy()
         dormant |= last <= last.max() - method.options.silent_after
     for group, slot in plan.slots():
@@ -309,7 +314,7 @@ def served(method: Method, plan: ChannelPlan, params: Params, memory: Params) ->
 
 
 def _has_silent_channels(options: MethodOptions) -> bool:
-    return options.silent_dormant or options.silent_after is not None
+    return options.silent_dormant or options.silent_after > 0
 
 
 def served_at(method: Method, params: Params, memory: Params, width: float) -> Params:

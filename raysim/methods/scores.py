@@ -78,12 +78,16 @@ def _norms_as_scores(view: RoundView, scores: Scores) -> Scores:
 
 
 def with_bonus(view: RoundView, scores: Scores) -> Scores:
-    """Raise the scores of channels by the share of the last cohort that kept them, times `hysteresis`."""
+    """Raise the scores of channels by the share of the last cohort that kept them, times `hysteresis`.
+
+    A score below 0 stays there: the loss is estimated to fall without its channel.
+    """
     if not view.options.hysteresis or "kept_share" not in view.memory or scores.ndim == 2:
         return scores
     kept_share, finite = view.memory["kept_share"].numpy(), np.isfinite(scores)
     raised = scores.copy()
-    raised[finite] += view.options.hysteresis * kept_share[finite] * np.abs(scores[finite])
+    bonus = view.options.hysteresis * kept_share[finite]
+    raised[finite] += np.where(scores[finite] < 0, np.minimum(bonus, 1.0), bonus) * np.abs(scores[finite])
     return raised
 
 

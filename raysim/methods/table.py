@@ -215,7 +215,7 @@ METHODS: dict[str, Method] = {
             "ca-hfp+", "as `ca-hfp`; what studies/ca_hfp_small shows of its ranking, silence and statistics",
             score=curvature_score, reads=CURVATURE,
             options=MethodOptions(
-                fill="damped", warmup_rounds=0, unseen="l1", hysteresis=5.0, silent_dormant=True, silent_after=5,
+                score="channel", fill="damped", warmup_rounds=0, unseen="l1", hysteresis=5.0, silent_after=5,
                 normalization="static",
             ),
             claims=frozenset({EQUALS_FEDAVG, NESTED}),

@@ -147,8 +147,9 @@ def _build(settings: ExperimentSettings) -> Scenario:
     clients = population.build(owned, rows, settings.data.heldout_share, split)
 
     model = _build_model(settings, data)
-    if settings.method.normalization is not None or evaluation.batch_norms(model):
-        model = _normalized(model, method.options.normalization)
+    if settings.method.normalization is None and not evaluation.batch_norms(model):
+        method = method_of(settings, has_batch_norm=False)
+    model = _normalized(model, method.options.normalization)
     example, targets = data.test_rows(np.arange(2))
     if method.drops_blocks:
         model = add_steps(model, branch_ends(model, example))
@@ -282,14 +283,20 @@ def _layers_kept_whole(settings: ExperimentSettings, model: nn.Module) -> list[s
     return patterns
 
 
-def method_of(settings: ExperimentSettings) -> Method:
+def method_of(settings: ExperimentSettings, has_batch_norm: bool = True) -> Method:
     """Resolve the settings' method, its options, and how updates are compressed.
+
+    Args:
+        settings: The experiment.
+        has_batch_norm: Whether the model has BatchNorm; if not, a method's own `normalization` does not apply.
 
     Raises:
         SettingError: If one of them is unknown, or does not go with another.
     """
     given = settings.method.model_dump(exclude={"name"}, exclude_none=True)
     method = methods.resolve(settings.method.name, given, _local_training(settings))
+    if not has_batch_norm and method.options.normalization != "batch":
+        method = methods.resolve(settings.method.name, given | {"normalization": "batch"}, _local_training(settings))
     chosen = settings.compression.model_dump(exclude_none=True)
     if not chosen:
         return method

@@ -19,6 +19,7 @@ def _handler() -> Iterator[None]:
     signals.interrupt_on_signals()
     yield
     signals.interrupt_on_signals()  # forgets what came
+    signals.no_longer_repeat_interrupts()
     for number, handler in before.items():
         signal.signal(number, handler)
 
