@@ -112,8 +112,7 @@ def measure(config: Path, overrides: Sequence[str], num_actors: int, rounds: int
         next(reports)  # actors build submodels, libraries load
         ray.get([actor.__ray_call__.remote(seconds_of) for actor in runner.client_actors])
         executor.seconds["calls"], started = 0.0, time.perf_counter()
-        for _ in islice(reports, rounds):
-            pass
+        rounds = sum(1 for _ in islice(reports, rounds))  # a rule of `stop` may end it earlier
         round_s, in_calls_s = (time.perf_counter() - started) / rounds, executor.seconds["calls"] / rounds
         counted = ray.get([actor.__ray_call__.remote(seconds_of) for actor in runner.client_actors])
     parts = {part: sum(each.get(part, 0.0) for each in counted) / len(counted) / rounds for part in PARTS}

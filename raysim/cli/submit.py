@@ -2,8 +2,7 @@
 
 import json
 import os
-import shutil
-import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from raysim.core import signals
 from raysim.core.errors import SettingError
 from raysim.core.log import info, is_quiet, warning
 from raysim.core.storage import uris
+from raysim.core.storage.expansion import expanded_text
 from raysim.terminal.console import quiet_option
 
 STUDY = "study.yaml"
@@ -73,7 +73,8 @@ def submit(
     given = {name: value for name, value in variables.items() if value}
     from raysim.executors.ray import jobs
 
-    job = jobs.submit(jobs.Request(address, command, config, arguments, folder, given))
+    sent = config if command == "study" and folder is None else folder
+    job = jobs.submit(jobs.Request(address, command, config, arguments, sent, given))
     if no_wait:
         click.echo(json.dumps({"job": job.id, "address": address}) if as_json else job.id)
         return 0
@@ -129,33 +130,30 @@ def _of_study(
         )
     _check_stores(None, tracking_uri, output)
     loaded = studies.load(config)
+    sent = config if folder is None else folder
+    _check_bases(config / STUDY, sent, [cell["base"] for cell in loader.read_yaml(config / STUDY)["cells"].values()])
     for name in chosen_cells(loaded, cells):
-        settings = loaded.unlent(name, overrides).base
-        _check_stores(settings.tracking.uri, tracking_uri, output)
-        if folder is None:
-            jobs.check_files(loader.flatten(settings))
-    if folder is None:
-        _check_bases(config)
+        comparison = loaded.unlent(name, overrides)
+        for run in (*comparison.runs, *comparison.trials):
+            _check_stores(run.settings.tracking.uri, tracking_uri, output)
+            if folder is None:
+                jobs.check_files(loader.flatten(run.settings))
     where = ["--results", f"{output}/{config.resolve().name}.jsonl", "--output", f"{output}/runs"]
     is_placed = any(override.partition("=")[0].strip() == "executor.kind" for override in overrides)
     on_ray = () if is_placed else ("executor.kind=ray",)
     return [*where, *(["--cells", cells] if cells else []), *_set((*on_ray, *overrides))]
 
 
-def _check_bases(study: Path) -> None:
-    """Refuse a study whose files build on files outside its folder, which alone is sent."""
-    from raysim.analysis.study import cells as studies
-
-    with tempfile.TemporaryDirectory() as scratch:
-        alone = Path(scratch) / study.resolve().name
-        shutil.copytree(study, alone)
-        try:
-            studies.load(alone)
-        except SettingError as error:
+def _check_bases(file: Path, folder: Path, bases: Iterable[Any]) -> None:
+    """Refuse files that build on a file outside the folder that is sent."""
+    for base in bases:
+        path = file.parent / expanded_text("base", str(base))
+        if Path(str(base)).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
             raise SettingError(
-                f"CONFIG={str(study)!r} needs more than its folder, which alone is sent: {error}; "
-                "allowed: --working-dir=FOLDER to send a folder along that has all of it"
-            ) from None
+                f"base={str(base)!r} in {file} is not in the folder that is sent, {folder}; "
+                "allowed: --working-dir=FOLDER to send a folder along that has both, and a path relative to the file"
+            )
+        _check_bases(path, folder, [own] if (own := loader.read_yaml(path).get("base")) else [])
 
 
 def _set(overrides: tuple[str, ...]) -> list[str]:

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import shlex
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +42,7 @@ class Request:
         command: `run` or `study`.
         config: The experiment file, or the study's folder.
         arguments: The rest of the command line.
-        folder: Folder to send, the job's working directory; None: the experiment file or the study's folder alone.
+        folder: Folder to send, the job's working directory; None: the experiment file alone.
         variables: The job's environment variables.
     """
 
@@ -56,7 +55,7 @@ class Request:
 
     def entrypoint(self) -> str:
         """Return the command the job runs in its working directory."""
-        within = self.config.resolve().name if self.folder is None else str(_within(self.folder, self.config))
+        within = self.config.name if self.folder is None else str(_within(self.folder, self.config))
         return shlex.join(["python", "-m", "raysim", self.command, within, *self.arguments])
 
 
@@ -181,10 +180,7 @@ def connect(address: str) -> JobSubmissionClient:
 def _alone(config: Path, scratch: Path) -> Path:
     folder = scratch / "folder"
     folder.mkdir()
-    if config.is_dir():
-        shutil.copytree(config, folder / config.resolve().name)
-    else:
-        (folder / config.name).write_bytes(config.read_bytes())
+    (folder / config.name).write_bytes(config.read_bytes())
     return folder
 
 

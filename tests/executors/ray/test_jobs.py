@@ -246,7 +246,7 @@ def test_a_study_is_submitted_and_goes_on_from_what_the_first_job_left(guarded, 
         ),
         (["--output", "/shared", "--json"], "--json is not allowed with a study"),
         (["--output", "/shared", "--set", "rounds=0"], "rounds=0 is not allowed"),
-        (["--output", "/shared"], "needs more than its folder, which alone is sent"),
+        (["--output", "/shared"], "base='../core.yaml' in"),
         (["--output", "https://me:hush@host"], "--output="),
     ],
 )
