@@ -144,6 +144,12 @@ def test_a_channel_that_nobody_has_held_has_no_sums_and_comes_first(estimator: s
         scores,
     )
     np.testing.assert_allclose(raised[tried], scores[tried] + 0.5 * np.abs(scores[tried]))
+    six_times = replace(
+        view,
+        memory={"kept_share": torch.tensor([1.0, 1.0, 0.5, 0.0], dtype=torch.float64)},
+        options=replace(view.options, hysteresis=5.0),
+    )
+    np.testing.assert_allclose(with_bonus(six_times, np.array([2.0, -2.0, 2.0, -2.0])), [12.0, 0.0, 7.0, -2.0])
     by_norms = replace(view, memory=memory, options=replace(view.options, unseen="l1"))
     ranked = curvature_score(by_norms)
     np.testing.assert_array_equal(ranked[tried], scores[tried])

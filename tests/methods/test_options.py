@@ -105,6 +105,11 @@ def test_names_of_methods(name: str, parts: list[str]) -> None:
         ("ca-hfp", {"mask": "coverage", "refresh_rounds": 2}, ["method.refresh_rounds=2 has no effect", "coverage"]),
         ("ca-hfp", {"mask": "coverage", "hysteresis": 0.1}, ["method.hysteresis=0.1 has no effect", "coverage"]),
         ("ca-hfp", {"mask": "coverage", "unseen": "l1"}, ["method.unseen='l1' has no effect", "coverage"]),
+        (
+            "ca-hfp+",
+            {"silent_dormant": False},
+            ["method.silent_dormant=False", "allowed: with method.silent_after=0"],
+        ),
         ("random", {"silent_after": 1}, ["method.silent_after=1 has no effect"]),
         ("ca-hfp", {"mask": "coverage", "score": "raysim.methods.scores:l1_score"}, ["method.score=", "no effect"]),
         ("magnitude", {"mask": "coverage"}, ["method.mask='coverage'", "estimates no curvature", "top"]),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from raysim.core import seeding
+from raysim.core.errors import SettingError
 from raysim.core.tensors import Params
 from raysim.executors.in_process import InProcessExecutor
 from raysim.methods import resolve as methods
@@ -16,7 +17,7 @@ from raysim.simulation.build import build_scenario
 from raysim.simulation.round import run_round
 from raysim.simulation.state import RoundReport, ServerState
 from raysim.simulation.transition import initial_state
-from tests.conftest import settings_of
+from tests.conftest import settings_of, tiny_settings
 from tests.methods.slow_rounds import close, members, rate, small_scenario
 from tests.planned import plan_round
 
@@ -71,6 +72,38 @@ def test_nothing_is_silent_where_it_is_not_asked_for_and_training_is_the_same() 
     close(loud[0][-1].params, silent[0][-1].params, rtol=0, atol=0)
     assert loud[1][0].score != silent[1][0].score
     assert loud[0][-1].totals.down_bytes == silent[0][-1].totals.down_bytes
+
+
+@pytest.mark.slow
+def test_silence_that_a_method_has_by_itself_can_be_switched_off() -> None:
+    for given, is_silent in ((), True), (("method.silent_after=0",), False):
+        scenario = small_scenario("ca-hfp+", *NARROW, *given)
+        state = play(scenario, 2)[0][-1]
+        served = methods.served(scenario.method, scenario.workload.plan, state.params, state.memory)
+        assert any(not torch.equal(served[key], value) for key, value in state.params.items()) == is_silent
+
+
+@pytest.mark.slow
+def test_static_statistics_of_a_method_are_of_batch_norm_alone() -> None:
+    """Running statistics of other layers are averaged, as they are without the method's default."""
+    model = ("model.name=tests.simulation.test_global_model:instance_normalized", "model.options={}", "rounds=1")
+    state = play(build_scenario(tiny_settings("method.name=ca-hfp+", *model)), 1)[0][-1]
+    assert not torch.equal(state.params["1.running_var"], torch.ones(4))
+    with pytest.raises(SettingError, match="has no effect on a model without BatchNorm"):
+        build_scenario(tiny_settings("method.name=ca-hfp+", "method.normalization=static", *model))
+
+
+def instance_normalized(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Return a convolution whose InstanceNorm has running statistics."""
+    norm = nn.InstanceNorm2d(4, track_running_stats=True)
+    return nn.Sequential(
+        nn.Conv2d(input_shape[0], 4, 3),
+        norm,
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, num_classes),
+    )
 
 
 def test_stale_channels_are_silent_until_they_are_trained_again() -> None:
