@@ -130,14 +130,14 @@ def _of_study(
         )
     _check_stores(None, tracking_uri, output)
     loaded = studies.load(config)
-    sent = config if folder is None else folder
-    _check_bases(config / STUDY, sent, [cell["base"] for cell in loader.read_yaml(config / STUDY)["cells"].values()])
     for name in chosen_cells(loaded, cells):
         comparison = loaded.unlent(name, overrides)
         for run in (*comparison.runs, *comparison.trials):
             _check_stores(run.settings.tracking.uri, tracking_uri, output)
             if folder is None:
                 jobs.check_files(loader.flatten(run.settings))
+    sent = config if folder is None else folder
+    _check_bases(config / STUDY, sent, [cell["base"] for cell in loader.read_yaml(config / STUDY)["cells"].values()])
     where = ["--results", f"{output}/{config.resolve().name}.jsonl", "--output", f"{output}/runs"]
     is_placed = any(override.partition("=")[0].strip() == "executor.kind" for override in overrides)
     on_ray = () if is_placed else ("executor.kind=ray",)
