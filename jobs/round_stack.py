@@ -45,8 +45,6 @@ PARTS = {
     "driver": "waiting for the driver",
 }
 FORMATS = (".svg", ".png", ".pdf")
-
-
 CALLS = ("train", "train_versions", "score", "estimate_statistics")
 """Methods of an executor that wait for actors."""
 COUNTED = (
@@ -114,10 +112,10 @@ def measure(config: Path, overrides: Sequence[str], num_actors: int, rounds: int
         executor.seconds["calls"], started = 0.0, time.perf_counter()
         rounds = sum(1 for _ in islice(reports, rounds))  # a rule of `stop` may end it earlier
         round_s, in_calls_s = (time.perf_counter() - started) / rounds, executor.seconds["calls"] / rounds
-        counted = ray.get([actor.__ray_call__.remote(seconds_of) for actor in runner.client_actors])
-    parts = {part: sum(each.get(part, 0.0) for each in counted) / len(counted) / rounds for part in PARTS}
+        found = ray.get([actor.__ray_call__.remote(seconds_of) for actor in runner.client_actors])
+    parts = {part: sum(each.get(part, 0.0) for each in found) / len(found) / rounds for part in PARTS}
     parts["wait"], parts["driver"] = in_calls_s - sum(parts.values()), round_s - in_calls_s
-    return {"rounds": rounds, "actors": len(counted), "round_s": round_s, "parts_s": parts}
+    return {"rounds": rounds, "actors": len(found), "round_s": round_s, "parts_s": parts}
 
 
 def show(found: Mapping[str, Any]) -> None:

@@ -139,9 +139,7 @@ def _of_study(
     sent = config if folder is None else folder
     _check_bases(config / STUDY, sent, [cell["base"] for cell in loader.read_yaml(config / STUDY)["cells"].values()])
     where = ["--results", f"{output}/{config.resolve().name}.jsonl", "--output", f"{output}/runs"]
-    is_placed = any(override.partition("=")[0].strip() == "executor.kind" for override in overrides)
-    on_ray = () if is_placed else ("executor.kind=ray",)
-    return [*where, *(["--cells", cells] if cells else []), *_set((*on_ray, *overrides))]
+    return [*where, *(["--cells", cells] if cells else []), *_set(("executor.kind=ray", *overrides))]
 
 
 def _check_bases(file: Path, folder: Path, bases: Iterable[Any]) -> None:

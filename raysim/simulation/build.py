@@ -5,6 +5,7 @@ import fnmatch
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -147,8 +148,9 @@ def _build(settings: ExperimentSettings) -> Scenario:
     clients = population.build(owned, rows, settings.data.heldout_share, split)
 
     model = _build_model(settings, data)
-    if settings.method.normalization is None and not evaluation.batch_norms(model):
-        method = method_of(settings, has_batch_norm=False)
+    is_default = settings.method.normalization is None and method.options.normalization != "batch"
+    if is_default and not evaluation.batch_norms(model):
+        method = method_of(settings, normalization="batch")
     model = _normalized(model, method.options.normalization)
     example, targets = data.test_rows(np.arange(2))
     if method.drops_blocks:
@@ -283,20 +285,18 @@ def _layers_kept_whole(settings: ExperimentSettings, model: nn.Module) -> list[s
     return patterns
 
 
-def method_of(settings: ExperimentSettings, has_batch_norm: bool = True) -> Method:
+def method_of(settings: ExperimentSettings, **more: Any) -> Method:
     """Resolve the settings' method, its options, and how updates are compressed.
 
     Args:
         settings: The experiment.
-        has_batch_norm: Whether the model has BatchNorm; if not, a method's own `normalization` does not apply.
+        more: Options of the method beside those of the settings.
 
     Raises:
         SettingError: If one of them is unknown, or does not go with another.
     """
-    given = settings.method.model_dump(exclude={"name"}, exclude_none=True)
+    given = settings.method.model_dump(exclude={"name"}, exclude_none=True) | more
     method = methods.resolve(settings.method.name, given, _local_training(settings))
-    if not has_batch_norm and method.options.normalization != "batch":
-        method = methods.resolve(settings.method.name, given | {"normalization": "batch"}, _local_training(settings))
     chosen = settings.compression.model_dump(exclude_none=True)
     if not chosen:
         return method
