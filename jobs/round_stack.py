@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raysim.client import local_round, vmap
+from raysim.client.pending import PendingUpdates
 from raysim.client.trainer import ClientTrainer
 from raysim.config import loader
 from raysim.core.errors import SettingError
@@ -52,7 +53,7 @@ COUNTED = (
     (local_round, "train", "train"), (vmap, "train_pack", "train"),
     (local_round, "update_of", "difference"),
     (local_round, "add_update", "put back"), (local_round, "add_reports", "put back"),
-    (ClientTrainer, "_add_pack", "put back"),
+    (PendingUpdates, "flush", "put back"), (ClientTrainer, "_add_pack", "put back"),
     (local_round, "_score_heldout", "score"), (ClientTrainer, "_score_pack", "score"),
     (ClientTrainer, "score", "score"), (ClientTrainer, "estimate_statistics", "score"),
     (ClientTrainer, "train", "other"),

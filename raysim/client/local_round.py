@@ -11,6 +11,7 @@ from raysim.client import evaluation
 from raysim.client.assignments import Assignment, Broadcast
 from raysim.client.hooks import Report, compose
 from raysim.client.local_rules import own_classes_of, scaled_outputs, standing_hooks
+from raysim.client.pending import PendingUpdates
 from raysim.client.training import train
 from raysim.client.update import RESIDUAL, add_reports, add_update, counts_of, difference, update_of
 from raysim.client.view import ClientView, Workload
@@ -42,8 +43,9 @@ def train_client(
     assignment: Assignment,
     broadcast: Broadcast,
     sums: dict[str, ExactSum],
+    pending: PendingUpdates,
 ) -> LocalResults:
-    """Cut one client's submodel, train it, add its update to the sums, and score it."""
+    """Cut one client's submodel, train it, add its update to the sums or to those that wait, and score it."""
     rules, epochs = broadcast.rules, assignment.epochs
     order = seeding.generator(workload.seed, "batches", broadcast.round, assignment.client)
     view = view_of(workload, device, submodels, assignment, broadcast)
@@ -72,20 +74,25 @@ def train_client(
     if hooks.received:
         received = difference(view) if update.values is None else update.values
         reports += [read(received) for read in hooks.received]
-    add_update(sums, view, update)
+    trained_state = pending.taken(view) if update.values is None and pending.can_wait(view) else None
+    if trained_state is None:
+        add_update(sums, view, update)
     add_reports(sums, view, reports)
     score = _score_heldout(view)
     channel_sums = [report.channel_sums for report in reports if report.channel_sums is not None]
     found = np.concatenate(channel_sums) if channel_sums else np.empty((0, workload.plan.num_units))
     memory = _joined(update.memory, reports)
     epochs_done = assignment.epochs - epochs + trained.epochs
-    return LocalResults(
+    results = LocalResults(
         reported([trained.loss], [epochs_done], workload, [score]),
         kept=view.mask.kept[None],
         channel_sums=found[None],
         memories={assignment.client: memory} if memory else {},
         largest=counts_of(dict(view.model.state_dict()), view.cut, broadcast.params),
     )
+    if trained_state is not None:
+        pending.add(view, trained_state)
+    return results
 
 
 def reported(losses: ArrayLike, epochs: ArrayLike, workload: Workload, scores: Sequence[ScoreSums | None]) -> Columns:

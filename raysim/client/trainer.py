@@ -1,7 +1,6 @@
 """Train a chunk of clients, one after another or packed together, and score the global model."""
 
 import copy
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,11 +14,13 @@ from raysim.client import evaluation, vmap
 from raysim.client.assignments import Assignment, Assignments, Broadcast
 from raysim.client.evaluation import Split
 from raysim.client.local_round import LocalResults, check_loss, moved, received_on, reported, train_client
+from raysim.client.naming import named
 from raysim.client.packing import split_packs
+from raysim.client.pending import PendingUpdates
 from raysim.client.update import compressed, counts_of
 from raysim.client.view import Workload
 from raysim.core import seeding
-from raysim.core.errors import RunFailedError, SettingError
+from raysim.core.errors import RunFailedError
 from raysim.core.log import about
 from raysim.core.tensors import Columns, Params, floating, frozen_keys, one_thread
 from raysim.pruning import elements as element_masks
@@ -62,8 +63,10 @@ class ClientTrainer:
         results: list[LocalResults] = []
         alone, packs = split_packs(assignments.packs)
         with one_thread():
+            pending = PendingUpdates(sums["update"], self._submodels, broadcast.round)
             for index in alone.tolist():
-                results.append(self._train_one(assignments[index], broadcast, sums))
+                results.append(self._train_one(assignments[index], broadcast, sums, pending))
+            pending.flush()
             for members in packs:
                 results.append(self._train_pack(assignments.take(members), broadcast, sums))
         order = np.argsort(np.concatenate([alone, *packs]))
@@ -91,14 +94,16 @@ class ClientTrainer:
         """Return the tensors that clients send back."""
         return {key: tensor for key, tensor in floating(params).items() if key not in self._frozen}
 
-    def _train_one(self, assignment: Assignment, broadcast: Broadcast, sums: dict[str, ExactSum]) -> LocalResults:
+    def _train_one(
+        self, assignment: Assignment, broadcast: Broadcast, sums: dict[str, ExactSum], pending: PendingUpdates
+    ) -> LocalResults:
         seed, round, client = self._workload.seed, broadcast.round, assignment.client
         with (
             about(round, [client]),
-            _named(round, client),
+            named(round, client),
             seeding.torch_seeded(seed, "layers", round, client, self._device),
         ):
-            return train_client(self._workload, self._device, self._submodels, assignment, broadcast, sums)
+            return train_client(self._workload, self._device, self._submodels, assignment, broadcast, sums, pending)
 
     def _train_pack(self, assignments: Assignments, broadcast: Broadcast, sums: dict[str, ExactSum]) -> LocalResults:
         """Train clients of one mask together; the method has no local rules."""
@@ -155,11 +160,14 @@ class ClientTrainer:
     def _blaming_one(self, assignments: Assignments, broadcast: Broadcast) -> Iterator[None]:
         """Where a pack fails, train its clients one by one, so that the error names the client that fails."""
         try:
-            with about(broadcast.round, assignments.clients.tolist()), _named(broadcast.round, -1):
+            with about(broadcast.round, assignments.clients.tolist()), named(broadcast.round, -1):
                 yield
         except RunFailedError:
             for assignment in assignments:
-                self._train_one(assignment, broadcast, self._empty_sums(broadcast))
+                sums = self._empty_sums(broadcast)
+                pending = PendingUpdates(sums["update"], self._submodels, broadcast.round)
+                self._train_one(assignment, broadcast, sums, pending)
+                pending.flush()
             raise
 
     def _score_pack(self, model: nn.Module, weights: Params, assignments: Assignments) -> list[ScoreSums | None]:
@@ -210,19 +218,3 @@ class ClientTrainer:
         elements = element_masks.of_submodel(mask, self._workload.plan.shapes, cut)
         submodel.load_params(model, element_masks.apply(elements, submodel.extract_params(params, cut)))
         return model, cut
-
-
-@contextmanager
-def _named(round: int, client: int) -> Iterator[None]:
-    """Turn any error into a RunFailedError that names round and client."""
-    try:
-        yield
-    except RunFailedError:
-        raise
-    except SettingError as error:
-        raise RunFailedError(round, client, str(error)) from None
-    except OverflowError as error:
-        raise RunFailedError(round, client, f"training diverged: {error}") from None
-    except Exception as error:
-        cause = f"{type(error).__name__}: {error}"
-        raise RunFailedError(round, client, cause, traceback.format_exc()) from None

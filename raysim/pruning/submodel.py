@@ -284,6 +284,7 @@ class SubmodelCache:
     def __init__(self, model: nn.Module, plan: ChannelGroups) -> None:
         self._model, self._plan = model, plan
         self._by_width: OrderedDict[tuple[int, ...], nn.Module] = OrderedDict()
+        self._spare: list[nn.Module] = []
         saved = model.state_dict().keys()
         self._unsaved = {key: buffer.clone() for key, buffer in model.named_buffers() if key not in saved}
 
@@ -291,7 +292,9 @@ class SubmodelCache:
         """Return the skeleton of a mask's width; the tensors of its state dict hold the values of their last use."""
         width = widths(self._plan, mask)
         if width not in self._by_width:
-            self._by_width[width] = skeleton(self._model, compact_shapes(self._plan, cut))
+            is_spare = self._spare and not cut
+            shapes = compact_shapes(self._plan, cut)
+            self._by_width[width] = self._spare.pop() if is_spare else skeleton(self._model, shapes)
         self._by_width.move_to_end(width)
         if len(self._by_width) > MOST_SKELETONS:
             self._by_width.popitem(last=False)
@@ -299,6 +302,14 @@ class SubmodelCache:
         for key, value in self._unsaved.items():
             module.get_buffer(key).copy_(value)
         return module
+
+    def withhold(self, mask: Mask) -> None:
+        """Hand out another skeleton of the full model from now on: this one's values are still needed."""
+        del self._by_width[widths(self._plan, mask)]
+
+    def take_back(self, modules: Sequence[nn.Module]) -> None:
+        """Hand out skeletons of the full model again that were withheld."""
+        self._spare += modules
 
     def dense(self) -> nn.Module:
         """Return the skeleton of the full model."""

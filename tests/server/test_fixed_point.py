@@ -219,6 +219,22 @@ def test_a_pack_adds_the_bits_of_its_clients_one_by_one(size: int, kept: list[in
     assert torch.equal(pack.value("w"), apart.value("w"))
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-12, 1e9, 1e25])
+def test_whole_tensors_added_at_once_give_the_bits_of_one_after_another(scale: float) -> None:
+    draw = torch.Generator().manual_seed(3)
+    start = {"w": torch.randn(BLOCK + 5, generator=draw) * scale, "b": torch.randn(3, generator=draw)}
+    afters = [
+        {key: each + scale * torch.randn(each.shape, generator=draw) for key, each in start.items()} for _ in "abc"
+    ]
+    afters[1]["w"][7], afters[2]["b"] = start["w"][7], start["b"]
+    at_once, apart = ExactSum.zeros_like(start), ExactSum.zeros_like(start)
+    at_once.add_changes(afters, start, [2, 30, 500])
+    for after, weight in zip(afters, [2, 30, 500], strict=True):
+        apart.add_change(after, start, {}, weight)
+    for key in start:
+        assert torch.equal(at_once.value(key), apart.value(key))
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-12])
 def test_the_memory_format_of_a_tensor_changes_no_bit(scale: float) -> None:
     values = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0)) * scale
