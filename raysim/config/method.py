@@ -57,6 +57,9 @@ class MethodSettings(Settings):
     unseen: Literal["first", "l1"] | None = None
     """Rank of channels that no client has held yet: `first` (before all others) or `l1` (by the l1 norm of their
     filters, scaled to the scores of their group; until there are any, all channels by l1)."""
+    scaled_start: bool | None = None
+    """Whether weights that read cut channels are divided, before round 1, by the square root of the share of these
+    channels that clients hold: submodels then start as networks of their own width."""
     normalization: Literal["batch", "static", "group"] | None = None
     """`batch` (running statistics averaged over holders), `static` (none in training, re-estimated before scoring)
     or `group` (every BatchNorm replaced by a GroupNorm)."""

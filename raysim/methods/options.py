@@ -28,6 +28,7 @@ class MethodOptions:
     silent_dormant: bool = False
     silent_after: int = 0
     unseen: str = "first"
+    scaled_start: bool = False
     normalization: str = "batch"
     objective: str = "plain"
     proximal_mu: float = 0.01

@@ -27,7 +27,7 @@ from raysim.methods.scores import curvature_score, index_score, l1_score, random
 
 EVERY_METHOD = frozenset({"objective", "proximal_mu"})
 FILL = EVERY_METHOD | {"fill", "fill_gamma", "normalization"}
-SHARED_RANKING = FILL | {"score", "mask", "refresh_rounds", "silent_after"}
+SHARED_RANKING = FILL | {"score", "mask", "refresh_rounds", "silent_after", "scaled_start"}
 ESTIMATES = frozenset({
     "estimator", "score_decay", "curvature_scale", "curvature_max", "hutchinson_draws", "include_consumers", "unseen",
 })  # fmt: skip
@@ -216,7 +216,7 @@ METHODS: dict[str, Method] = {
             score=curvature_score, reads=CURVATURE,
             options=MethodOptions(
                 score="channel", fill="damped", warmup_rounds=0, unseen="l1", hysteresis=5.0, silent_after=5,
-                normalization="static",
+                scaled_start=True, normalization="static",
             ),
             claims=frozenset({EQUALS_FEDAVG, NESTED}),
         ),

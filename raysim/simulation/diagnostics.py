@@ -27,6 +27,7 @@ from raysim.simulation.cohort import choose_masks, view_of
 from raysim.simulation.loss_surface import LossSurface, dot, squared_norm
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import ServerState
+from raysim.simulation.transition import initial_params
 
 ROWS = 1000
 """Most test rows that predictions are compared on; drawn once for a run."""
@@ -253,7 +254,7 @@ def _masks(subject: Subject, after: ServerState) -> dict[str, float]:
 def _theorem(subject: Subject, gradient: Params) -> dict[str, float]:
     """Return the terms of Theorem 1 as they are in this round, and both bounds on the mean of ||grad F||^2.
 
-    F is the held-out loss, F* = 0, F0 at the weights the model was built with, T the number of rounds so far. L is
+    F is the held-out loss, F* = 0, F0 before round 1, T the number of rounds so far. L is
     estimated by power iteration, so from below; sigma^2 and zeta^2 are means over clients at w, not least upper
     bounds; this round's values stand for means over the rounds.
     """
@@ -265,7 +266,7 @@ def _theorem(subject: Subject, gradient: Params) -> dict[str, float]:
         workload, subject.surface, subject.weights, cohort.clients[subject.indices], subject.shares, cohort.round
     )
     steps, step_size = convergence.steps_and_size(workload.local, cohort.round, cohort.epochs, cohort.examples)
-    start_loss = subject.surface.value(loss_surface.in_float64(dict(workload.model.state_dict())))
+    start_loss = subject.surface.value(loss_surface.in_float64(initial_params(subject.scenario)))
     spread, error = variance + dissimilarity, squared_norm(subject.error)
     printed, lemma = convergence.bounds(start_loss, steps, step_size, cohort.round, smoothness, spread, error)
     return {

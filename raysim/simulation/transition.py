@@ -8,19 +8,29 @@ from numpy.typing import NDArray
 from raysim.clock import energy, outcomes
 from raysim.clock.work import Absent, Plan, unfinished
 from raysim.core.tensors import Columns, Params
+from raysim.methods.scaled_start import scaled_start
 from raysim.selection import table as selection
 from raysim.simulation import client_state, frozen
 from raysim.simulation.accounting import add_round, client_columns, in_order
 from raysim.simulation.aggregation import ReceivedUpdates
 from raysim.simulation.assignments import version_of
+from raysim.simulation.participants import cohort_of
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import ServerState
 
 
 def initial_state(scenario: Scenario) -> ServerState:
-    """Return the state before round 1: the model as it was built."""
+    """Return the state before round 1."""
+    return ServerState(round=0, params=initial_params(scenario), history=initial_history(scenario))
+
+
+def initial_params(scenario: Scenario) -> Params:
+    """Return the model as it was built, scaled if the method asks for it."""
     params = {key: tensor.detach().clone() for key, tensor in scenario.workload.model.state_dict().items()}
-    return ServerState(round=0, params=params, history=initial_history(scenario))
+    if not scenario.method.options.scaled_start:
+        return params
+    everybody = cohort_of(scenario, np.arange(len(scenario.workload.population)), round=1)
+    return scaled_start(scenario.workload.plan, params, everybody)
 
 
 def initial_history(scenario: Scenario) -> dict[str, NDArray[np.float64]]:
