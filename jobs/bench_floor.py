@@ -22,12 +22,21 @@ Rows = Mapping[int, tuple[NDArray[np.float32], NDArray[np.int64]]]
 
 @dataclass(frozen=True)
 class FloorJob:
-    """The work of all loops: train a model from its start weights by plain SGD for one epoch."""
+    """The work of all loops: train a model from its start weights by plain SGD for one epoch.
+
+    `memory_format` is that of images and of convolutions' weights, `contiguous` or `channels_last`.
+    """
 
     model: nn.Module
     learning_rate: float
     batch_size: int
     seed: int
+    memory_format: str = "contiguous"
+
+    def laid_out(self, images: torch.Tensor) -> torch.Tensor:
+        """Return images in the memory format; other rows stay as they are."""
+        is_last = self.memory_format == "channels_last" and images.dim() == 4
+        return images.contiguous(memory_format=torch.channels_last) if is_last else images
 
 
 class PlainLoop:
@@ -35,11 +44,14 @@ class PlainLoop:
 
     def __init__(self, job: FloorJob, rows: Rows) -> None:
         self._job, self._model = job, job.model.train()
+        if job.memory_format == "channels_last":
+            self._model.to(memory_format=torch.channels_last)
         self._parameters = list(job.model.parameters())
         self._weights = [parameter.data for parameter in self._parameters]
         self._start = [weight.clone() for weight in self._weights]
         self._rows = {
-            client: (torch.from_numpy(images), torch.from_numpy(own)) for client, (images, own) in rows.items()
+            client: (job.laid_out(torch.from_numpy(images)), torch.from_numpy(own))
+            for client, (images, own) in rows.items()
         }
 
     def train(self, round: int, clients: Sequence[int]) -> None:
