@@ -40,6 +40,8 @@ from raysim.simulation.transition import initial_state
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "jobs" / "configs" / "digits.yaml"
 RESULTS = ROOT / "docs" / "significance.json"
+ESTIMATED = ROOT / "docs" / "significance"
+"""Results of each estimator on CIFAR-10-JPEG."""
 PAGE = ROOT / "docs" / "significance.md"
 ROUNDS = (3, 6, 10)
 """After which the channels are ranked."""
@@ -206,6 +208,11 @@ def of_form(results: dict[str, Any], form: str) -> list[dict[str, Any]]:
     return [figures[form] for figures in results["networks"].values()]
 
 
+def json_of(folder: Path) -> list[dict[str, Any]]:
+    """Return the results files of a folder."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+
+
 def table_of(results: dict[str, Any]) -> str:
     """Return the results as a table of the page."""
     names = list(results["networks"])
@@ -222,9 +229,29 @@ def table_of(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def estimator_of(results: dict[str, Any]) -> str:
+    """Return the estimator by which the forms ranked."""
+    given = [text.partition("=")[2] for text in results["set"] if text.startswith("method.estimator=")]
+    return given[-1] if given else "fisher"
+
+
+def table_of_estimators(several: Iterable[dict[str, Any]]) -> str:
+    """Return the mean correlations of each estimator and form, a column per network, over all rounds."""
+    by_estimator = {estimator_of(results): results["networks"] for results in several}
+    names = list(dict.fromkeys(name for networks in by_estimator.values() for name in networks))
+    lines = [f"| estimator | form | {' | '.join(names)} |", "|---|---|" + "---:|" * len(names)]
+    for estimator in (name for name in ESTIMATORS if name in by_estimator):
+        networks = by_estimator[estimator]
+        for form in FORMS:
+            found = [mean_correlation([networks[name][form]]) if name in networks else None for name in names]
+            cells = ["" if value is None else f"{value:.2f}" for value in found]
+            lines.append(f"| `{estimator}` | `{form}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def with_table(page: str, table: str) -> str:
-    """Return a page with its table of results replaced."""
-    before, header, after = page.partition("| form |")
+    """Return a page with the table that has the same first column replaced."""
+    before, header, after = page.partition(f"{table[: table.index('|', 1) + 1]}")
     rest = after.partition("\n\n")[2]
     return f"{before}{table}\n{rest}" if header else page
 
@@ -237,7 +264,10 @@ def with_table(page: str, table: str) -> str:
     "--output", type=click.Path(path_type=Path), help="Results file; networks it has and others keep theirs."
 )
 def main(network: tuple[str, ...], widths: tuple[str, ...], more: tuple[str, ...], output: Path | None) -> None:
-    """Print the table. Without --output the table and the results of docs/ are written anew."""
+    """Print the table. Without --output the table and the results of docs/ are written anew.
+
+    With --output in docs/significance/ the page's table of estimators is made from the files in that folder.
+    """
     path = output or RESULTS
     results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"networks": {}}
     for name in network or NETWORKS:
@@ -248,8 +278,10 @@ def main(network: tuple[str, ...], widths: tuple[str, ...], more: tuple[str, ...
             atomic.write_text(path, json.dumps(results, indent=1) + "\n")
     click.echo(table_of(results), nl=False)
     click.echo(f"default: {default_of(results)}")
-    if output is None and PAGE.is_file():
-        atomic.write_text(PAGE, with_table(PAGE.read_text(encoding="utf-8"), table_of(results)))
+    if PAGE.is_file() and (output is None or path.absolute().parent == ESTIMATED):
+        page, several = PAGE.read_text(encoding="utf-8"), json_of(ESTIMATED)
+        page = with_table(page, table_of(results)) if output is None else page
+        atomic.write_text(PAGE, with_table(page, table_of_estimators(several)) if several else page)
 
 
 if __name__ == "__main__":

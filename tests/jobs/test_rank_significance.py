@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from raysim.methods.estimators import ESTIMATORS
 from raysim.methods.table import METHODS
 from raysim.pruning.significance import FORMS
 from tests.conftest import ROOT
@@ -26,6 +27,10 @@ PAGE = (ROOT / "docs" / "significance.md").read_text(encoding="utf-8")
 def test_the_page_has_the_table_of_the_results():
     assert JOB.table_of(RESULTS) in PAGE
     assert JOB.with_table(PAGE, JOB.table_of(RESULTS)) == PAGE
+    estimated = JOB.json_of(JOB.ESTIMATED)
+    assert {JOB.estimator_of(results) for results in estimated} == set(ESTIMATORS)
+    assert JOB.table_of_estimators(estimated) in PAGE
+    assert JOB.with_table(PAGE, JOB.table_of_estimators(estimated)) == PAGE
     assert len({name.rpartition(", ")[0] for name in RESULTS["networks"]}) >= 3
     assert len(RESULTS["rounds"]) >= 3
 

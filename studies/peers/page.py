@@ -1,0 +1,73 @@
+"""The page of the study of peers, from the lines of its results."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+Line = Mapping[str, Any]
+
+UNITS = {"W1": "samples/s", "W2": "clients/s"}
+HEAD = """# raysim beside its peers
+
+The same clients, rows and start weights in raysim, in Flower's simulation, in pfl-research and in plain PyTorch
+loops, on as many processes as processors: `W1` is a network with dropout of 1.6 M parameters on images of CIFAR-10's
+shape, 50 clients of 50 rows in a round; `W2` is a linear model, 500 clients of 20 rows in a round. Plain SGD, one
+epoch, batches of 10. Images are in `channels_last` memory for all but the first loops.
+
+```
+python studies/peers/run.py      # makes the environments of the peers; about half an hour on an idle machine
+```
+
+Contestants run in turns, each turn in new processes; the first round, in which libraries load, does not count. The
+loops send nothing, sum nothing and keep nothing. They do raysim's work: the sums of their updates are the same (to
+0.1 % of the norm). All others end with the loss in the last column, which is to be the same within a tenth of what
+training has lowered it by. Seconds depend on the machine; the ratios belong to one sitting.
+"""
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a results file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def text(lines: Sequence[Line]) -> str:
+    """Return the page."""
+    parts = [HEAD]
+    for label in dict.fromkeys(line["workload"] for line in lines):
+        own = [line for line in lines if line["workload"] == label]
+        parts.append(f"## {label}\n\n{_table(label, own)}\n{_note(own)}\n")
+    return "\n".join(parts)
+
+
+def rate(line: Line) -> float:
+    """Return the samples or clients a second of a turn, over the median of its rounds but the first."""
+    units = line["clients"] * (line["rows"] if line["workload"] == "W1" else 1)
+    return float(units / median(line["seconds"][1:]))
+
+
+def _table(label: str, lines: Sequence[Line]) -> str:
+    ours = median(rate(line) for line in lines if line["contestant"] == "raysim")
+    rows = [
+        f"| contestant | {UNITS[label]} | lowest | highest | raysim is | loss |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name in dict.fromkeys(line["contestant"] for line in lines):
+        own = [line for line in lines if line["contestant"] == name]
+        rates = sorted(rate(line) for line in own)
+        loss = "" if own[-1]["loss"] is None else f"{own[-1]['loss']:.4f}"
+        times = "" if name == "raysim" else f"{ours / median(rates):.2f} times as fast"
+        rows.append(f"| {name} | {median(rates):,.0f} | {rates[0]:,.0f} | {rates[-1]:,.0f} | {times} | {loss} |")
+    return "\n".join(rows) + "\n"
+
+
+def _note(lines: Sequence[Line]) -> str:
+    packages = sorted({line["package"] for line in lines if line["package"]})
+    versions, machine = lines[-1]["versions"], lines[-1]["machine"]
+    return (
+        f"Loss before round 1: {lines[-1]['start_loss']:.4f}. {len({line['repeat'] for line in lines})} turns, "
+        f"{len(lines[-1]['seconds']) - 1} rounds each. {', '.join(packages)}; torch {versions['torch']}, Python "
+        f"{versions['python']}, {machine['cpus']} processors ({machine['capability']}), raysim at "
+        f"{lines[-1]['commit']}, {lines[-1]['ended'][:10]}."
+    )

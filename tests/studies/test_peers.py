@@ -1,0 +1,60 @@
+"""`studies/peers`: its page is the one its results make, and nothing is compared that did not reach the same loss."""
+
+import importlib.util
+import sys
+from types import ModuleType
+
+import pytest
+
+from tests.conftest import ROOT
+
+FOLDER = ROOT / "studies" / "peers"
+
+
+def module(name: str) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(f"peers_{name}", FOLDER / f"{name}.py")
+    loaded = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = loaded
+    specification.loader.exec_module(loaded)
+    return loaded
+
+
+def test_the_page_is_the_one_that_its_results_make():
+    page = module("page")
+    lines = page.read(FOLDER / "results.jsonl")
+    assert (FOLDER / "README.md").read_text(encoding="utf-8") == page.text(lines)
+    assert {line["workload"] for line in lines} == {"W1", "W2"}
+    assert all(len(line["commit"]) == 40 for line in lines), "of a checkout without changes"
+
+
+def test_rates_are_of_the_median_round_without_the_first():
+    page = module("page")
+    line = {"workload": "W1", "clients": 50, "rows": 50, "seconds": [9.0, 2.0, 1.0, 5.0]}
+    assert page.rate(line) == 50 * 50 / 2.0
+    assert page.rate({**line, "workload": "W2"}) == 50 / 2.0
+
+
+def test_contestants_that_reach_another_loss_are_not_compared():
+    run = module("run")
+    run.check_losses(2.0, {"raysim": 1.0, "flower": 1.09, "pfl-research": 0.91})
+    with pytest.raises(SystemExit, match=r"flower reaches the loss 1\.2000, raysim 1\.0000 from 2\.0000"):
+        run.check_losses(2.0, {"raysim": 1.0, "flower": 1.2})
+    with pytest.raises(SystemExit):
+        run.check_losses(1.0, {"raysim": 1.0, "flower": 1.0})
+
+
+def test_every_contestants_work_is_read_as_it_was_written(tmp_path):
+    run = module("run")
+    work = run.WORKS["W2"]
+    content = run.write_work(
+        run.Work("w2", (*work.overrides, "selection.clients_per_round=3"), 2, 20), tmp_path / "w"
+    )
+    assert [len(cohort) for cohort in content["cohorts"]] == [3, 3]
+    assert all(len(content["rows"][client][1]) == 20 for cohort in content["cohorts"] for client in cohort)
+    shared = module("contestants/shared")
+    read = shared.Workload(tmp_path / "w")
+    assert read.cohorts == content["cohorts"]
+    start = run.loss_of(content, content["model"].state_dict())
+    losses = [shared.train(read, read.model, client) for _ in range(5) for client in read.cohorts[0]]
+    assert losses[-1] < losses[0]
+    assert run.loss_of(content, read.model.state_dict()) < start
