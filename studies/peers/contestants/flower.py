@@ -17,17 +17,7 @@ from flwr.simulation import run_simulation
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from shared import Stopwatch, Workload, train, write  # noqa: E402
-
-LOADED: dict[str, Workload] = {}
-
-
-def workload() -> Workload:
-    """Return the workload, which every process loads once."""
-    if not LOADED:
-        LOADED["workload"] = Workload(Path(os.environ["PEERS_WORKLOAD"]))
-    return LOADED["workload"]
-
+from shared import Stopwatch, loaded, train, write  # noqa: E402
 
 def client_app() -> ClientApp:
     """Return the app that trains a client."""
@@ -35,7 +25,7 @@ def client_app() -> ClientApp:
 
     @app.train()
     def fit(message: Message, context: Context) -> Message:
-        work = workload()
+        work = loaded(os.environ["PEERS_WORKLOAD"])
         round = int(message.content["config"]["server-round"])
         client = work.cohorts[round - 1][int(context.node_config["partition-id"])]
         work.model.load_state_dict(message.content["arrays"].to_torch_state_dict())
@@ -69,7 +59,7 @@ class TimedFedAvg(FedAvg):
 
 def main(path: Path, result: Path) -> None:
     """Run all rounds of the workload."""
-    work = Workload(path)
+    work = loaded(str(path))
     cpus = len(os.sched_getaffinity(0))
     server = ServerApp()
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ class Workload:
         self.cohorts: list[list[int]] = content["cohorts"]
         self.learning_rate: float = content["learning_rate"]
         self.batch_size: int = content["batch_size"]
+
+
+@cache
+def loaded(path: str) -> Workload:
+    """Return a workload, which every process reads once."""
+    return Workload(Path(path))
 
 
 def laid_out(inputs: torch.Tensor) -> torch.Tensor:
