@@ -36,11 +36,12 @@ def test_rates_are_of_the_median_round_without_the_first():
 
 def test_contestants_that_reach_another_loss_are_not_compared():
     run = module("run")
-    run.check_losses(2.0, {"raysim": 1.0, "flower": 1.09, "pfl-research": 0.91})
-    with pytest.raises(SystemExit, match=r"flower reaches the loss 1\.2000, raysim 1\.0000 from 2\.0000"):
-        run.check_losses(2.0, {"raysim": 1.0, "flower": 1.2})
-    with pytest.raises(SystemExit):
-        run.check_losses(1.0, {"raysim": 1.0, "flower": 1.0})
+    run.check_losses(2.0, {"raysim": 1.0, "flower": 1.2, "pfl-research": 0.8})
+    with pytest.raises(SystemExit, match=r"flower reaches the loss 2\.0000, raysim 1\.0000 from 2\.0000"):
+        run.check_losses(2.0, {"raysim": 1.0, "flower": 2.0})
+    for losses in ({"raysim": 1.0, "flower": 0.0}, {"raysim": 2.0, "flower": 2.0}):
+        with pytest.raises(SystemExit):
+            run.check_losses(2.0, losses)
 
 
 def test_every_contestants_work_is_read_as_it_was_written(tmp_path):

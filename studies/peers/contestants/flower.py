@@ -19,6 +19,7 @@ sys.path.insert(0, str(HERE))
 
 from shared import Stopwatch, loaded, train, write  # noqa: E402
 
+
 def client_app() -> ClientApp:
     """Return the app that trains a client."""
     app = ClientApp()
