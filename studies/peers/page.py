@@ -22,8 +22,9 @@ python studies/peers/run.py      # makes the environments of the peers; about ha
 
 Contestants run in turns, each turn in new processes; the first round, in which libraries load, does not count. The
 loops send nothing, sum nothing and keep nothing. They do raysim's work: the sums of their updates are the same (to
-0.1 % of the norm). All others end with the loss in the last column; what training has lowered it by is the same within
-a half (they draw other orders and other dropout). Seconds depend on the machine; the ratios belong to one sitting.
+0.1 % of the norm). All others end with the loss in the last column; what training has lowered it by is the same
+within a half (they draw other orders and other dropout). Seconds depend on the machine; the ratios belong to one
+sitting.
 """
 
 

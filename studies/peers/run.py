@@ -35,8 +35,8 @@ PACKAGES = {"flower": "flwr[simulation]==1.42.0", "pfl-research": "pfl==0.6.0"}
 APART = 0.5
 """Largest difference of two contestants' losses, as a share of what training has lowered the loss by.
 
-They draw other orders and other dropout. On the noise of W1, four rounds lower the loss by 0.0005, of which the draws are
-a fifth; a contestant that does not train, or trains twice as much, is twice as far away as this allows.
+They draw other orders and other dropout. On the noise of W1, four rounds lower the loss by 0.0005, of which the draws
+are a fifth; a contestant that does not train, or trains twice as much, is twice as far away as this allows.
 """
 
 
