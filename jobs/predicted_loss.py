@@ -34,8 +34,12 @@ NETWORKS: Mapping[str, Mapping[str, Any]] = {
     "with BatchNorm": {"channels": [16, 32], "hidden": 64, "norm": "batch"},
 }
 SHARED = {
-    "method.name": "ca-hfp", "method.estimator": "variation", "model.name": "convnet", "diagnostics.every": EVERY, "evaluation.client_share": 0.0,
-}  # fmt: skip
+    "method.name": "ca-hfp",
+    "method.estimator": "variation",
+    "model.name": "convnet",
+    "diagnostics.every": EVERY,
+    "evaluation.client_share": 0.0,
+}
 PAIRS = (
     ("zero-filling", "predicted_zero_fill", "measured_zero_fill"),
     ("zero-filling, whole Hessian", "predicted_zero_fill_full_hessian", "measured_zero_fill"),
