@@ -14,6 +14,8 @@ from raysim.analysis.study.plan import Run
 from raysim.core import provenance
 from raysim.core.storage import json_lines
 from raysim.experiment.start import environment
+from raysim.methods.options import MethodOptions
+from raysim.simulation.build import method_of
 
 NAME = "results.jsonl"
 RUN, TRIAL = "run", "trial"
@@ -34,6 +36,7 @@ class Result:
         seed: Its seed.
         values: Settings of its row, by dotted name; the tried values among them.
         key: Hash of the settings that decide it.
+        method: The method's options, with its defaults at that time; empty in results of before they were recorded.
         split: Hashes of its data, partition and test rows.
         figures: Costs and results by name; of a trial, its accuracy on validation rows.
         failure: Why it failed; empty if it did not.
@@ -56,6 +59,7 @@ class Result:
     ended: str = ""
     commit: str = ""
     machine: Mapping[str, str] = field(default_factory=dict)
+    method: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read(path: Path) -> list[Result]:
@@ -79,13 +83,13 @@ def of_runs(results: Iterable[Result], cell: str, kind: str, runs: Sequence[Run]
     """
     known = {(each.row, each.key): each for each in results if (each.cell, each.kind) == (cell, kind)}
     found = ((index, known.get((run.label, key_of(run)))) for index, run in enumerate(runs))
-    return {index: result for index, result in found if result is not None}
+    return {index: result for index, result in found if result is not None and has_method_of(result, runs[index])}
 
 
 def _result_of(content: Any) -> Result:
     result = Result(**content)
     texts = (result.cell, result.kind, result.row, result.key, result.failure, result.ended, result.commit)
-    mappings = (result.values, result.split, result.figures, result.machine)
+    mappings = (result.values, result.split, result.figures, result.machine, result.method)
     fits = all(isinstance(text, str) for text in texts) and all(isinstance(each, dict) for each in mappings)
     if not fits or type(result.seed) is not int or not isinstance(result.wall_s, (int, float)):
         raise ValueError("an entry has another type")
@@ -138,6 +142,7 @@ class CellResults:
             ended,
             self._commit,
             self._machine,
+            options_of(run),
         )
         json_lines.append(self._path, asdict(result))
 
@@ -157,3 +162,18 @@ def key_of(run: Run) -> str:
     deciding.get("data", {}).pop("root", None)  # the split's hashes hold whatever lies there
     deciding.get("evaluation", {}).pop("targets", None)  # what they cost is read from the evaluations
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+
+def options_of(run: Run) -> dict[str, Any]:
+    """Return the options of a run's method, its defaults included, as JSON holds them."""
+    options: dict[str, Any] = json.loads(json.dumps(asdict(method_of(run.settings).options), default=str))
+    return options
+
+
+def has_method_of(result: Result, run: Run) -> bool:
+    """Whether a result is of the method as it is now: a default that has changed makes it another one.
+
+    Options that a result does not have were added later; before, the method was as with their common default.
+    """
+    now, common = options_of(run), asdict(MethodOptions())
+    return not result.method or {**common, **result.method} == {**common, **now}

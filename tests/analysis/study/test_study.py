@@ -1,6 +1,7 @@
 """A study runs its cells as comparisons, goes on where it was stopped, and its page has what its results have."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import pytest
 import yaml
 
 from raysim.analysis.study import cells, page
-from raysim.analysis.study.results import Result, read
+from raysim.analysis.study.results import RUN, Result, of_runs, read
 from raysim.cli.main import cli
 from raysim.config import loader
 from raysim.core import signals
@@ -121,6 +122,23 @@ def test_results_of_another_split_are_not_taken(finished, tmp_path):
     (folder / "results.jsonl").write_text(text, encoding="utf-8")
     assert ran(folder, "--cells", "core") == 0
     assert len((folder / "results.jsonl").read_text(encoding="utf-8").splitlines()) == len(changed) + 7
+
+
+@pytest.mark.slow
+def test_results_of_a_method_with_other_defaults_are_not_taken(finished):
+    """An option that was added later was at the common default before."""
+    study = cells.load(finished.folder)
+    runs = study.tuned("core", finished.results).runs
+    own = [each for each in finished.results if each.cell == "core"]
+    assert len(of_runs(own, "core", RUN, runs)) == 3
+    assert all(each.method["fill"] == ("holders" if each.row.startswith("heterofl") else "global") for each in own)
+    for options, kept in ({"fill": "zero"}, 0), ({"score_decay": 0.5}, 0), ({}, 3):
+        changed = [replace(each, method=each.method | options) for each in own]
+        assert len(of_runs(changed, "core", RUN, runs)) == kept
+    for name, kept in ("unseen", 3), ("fill", 2):  # `fill` is another than the common one in heterofl alone
+        without = {key: value for key, value in own[0].method.items() if key != name}
+        fewer = [replace(each, method={key: each.method[key] for key in without}) for each in own]
+        assert len(of_runs(fewer, "core", RUN, runs)) == kept
 
 
 @pytest.mark.slow
