@@ -50,6 +50,8 @@ ROWS = 200
 """Most training rows that the loss is measured on."""
 CHANNELS = 20
 """Most channels of a group that are left out, drawn anew for each case."""
+SIGNED_AND_ABSOLUTE = ("channel", "robust")
+"""Forms whose sums are of g w, and of |g w|."""
 FIRST_ORDER = ScoreForm("absolute", 1.0, 0.0)
 """The first-order score, sum |g w|."""
 LEAST_DIFFERENT = 0.25
@@ -104,7 +106,9 @@ def scenario_of(network: str, widths: str, seed: int, rounds: int, more: tuple[s
     overrides = (f"{name}={json.dumps(value)}" for name, value in settings.items())
     scenario = build_scenario(loader.load(CONFIG, (*overrides, f"method.warmup_rounds={rounds}", *more)))
     method = scenario.method
-    kinds = [replace(method.options, score=form) for form in ("channel", "robust")]
+    if not ESTIMATORS[method.options.estimator].clients_report_sums:
+        return scenario  # the server keeps every entry's estimate
+    kinds = [replace(method.options, score=form) for form in SIGNED_AND_ABSOLUTE]
     hooks = tuple(partial(ESTIMATORS[method.options.estimator].hook, options=options) for options in kinds)
     return replace(scenario, method=replace(method, rules=replace(method.rules, hooks=hooks)))
 
@@ -112,7 +116,11 @@ def scenario_of(network: str, widths: str, seed: int, rounds: int, more: tuple[s
 def reported_sums(scenario: Scenario, state: ServerState) -> dict[str, Scores]:
     """Return each channel's sums by which the method ranks in the next round, `(2, num_units)`: of g w, of |g w|."""
     cohort, _ = respond(scenario, state, select_clients(scenario, state, scenario.cohort_size))
-    sums = ESTIMATORS[scenario.method.options.estimator].sums(view_of(scenario, state, cohort))
+    view, estimator = view_of(scenario, state, cohort), ESTIMATORS[scenario.method.options.estimator]
+    if not estimator.clients_report_sums:
+        views = [replace(view, options=replace(view.options, score=form)) for form in SIGNED_AND_ABSOLUTE]
+        return dict(zip(("signed", "absolute"), map(estimator.sums, views), strict=True))
+    sums = estimator.sums(view)
     return {"signed": sums[:2], "absolute": sums[3:]}  # two reports, each with the share of the channel that is held
 
 
