@@ -66,14 +66,17 @@ def test_a_first_order_ranking_under_another_name_is_not_the_default():
 
 
 @pytest.mark.slow
-def test_cases_of_a_small_run():
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_cases_of_a_small_run(estimator):
     few = ("model.options={hidden: [12, 8]}", "data.max_train_examples=150", "training.epochs=1")
+    few += (f"method.estimator={estimator}",)
     cases = list(JOB.cases_of("mlp", "tiers", 0, (2, 4), few))
     assert [case.form for case in cases] == list(FORMS) * 4  # two groups after two rounds
     assert all(-1 <= case.correlation <= 1 for case in cases)
     summary = JOB.summary_of(cases)
     assert {each["cases"] for each in summary.values()} == {4}
-    assert len({tuple(each["correlation"].values()) for each in summary.values()}) > 2, "forms rank differently"
+    different = len({tuple(each["correlation"].values()) for each in summary.values()})
+    assert different == 1 if estimator == "secant" else different > 2, "a secant's curvature outweighs any gradient"
 
 
 @pytest.mark.slow
