@@ -1,7 +1,8 @@
 """How fast is the engine? One workload at a time, against plain PyTorch loops where there is a floor.
 
-Both sides first prove that they did the same work; only then are they timed, in turns. Prints one JSON line with
-`--json`, else a table. The workloads are described in docs/benchmarks.md.
+Both sides first prove that they did the same work, W1 with loops in contiguous memory, which draw raysim's dropout;
+only then are they timed, in turns. Prints one JSON line with `--json`, else a table. The workloads are described in
+docs/benchmarks.md.
 """
 
 import argparse

@@ -6,7 +6,7 @@ estimates gradient and curvature of every entry. A case is one diagnosed round.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import click
 import numpy as np
 import torch
 from benchmark import surroundings
+from pages import with_table
 from scipy.stats import spearmanr
 
 from raysim.config import loader
@@ -41,13 +42,13 @@ SHARED = {
     "evaluation.client_share": 0.0,
 }
 PAIRS = (
-    ("zero-filling", "predicted_zero_fill", "measured_zero_fill"),
-    ("zero-filling, whole Hessian", "predicted_zero_fill_full_hessian", "measured_zero_fill"),
-    ("zero-filling, the method's estimates", "estimated_zero_fill", "measured_zero_fill"),
-    ("clients' masks", "predicted_submodels", "measured_submodels"),
-    ("clients' masks, the method's estimates", "estimated_submodels", "measured_submodels"),
+    ("zero-filling", "held-out rows", "predicted_zero_fill", "measured_zero_fill"),
+    ("zero-filling", "held-out rows, whole Hessian", "predicted_zero_fill_full_hessian", "measured_zero_fill"),
+    ("zero-filling", "clients", "estimated_zero_fill", "measured_zero_fill"),
+    ("clients' masks", "held-out rows", "predicted_submodels", "measured_submodels"),
+    ("clients' masks", "clients", "estimated_submodels", "measured_submodels"),
 )
-"""What is removed and how it is predicted, the name of the prediction, and that of the measured change."""
+"""What is removed, where gradient and curvature are from, the prediction's name, and that of the measured change."""
 
 Case = Mapping[str, float]
 
@@ -64,42 +65,35 @@ def cases_of(network: str, seed: int, more: tuple[str, ...] = (), rounds: int = 
             yield {"round": state.round, **report.diagnostics}
 
 
-def figures_of(cases: Iterable[Case], predicted: str, measured: str) -> dict[str, float]:
+def figures_of(cases: Sequence[Case], predicted: str, measured: str) -> dict[str, float]:
     """Return how a prediction follows what was measured.
 
     Returns:
-        `cases`; `correlation`: Spearman's; `sign`: share of cases with the same sign; `ratio`: median of predicted
-        over measured.
+        `cases`; `correlation`: Spearman's over all cases; `within`: Spearman's after each round's mean over the seeds
+        is taken away from both, which leaves out what all runs have in common; `ratio`: median of predicted over
+        measured.
     """
-    pairs = np.array([(case[predicted], case[measured]) for case in cases if predicted in case])
-    ratios = pairs[:, 0] / pairs[:, 1]
+    pairs = np.array([(case["round"], case[predicted], case[measured]) for case in cases if predicted in case])
+    rounds, values = pairs[:, 0], pairs[:, 1:]
+    within = values - np.stack([values[rounds == round].mean(axis=0) for round in rounds])
     return {
         "cases": len(pairs),
-        "correlation": float(spearmanr(*pairs.T).statistic),
-        "sign": float((ratios > 0).mean()),
-        "ratio": float(np.median(ratios)),
+        "correlation": float(spearmanr(*values.T).statistic),
+        "within": float(spearmanr(*within.T).statistic),
+        "ratio": float(np.median(values[:, 0] / values[:, 1])),
     }
 
 
 def table_of(results: Mapping[str, Any]) -> str:
     """Return the results as a table of the page."""
-    lines = [
-        "| removed | network | cases | rank correlation | same sign | predicted / measured |",
-        "|---|---|" + "---:|" * 4,
-    ]
-    for name, predicted, measured in PAIRS:
+    names = ("removed", "gradient and curvature of", "network", "rank correlation", "within a round")
+    lines = [f"| {' | '.join((*names, 'predicted / measured'))} |", "|---|---|---|" + "---:|" * 3]
+    for removed, source, predicted, measured in PAIRS:
         for network, cases in results["networks"].items():
             found = figures_of(cases, predicted, measured)
-            cells = [f"{found['cases']:.0f}", f"{found['correlation']:.2f}", f"{100 * found['sign']:.0f} %"]
-            lines.append(f"| {name} | {network} | {' | '.join(cells)} | {found['ratio']:.2g} |")
+            cells = [removed, source, network, f"{found['correlation']:.2f}", f"{found['within']:.2f}"]
+            lines.append(f"| {' | '.join(cells)} | {found['ratio']:.2g} |")
     return "\n".join(lines) + "\n"
-
-
-def with_table(page: str, table: str) -> str:
-    """Return a page with its table of predictions replaced."""
-    before, header, after = page.partition("| removed |")
-    rest = after.partition("\n\n")[2]
-    return f"{before}{table}\n{rest}" if header else page
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -17,6 +17,7 @@ import click
 import numpy as np
 import torch
 from benchmark import surroundings
+from pages import with_table
 from scipy.stats import spearmanr
 from torch import nn
 
@@ -255,13 +256,6 @@ def table_of_estimators(several: Iterable[dict[str, Any]]) -> str:
             cells = ["" if value is None else f"{value:.2f}" for value in found]
             lines.append(f"| `{estimator}` | `{form}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def with_table(page: str, table: str) -> str:
-    """Return a page with the table that has the same first column replaced."""
-    before, header, after = page.partition(f"{table[: table.index('|', 1) + 1]}")
-    rest = after.partition("\n\n")[2]
-    return f"{before}{table}\n{rest}" if header else page
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

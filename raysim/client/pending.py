@@ -11,7 +11,7 @@ from raysim.server.fixed_point import ExactSum
 MOST = 4
 """Clients that are added at once."""
 MOST_BYTES = 2**25
-"""Memory that trained models may occupy while they wait."""
+"""Memory of the models that may wait; it is kept for the next ones."""
 
 
 class PendingUpdates:

@@ -64,9 +64,11 @@ class ClientTrainer:
         alone, packs = split_packs(assignments.packs)
         with one_thread():
             pending = PendingUpdates(sums["update"], self._submodels, broadcast.round)
-            for index in alone.tolist():
-                results.append(self._train_one(assignments[index], broadcast, sums, pending))
-            pending.flush()
+            try:
+                for index in alone.tolist():
+                    results.append(self._train_one(assignments[index], broadcast, sums, pending))
+            finally:  # of several clients that fail, the first is named
+                pending.flush()
             for members in packs:
                 results.append(self._train_pack(assignments.take(members), broadcast, sums))
         order = np.argsort(np.concatenate([alone, *packs]))

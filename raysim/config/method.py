@@ -58,8 +58,8 @@ class MethodSettings(Settings):
     """Rank of channels that no client has held yet: `first` (before all others) or `l1` (by the l1 norm of their
     filters, scaled to the scores of their group; until there are any, all channels by l1)."""
     scaled_start: bool | None = None
-    """Whether weights that read cut channels are divided, before round 1, by the square root of the share of these
-    channels that clients hold: submodels then start as networks of their own width."""
+    """Whether weights that read cut channels are divided, before round 1, by the square root of the mean share of
+    these channels that clients hold, so that submodels start with outputs as large as the full model's."""
     normalization: Literal["batch", "static", "group"] | None = None
     """`batch` (running statistics averaged over holders), `static` (none in training, re-estimated before scoring)
     or `group` (every BatchNorm replaced by a GroupNorm)."""

@@ -69,11 +69,11 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "random", "CA-HFP, arXiv 2603.12591, warm-up masks",
-            score=random_score, reads=FILL | {"mask"}, claims=frozenset({EQUALS_FEDAVG}),
+            score=random_score, reads=FILL | {"mask", "scaled_start"}, claims=frozenset({EQUALS_FEDAVG}),
         ),
         Method(
             "feddropout", "Caldas et al., arXiv 1812.07210; Wen et al., arXiv 2109.15258",
-            score=random_score, options=MethodOptions(fill="holders"), reads=FILL | {"mask"},
+            score=random_score, options=MethodOptions(fill="holders"), reads=FILL | {"mask", "scaled_start"},
             claims=frozenset({EQUALS_FEDAVG}),
         ),
         Method(
@@ -83,12 +83,12 @@ METHODS: dict[str, Method] = {
         Method(
             "heterofl", "Diao et al., arXiv 2010.01264",
             score=index_score, budget=halving_level, options=MethodOptions(fill="holders"),
-            reads=FILL - {"normalization"}, rules=HETEROFL_RULES, claims=frozenset({NESTED}),
+            reads=(FILL | {"scaled_start"}) - {"normalization"}, rules=HETEROFL_RULES, claims=frozenset({NESTED}),
         ),
         Method(
             "fedrolex", "Alam et al., arXiv 2212.01548, section 3",
             score=rolling_score, budget=halving_level, options=MethodOptions(fill="holders"),
-            reads=FILL - {"normalization"}, rules=HETEROFL_RULES, claims=frozenset({NESTED}),
+            reads=(FILL | {"scaled_start"}) - {"normalization"}, rules=HETEROFL_RULES, claims=frozenset({NESTED}),
         ),
         Method(
             "fjord", "Horvath et al., arXiv 2102.13451, eq 2 and section 4.2",

@@ -297,6 +297,13 @@ def method_of(settings: ExperimentSettings, **more: Any) -> Method:
     """
     given = settings.method.model_dump(exclude={"name"}, exclude_none=True) | more
     method = methods.resolve(settings.method.name, given, _local_training(settings))
+    if method.options.scaled_start and settings.model.weights is not None:
+        if settings.method.scaled_start:
+            raise SettingError(
+                "method.scaled_start=True is not allowed with model.weights: it scales weights that are drawn; "
+                "allowed: false"
+            )
+        method = replace(method, options=replace(method.options, scaled_start=False))
     chosen = settings.compression.model_dump(exclude_none=True)
     if not chosen:
         return method

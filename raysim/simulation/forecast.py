@@ -26,7 +26,7 @@ from raysim.simulation.planning import plan_round
 from raysim.simulation.remarks import changed_widths, nothing_cut
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import ServerState, summary_of
-from raysim.simulation.transition import end_work_in_flight, initial_state, next_state
+from raysim.simulation.transition import end_work_in_flight, next_state, unscaled_state
 
 
 @plugins.users_code()
@@ -37,7 +37,7 @@ def forecast(scenario: Scenario) -> dict[str, Any]:
     first `forecast_rounds` are predicted, and the others counted as if they were like them.
     """
     workload, history = scenario.workload, []
-    state, most = initial_state(scenario), _most_rounds(scenario)
+    state, most = unscaled_state(scenario), _most_rounds(scenario)
     while not scenario.is_over(state) and state.round < most:
         state, columns = _predicted(scenario, state)
         history.append(columns)
@@ -153,7 +153,7 @@ def late_in_a_round(scenario: Scenario) -> NDArray[np.bool_]:
     late = np.zeros(len(everybody), dtype=np.bool_)
     if isinf(scenario.clock.deadline_s):
         return late
-    state = initial_state(scenario)
+    state = unscaled_state(scenario)
     able, _ = feasible(cohort_of(scenario, everybody, round=1))
     work, _ = planned_work(scenario, state, with_method(scenario, state, able), _masks_of_equal_cost)
     late[able.clients] = work.timing.total_s > scenario.clock.deadline_s
@@ -176,7 +176,7 @@ def _median_budget(scenario: Scenario, members: Cohort) -> dict[str, Any]:
     ranked = able[np.argsort(members.keep_ratios[able], kind="stable")]
     median = ranked[(len(ranked) - 1) // 2]
     keep_ratio, one = float(members.keep_ratios[median]), members.take(np.array([median]))
-    (mask,) = methods.cost_masks(scenario.method, view_of(scenario, initial_state(scenario), one))
+    (mask,) = methods.cost_masks(scenario.method, view_of(scenario, unscaled_state(scenario), one))
     down_bytes, up_bytes = transfer_bytes(scenario, mask)
     return {
         "keep_ratio": keep_ratio,

@@ -26,11 +26,16 @@ def initial_state(scenario: Scenario) -> ServerState:
 
 def initial_params(scenario: Scenario) -> Params:
     """Return the model as it was built, scaled if the method asks for it."""
-    params = {key: tensor.detach().clone() for key, tensor in scenario.workload.model.state_dict().items()}
-    if not scenario.method.options.scaled_start:
-        return params
-    everybody = cohort_of(scenario, np.arange(len(scenario.workload.population)), round=1)
-    return scaled_start(scenario.workload.plan, params, everybody)
+    params = dict(scenario.workload.model.state_dict())
+    if scenario.method.options.scaled_start:
+        everybody = cohort_of(scenario, np.arange(len(scenario.workload.population)), round=1)
+        params = scaled_start(scenario.workload.plan, params, everybody, scenario.frozen)
+    return {key: tensor.detach().clone() for key, tensor in params.items()}
+
+
+def unscaled_state(scenario: Scenario) -> ServerState:
+    """Return the state before round 1 with the model as it was built, for what depends on no values."""
+    return ServerState(0, dict(scenario.workload.model.state_dict()), history=initial_history(scenario))
 
 
 def initial_history(scenario: Scenario) -> dict[str, NDArray[np.float64]]:

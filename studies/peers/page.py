@@ -20,11 +20,13 @@ epoch, batches of 10. Images are in `channels_last` memory for all but the first
 python studies/peers/run.py      # makes the environments of the peers; about half an hour on an idle machine
 ```
 
-Contestants run in turns, each turn in new processes; the first round, in which libraries load, does not count. The
-loops send nothing, sum nothing and keep nothing. They do raysim's work: the sums of their updates are the same (to
-0.1 % of the norm). All others end with the loss in the last column; what training has lowered it by is the same
-within a half (they draw other orders and other dropout). Seconds depend on the machine; the ratios belong to one
-sitting.
+Contestants run in turns, each turn in new processes; the first round, in which libraries load, does not count.
+Flower's clients train as PyTorch's tutorials do, pfl-research by its own loop. raysim trains the small clients of W2
+several at a time, in packs; all others train them one by one. The loops send nothing, sum nothing and keep nothing.
+That they do raysim's work is shown in contiguous memory: the sums of the updates are the same, to 0.1 % of the norm.
+All others train every client of every cohort, or stop; and what training lowers the loss by is the same within a half
+in W1, of which the draws of order and dropout are a fifth, and within a hundredth in W2. Seconds depend on the
+machine; the ratios belong to one sitting.
 """
 
 

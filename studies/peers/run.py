@@ -32,27 +32,29 @@ from benchmark import surroundings  # noqa: E402
 
 ENVIRONMENTS = ROOT / "runs" / "peers"
 PACKAGES = {"flower": "flwr[simulation]==1.42.0", "pfl-research": "pfl==0.6.0"}
-APART = 0.5
-"""Largest difference of two contestants' losses, as a share of what training has lowered the loss by.
-
-They draw other orders and other dropout. On the noise of W1, four rounds lower the loss by 0.0005, of which the draws
-are a fifth; a contestant that does not train, or trains twice as much, is twice as far away as this allows.
-"""
+LIMIT_S = 900
+"""Longest time of a contestant's turn."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """A workload: the benchmark of `jobs/bench_engine.py`, changes to it, rounds and rows of a client."""
+    """A workload: the benchmark of `jobs/bench_engine.py`, changes to it, rounds and rows of a client.
+
+    `apart` is the largest difference of two contestants' losses, as a share of what training has lowered the loss by:
+    they draw other orders and other dropout. Four rounds on the noise of W1 lower the loss by 0.0005, of which the
+    draws are a fifth; a contestant that does not train, or trains twice as much, is twice as far away.
+    """
 
     benchmark: str
     overrides: tuple[str, ...]
     rounds: int
     rows: int
+    apart: float
 
 
 WORKS = {
-    "W1": Work("w1", (), 4, 50),
-    "W2": Work("w2", ("evaluation.every=1000", "evaluation.client_share=0.0"), 6, 20),
+    "W1": Work("w1", (), 4, 50, apart=0.5),
+    "W2": Work("w2", ("evaluation.every=1000", "evaluation.client_share=0.0"), 16, 20, apart=0.01),
 }
 CONTESTANTS = {
     "W1": ("raysim", "loops, contiguous", "loops, channels_last", "pfl-research", "flower"),
@@ -63,13 +65,14 @@ CONTESTANTS = {
 def environment(name: str) -> Path:
     """Return the interpreter of a contestant's own environment, made if it is not there; torch is raysim's."""
     folder = ENVIRONMENTS / name
-    interpreter = folder / "bin" / "python"
-    if not (folder / "ready").is_file():
+    interpreter, made_of = folder / "bin" / "python", f"{PACKAGES[name]}, {torch.__file__}"
+    ready = folder / "ready"
+    if not ready.is_file() or ready.read_text() != made_of:
         venv.create(folder, clear=True, with_pip=True)
         subprocess.run([interpreter, "-m", "pip", "install", "-q", PACKAGES[name]], check=True)
         (site,) = (folder / "lib").glob("python*/site-packages")
         (site / "torch_of_raysim.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
-        (folder / "ready").touch()
+        ready.write_text(made_of)
     return interpreter
 
 
@@ -119,12 +122,11 @@ def loss_of(content: Mapping[str, Any], params: Mapping[str, torch.Tensor]) -> f
     return float(torch.stack(losses).mean())
 
 
-def check_losses(start: float, losses: Mapping[str, float]) -> None:
-    """Refuse to compare contestants that did not reach the same loss."""
-    lowered = start - losses["raysim"]
-    for name, loss in losses.items():
-        if not lowered > 0 or abs(loss - losses["raysim"]) > APART * lowered:
-            raise SystemExit(f"{name} reaches the loss {loss:.4f}, raysim {losses['raysim']:.4f} from {start:.4f}")
+def check_loss(name: str, start: float, ours: float, loss: float, apart: float) -> None:
+    """Refuse to compare a contestant that did not reach raysim's loss."""
+    lowered = start - ours
+    if not lowered > 0 or not abs(loss - ours) <= apart * lowered:
+        raise SystemExit(f"{name} reaches the loss {loss:.5f}, raysim {ours:.5f} from {start:.5f}")
 
 
 def run_once(name: str, work: Work, path: Path, folder: Path) -> dict[str, Any]:
@@ -133,9 +135,8 @@ def run_once(name: str, work: Work, path: Path, folder: Path) -> dict[str, Any]:
     quiet = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     if name in PACKAGES:
         quiet.pop("PYTHONPATH")
-    done = subprocess.run(
-        command_of(name, work, path, result), env=quiet, capture_output=True, text=True, check=False
-    )
+    command = command_of(name, work, path, result)
+    done = subprocess.run(command, env=quiet, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     if done.returncode != 0 or not result.is_file():
         raise SystemExit(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     found: dict[str, Any] = torch.load(result)
@@ -145,18 +146,20 @@ def run_once(name: str, work: Work, path: Path, folder: Path) -> dict[str, Any]:
 
 def measure(label: str, repeats: int) -> list[dict[str, Any]]:
     """Run all contestants of a workload in turns; return a line for each turn."""
-    work, lines, losses = WORKS[label], [], dict[str, float]()
+    work, lines, ours = WORKS[label], [], None
+    first, *others = CONTESTANTS[label]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         content = write_work(work, folder / "workload.pt")
         start = loss_of(content, content["model"].state_dict())
         clients = len(content["cohorts"][0])
         for repeat in range(repeats):
-            for name in np.roll(CONTESTANTS[label], -repeat).tolist():
+            for name in (first, *np.roll(others, -repeat).tolist()):
                 found = run_once(name, work, folder / "workload.pt", folder)
                 loss = loss_of(content, found["params"]) if found["params"] else None
-                if loss is not None:
-                    losses[name] = loss
+                ours = loss if ours is None else ours
+                if loss is not None and ours is not None:
+                    check_loss(name, start, ours, loss, work.apart)
                 seconds = [round(each, 4) for each in found["seconds"]]
                 lines.append({
                     "workload": label, "contestant": name, "repeat": repeat, "clients": clients, "rows": work.rows,
@@ -164,7 +167,6 @@ def measure(label: str, repeats: int) -> list[dict[str, Any]]:
                     "ended": datetime.now(UTC).isoformat(timespec="seconds"), **surroundings(),
                 })  # fmt: skip
                 click.echo(f"{label}  {name}  {np.median(seconds[1:]):.3f} s a round  loss {loss}")
-    check_losses(start, losses)
     return lines
 
 

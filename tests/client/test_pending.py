@@ -68,3 +68,22 @@ def test_a_client_that_waits_with_an_update_that_is_not_finite_is_named(victim: 
     with pytest.raises(RunFailedError, match="diverged") as error:
         ClientTrainer(scenario.workload).train(assignments, broadcast)
     assert error.value.client == victim
+
+
+def test_of_two_clients_that_fail_the_first_is_named(monkeypatch) -> None:
+    """The first waits with an update that is not finite, when the second one's loss is not a number."""
+    scenario, assignments, broadcast = planned()
+    add, spoiled = PendingUpdates.add, []
+
+    def spoil(self: PendingUpdates, view, trained) -> None:
+        if spoiled:
+            raise RunFailedError(1, view.assignment.client, "another failure")
+        spoiled.append(view.assignment.client)
+        with torch.no_grad():
+            next(view.model.parameters()).view(-1)[0] = torch.inf
+        add(self, view, trained)
+
+    monkeypatch.setattr(PendingUpdates, "add", spoil)
+    with pytest.raises(RunFailedError, match="diverged") as error:
+        ClientTrainer(scenario.workload).train(assignments, broadcast)
+    assert error.value.client == spoiled[0]

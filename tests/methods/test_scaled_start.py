@@ -5,13 +5,17 @@ import pytest
 import torch
 from torch import nn
 
+from raysim.clock.work import Cohort
 from raysim.core.errors import SettingError
 from raysim.methods.resolve import resolve
+from raysim.methods.scaled_start import scaled_start
+from raysim.pruning.plan import ChannelPlan
 from raysim.simulation.build import build_scenario
 from raysim.simulation.transition import initial_params
 from tests.conftest import tiny_settings
 
 NARROW = tuple(f"population.tiers.{tier}.keep_ratio={keep}" for tier, keep in enumerate((0.5, 0.5, 0.25, 0.25)))
+MIXED = tuple(f"population.tiers.{tier}.keep_ratio={keep}" for tier, keep in enumerate((0.25, 0.25, 0.25, 1.0)))
 CNN = ("model.name=convnet", "model.options={channels: [8, 12], hidden: 16}")
 
 
@@ -54,6 +58,48 @@ def test_a_submodel_starts_with_the_weights_of_a_network_of_its_width() -> None:
     assert float(built["3.weight"].abs().max()) == pytest.approx(narrow / 2**0.5, rel=0.01)
 
 
-def test_a_method_without_a_shared_ranking_does_not_read_it() -> None:
+def test_a_method_that_cuts_no_channels_does_not_read_it() -> None:
     with pytest.raises(SettingError, match=r"method\.scaled_start=True has no effect"):
-        resolve("random", {"scaled_start": True}, build_scenario(tiny_settings()).workload.local)
+        resolve("fedprox", {"scaled_start": True}, build_scenario(tiny_settings()).workload.local)
+
+
+def test_wide_and_narrow_clients_share_one_start() -> None:
+    """The share is the mean over rows, so that wide clients start above the model as it was built."""
+    built, start, keeps, rows = start_of("random", "method.scaled_start=true", *MIXED)
+    share = float((keeps * rows).sum() / rows.sum())
+    assert 0.25 < share < 1.0
+    torch.testing.assert_close(start["3.weight"], built["3.weight"] / share**0.5)
+
+
+def test_weights_that_are_loaded_are_not_scaled(tmp_path) -> None:
+    built, *_ = start_of("ca-hfp+", *NARROW)
+    torch.save({key: value + 1 for key, value in built.items()}, tmp_path / "weights.pt")
+    loaded, start, *_ = start_of("ca-hfp+", *NARROW, f"model.weights={tmp_path}/weights.pt")
+    assert not torch.equal(loaded["3.weight"], built["3.weight"])
+    assert all(torch.equal(loaded[key], start[key]) for key in loaded)
+    with pytest.raises(SettingError, match=r"method\.scaled_start=True is not allowed with model\.weights"):
+        start_of("magnitude", *NARROW, "method.scaled_start=true", f"model.weights={tmp_path}/weights.pt")
+
+
+class Tied(nn.Module):
+    """Embeds words, widens them, and reads them out with the embedding's own weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.wide, self.back = nn.Embedding(11, 6), nn.Linear(6, 8), nn.Linear(8, 6)
+        self.read = nn.Linear(6, 11, bias=False)
+        self.read.weight = self.embed.weight
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        stream = self.embed(words).mean(1)
+        return self.read(stream + self.back(self.wide(stream).relu()))
+
+
+def test_a_weight_that_also_makes_channels_and_a_frozen_one_keep_their_values() -> None:
+    model = Tied()
+    plan = ChannelPlan.trace(model, torch.randint(0, 11, (2, 4)))
+    ones, half = np.ones(3, dtype=np.int64), np.full(3, 0.5)
+    cohort = Cohort(1, np.arange(3), half, half, np.full(3, "nothing"), ones, ones)
+    for frozen, expected in ((), {"wide.weight", "back.weight"}), (("back.weight",), {"wide.weight"}):
+        start = scaled_start(plan, dict(model.state_dict()), cohort, frozenset(frozen))
+        assert {key for key, value in model.state_dict().items() if not torch.equal(value, start[key])} == expected

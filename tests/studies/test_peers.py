@@ -36,19 +36,20 @@ def test_rates_are_of_the_median_round_without_the_first():
 
 def test_contestants_that_reach_another_loss_are_not_compared():
     run = module("run")
-    run.check_losses(2.0, {"raysim": 1.0, "flower": 1.2, "pfl-research": 0.8})
-    with pytest.raises(SystemExit, match=r"flower reaches the loss 2\.0000, raysim 1\.0000 from 2\.0000"):
-        run.check_losses(2.0, {"raysim": 1.0, "flower": 2.0})
-    for losses in ({"raysim": 1.0, "flower": 0.0}, {"raysim": 2.0, "flower": 2.0}):
+    for loss in (1.0, 1.4, 0.6):
+        run.check_loss("flower", 2.0, 1.0, loss, 0.5)
+    with pytest.raises(SystemExit, match=r"flower reaches the loss 2\.00000, raysim 1\.00000 from 2\.00000"):
+        run.check_loss("flower", 2.0, 1.0, 2.0, 0.5)
+    for ours, loss in ((1.0, 0.0), (1.0, float("nan")), (2.0, 2.0)):
         with pytest.raises(SystemExit):
-            run.check_losses(2.0, losses)
+            run.check_loss("flower", 2.0, ours, loss, 0.5)
 
 
 def test_every_contestants_work_is_read_as_it_was_written(tmp_path):
     run = module("run")
     work = run.WORKS["W2"]
     content = run.write_work(
-        run.Work("w2", (*work.overrides, "selection.clients_per_round=3"), 2, 20), tmp_path / "w"
+        run.Work("w2", (*work.overrides, "selection.clients_per_round=3"), 2, 20, 0.01), tmp_path / "w"
     )
     assert [len(cohort) for cohort in content["cohorts"]] == [3, 3]
     assert all(len(content["rows"][client][1]) == 20 for cohort in content["cohorts"] for client in cohort)

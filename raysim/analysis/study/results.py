@@ -36,7 +36,7 @@ class Result:
         seed: Its seed.
         values: Settings of its row, by dotted name; the tried values among them.
         key: Hash of the settings that decide it.
-        method: The method's options, with its defaults at that time; empty in results of before they were recorded.
+        method: The options that its method read, with the defaults of that time.
         split: Hashes of its data, partition and test rows.
         figures: Costs and results by name; of a trial, its accuracy on validation rows.
         failure: Why it failed; empty if it did not.
@@ -165,15 +165,20 @@ def key_of(run: Run) -> str:
 
 
 def options_of(run: Run) -> dict[str, Any]:
-    """Return the options of a run's method, its defaults included, as JSON holds them."""
-    options: dict[str, Any] = json.loads(json.dumps(asdict(method_of(run.settings).options), default=str))
+    """Return the options that a run's method reads, its defaults included, as JSON holds them."""
+    method = method_of(run.settings)
+    shared = {name: getattr(method.options, name) for name in sorted(method.reads)}
+    options: dict[str, Any] = json.loads(json.dumps({**shared, **method.options.own}, default=str))
     return options
 
 
 def has_method_of(result: Result, run: Run) -> bool:
     """Whether a result is of the method as it is now: a default that has changed makes it another one.
 
-    Options that a result does not have were added later; before, the method was as with their common default.
+    Options that a result does not have were added later; until then the method was as with their common default.
     """
-    now, common = options_of(run), asdict(MethodOptions())
-    return not result.method or {**common, **result.method} == {**common, **now}
+    common, own = asdict(MethodOptions()), method_of(run.settings).options.own
+    return all(
+        result.method[name] == value if name in result.method else name in own or value == common[name]
+        for name, value in options_of(run).items()
+    )

@@ -49,10 +49,17 @@ class TimedFedAvg(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average, and note the time."""
-        arrays, metrics = super().aggregate_train(server_round, replies)
+        """Average, and note the time.
+
+        Raises:
+            RuntimeError: If a client did not train; Flower would average the others.
+        """
+        answers = list(replies)
+        if len(answers) != self.min_train_nodes or any(answer.has_error() for answer in answers):
+            raise RuntimeError(f"{len(answers)} clients answered; {self.min_train_nodes} are to train")
+        arrays, metrics = super().aggregate_train(server_round, answers)
         if arrays is None:
-            raise RuntimeError("no client answered")
+            raise RuntimeError("there is no average")
         self.arrays = arrays
         self.watch.lap()
         return arrays, metrics

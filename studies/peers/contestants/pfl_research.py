@@ -49,25 +49,34 @@ class Trainable(nn.Module):
 
 
 class Laps(TrainingProcessCallback):  # type: ignore[type-arg]
-    """Notes the end of each round."""
+    """Notes the end of each round, and counts the clients that this process trains in it."""
 
-    def __init__(self) -> None:
-        self.watch = Stopwatch()
+    def __init__(self, clients: int) -> None:
+        self.watch, self.trained, self._clients = Stopwatch(), 0, clients
 
     def after_central_iteration(self, *_: Any, **__: Any) -> tuple[bool, Metrics]:
-        """Note the time, and go on."""
+        """Note the time, and go on.
+
+        Raises:
+            RuntimeError: If this process did not train its share of the cohort.
+        """
         self.watch.lap()
+        if self.trained * pytorch_ops.distributed.world_size != self._clients:
+            raise RuntimeError(f"{self.trained} clients were trained by one process of {self._clients} in all")
+        self.trained = 0
         return False, Metrics()
 
 
 def main(path: Path, result: Path) -> None:
     """Run all rounds of the workload."""
-    work, laps = Workload(path), Laps()
+    work = Workload(path)
+    laps = Laps(len(work.cohorts[0]))
     network = Trainable(work.model)
     model = PyTorchModel(network, torch.optim.SGD, torch.optim.SGD(network.parameters(), lr=1.0))
     clients = itertools.chain.from_iterable(work.cohorts)
 
     def user_of(client: int) -> Dataset:
+        laps.trained += 1
         inputs, labels = work.rows[client]
         order = torch.randperm(len(labels))
         return Dataset([inputs[order], labels[order]], user_id=str(client))

@@ -131,13 +131,11 @@ def test_results_of_a_method_with_other_defaults_are_not_taken(finished):
     runs = study.tuned("core", finished.results).runs
     own = [each for each in finished.results if each.cell == "core"]
     assert len(of_runs(own, "core", RUN, runs)) == 3
-    assert all(each.method["fill"] == ("holders" if each.row.startswith("heterofl") else "global") for each in own)
-    for options, kept in ({"fill": "zero"}, 0), ({"score_decay": 0.5}, 0), ({}, 3):
+    for options, kept in ({"fill": "zero"}, 1), ({"score_decay": 0.5}, 2), ({}, 3):  # fedavg has no fill
         changed = [replace(each, method=each.method | options) for each in own]
         assert len(of_runs(changed, "core", RUN, runs)) == kept
-    for name, kept in ("unseen", 3), ("fill", 2):  # `fill` is another than the common one in heterofl alone
-        without = {key: value for key, value in own[0].method.items() if key != name}
-        fewer = [replace(each, method={key: each.method[key] for key in without}) for each in own]
+    for missing, kept in ("unseen", 3), ("fill", 2):  # heterofl's `fill` is not the common one
+        fewer = [replace(each, method={k: v for k, v in each.method.items() if k != missing}) for each in own]
         assert len(of_runs(fewer, "core", RUN, runs)) == kept
 
 
