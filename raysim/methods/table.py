@@ -212,7 +212,7 @@ METHODS: dict[str, Method] = {
             score=curvature_score, reads=CURVATURE, claims=frozenset({EQUALS_FEDAVG, NESTED}),
         ),
         Method(
-            "ca-hfp+", "as `ca-hfp`; what studies/ca_hfp_small shows of its ranking, silence and statistics",
+            "ca-hfp+", "as `ca-hfp`; what studies/ca_hfp_small shows of ranking, silence, start and statistics",
             score=curvature_score, reads=CURVATURE,
             options=MethodOptions(
                 score="channel", fill="damped", warmup_rounds=0, unseen="l1", hysteresis=5.0, silent_after=5,
