@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from raysim.client.memory_format import laid_out
 from raysim.core import seeding
 from raysim.data.batches import batch_slices
 
@@ -33,11 +34,6 @@ class FloorJob:
     seed: int
     memory_format: str = "contiguous"
 
-    def laid_out(self, images: torch.Tensor) -> torch.Tensor:
-        """Return images in the memory format; other rows stay as they are."""
-        is_last = self.memory_format == "channels_last" and images.dim() == 4
-        return images.contiguous(memory_format=torch.channels_last) if is_last else images
-
 
 class PlainLoop:
     """Trains clients one after another in as little PyTorch as it takes."""
@@ -50,7 +46,7 @@ class PlainLoop:
         self._weights = [parameter.data for parameter in self._parameters]
         self._start = [weight.clone() for weight in self._weights]
         self._rows = {
-            client: (job.laid_out(torch.from_numpy(images)), torch.from_numpy(own))
+            client: (laid_out(torch.from_numpy(images), job.memory_format), torch.from_numpy(own))
             for client, (images, own) in rows.items()
         }
 

@@ -14,6 +14,7 @@ import click
 import numpy as np
 import torch
 from benchmark import surroundings
+from overrides import as_overrides
 from pages import with_table
 from scipy.stats import spearmanr
 
@@ -56,8 +57,7 @@ Case = Mapping[str, float]
 def cases_of(network: str, seed: int, more: tuple[str, ...] = (), rounds: int = ROUNDS) -> Iterator[Case]:
     """Run a network with one seed, and yield the diagnostics of each diagnosed round."""
     settings = {**SHARED, "model.options": NETWORKS[network], "seed": seed, "rounds": rounds}
-    overrides = (f"{name}={json.dumps(value)}" for name, value in settings.items())
-    scenario = build_scenario(loader.load(CONFIG, (*overrides, *more)))
+    scenario = build_scenario(loader.load(CONFIG, (*as_overrides(settings), *more)))
     state, executor = initial_state(scenario), InProcessExecutor(scenario.workload)
     for _ in range(rounds):
         state, report = run_round(scenario, state, executor)

@@ -17,6 +17,7 @@ import click
 import numpy as np
 import torch
 from benchmark import surroundings
+from overrides import as_overrides
 from pages import with_table
 from scipy.stats import spearmanr
 from torch import nn
@@ -104,8 +105,7 @@ class Case:
 def scenario_of(network: str, widths: str, seed: int, rounds: int, more: tuple[str, ...] = ()) -> Scenario:
     """Return a run whose masks are random, and whose clients report the sums of g w as well as those of |g w|."""
     settings = {**SHARED, **NETWORKS[network], **WIDTHS[widths], "seed": seed, "rounds": rounds}
-    overrides = (f"{name}={json.dumps(value)}" for name, value in settings.items())
-    scenario = build_scenario(loader.load(CONFIG, (*overrides, f"method.warmup_rounds={rounds}", *more)))
+    scenario = build_scenario(loader.load(CONFIG, (*as_overrides(settings), f"method.warmup_rounds={rounds}", *more)))
     method = scenario.method
     if not ESTIMATORS[method.options.estimator].clients_report_sums:
         return scenario  # the server keeps every entry's estimate

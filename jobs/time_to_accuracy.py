@@ -1,10 +1,10 @@
 """Draw accuracy against seconds, bytes and joules in every clock mode: `python jobs/time_to_accuracy.py CONFIG`."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from overrides import as_overrides
 
 from raysim.cli import main as cli
 from raysim.cli.arguments import PATH
@@ -48,14 +48,10 @@ def time_to_accuracy(config: Path, overrides: tuple[str, ...], output: Path | No
     with folder_for(output, "time-to-accuracy") as given:
         folder = given.absolute()
         curves = {
-            mode: curves_of(folder / mode, comparison, (*_as_overrides(changes), *overrides), draw_only)
+            mode: curves_of(folder / mode, comparison, (*as_overrides(changes), *overrides), draw_only)
             for mode, changes in settings.modes.items()
         }
         write(folder, curves, settings)
-
-
-def _as_overrides(changes: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(f"{name}={json.dumps(value)}" for name, value in changes.items())
 
 
 def curves_of(folder: Path, comparison: Path, overrides: tuple[str, ...], draw_only: bool) -> "dict[str, Curve]":

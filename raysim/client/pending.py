@@ -1,6 +1,6 @@
 """Updates of clients that trained the whole model, which wait until several of them are added to the sum at once."""
 
-from torch import nn
+from types import TracebackType
 
 from raysim.client.naming import named
 from raysim.client.view import ClientView
@@ -15,22 +15,28 @@ MOST_BYTES = 2**25
 
 
 class PendingUpdates:
-    """Trained models of a chunk whose differences to the global model are not in the sum yet."""
+    """Trained models of a chunk whose differences to the global model are not in the sum yet.
 
-    def __init__(self, total: ExactSum, submodels: SubmodelCache, round: int) -> None:
+    As a context it adds what waits at its end, after a failure, too: of several that fail, the first client is named.
+    """
+
+    def __init__(self, total: ExactSum, submodels: SubmodelCache) -> None:
         """Prepare for a chunk.
 
         Args:
             total: The sum of the updates, which is changed in place.
             submodels: Hands out no model that waits.
-            round: Number of the round, which errors name.
         """
-        self._total, self._submodels, self._round = total, submodels, round
-        self._clients: list[int] = []
-        self._models: list[nn.Module] = []
-        self._trained: list[Params] = []
-        self._weights: list[float] = []
-        self._start: Params = {}
+        self._total, self._submodels = total, submodels
+        self._waiting: list[tuple[ClientView, Params]] = []
+
+    def __enter__(self) -> "PendingUpdates":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.flush()
 
     def can_wait(self, view: ClientView) -> bool:
         """Whether a client's model may wait: it is the whole one, in main memory, and started from the global one."""
@@ -49,12 +55,8 @@ class PendingUpdates:
     def add(self, view: ClientView, trained: Params) -> None:
         """Let what a client sends wait, and add all that wait if there are enough."""
         self._submodels.withhold(view.mask)
-        self._clients.append(view.assignment.client)
-        self._models.append(view.model)
-        self._trained.append(trained)
-        self._weights.append(len(view.targets))
-        self._start = view.start
-        if len(self._models) == MOST:
+        self._waiting.append((view, trained))
+        if len(self._waiting) == MOST:
             self.flush()
 
     def flush(self) -> None:
@@ -63,14 +65,16 @@ class PendingUpdates:
         Raises:
             RunFailedError: If a difference is not finite; it names round and client.
         """
-        if not self._models:
+        if not self._waiting:
             return
+        waiting, self._waiting = self._waiting, []
+        start = waiting[0][0].start
+        trained, weights = [params for _, params in waiting], [len(view.targets) for view, _ in waiting]
         try:
-            self._total.add_changes(self._trained, self._start, self._weights)
+            self._total.add_changes(trained, start, weights)
         except OverflowError:
-            for client, params, weight in zip(self._clients, self._trained, self._weights, strict=True):
-                with named(self._round, client):
-                    self._total.add_changes([params], self._start, [weight])
+            for (view, params), weight in zip(waiting, weights, strict=True):
+                with named(view.broadcast.round, view.assignment.client):
+                    self._total.add_changes([params], start, [weight])
             raise
-        self._submodels.take_back(self._models)
-        self._clients, self._models, self._trained, self._weights = [], [], [], []
+        self._submodels.take_back([view.model for view, _ in waiting])

@@ -63,12 +63,9 @@ class ClientTrainer:
         results: list[LocalResults] = []
         alone, packs = split_packs(assignments.packs)
         with one_thread():
-            pending = PendingUpdates(sums["update"], self._submodels, broadcast.round)
-            try:
+            with PendingUpdates(sums["update"], self._submodels) as pending:
                 for index in alone.tolist():
                     results.append(self._train_one(assignments[index], broadcast, sums, pending))
-            finally:  # of several clients that fail, the first is named
-                pending.flush()
             for members in packs:
                 results.append(self._train_pack(assignments.take(members), broadcast, sums))
         order = np.argsort(np.concatenate([alone, *packs]))
@@ -167,9 +164,8 @@ class ClientTrainer:
         except RunFailedError:
             for assignment in assignments:
                 sums = self._empty_sums(broadcast)
-                pending = PendingUpdates(sums["update"], self._submodels, broadcast.round)
-                self._train_one(assignment, broadcast, sums, pending)
-                pending.flush()
+                with PendingUpdates(sums["update"], self._submodels) as pending:
+                    self._train_one(assignment, broadcast, sums, pending)
             raise
 
     def _score_pack(self, model: nn.Module, weights: Params, assignments: Assignments) -> list[ScoreSums | None]:

@@ -1,4 +1,4 @@
-"""Scale the first global model so that its submodels start as networks of their own width."""
+"""Scale the first global model so that its submodels start with outputs as large as the full model's."""
 
 import numpy as np
 import torch

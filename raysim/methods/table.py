@@ -27,7 +27,9 @@ from raysim.methods.scores import curvature_score, index_score, l1_score, random
 
 EVERY_METHOD = frozenset({"objective", "proximal_mu"})
 FILL = EVERY_METHOD | {"fill", "fill_gamma", "normalization"}
-SHARED_RANKING = FILL | {"score", "mask", "refresh_rounds", "silent_after", "scaled_start"}
+CUT = FILL | {"scaled_start"}
+"""Of methods that cut as many channels of each group as a client's budget allows."""
+SHARED_RANKING = CUT | {"score", "mask", "refresh_rounds", "silent_after"}
 ESTIMATES = frozenset({
     "estimator", "score_decay", "curvature_scale", "curvature_max", "hutchinson_draws", "include_consumers", "unseen",
 })  # fmt: skip
@@ -69,11 +71,11 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "random", "CA-HFP, arXiv 2603.12591, warm-up masks",
-            score=random_score, reads=FILL | {"mask", "scaled_start"}, claims=frozenset({EQUALS_FEDAVG}),
+            score=random_score, reads=CUT | {"mask"}, claims=frozenset({EQUALS_FEDAVG}),
         ),
         Method(
             "feddropout", "Caldas et al., arXiv 1812.07210; Wen et al., arXiv 2109.15258",
-            score=random_score, options=MethodOptions(fill="holders"), reads=FILL | {"mask", "scaled_start"},
+            score=random_score, options=MethodOptions(fill="holders"), reads=CUT | {"mask"},
             claims=frozenset({EQUALS_FEDAVG}),
         ),
         Method(
@@ -83,12 +85,12 @@ METHODS: dict[str, Method] = {
         Method(
             "heterofl", "Diao et al., arXiv 2010.01264",
             score=index_score, budget=halving_level, options=MethodOptions(fill="holders"),
-            reads=(FILL | {"scaled_start"}) - {"normalization"}, rules=HETEROFL_RULES, claims=frozenset({NESTED}),
+            reads=CUT - {"normalization"}, rules=HETEROFL_RULES, claims=frozenset({NESTED}),
         ),
         Method(
             "fedrolex", "Alam et al., arXiv 2212.01548, section 3",
             score=rolling_score, budget=halving_level, options=MethodOptions(fill="holders"),
-            reads=(FILL | {"scaled_start"}) - {"normalization"}, rules=HETEROFL_RULES, claims=frozenset({NESTED}),
+            reads=CUT - {"normalization"}, rules=HETEROFL_RULES, claims=frozenset({NESTED}),
         ),
         Method(
             "fjord", "Horvath et al., arXiv 2102.13451, eq 2 and section 4.2",

@@ -18,7 +18,7 @@ from raysim.models.cost import training_bytes
 from raysim.simulation.cohort import load_of, view_of
 from raysim.simulation.participants import cohort_of
 from raysim.simulation.scenario import Scenario
-from raysim.simulation.state import ServerState
+from raysim.simulation.transition import unscaled_state
 
 STEPS = 32
 """Steps of the ladder where the settings give none."""
@@ -99,7 +99,7 @@ def _view_of_rungs(scenario: Scenario, keep_ratios: NDArray[np.float64], rows: i
         examples=rows * ones,
         epochs=epochs * ones,
     )
-    return view_of(scenario, ServerState(0, dict(scenario.workload.model.state_dict())), cohort)
+    return view_of(scenario, unscaled_state(scenario), cohort)
 
 
 def _extra_rows(of_many: NDArray[np.int64], of_one: NDArray[np.int64]) -> int:

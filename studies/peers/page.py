@@ -1,8 +1,6 @@
 """The page of the study of peers, from the lines of its results."""
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -28,11 +26,6 @@ All others train every client of every cohort, or stop; and what training lowers
 in W1, of which the draws of order and dropout are a fifth, and within a hundredth in W2. Seconds depend on the
 machine; the ratios belong to one sitting.
 """
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a results file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def text(lines: Sequence[Line]) -> str:

@@ -30,6 +30,8 @@ import page  # noqa: E402
 from bench_engine import CORES, Rounds, build  # noqa: E402
 from benchmark import surroundings  # noqa: E402
 
+from raysim.core.storage import atomic, json_lines  # noqa: E402
+
 ENVIRONMENTS = ROOT / "runs" / "peers"
 PACKAGES = {"flower": "flwr[simulation]==1.42.0", "pfl-research": "pfl==0.6.0"}
 LIMIT_S = 900
@@ -177,12 +179,12 @@ def measure(label: str, repeats: int) -> list[dict[str, Any]]:
 def main(workloads: Sequence[str], repeats: int, only_page: bool) -> None:
     """Run the contestants, replace the lines of these workloads, and make the page."""
     path = HERE / "results.jsonl"
-    kept = page.read(path) if path.is_file() else []
+    kept = json_lines.read(path, dict)
     for label in () if only_page else workloads or WORKS:
         lines = measure(label, repeats)
         kept = [line for line in kept if line["workload"] != label] + lines
-        path.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
-    (HERE / "README.md").write_text(page.text(kept), encoding="utf-8")
+        atomic.write_text(path, "".join(f"{json.dumps(line)}\n" for line in kept))
+    atomic.write_text(HERE / "README.md", page.text(kept))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ from raysim.client import pending
 from raysim.client.assignments import Assignments, Broadcast
 from raysim.client.pending import PendingUpdates
 from raysim.client.trainer import ClientTrainer
+from raysim.client.view import ClientView
 from raysim.core import tensors
 from raysim.core.errors import RunFailedError
+from raysim.core.tensors import Params
 from raysim.server.updates import ClientUpdates, merge
 from raysim.simulation.build import build_scenario
 from raysim.simulation.scenario import Scenario
@@ -31,6 +33,22 @@ def planned(*overrides: str) -> tuple[Scenario, Assignments, Broadcast]:
     scenario = build_scenario(tiny_settings(*settings, "evaluation.client_share=1.0", *overrides))
     round = plan_round(scenario)
     return scenario, round.assignments, round.broadcast
+
+
+def spoil(view: ClientView) -> None:
+    """Make a client's update infinite."""
+    with torch.no_grad():
+        next(view.model.parameters()).view(-1)[0] = torch.inf
+
+
+def failure_of(
+    monkeypatch, scenario: Scenario, assignments: Assignments, broadcast: Broadcast, add
+) -> RunFailedError:
+    """Return the error of a chunk whose updates wait by another function."""
+    monkeypatch.setattr(PendingUpdates, "add", add)
+    with pytest.raises(RunFailedError, match="diverged") as error:
+        ClientTrainer(scenario.workload).train(assignments, broadcast)
+    return error.value
 
 
 def found(updates: ClientUpdates) -> tuple[str, list[float], list[float]]:
@@ -55,35 +73,25 @@ def test_clients_that_wait_give_the_bits_of_clients_alone(model: str, monkeypatc
 
 @pytest.mark.parametrize("victim", range(CLIENTS))
 def test_a_client_that_waits_with_an_update_that_is_not_finite_is_named(victim: int, monkeypatch) -> None:
-    scenario, assignments, broadcast = planned()
     add = PendingUpdates.add
 
-    def spoil(self: PendingUpdates, view, trained) -> None:
+    def add_spoiled(self: PendingUpdates, view: ClientView, trained: Params) -> None:
         if view.assignment.client == victim:
-            with torch.no_grad():
-                next(view.model.parameters()).view(-1)[0] = torch.inf
+            spoil(view)
         add(self, view, trained)
 
-    monkeypatch.setattr(PendingUpdates, "add", spoil)
-    with pytest.raises(RunFailedError, match="diverged") as error:
-        ClientTrainer(scenario.workload).train(assignments, broadcast)
-    assert error.value.client == victim
+    assert failure_of(monkeypatch, *planned(), add_spoiled).client == victim
 
 
 def test_of_two_clients_that_fail_the_first_is_named(monkeypatch) -> None:
-    """The first waits with an update that is not finite, when the second one's loss is not a number."""
-    scenario, assignments, broadcast = planned()
+    """The first waits with an update that is not finite, when the second one fails in another way."""
     add, spoiled = PendingUpdates.add, []
 
-    def spoil(self: PendingUpdates, view, trained) -> None:
+    def add_or_fail(self: PendingUpdates, view: ClientView, trained: Params) -> None:
         if spoiled:
             raise RunFailedError(1, view.assignment.client, "another failure")
         spoiled.append(view.assignment.client)
-        with torch.no_grad():
-            next(view.model.parameters()).view(-1)[0] = torch.inf
+        spoil(view)
         add(self, view, trained)
 
-    monkeypatch.setattr(PendingUpdates, "add", spoil)
-    with pytest.raises(RunFailedError, match="diverged") as error:
-        ClientTrainer(scenario.workload).train(assignments, broadcast)
-    assert error.value.client == spoiled[0]
+    assert failure_of(monkeypatch, *planned(), add_or_fail).client == spoiled[0]

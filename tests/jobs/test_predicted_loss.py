@@ -1,19 +1,13 @@
 """`jobs/predicted_loss.py`: its figures by hand, and its table in the docs."""
 
-import importlib.util
 import json
-import sys
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.scripts import loaded
 
-sys.path.insert(0, str(ROOT / "jobs"))
-SPECIFICATION = importlib.util.spec_from_file_location("predicted_loss", ROOT / "jobs" / "predicted_loss.py")
-JOB = importlib.util.module_from_spec(SPECIFICATION)
-sys.modules["predicted_loss"] = JOB
-SPECIFICATION.loader.exec_module(JOB)
-sys.path.remove(str(ROOT / "jobs"))
+JOB = loaded(ROOT / "jobs" / "predicted_loss.py")
 
 
 def test_the_page_has_the_table_of_the_results():

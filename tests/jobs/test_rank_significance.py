@@ -1,8 +1,6 @@
 """`jobs/rank_significance.py`: its figures by hand, its table in the docs, and the default that follows from them."""
 
-import importlib.util
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -12,13 +10,9 @@ from raysim.methods.estimators import ESTIMATORS
 from raysim.methods.table import METHODS
 from raysim.pruning.significance import FORMS
 from tests.conftest import ROOT
+from tests.scripts import loaded
 
-sys.path.insert(0, str(ROOT / "jobs"))
-SPECIFICATION = importlib.util.spec_from_file_location("rank_significance", ROOT / "jobs" / "rank_significance.py")
-JOB = importlib.util.module_from_spec(SPECIFICATION)
-sys.modules["rank_significance"] = JOB
-SPECIFICATION.loader.exec_module(JOB)
-sys.path.remove(str(ROOT / "jobs"))
+JOB = loaded(ROOT / "jobs" / "rank_significance.py")
 
 RESULTS = json.loads((ROOT / "docs" / "significance.json").read_text(encoding="utf-8"))
 PAGE = (ROOT / "docs" / "significance.md").read_text(encoding="utf-8")

@@ -1,6 +1,5 @@
 """`jobs/time_to_accuracy.py` as a user types it, and the points of its curves."""
 
-import importlib.util
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,11 +12,10 @@ from raysim.analysis.comparison.curves import Curve
 from raysim.config import loader
 from tests.commands import left_with
 from tests.conftest import CONFIGS, ROOT, TINY
+from tests.scripts import loaded
 from tests.stores import store_in
 
-SPECIFICATION = importlib.util.spec_from_file_location("time_to_accuracy", ROOT / "jobs" / "time_to_accuracy.py")
-JOB = importlib.util.module_from_spec(SPECIFICATION)
-SPECIFICATION.loader.exec_module(JOB)
+JOB = loaded(ROOT / "jobs" / "time_to_accuracy.py")
 
 COMPARISON = {
     "base": str(CONFIGS / "digits.yaml"),

@@ -14,6 +14,7 @@ from raysim.analysis.study.plan import Run
 from raysim.core import provenance
 from raysim.core.storage import json_lines
 from raysim.experiment.start import environment
+from raysim.methods.method import Method
 from raysim.methods.options import MethodOptions
 from raysim.simulation.build import method_of
 
@@ -36,7 +37,6 @@ class Result:
         seed: Its seed.
         values: Settings of its row, by dotted name; the tried values among them.
         key: Hash of the settings that decide it.
-        method: The options that its method read, with the defaults of that time.
         split: Hashes of its data, partition and test rows.
         figures: Costs and results by name; of a trial, its accuracy on validation rows.
         failure: Why it failed; empty if it did not.
@@ -44,6 +44,7 @@ class Result:
         ended: Date and time in UTC.
         commit: The commit of raysim, with `-dirty` where files were changed since.
         machine: Processors, and what equal bits depend on: versions and the type of CPU.
+        method: The options that its method read, with the defaults of that time.
     """
 
     cell: str
@@ -142,7 +143,7 @@ class CellResults:
             ended,
             self._commit,
             self._machine,
-            options_of(run),
+            options_of(method_of(run.settings)),
         )
         json_lines.append(self._path, asdict(result))
 
@@ -164,9 +165,8 @@ def key_of(run: Run) -> str:
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
-def options_of(run: Run) -> dict[str, Any]:
-    """Return the options that a run's method reads, its defaults included, as JSON holds them."""
-    method = method_of(run.settings)
+def options_of(method: Method) -> dict[str, Any]:
+    """Return the options that a method reads, its defaults included, as JSON holds them."""
     shared = {name: getattr(method.options, name) for name in sorted(method.reads)}
     options: dict[str, Any] = json.loads(json.dumps({**shared, **method.options.own}, default=str))
     return options
@@ -177,8 +177,8 @@ def has_method_of(result: Result, run: Run) -> bool:
 
     Options that a result does not have were added later; until then the method was as with their common default.
     """
-    common, own = asdict(MethodOptions()), method_of(run.settings).options.own
+    common, method = asdict(MethodOptions()), method_of(run.settings)
     return all(
-        result.method[name] == value if name in result.method else name in own or value == common[name]
-        for name, value in options_of(run).items()
+        result.method[name] == value if name in result.method else name in method.options.own or value == common[name]
+        for name, value in options_of(method).items()
     )

@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import importlib.util
 import io
 import json
 import os
@@ -32,10 +31,9 @@ from raysim.methods.table import METHODS
 from raysim.simulation.build import build_scenario
 from tests.commands import left_with
 from tests.conftest import CONFIGS, ROOT, TINY
+from tests.scripts import loaded
 
-SPECIFICATION = importlib.util.spec_from_file_location("compare_methods", ROOT / "jobs" / "compare_methods.py")
-JOB = importlib.util.module_from_spec(SPECIFICATION)
-SPECIFICATION.loader.exec_module(JOB)
+JOB = loaded(ROOT / "jobs" / "compare_methods.py")
 
 COMPARISON = {
     "base": str(CONFIGS / "digits.yaml"),
