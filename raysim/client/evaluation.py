@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from raysim.client.memory_format import computing_on, laid_out
 from raysim.core.tensors import Columns, Params
 from raysim.task.task import ScoreSums, Task
 
@@ -17,12 +18,18 @@ BATCH = 500
 
 
 def score(
-    task: Task, model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, with_further: bool = False
+    task: Task,
+    model: nn.Module,
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    with_further: bool = False,
+    memory_format: str = "contiguous",
 ) -> ScoreSums:
     """Score a model in eval mode on rows, of which there is at least one; also by further metrics, if wanted."""
     model.eval()
+    inputs = laid_out(inputs, memory_format)
     batches = [slice(start, start + BATCH) for start in range(0, len(targets), BATCH)]
-    with torch.no_grad():
+    with torch.no_grad(), computing_on(memory_format):
         first, *others = (task.sums(model(inputs[batch]), targets[batch], with_further) for batch in batches)
     return sum(others, first)
 
@@ -51,7 +58,7 @@ def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     return [layer for layer in model.modules() if isinstance(layer, kind) and layer.track_running_stats]
 
 
-def estimate_statistics(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+def estimate_statistics(model: nn.Module, batches: Iterable[torch.Tensor], memory_format: str = "contiguous") -> None:
     """Set the running statistics to their plain mean over batches (HeteroFL's static BatchNorm)."""
     layers = batch_norms(model)
     momenta = [layer.momentum for layer in layers]
@@ -59,9 +66,9 @@ def estimate_statistics(model: nn.Module, batches: Iterable[torch.Tensor]) -> No
         layer.reset_running_stats()
         layer.momentum = None
     model.train()
-    with torch.no_grad():
+    with torch.no_grad(), computing_on(memory_format):
         for batch in batches:
-            model(batch)
+            model(laid_out(batch, memory_format))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
 

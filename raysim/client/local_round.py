@@ -168,10 +168,11 @@ def _score_heldout(view: ClientView) -> ScoreSums | None:
     rows = workload.population.heldout[view.assignment.client]
     if not view.assignment.score_heldout or len(rows) == 0:
         return None
+    memory_format, has_further = workload.local.memory_format, bool(workload.task.of_clients)
     if view.broadcast.rules.static_norm:
-        evaluation.estimate_statistics(view.model, [view.inputs])
+        evaluation.estimate_statistics(view.model, [view.inputs], memory_format)
     inputs, targets = moved(workload.data.train_rows(rows), view.inputs.device.type)
-    return evaluation.score(workload.task, view.model, inputs, targets, bool(workload.task.of_clients))
+    return evaluation.score(workload.task, view.model, inputs, targets, has_further, memory_format)
 
 
 def check_loss(round: int, client: int, loss: float) -> None:

@@ -189,7 +189,8 @@ class ClientTrainer:
         seed = seeding.torch_seeded(self._workload.seed, "score", client=int(rows[0]), device=self._device)
         with one_thread(), seed:  # a user's layer may draw in evaluation, too
             model, _ = self._model_of(params, mask)
-            return evaluation.score(self._workload.task, model, inputs, targets, with_further=mask is None)
+            task, memory_format = self._workload.task, self._workload.local.memory_format
+            return evaluation.score(task, model, inputs, targets, mask is None, memory_format)
 
     def estimate_statistics(self, params: Params, rows: NDArray[np.int64], mask: Mask | None = None) -> Params:
         """Re-estimate running statistics on training rows, and return the global model's buffers.
@@ -201,7 +202,7 @@ class ClientTrainer:
         seed = seeding.torch_seeded(self._workload.seed, "statistics", device=self._device)
         with one_thread(), seed:
             rows_of = (moved(self._workload.data.train_rows(piece), self._device)[0] for piece in pieces)
-            evaluation.estimate_statistics(model, rows_of)
+            evaluation.estimate_statistics(model, rows_of, self._workload.local.memory_format)
         found = {key: buffer.cpu() for key, buffer in evaluation.statistics_of(model).items()}
         return submodel.reconstruct(found, cut, {key: params[key] for key in found}) if cut else found
 

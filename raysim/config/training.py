@@ -80,8 +80,9 @@ class TrainingSettings(Settings):
     precision: Literal["float32", "bf16"] = "float32"
     """`float32`, or `bf16`: layers compute in bfloat16 where PyTorch's autocast does; weights stay in float32."""
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
-    """Order of images in memory: `contiguous` or `channels_last`, on which convolutions and pooling often run faster.
-    The last bits differ. Dropout drops the same entries; other layers that draw may draw differently."""
+    """Order of images in memory: `contiguous` or `channels_last`, on which convolutions and pooling often run faster,
+    in training and in evaluation. The last bits differ. Dropout drops the same entries; other layers that draw may
+    draw differently."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a label that is spread evenly over all classes, in [0, 1). Models are scored without it."""
     class_weights: list[Annotated[float, Field(ge=1e-6, le=1e6)]] | Literal["balanced"] | None = None

@@ -25,3 +25,14 @@ def test_statistics_are_plain_means_over_the_batches() -> None:
     torch.testing.assert_close(model[0].running_mean, torch.stack([b.mean(0) for b in batches]).mean(0))
     torch.testing.assert_close(model[0].running_var, torch.stack([b.var(0) for b in batches]).mean(0))
     assert model[0].momentum == 0.1
+
+
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+def test_models_are_scored_and_statistics_estimated_in_the_memory_format_of_training(memory_format: str) -> None:
+    seen = []
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 2))
+    model[1].register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0].is_contiguous()))
+    images, classes = torch.randn(6, 3, 5, 5), torch.zeros(6, dtype=torch.long)
+    evaluation.score(TASKS["classification"], model, images, classes, memory_format=memory_format)
+    evaluation.estimate_statistics(model, [images], memory_format)
+    assert seen == [memory_format == "contiguous"] * 2
