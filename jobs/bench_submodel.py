@@ -27,7 +27,7 @@ MASKS = 4
 EXAMPLE = torch.zeros(2, 3, 32, 32)
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
-    "vgg16": (lambda: zoo.build("vgg16", {}, (3, 32, 32), 10, SEED), zoo.MODELS["vgg16"].keep_whole),
+    "vgg16": (lambda: zoo.build("vgg16", {}, zoo.DataForm((3, 32, 32), 10), SEED), zoo.MODELS["vgg16"].keep_whole),
     "resnet18": (lambda: families.resnet18(num_classes=10), ()),
     "mobilenet_v3_large": (lambda: families.mobilenet_v3_large(num_classes=10), ()),
 }

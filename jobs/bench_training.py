@@ -30,6 +30,7 @@ from raysim.core.tensors import Params, floating
 from raysim.data import datasets
 from raysim.data.batches import batch_slices
 from raysim.data.partition import to_row_sets
+from raysim.data.splits import DataSplits
 from raysim.executors.ray.client_actor import keep_freed_memory
 from raysim.models import zoo
 from raysim.population import population, sampling
@@ -55,11 +56,11 @@ WIDTHS = {1.0: 15.120, 0.5: 3.950, 0.25: 1.123}
 """Millions of parameters of VGG16 with these shares of its filters (CA-HFP, arXiv 2603.12591, Table I)."""
 
 
-def workload_of(data: datasets.Dataset, model_name: str, rows: int, local: LocalTraining) -> Workload:
+def workload_of(data: DataSplits, model_name: str, rows: int, local: LocalTraining) -> Workload:
     """Return what is needed to train one client that owns the first rows, by plain FedAvg."""
     device = DeviceProfile("bench", flops_per_s=1.0, down_bytes_per_s=1.0, up_bytes_per_s=1.0)
     clients = population.build(sampling.listed([device]), to_row_sets([np.arange(rows)]), 0.0, SEED)
-    model = zoo.build(model_name, {}, data.input_shape, data.num_classes, SEED)
+    model = zoo.build(model_name, {}, zoo.DataForm(data.input_shape, data.num_classes), SEED)
     plan = ChannelPlan.trace(model, data.test_rows(np.arange(2))[0], zoo.MODELS[model_name].keep_whole)
     return Workload(SEED, data, clients, model, plan, local)
 
@@ -79,7 +80,8 @@ def train_once(trainer: ClientTrainer, workload: Workload, keep_ratio: float = 1
 
 def plain_loop(workload: Workload) -> Callable[[], Params]:
     """Return the floor: the same client in as little PyTorch as it takes, its inputs ready in memory."""
-    local, model = workload.local, zoo.build("cnn", {}, workload.data.input_shape, workload.data.num_classes, 1)
+    form = zoo.DataForm(workload.data.input_shape, workload.data.num_classes)
+    local, model = workload.local, zoo.build("cnn", {}, form, 1)
     inputs, labels = workload.data.train_rows(workload.population.train[CLIENT])
     start = [tensor.clone() for tensor in workload.model.state_dict().values()]
     parameters = list(model.parameters())
@@ -158,12 +160,12 @@ def of_widths(batches: int, repeats: int) -> dict[str, float]:
     }
 
 
-def noise_images(rows: int) -> datasets.Dataset:
+def noise_images(rows: int) -> DataSplits:
     """Return colour images of 32 x 32 pixels: what is on them does not change how long they take."""
     rng = seeding.generator(SEED, "bench images")
     images = rng.integers(0, 256, (rows, 3, 32, 32), dtype=np.uint8)
     labels = np.arange(rows) % 10
-    return datasets.Dataset("noise", images, labels, images, labels, 10, 255, (0.5,) * 3, (0.3,) * 3)
+    return DataSplits("noise", images, labels, images, labels, 10, 255, (0.5,) * 3, (0.3,) * 3)
 
 
 def compare(what: str, repeats: int) -> dict[str, Any]:

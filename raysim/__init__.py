@@ -14,6 +14,7 @@ _MODULES = {
     "ChannelGroup": "pruning.groups",
     "ChannelPlan": "pruning.plan",
     "CohortUpdate": "server.fill",
+    "Dataset": "data.dataset",
     "DeviceProfile": "population.profiles",
     "ExperimentSettings": "config.experiment",
     "InProcessExecutor": "executors.in_process",

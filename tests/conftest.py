@@ -42,8 +42,9 @@ INPUTS = {
     "resnet32": (3, 32, 32),
     "two-cnn": (1, 24, 24),
     "femnist-cnn": (1, 28, 28),
+    "unet": (3, 8, 8),
 }
-"""A shape of inputs for each model of the zoo."""
+"""A shape of inputs for each model of the zoo that reads images."""
 
 NEEDED_BY = {
     "dapperfl": ("training.epochs=2",),

@@ -81,7 +81,7 @@ DENSE_TIERS = tuple(f"population.tiers.{tier}.keep_ratio=1.0" for tier in range(
 
 
 def zoo_model(name: str, **options: object) -> tuple[nn.Module, tuple[int, ...]]:
-    return zoo.build(name, options, INPUTS[name], 10, seed=0), INPUTS[name]
+    return zoo.build(name, options, zoo.DataForm(INPUTS[name], 10), seed=0), INPUTS[name]
 
 
 FAMILIES = {
@@ -109,7 +109,7 @@ FEW_FAMILIES = ("resnet18", "mobilenet_v3_small", "squeezenet1_1", "googlenet", 
 """Residual, depthwise, with squeezed layers, branched, and of attention: the others are like one of them."""
 
 NETWORKS = {
-    **{name: (lambda name=name: zoo_model(name)) for name in zoo.MODELS},
+    **{name: (lambda name=name: zoo_model(name)) for name in INPUTS},
     **{name: (lambda build=build: (build(num_classes=10), (3, 32, 32))) for name, build in FAMILIES.items()},
     **{f"convnet {norm}": functools.partial(zoo_model, "convnet", norm=norm) for norm in ("batch", "group")},
     "depthwise": lambda: (DepthwiseNet(), (3, 8, 8)),
@@ -136,7 +136,7 @@ def network_cases() -> list[object]:
             marks=marks_of(name),
         )
         for name in NETWORKS
-        for default in ((True, False) if name in zoo.MODELS else (False,))
+        for default in ((True, False) if name in INPUTS else (False,))
     ]
 
 
@@ -333,7 +333,7 @@ def without_gradient_on_any_row(scenario: Scenario, state: ServerState) -> np.nd
     """Each row's loss has a random weight, so that gradients of several rows do not cancel out."""
     model = copy.deepcopy(scenario.workload.model).train()  # as clients train it: with statistics of the batch
     model.load_state_dict(state.params)
-    inputs, labels = scenario.workload.data.train_rows(np.arange(len(scenario.workload.data.train_labels)))
+    inputs, labels = scenario.workload.data.train_rows(np.arange(len(scenario.workload.data.train_targets)))
     weights = torch.rand(len(labels), generator=torch.Generator().manual_seed(0))
     (weights @ nn.functional.cross_entropy(model(inputs), labels, reduction="none")).backward()
     sizes = {name: parameter.grad.abs() for name, parameter in model.named_parameters()}
@@ -455,7 +455,7 @@ def test_law_7_costs_grow_with_width_and_are_those_of_the_submodel(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", zoo.MODELS)
+@pytest.mark.parametrize("name", INPUTS)
 def test_law_7_without_groups_pytorchs_own_count_is_right(name: str) -> None:
     model, shape = zoo_model(name)
     with FlopCounterMode(display=False) as counter:

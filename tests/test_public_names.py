@@ -82,7 +82,7 @@ def test_pages_import_something() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "names"), [*IMPORTS, ("raysim", "seeding"), ("raysim.data.raw", "RawImages, Source")]
+    ("module", "names"), [*IMPORTS, ("raysim", "seeding"), ("raysim.data.raw", "RawData, Source")]
 )
 def test_what_pages_import_is_there(module: str, names: str) -> None:
     there = importlib.import_module(module)

@@ -82,7 +82,7 @@ def subject_of(
         SettingError: If the model cannot be built or traced, or has nothing to prune.
     """
     shape = input_shape or DEFAULT_SHAPES.get(name, IMAGES)
-    model = zoo.build(name, dict(options or {}), shape, num_classes, SEED)
+    model = zoo.build(name, dict(options or {}), zoo.DataForm(shape, num_classes), SEED)
     plan = ChannelPlan.trace(model, torch.zeros(2, *shape), zoo.kept_whole(name))
     if not plan.groups:
         raise SettingError(f"model.name={name!r} has no channels that can be pruned; allowed: a model with some")

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from raysim.client.memory_format import computing_on, laid_out
+from raysim.core.inputs import Inputs, predict, take
 from raysim.core.tensors import Columns, Params
 from raysim.task.task import ScoreSums, Task
 
@@ -20,7 +21,7 @@ BATCH = 500
 def score(
     task: Task,
     model: nn.Module,
-    inputs: torch.Tensor,
+    inputs: Inputs,
     targets: torch.Tensor,
     with_further: bool = False,
     memory_format: str = "contiguous",
@@ -30,7 +31,9 @@ def score(
     inputs = laid_out(inputs, memory_format)
     batches = [slice(start, start + BATCH) for start in range(0, len(targets), BATCH)]
     with torch.no_grad(), computing_on(memory_format):
-        first, *others = (task.sums(model(inputs[batch]), targets[batch], with_further) for batch in batches)
+        first, *others = (
+            task.sums(predict(model, take(inputs, batch)), targets[batch], with_further) for batch in batches
+        )
     return sum(others, first)
 
 
@@ -58,7 +61,7 @@ def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     return [layer for layer in model.modules() if isinstance(layer, kind) and layer.track_running_stats]
 
 
-def estimate_statistics(model: nn.Module, batches: Iterable[torch.Tensor], memory_format: str = "contiguous") -> None:
+def estimate_statistics(model: nn.Module, batches: Iterable[Inputs], memory_format: str = "contiguous") -> None:
     """Set the running statistics to their plain mean over batches (HeteroFL's static BatchNorm)."""
     layers = batch_norms(model)
     momenta = [layer.momentum for layer in layers]
@@ -68,7 +71,7 @@ def estimate_statistics(model: nn.Module, batches: Iterable[torch.Tensor], memor
     model.train()
     with torch.no_grad(), computing_on(memory_format):
         for batch in batches:
-            model(laid_out(batch, memory_format))
+            predict(model, laid_out(batch, memory_format))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
 

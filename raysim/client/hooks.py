@@ -8,9 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from raysim.core.inputs import Inputs
 from raysim.core.tensors import Params
 
-BatchLoss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
+BatchLoss = Callable[[nn.Module, Inputs, torch.Tensor], torch.Tensor]
 """Mean loss of a batch from model, inputs and targets."""
 
 GradientObserver = Callable[[list[torch.Tensor]], None]

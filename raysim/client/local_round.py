@@ -17,6 +17,7 @@ from raysim.client.update import RESIDUAL, add_reports, add_update, counts_of, d
 from raysim.client.view import ClientView, Workload
 from raysim.core import seeding
 from raysim.core.errors import RunFailedError, SettingError
+from raysim.core.inputs import Inputs, each
 from raysim.core.tensors import Columns, Params
 from raysim.pruning import elements as element_masks
 from raysim.pruning import submodel
@@ -121,9 +122,9 @@ def on_device(params: Params, device: str) -> Params:
     return params if device == "cpu" else {key: tensor.to(device) for key, tensor in params.items()}
 
 
-def moved(rows: tuple[torch.Tensor, torch.Tensor], device: str) -> tuple[torch.Tensor, torch.Tensor]:
+def moved(rows: tuple[Inputs, torch.Tensor], device: str) -> tuple[Inputs, torch.Tensor]:
     """Return inputs and targets on a device."""
-    return rows if device == "cpu" else (rows[0].to(device), rows[1].to(device))
+    return rows if device == "cpu" else (each(lambda tensor: tensor.to(device), rows[0]), rows[1].to(device))
 
 
 def received_on(broadcast: Broadcast, device: str) -> Broadcast:
@@ -171,7 +172,7 @@ def _score_heldout(view: ClientView) -> ScoreSums | None:
     memory_format, has_further = workload.local.memory_format, bool(workload.task.of_clients)
     if view.broadcast.rules.static_norm:
         evaluation.estimate_statistics(view.model, [view.inputs], memory_format)
-    inputs, targets = moved(workload.data.train_rows(rows), view.inputs.device.type)
+    inputs, targets = moved(workload.data.train_rows(rows), view.targets.device.type)
     return evaluation.score(workload.task, view.model, inputs, targets, has_further, memory_format)
 
 

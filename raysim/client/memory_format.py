@@ -10,6 +10,8 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from raysim.core.inputs import Inputs, each
+
 CONVOLUTIONS = (functional.conv2d, functional.conv_transpose2d)
 DROPOUTS = (
     functional.dropout,
@@ -21,11 +23,13 @@ DROPOUTS = (
 )
 
 
-def laid_out(inputs: torch.Tensor, memory_format: str) -> torch.Tensor:
+def laid_out(inputs: Inputs, memory_format: str) -> Inputs:
     """Return images `(rows, channels, height, width)` in a memory format; other inputs stay as they are."""
-    if memory_format == "contiguous" or inputs.dim() != 4:
-        return inputs
-    return inputs.contiguous(memory_format=torch.channels_last)
+    return inputs if memory_format == "contiguous" else each(_channels_last, inputs)
+
+
+def _channels_last(inputs: torch.Tensor) -> torch.Tensor:
+    return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
 
 
 def computing_on(memory_format: str) -> AbstractContextManager[object]:
@@ -45,7 +49,7 @@ class _ChannelsLast(TorchFunctionMode):
         """Change the first argument of convolutions and dropout; pass on every other call."""
         kwargs = kwargs or {}
         if func in CONVOLUTIONS:
-            args = (laid_out(args[0], "channels_last"), *args[1:])
+            args = (_channels_last(args[0]), *args[1:])
         elif func in DROPOUTS and not kwargs["inplace"]:
             args = (_contiguous(args[0]), *args[1:])
         return func(*args, **kwargs)

@@ -9,27 +9,43 @@ from torch import nn
 
 from raysim.core import plugins, seeding
 from raysim.core.errors import SettingError
+from raysim.core.inputs import Inputs, each, predict
 from raysim.core.tensors import frozen_keys
 from raysim.pruning import submodel
 from raysim.task.task import Task
 
 
-def check(name: str, model: nn.Module, task: Task, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+def check(
+    name: str,
+    model: nn.Module,
+    task: Task,
+    inputs: Inputs,
+    targets: torch.Tensor,
+    output_shape: tuple[int, ...] | None = None,
+) -> None:
     """Raise SettingError if a model cannot be trained.
 
     Args:
         name: The model's name in the settings.
         model: The model; it is left unchanged.
         task: The task that it learns.
-        inputs: Two inputs, `(2, ...)`.
+        inputs: Two inputs or more.
         targets: Their targets.
+        output_shape: The shape of outputs that the task's loss compares with them; None: any.
     """
-    problem = next(_problems(name, model, task, inputs, targets), None)
+    problem = next(_problems(name, model, task, inputs, targets, output_shape), None)
     if problem is not None:
         raise SettingError(f"model.name={name!r} is not allowed: {problem}")
 
 
-def _problems(name: str, model: nn.Module, task: Task, inputs: torch.Tensor, targets: torch.Tensor) -> Iterator[str]:
+def _problems(
+    name: str,
+    model: nn.Module,
+    task: Task,
+    inputs: Inputs,
+    targets: torch.Tensor,
+    output_shape: tuple[int, ...] | None,
+) -> Iterator[str]:
     """Yield what forbids to train a model."""
     for key, value in model.state_dict(keep_vars=True).items():
         if (problem := _problem_of_tensor(value)) is not None:
@@ -44,7 +60,7 @@ def _problems(name: str, model: nn.Module, task: Task, inputs: torch.Tensor, tar
                 )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         yield "it has no parameter that is trained; allowed: at least one with requires_grad=True"
-    yield from _problems_in_training(name, model, task, inputs.clone(), targets)
+    yield from _problems_in_training(name, model, task, each(torch.clone, inputs), targets, output_shape)
 
 
 def _problem_of_tensor(value: Any) -> str | None:
@@ -61,7 +77,12 @@ def _problem_of_tensor(value: Any) -> str | None:
 
 
 def _problems_in_training(
-    name: str, model: nn.Module, task: Task, inputs: torch.Tensor, targets: torch.Tensor
+    name: str,
+    model: nn.Module,
+    task: Task,
+    inputs: Inputs,
+    targets: torch.Tensor,
+    output_shape: tuple[int, ...] | None,
 ) -> Iterator[str]:
     try:
         twin = copy.deepcopy(model, submodel.without_graphs(model))
@@ -72,15 +93,18 @@ def _problems_in_training(
         try:
             twin.eval()
             with torch.no_grad():
-                scored = twin(inputs.clone())
+                scored = predict(twin, each(torch.clone, inputs))
             twin.train()
-            outputs = twin(inputs)
+            outputs = predict(twin, inputs)
         except Exception as error:  # anything that a user's forward raises
             mode = "training" if twin.training else "evaluation"
             yield f"in {mode} mode it raises {plugins.described(error, name)}"
             return
     if _form(outputs) != _form(scored):
         yield f"in training it gives {_form(outputs)}, in evaluation {_form(scored)}; allowed: the same in both"
+        return
+    if output_shape is not None and (not isinstance(outputs, torch.Tensor) or outputs.shape != output_shape):
+        yield f"of {len(targets)} rows it gives {_form(outputs)}; allowed for this task: a tensor {output_shape}"
         return
     try:
         torch.autograd.backward(task.minimised(outputs, targets))

@@ -14,6 +14,7 @@ from raysim.client.hooks import BatchLoss, LocalHooks
 from raysim.client.memory_format import computing_on, laid_out
 from raysim.client.optimizers import Descent, HookedDescent, Step, optimizer_step
 from raysim.client.schedule import CONSTANT, Schedule
+from raysim.core.inputs import Inputs, predict, take
 from raysim.data.batches import batch_slices
 from raysim.task.task import Loss, Task
 
@@ -77,7 +78,7 @@ class Trained:
 
 def train(
     model: nn.Module,
-    inputs: torch.Tensor,
+    inputs: Inputs,
     targets: torch.Tensor,
     task: Task,
     local: LocalTraining,
@@ -90,7 +91,7 @@ def train(
 
     Args:
         model: The client's submodel.
-        inputs: `(rows, ...)`.
+        inputs: `(rows, ...)`, or several tensors by name.
         targets: `(rows, ...)`.
         task: Its training loss is minimised, unless a hook replaces the loss.
         local: Optimizer, epochs and batch size.
@@ -106,16 +107,18 @@ def train(
     batches = batch_slices(len(targets), local.batch_size)
     inputs = laid_out(inputs, local.memory_format)
     model.train()
-    total = torch.zeros((), dtype=torch.float64, device=inputs.device)
+    total = torch.zeros((), dtype=torch.float64, device=targets.device)
     epochs = 0
     for _ in range(local.epochs):
         before = total.clone()
         shuffled = torch.from_numpy(order.permutation(len(targets)))
         for batch in batches:
             rows = shuffled[batch]
-            batch_inputs = inputs[rows] if augment is None else augment(inputs[rows])
+            batch_inputs = take(inputs, rows)
+            if augment is not None and isinstance(batch_inputs, torch.Tensor):
+                batch_inputs = augment(batch_inputs)
             with computing_on(local.memory_format), descent.watching():
-                with computing_in(local.precision, batch_inputs):
+                with computing_in(local.precision, targets):
                     loss = loss_of(model, batch_inputs, targets[rows])
                 descent.step(loss)
             for after_step in hooks.after_step:
@@ -133,8 +136,8 @@ def batch_loss(loss: Loss) -> BatchLoss:
     return partial(_mean_loss, loss)
 
 
-def _mean_loss(loss: Loss, model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return loss(model(inputs), targets)
+def _mean_loss(loss: Loss, model: nn.Module, inputs: Inputs, targets: torch.Tensor) -> torch.Tensor:
+    return loss(predict(model, inputs), targets)
 
 
 def descent_of(
@@ -149,8 +152,8 @@ def descent_of(
     return HookedDescent(parameters, local.step_of(parameters), learning_rate, local.clip_norm, hooks)
 
 
-def computing_in(precision: str, inputs: torch.Tensor) -> AbstractContextManager[object]:
-    """Return a context in which layers compute in a precision."""
+def computing_in(precision: str, targets: torch.Tensor) -> AbstractContextManager[object]:
+    """Return a context in which layers compute in a precision, on the device of the targets."""
     if precision == "float32":
         return nullcontext()
-    return torch.autocast(inputs.device.type, torch.bfloat16)
+    return torch.autocast(targets.device.type, torch.bfloat16)

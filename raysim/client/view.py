@@ -8,8 +8,10 @@ from torch import nn
 
 from raysim.client.assignments import Assignment, Broadcast
 from raysim.client.training import LocalTraining
+from raysim.core.inputs import Inputs
 from raysim.core.tensors import Params
-from raysim.data.datasets import Dataset
+from raysim.data import datasets
+from raysim.data.splits import DataSplits
 from raysim.population.population import Population
 from raysim.pruning import submodel
 from raysim.pruning.masks import Mask
@@ -33,7 +35,7 @@ class Workload:
     """
 
     seed: int
-    data: Dataset
+    data: DataSplits
     population: Population
     model: nn.Module
     plan: ChannelPlan
@@ -46,7 +48,7 @@ class Workload:
         Raises:
             SettingError: If the data differ from those that the run was started with.
         """
-        return replace(self, data=self.data.at_hand())
+        return replace(self, data=datasets.at_hand(self.data))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +66,7 @@ class ClientView:
         elements: For masks of single entries: which of the submodel's entries are kept, by key; a rule that
             moves the mask while training changes this dictionary.
         start: The global values that training starts from.
-        inputs: The client's training inputs, `(rows, ...)`.
+        inputs: The client's training inputs, `(rows, ...)`, or several tensors by name.
         targets: Their targets, `(rows, ...)`; in classification the class of each, `(rows,)`.
         augment: Transforms batches of inputs at random, in the order of the client's steps; None: there is none.
     """
@@ -78,7 +80,7 @@ class ClientView:
     cut: submodel.Cut
     elements: Params
     start: Params
-    inputs: torch.Tensor
+    inputs: Inputs
     targets: torch.Tensor
     augment: Callable[[torch.Tensor], torch.Tensor] | None = None
 

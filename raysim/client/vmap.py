@@ -7,14 +7,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from raysim.client.training import LocalTraining, computing_in
 from raysim.core import seeding
+from raysim.core.inputs import Inputs, each, predict, take
 from raysim.core.tensors import Params
 from raysim.data.batches import batch_slices
-from raysim.data.datasets import Dataset
 from raysim.data.row_sets import ClientRows
+from raysim.data.splits import DataSplits
 from raysim.task.task import ScoreSums, Task
 
 
@@ -24,25 +25,28 @@ class Pack:
 
     Attributes:
         clients: Their ids, `(clients,)`.
-        inputs: `(clients, rows, ...)`; clients with fewer rows repeat one of their own.
+        inputs: `(clients, rows, ...)`, or several by name; clients with fewer rows repeat one of their own.
         targets: `(clients, rows, ...)`.
         counts: How many rows each client owns, `(clients,)`.
     """
 
     clients: NDArray[np.int64]
-    inputs: torch.Tensor
+    inputs: Inputs
     targets: torch.Tensor
     counts: NDArray[np.int64]
 
 
-def pack_of(data: Dataset, clients: NDArray[np.int64], owned: ClientRows, device: str = "cpu") -> Pack:
+def pack_of(data: DataSplits, clients: NDArray[np.int64], owned: ClientRows, device: str = "cpu") -> Pack:
     """Load the rows of a pack's clients from the training data onto a device."""
     rows, counts = owned.several(clients)
     columns = np.minimum(np.arange(counts.max()), counts[:, None] - 1)
     chosen = rows[(np.cumsum(counts) - counts)[:, None] + columns]
-    inputs, targets = (tensor.to(device) for tensor in data.train_rows(chosen.ravel()))
-    inputs, targets = (tensor.view(*chosen.shape, *tensor.shape[1:]) for tensor in (inputs, targets))
-    return Pack(clients, inputs, targets, counts)
+    inputs, targets = data.train_rows(chosen.ravel())
+
+    def by_client(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(device).view(*chosen.shape, *tensor.shape[1:])
+
+    return Pack(clients, each(by_client, inputs), by_client(targets), counts)
 
 
 def train_pack(
@@ -80,12 +84,12 @@ def train_pack(
     slices = {count: batch_slices(count, local.batch_size) for count in set(pack.counts.tolist())}
     batches = [slices[count] for count in pack.counts.tolist()]
     orders = [seeding.generator(seed, "batches", round, int(client)) for client in pack.clients]
-    device = pack.inputs.device
+    device = pack.targets.device
     members = torch.arange(size, device=device)[:, None]
     totals = torch.zeros(size, dtype=torch.float64, device=device)
 
-    def loss_of(own: Params, inputs: torch.Tensor, targets: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-        losses = task.minimised(functional_call(model, own, (inputs,)), targets, reduction="none")
+    def loss_of(own: Params, inputs: Inputs, targets: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        losses = task.minimised(predict(model, inputs, own), targets, reduction="none")
         return (losses * shares).sum()
 
     losses_of = vmap(loss_of)
@@ -94,9 +98,9 @@ def train_pack(
         for step_index in range(len(batches[0])):
             rows, lengths = (tensor.to(device) for tensor in _rows_of_step(shuffled, batches, step_index))
             targets = pack.targets[members, rows]
-            with computing_in(local.precision, pack.inputs):
+            with computing_in(local.precision, targets):
                 losses = losses_of(
-                    named, pack.inputs[members, rows], targets, _shares_of_rows(task, targets, lengths)
+                    named, take(pack.inputs, (members, rows)), targets, _shares_of_rows(task, targets, lengths)
                 )
             gradients = list(torch.autograd.grad(losses.sum(), trainable, materialize_grads=True))
             if local.clip_norm is not None:
@@ -136,5 +140,5 @@ def score_each(task: Task, model: nn.Module, weights: Params, pack: Pack) -> lis
     """Score each client's own model on its rows."""
     model.eval()
     with torch.no_grad():
-        outputs = vmap(lambda own, inputs: functional_call(model, own, (inputs,)))(weights, pack.inputs)
+        outputs = vmap(lambda own, inputs: predict(model, inputs, own))(weights, pack.inputs)
         return task.sums_of_each(outputs, pack.targets, pack.counts)

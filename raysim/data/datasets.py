@@ -1,131 +1,55 @@
-"""Load data sets into memory: the table of names, and the record that clients train from."""
+"""Load data sets into memory: the table of names."""
 
-import hashlib
 import inspect
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from raysim.core import plugins, seeding
 from raysim.core.errors import SettingError, nearest_first, unknown_name
 from raysim.data import imagefolder, synthetic, torchvision_sets
 from raysim.data import transform as transforms
-from raysim.data.augment import Augmentation, augmentation
-from raysim.data.raw import Images, Labels, RawImages, Source, check_counts, from_arrays, refuse_unread
+from raysim.data.arrays import each
+from raysim.data.augment import augmentation
+from raysim.data.python_source import python_source
+from raysim.data.raw import RawData, Source, check_counts, images_of, largest_token, refuse_unread
+from raysim.data.returned import raw_from
+from raysim.data.splits import DataSplits, digest
 from raysim.data.stratified import stratified_order
+from raysim.data.text import text
 from raysim.data.transform import Transform
+from raysim.task.targets import KINDS, converted
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """How a data set was loaded, so that another process can load it from its own disk: the arguments of `load`."""
+def at_hand(data: DataSplits) -> DataSplits:
+    """Return a data set with its rows, loaded from this machine's disk if they were not sent.
 
-    name: str
-    root: str | None
-    max_train_examples: int | None
-    seed: int
-    options: Mapping[str, Any]
-    transform: Transform
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Dataset:
-    """Images and labels, split into training and test rows.
-
-    Attributes:
-        name: Name of the data set.
-        train_images: `(rows, channels, height, width)`, unsigned bytes or floats.
-        train_labels: `(rows,)`, classes from 0.
-        test_images: Like `train_images`.
-        test_labels: Like `train_labels`.
-        num_classes: Number of classes.
-        max_value: Value that stands for 1.0.
-        mean: Value that is subtracted from each channel after scaling to [0, 1].
-        std: Value by which each channel is then divided.
-        digest: Hash of all that clients train on.
-        train_users: Natural user of each training row, `(rows,)`; None: the data set has no users.
-        augmentation: Random transforms of images in training.
-        on_nodes: How other processes load it from their own disk; None: its rows are sent to them.
+    Raises:
+        SettingError: If the rows on this disk differ from those that the run was started with.
     """
-
-    name: str
-    train_images: Images
-    train_labels: Labels
-    test_images: Images
-    test_labels: Labels
-    num_classes: int
-    max_value: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    digest: str = ""
-    train_users: Labels | None = None
-    augmentation: Augmentation | None = None
-    on_nodes: Origin | None = None
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input: channels, height, width."""
-        return tuple(self.train_images.shape[1:])
-
-    def without_rows(self) -> "Dataset":
-        """Return what is sent to other processes: the data set itself, or how they load it."""
-        if self.on_nodes is None:
-            return self
-        names = ("train_images", "train_labels", "test_images", "test_labels")
-        return replace(self, train_users=None, **{name: getattr(self, name)[:0] for name in names})
-
-    def at_hand(self) -> "Dataset":
-        """Return the data set with its rows, loaded from this machine's disk if they were not sent.
-
-        Raises:
-            SettingError: If the rows on this disk differ from those that the run was started with.
-        """
-        if self.on_nodes is None or len(self.train_labels):
-            return self
-        origin = self.on_nodes
-        found = load(
-            origin.name, origin.root, False, origin.max_train_examples, origin.seed, origin.options, origin.transform
+    if data.on_nodes is None or len(data.train_targets):
+        return data
+    origin = data.on_nodes
+    found = load(
+        origin.name,
+        origin.root,
+        False,
+        origin.max_train_examples,
+        origin.seed,
+        origin.options,
+        origin.transform,
+        origin.task,
+    )
+    if found.digest != data.digest:
+        raise SettingError(
+            f"data.on_nodes=true: {socket.gethostname()} has other data in data.root={origin.root!r}, of digest "
+            f"{found.digest}; the run was started with {data.digest}"
         )
-        if found.digest != self.digest:
-            raise SettingError(
-                f"data.on_nodes=true: {socket.gethostname()} has other data in data.root={origin.root!r}, of digest "
-                f"{found.digest}; the run was started with {self.digest}"
-            )
-        return replace(found, on_nodes=origin)
-
-    def train_rows(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return normalised training inputs `(len(rows), channels, height, width)` and labels."""
-        return self._batch(self.train_images[rows], self.train_labels[rows])
-
-    def test_rows(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return normalised test inputs and labels."""
-        return self._batch(self.test_images[rows], self.test_labels[rows])
-
-    def augmenter(self, seed: int, round: int, client: int) -> Callable[[torch.Tensor], torch.Tensor] | None:
-        """Return a function that transforms batches of a client's normalised inputs at random; None: there is none.
-
-        Its draws depend on (seed, round, client) and on the batches before, for each image anew.
-        """
-        if self.augmentation is None:
-            return None
-        mean, std = (each.numpy() for each in self._normalization())
-        rng = seeding.generator(seed, "augmentation", round, client)
-        return partial(self.augmentation, mean=mean, std=std, rng=rng)
-
-    def _batch(self, images: Images, labels: Labels) -> tuple[torch.Tensor, torch.Tensor]:
-        mean, std = self._normalization()
-        inputs = torch.from_numpy(images).float().div_(self.max_value)
-        return inputs.sub_(mean).div_(std), torch.from_numpy(labels)
-
-    def _normalization(self) -> tuple[torch.Tensor, torch.Tensor]:
-        shape = (1, len(self.mean), 1, 1)
-        return torch.tensor(self.mean).view(shape), torch.tensor(self.std).view(shape)
+    return replace(found, on_nodes=origin)
 
 
 def load(
@@ -136,28 +60,34 @@ def load(
     seed: int,
     options: Mapping[str, Any] | None = None,
     transform: Transform | None = None,
-) -> Dataset:
+    task: str = "classification",
+) -> DataSplits:
     """Load a data set by name or dotted path, transform its images, cut its training rows, and check it.
 
     Args:
-        name: A name of `DATASETS`, or the dotted path of a function that returns a `Dataset` or the arrays that
-            `raysim.data.raw.from_arrays` describes.
+        name: A name of `DATASETS`, or the dotted path of a function that returns what
+            `raysim.data.returned.raw_from` describes.
         root: Folder of its files, if it has any.
         download: Whether missing files may be fetched.
         max_train_examples: Training rows to keep; None: all.
         seed: Seed of the experiment.
         options: Keyword arguments of the loader.
         transform: Transforms of the images.
+        task: Name of the task, which decides what targets are.
 
     Raises:
         SettingError: If a setting does not fit the data set, files are missing, or a class has no rows in a split.
     """
     transform = Transform() if transform is None else transform
-    source, options = Source(name, root, download, transform.resize), dict(options or {})
+    source, options = Source(name, root, download, transform.resize, task, seed), dict(options or {})
     check_name(name, options)
     raw = _from_path(source, options) if plugins.is_dotted(name) else DATASETS[name](source, **options)
     check_counts(name, raw)
-    data = _dressed(name, transforms.apply(raw, transform), transform)
+    if raw.max_value is None:
+        transforms.refuse_without_images(name, transform)
+        data = _splits(name, raw, task)
+    else:
+        data = _of_images(name, transforms.apply(raw, transform), transform, task)
     if max_train_examples is not None:
         data = stratified_subset(data, max_train_examples, seed)
     check_classes(data)
@@ -178,7 +108,7 @@ def check_name(name: str, options: Mapping[str, Any] | None = None) -> None:
             raise SettingError(f"data.options.{option}={value!r} is unknown; data.name={name!r} takes: {allowed}")
 
 
-def digits(source: Source) -> RawImages:
+def digits(source: Source) -> RawData:
     """Return scikit-learn's 1,797 real scans of digits, 8 x 8 pixels of 0 to 16, split 80 : 20 by class."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -188,70 +118,79 @@ def digits(source: Source) -> RawImages:
     images = bunch.images.astype(np.uint8)[:, None]
     train, test = train_test_split(np.arange(len(images)), test_size=0.2, stratify=bunch.target, random_state=0)
     labels = bunch.target.astype(np.int64)
-    return RawImages(images[train], labels[train], images[test], labels[test], max_value=16)
+    return RawData(images[train], labels[train], images[test], labels[test], max_value=16)
 
 
-def _from_path(source: Source, options: dict[str, Any]) -> RawImages:
+def _from_path(source: Source, options: dict[str, Any]) -> RawData:
     """Call a user's function, with `root` and `download` if its signature has them."""
     function = plugins.load("data.name", source.name)
     known = plugins.parameters_of("data.name", source.name, function)
     given: dict[str, Any] = {"root": source.root} if "root" in known else {}
     given |= {"download": source.download} if "download" in known else {}
     refuse_unread(replace(source, download=source.download and "download" not in known), root="root" not in known)
-    result = plugins.call("data.name", source.name, function, given, options)
-    if isinstance(result, Dataset):
-        arrays = (result.train_images, result.train_labels, result.test_images, result.test_labels)
-        users = () if result.train_users is None else (result.train_users,)
-        return replace(from_arrays(source.name, (*arrays, *users)), max_value=result.max_value)
-    if not isinstance(result, (tuple, list)):
-        raise SettingError(
-            f"data.name={source.name!r} gives a {type(result).__name__}; allowed: a raysim Dataset, or "
-            "(train_images, train_labels, test_images, test_labels)"
-        )
-    return from_arrays(source.name, result)
+    return raw_from(source.name, plugins.call("data.name", source.name, function, given, options), source.task)
 
 
-def _dressed(name: str, raw: RawImages, transform: Transform) -> Dataset:
-    mean, std = transforms.normalization(raw, transform)
-    num_classes = int(max(raw.train_labels.max(), raw.test_labels.max())) + 1
-    example = torch.from_numpy(raw.train_images[:2].astype(np.float32)) / raw.max_value
-    return Dataset(
+def _splits(name: str, raw: RawData, task: str) -> DataSplits:
+    kind, tokens = KINDS[task], (largest_token(raw.train_inputs), largest_token(raw.test_inputs))
+    train, test = (
+        converted(kind, targets, f"data.name={name!r}: {split}_targets", task)
+        for split, targets in (("train", raw.train_targets), ("test", raw.test_targets))
+    )
+    needed, largest = (
+        max(kind.num_outputs(train), kind.num_outputs(test)),
+        max((token for token in tokens if token is not None), default=None),
+    )
+    return DataSplits(
         name,
-        raw.train_images,
-        raw.train_labels,
-        raw.test_images,
-        raw.test_labels,
-        num_classes,
+        raw.train_inputs,
+        train,
+        raw.test_inputs,
+        test,
+        max(needed, raw.num_outputs or 0),
         raw.max_value,
-        mean,
-        std,
+        (),
+        (),
         train_users=raw.train_users,
-        augmentation=augmentation(transform.augment, example),
+        task=task,
+        vocabulary=None if largest is None else max(largest + 1, raw.vocabulary or 0),
+        class_names=raw.class_names,
     )
 
 
-def stratified_subset(data: Dataset, max_train_examples: int, seed: int) -> Dataset:
-    """Keep a random subset of the training rows with the classes in their original shares, each at least once.
+def _of_images(name: str, raw: RawData, transform: Transform, task: str) -> DataSplits:
+    mean, std = transforms.normalization(raw, transform)
+    images, _, max_value = images_of(raw)
+    example = torch.from_numpy(images[:2].astype(np.float32)) / max_value
+    data = _splits(name, raw, task)
+    return replace(data, mean=mean, std=std, augmentation=augmentation(transform.augment, example))
+
+
+def stratified_subset(data: DataSplits, max_train_examples: int, seed: int) -> DataSplits:
+    """Keep a random subset of the training rows; classes keep their shares, and each has a row at least.
 
     Raises:
         SettingError: If there are fewer rows than that, or more classes.
     """
-    rows = len(data.train_labels)
-    if not data.num_classes <= max_train_examples <= rows:
+    rows = len(data.train_targets)
+    fewest = 1 if data.train_classes is None else data.num_classes
+    if not fewest <= max_train_examples <= rows:
+        of_classes = "" if data.train_classes is None else " (one per class)"
         raise SettingError(
-            f"data.max_train_examples={max_train_examples} is not allowed; "
-            f"allowed: {data.num_classes} (one per class) to {rows}"
+            f"data.max_train_examples={max_train_examples} is not allowed; allowed: {fewest}{of_classes} to {rows}"
         )
-    order = stratified_order(data.train_labels, seeding.generator(seed, "subset"))
+    order = stratified_order(data.strata, seeding.generator(seed, "subset"))
     kept = np.sort(order[:max_train_examples])
     users = None if data.train_users is None else data.train_users[kept]
-    images, labels = data.train_images[kept], data.train_labels[kept]
-    return replace(data, train_images=images, train_labels=labels, train_users=users)
+    inputs = each(lambda array: array[kept], data.train_inputs)
+    return replace(data, train_inputs=inputs, train_targets=data.train_targets[kept], train_users=users)
 
 
-def check_classes(data: Dataset) -> None:
+def check_classes(data: DataSplits) -> None:
     """Raise SettingError if a class has no rows in the training or the test split."""
-    for split, labels in (("training", data.train_labels), ("test", data.test_labels)):
+    if data.train_classes is None:
+        return
+    for split, labels in (("training", data.train_targets), ("test", data.test_targets)):
         missing = np.setdiff1d(np.arange(data.num_classes), labels)
         if len(missing):
             raise SettingError(
@@ -260,18 +199,7 @@ def check_classes(data: Dataset) -> None:
             )
 
 
-def digest(data: Dataset) -> str:
-    """Return the SHA-256 of images, labels, users, normalization and augmentation."""
-    specs = () if data.augmentation is None else data.augmentation.specs
-    sha = hashlib.sha256(repr((data.num_classes, data.max_value, data.mean, data.std, specs)).encode())
-    users = np.empty(0) if data.train_users is None else data.train_users
-    for array in (data.train_images, data.train_labels, data.test_images, data.test_labels, users):
-        sha.update(f"{array.dtype}{array.shape}".encode())
-        sha.update(np.ascontiguousarray(array).data)
-    return sha.hexdigest()
-
-
-DATASETS: dict[str, Callable[..., RawImages]] = {
+DATASETS: dict[str, Callable[..., RawData]] = {
     "digits": digits,
     "mnist": torchvision_sets.mnist,
     "fashionmnist": torchvision_sets.fashionmnist,
@@ -282,5 +210,7 @@ DATASETS: dict[str, Callable[..., RawImages]] = {
     "svhn": torchvision_sets.svhn,
     "imagefolder": imagefolder.load,
     "noise": synthetic.noise,
+    "python-source": python_source,
+    "text": text,
 }
 """Loaders `(source, **options)`; a user's own is a dotted path in the settings."""

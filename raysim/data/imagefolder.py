@@ -18,7 +18,7 @@ from raysim.core import memory
 from raysim.core.errors import SettingError, reason_of, refusing
 from raysim.core.storage import atomic
 from raysim.data.files import regular
-from raysim.data.raw import RawImages, Source, refuse_unread
+from raysim.data.raw import RawData, Source, refuse_unread
 from raysim.data.transform import resized
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class ImageFile:
     class_name: str
 
 
-def load(source: Source) -> RawImages:
+def load(source: Source) -> RawData:
     """Read `train/<class>/**` and `test/<class>/**` under a folder; classes are numbered by sorted name.
 
     Files are those of torchvision's `ImageFolder`: of all folders below a class's own, links followed, sorted.
@@ -79,7 +79,7 @@ def load(source: Source) -> RawImages:
     classes = sorted({file.class_name for file in listed["train"]})
     labels = [np.array([classes.index(file.class_name) for file in listed[split]]) for split in ("train", "test")]
     max_value = 255 if arrays["train"].dtype == np.uint8 else 1
-    return RawImages(arrays["train"], labels[0], arrays["test"], labels[1], max_value)
+    return RawData(arrays["train"], labels[0], arrays["test"], labels[1], max_value)
 
 
 def _files(root: Path, split: str) -> Iterator[ImageFile]:

@@ -21,11 +21,13 @@ class PartitionRule:
         divide: Returns one array of rows per client; None: clients draw their rows lazily.
         reads: Options that it reads.
         needs: Options that must be given.
+        needs_classes: Whether it divides rows by their class.
     """
 
     divide: Callable[[RowPool], list[Rows]] | None
     reads: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    needs_classes: bool = False
 
 
 def partition(
@@ -36,6 +38,7 @@ def partition(
     seed: int,
     users: Rows | None = None,
     without: Rows | None = None,
+    without_classes: str | None = None,
 ) -> RowSets | DrawnRows:
     """Divide the training rows among clients, every row to at most one (`resample` apart).
 
@@ -47,6 +50,7 @@ def partition(
         seed: Seed of the experiment.
         users: Natural user of each row, `(num_examples,)`, if the data set has any.
         without: Rows that no client gets; None: there are none.
+        without_classes: Name of a task whose rows have no classes; None: they have.
 
     Returns:
         The rows of each client, in ascending order.
@@ -56,6 +60,12 @@ def partition(
     """
     check_partition(name, options)
     rule = PARTITIONS[name]
+    if without_classes is not None and rule.needs_classes:
+        allowed = ", ".join(other for other, each in PARTITIONS.items() if not each.needs_classes)
+        raise SettingError(
+            f"data.partition.name={name!r} is not allowed with task.name={without_classes!r}: it divides rows by "
+            f"their class; allowed: {allowed}"
+        )
     numbers = None if without is None or not len(without) else np.setdiff1d(np.arange(len(labels)), without)
     if rule.divide is None:
         return drawn(len(labels) if numbers is None else len(numbers), num_clients, options, seed, numbers)
@@ -125,10 +135,10 @@ def to_row_sets(parts: list[Rows]) -> RowSets:
 
 PARTITIONS: dict[str, PartitionRule] = {
     "iid": PartitionRule(rules.iid, reads=("min_examples",)),
-    "dirichlet": PartitionRule(rules.dirichlet, reads=("alpha", "min_examples")),
-    "dirichlet-clients": PartitionRule(rules.dirichlet_clients, reads=("alpha", "min_examples")),
-    "shards": PartitionRule(rules.shards, reads=("shards_per_client",)),
-    "classes": PartitionRule(rules.classes, reads=("classes_per_client",)),
+    "dirichlet": PartitionRule(rules.dirichlet, reads=("alpha", "min_examples"), needs_classes=True),
+    "dirichlet-clients": PartitionRule(rules.dirichlet_clients, reads=("alpha", "min_examples"), needs_classes=True),
+    "shards": PartitionRule(rules.shards, reads=("shards_per_client",), needs_classes=True),
+    "classes": PartitionRule(rules.classes, reads=("classes_per_client",), needs_classes=True),
     "quantity": PartitionRule(rules.quantity, reads=("alpha", "min_examples")),
     "natural": PartitionRule(given.natural, reads=("min_examples", "path")),
     "file": PartitionRule(given.from_file, reads=("path",), needs=("path",)),

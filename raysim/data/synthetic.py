@@ -7,7 +7,7 @@ import numpy as np
 
 from raysim.core import memory, seeding
 from raysim.core.errors import SettingError, shortened
-from raysim.data.raw import RawImages, Source, refuse_unread
+from raysim.data.raw import RawData, Source, refuse_unread
 
 
 def noise(
@@ -16,7 +16,7 @@ def noise(
     classes: int = 10,
     train_rows: int = 50_000,
     test_rows: int = 1_000,
-) -> RawImages:
+) -> RawData:
     """Return random bytes as images, classes in turn; always the same, for benchmarks.
 
     Raises:
@@ -40,4 +40,4 @@ def noise(
         for split, rows in (("train", train_rows), ("test", test_rows))
     ]
     labels = [np.arange(rows) % classes for rows in (train_rows, test_rows)]
-    return RawImages(images[0], labels[0], images[1], labels[1])
+    return RawData(images[0], labels[0], images[1], labels[1])

@@ -1,7 +1,7 @@
 """Transform images once, when they are loaded."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from raysim.core import memory
 from raysim.core.errors import SettingError
-from raysim.data.raw import Images, RawImages
+from raysim.data.raw import Images, RawData, images_of
 
 ROWS_AT_A_TIME = 1000
 ROWS_IN_CACHE = 100
@@ -29,25 +29,37 @@ class Transform:
     augment: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
 
-def apply(raw: RawImages, transform: Transform) -> RawImages:
+def refuse_without_images(name: str, transform: Transform) -> None:
+    """Raise SettingError if a transform is set for inputs that are no images."""
+    for setting, default in asdict(Transform()).items():
+        if (value := getattr(transform, setting)) != default:
+            raise SettingError(
+                f"data.transform.{setting}={value!r} has no effect: the inputs of data.name={name!r} are no images; "
+                f"allowed: {default!r}"
+            )
+
+
+def apply(raw: RawData, transform: Transform) -> RawData:
     """Turn grey into RGB, then resize, then pad: all transforms that are applied once.
 
     Raises:
         SettingError: If the images are not grey, or larger than `pad_to`.
     """
     _check_size(raw, transform)
-    train, test = (_apply(images, raw.max_value, transform) for images in (raw.train_images, raw.test_images))
-    scaled = transform.resize is not None and raw.train_images.dtype == np.uint8
-    return replace(raw, train_images=train, test_images=test, max_value=255 if scaled else raw.max_value)
+    *splits, max_value = images_of(raw)
+    train, test = (_apply(images, max_value, transform) for images in splits)
+    scaled = transform.resize is not None and train.dtype == np.uint8
+    return replace(raw, train_inputs=train, test_inputs=test, max_value=255 if scaled else raw.max_value)
 
 
-def _check_size(raw: RawImages, transform: Transform) -> None:
+def _check_size(raw: RawData, transform: Transform) -> None:
     """Refuse images that do not fit into memory once they are resized or padded."""
+    train, test, _ = images_of(raw)
     for name, pixels in (("resize", transform.resize), ("pad_to", transform.pad_to)):
-        channels = 3 if transform.grey_to_rgb else raw.train_images.shape[1]
-        rows = len(raw.train_images) + len(raw.test_images)
+        channels = 3 if transform.grey_to_rgb else train.shape[1]
+        rows = len(train) + len(test)
         if pixels is not None:
-            num_bytes = rows * channels * pixels**2 * raw.train_images.dtype.itemsize
+            num_bytes = rows * channels * pixels**2 * train.dtype.itemsize
             memory.check_fits(f"data.transform.{name}", pixels, num_bytes)
 
 
@@ -97,13 +109,14 @@ def padded(images: Images, pixels: int) -> Images:
     return np.pad(images, ((0, 0), (0, 0), (above, pixels - height - above), (left, pixels - width - left)))
 
 
-def normalization(raw: RawImages, transform: Transform) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalization(raw: RawData, transform: Transform) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation to normalise each channel with: given, of the training images, or 0 and 1.
 
     Raises:
         SettingError: If one of the two is missing, their number is wrong, or they are given without effect.
     """
-    channels = raw.train_images.shape[1]
+    images, _, max_value = images_of(raw)
+    channels = images.shape[1]
     given = {"mean": transform.mean, "std": transform.std}
     for name, values in given.items():
         if values is not None and not transform.normalize:
@@ -120,7 +133,7 @@ def normalization(raw: RawImages, transform: Transform) -> tuple[tuple[float, ..
         return (0.0,) * channels, (1.0,) * channels
     if transform.mean is not None and transform.std is not None:
         return tuple(transform.mean), tuple(transform.std)
-    return moments(raw.train_images, raw.max_value)
+    return moments(images, max_value)
 
 
 def moments(images: Images, max_value: float) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -104,7 +104,8 @@ def write_partition(experiment: Experiment) -> None:
     settings, folder, workload = experiment.settings, experiment.folder, experiment.scenario.workload
     title = f"{settings.data.name} partitioned by {settings.data.partition.name}, seed {settings.split_seed}"
     owned = (workload.population.train, workload.population.heldout)
-    labels, num_classes = workload.data.train_labels, workload.data.num_classes
+    labels = workload.data.strata
+    num_classes = int(labels.max()) + 1
     clients, counts = figure.class_counts(labels, owned, num_classes)
     row, label = np.nonzero(counts)
     columns = {"client": clients[row], "label": label, "rows": counts[row, label]}

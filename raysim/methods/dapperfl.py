@@ -11,6 +11,7 @@ from raysim.client.hooks import LocalHooks, compose
 from raysim.client.training import train
 from raysim.client.view import ClientView
 from raysim.clock.timing import CohortLoad
+from raysim.core.inputs import Inputs, predict
 from raysim.core.tensors import Params, frozen_keys
 from raysim.methods.method import RoundView
 from raysim.methods.options import MethodOptions
@@ -53,17 +54,17 @@ def feature_penalty(view: ClientView, options: MethodOptions, factor: float = 0.
     outputs, task = view.workload.plan.outputs, view.workload.task
     layer = None if outputs is None else outputs.name
 
-    def loss(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def loss(model: nn.Module, inputs: Inputs, targets: torch.Tensor) -> torch.Tensor:
         features: list[torch.Tensor] = []
 
         def keep_input(_layer: nn.Module, inputs: Any) -> None:
             features.append(inputs[0])
 
         if layer is None:
-            return task.minimised(model(inputs), targets)
+            return task.minimised(predict(model, inputs), targets)
         handle = model.get_submodule(layer).register_forward_pre_hook(keep_input)
         try:
-            found = model(inputs)
+            found = predict(model, inputs)
         finally:
             handle.remove()
         return task.minimised(found, targets) + factor * features[0].flatten(1).pow(2).sum(1).mean()

@@ -10,6 +10,7 @@ from raysim.client.hooks import GradientMoments, LocalHooks, Report
 from raysim.client.training import effective_steps
 from raysim.client.view import ClientView
 from raysim.clock.timing import CohortLoad
+from raysim.core.inputs import predict, take
 from raysim.core.tensors import Params
 from raysim.data.batches import batch_slices
 from raysim.methods.method import CohortReport, LocalHook, RoundView
@@ -82,7 +83,7 @@ def hutchinson(view: ClientView, draws: int) -> tuple[Params, Params]:
     view.model.eval()
     parameters = [parameter for parameter in view.model.parameters() if parameter.requires_grad]
     rows = slice(0, HUTCHINSON_ROWS)
-    loss = view.workload.task.minimised(view.model(view.inputs[rows]), view.targets[rows])
+    loss = view.workload.task.minimised(predict(view.model, take(view.inputs, rows)), view.targets[rows])
     gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
     diagonal = [torch.zeros_like(parameter) for parameter in parameters]
     for _ in range(draws):

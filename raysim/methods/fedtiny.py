@@ -10,6 +10,7 @@ from raysim.client.hooks import LocalHooks, Report
 from raysim.client.view import ClientView
 from raysim.clock.timing import CohortLoad
 from raysim.core import seeding
+from raysim.core.inputs import take
 from raysim.core.tensors import Params
 from raysim.data.batches import batch_slices, num_batches
 from raysim.methods import mask_rules, topology
@@ -67,7 +68,7 @@ def refresh_statistics(view: ClientView) -> LocalHooks:
 
     def finish() -> Report:
         batches = batch_slices(len(view.targets), view.workload.local.batch_size)
-        evaluation.estimate_statistics(view.model, (view.inputs[batch] for batch in batches))
+        evaluation.estimate_statistics(view.model, (take(view.inputs, batch) for batch in batches))
         return Report()
 
     return LocalHooks(finish=(finish,))

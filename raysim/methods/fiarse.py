@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from raysim.client.hooks import LocalHooks
 from raysim.client.view import ClientView
+from raysim.core.inputs import Inputs, predict
 from raysim.methods.method import RoundView
 from raysim.methods.options import MethodOptions
 from raysim.pruning import elements, masks
@@ -72,10 +72,10 @@ def controlled_by_threshold(view: ClientView, options: MethodOptions) -> LocalHo
         return LocalHooks()
     minimised, threshold = view.workload.task.minimised, smallest_kept(view)
 
-    def loss(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def loss(model: nn.Module, inputs: Inputs, targets: torch.Tensor) -> torch.Tensor:
         weights = dict(model.named_parameters())
         masked = {key: _masked(weights[key], held, threshold) for key, held in view.elements.items()}
-        return minimised(torch.as_tensor(functional_call(model, masked, (inputs,))), targets)
+        return minimised(predict(model, inputs, masked), targets)
 
     return LocalHooks(loss=loss)
 

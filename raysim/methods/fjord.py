@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.func import functional_call
 
 from raysim.budgets.rules import widest_of
 from raysim.client.hooks import LocalHooks
 from raysim.client.view import ClientView
 from raysim.clock.timing import CohortLoad
 from raysim.core import seeding
+from raysim.core.inputs import Inputs, each, predict
 from raysim.data.batches import batch_slices
 from raysim.methods.method import RoundView
 from raysim.methods.options import MethodOptions
@@ -105,11 +105,11 @@ def ordered_dropout(view: ClientView, options: MethodOptions) -> LocalHooks:
 
     task = view.workload.task
 
-    def loss(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def loss(model: nn.Module, inputs: Inputs, targets: torch.Tensor) -> torch.Tensor:
         mask = _mask_of(view.workload.plan, next(widths))
         if not options["distill"] or mask.kept.sum() == view.mask.kept.sum():
             return task.minimised(_narrow_forward(view, mask, model, inputs), targets)
-        teacher = model(inputs.clone())  # a model may change its input
+        teacher = predict(model, each(torch.clone, inputs))  # a model may change its input
         outputs = _narrow_forward(view, mask, model, inputs)
         taught = task.distillation_for("method.options.distill=True")(outputs, teacher.detach())
         return task.minimised(teacher, targets) + taught
@@ -117,20 +117,20 @@ def ordered_dropout(view: ClientView, options: MethodOptions) -> LocalHooks:
     return LocalHooks(loss=loss)
 
 
-def _narrow_forward(view: ClientView, mask: Mask, model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+def _narrow_forward(view: ClientView, mask: Mask, model: nn.Module, inputs: Inputs) -> torch.Tensor:
     """Run the first channels of a submodel; gradients flow into its own parameters."""
     cut = submodel.cut_for(view.workload.plan, mask)
     narrow = view.submodels.module_for(mask, cut)
     narrow.train()
     if narrow is model:
-        return torch.as_tensor(model(inputs))
+        return predict(model, inputs)
     positions = {
         key: {dim: _positions(indices, view.cut.get(key, {}).get(dim)) for dim, indices in dims.items()}
         for key, dims in cut.items()
     }
     own = dict(model.named_parameters())
     views = {name: submodel.take(parameter, positions.get(name, {})) for name, parameter in own.items()}
-    return torch.as_tensor(functional_call(narrow, views, (inputs,)))
+    return predict(narrow, inputs, views)
 
 
 def _positions(indices: torch.Tensor, held: torch.Tensor | None) -> torch.Tensor:

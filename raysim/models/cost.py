@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from raysim.core.inputs import Inputs, predict
 from raysim.core.tensors import floating, frozen_keys
 
 BATCH = 2
@@ -32,7 +33,7 @@ class ModelCost:
     frozen_bytes: int = 0
 
 
-def count(model: nn.Module, input_shape: Sequence[int], example: torch.Tensor | None = None) -> ModelCost:
+def count(model: nn.Module, input_shape: Sequence[int], example: Inputs | None = None) -> ModelCost:
     """Count the costs of a model in training mode; on the meta device nothing is computed.
 
     Args:
@@ -59,8 +60,8 @@ def count(model: nn.Module, input_shape: Sequence[int], example: torch.Tensor | 
     counting = FlopCounterMode(display=False, custom_mapping=_CONVOLUTION_FORMULAS)
     with attention, counting as counter:
         with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-            output = model(example)
-        output.sum().backward()
+            output = predict(model, example)
+        torch.autograd.backward(output.sum())
     model.zero_grad(set_to_none=True)
     activations = sum(storage.nbytes() for key, storage in saved.items() if key not in own_storages)
     return ModelCost(
@@ -79,9 +80,7 @@ def zeros(model: nn.Module, input_shape: Sequence[int]) -> torch.Tensor:
     return torch.zeros(BATCH, *input_shape, device=device)
 
 
-def weight_flops(
-    model: nn.Module, input_shape: Sequence[int], example: torch.Tensor | None = None
-) -> dict[str, float]:
+def weight_flops(model: nn.Module, input_shape: Sequence[int], example: Inputs | None = None) -> dict[str, float]:
     """Return the training FLOPs per example behind each entry of the weights, by key.
 
     Weights are the trained parameters with two or more dimensions, whatever module holds them. For those of
@@ -101,7 +100,7 @@ def weight_flops(
     handles = [layer.register_forward_hook(count_uses) for layer in layers]
     try:
         model.train()
-        model(zeros(model, input_shape) if example is None else example)
+        predict(model, zeros(model, input_shape) if example is None else example)
     finally:
         for handle in handles:
             handle.remove()
@@ -114,13 +113,13 @@ def weight_flops(
     return {name: flops.get(id(weight), rest) for name, weight in weights.items()}
 
 
-def forward_flops(model: nn.Module, input_shape: Sequence[int], example: torch.Tensor | None = None) -> int:
+def forward_flops(model: nn.Module, input_shape: Sequence[int], example: Inputs | None = None) -> int:
     """Return the FLOPs per example of a forward pass in training mode."""
     from torch.utils.flop_counter import FlopCounterMode
 
     counting = FlopCounterMode(display=False, custom_mapping=_CONVOLUTION_FORMULAS)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counting as counter:
-        model.train()(zeros(model, input_shape) if example is None else example)
+        predict(model.train(), zeros(model, input_shape) if example is None else example)
     return int(counter.get_total_flops()) // BATCH
 
 

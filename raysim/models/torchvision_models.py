@@ -10,6 +10,7 @@ from torch import nn
 
 from raysim.core import plugins
 from raysim.core.errors import SettingError, nearest_first
+from raysim.core.inputs import Inputs, each, predict
 
 PREFIX = "torchvision/"
 LARGE_PIXELS = 64
@@ -208,18 +209,24 @@ def _halvings(model: nn.Module, size: tuple[int, ...]) -> tuple[list[tuple[str, 
     return halvings, last[0]
 
 
-def problem_of(model: nn.Module, input_shape: tuple[int, ...], num_classes: int, path: str = "") -> str | None:
-    """Return why a model cannot score two images, with the line of a user's code at this path. None: it can."""
+def problem_of(
+    model: nn.Module, input_shape: tuple[int, ...], num_classes: int, path: str = "", example: Inputs | None = None
+) -> str | None:
+    """Return why a model cannot score two inputs, by default images of zeros. None: it can.
+
+    With a path the reason names the line of the user's code at it.
+    """
     try:
         with _still(model):
-            output = model(_zeros(model, input_shape))
+            inputs = _zeros(model, input_shape) if example is None else each(torch.clone, example)
+            output = predict(model, inputs)
     except Exception as error:
         if path:
             return plugins.described(error, path)
         return str(error).split("\n")[0].removesuffix(".") or type(error).__name__
     if not isinstance(output, torch.Tensor) or output.shape != (2, num_classes):
         form = str(tuple(output.shape)) if isinstance(output, torch.Tensor) else type(output).__name__
-        return f"two images give {form} instead of {(2, num_classes)}"
+        return f"two inputs give {form} instead of {(2, num_classes)}"
     return None
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
@@ -11,20 +11,56 @@ from torch import nn
 
 from raysim.core import memory, plugins, seeding
 from raysim.core.errors import SettingError, nearest_first, reason_of, shortened
+from raysim.core.inputs import Inputs
 from raysim.models import torchvision_models
 from raysim.models.convnet import convnet
+from raysim.models.recurrent import char_lstm, gru
 from raysim.models.resnet import resnet, resnet32
+from raysim.models.transformer import transformer
+from raysim.models.unet import unet
 from raysim.models.vgg import vgg16
 from raysim.models.wide_hidden import femnist_cnn, two_cnn
+from raysim.task.targets import KINDS
 
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
-    """A builder `(input_shape, num_classes, **options)`, and the layers that are never cut by default."""
+    """A model of the table.
+
+    Attributes:
+        build: `(input_shape, num_classes, **options)`; it also gets `vocabulary` and `task` if it names them.
+        keep_whole: Layers that are never cut by default.
+        min_pixels: Smallest height and width of images.
+        inputs: What it reads.
+    """
 
     build: Callable[..., nn.Module]
     keep_whole: tuple[str, ...] = ()
     min_pixels: int = 1
+    inputs: Literal["images", "token ids", "token ids or series", "any floats"] = "images"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DataForm:
+    """The form of the data that a model is built for.
+
+    Attributes:
+        input_shape: Shape of one input: of images channels, height, width.
+        num_classes: Number of outputs of a row or position: classes, labels, numbers, or words of a vocabulary.
+        vocabulary: Number of token ids of integer inputs; None: there are none.
+        task: Name of the task.
+        example: Two inputs; None: images of zeros.
+    """
+
+    input_shape: tuple[int, ...]
+    num_classes: int
+    vocabulary: int | None = None
+    task: str = "classification"
+    example: Inputs | None = None
+
+    def given_to(self, builder_parameters: Collection[str]) -> dict[str, Any]:
+        """Return the arguments of a builder, by the names of its parameters."""
+        return {name: getattr(self, name) for name in GIVEN if name in builder_parameters}
 
 
 def cnn(
@@ -114,31 +150,31 @@ def kept_whole(name: str) -> list[str]:
     return list(MODELS[name].keep_whole) if name in MODELS else []
 
 
-def build(name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
+def build(name: str, options: dict[str, Any], form: DataForm, seed: int) -> nn.Module:
     """Build a model with weights drawn from the seed.
 
     Args:
         name: A name of `MODELS`, `torchvision/<builder>`, or the dotted path of a callable that returns a module;
-            it gets `input_shape` and `num_classes` if its signature names them.
+            it gets `input_shape`, `num_classes`, `vocabulary` and `task` if its signature names them.
         options: Keyword arguments of the builder.
-        input_shape: Channels, height, width.
-        num_classes: Number of classes.
+        form: The form of the data.
         seed: Seed of the experiment.
 
     Raises:
         SettingError: If the name or an option is unknown, or the input does not fit the model.
     """
     check_name(name)
-    _check_size(name, options, input_shape, num_classes)
+    _check_size(name, options, form)
     with seeding.torch_seeded(seed, "model"):
         if plugins.is_dotted(name):
-            return _from_path(name, options, input_shape, num_classes)
+            return _from_path(name, options, form)
         if name.startswith(torchvision_models.PREFIX):
-            return torchvision_models.build(name, options, input_shape, num_classes)
-        return _from_table(name, options, input_shape, num_classes)
+            _check_inputs(name, "images", form)
+            return torchvision_models.build(name, options, form.input_shape, form.num_classes)
+        return _from_table(name, options, form)
 
 
-def _check_size(name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_classes: int) -> None:
+def _check_size(name: str, options: dict[str, Any], form: DataForm) -> None:
     """Refuse a model of the table whose parameters do not fit into memory; on the meta device nothing is allocated.
 
     Raises:
@@ -147,18 +183,17 @@ def _check_size(name: str, options: dict[str, Any], input_shape: tuple[int, ...]
     if name not in MODELS or not options:
         return
     with torch.device("meta"):
-        model = _from_table(name, options, input_shape, num_classes)
+        model = _from_table(name, options, form)
     num_bytes = sum(each.numel() * each.element_size() for each in model.parameters())
     memory.check_fits("model.options", options, 3 * num_bytes)
 
 
-def _from_path(name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+def _from_path(name: str, options: dict[str, Any], form: DataForm) -> nn.Module:
     builder = plugins.load("model.name", name)
     if not callable(builder):
         raise SettingError(f"model.name={name!r} is a {type(builder).__name__}; allowed: a function or class")
     named = plugins.parameters_of("model.name", name, builder)
-    offered = {"input_shape": input_shape, "num_classes": num_classes}
-    given = {key: value for key, value in offered.items() if key in named and key not in options}
+    given = {key: value for key, value in form.given_to(named).items() if key not in options}
     model = plugins.call("model.name", name, builder, given, options)
     if not isinstance(model, nn.Module):
         raise SettingError(f"model.name={name!r} gives a {type(model).__name__}; allowed: a torch.nn.Module")
@@ -166,33 +201,62 @@ def _from_path(name: str, options: dict[str, Any], input_shape: tuple[int, ...],
         model = original  # of torch.compile, which would compile anew for every width
     if not list(model.parameters()):
         raise SettingError(f"model.name={name!r} has no parameters; allowed: a model that can be trained")
-    if problem := torchvision_models.problem_of(model, input_shape, num_classes, name):
-        size = " x ".join(str(each) for each in input_shape)
+    if not KINDS[form.task].has_classes:
+        return model  # tried with its loss, once both are known
+    if problem := torchvision_models.problem_of(model, form.input_shape, form.num_classes, name, form.example):
+        size = " x ".join(str(each) for each in form.input_shape)
         raise SettingError(f"model.name={name!r} does not accept inputs of {size}: {problem}")
     return model
 
 
-def _from_table(name: str, options: dict[str, Any], input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+def _from_table(name: str, options: dict[str, Any], form: DataForm) -> nn.Module:
     entry = MODELS[name]
-    known = [option for option in inspect.signature(entry.build).parameters if option not in _GIVEN]
+    parameters = inspect.signature(entry.build).parameters
+    known = [option for option in parameters if option not in GIVEN]
     for option in options:
         if option not in known:
             allowed = ", ".join(nearest_first(option, known)) or "none"
             raise SettingError(
                 f"model.options.{option}={options[option]!r} is unknown; model.name={name!r} takes: {allowed}"
             )
-        _check_option(option, options[option], inspect.signature(entry.build).parameters[option].annotation)
-    if min(input_shape[1:]) < entry.min_pixels:
+        _check_option(option, options[option], parameters[option].annotation)
+    _check_inputs(name, entry.inputs, form)
+    if entry.inputs == "images" and min(form.input_shape[1:]) < entry.min_pixels:
         raise SettingError(
             f"model.name={name!r} needs images of at least {entry.min_pixels} x {entry.min_pixels} pixels, "
-            f"the data's have {' x '.join(str(size) for size in input_shape[1:])}"
+            f"the data's have {' x '.join(str(size) for size in form.input_shape[1:])}"
         )
     try:
-        return entry.build(input_shape, num_classes, **options)
+        return entry.build(**form.given_to(parameters), **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise SettingError(
             f"model.options={shortened(options)} is not allowed for model.name={name!r}: {reason_of(error)}"
         ) from None
+
+
+def _check_inputs(name: str, wanted: str, form: DataForm) -> None:
+    """Refuse inputs that a model does not read.
+
+    Raises:
+        SettingError: If the data have others.
+    """
+    if isinstance(form.example, Mapping):
+        found = "several inputs by name"
+    elif form.vocabulary is not None:
+        found = "token ids"
+    else:
+        found = {3: "images", 2: "series"}.get(len(form.input_shape), "vectors")
+    if not _reads(wanted, found):
+        shape = " x ".join(str(size) for size in form.input_shape)
+        near = [other for other, entry in MODELS.items() if _reads(entry.inputs, found)]
+        raise SettingError(
+            f"model.name={name!r} reads {wanted}, and the data's inputs are {found} of {shape}; allowed: "
+            f"{', '.join([*near, 'a model of your own'])}"
+        )
+
+
+def _reads(wanted: str, found: str) -> bool:
+    return found in ("images", "series", "vectors") if wanted == "any floats" else found in wanted
 
 
 def _check_option(name: str, value: object, annotation: object) -> None:
@@ -212,17 +276,22 @@ def _check_option(name: str, value: object, annotation: object) -> None:
 
 RESIDUAL_STREAM = ("stem.*", "*.conv2", "*.shortcut.*")
 """Layers of `resnet` whose channels its residual additions join."""
-_GIVEN = ("input_shape", "num_classes")
+GIVEN = ("input_shape", "num_classes", "vocabulary", "task")
+"""Arguments of builders that follow from the data."""
 
 MODELS: dict[str, ModelEntry] = {
     "cnn": ModelEntry(cnn, min_pixels=2),
     "cnn-dropout": ModelEntry(cnn_dropout, min_pixels=6),
     "convnet": ModelEntry(convnet, min_pixels=2),
     "lenet": ModelEntry(lenet, min_pixels=12),
-    "mlp": ModelEntry(mlp),
+    "mlp": ModelEntry(mlp, inputs="any floats"),
     "vgg16": ModelEntry(vgg16, keep_whole=("classifier.*",), min_pixels=32),
     "resnet": ModelEntry(resnet, keep_whole=RESIDUAL_STREAM),
     "resnet32": ModelEntry(resnet32, keep_whole=RESIDUAL_STREAM),
     "two-cnn": ModelEntry(two_cnn, min_pixels=6),
     "femnist-cnn": ModelEntry(femnist_cnn, min_pixels=6),
+    "unet": ModelEntry(unet, min_pixels=4),
+    "char-lstm": ModelEntry(char_lstm, inputs="token ids or series"),
+    "gru": ModelEntry(gru, inputs="token ids or series"),
+    "transformer": ModelEntry(transformer, inputs="token ids"),
 }

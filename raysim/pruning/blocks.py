@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from raysim.core.inputs import Inputs, each
 from raysim.pruning.groups import ChannelGroup, Slot
 from raysim.pruning.proof import TOLERANCE, Forward, call, randomise
 
@@ -60,7 +61,7 @@ def recorded_calls(model: nn.Module, leaves: bool = False) -> Iterator[dict[str,
             handle.remove()
 
 
-def branch_ends(model: nn.Module, example: torch.Tensor) -> list[str]:
+def branch_ends(model: nn.Module, example: Inputs) -> list[str]:
     """Return, for each block beside an identity shortcut, the layer whose output is added to the block's input.
 
     Blocks of which no layer's output is, such as those with two branches, are left out.
@@ -69,20 +70,26 @@ def branch_ends(model: nn.Module, example: torch.Tensor) -> list[str]:
         model: Any model; it is left unchanged.
         example: A batch of inputs.
     """
-    if example.is_floating_point():
-        example = torch.randn(example.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    example = each(_noise, example)
     try:
         return _branch_ends(copy.deepcopy(model).double().eval(), call, example)
     except Exception:  # whatever a layer raises in double precision: the model cannot be traced either
         return []
 
 
-def _branch_ends(twin: nn.Module, forward: Forward, example: torch.Tensor) -> list[str]:
+def _noise(inputs: torch.Tensor) -> torch.Tensor:
+    """Return random numbers instead of floats; whole numbers, such as token ids, stay as they are."""
+    if not inputs.is_floating_point():
+        return inputs
+    return torch.randn(inputs.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def _branch_ends(twin: nn.Module, forward: Forward, example: Inputs) -> list[str]:
     randomise(twin, torch.Generator().manual_seed(0))
     with recorded_calls(twin, leaves=True) as calls, torch.no_grad():
-        forward(twin, example.clone())
+        forward(twin, each(torch.clone, example))
     found = []
-    for block in residual_blocks(twin, forward, example.clone()):
+    for block in residual_blocks(twin, forward, each(torch.clone, example)):
         ((inputs, output),) = calls[block.name]
         inside = [name for name in calls if name.startswith(f"{block.name}.") and len(calls[name]) == 1]
         ends = [name for name in inside if _is_branch(inputs, calls[name][0][1], output)]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from raysim.core import seeding
+from raysim.core.inputs import Inputs, each
 from raysim.core.tensors import frozen_keys
 from raysim.models.cost import ModelCost, count, forward_flops, weight_flops
 from raysim.pruning import elements, submodel
@@ -21,7 +22,7 @@ ALL_FROZEN = 1.0
 """`CostTable.frozen_part` of a mask that keeps all frozen entries."""
 
 Counts = TypeVar("Counts")
-Count = Callable[[nn.Module, Sequence[int], torch.Tensor | None], Counts]
+Count = Callable[[nn.Module, Sequence[int], Inputs | None], Counts]
 
 
 class CostTable:
@@ -42,7 +43,7 @@ class CostTable:
         model: nn.Module,
         plan: ChannelGroups,
         input_shape: Sequence[int],
-        example: torch.Tensor | None = None,
+        example: Inputs | None = None,
     ) -> None:
         self._model, self._plan, self._input_shape = model, plan, tuple(input_shape)
         self._example, self._needs_values = example, False
@@ -95,7 +96,9 @@ class CostTable:
                 self._needs_values = True  # what the model itself raises, it raises below as well
         small = submodel.extract(self._model, self._plan, mask)
         with seeding.torch_seeded(0, "count costs"):
-            return count(small, self._input_shape, None if self._example is None else self._example.clone())
+            return count(
+                small, self._input_shape, None if self._example is None else each(torch.clone, self._example)
+            )
 
     def pruned_elements(self, mask: Mask) -> dict[str, int]:
         """Return how many entries of each tensor a mask of single entries removes from its submodel."""

@@ -141,7 +141,7 @@ def classes_owned(scenario: Scenario, cohort: Cohort) -> NDArray[np.bool_] | Non
         return None
     data, train = scenario.workload.data, scenario.workload.population.train
     own = scenario.workload.task.own_classes_for("own_classes_only=True")
-    targets = (torch.from_numpy(data.train_labels[train[client]]) for client in cohort.clients)
+    targets = (torch.from_numpy(data.train_targets[train[client]]) for client in cohort.clients)
     return np.stack([own.owned(each, data.num_classes).numpy() for each in targets])
 
 

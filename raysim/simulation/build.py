@@ -2,7 +2,6 @@
 
 import copy
 import fnmatch
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from raysim.clock.modes import MODES, ClockRules
 from raysim.config.experiment import ExperimentSettings
 from raysim.core import memory, plugins, seeding
 from raysim.core.errors import SettingError, UntraceableError, nearest_first
+from raysim.core.inputs import Inputs, predict
 from raysim.core.log import info, warning
 from raysim.core.tensors import one_thread
 from raysim.data import datasets
@@ -28,6 +28,7 @@ from raysim.data.batches import batch_slices
 from raysim.data.partition import check_partition, partition
 from raysim.data.row_sets import RowSets
 from raysim.data.rules import PartitionOptions
+from raysim.data.splits import DataSplits, Origin
 from raysim.data.stratified import validation_rows
 from raysim.data.transform import Transform
 from raysim.methods import resolve as methods
@@ -51,6 +52,7 @@ from raysim.simulation.widths import with_widths
 from raysim.task.classification import balanced_weights, with_training_loss
 from raysim.task.metrics import further_metrics, names_of
 from raysim.task.table import TASKS
+from raysim.task.targets import KINDS
 from raysim.task.task import Task
 
 NOT_LOCAL = {"schedule", "label_smoothing", "class_weights", "pack"}
@@ -134,15 +136,16 @@ def _build(settings: ExperimentSettings) -> Scenario:
     _check_asynchronous(settings, method)
     _check_population(settings)
     data = _load_data(settings)
-    validating = validation_rows(data.train_labels, settings.data.validation_share, split)
+    validating = validation_rows(data.strata, settings.data.validation_share, split)
     rows = partition(
-        data.train_labels,
+        data.strata,
         settings.population.clients,
         settings.data.partition.name,
         _partition_options(settings),
         split,
         data.train_users,
         validating,
+        without_classes=None if data.train_classes is not None else data.task,
     )
     owned = sources.of_settings(settings.population, split)
     clients = population.build(owned, rows, settings.data.heldout_share, split)
@@ -152,12 +155,12 @@ def _build(settings: ExperimentSettings) -> Scenario:
     if is_default and not evaluation.batch_norms(model):
         method = method_of(settings, normalization="batch")
     model = _normalized(model, method.options.normalization)
-    example, targets = data.test_rows(np.arange(2))
+    example, targets = data.example()
     if method.drops_blocks:
         model = add_steps(model, branch_ends(model, example))
     task = _task(settings, data, validating)
     methods.check_task(method, task)
-    trainable.check(settings.model.name, model, task, example, targets)
+    trainable.check(settings.model.name, model, task, example, targets, _output_shape(data, targets))
     plan = _plan_of(settings, model, example, method.drops_blocks)
     workload = Workload(seed, data, clients, model, plan, local, task)
     check_batches(workload)
@@ -177,8 +180,8 @@ def _build(settings: ExperimentSettings) -> Scenario:
         cohort_size=settings.selection.clients_per_round,
         rounds=settings.rounds,
         score_every=settings.evaluation.every,
-        test_rows=_some_rows(len(data.test_labels), limit, split, "test rows"),
-        statistics_rows=_statistics_rows(settings, clients, len(data.train_labels), validating),
+        test_rows=_some_rows(len(data.test_targets), limit, split, "test rows"),
+        statistics_rows=_statistics_rows(settings, clients, len(data.train_targets), validating),
         validation_rows=validating,
         scored_share=settings.evaluation.client_share,
         diagnose_every=settings.diagnostics.every or 0,
@@ -217,7 +220,7 @@ def _pack_size(settings: ExperimentSettings, method: Method, workload: Workload)
     wanted, cohort = settings.training.pack, settings.selection.clients_per_round
     reason = why_alone(method, workload)
     if reason is None:
-        largest = int(workload.population.train.counts.max()) * math.prod(workload.data.input_shape)
+        largest = int(workload.population.train.counts.max()) * workload.data.row_size
         return pack_size(wanted, workload.model, cohort, largest, on_gpu=settings.executor.device == "cuda")
     if wanted not in ("auto", 1):
         raise SettingError(
@@ -263,7 +266,7 @@ def _normalized(model: nn.Module, normalization: str) -> nn.Module:
     return group_normalized(model) if normalization == "group" else model
 
 
-def _plan_of(settings: ExperimentSettings, model: nn.Module, example: torch.Tensor, blocks: bool) -> ChannelPlan:
+def _plan_of(settings: ExperimentSettings, model: nn.Module, example: Inputs, blocks: bool) -> ChannelPlan:
     """Trace the model; one that cannot be traced is trained whole, and a warning gives the reason."""
     try:
         whole, keep_residual = _layers_kept_whole(settings, model), settings.model.keep_residual
@@ -316,20 +319,28 @@ def _local_training(settings: ExperimentSettings) -> LocalTraining:
     return LocalTraining(**settings.training.model_dump(exclude=NOT_LOCAL), schedule=schedule)
 
 
-def _load_data(settings: ExperimentSettings) -> datasets.Dataset:
+def _load_data(settings: ExperimentSettings) -> DataSplits:
     data, transform = settings.data, Transform(**settings.data.transform.model_dump())
+    task = task_name(settings)
     root = str(Path(data.root).absolute()) if data.on_nodes and data.root is not None else data.root
-    with memory.enough_for(f"data.name={data.name!r}", "fewer or smaller images"):
+    with memory.enough_for(f"data.name={data.name!r}", "fewer or smaller inputs"):
         loaded = datasets.load(
-            data.name, root, data.download, data.max_train_examples, settings.split_seed, data.options, transform
+            data.name,
+            root,
+            data.download,
+            data.max_train_examples,
+            settings.split_seed,
+            data.options,
+            transform,
+            task,
         )
     if not data.on_nodes:
         return loaded
-    origin = datasets.Origin(data.name, root, data.max_train_examples, settings.split_seed, data.options, transform)
+    origin = Origin(data.name, root, data.max_train_examples, settings.split_seed, data.options, transform, task)
     return replace(loaded, on_nodes=origin)
 
 
-def _task(settings: ExperimentSettings, data: datasets.Dataset, validating: NDArray[np.int64]) -> Task:
+def _task(settings: ExperimentSettings, data: DataSplits, validating: NDArray[np.int64]) -> Task:
     """Return the task with the loss that the settings ask for; rows that validate do not decide class weights.
 
     Raises:
@@ -349,23 +360,35 @@ def _task(settings: ExperimentSettings, data: datasets.Dataset, validating: NDAr
             f"allowed: {data.num_classes} weights, one per class, not all equal; 'balanced' or null"
         )
     if given == "balanced":
-        trained = np.delete(data.train_labels, validating)
+        trained = np.delete(data.train_targets, validating)
         given = list(balanced_weights(np.bincount(trained, minlength=data.num_classes)))
     return with_training_loss(task, training.label_smoothing, None if given is None else tuple(given))
+
+
+def task_name(settings: ExperimentSettings) -> str:
+    """Return the name of the settings' task."""
+    return getattr(settings.task, "name", "classification")
 
 
 def _partition_options(settings: ExperimentSettings) -> PartitionOptions:
     return PartitionOptions(**settings.data.partition.model_dump(exclude={"name"}))
 
 
-def _build_model(settings: ExperimentSettings, data: datasets.Dataset) -> nn.Module:
+def _build_model(settings: ExperimentSettings, data: DataSplits) -> nn.Module:
     chosen = settings.model
-    model = zoo.build(chosen.name, chosen.options, data.input_shape, data.num_classes, settings.seed)
+    example, _ = data.example()
+    form = zoo.DataForm(data.input_shape, data.num_classes, data.vocabulary, data.task, example)
+    model = zoo.build(chosen.name, chosen.options, form, settings.seed)
     if chosen.weights is not None:
         fresh = weights.load_into(model, chosen.weights, chosen.name, data.num_classes)
         if fresh:
             info(f"model.weights={chosen.weights!r}: fresh values for {', '.join(fresh)}")
     return model
+
+
+def _output_shape(data: DataSplits, targets: torch.Tensor) -> tuple[int, ...]:
+    """Return the shape of the outputs that the loss of a task compares with targets."""
+    return KINDS[data.task].output_shape(data.num_classes, tuple(targets.shape))
 
 
 def _statistics_rows(
@@ -399,7 +422,7 @@ def check_batches(workload: Workload) -> None:
         model = copy.deepcopy(workload.model)
         model.train()
         with torch.no_grad():
-            model(inputs)
+            predict(model, inputs)
     except ValueError as error:
         setting, wanted = ("training.batch_size=1", "2 or more")
         if workload.local.batch_size > 1:

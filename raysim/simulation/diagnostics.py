@@ -114,7 +114,7 @@ def _subject(scenario: Scenario, before: ServerState, cohort: Cohort, masks: Coh
     rng = seeding.generator(workload.seed, "diagnosed clients", cohort.round)
     indices = np.sort(rng.permutation(len(masks))[:CLIENTS])
     examples, examined = cohort.examples[indices], masks.take(indices)
-    rows = seeding.generator(workload.seed, "diagnosed rows").permutation(len(workload.data.test_labels))[:ROWS]
+    rows = seeding.generator(workload.seed, "diagnosed rows").permutation(len(workload.data.test_targets))[:ROWS]
     surface = loss_surface.of_model(workload.task, workload.model, *workload.data.test_rows(rows))
     weights = loss_surface.in_float64(before.params)
     error = _times(pruned_share(plan, masks, cohort.examples), weights, surface.names)

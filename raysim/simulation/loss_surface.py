@@ -8,8 +8,8 @@ from math import sqrt
 import numpy as np
 import torch
 from torch import nn
-from torch.func import functional_call
 
+from raysim.core.inputs import Inputs, each, in_double, predict, take
 from raysim.core.tensors import Params
 from raysim.data.batches import batch_slices
 from raysim.task.task import Task
@@ -17,7 +17,7 @@ from raysim.task.task import Task
 ROWS_PER_PASS = 100
 """Rows of one pass: fixed, since the last bits depend on it; few, since curvature needs every activation at once."""
 
-SummedLoss = Callable[[Params, torch.Tensor, torch.Tensor], torch.Tensor]
+SummedLoss = Callable[[Params, Inputs, torch.Tensor], torch.Tensor]
 """Summed loss of some rows from weights, inputs and targets."""
 
 
@@ -34,16 +34,16 @@ class LossSurface:
 
     summed: SummedLoss
     names: tuple[str, ...]
-    inputs: torch.Tensor
+    inputs: Inputs
     targets: torch.Tensor
 
-    def on(self, inputs: torch.Tensor, targets: torch.Tensor) -> "LossSurface":
+    def on(self, inputs: Inputs, targets: torch.Tensor) -> "LossSurface":
         """Return the same loss on other rows."""
-        return replace(self, inputs=inputs.double(), targets=targets)
+        return replace(self, inputs=each(in_double, inputs), targets=targets)
 
     def first(self, count: int) -> "LossSurface":
         """Return the same loss on the first rows only."""
-        return replace(self, inputs=self.inputs[:count], targets=self.targets[:count])
+        return replace(self, inputs=take(self.inputs, slice(count)), targets=self.targets[:count])
 
     def value(self, weights: Params) -> float:
         """Return F(w)."""
@@ -87,20 +87,20 @@ class LossSurface:
     def _starts(self) -> range:
         return range(0, len(self.targets), ROWS_PER_PASS)
 
-    def _rows(self, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _rows(self, start: int) -> tuple[Inputs, torch.Tensor]:
         rows = slice(start, start + ROWS_PER_PASS)
-        return self.inputs[rows], self.targets[rows]
+        return take(self.inputs, rows), self.targets[rows]
 
 
-def of_model(task: Task, model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> LossSurface:
+def of_model(task: Task, model: nn.Module, inputs: Inputs, targets: torch.Tensor) -> LossSurface:
     """Return the mean loss of a model in eval mode and float64; the model itself is left unchanged."""
     frame = copy.deepcopy(model).double()
     frame.eval()
 
-    def summed(weights: Params, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return task.loss(functional_call(frame, weights, (inputs,)), targets, reduction="sum")
+    def summed(weights: Params, inputs: Inputs, targets: torch.Tensor) -> torch.Tensor:
+        return task.loss(predict(frame, inputs, weights), targets, reduction="sum")
 
-    return LossSurface(summed, tuple(name for name, _ in model.named_parameters()), inputs.double(), targets)
+    return LossSurface(summed, tuple(name for name, _ in model.named_parameters()), each(in_double, inputs), targets)
 
 
 def in_float64(params: Params) -> Params:
@@ -148,7 +148,7 @@ def gradient_and_variance(surface: LossSurface, weights: Params, batch_size: int
     total, squares = {name: torch.zeros_like(weights[name]) for name in surface.names}, 0.0
     for batch in batch_slices(num_rows, batch_size):
         share = (batch.stop - batch.start) / num_rows
-        found = surface.on(surface.inputs[batch], surface.targets[batch]).gradient(weights)
+        found = surface.on(take(surface.inputs, batch), surface.targets[batch]).gradient(weights)
         squares += share * squared_norm(found)
         _add(total, {name: share * value for name, value in found.items()})
     return total, max(0.0, squares - squared_norm(total))

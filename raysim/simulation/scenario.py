@@ -130,7 +130,7 @@ class Scenario:
     @property
     def num_divided(self) -> int:
         """Training rows that are divided among the clients: all but those that validate."""
-        return len(self.workload.data.train_labels) - len(self.validation_rows)
+        return len(self.workload.data.train_targets) - len(self.validation_rows)
 
     @cached_property
     def dense(self) -> "Scenario":

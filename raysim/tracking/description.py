@@ -37,7 +37,7 @@ def before(settings: ExperimentSettings, scenario: Scenario, folder: str) -> str
             f"{settings.data.name}, seed {settings.seed}.",
             "",
             f"- **Rounds**: {settings.rounds}, `{settings.clock.mode}`, {who}, chosen by `{settings.selection.rule}`",
-            f"- **Data**: {len(data.train_labels):,} training and {len(data.test_labels):,} test rows, partitioned "
+            f"- **Data**: {len(data.train_targets):,} training and {len(data.test_targets):,} test rows, partitioned "
             f"by `{settings.data.partition.name}`",
             f"- **Devices**: {devices_of(settings)} ({tiers}), budgets by `{settings.budget.rule}`",
             f"- **Files**: `{folder}`; `raysim resume {folder}` resumes a run that was stopped",

@@ -1,7 +1,7 @@
 """Log the final model to MLflow with its signature, and register it."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from torch import nn
 
 from raysim.core import plugins
 from raysim.core.errors import reason_of
+from raysim.core.inputs import Inputs, each, predict
 from raysim.core.log import info
 from raysim.tracking.mlflow_writer import MlflowWriter, as_tracking_lost
 
 
-def keep(tracker: MlflowWriter, model: nn.Module, example: torch.Tensor, name: str | None) -> str | None:
+def keep(tracker: MlflowWriter, model: nn.Module, example: Inputs, name: str | None) -> str | None:
     """Log a model in eval mode for `mlflow.pytorch.load_model`, and register it, unless that has been done already.
 
     Args:
@@ -69,12 +70,13 @@ def _register(tracker: MlflowWriter, model_id: str, name: str) -> str:
         return str(tracker.client.create_model_version(name, source, tracker.run_id, model_id=model_id).version)
 
 
-def _log(tracker: MlflowWriter, model: nn.Module, example: torch.Tensor) -> str:
+def _log(tracker: MlflowWriter, model: nn.Module, example: Inputs) -> str:
     """Log a model as a graph, which needs no code of the user's; if it has none, with that code."""
-    inputs = example.numpy().astype(np.float32)
+    arrays = {name: tensor.numpy() for name, tensor in example.items()} if isinstance(example, Mapping) else {}
+    inputs = arrays if isinstance(example, Mapping) else example.numpy()
     model.eval()
     with torch.no_grad():
-        outputs = model(example.clone()).numpy()
+        outputs = predict(model, each(torch.clone, example)).numpy()
     known: dict[str, Any] = {
         "name": "model",
         "input_example": inputs,
@@ -92,8 +94,10 @@ def _log(tracker: MlflowWriter, model: nn.Module, example: torch.Tensor) -> str:
     return str(info.model_id)
 
 
-def _has_graph(model: nn.Module, example: torch.Tensor) -> bool:
+def _has_graph(model: nn.Module, example: Inputs) -> bool:
     """Whether PyTorch can export the model; if not, the reason is printed."""
+    if isinstance(example, Mapping):
+        return False  # MLflow's loader of graphs passes on one array
     unread = io.StringIO()  # PyTorch prints the graph that it could not finish
     try:
         with redirect_stdout(unread), redirect_stderr(unread):

@@ -2,12 +2,12 @@
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from raysim import seeding
 from raysim.budgets.rules import whole_model
 from raysim.client.hooks import LocalHooks
 from raysim.client.view import ClientView
+from raysim.core.inputs import Inputs, predict
 from raysim.core.options import Option
 from raysim.methods.method import Method
 from raysim.methods.options import MethodOptions
@@ -19,12 +19,12 @@ def masked_each_step(view: ClientView, options: MethodOptions) -> LocalHooks:
     seed = seeding.derive_seed(view.workload.seed, "random masks", view.broadcast.round, view.assignment.client)
     generator = torch.Generator().manual_seed(seed)
 
-    def loss(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def loss(model: nn.Module, inputs: Inputs, targets: torch.Tensor) -> torch.Tensor:
         held = {
             name: value * (torch.rand(value.shape, generator=generator) >= options["prune_share"])
             for name, value in model.named_parameters()
         }
-        return view.workload.task.minimised(functional_call(model, held, (inputs,)), targets)
+        return view.workload.task.minimised(predict(model, inputs, held), targets)
 
     return LocalHooks(loss=loss)
 

@@ -98,9 +98,9 @@ def test_a_client_that_raises_in_a_pack_is_named() -> None:
     scenario, assignments, broadcast = group()
     whole = np.flatnonzero(assignments.packs == assignments.packs.max())
     bad = int(assignments.clients[whole[-1]])
-    labels = scenario.workload.data.train_labels.copy()
+    labels = scenario.workload.data.train_targets.copy()
     labels[scenario.workload.population.train[bad][0]] = 99
-    data = replace(scenario.workload.data, train_labels=labels)
+    data = replace(scenario.workload.data, train_targets=labels)
     with pytest.raises(RunFailedError, match="IndexError") as error:
         ClientTrainer(replace(scenario.workload, data=data)).train(assignments, broadcast)
     assert error.value.client == bad

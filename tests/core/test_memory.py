@@ -64,7 +64,9 @@ def test_a_limit_of_the_process_counts(monkeypatch):
 
 def test_the_size_of_a_model_is_counted_without_its_weights_being_drawn_twice():
     options = {"hidden": [32]}
-    counted, drawn = (zoo.build("mlp", given, (1, 8, 8), 10, 0) for given in (options, {"hidden": [32]}))
+    counted, drawn = (
+        zoo.build("mlp", given, zoo.DataForm((1, 8, 8), 10), 0) for given in (options, {"hidden": [32]})
+    )
     for first, second in zip(counted.parameters(), drawn.parameters(), strict=True):
         assert np.array_equal(first.detach().numpy(), second.detach().numpy())
 

@@ -15,7 +15,7 @@ from raysim.core import tensors
 from raysim.core.errors import SettingError
 from raysim.data import datasets
 from raysim.data.augment import ImageByImage, Moves, augmentation
-from raysim.data.datasets import Dataset
+from raysim.data.splits import DataSplits
 from raysim.data.transform import Transform
 from raysim.models import zoo
 from raysim.simulation.build import build_scenario
@@ -27,14 +27,14 @@ CROP = {"name": "RandomCrop", "size": 8, "padding": 2}
 TURN = {"name": "RandomRotation", "degrees": 30}
 
 
-def digits(*specs: dict[str, object]) -> Dataset:
+def digits(*specs: dict[str, object]) -> DataSplits:
     return datasets.load("digits", None, False, None, 0, transform=Transform(augment=list(specs)))
 
 
 PLAIN = digits()
 
 
-def augmented(data: Dataset, inputs: torch.Tensor, round: int = 1, client: int = 2) -> torch.Tensor:
+def augmented(data: DataSplits, inputs: torch.Tensor, round: int = 1, client: int = 2) -> torch.Tensor:
     augment = data.augmenter(0, round, client)
     assert augment is not None
     return augment(inputs)
@@ -174,7 +174,7 @@ def test_a_crop_and_a_flip_of_32_x_32_pixels_cost_less_than_a_tenth_of_a_trainin
     inputs, labels = torch.randn(32, 3, 32, 32), torch.arange(32) % 10
     specs = [{"name": "RandomCrop", "size": 32, "padding": 4}, {"name": "RandomHorizontalFlip"}]
     moves, rng = augmentation(specs, inputs[:2]), np.random.default_rng(0)
-    model = zoo.build("cnn", {}, (3, 32, 32), 10, 0)
+    model = zoo.build("cnn", {}, zoo.DataForm((3, 32, 32), 10), 0)
     parameters = list(model.parameters())
     step = seconds(lambda: torch.autograd.grad(nn.functional.cross_entropy(model(inputs), labels), parameters), 2)
     augmenting = seconds(lambda: moves(inputs, MEAN, STD, rng), 50)

@@ -7,21 +7,21 @@ import torch
 
 from raysim.core.errors import SettingError
 from raysim.data import datasets
-from raysim.data.datasets import Dataset
+from raysim.data.splits import DataSplits
 from tests.conftest import SHARED_DATA
 
 
-def digits(max_train_examples: int | None = None, seed: int = 0) -> Dataset:
+def digits(max_train_examples: int | None = None, seed: int = 0) -> DataSplits:
     return datasets.load("digits", None, False, max_train_examples, seed)
 
 
 def test_digits_are_real_scans_split_by_class():
     data = digits()
-    assert data.train_images.shape == (1437, 1, 8, 8)
-    assert data.test_images.shape == (360, 1, 8, 8)
+    assert data.train_inputs.shape == (1437, 1, 8, 8)
+    assert data.test_inputs.shape == (360, 1, 8, 8)
     assert (data.num_classes, data.max_value, data.input_shape) == (10, 16, (1, 8, 8))
-    assert data.train_images.max() == 16
-    shares = np.bincount(data.test_labels) / (np.bincount(data.test_labels) + np.bincount(data.train_labels))
+    assert data.train_inputs.max() == 16
+    shares = np.bincount(data.test_targets) / (np.bincount(data.test_targets) + np.bincount(data.train_targets))
     assert np.abs(shares - 0.2).max() < 0.01
 
 
@@ -29,8 +29,8 @@ def test_digits_in_the_two_splits_are_all_of_scikit_learns():
     from sklearn.datasets import load_digits
 
     data = digits()
-    found = np.concatenate([data.train_images, data.test_images]).reshape(-1, 64)
-    labels = np.concatenate([data.train_labels, data.test_labels])
+    found = np.concatenate([data.train_inputs, data.test_inputs]).reshape(-1, 64)
+    labels = np.concatenate([data.train_targets, data.test_targets])
     whole = load_digits()
     order, expected_order = np.lexsort(found.T), np.lexsort(whole.data.T)
     assert np.array_equal(found[order], whole.data[expected_order])
@@ -43,11 +43,11 @@ def test_digits_have_one_split_whatever_the_seed():
 
 def test_the_digest_is_of_images_and_labels():
     data = digits()
-    labels = data.train_labels.copy()
+    labels = data.train_targets.copy()
     labels[0] = (labels[0] + 1) % 10
-    images = data.test_images.copy()
+    images = data.test_inputs.copy()
     images[-1, 0, 7, 7] += 1
-    others = [replace(data, train_labels=labels), replace(data, test_images=images)]
+    others = [replace(data, train_targets=labels), replace(data, test_inputs=images)]
     assert len({data.digest, *(datasets.digest(other) for other in others)}) == 3
     assert datasets.digest(data) == data.digest
 
@@ -63,23 +63,23 @@ def test_training_inputs_have_mean_zero_and_deviation_one():
 def test_test_inputs_are_normalised_by_the_training_images():
     data = digits()
     inputs, labels = data.test_rows(np.array([3, 0]))
-    expected = (data.test_images[[3, 0]] / 16 - data.mean[0]) / data.std[0]
+    expected = (data.test_inputs[[3, 0]] / 16 - data.mean[0]) / data.std[0]
     assert np.allclose(inputs.numpy(), expected, atol=1e-6)
-    assert labels.tolist() == data.test_labels[[3, 0]].tolist()
+    assert labels.tolist() == data.test_targets[[3, 0]].tolist()
 
 
 def test_a_subset_keeps_the_shares_of_the_classes():
     data, subset = digits(), digits(max_train_examples=200)
-    assert len(subset.train_labels) == len(subset.train_images) == 200
-    expected = np.bincount(data.train_labels) * 200 / 1437
-    assert np.abs(np.bincount(subset.train_labels) - expected).max() <= 1
-    assert np.array_equal(subset.test_images, data.test_images)
+    assert len(subset.train_targets) == len(subset.train_inputs) == 200
+    expected = np.bincount(data.train_targets) * 200 / 1437
+    assert np.abs(np.bincount(subset.train_targets) - expected).max() <= 1
+    assert np.array_equal(subset.test_inputs, data.test_inputs)
 
 
 def test_a_subset_is_made_of_the_training_rows():
     data, subset = digits(), digits(max_train_examples=50)
-    known = {(image.tobytes(), label) for image, label in zip(data.train_images, data.train_labels, strict=True)}
-    assert {(i.tobytes(), y) for i, y in zip(subset.train_images, subset.train_labels, strict=True)} <= known
+    known = {(image.tobytes(), label) for image, label in zip(data.train_inputs, data.train_targets, strict=True)}
+    assert {(i.tobytes(), y) for i, y in zip(subset.train_inputs, subset.train_targets, strict=True)} <= known
 
 
 def test_a_subset_depends_on_the_seed():
@@ -101,15 +101,15 @@ def test_a_subset_without_every_class_or_beyond_the_data_is_refused(wanted):
 @pytest.mark.parametrize("wanted", [10, 1427, 1428, 1436])
 def test_every_allowed_size_of_a_subset_works(wanted):
     subset = digits(wanted)
-    assert len(subset.train_labels) == wanted
-    assert len(np.unique(subset.train_labels)) == 10
+    assert len(subset.train_targets) == wanted
+    assert len(np.unique(subset.train_targets)) == 10
 
 
 def test_a_class_missing_from_a_split_is_refused():
     data = digits()
-    train, test = data.train_labels != 4, data.test_labels != 9
-    without_four = replace(data, train_images=data.train_images[train], train_labels=data.train_labels[train])
-    without_nine = replace(data, test_images=data.test_images[test], test_labels=data.test_labels[test])
+    train, test = data.train_targets != 4, data.test_targets != 9
+    without_four = replace(data, train_inputs=data.train_inputs[train], train_targets=data.train_targets[train])
+    without_nine = replace(data, test_inputs=data.test_inputs[test], test_targets=data.test_targets[test])
     datasets.check_classes(data)
     with pytest.raises(SettingError, match=r"data\.name='digits': class 4 has no row in the training split"):
         datasets.check_classes(without_four)
@@ -147,12 +147,12 @@ def test_mnist_without_its_files_is_refused(tmp_path):
 )
 def test_mnist_is_read_from_its_files():
     data = datasets.load("mnist", str(SHARED_DATA), False, 2000, 0)
-    assert data.train_images.shape == (2000, 1, 28, 28)
-    assert data.test_images.shape == (10000, 1, 28, 28)
+    assert data.train_inputs.shape == (2000, 1, 28, 28)
+    assert data.test_inputs.shape == (10000, 1, 28, 28)
     assert (data.num_classes, data.max_value) == (10, 255)
     assert data.mean[0] == pytest.approx(0.1307, abs=1e-4)
     assert data.std[0] == pytest.approx(0.3081, abs=1e-4)
-    assert np.bincount(data.train_labels).min() > 150
+    assert np.bincount(data.train_targets).min() > 150
 
 
 @pytest.fixture
@@ -209,8 +209,8 @@ def missing():
 
 def test_a_users_own_data_set_is_arrays_from_a_function(users_folder):
     data = datasets.load("my_data_xyz:floats", None, False, None, 0, {"rows": 1200})
-    assert (data.input_shape, len(data.train_labels), data.max_value) == ((1, 8, 8), 1200, 1)
-    assert data.train_images.dtype == np.float32
+    assert (data.input_shape, len(data.train_targets), data.max_value) == ((1, 8, 8), 1200, 1)
+    assert data.train_inputs.dtype == np.float32
     assert data.train_users.tolist()[:9] == [0, 1, 2, 3, 4, 5, 6, 0, 1]
     inputs, _ = data.train_rows(np.arange(1200))
     assert abs(inputs.mean().item()) < 1e-5
@@ -222,20 +222,20 @@ def test_a_users_own_data_set_is_arrays_from_a_function(users_folder):
 def test_a_users_function_may_return_a_data_set_and_take_the_folder(users_folder):
     data = datasets.load("my_data_xyz:ready", "/any", False, None, 0)
     assert (data.name, data.max_value, data.num_classes) == ("my_data_xyz:ready", 16, 10)
-    assert np.array_equal(data.train_images, digits().train_images)
+    assert np.array_equal(data.train_inputs, digits().train_inputs)
     assert data.mean == digits().mean
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("one_array", "gives a ndarray; allowed: a raysim Dataset, or"),
+        ("one_array", "gives a ndarray; allowed: two raysim.Dataset"),
         ("three", "gives 3 arrays; allowed: 4"),
-        ("halves", r"train_labels of float64 \(1797,\) are not allowed; allowed: whole numbers from 0"),
-        ("whole", r"train_images of int64 \(1797, 1, 8, 8\) are not allowed; allowed: \(rows, channels"),
+        ("halves", r"train_targets of float64 \(1797,\) are not allowed; allowed: whole numbers from 0"),
+        ("whole", r"train_inputs of int64 \(1797, 1, 8, 8\) are not allowed; allowed: \(rows, channels"),
         ("last", "seem to have their channels last"),
         ("holes", "hold values that are not finite"),
-        ("short", "train_labels of int64"),
+        ("short", "train_targets of int64"),
         ("unlike", "they must be alike"),
         ("missing", "class 3 has no row in the test split"),
         ("flotas", "has no 'flotas'; nearest: floats"),

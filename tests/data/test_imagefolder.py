@@ -11,7 +11,7 @@ from PIL import Image
 
 from raysim.core.errors import SettingError
 from raysim.data import datasets, imagefolder
-from raysim.data.raw import RawImages, Source
+from raysim.data.raw import RawData, Source
 from raysim.data.transform import Transform
 from tests.conftest import SHARED_DATA
 
@@ -27,7 +27,7 @@ def folder(tmp_path, cifar_jpegs) -> Path:
     return root
 
 
-def load(root: Path, resize: int | None = None) -> RawImages:
+def load(root: Path, resize: int | None = None) -> RawData:
     return imagefolder.load(Source("imagefolder", str(root), resize=resize))
 
 
@@ -37,8 +37,8 @@ def test_images_are_those_of_torchvisions_image_folder(folder):
 
     raw = load(folder)
     for split, images, labels in (
-        ("train", raw.train_images, raw.train_labels),
-        ("test", raw.test_images, raw.test_labels),
+        ("train", raw.train_inputs, raw.train_targets),
+        ("test", raw.test_inputs, raw.test_targets),
     ):
         expected = ImageFolder(folder / split, transform=pil_to_tensor)
         assert np.array_equal(images, torch.stack([image for image, _ in expected]).numpy())
@@ -50,12 +50,12 @@ def test_a_second_start_decodes_nothing_and_a_changed_folder_is_noticed(folder, 
     assert (folder.parent / "images.raysim.npz").is_file()
     with monkeypatch.context() as patched:
         patched.setattr(imagefolder, "_decode", lambda paths: pytest.fail("decoded again"))
-        assert np.array_equal(load(folder).train_images, first.train_images)
+        assert np.array_equal(load(folder).train_inputs, first.train_inputs)
     changed = folder / "train" / "airplane" / "0000.jpg"
     changed.write_bytes((folder / "train" / "airplane" / "0001.jpg").read_bytes())
-    assert np.array_equal(load(folder).train_images[0], first.train_images[1])
+    assert np.array_equal(load(folder).train_inputs[0], first.train_inputs[1])
     (folder / "test" / "automobile" / "0003.jpg").unlink()
-    assert len(load(folder).test_images) == 19
+    assert len(load(folder).test_inputs) == 19
     assert [path.name for path in folder.parent.iterdir()] != []
     assert sorted(path.name for path in folder.parent.iterdir()) == ["images", "images.raysim.npz"]
 
@@ -64,15 +64,15 @@ def test_a_broken_cache_is_replaced(folder):
     first = load(folder)
     cache = folder.parent / "images.raysim.npz"
     cache.write_bytes(cache.read_bytes()[:5000])
-    assert np.array_equal(load(folder).train_images, first.train_images)
+    assert np.array_equal(load(folder).train_inputs, first.train_inputs)
     cache.write_bytes(b"something else")
-    assert np.array_equal(load(folder).train_images, first.train_images)
+    assert np.array_equal(load(folder).train_inputs, first.train_inputs)
     assert len(np.load(cache)["train"]) == 60
 
 
 def test_two_may_decode_at_the_same_time(folder):
     with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda _: load(folder).train_images, range(4)))
+        results = list(pool.map(lambda _: load(folder).train_inputs, range(4)))
     assert all(np.array_equal(result, results[0]) for result in results)
     assert len(np.load(folder.parent / "images.raysim.npz")["train"]) == 60
 
@@ -91,7 +91,7 @@ def test_where_the_place_beside_the_folder_cannot_be_written_the_users_cache_is_
 def test_without_any_place_to_write_the_reason_is_said(folder, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
     monkeypatch.setattr(imagefolder, "_cache_files", lambda root: [tmp_path / "file" / "images.raysim.npz"])
-    assert len(load(folder).train_images) == 60
+    assert len(load(folder).train_inputs) == 60
     assert "the decoded images cannot be kept for the next start (File exists)" in caplog.text
 
 
@@ -118,9 +118,9 @@ def test_images_of_unequal_size_need_a_size(folder):
 def test_grey_images_stay_grey_unless_some_have_colours(folder):
     for path in folder.rglob("*.jpg"):
         Image.open(io.BytesIO(path.read_bytes())).convert("L").save(path)
-    assert load(folder).train_images.shape == (60, 1, 32, 32)
+    assert load(folder).train_inputs.shape == (60, 1, 32, 32)
     save(folder / "train" / "airplane" / "0007.jpg", (32, 32))
-    mixed = load(folder).train_images
+    mixed = load(folder).train_inputs
     assert mixed.shape == (60, 3, 32, 32)
     assert np.array_equal(mixed[0, 0], mixed[0, 2])
 
@@ -153,9 +153,9 @@ def test_all_of_cifar_10_jpeg_is_decoded_once(tmp_path, monkeypatch):
     monkeypatch.setattr(imagefolder, "_decode", decoded.append)
     data = datasets.load("imagefolder", str(tmp_path / "cifar"), False, None, 0)
     assert not decoded
-    np.testing.assert_array_equal(data.test_images, first.test_images)
-    assert data.train_images.shape == (50000, 3, 32, 32)
-    assert np.bincount(data.train_labels).tolist() == [5000] * 10
-    assert np.bincount(data.test_labels).tolist() == [1000] * 10
+    np.testing.assert_array_equal(data.test_inputs, first.test_inputs)
+    assert data.train_inputs.shape == (50000, 3, 32, 32)
+    assert np.bincount(data.train_targets).tolist() == [5000] * 10
+    assert np.bincount(data.test_targets).tolist() == [1000] * 10
     assert data.mean == pytest.approx((0.491, 0.482, 0.447), abs=2e-3)  # of the lossless CIFAR-10: .4914 .4822 .4465
     assert os.path.getsize(tmp_path / "cifar.raysim.npz") < 185e6

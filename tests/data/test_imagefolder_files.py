@@ -18,11 +18,11 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from raysim.core.errors import SettingError
 from raysim.data import imagefolder
-from raysim.data.raw import RawImages, Source, from_arrays
+from raysim.data.raw import RawData, Source, from_arrays
 from tests.conftest import CONFIGS
 
 
-def load(root: Path, resize: int | None = None) -> RawImages:
+def load(root: Path, resize: int | None = None) -> RawData:
     return imagefolder.load(Source("imagefolder", str(root), resize=resize))
 
 
@@ -70,11 +70,11 @@ def test_grey_images_of_more_than_8_bits_are_scaled_by_their_range(tmp_path, kin
     save, suffix = KINDS[kind]
     save_all(tmp_path / "set", save, suffix)
     raw = load(tmp_path / "set")
-    assert (raw.train_images.dtype, raw.max_value, raw.train_images.shape) == (np.float32, 1, (6, 1, 6, 6))
+    assert (raw.train_inputs.dtype, raw.max_value, raw.train_inputs.shape) == (np.float32, 1, (6, 1, 6, 6))
     for number in range(3):
-        np.testing.assert_allclose(raw.train_images[number, 0], pixels(number) / 255, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(raw.train_inputs[number, 0], pixels(number) / 255, rtol=0, atol=1e-6)
     again = load(tmp_path / "set")
-    assert np.array_equal(again.train_images, raw.train_images)
+    assert np.array_equal(again.train_inputs, raw.train_inputs)
     assert again.max_value == 1
 
 
@@ -82,7 +82,7 @@ def test_12_bits_in_16_keep_all_their_steps(tmp_path):
     save_all(
         tmp_path / "set", lambda values, path: Image.fromarray((values + 2000).astype(np.uint16)).save(path), ".png"
     )
-    found = load(tmp_path / "set").train_images[0, 0]
+    found = load(tmp_path / "set").train_inputs[0, 0]
     np.testing.assert_allclose(found * 65535, pixels(0) + 2000, rtol=0, atol=1e-2)
 
 
@@ -92,12 +92,12 @@ def test_deep_and_shallow_images_of_a_set_have_one_scale(tmp_path):
     Image.fromarray((pixels(1) * 257).astype(np.uint16)).save(root / "train" / "a" / "1.png")
     rgb_of_16_bits(pixels(2), root / "train" / "a" / "2.png")
     raw = load(root)
-    assert raw.train_images.shape == (6, 3, 6, 6)
+    assert raw.train_inputs.shape == (6, 3, 6, 6)
     for number in range(3):
-        np.testing.assert_allclose(raw.train_images[number, 1], pixels(number) / 255, rtol=0, atol=2e-3)
-    small = load(root, resize=None).train_images
+        np.testing.assert_allclose(raw.train_inputs[number, 1], pixels(number) / 255, rtol=0, atol=2e-3)
+    small = load(root, resize=None).train_inputs
     Image.fromarray((pixels(1)[:4] * 257).astype(np.uint16)).save(root / "train" / "a" / "1.png")
-    resized = load(root, resize=6).train_images
+    resized = load(root, resize=6).train_inputs
     assert np.array_equal(resized[0], small[0])
     assert 0 <= resized.min() <= resized.max() <= 1
 
@@ -111,7 +111,7 @@ def test_other_modes_are_as_pillow_converts_them(tmp_path, mode):
     save_all(tmp_path / "set", lambda v, path: Image.fromarray(v.astype(np.uint8)).convert(mode).save(path), suffix)
     raw = load(tmp_path / "set")
     expected = Image.open(tmp_path / "set" / "train" / "a" / f"0{suffix}").convert("L" if mode == "L" else "RGB")
-    assert np.array_equal(raw.train_images[0], np.atleast_3d(np.asarray(expected)).transpose(2, 0, 1))
+    assert np.array_equal(raw.train_inputs[0], np.atleast_3d(np.asarray(expected)).transpose(2, 0, 1))
 
 
 @pytest.fixture
@@ -133,9 +133,9 @@ def test_folders_below_a_class_are_walked_as_torchvision_does(root, tmp_path):
     os.mkfifo(root / "train" / "a" / "pipe")  # without the name of an image it is passed over
     raw = load(root)
     expected = ImageFolder(root / "train", transform=lambda image: np.asarray(image)[:, :, 0])
-    assert len(raw.train_images) == 12
-    assert raw.train_labels.tolist() == expected.targets
-    assert np.array_equal(raw.train_images[:, 0], np.stack([image for image, _ in expected]))
+    assert len(raw.train_inputs) == 12
+    assert raw.train_targets.tolist() == expected.targets
+    assert np.array_equal(raw.train_inputs[:, 0], np.stack([image for image, _ in expected]))
 
 
 def test_files_of_all_suffixes_of_torchvision_are_read_in_either_case(tmp_path):
@@ -143,7 +143,7 @@ def test_files_of_all_suffixes_of_torchvision_are_read_in_either_case(tmp_path):
     for number, suffix in enumerate((*IMG_EXTENSIONS, *map(str.upper, IMG_EXTENSIONS), ".gif")):
         saved(tmp_path / "set", f"{number:02}{suffix}", Image.fromarray(pixels(number).astype(np.uint8)))
     expected = ImageFolder(tmp_path / "set" / "train", transform=lambda image: np.asarray(image)[:, :, 0])
-    found = load(tmp_path / "set").train_images
+    found = load(tmp_path / "set").train_inputs
     assert len(found) == 2 * len(IMG_EXTENSIONS)
     assert np.array_equal(found[:, 0], np.stack([image for image, _ in expected]))
 
@@ -153,7 +153,7 @@ def test_all_files_may_be_one_folder_deeper(root):
         (folder / "images").mkdir()
         for path in folder.glob("*.png"):
             path.rename(folder / "images" / path.name)
-    assert load(root).train_labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert load(root).train_targets.tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def listening(path: Path) -> None:
@@ -227,12 +227,12 @@ def test_names_that_are_no_text_are_refused(root, name):
 def test_a_kept_array_that_is_none_is_passed_over(root):
     kept = root.with_name("set.raysim.npz")
     os.mkfifo(kept)
-    assert len(load(root).train_images) == 6
+    assert len(load(root).train_inputs) == 6
 
 
 def test_the_name_of_a_file_does_not_matter(root):
     Image.fromarray(pixels(7).astype(np.uint8)).save(root / "train" / "a" / "0.png", "BMP")
-    assert np.array_equal(load(root).train_images[0, 0], pixels(7))
+    assert np.array_equal(load(root).train_inputs[0, 0], pixels(7))
 
 
 @pytest.mark.slow
@@ -278,11 +278,11 @@ def test_images_that_memory_does_not_hold_are_refused_before_they_are_decoded(
         with pytest.raises(SettingError, match=r"^data\.root='.*images' needs .* of memory; allowed: what fits into"):
             imagefolder.load(source)
     monkeypatch.setattr(resource, "getrlimit", lambda which: (num_bytes, num_bytes))
-    assert len(imagefolder.load(source).train_images) == 2
+    assert len(imagefolder.load(source).train_inputs) == 2
 
 
 def test_arrays_of_a_user_that_memory_does_not_hold_as_floats_are_refused(monkeypatch):
     images, labels = np.zeros((4, 8, 8)), np.arange(4)
     monkeypatch.setattr(resource, "getrlimit", lambda which: (1000, 1000))
-    with pytest.raises(SettingError, match=r"^data\.name='my': train_images=\(4, 1, 8, 8\) needs .* of memory"):
+    with pytest.raises(SettingError, match=r"^data\.name='my': train_inputs=\(4, 1, 8, 8\) needs .* of memory"):
         from_arrays("my", (images, labels, images, labels))

@@ -99,22 +99,21 @@ LABELS = np.arange(40) % 3
 REFUSED: dict[str, tuple[Callable[[], list[object]], str]] = {
     "beyond 64 bits": (
         lambda: with_labels(np.where(LABELS == 0, np.uint64(2**63 + 1), LABELS.astype(np.uint64))),
-        r"train_labels of uint64 \(40,\), 1 to 9223372036854775809, are not allowed; allowed: whole numbers from 0",
+        r"train_targets of uint64 \(40,\), 1 to 9223372036854775809, are not allowed; allowed: whole numbers",
     ),
     "beyond the rows": (
         lambda: with_labels(np.where(LABELS == 0, 2**40, LABELS)),
-        "train_labels hold the class 1099511627776, with 40 training rows; allowed: classes numbered from 0",
+        "train_targets hold the class 1099511627776, with 40 training rows; allowed: classes numbered from 0",
     ),
-    "of the test rows": (lambda: with_labels(np.full(20, 2**50), 3), "test_labels hold the class 1125899906842624"),
-    "negative": (lambda: with_labels(LABELS - 1), r"train_labels of int64 \(40,\), -1 to 1, are not allowed"),
-    "too few": (lambda: with_labels(LABELS[:39]), r"train_labels of int64 \(39,\), 0 to 2, are not allowed|\(39,\)"),
-    "floats": (lambda: with_labels(LABELS * 1.0), r"train_labels of float64 \(40,\) are not allowed"),
-    "booleans": (lambda: with_labels(LABELS > 0), r"train_labels of bool \(40,\) are not allowed"),
-    "texts": (lambda: with_labels(LABELS.astype(str)), r"train_labels of <U\d+ \(40,\) are not allowed"),
-    "objects": (lambda: with_labels(LABELS.astype(object)), r"train_labels of object \(40,\) are not allowed"),
-    "numbers of 70 digits": (lambda: with_labels([10**70] * 40), r"train_labels of object \(40,\) are not allowed"),
-    "ragged labels": (lambda: with_labels([[1], [1, 2]]), "train_labels are no array: ValueError"),
-    "ragged images": (lambda: with_labels([[1], [1, 2]], 0), "train_images are no array: ValueError"),
+    "of the test rows": (lambda: with_labels(np.full(20, 2**50), 3), "test_targets hold the class 1125899906842624"),
+    "negative": (lambda: with_labels(LABELS - 1), r"train_targets of int64 \(40,\), -1 to 1, are not allowed"),
+    "too few": (lambda: with_labels(LABELS[:39]), r"train_targets of int64 \(39,\), 0 to 2, are not allowed|\(39,\)"),
+    "floats": (lambda: with_labels(LABELS * 1.0), r"train_targets of float64 \(40,\) are not allowed"),
+    "booleans": (lambda: with_labels(LABELS > 0), r"train_targets of bool \(40,\) are not allowed"),
+    "objects": (lambda: with_labels(LABELS.astype(object)), r"train_targets of object \(40,\) are not allowed"),
+    "numbers of 70 digits": (lambda: with_labels([10**70] * 40), r"train_targets of object \(40,\) are not allowed"),
+    "ragged labels": (lambda: with_labels([[1], [1, 2]]), "train_targets are no array: ValueError"),
+    "ragged images": (lambda: with_labels([[1], [1, 2]], 0), "train_inputs are no array: ValueError"),
     "users beyond 64 bits": (
         lambda: [*arrays(), np.full(40, 2**64 - 1, np.uint64)],
         r"train_users of uint64 \(40,\), 18446744073709551615 to 18446744073709551615, are not allowed",
@@ -133,10 +132,10 @@ REFUSED: dict[str, tuple[Callable[[], list[object]], str]] = {
     ),
     "images of 16 bits": (
         lambda: with_labels(np.zeros((40, 1, 8, 8), np.uint16), 0),
-        r"train_images of uint16 \(40, 1, 8, 8\) are not allowed; allowed: .* unsigned bytes or floats",
+        r"train_inputs of uint16 \(40, 1, 8, 8\) are not allowed; allowed: .* unsigned bytes or floats",
     ),
-    "complex images": (lambda: with_labels(np.zeros((40, 1, 8, 8), complex), 0), "train_images of complex128"),
-    "objects as images": (lambda: with_labels(np.zeros((40, 1, 8, 8), object), 0), "train_images of object"),
+    "complex images": (lambda: with_labels(np.zeros((40, 1, 8, 8), complex), 0), "train_inputs of complex128"),
+    "objects as images": (lambda: with_labels(np.zeros((40, 1, 8, 8), object), 0), "train_inputs of object"),
 }
 
 
@@ -150,9 +149,9 @@ def test_what_is_no_data_is_refused_by_name(case):
 def test_a_data_set_of_one_class_or_with_a_gap():
     one = arrays()
     one[1], one[3] = np.zeros(40, np.int64), np.zeros(20, np.int64)
-    assert set(from_arrays("mine", one).train_labels) == {0}
-    with pytest.raises(SettingError, match="one label for each image, and at least one image"):
-        raw.check_counts("mine", raw.RawImages(one[0], one[1][:5], one[2], one[3]))
+    assert set(from_arrays("mine", one).train_targets) == {0}
+    with pytest.raises(SettingError, match="one target for each input, and at least one input"):
+        raw.check_counts("mine", raw.RawData(one[0], one[1][:5], one[2], one[3]))
 
 
 FILES: dict[str, tuple[Callable[[Path], Path], str]] = {

@@ -7,8 +7,8 @@ from raysim.data import datasets
 def test_noise_is_always_the_same_and_has_the_shape_that_is_asked_for() -> None:
     options = {"shape": [1, 4, 6], "classes": 3, "train_rows": 9, "test_rows": 5}
     data = datasets.load("noise", None, False, None, 0, options)
-    assert data.train_images.shape == (9, 1, 4, 6)
-    assert data.test_labels.tolist() == [0, 1, 2, 0, 1]
+    assert data.train_inputs.shape == (9, 1, 4, 6)
+    assert data.test_targets.tolist() == [0, 1, 2, 0, 1]
     assert data.digest == datasets.load("noise", None, False, None, 7, options).digest
 
 

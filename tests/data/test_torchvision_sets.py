@@ -12,6 +12,7 @@ from torchvision import datasets as originals
 
 from raysim.core.errors import SettingError
 from raysim.data import datasets
+from raysim.data.splits import DataSplits
 from tests.pickles import Running
 
 
@@ -21,7 +22,7 @@ def write_idx(path: Path, array: np.ndarray) -> None:
     path.write_bytes(header + array.astype(np.uint8).tobytes())
 
 
-def load(name: str, root: Path, **options: str) -> datasets.Dataset:
+def load(name: str, root: Path, **options: str) -> DataSplits:
     return datasets.load(name, str(root), False, None, 0, options)
 
 
@@ -32,9 +33,9 @@ def test_idx_files_are_read(tmp_path, mnist_rows, name):
         write_idx(tmp_path / name / "raw" / f"{prefix}-images-idx3-ubyte", images[rows])
         write_idx(tmp_path / name / "raw" / f"{prefix}-labels-idx1-ubyte", labels[rows])
     data = load(name.lower(), tmp_path)
-    assert np.array_equal(data.train_images, images[:200, None])
-    assert np.array_equal(data.test_labels, labels[200:])
-    assert (data.input_shape, data.num_classes, data.train_labels.dtype) == ((1, 28, 28), 10, np.int64)
+    assert np.array_equal(data.train_inputs, images[:200, None])
+    assert np.array_equal(data.test_targets, labels[200:])
+    assert (data.input_shape, data.num_classes, data.train_targets.dtype) == ((1, 28, 28), 10, np.int64)
 
 
 @pytest.mark.parametrize(("split", "first"), [("balanced", 0), ("letters", 1), ("mnist", 0)])
@@ -45,8 +46,8 @@ def test_emnist_is_turned_upright_and_its_letters_count_from_0(tmp_path, mnist_r
         write_idx(path.with_name(f"{path.name}-images-idx3-ubyte"), images[rows].swapaxes(1, 2))
         write_idx(path.with_name(f"{path.name}-labels-idx1-ubyte"), labels[rows] + first)
     data = load("emnist", tmp_path, split=split)
-    assert np.array_equal(data.train_images, images[:200, None])
-    assert np.array_equal(data.train_labels, labels[:200])
+    assert np.array_equal(data.train_inputs, images[:200, None])
+    assert np.array_equal(data.train_targets, labels[:200])
 
 
 def pixels(jpegs: dict[str, list[bytes]]) -> tuple[np.ndarray, np.ndarray]:
@@ -73,9 +74,9 @@ def test_cifar10_is_read_from_its_batches(tmp_path, cifar_jpegs, monkeypatch):
     monkeypatch.setattr(originals.CIFAR10, "test_list", [["test_batch", None]])
     monkeypatch.setitem(originals.CIFAR10.meta, "md5", None)
     data = load("cifar10", tmp_path)
-    assert np.array_equal(data.train_images.transpose(0, 2, 3, 1), images[:60])
-    assert np.array_equal(data.test_images.transpose(0, 2, 3, 1), images[60:72])
-    assert data.train_labels.tolist() == labels[:60].tolist()
+    assert np.array_equal(data.train_inputs.transpose(0, 2, 3, 1), images[:60])
+    assert np.array_equal(data.test_inputs.transpose(0, 2, 3, 1), images[60:72])
+    assert data.train_targets.tolist() == labels[:60].tolist()
 
 
 def test_cifar100_has_its_fine_classes(tmp_path, cifar_jpegs, monkeypatch):
@@ -90,7 +91,7 @@ def test_cifar100_has_its_fine_classes(tmp_path, cifar_jpegs, monkeypatch):
         monkeypatch.setattr(originals.CIFAR100, member, [[name, None]])
     monkeypatch.setitem(originals.CIFAR100.meta, "md5", None)
     data = load("cifar100", tmp_path)
-    assert np.array_equal(data.test_images.transpose(0, 2, 3, 1), images[60:])
+    assert np.array_equal(data.test_inputs.transpose(0, 2, 3, 1), images[60:])
     assert (data.num_classes, data.input_shape) == (2, (3, 32, 32))
 
 
@@ -106,8 +107,8 @@ def test_svhn_is_read_from_its_matrices(tmp_path, cifar_jpegs, monkeypatch):
         listed[split] = ["", name, None]
     monkeypatch.setattr(originals.SVHN, "split_list", listed)
     data = load("svhn", tmp_path)
-    assert np.array_equal(data.train_images.transpose(0, 2, 3, 1), images[:60])
-    assert np.array_equal(data.test_labels, labels[60:])
+    assert np.array_equal(data.train_inputs.transpose(0, 2, 3, 1), images[:60])
+    assert np.array_equal(data.test_targets, labels[60:])
 
 
 @pytest.mark.parametrize(
@@ -167,5 +168,5 @@ def test_images_and_labels_of_unequal_number_are_refused(tmp_path, mnist_rows):
     for prefix in ("train", "t10k"):
         write_idx(tmp_path / "MNIST" / "raw" / f"{prefix}-images-idx3-ubyte", images)
         write_idx(tmp_path / "MNIST" / "raw" / f"{prefix}-labels-idx1-ubyte", labels[:250])
-    with pytest.raises(SettingError, match="has 300 train images and 250 labels for them"):
+    with pytest.raises(SettingError, match="has 300 train inputs and 250 targets for them"):
         load("mnist", tmp_path)

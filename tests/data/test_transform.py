@@ -5,13 +5,13 @@ import torch
 from raysim.config import loader
 from raysim.core.errors import SettingError
 from raysim.data import datasets, raw, transform
-from raysim.data.datasets import Dataset
+from raysim.data.splits import DataSplits
 from raysim.data.transform import Transform
 from raysim.simulation.build import build_scenario
 from tests.conftest import tiny_settings
 
 
-def digits(**settings: object) -> Dataset:
+def digits(**settings: object) -> DataSplits:
     return datasets.load("digits", None, False, None, 0, transform=Transform(**settings))
 
 
@@ -21,8 +21,8 @@ PLAIN = digits()
 def test_padding_puts_zeros_around_and_changes_the_digest():
     padded = digits(pad_to=13)
     assert padded.input_shape == (1, 13, 13)
-    np.testing.assert_array_equal(padded.test_images[:, :, 2:10, 2:10], PLAIN.test_images)
-    assert int(padded.train_images.astype(int).sum()) == int(PLAIN.train_images.astype(int).sum())
+    np.testing.assert_array_equal(padded.test_inputs[:, :, 2:10, 2:10], PLAIN.test_inputs)
+    assert int(padded.train_inputs.astype(int).sum()) == int(PLAIN.train_inputs.astype(int).sum())
     assert padded.digest != PLAIN.digest
 
 
@@ -35,9 +35,9 @@ def test_grey_becomes_three_equal_channels_with_one_normalization():
     data = digits(grey_to_rgb=True)
     assert data.input_shape == (3, 8, 8)
     assert data.mean == PLAIN.mean * 3
-    assert all(np.array_equal(data.train_images[:, channel], PLAIN.train_images[:, 0]) for channel in range(3))
+    assert all(np.array_equal(data.train_inputs[:, channel], PLAIN.train_inputs[:, 0]) for channel in range(3))
     with pytest.raises(SettingError, match=r"grey_to_rgb=true is not allowed with images of 3 channels"):
-        transform.apply(raw.RawImages(*[data.train_images, data.train_labels] * 2), Transform(grey_to_rgb=True))
+        transform.apply(raw.RawData(*[data.train_inputs, data.train_targets] * 2), Transform(grey_to_rgb=True))
 
 
 @pytest.mark.parametrize("pixels", [5, 8, 24])
@@ -45,16 +45,16 @@ def test_resized_images_are_torchvisions_up_to_rounding(pixels):
     from torchvision.transforms.v2 import functional
 
     data = digits(resize=pixels)
-    expected = functional.resize(torch.from_numpy(PLAIN.test_images) / 16, [pixels, pixels], antialias=True)
-    assert (data.max_value, data.test_images.dtype, data.input_shape) == (255, np.uint8, (1, pixels, pixels))
-    assert np.abs(data.test_images / 255 - expected.numpy()).max() <= 0.5 / 255 + 1e-6
+    expected = functional.resize(torch.from_numpy(PLAIN.test_inputs) / 16, [pixels, pixels], antialias=True)
+    assert (data.max_value, data.test_inputs.dtype, data.input_shape) == (255, np.uint8, (1, pixels, pixels))
+    assert np.abs(data.test_inputs / 255 - expected.numpy()).max() <= 0.5 / 255 + 1e-6
 
 
 def test_the_order_is_grey_to_rgb_then_resize_then_pad():
     data = digits(grey_to_rgb=True, resize=16, pad_to=24)
     assert data.input_shape == (3, 24, 24)
-    assert data.train_images[:, :, :4].max() == 0
-    assert np.array_equal(data.train_images[:, :1, 4:20, 4:20], digits(resize=16).train_images)
+    assert data.train_inputs[:, :, :4].max() == 0
+    assert np.array_equal(data.train_inputs[:, :1, 4:20, 4:20], digits(resize=16).train_inputs)
 
 
 def test_without_normalization_inputs_are_in_0_to_1():
@@ -65,7 +65,7 @@ def test_without_normalization_inputs_are_in_0_to_1():
 def test_a_given_mean_and_deviation_are_used_and_change_the_digest():
     data = digits(mean=[0.5], std=[0.25])
     inputs, _ = data.train_rows(np.arange(3))
-    assert np.allclose(inputs.numpy(), (PLAIN.train_images[:3] / 16 - 0.5) / 0.25)
+    assert np.allclose(inputs.numpy(), (PLAIN.train_inputs[:3] / 16 - 0.5) / 0.25)
     assert data.digest != PLAIN.digest
 
 

@@ -73,7 +73,7 @@ def test_the_data_sets_are_mlflows_own(finished) -> None:
     found = {each.tags[0].value: each.dataset for each in run.inputs.dataset_inputs}
     assert list(found) == ["train", "test"]
     assert all(each.tags[0].key == "mlflow.data.context" for each in run.inputs.dataset_inputs)
-    for split, labels in (("train", data.train_labels), ("test", data.test_labels)):
+    for split, labels in (("train", data.train_targets), ("test", data.test_targets)):
         dataset = found[split]
         assert (dataset.name, dataset.digest) == ("digits", f"{data.digest[:28]}-{split}")
         profile = json.loads(dataset.profile)
@@ -183,7 +183,7 @@ LOADING, _ = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTAL
 
 def scores_elsewhere(summary, data, folder: Path, name: str = "digits") -> float:
     """Accuracy on the test set of the registered model, loaded in a process that knows nothing of raysim."""
-    inputs, labels = data.test_rows(np.arange(len(data.test_labels)))
+    inputs, labels = data.test_rows(np.arange(len(data.test_targets)))
     np.savez(folder / "test.npz", inputs=inputs.numpy(), labels=labels.numpy())
     code = LOADING.replace("sqlite:///runs/mlflow.db", summary["tracking_uri"]).replace(
         "models:/digits/", f"models:/{name}/"

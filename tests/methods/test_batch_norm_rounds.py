@@ -306,7 +306,7 @@ def test_heterofl_with_batch_norm_over_three_rounds(widths: tuple[float, ...]) -
             keep = float(population.devices.keep_ratio[client])
             level = max(level for level in (1, 1 / 2, 1 / 4, 1 / 8, 1 / 16) if level <= keep)
             kept = list(range(count(FIRST, level))), list(range(count(SECOND, level)))
-            owned = sorted({int(data.train_labels[row]) for row in population.train[client]})
+            owned = sorted({int(data.train_targets[row]) for row in population.train[client]})
             trained, _ = train(scenario, client, round, cut(params, kept), 1 / level, owned)
             held, own_rows = places(kept), [row for label in owned for row in (label,)]
             for key in ("9.weight", "9.bias"):

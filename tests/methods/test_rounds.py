@@ -202,7 +202,7 @@ def test_heterofl_and_fedrolex_scale_mask_classes_and_average_over_holders(name:
             kept = first(plan, level)
             if name == "fedrolex":
                 kept = {g: [(u + round - 1) % sizes(plan)[g] for u in units] for g, units in kept.items()}
-            owned = sorted(set(data.train_labels[scenario.workload.population.train[client.id]].tolist()))
+            owned = sorted(set(data.train_targets[scenario.workload.population.train[client.id]].tolist()))
             masked.append(10 - len(owned))
             own = held_by(plan, kept, params)
             trained, _losses = train(scenario, params, client.id, round, own, loss=scaled_loss(1 / level, owned))

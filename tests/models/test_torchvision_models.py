@@ -24,7 +24,7 @@ QUICK = ("resnet18", "squeezenet1_1")
 
 
 def build(name: str, shape: tuple[int, ...] = (3, 32, 32), num_classes: int = 7, **options: object) -> nn.Module:
-    return zoo.build(f"torchvision/{name}", options, shape, num_classes, seed=0)
+    return zoo.build(f"torchvision/{name}", options, zoo.DataForm(shape, num_classes), seed=0)
 
 
 def on_meta(name: str, shape: tuple[int, ...]) -> nn.Module:

@@ -15,7 +15,7 @@ SHAPE = (1, 8, 8)
 
 
 def mlp(num_classes: int = 10, hidden: int = 16, seed: int = 0) -> nn.Module:
-    return zoo.build("mlp", {"hidden": [hidden]}, SHAPE, num_classes, seed)
+    return zoo.build("mlp", {"hidden": [hidden]}, zoo.DataForm(SHAPE, num_classes), seed)
 
 
 def saved(path: Path, state: dict[str, torch.Tensor]) -> str:
@@ -43,9 +43,9 @@ def test_a_classifier_for_other_classes_keeps_fresh_values(tmp_path):
 
 @pytest.mark.slow
 def test_an_adapted_first_convolution_keeps_fresh_values(tmp_path):
-    published = zoo.build("torchvision/resnet18", {}, (3, 64, 64), 1000, 1)
+    published = zoo.build("torchvision/resnet18", {}, zoo.DataForm((3, 64, 64), 1000), 1)
     path = saved(tmp_path / "w.pth", published.state_dict())
-    model = zoo.build("torchvision/resnet18", {}, (1, 28, 28), 10, 0)
+    model = zoo.build("torchvision/resnet18", {}, zoo.DataForm((1, 28, 28), 10), 0)
     assert weights.load_into(model, path, "torchvision/resnet18", 10) == ["conv1.weight", "fc.weight", "fc.bias"]
     assert torch.equal(model.layer4[1].conv2.weight, published.layer4[1].conv2.weight)
     assert torch.equal(model.bn1.running_var, published.bn1.running_var)
@@ -99,7 +99,7 @@ def test_paths_are_refused_before_anything_is_built(path, said):
 
 
 def test_a_scenario_starts_from_the_weights_and_says_what_is_fresh(tmp_path, capsys):
-    source = zoo.build("cnn", {"channels": [4, 8], "hidden": 16}, SHAPE, 3, 9)
+    source = zoo.build("cnn", {"channels": [4, 8], "hidden": 16}, zoo.DataForm(SHAPE, 3), 9)
     path = saved(tmp_path / "w.safetensors", source.state_dict())
     model = build_scenario(tiny_settings(f"model.weights={path}")).workload.model
     assert torch.equal(model[0].weight, source[0].weight)

@@ -9,24 +9,79 @@ from raysim.simulation.build import build_scenario
 from tests.conftest import INPUTS, tiny_settings
 
 
-@pytest.mark.parametrize("name", zoo.MODELS)
+@pytest.mark.parametrize("name", INPUTS)
 def test_models_map_images_to_class_scores(name: str) -> None:
     for channels in (1, 3):
         shape = (channels, *INPUTS[name][1:])
-        assert zoo.build(name, {}, shape, 7, seed=0)(torch.randn(3, *shape)).shape == (3, 7)
+        outputs = zoo.build(name, {}, zoo.DataForm(shape, 7), seed=0)(torch.randn(3, *shape))
+        assert outputs.shape == ((3, 7, *shape[1:]) if name == "unet" else (3, 7))
+
+
+def test_every_model_reads_something() -> None:
+    assert {name for name, entry in zoo.MODELS.items() if entry.inputs in ("images", "any floats")} == set(INPUTS)
+
+
+@pytest.mark.parametrize("task", ["classification", "next-token"])
+@pytest.mark.parametrize("name", ["char-lstm", "gru", "transformer"])
+def test_models_map_token_ids_to_scores_of_a_row_or_of_each_position(name: str, task: str) -> None:
+    model = zoo.build(name, {}, zoo.DataForm((12,), 7, vocabulary=7, task=task), seed=0).eval()
+    tokens = torch.randint(7, (3, 12))
+    outputs = model(tokens)
+    assert outputs.shape == ((3, 12, 7) if task == "next-token" else (3, 7))
+    if task == "next-token":  # no position reads those behind it
+        torch.testing.assert_close(model(tokens[:, :5]), outputs[:, :5])
+
+
+def test_recurrent_networks_map_series_to_scores() -> None:
+    for name in ("char-lstm", "gru"):
+        assert zoo.build(name, {}, zoo.DataForm((2, 12), 3), seed=0)(torch.randn(5, 2, 12)).shape == (5, 3)
+
+
+def test_char_lstm_has_the_size_of_leafs() -> None:
+    """8 x 80 of the embedding; 4 x 256 x (8 + 256 + 2) and 4 x 256 x (256 + 256 + 2); 257 x 80."""
+    model = zoo.build("char-lstm", {}, zoo.DataForm((80,), 80, vocabulary=80), seed=0)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 640 + 272_384 + 526_336 + 20_560 == 819_920
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "said"),
+    [
+        (
+            "cnn",
+            zoo.DataForm((12,), 7, vocabulary=7),
+            "reads images, and the data's inputs are token ids of 12; .*gru",
+        ),
+        ("transformer", zoo.DataForm((3, 8, 8), 7), "reads token ids, and the data's inputs are images of 3 x 8 x 8"),
+        (
+            "gru",
+            zoo.DataForm((5,), 7),
+            "reads token ids or series, and the data's inputs are vectors of 5; .*mlp",
+        ),
+        ("mlp", zoo.DataForm((12,), 7, vocabulary=7), "reads any floats, and the data's inputs are token ids of 12"),
+        ("torchvision/resnet18", zoo.DataForm((12,), 7), "reads images, and the data's inputs are vectors of 12"),
+    ],
+)
+def test_a_model_that_does_not_read_the_inputs_is_refused(name: str, form: zoo.DataForm, said: str) -> None:
+    with pytest.raises(SettingError, match=said):
+        zoo.build(name, {}, form, seed=0)
+
+
+def test_widths_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(SettingError, match="width=10 is no multiple of heads=4"):
+        zoo.build("transformer", {"width": 10}, zoo.DataForm((12,), 7, vocabulary=7), seed=0)
 
 
 def test_weights_come_from_the_seed_and_the_generator_is_put_back() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    one, same, other = (zoo.build("mlp", {}, (1, 4, 4), 3, seed=seed) for seed in (1, 1, 2))
+    one, same, other = (zoo.build("mlp", {}, zoo.DataForm((1, 4, 4), 3), seed=seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(one[1].weight, same[1].weight)
     assert not torch.equal(one[1].weight, other[1].weight)
 
 
 def test_a_linear_model_is_an_mlp_without_hidden_layers() -> None:
-    assert len(list(zoo.build("mlp", {"hidden": []}, (1, 4, 4), 3, seed=0).parameters())) == 2
+    assert len(list(zoo.build("mlp", {"hidden": []}, zoo.DataForm((1, 4, 4), 3), seed=0).parameters())) == 2
 
 
 @pytest.mark.parametrize(
@@ -58,7 +113,7 @@ def test_a_linear_model_is_an_mlp_without_hidden_layers() -> None:
 )
 def test_what_cannot_be_built_is_refused(name: str, options: dict, shape: tuple, parts: list[str]) -> None:
     with pytest.raises(SettingError) as error:
-        zoo.build(name, options, shape, 10, seed=0)
+        zoo.build(name, options, zoo.DataForm(shape, 10), seed=0)
     assert all(part in str(error.value) for part in parts), str(error.value)
 
 
@@ -93,12 +148,14 @@ def users_folder(tmp_path, monkeypatch):
 
 
 def test_a_users_own_model_is_given_what_its_signature_names(users_folder) -> None:
-    model = zoo.build("my_net_xyz:build", {"width": 6}, (1, 8, 8), 10, seed=0)
+    model = zoo.build("my_net_xyz:build", {"width": 6}, zoo.DataForm((1, 8, 8), 10), seed=0)
     assert [layer.weight.shape for layer in model[1:]] == [(6, 64), (10, 6)]
-    same, other = (zoo.build("my_net_xyz:build", {"width": 6}, (1, 8, 8), 10, seed=seed) for seed in (0, 1))
+    same, other = (
+        zoo.build("my_net_xyz:build", {"width": 6}, zoo.DataForm((1, 8, 8), 10), seed=seed) for seed in (0, 1)
+    )
     assert torch.equal(model[1].weight, same[1].weight)
     assert not torch.equal(model[1].weight, other[1].weight)
-    assert zoo.build("my_net_xyz:Fixed", {"classes": 10}, (1, 8, 8), 10, seed=0)[1].out_features == 10
+    assert zoo.build("my_net_xyz:Fixed", {"classes": 10}, zoo.DataForm((1, 8, 8), 10), seed=0)[1].out_features == 10
     assert zoo.kept_whole("my_net_xyz:build") == []
 
 
@@ -106,7 +163,7 @@ def test_a_users_own_model_is_given_what_its_signature_names(users_folder) -> No
     ("name", "options", "said"),
     [
         ("Fixed", {}, r"model\.options=\{\} is not allowed for .* missing a required argument: 'classes'"),
-        ("Fixed", {"classes": 7}, r"two images give \(2, 7\) instead of \(2, 10\)"),
+        ("Fixed", {"classes": 7}, r"two inputs give \(2, 7\) instead of \(2, 10\)"),
         ("no_module", {}, r"gives a str; allowed: a torch\.nn\.Module"),
         ("breaks", {}, r"fails: RuntimeError: no such thing \(.*my_net_xyz\.py:\d+, in breaks\)"),
         ("constant", {}, "is a int; allowed: a function or class"),
@@ -115,7 +172,7 @@ def test_a_users_own_model_is_given_what_its_signature_names(users_folder) -> No
 )
 def test_a_users_model_that_does_not_fit_is_refused(users_folder, name, options, said) -> None:
     with pytest.raises(SettingError, match=said):
-        zoo.build(f"my_net_xyz:{name}", options, (1, 8, 8), 10, seed=0)
+        zoo.build(f"my_net_xyz:{name}", options, zoo.DataForm((1, 8, 8), 10), seed=0)
 
 
 def test_layers_of_a_users_model_are_kept_whole_by_name(users_folder) -> None:
@@ -128,9 +185,9 @@ def test_layers_of_a_users_model_are_kept_whole_by_name(users_folder) -> None:
 
 
 def test_the_network_with_dropout_has_the_parameters_of_the_reference_workload() -> None:
-    model = zoo.build("cnn-dropout", {}, (3, 32, 32), 10, 0)
+    model = zoo.build("cnn-dropout", {}, zoo.DataForm((3, 32, 32), 10), 0)
     assert sum(parameter.numel() for parameter in model.parameters()) == 1_626_442
-    assert zoo.build("cnn-dropout", {}, (1, 28, 28), 62, 0)(torch.zeros(2, 1, 28, 28)).shape == (2, 62)
+    assert zoo.build("cnn-dropout", {}, zoo.DataForm((1, 28, 28), 62), 0)(torch.zeros(2, 1, 28, 28)).shape == (2, 62)
 
 
 @pytest.mark.parametrize(
@@ -147,14 +204,14 @@ def test_the_network_with_dropout_has_the_parameters_of_the_reference_workload()
     ],
 )
 def test_networks_have_the_parameters_of_their_description(name: str, options: dict, parameters: int) -> None:
-    model = zoo.build(name, options, (3, 32, 32), 10, seed=0)
+    model = zoo.build(name, options, zoo.DataForm((3, 32, 32), 10), seed=0)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
 def test_normalization_is_an_option_of_a_convnet() -> None:
     kinds = {"none": set(), "batch": {torch.nn.BatchNorm2d}, "group": {torch.nn.GroupNorm}}
     for norm, kind in kinds.items():
-        model = zoo.build("convnet", {"norm": norm}, (3, 32, 32), 10, seed=0)
+        model = zoo.build("convnet", {"norm": norm}, zoo.DataForm((3, 32, 32), 10), seed=0)
         assert {type(layer) for layer in model if "Norm" in type(layer).__name__} == kind
         assert all((layer.bias is None) == (norm != "none") for layer in model if isinstance(layer, torch.nn.Conv2d))
 
@@ -163,14 +220,18 @@ def test_normalization_is_an_option_of_a_convnet() -> None:
     ("name", "classes", "parameters"), [("two-cnn", 10, 1_663_370), ("femnist-cnn", 62, 6_603_710)]
 )
 def test_networks_of_autoflip_have_the_parameters_of_their_sources(name: str, classes: int, parameters: int) -> None:
-    model = zoo.build(name, {}, (1, 28, 28), classes, seed=0)
+    model = zoo.build(name, {}, zoo.DataForm((1, 28, 28), classes), seed=0)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
-    assert zoo.build(name, {}, (3, 6, 9), classes, seed=0)(torch.zeros(2, 3, 6, 9)).shape == (2, classes)
+    assert zoo.build(name, {}, zoo.DataForm((3, 6, 9), classes), seed=0)(torch.zeros(2, 3, 6, 9)).shape == (
+        2,
+        classes,
+    )
 
 
 def test_resnet32_is_the_name_of_depth_32() -> None:
     named, of_depth = (
-        zoo.build(*each, (3, 32, 32), 10, seed=0) for each in (("resnet32", {}), ("resnet", {"depth": 32}))
+        zoo.build(*each, zoo.DataForm((3, 32, 32), 10), seed=0)
+        for each in (("resnet32", {}), ("resnet", {"depth": 32}))
     )
     assert list(named.state_dict()) == list(of_depth.state_dict())
     assert all(torch.equal(value, of_depth.state_dict()[key]) for key, value in named.state_dict().items())

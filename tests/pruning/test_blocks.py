@@ -86,7 +86,7 @@ def small_net() -> tuple[nn.Module, tuple[int, ...]]:
 
 
 def resnet32() -> tuple[nn.Module, tuple[int, ...]]:
-    return zoo.build("resnet32", {}, (3, 8, 8), 10, seed=0), (3, 8, 8)
+    return zoo.build("resnet32", {}, zoo.DataForm((3, 8, 8), 10), seed=0), (3, 8, 8)
 
 
 def vit() -> tuple[nn.Module, tuple[int, ...]]:

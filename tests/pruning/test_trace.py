@@ -18,7 +18,7 @@ from tests.oracles import BranchNet, DepthwiseNet, FlippedNet, GatedNet
 
 @functools.cache
 def traced(name: str, **options: int) -> tuple[nn.Module, ChannelPlan]:
-    model = zoo.build(name, options, (3, 32, 32), 10, seed=0)
+    model = zoo.build(name, options, zoo.DataForm((3, 32, 32), 10), seed=0)
     return model, ChannelPlan.trace(model, torch.randn(2, 3, 32, 32), zoo.MODELS[name].keep_whole)
 
 

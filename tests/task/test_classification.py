@@ -83,14 +83,14 @@ def test_balanced_weights_are_scikit_learns():
     expected = compute_class_weight("balanced", classes=np.arange(4), y=labels)
     assert balanced_weights(np.bincount(labels)) == pytest.approx(expected)
     scenario = build_scenario(tiny_settings("data.max_train_examples=150", "training.class_weights=balanced"))
-    counts = np.bincount(scenario.workload.data.train_labels)
+    counts = np.bincount(scenario.workload.data.train_targets)
     assert scenario.workload.task.training_loss.class_weights == balanced_weights(counts)
 
 
 def test_balanced_weights_are_those_of_the_rows_that_train():
     some = ("data.max_train_examples=150", "data.validation_share=0.3", "training.class_weights=balanced")
     scenario = build_scenario(tiny_settings(*some))
-    labels = scenario.workload.data.train_labels
+    labels = scenario.workload.data.train_targets
     counts, all_counts = np.bincount(np.delete(labels, scenario.validation_rows)), np.bincount(labels)
     assert scenario.workload.task.training_loss.class_weights == balanced_weights(counts)
     assert balanced_weights(counts) != balanced_weights(all_counts)

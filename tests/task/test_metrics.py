@@ -121,7 +121,7 @@ def test_clients_are_scored_by_them_if_asked(more: tuple[str, ...]) -> None:
         assert (np.isnan(clients[f"heldout_{name}"]) == ~scored).all()
     assert (clients["heldout_top_3"][scored] >= clients["accuracy"][scored]).all()
     for index in np.flatnonzero(scored):
-        labels = scenario.workload.data.train_labels[population.heldout[clients["client"][index]]]
+        labels = scenario.workload.data.train_targets[population.heldout[clients["client"][index]]]
         rows_of = np.bincount(labels, minlength=10)
         recall = np.array([clients[f"heldout_recall/{label}"][index] for label in range(10)])
         assert (np.isnan(recall) == (rows_of == 0)).all()

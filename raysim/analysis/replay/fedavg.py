@@ -7,8 +7,8 @@ from raysim.analysis.replay.finished_run import FinishedRun
 from raysim.analysis.replay.work import Conditions
 from raysim.client.training import LocalTraining
 from raysim.client.view import Workload
-from raysim.data.datasets import Dataset
 from raysim.data.row_sets import RowSets
+from raysim.data.splits import DataSplits
 from raysim.methods import resolve as methods
 from raysim.methods.method import Method
 from raysim.models.cost import ModelCost
@@ -73,7 +73,7 @@ def scenario_of(recorded: FinishedRun, conditions: Conditions) -> Scenario:
     owned = RowSets(np.concatenate([[0], np.cumsum(counts)]), NO_ROWS)
     population = Population(conditions.devices, owned, RowSets(np.zeros_like(owned.offsets), NO_ROWS))
     images, labels = np.empty((0, 1, 1, 1), dtype=np.uint8), NO_ROWS
-    data = Dataset(settings.data.name, images, labels, images, labels, 1, 1.0, (0.0,), (1.0,))
+    data = DataSplits(settings.data.name, images, labels, images, labels, 1, 1.0, (0.0,), (1.0,))
     chosen = settings.selection
     return Scenario(
         workload=Workload(

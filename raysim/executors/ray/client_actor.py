@@ -147,6 +147,6 @@ def measured_share(trainer: ClientTrainer, pack_size: int) -> float:
     assignments = packed(assignments, counts[assignments.clients], workload.local.batch_size, pack_size)
     params = dict(workload.model.state_dict())
     trainer.train(assignments, Broadcast(1, params, LocalRules()))
-    trainer.score(params, np.arange(min(evaluation.BATCH, len(workload.data.test_labels))))
+    trainer.score(params, np.arange(min(evaluation.BATCH, len(workload.data.test_targets))))
     free_bytes, total_bytes = torch.cuda.mem_get_info()
     return needed_share(total_bytes - free_bytes, total_bytes)

@@ -157,9 +157,9 @@ def test_the_data_set_reaches_a_machine_once(local_ray) -> None:
 
     scenario = build_scenario(tiny_settings())
     data = scenario.workload.data
-    many = np.repeat(data.train_images, 1500, axis=0)
+    many = np.repeat(data.train_inputs, 1500, axis=0)
     assert many.nbytes > 100e6
-    scenario = replace(scenario, workload=replace(scenario.workload, data=replace(data, train_images=many)))
+    scenario = replace(scenario, workload=replace(scenario.workload, data=replace(data, train_inputs=many)))
     actors = [ray.remote(num_cpus=1)(Probe).remote() for _ in range(3)]
     before = ray.get([actor.private_mb.remote() for actor in actors])
     reference = ray.put(scenario)
