@@ -56,8 +56,9 @@ class DataSettings(Settings):
 
     name: str = "digits"
     """Data set: `digits` (scikit-learn, embedded), `mnist`, `fashionmnist`, `emnist`, `kmnist`, `cifar10`,
-    `cifar100`, `svhn` (torchvision), `imagefolder` (`train/<class>/*` and `test/<class>/*`), `noise` (random, for
-    benchmarks), or a dotted path `my_pkg.data:load`."""
+    `cifar100`, `svhn` (torchvision), `imagefolder` (`train/<class>/*` and `test/<class>/*`), `python-source`
+    (Python's own modules as text, embedded), `text` (files below `root`), `noise` (random, for benchmarks), or a
+    dotted path `my_pkg.data:load`."""
     root: PathText | None = None
     """Folder of the data set's files, if it has any, relative to the working directory."""
     download: bool = False
@@ -68,9 +69,9 @@ class DataSettings(Settings):
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the loader: `{split: letters}` of `emnist`, or those of a dotted path."""
     transform: TransformSettings = TransformSettings()
-    """Transforms of the images."""
+    """Transforms of images; inputs of other kinds have none."""
     max_train_examples: Count | None = None
-    """Largest number of training rows, drawn in equal shares per class; null: all rows."""
+    """Largest number of training rows, drawn so that classes keep their shares; null: all rows."""
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the training rows that validates, in [0, 1): taken class by class before the rows are divided among
     the clients, never trained on, and scored as often as the test rows. What is chosen by looking (the best trial of
