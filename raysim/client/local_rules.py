@@ -62,7 +62,9 @@ def scaled_outputs(model: nn.Module, plan: ChannelPlan, factor: float) -> Iterat
         yield
         return
 
-    def scale(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    def scale(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        if isinstance(output, tuple):  # of recurrent layers and attention, which return more beside their output
+            return (output[0] * factor, *output[1:])
         return output * factor
 
     keys = [slot.key for _, slot in plan.slots() if slot.role == "weight" and len(plan.shapes[slot.key]) > 1]
