@@ -34,7 +34,7 @@ class CostTable:
         model: The full model.
         plan: Its channel groups.
         input_shape: Shape of one input.
-        example: Two inputs, for models whose forward needs values. None: zeros.
+        example: Two inputs, for models whose forward needs values, or that read whole numbers. None: zeros.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class CostTable:
     @cached_property
     def without_gradient(self) -> frozenset[str]:
         """Names of the parameters whose gradient is zero, whatever loss is minimised."""
-        return without_gradient(self._model, self._input_shape)
+        return without_gradient(self._model, self._input_shape, self._example)
 
     def _counted_once(self, mask: Mask, count: Count[Counts], by_width: dict[tuple[int, ...], Counts]) -> Counts:
         """Count, unless it was done for a mask of the same widths before."""
@@ -90,12 +90,18 @@ class CostTable:
         if not self._needs_values:
             small = submodel.skeleton(self._model, self._compact_shapes(mask), device="meta")
             try:
-                return count(small, self._input_shape, None)
+                return count(small, self._input_shape, self._zeros())
             except (RuntimeError, TypeError, ValueError):
                 self._needs_values = True  # what the model itself raises, it raises below as well
         small = submodel.extract(self._model, self._plan, mask)
         with seeding.torch_seeded(0, "count costs"):
             return count(small, self._input_shape, None if self._example is None else self._example.clone())
+
+    def _zeros(self) -> torch.Tensor | None:
+        """Return zeros of the example's type on the meta device. None: zeros of floating-point type will do."""
+        if self._example is None or self._example.is_floating_point():
+            return None
+        return torch.zeros(self._example.shape, dtype=self._example.dtype, device="meta")
 
     def pruned_elements(self, mask: Mask) -> dict[str, int]:
         """Return how many entries of each tensor a mask of single entries removes from its submodel."""

@@ -14,7 +14,9 @@ NOISE = 1e-11
 """Largest gradient, as a share of the model's largest one, that is rounding noise in double precision."""
 
 
-def without_gradient(model: nn.Module, input_shape: Sequence[int]) -> frozenset[str]:
+def without_gradient(
+    model: nn.Module, input_shape: Sequence[int], example: torch.Tensor | None = None
+) -> frozenset[str]:
     """Return the names of the parameters whose gradient is zero in training mode, whatever loss is minimised.
 
     The gradient of a random function of the outputs is computed once, in double precision, with random inputs and
@@ -24,21 +26,27 @@ def without_gradient(model: nn.Module, input_shape: Sequence[int]) -> frozenset[
     Args:
         model: The model; it is left unchanged.
         input_shape: Shape of one input.
+        example: Inputs of a model that reads whole numbers, such as token ids: random ones are drawn from its values.
     """
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     try:
-        largest = _largest_gradients(model, input_shape)
+        largest = _largest_gradients(model, input_shape, example)
     except Exception:  # whatever a layer raises in double precision
         return frozenset(frozen)
     scale = max(largest.values(), default=0.0)
     return frozenset(frozen | {name for name, size in largest.items() if not size > NOISE * scale})
 
 
-def _largest_gradients(model: nn.Module, input_shape: Sequence[int]) -> dict[str, float]:
+def _largest_gradients(
+    model: nn.Module, input_shape: Sequence[int], example: torch.Tensor | None
+) -> dict[str, float]:
     twin = copy.deepcopy(model).double().train()
     generator = torch.Generator().manual_seed(0)
     randomise(twin, generator)
     inputs = torch.randn(ROWS, *input_shape, generator=generator, dtype=torch.float64)
+    if example is not None and not example.is_floating_point():
+        values = example.cpu().flatten()
+        inputs = values[torch.randint(len(values), inputs.shape, generator=generator)]
     with seeding.torch_seeded(0, "gradients"):  # for layers that draw
         outputs = tensors_of(twin(inputs))
     total = sum((each * torch.randn(each.shape, generator=generator, dtype=each.dtype)).sum() for each in outputs)
