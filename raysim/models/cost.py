@@ -1,6 +1,8 @@
 """Count what one training step of a model costs: parameters, bytes, FLOPs, saved activations, memory."""
 
-from collections.abc import Collection, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -58,7 +60,7 @@ def count(model: nn.Module, input_shape: Sequence[int], example: Inputs | None =
     own_storages = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     attention = sdpa_kernel(SDPBackend.MATH)  # not every device has the other kernels
     counting = FlopCounterMode(display=False, custom_mapping=_CONVOLUTION_FORMULAS)
-    with attention, counting as counter:
+    with attention, _without_fused_kernels(), counting as counter:
         with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
             output = predict(model, example)
         torch.autograd.backward(output.sum())
@@ -118,9 +120,18 @@ def forward_flops(model: nn.Module, input_shape: Sequence[int], example: Inputs 
     from torch.utils.flop_counter import FlopCounterMode
 
     counting = FlopCounterMode(display=False, custom_mapping=_CONVOLUTION_FORMULAS)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counting as counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _without_fused_kernels(), counting as counter:
         predict(model.train(), zeros(model, input_shape) if example is None else example)
     return int(counter.get_total_flops()) // BATCH
+
+
+@contextmanager
+def _without_fused_kernels() -> Iterator[None]:
+    """Let the counter see the products inside a recurrent layer: oneDNN computes an LSTM in one call."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
 
 
 def training_bytes(cost: ModelCost, optimizer_buffers: int, rows: int) -> int:

@@ -35,7 +35,7 @@ class CostTable:
         model: The full model.
         plan: Its channel groups.
         input_shape: Shape of one input.
-        example: Two inputs, for models whose forward needs values. None: zeros.
+        example: Two inputs, for models whose forward needs values, or that read whole numbers. None: zeros.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class CostTable:
     @cached_property
     def without_gradient(self) -> frozenset[str]:
         """Names of the parameters whose gradient is zero, whatever loss is minimised."""
-        return without_gradient(self._model, self._input_shape)
+        return without_gradient(self._model, self._input_shape, self._example)
 
     def _counted_once(self, mask: Mask, count: Count[Counts], by_width: dict[tuple[int, ...], Counts]) -> Counts:
         """Count, unless it was done for a mask of the same widths before."""
@@ -91,14 +91,20 @@ class CostTable:
         if not self._needs_values:
             small = submodel.skeleton(self._model, self._compact_shapes(mask), device="meta")
             try:
-                return count(small, self._input_shape, None)
-            except (RuntimeError, TypeError, ValueError):
+                return count(small, self._input_shape, self._zeros())
+            except (RuntimeError, TypeError, ValueError, IndexError):
                 self._needs_values = True  # what the model itself raises, it raises below as well
         small = submodel.extract(self._model, self._plan, mask)
         with seeding.torch_seeded(0, "count costs"):
             return count(
                 small, self._input_shape, None if self._example is None else each(torch.clone, self._example)
             )
+
+    def _zeros(self) -> Inputs | None:
+        """Return zeros of the example's form on the meta device. None: zeros of the input shape will do."""
+        if self._example is None:
+            return None
+        return each(lambda tensor: torch.zeros_like(tensor, device="meta"), self._example)
 
     def pruned_elements(self, mask: Mask) -> dict[str, int]:
         """Return how many entries of each tensor a mask of single entries removes from its submodel."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from raysim.pruning import recurrent
 from raysim.pruning.groups import Role
 
 Convolution = nn.modules.conv._ConvNd
@@ -24,12 +25,15 @@ class Side:
         together: Number of groups of neighbours into which the layer divides its channels, each of which must lose
             the same relative positions; 1: channels can be dropped one by one.
         wraps: Whether the tensor's dimension only counts the positions within a group.
+        repeats: How often the tensors of the layer's own weights hold the channels, one after another: the gates of a
+            recurrent layer.
     """
 
     channels: int
     tensors: tuple[tuple[str, int, Role], ...]
     together: int = 1
     wraps: bool = False
+    repeats: int = 1
 
 
 def side_of(layer: str, module: nn.Module, reads: bool) -> Side:
@@ -110,8 +114,10 @@ def writes_own_channels(module: nn.Module) -> bool:
 
 
 def refit(module: nn.Module) -> None:
-    """Set a layer's attributes to the shapes of its tensors."""
-    if isinstance(module, Convolution):
+    """Set a layer's attributes to the shapes of its tensors; a layer whose type allows no such shapes changes it."""
+    if recurrent.is_recurrent(module):
+        recurrent.refit(module)
+    elif isinstance(module, Convolution):
         _refit_convolution(module)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape

@@ -86,7 +86,7 @@ def fault_of(model: nn.Module, forward: Forward, example: Any, groups: ChannelGr
     Returns:
         The fault. None: every output agrees within the tolerance.
     """
-    cut = submodel.cut_for(groups, half_of_each(groups, np.random.default_rng(0)))
+    cut = submodel.cut_for(groups, about_half_of_each(groups, np.random.default_rng(0)))
     try:
         with torch.no_grad():
             expected = tensors_of(full_without_dropped(model, forward, example, groups.shapes, cut))
@@ -176,14 +176,18 @@ def randomise(model: nn.Module, generator: torch.Generator) -> None:
             tensor.uniform_(-bound, bound, generator=generator)
 
 
-def half_of_each(groups: ChannelGroups, rng: np.random.Generator) -> Mask:
-    """Return a mask that keeps a random half of each group's channels, independently, and no block."""
+def about_half_of_each(groups: ChannelGroups, rng: np.random.Generator) -> Mask:
+    """Return a mask that keeps some random channels of each group, independently, and no block.
+
+    It keeps between a third and two thirds: groups of one size that are only cut alike come out unlike.
+    """
     kept: NDArray[np.bool_] = np.zeros(groups.num_units, dtype=np.bool_)
     for group in groups.groups:
         if group.kind == "block":
             continue
-        chosen = rng.permutation(group.size)[: max(1, group.size // 2)]
-        kept[groups.units[group.name].start + chosen] = True
+        least = max(1, -(-group.size // 3))
+        count = rng.integers(least, max(least, 2 * group.size // 3) + 1)
+        kept[groups.units[group.name].start + rng.permutation(group.size)[:count]] = True
     return Mask(kept)
 
 

@@ -24,11 +24,16 @@ from raysim.pruning.groups import ChannelGroup, ChannelGroups
 from raysim.pruning.layers import UnsupportedLayerError
 from raysim.pruning.masks import Mask
 from raysim.pruning.proof import Forward
+from raysim.pruning.stand_ins import Part, with_stand_ins
 from raysim.pruning.step_limit import MAX_STEPS, StepLimitError, limit_steps
 from raysim.pruning.units import UnitTable
 
 ROOTS = (layers.Convolution, nn.Linear, nn.Embedding)
 """Layers whose output channels start a group."""
+
+
+UNREAD = (nn.RNNBase, nn.RNNCellBase)
+"""Layers that Torch-Pruning does not read right: it gets stand-ins, or takes them for operations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +105,7 @@ def _trace(
     shapes = {key: tuple(tensor.shape) for key, tensor in twin.state_dict().items()}
     example = _pytree.tree_map(_informative, example_input)
     normal_shapes = _run(twin, forward, example)
-    found = _find(twin, forward, example, max_steps)
+    found = _find(with_stand_ins(twin), forward, example, max_steps, _aliases(twin))
     unprunable, cuttable, outputs = {}, [], []
     for each in found:
         pattern = _kept_whole(each.layers, keep_whole)
@@ -170,29 +175,44 @@ def _run(model: nn.Module, forward: Forward, example: Any) -> list[torch.Size]:
     return [output.shape for output in outputs]
 
 
-def _find(model: nn.Module, forward: Forward, example: Any, max_steps: int) -> list[Found]:
+def _find(
+    model: nn.Module, forward: Forward, example: Any, max_steps: int, aliases: Mapping[str, Sequence[str]]
+) -> list[Found]:
     """Let Torch-Pruning find the groups, in the order of the model's layers."""
     try:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             graph = torch_pruning.DependencyGraph()
+            graph.IGNORED_LAYERS_IN_TRACING = [each for each in model.modules() if isinstance(each, UNREAD)]
             graph.build_dependency(
                 model,
                 example,
                 forward_fn=lambda model, example: proof.tensors_of(forward(model, example)),
                 verbose=False,
             )
+            _forget_slices_of_rows(graph)
             limit_steps(graph, model, max_steps)
             dependencies = list(graph.get_all_groups(root_module_types=ROOTS))
     except Exception as error:
         reason = str(error) if isinstance(error, StepLimitError) else first_line(error)
         raise UntraceableError(f"the model cannot be traced{_location(error, model)}: {reason}") from error
-    names = {id(module): name for name, module in model.named_modules()}
+    parts = [module for module in model.modules() if isinstance(module, Part)]
+    names = {id(module): name for name, module in model.named_modules()} | {id(part): part.name for part in parts}
     names |= {id(parameter): name for name, parameter in model.named_parameters()}
     order = {name: index for index, name in enumerate(names.values())}
-    aliases = _aliases(model)
     found = [_to_found(each, graph, names, order, aliases) for each in dependencies]
     return sorted(found, key=lambda each: order[each.name])
+
+
+def _forget_slices_of_rows(graph: Any) -> None:
+    """Let all channels pass slices of the rows of a matrix, which Torch-Pruning takes for slices of channels."""
+    for node in graph.module2node.values():
+        sizes = getattr(node.grad_fn, "_saved_self_sym_sizes", ())
+        if node.type == torch_pruning.ops.OPTYPE.SLICE and len(sizes) == 2 and node.grad_fn._saved_dim == 0:
+            node.type = torch_pruning.ops.OPTYPE.ELEMENTWISE
+            for dependency in (*node.dependencies, *(each for source in node.inputs for each in source.dependencies)):
+                if node in (dependency.source, dependency.target):
+                    dependency.index_mapping[0] = None
 
 
 def _to_found(
@@ -202,7 +222,7 @@ def _to_found(
     for item in dependencies:
         node, module = item.dep.target, item.dep.target.module
         if id(module) in names and graph.is_out_channel_pruning_fn(item.dep.handler):
-            passed.add(names[id(module)])
+            passed |= {names[id(module)], module.layer} if isinstance(module, Part) else {names[id(module)]}
             if layers.writes_own_channels(module):
                 makers.add(names[id(module)])
         if node.grad_fn is not None and node.grad_fn.name().startswith(("AddBackward", "SubBackward")):
@@ -228,7 +248,9 @@ def _to_units(dependencies: Any, graph: Any, names: dict[int, str]) -> UnitTable
             units.reach(layer, side, item.idxs, item.root_idxs)
         else:
             reads = not graph.is_out_channel_pruning_fn(item.dep.handler)
-            units.reach(name, layers.side_of(name, module, reads), item.idxs, item.root_idxs)
+            layer = module.layer if isinstance(module, Part) else name
+            side = module.side(reads) if isinstance(module, Part) else layers.side_of(name, module, reads)
+            units.reach(layer, side, item.idxs, item.root_idxs)
     return units
 
 

@@ -40,8 +40,11 @@ class UnitTable:
         if side.together > 1:
             self.together.append((layer, by_unit, side.channels, side.together))
         within = by_unit % (side.channels // side.together) if side.wraps else by_unit
+        gates = np.arange(side.repeats) * side.channels
+        repeated = (by_unit[:, None, :] + gates[:, None]).reshape(len(by_unit), -1)
         for tensor, dim, role in side.tensors:
-            self.add(f"{layer}.{tensor}" if layer else tensor, dim, within, role)
+            found = repeated if side.repeats > 1 and role == "weight" else within
+            self.add(f"{layer}.{tensor}" if layer else tensor, dim, found, role)
 
     def add(self, key: str, dim: int, indices: Indices, role: Role) -> None:
         """Add a slot, or join it with the one that the tensor already has."""
