@@ -13,8 +13,8 @@ class ModelSettings(Settings):
     name: str = "cnn"
     """Model: of images `cnn`, `cnn-dropout`, `convnet`, `lenet`, `vgg16`, `resnet`, `resnet32`, `two-cnn`,
     `femnist-cnn`, `unet` (segmentation), or a classification model of torchvision as `torchvision/resnet18`; of token
-    ids `char-lstm`, `gru`, `transformer`; of series `char-lstm`, `gru`; of floats of any shape `mlp`; or a dotted
-    path `my_pkg.net:build`."""
+    ids `char-lstm`, `gru`, `transformer`; of series `char-lstm`, `gru`; of floats of any shape `mlp`; a
+    model of transformers as `huggingface:gpt2`, or `huggingface:FOLDER`; or a dotted path `my_pkg.net:build`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the model's builder, for example `{channels: [16, 32]}`."""
     weights: PathText | None = None

@@ -13,14 +13,17 @@ from typing import Any
 
 from raysim.core.errors import SettingError, kind_and_reason, nearest_first, reason_of, shortened
 
+LIBRARY = "huggingface:"
+"""Begins names that a library knows."""
+
 
 def is_dotted(name: str) -> bool:
     """Whether a name in the settings is a dotted path.
 
-    >>> is_dotted("my_pkg.scores:my_score"), is_dotted("magnitude")
-    (True, False)
+    >>> is_dotted("my_pkg.scores:my_score"), is_dotted("magnitude"), is_dotted("huggingface:gpt2")
+    (True, False, False)
     """
-    return ":" in name
+    return ":" in name and not name.startswith(LIBRARY)
 
 
 def load(setting: str, path: str) -> Any:

@@ -12,7 +12,7 @@ from torch import nn
 from raysim.core import memory, plugins, seeding
 from raysim.core.errors import SettingError, nearest_first, reason_of, shortened
 from raysim.core.inputs import Inputs
-from raysim.models import torchvision_models
+from raysim.models import huggingface, torchvision_models
 from raysim.models.convnet import convnet
 from raysim.models.recurrent import char_lstm, gru
 from raysim.models.resnet import resnet, resnet32
@@ -137,11 +137,13 @@ def check_name(name: str) -> None:
         plugins.load("model.name", name)
     elif name.startswith(torchvision_models.PREFIX):
         torchvision_models.check_name(name)
+    elif name.startswith(huggingface.PREFIX):
+        huggingface.check_name(name)
     elif name not in MODELS:
         known = ", ".join(nearest_first(name, MODELS))
         raise SettingError(
-            f"model.name={name!r} is unknown; known: {known}, torchvision/<name> as in torchvision/resnet18, or a "
-            "dotted path as in my_pkg.net:build"
+            f"model.name={name!r} is unknown; known: {known}, torchvision/<name> as in torchvision/resnet18, "
+            "huggingface:<name> as in huggingface:gpt2, or a dotted path as in my_pkg.net:build"
         )
 
 
@@ -171,6 +173,8 @@ def build(name: str, options: dict[str, Any], form: DataForm, seed: int) -> nn.M
         if name.startswith(torchvision_models.PREFIX):
             _check_inputs(name, "images", form)
             return torchvision_models.build(name, options, form.input_shape, form.num_classes)
+        if name.startswith(huggingface.PREFIX):
+            return huggingface.build(name, options, form.num_classes, form.vocabulary, form.task)
         return _from_table(name, options, form)
 
 

@@ -1,6 +1,7 @@
 """Log the final model to MLflow with its signature, and register it."""
 
 import io
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -83,7 +84,11 @@ def _log(tracker: MlflowWriter, model: nn.Module, example: Inputs) -> str:
         "signature": mlflow.models.infer_signature(inputs, outputs),
         "pip_requirements": [f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"],
     }
-    with as_tracking_lost(), mlflow.start_run(run_id=tracker.run_id, nested=True, log_system_metrics=False):
+    with (
+        as_tracking_lost(),
+        mlflow.start_run(run_id=tracker.run_id, nested=True, log_system_metrics=False),
+        _without_remarks_of_export(),
+    ):
         if _has_graph(model, example):
             info = mlflow.pytorch.log_model(model, serialization_format="pt2", **known)
         else:
@@ -100,12 +105,20 @@ def _has_graph(model: nn.Module, example: Inputs) -> bool:
         return False  # MLflow's loader of graphs passes on one array
     unread = io.StringIO()  # PyTorch prints the graph that it could not finish
     try:
-        with redirect_stdout(unread), redirect_stderr(unread):
+        with redirect_stdout(unread), redirect_stderr(unread), _without_remarks_of_export():
             torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
     except Exception as error:
         info(f"the final model is pickled, since PyTorch cannot export it: {reason_of(error)}")
         return False
     return True
+
+
+@contextmanager
+def _without_remarks_of_export() -> Iterator[None]:
+    """Hide that recurrent layers keep their parameters in a list as well, which the graph does not read."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"The tensor attributes? .*_flat_weights")
+        yield
 
 
 def _users_code() -> list[Path]:
