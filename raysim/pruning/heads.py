@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from raysim.pruning import attention, layers, proof
+from raysim.pruning.attributes import whole_numbers
 from raysim.pruning.groups import Attribute, ChannelGroup, ChannelGroups
 from raysim.pruning.layers import UnsupportedLayerError
 from raysim.pruning.proof import Forward, Shapes
@@ -283,16 +284,13 @@ def _choices(
     key, dim = group.slots[0].key, group.slots[0].dim
     widths = {shapes[slot.key][slot.dim] for slot in group.slots}
     counts, sizes = [], []
-    for module in modules:
-        for name, value in vars(model.get_submodule(module)).items():
-            if type(value) is not int or value % group.size or value == 0:
-                continue
-            attribute = Attribute(module, name, key, dim)
-            is_size = any(word in name for word in ("dim", "size"))
-            if not is_size and (value == group.size or ("head" in name and value < min(widths))):
-                counts.append(attribute)
-            elif value in widths:
-                sizes.append(attribute)
+    for module, name, value in whole_numbers(model, modules):
+        attribute = Attribute(module, name, key, dim)
+        is_size = any(word in name for word in ("dim", "size"))
+        if not is_size and (value == group.size or ("head" in name and value < min(widths))):
+            counts += [attribute] if value % group.size == 0 else []
+        elif value in widths:
+            sizes.append(attribute)
     most = len(sizes) if len(sizes) <= MOST_SIZES else 1
     for count in range(most + 1):
         for chosen in combinations(sizes, count):

@@ -19,6 +19,7 @@ from torch.utils import _pytree
 from raysim.core.errors import SettingError, UntraceableError, first_line, nearest_first
 from raysim.core.tensors import one_thread
 from raysim.pruning import layers, proof, submodel
+from raysim.pruning.attributes import with_sizes
 from raysim.pruning.blocks import residual_blocks
 from raysim.pruning.groups import ChannelGroup, ChannelGroups
 from raysim.pruning.heads import find_heads
@@ -124,7 +125,7 @@ def _trace(
         pattern = _kept_whole(each.layers, keep_whole)
         if isinstance(each.group, str):
             unprunable[each.name] = each.group
-        elif _is_output(twin, forward, example, normal_shapes, each.group, shapes):
+        elif _is_output(twin, forward, example, normal_shapes, each.group, shapes, aliases):
             outputs.append(each.group)
         elif pattern is not None:
             unprunable[each.name] = _named(pattern)
@@ -135,8 +136,12 @@ def _trace(
     if len(outputs) != 1:
         unprunable |= {group.name: "its channels are outputs of the model" for group in outputs}
     proved, disproved = proof.prove(twin, forward, example, cuttable, shapes, known=heads)
+    failed = [group for group in cuttable if group.name in disproved]
+    resized = with_sizes(twin, forward, example, failed, shapes, known=[*heads, *proved])
+    for group in resized:
+        del disproved[group.name]
     unprunable |= disproved | _not_reached(twin, found, heads)
-    groups = sorted([*heads, *proved], key=_place_in(shapes)) if heads else proved
+    groups = sorted([*heads, *proved, *resized], key=_place_in(shapes)) if heads or resized else proved
     return ChannelGroups(tuple(groups), shapes, outputs[0] if len(outputs) == 1 else None, unprunable)
 
 
@@ -321,12 +326,14 @@ def _is_output(
     normal_shapes: list[torch.Size],
     group: ChannelGroup,
     shapes: proof.Shapes,
+    aliases: Mapping[str, Sequence[str]],
 ) -> bool:
     """Whether dropping units of the group changes the shape of the output."""
     if any(slot.role == "consumer" for slot in group.slots):
         return False
-    own = [slot for slot in group.slots if slot.key.rpartition(".")[0] == group.name]
-    group = replace(group, slots=tuple(own or group.slots))  # not those of an embedding with the same weight
+    tied = {key for slot in group.slots if slot.key.startswith(f"{group.name}.") for key in aliases[slot.key]}
+    own = [slot for slot in group.slots if slot.key not in tied or slot.key.startswith(f"{group.name}.")]
+    group = replace(group, slots=tuple(own))  # not the rows of an embedding with the same weight
     plan = ChannelGroups((group,), shapes, None, {})
     mask = Mask(np.arange(group.size) < group.size - 1)
     try:
