@@ -242,6 +242,7 @@ def _renorm(
             values = values - values.mean(over, keepdim=True)
         values = values / (values.square().mean(over, keepdim=True) + eps).sqrt()
         shape = [-1] + [1] * (values.dim() - 1)
-        shift = 0 if isinstance(module, nn.RMSNorm) else module.bias[kept].view(shape)
+        bias = getattr(module, "bias", None)
+        shift = 0 if bias is None else bias[kept].view(shape)
         result[kept] = values * module.weight[kept].view(shape) + shift
     return result.movedim(0, dim)

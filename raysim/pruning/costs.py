@@ -89,7 +89,7 @@ class CostTable:
     def _counted(self, mask: Mask, count: Count[Counts]) -> Counts:
         """Count on the meta device; once that has failed, in main memory with the submodel's values."""
         if not self._needs_values:
-            small = submodel.skeleton(self._model, self._compact_shapes(mask), device="meta")
+            small = submodel.skeleton(self._model, self._compact_shapes(mask), "meta", self._plan.attributes)
             try:
                 return count(small, self._input_shape, self._zeros())
             except (RuntimeError, TypeError, ValueError, IndexError):

@@ -12,8 +12,8 @@ Role = Literal["weight", "statistic", "consumer"]
 """Role of a slot for its unit: own filter or affine pair, running statistics, or weights that read it."""
 Kind = Literal["channel", "block"]
 """Kind of a group's units: channels, of which at least one stays; or a whole block of layers beside a shortcut."""
-FORMAT = 2
-"""Number of the JSON format; files without a number hold channels only."""
+FORMAT = 3
+"""Number of the JSON format; files without a number hold channels only, those of format 2 no attributes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,17 +26,29 @@ class Slot:
     role: Role
 
 
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """A whole number of a module that is proportional to a dimension of a tensor, such as its number of heads."""
+
+    module: str
+    name: str
+    key: str
+    dim: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ChannelGroup:
     """Units that are kept or dropped one by one, each with all its indices; named after the first layer or the block.
 
-    A unit is a channel, or the one unit of a block: without it, the block passes on its input.
+    A unit is a channel, or several that only go together, as those of a head of attention; or the one unit of a
+    block: without it, the block passes on its input. `attributes` shrink with the number of units.
     """
 
     name: str
     size: int
     slots: tuple[Slot, ...]
     kind: Kind = "channel"
+    attributes: tuple[Attribute, ...] = ()
 
     @property
     def layers(self) -> list[str]:
@@ -104,6 +116,11 @@ class ChannelGroups:
                 alike.setdefault(content, Pattern(size, slots, [])).dims.append((key, dim))
         return list(alike.values())
 
+    @cached_property
+    def attributes(self) -> tuple[Attribute, ...]:
+        """Attributes of modules that shrink with the groups."""
+        return tuple(attribute for group in self.groups for attribute in group.attributes)
+
     def emptied(self, kept: NDArray[np.bool_]) -> list[str]:
         """Return the channel groups of which a mask keeps no unit; blocks may be dropped.
 
@@ -153,7 +170,8 @@ def _group_to_json(group: ChannelGroup) -> dict[str, Any]:
         {"key": slot.key, "dim": slot.dim, "role": slot.role, "indices": slot.indices.tolist()}
         for slot in group.slots
     ]
-    return {"name": group.name, "size": group.size, "kind": group.kind, "slots": slots}
+    attributes = [[each.module, each.name, each.key, each.dim] for each in group.attributes]
+    return {"name": group.name, "size": group.size, "kind": group.kind, "slots": slots, "attributes": attributes}
 
 
 def _group_from_json(content: dict[str, Any]) -> ChannelGroup:
@@ -166,4 +184,5 @@ def _group_from_json(content: dict[str, Any]) -> ChannelGroup:
         raise ValueError(
             f"kind={kind!r} of group {content['name']!r} is not known; allowed: {', '.join(get_args(Kind))}"
         )
-    return ChannelGroup(content["name"], content["size"], slots, kind)
+    attributes = tuple(Attribute(*each) for each in content.get("attributes", ()))
+    return ChannelGroup(content["name"], content["size"], slots, kind, attributes)

@@ -1,10 +1,12 @@
 """List, for each type of layer, the tensors and attributes that cutting channels changes."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
 
-from raysim.pruning import recurrent
+from raysim.pruning import attention, recurrent
 from raysim.pruning.groups import Role
 
 Convolution = nn.modules.conv._ConvNd
@@ -102,6 +104,17 @@ def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, Convolution) and 1 < module.groups == module.in_channels == module.out_channels
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer, or the transposed one of GPT-2."""
+    return isinstance(module, nn.Linear) or is_transposed(module)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a module is GPT-2's linear layer Conv1D, whose weight is `(inputs, outputs)`."""
+    weight = getattr(module, "weight", None)
+    return type(module).__name__ == "Conv1D" and isinstance(weight, torch.Tensor) and weight.dim() == 2
+
+
 def passes_on_channels(module: nn.Module) -> bool:
     """Whether a layer scales or shifts each channel, such as a norm, rather than making new ones."""
     norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU)
@@ -117,10 +130,16 @@ def refit(module: nn.Module) -> None:
     """Set a layer's attributes to the shapes of its tensors; a layer whose type allows no such shapes changes it."""
     if recurrent.is_recurrent(module):
         recurrent.refit(module)
+    elif attention.is_attention(module):
+        attention.refit(module)
+    elif isinstance(module, nn.TransformerEncoder):
+        attention.refit_encoder(module)
     elif isinstance(module, Convolution):
         _refit_convolution(module)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
+    elif is_transposed(module):
+        _refit_transposed(module)
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
     elif isinstance(module, nn.modules.batchnorm._NormBase):
@@ -134,6 +153,12 @@ def refit(module: nn.Module) -> None:
         module.num_channels = len(module.weight)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
+
+
+def _refit_transposed(linear: Any) -> None:
+    for name, size in zip(("nx", "nf"), linear.weight.shape, strict=True):
+        if hasattr(linear, name):
+            setattr(linear, name, size)
 
 
 def _refit_convolution(conv: Convolution) -> None:

@@ -161,7 +161,8 @@ class ChannelPlan(ChannelGroups):
         units = sum(group.size for group in channels)
         lines = [f"{len(channels)} channel groups with {units} units can be pruned"]
         for group in channels:
-            layers = sorted({slot.key.rpartition(".")[0] for slot in group.slots if slot.role == "weight"})
+            own = [slot.key for slot in group.slots if slot.role == "weight"]
+            layers = sorted({key.rpartition(".")[0] or key for key in own})
             shared = (
                 f", with {', '.join(layer for layer in layers if layer != group.name)}" if len(layers) > 1 else ""
             )

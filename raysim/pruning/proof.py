@@ -115,7 +115,7 @@ def full_without_dropped(model: nn.Module, forward: Forward, example: Any, shape
 
 def compact(model: nn.Module, groups: ChannelGroups, cut: submodel.Cut) -> nn.Module:
     """Return the submodel; whole tensors are shared with the model."""
-    small = submodel.skeleton(model, submodel.compact_shapes(groups, cut), device="meta")
+    small = submodel.skeleton(model, submodel.compact_shapes(groups, cut), "meta", groups.attributes)
     submodel.adopt(small, submodel.extract_params(dict(model.state_dict()), cut))
     return small
 

@@ -66,8 +66,8 @@ class _NarrowRecurrent(nn.RNNBase):
     """Runs each layer and direction with weights of its own width; keys and outputs are those of its base class.
 
     The final states are a tensor where all widths are equal, else `LayerStates`. A given initial state may be
-    `LayerStates`, or a tensor wider than a layer, of which the first entries count: models make states of zeros by
-    the width that they were built with.
+    `LayerStates`, or a tensor of another width: its first entries count, and missing ones are zero. Models make
+    states of zeros by the width that they were built with.
     """
 
     def flatten_parameters(self) -> None:
@@ -113,7 +113,7 @@ class _NarrowRecurrent(nn.RNNBase):
         if given is None:
             count = int(packing[0][0]) if packing else inputs.shape[0 if self.batch_first else 1]
             return inputs.new_zeros(1, count, width)
-        return _ordered(given[index][..., :width], packing)[None].contiguous()
+        return _ordered(_fitting(given[index], width), packing)[None].contiguous()
 
     def _run(
         self, inputs: torch.Tensor, state: Any, weights: list[torch.Tensor], packing: Packing | None, backwards: bool
@@ -185,31 +185,34 @@ class NarrowRNN(_NarrowRecurrent, nn.RNN):
 
 
 class NarrowLSTMCell(nn.LSTMCell):
-    """An LSTM cell that takes the first entries of a state that is wider than it is, such as zeros."""
+    """An LSTM cell that takes states of other widths, such as zeros: their first entries, and zeros behind them."""
 
     def forward(self, input: torch.Tensor, hx: Any = None) -> Any:
         """Return what an LSTM cell does."""
-        return super().forward(input, None if hx is None else (_fitting(self, hx[0]), _fitting(self, hx[1])))
+        return super().forward(
+            input, None if hx is None else (_fitting(hx[0], self.hidden_size), _fitting(hx[1], self.hidden_size))
+        )
 
 
 class NarrowGRUCell(nn.GRUCell):
-    """A GRU cell that takes the first entries of a state that is wider than it is, such as zeros."""
+    """A GRU cell that takes states of other widths, such as zeros: their first entries, and zeros behind them."""
 
     def forward(self, input: torch.Tensor, hx: torch.Tensor | None = None) -> torch.Tensor:
         """Return what a GRU cell does."""
-        return super().forward(input, None if hx is None else _fitting(self, hx))
+        return super().forward(input, None if hx is None else _fitting(hx, self.hidden_size))
 
 
 class NarrowRNNCell(nn.RNNCell):
-    """An RNN cell that takes the first entries of a state that is wider than it is, such as zeros."""
+    """An RNN cell that takes states of other widths, such as zeros: their first entries, and zeros behind them."""
 
     def forward(self, input: torch.Tensor, hx: torch.Tensor | None = None) -> torch.Tensor:
         """Return what an RNN cell does."""
-        return super().forward(input, None if hx is None else _fitting(self, hx))
+        return super().forward(input, None if hx is None else _fitting(hx, self.hidden_size))
 
 
-def _fitting(cell: nn.RNNCellBase, state: torch.Tensor) -> torch.Tensor:
-    return state[..., : cell.hidden_size]
+def _fitting(state: torch.Tensor, width: int) -> torch.Tensor:
+    """Return the first entries of a state, and zeros behind it where it has fewer."""
+    return nn.functional.pad(state, (0, width - state.shape[-1]))
 
 
 _NARROW: dict[type[nn.Module], type[nn.Module]] = {

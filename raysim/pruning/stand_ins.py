@@ -1,15 +1,17 @@
 """Replace layers that the tracer does not know by linear ones with the same channels, while it traces."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from raysim.pruning import recurrent
+from raysim.pruning import attention, recurrent
 from raysim.pruning.groups import Role
-from raysim.pruning.layers import Side, UnsupportedLayerError
+from raysim.pruning.heads import Mixing
+from raysim.pruning.layers import Side, UnsupportedLayerError, is_transposed
 from raysim.pruning.recurrent import LayerStates
 
 
@@ -48,14 +50,44 @@ class Part(nn.Linear):
         return side
 
 
-def with_stand_ins(model: nn.Module) -> nn.Module:
-    """Return a copy of a model in which stand-ins replace recurrent layers and cells."""
+def with_stand_ins(model: nn.Module, mixings: Sequence[Mixing] = ()) -> nn.Module:
+    """Return a copy of a model in which stand-ins replace recurrent layers, cells and attention.
+
+    Args:
+        model: The model; it is left unchanged.
+        mixings: Where modules of other types mix channels: the tracer is not shown how.
+    """
     copies: dict[int, Any] = {}
     for name, module in model.named_modules():
         if recurrent.runs_as_recurrent(module):
             stand_in = _CellStandIn if isinstance(module, nn.RNNCellBase) else _RecurrentStandIn
             copies[id(module)] = stand_in(name, module)
-    return copy.deepcopy(model, copies)
+        elif attention.is_attention(module):
+            copies[id(module)] = _AttentionStandIn(name, module)
+        elif is_transposed(module):
+            copies[id(module)] = _transposed_part(name, module)
+    copied = copy.deepcopy(model, copies)
+    for mixing in mixings:
+        _hide_inside(copied, mixing)
+    return copied
+
+
+def _hide_inside(model: nn.Module, mixing: Mixing) -> None:
+    """Let a layer that reads mixed channels depend on their sources by one number each."""
+    means: dict[str, torch.Tensor] = {}
+
+    def remember(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+            means[name] = output.mean()
+
+        return hook
+
+    def replaced(module: nn.Module, args: tuple[Any, ...]) -> tuple[torch.Tensor]:
+        return (args[0].detach() + sum(means.values()),)
+
+    for name in mixing.sources:
+        model.get_submodule(name).register_forward_hook(remember(name))
+    model.get_submodule(mixing.reader).register_forward_pre_hook(replaced)
 
 
 class _StandIn(nn.Module):
@@ -75,6 +107,15 @@ class _StandIn(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(self.replaced[0], name)
+
+
+def _transposed_part(name: str, module: Any) -> Part:
+    """Return a linear layer in place of GPT-2's, whose weight is `(inputs, outputs)`."""
+    num_inputs, num_outputs = module.weight.shape
+    own: list[tuple[str, int, Role]] = [("weight", 1, "weight")]
+    own += [] if module.bias is None else [("bias", 0, "weight")]
+    reads, writes = Side(num_inputs, (("weight", 0, "consumer"),)), Side(num_outputs, tuple(own))
+    return Part(name, name or type(module).__name__, reads, writes, num_inputs, num_outputs)
 
 
 def _recurrent_part(layer: str, name: str, module: Any, suffix: str) -> Part:
@@ -151,3 +192,49 @@ class _CellStandIn(_StandIn):
         for state in () if hx is None else hx if has_cells else (hx,):
             output = output + state
         return (output, output * 1) if has_cells else output
+
+
+class _AttentionStandIn(_StandIn):
+    """Linear layers in place of PyTorch's attention: what reads its inputs, and its output projection."""
+
+    def __init__(self, name: str, module: Any) -> None:
+        super().__init__(module)
+        fused = module.in_proj_weight is not None
+        tensors = ("in_proj_weight",) if fused else attention.PROJECTIONS
+        self.reads = nn.ModuleList()
+        for tensor in tensors:
+            size = getattr(module, tensor).shape[1]
+            reads = Side(size, ((tensor, 1, "consumer"),))
+            self.reads.append(Part(name, f"{name}.{tensor}", reads, "", size, 1, inside=True))
+        own: list[tuple[str, int, Role]] = [("out_proj.weight", 0, "weight")]
+        own += [] if module.out_proj.bias is None else [("out_proj.bias", 0, "weight")]
+        size = len(module.out_proj.weight)
+        self.writes = Part(name, f"{name}.out_proj".lstrip("."), "", Side(size, tuple(own)), 1, size)
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        key_padding_mask: Any = None,
+        need_weights: bool = True,
+        attn_mask: Any = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return outputs that depend on the same channels as those of the replaced attention."""
+        layer: Any = self.replaced[0]
+        time = 1 if layer.batch_first and query.dim() == 3 else 0
+        inputs = [query] + [each.mean(time, keepdim=True) for each in (key, value) if each is not query]
+        if len(self.reads) == 1:  # one weight reads all of them: their channels are the same ones
+            read = self.reads[0](sum(inputs[1:], inputs[0]))
+        else:
+            means = [each.mean(time, keepdim=True) for each in (key, value)]
+            read = self.reads[0](query) + self.reads[1](means[0]) + self.reads[2](means[1])
+        weights = query.new_zeros(self._weight_shape(query, key, time, average_attn_weights))
+        return self.writes(read), weights if need_weights else None
+
+    def _weight_shape(self, query: torch.Tensor, key: torch.Tensor, time: int, averaged: bool) -> list[int]:
+        batch = [query.shape[1 - time]] if query.dim() == 3 else []
+        layer: Any = self.replaced[0]
+        return [*batch, *([] if averaged else [layer.num_heads]), query.shape[time], key.shape[time]]

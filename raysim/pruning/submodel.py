@@ -12,7 +12,7 @@ from torch import nn
 
 from raysim.core.tensors import Params
 from raysim.pruning import layers
-from raysim.pruning.groups import ChannelGroups
+from raysim.pruning.groups import Attribute, ChannelGroups
 from raysim.pruning.masks import Mask
 
 Cut = dict[str, dict[int, torch.Tensor]]
@@ -177,7 +177,10 @@ def held(cut: Cut, params: Params) -> dict[str, torch.Tensor]:
 
 
 def skeleton(
-    model: nn.Module, shapes: Mapping[str, tuple[int, ...]], device: torch.device | str | None = None
+    model: nn.Module,
+    shapes: Mapping[str, tuple[int, ...]],
+    device: torch.device | str | None = None,
+    attributes: Sequence[Attribute] = (),
 ) -> nn.Module:
     """Return a copy of a model's structure with tensors of other shapes, uninitialised.
 
@@ -185,6 +188,7 @@ def skeleton(
         model: The full model; it is left unchanged.
         shapes: Shape of every state-dict entry of the copy.
         device: Device of the new tensors, `meta` for counting costs without memory. None: that of the model.
+        attributes: Numbers of modules that are proportional to a dimension of a tensor.
     """
     resized = without_graphs(model)
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
@@ -194,6 +198,10 @@ def skeleton(
             is_parameter = isinstance(tensor, nn.Parameter)
             resized[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
     small = copy.deepcopy(model, resized)
+    full_shapes = {key: tensor.shape for key, tensor in named}
+    for each in attributes:
+        owner, kept, whole = small.get_submodule(each.module), shapes[each.key], full_shapes[each.key]
+        setattr(owner, each.name, getattr(owner, each.name) * kept[each.dim] // whole[each.dim])
     for module, full in zip(small.modules(), model.modules(), strict=True):
         layers.refit(module)
         if _is_emptied(module, full):
@@ -241,7 +249,7 @@ def extract(model: nn.Module, plan: ChannelGroups, mask: Mask) -> nn.Module:
     Single entries that the mask drops are zero.
     """
     cut = cut_for(plan, mask)
-    small = skeleton(model, compact_shapes(plan, cut))
+    small = skeleton(model, compact_shapes(plan, cut), attributes=plan.attributes)
     compact = extract_params(dict(model.state_dict()), cut)
     for key in mask.elements:
         kept = take(kept_elements(mask.elements[key], plan.shapes[key]), cut.get(key, {}))
@@ -294,7 +302,8 @@ class SubmodelCache:
         if width not in self._by_width:
             is_spare = self._spare and not cut
             shapes = compact_shapes(self._plan, cut)
-            self._by_width[width] = self._spare.pop() if is_spare else skeleton(self._model, shapes)
+            new = self._spare.pop() if is_spare else skeleton(self._model, shapes, None, self._plan.attributes)
+            self._by_width[width] = new
         self._by_width.move_to_end(width)
         if len(self._by_width) > MOST_SKELETONS:
             self._by_width.popitem(last=False)

@@ -3,7 +3,7 @@
 import copy
 import fnmatch
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +19,10 @@ from torch.utils import _pytree
 from raysim.core.errors import SettingError, UntraceableError, first_line, nearest_first
 from raysim.core.tensors import one_thread
 from raysim.pruning import layers, proof, submodel
+from raysim.pruning.attributes import with_sizes
 from raysim.pruning.blocks import residual_blocks
 from raysim.pruning.groups import ChannelGroup, ChannelGroups
+from raysim.pruning.heads import find_heads
 from raysim.pruning.layers import UnsupportedLayerError
 from raysim.pruning.masks import Mask
 from raysim.pruning.proof import Forward
@@ -32,7 +34,7 @@ ROOTS = (layers.Convolution, nn.Linear, nn.Embedding)
 """Layers whose output channels start a group."""
 
 
-UNREAD = (nn.RNNBase, nn.RNNCellBase)
+UNREAD = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 """Layers that Torch-Pruning does not read right: it gets stand-ins, or takes them for operations."""
 
 
@@ -105,25 +107,52 @@ def _trace(
     shapes = {key: tuple(tensor.shape) for key, tensor in twin.state_dict().items()}
     example = _pytree.tree_map(_informative, example_input)
     normal_shapes = _run(twin, forward, example)
-    found = _find(with_stand_ins(twin), forward, example, max_steps, _aliases(twin))
-    unprunable, cuttable, outputs = {}, [], []
+    aliases = _aliases(twin)
+    attention = find_heads(twin, forward, example, shapes, aliases)
+    unprunable, heads = dict(attention.unprunable), []
+    for group in attention.groups:
+        pattern = _kept_whole(frozenset({group.name, *group.layers}), keep_whole)
+        if pattern is None:
+            heads.append(group)
+        else:
+            unprunable[group.name] = _named(pattern)
+    found = _find(with_stand_ins(twin, attention.mixings), forward, example, max_steps, aliases)
+    cuttable, outputs = [], []
+    mixed = {name for mixing in attention.mixings for name in mixing.sources}
     for each in found:
+        if each.name in mixed:
+            continue
         pattern = _kept_whole(each.layers, keep_whole)
         if isinstance(each.group, str):
             unprunable[each.name] = each.group
-        elif _is_output(twin, forward, example, normal_shapes, each.group, shapes):
+        elif _is_output(twin, forward, example, normal_shapes, each.group, shapes, aliases):
             outputs.append(each.group)
         elif pattern is not None:
-            unprunable[each.name] = f"left whole, since keep_whole names {pattern!r}"
+            unprunable[each.name] = _named(pattern)
         elif keep_residual and each.summed:
             unprunable[each.name] = "residual stream"
         else:
             cuttable.append(each.group)
     if len(outputs) != 1:
         unprunable |= {group.name: "its channels are outputs of the model" for group in outputs}
-    proved, disproved = proof.prove(twin, forward, example, cuttable, shapes)
-    unprunable |= disproved | _not_reached(twin, found)
-    return ChannelGroups(tuple(proved), shapes, outputs[0] if len(outputs) == 1 else None, unprunable)
+    proved, disproved = proof.prove(twin, forward, example, cuttable, shapes, known=heads)
+    failed = [group for group in cuttable if group.name in disproved]
+    resized = with_sizes(twin, forward, example, failed, shapes, known=[*heads, *proved])
+    for group in resized:
+        del disproved[group.name]
+    unprunable |= disproved | _not_reached(twin, found, heads)
+    groups = sorted([*heads, *proved, *resized], key=_place_in(shapes)) if heads or resized else proved
+    return ChannelGroups(tuple(groups), shapes, outputs[0] if len(outputs) == 1 else None, unprunable)
+
+
+def _named(pattern: str) -> str:
+    return f"left whole, since keep_whole names {pattern!r}"
+
+
+def _place_in(shapes: proof.Shapes) -> Callable[[ChannelGroup], int]:
+    """Return a key that sorts groups by the first tensor that their channels are made in."""
+    order = {key: index for index, key in enumerate(shapes)}
+    return lambda group: min(order[slot.key] for slot in group.slots if slot.role == "weight")
 
 
 def _with_blocks(twin: nn.Module, forward: Forward, example_input: Any, channels: ChannelGroups) -> ChannelGroups:
@@ -192,7 +221,11 @@ def _find(
             )
             _forget_slices_of_rows(graph)
             limit_steps(graph, model, max_steps)
-            dependencies = list(graph.get_all_groups(root_module_types=ROOTS))
+            dependencies = [
+                group
+                for group in graph.get_all_groups(root_module_types=ROOTS)
+                if not getattr(group[0].dep.target.module, "inside", False)
+            ]
     except Exception as error:
         reason = str(error) if isinstance(error, StepLimitError) else first_line(error)
         raise UntraceableError(f"the model cannot be traced{_location(error, model)}: {reason}") from error
@@ -263,9 +296,10 @@ def _aliases(model: nn.Module) -> dict[str, list[str]]:
     return {key: keys[id(tensor)] for key, tensor in named.items()}
 
 
-def _not_reached(model: nn.Module, found: Sequence[Found]) -> dict[str, str]:
+def _not_reached(model: nn.Module, found: Sequence[Found], heads: Sequence[ChannelGroup]) -> dict[str, str]:
     """Return the layers with parameters that no group passes through, and why they are not cut."""
     reached = {layer for each in found for layer in each.layers}
+    reached |= {layer for group in heads for layer in (group.name, *group.layers)}
     whole = (nn.MultiheadAttention, nn.RNNBase, ParametrizationList)
     inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, whole))
     reasons = {}
@@ -292,10 +326,14 @@ def _is_output(
     normal_shapes: list[torch.Size],
     group: ChannelGroup,
     shapes: proof.Shapes,
+    aliases: Mapping[str, Sequence[str]],
 ) -> bool:
     """Whether dropping units of the group changes the shape of the output."""
     if any(slot.role == "consumer" for slot in group.slots):
         return False
+    tied = {key for slot in group.slots if slot.key.startswith(f"{group.name}.") for key in aliases[slot.key]}
+    own = [slot for slot in group.slots if slot.key not in tied or slot.key.startswith(f"{group.name}.")]
+    group = replace(group, slots=tuple(own))  # not the rows of an embedding with the same weight
     plan = ChannelGroups((group,), shapes, None, {})
     mask = Mask(np.arange(group.size) < group.size - 1)
     try:

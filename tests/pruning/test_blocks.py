@@ -212,7 +212,7 @@ def test_a_plan_of_blocks_is_saved_with_the_number_of_its_format_and_older_files
     plan = ChannelPlan.trace(model, torch.randn(2, *shape), blocks=True)
     plan.save(tmp_path / "plan.json")
     loaded, content = ChannelPlan.load(tmp_path / "plan.json"), json.loads((tmp_path / "plan.json").read_text())
-    assert content["format"] == 2
+    assert content["format"] == 3
     assert [(group.name, group.kind) for group in loaded.groups] == [
         (group.name, group.kind) for group in plan.groups
     ]
@@ -230,7 +230,7 @@ def test_a_plan_of_blocks_is_saved_with_the_number_of_its_format_and_older_files
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"format": 3}, "format=3 is not known; allowed: 1 to 2"), ({"kind": "rank"}, "kind='rank' of group")],
+    [({"format": 4}, "format=4 is not known; allowed: 1 to 3"), ({"kind": "rank"}, "kind='rank' of group")],
 )
 def test_a_file_of_a_later_format_is_refused(tmp_path, change: dict, said: str) -> None:
     model, shape = small_net()

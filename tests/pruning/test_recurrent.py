@@ -102,6 +102,21 @@ class ZeroStateNet(nn.Module):
         return self.read(self.rnn(inputs, inputs.new_zeros(2, len(inputs), 8))[0])
 
 
+class ReshapedNet(nn.Module):
+    """Makes states and reshapes outputs by the width it was built with, as tutorials do."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.hidden_size, self.layers = 8, layers
+        self.rnn = nn.LSTM(6, 8, layers, batch_first=True)
+        self.read = nn.Linear(8, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        states = (inputs.new_zeros(self.layers, len(inputs), self.hidden_size) for _ in range(2))
+        outputs, _ = self.rnn(inputs, tuple(states))
+        return self.read(outputs.contiguous().view(-1, self.hidden_size)).view(*inputs.shape[:2], -1)
+
+
 class PackedNet(nn.Module):
     """Reads packed sequences of unequal lengths in both directions."""
 
@@ -176,6 +191,8 @@ NETWORKS = {
     "stacked": lambda: (StackedNet(), WORDS),
     "translation": lambda: (TranslationNet(), WORDS),
     "zero state": lambda: (ZeroStateNet(), floats()),
+    "reshaped": lambda: (ReshapedNet(1), floats()),
+    "reshaped of two layers": lambda: (ReshapedNet(2), floats()),
     "packed": lambda: (PackedNet(), floats()),
     "unbatched": lambda: (UnbatchedNet(), floats()),
     **{
