@@ -57,16 +57,18 @@ class DataSettings(Settings):
     name: str = "digits"
     """Data set: `digits` (scikit-learn, embedded), `mnist`, `fashionmnist`, `emnist`, `kmnist`, `cifar10`,
     `cifar100`, `svhn` (torchvision), `imagefolder` (`train/<class>/*` and `test/<class>/*`), `noise` (random, for
-    benchmarks), or a dotted path `my_pkg.data:load`."""
+    benchmarks), `text` (files of text), `python-source` (Python's own library), `table` (CSV or Parquet), or a dotted
+    path `my_pkg.data:load`."""
     root: PathText | None = None
-    """Folder of the data set's files, if it has any, relative to the working directory."""
+    """Folder of the data set's files, or its file, if it has any, relative to the working directory."""
     download: bool = False
     """Whether a missing data set may be downloaded into `root`."""
     on_nodes: bool = False
     """Whether every actor loads the data set from `root` on its own machine, where it must be the same to the byte;
     false: it is sent to each machine once. Only for `executor.kind: ray`."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the loader: `{split: letters}` of `emnist`, or those of a dotted path."""
+    """Keyword arguments of the loader: `{split: letters}` of `emnist`, `{target: price}` of `table`, or those of a
+    dotted path."""
     transform: TransformSettings = TransformSettings()
     """Transforms of the images."""
     max_train_examples: Count | None = None

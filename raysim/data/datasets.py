@@ -20,6 +20,7 @@ from raysim.data.raw import RawData, Source, check_counts, images_of, largest_to
 from raysim.data.returned import raw_from
 from raysim.data.splits import DataSplits, digest
 from raysim.data.stratified import stratified_order
+from raysim.data.table import table
 from raysim.data.text import text
 from raysim.data.transform import Transform
 from raysim.task.targets import KINDS, converted
@@ -211,6 +212,7 @@ DATASETS: dict[str, Callable[..., RawData]] = {
     "imagefolder": imagefolder.load,
     "noise": synthetic.noise,
     "python-source": python_source,
+    "table": table,
     "text": text,
 }
 """Loaders `(source, **options)`; a user's own is a dotted path in the settings."""

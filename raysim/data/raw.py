@@ -79,6 +79,14 @@ def refuse_unread(source: Source, root: bool = True) -> None:
         raise SettingError(f"data.download=true has no effect with data.name={source.name!r}; allowed: false")
 
 
+def check_task(source: Source, *allowed: str) -> None:
+    """Raise SettingError if a data set has no targets for the task."""
+    if source.task not in allowed:
+        raise SettingError(
+            f"task.name={source.task!r} is not allowed with data.name={source.name!r}; allowed: {', '.join(allowed)}"
+        )
+
+
 def from_arrays(
     name: str, arrays: Sequence[Any], task: str = "classification", three_dims_are_images: bool = True
 ) -> RawData:
