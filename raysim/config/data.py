@@ -57,8 +57,9 @@ class DataSettings(Settings):
     name: str = "digits"
     """Data set: `digits` (scikit-learn, embedded), `mnist`, `fashionmnist`, `emnist`, `kmnist`, `cifar10`,
     `cifar100`, `svhn` (torchvision), `imagefolder` (`train/<class>/*` and `test/<class>/*`), `noise` (random, for
-    benchmarks), `text` (files of text), `python-source` (Python's own library), `table` (CSV or Parquet), or a dotted
-    path `my_pkg.data:load`."""
+    benchmarks), `text` (files of text), `python-source` (Python's own library), `table` (CSV or Parquet),
+    `breast-cancer` (classification), `diabetes` (regression), `digit-masks` (segmentation; all three embedded), or a
+    dotted path `my_pkg.data:load`."""
     root: PathText | None = None
     """Folder of the data set's files, or its file, if it has any, relative to the working directory."""
     download: bool = False

@@ -11,7 +11,7 @@ import torch
 
 from raysim.core import plugins, seeding
 from raysim.core.errors import SettingError, nearest_first, unknown_name
-from raysim.data import imagefolder, synthetic, torchvision_sets
+from raysim.data import imagefolder, sklearn_sets, synthetic, torchvision_sets
 from raysim.data import transform as transforms
 from raysim.data.arrays import each
 from raysim.data.augment import augmentation
@@ -109,19 +109,6 @@ def check_name(name: str, options: Mapping[str, Any] | None = None) -> None:
             raise SettingError(f"data.options.{option}={value!r} is unknown; data.name={name!r} takes: {allowed}")
 
 
-def digits(source: Source) -> RawData:
-    """Return scikit-learn's 1,797 real scans of digits, 8 x 8 pixels of 0 to 16, split 80 : 20 by class."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    refuse_unread(source)
-    bunch = load_digits()
-    images = bunch.images.astype(np.uint8)[:, None]
-    train, test = train_test_split(np.arange(len(images)), test_size=0.2, stratify=bunch.target, random_state=0)
-    labels = bunch.target.astype(np.int64)
-    return RawData(images[train], labels[train], images[test], labels[test], max_value=16)
-
-
 def _from_path(source: Source, options: dict[str, Any]) -> RawData:
     """Call a user's function, with `root` and `download` if its signature has them."""
     function = plugins.load("data.name", source.name)
@@ -201,7 +188,10 @@ def check_classes(data: DataSplits) -> None:
 
 
 DATASETS: dict[str, Callable[..., RawData]] = {
-    "digits": digits,
+    "digits": sklearn_sets.digits,
+    "digit-masks": sklearn_sets.digit_masks,
+    "diabetes": sklearn_sets.diabetes,
+    "breast-cancer": sklearn_sets.breast_cancer,
     "mnist": torchvision_sets.mnist,
     "fashionmnist": torchvision_sets.fashionmnist,
     "emnist": torchvision_sets.emnist,
