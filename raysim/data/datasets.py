@@ -15,6 +15,7 @@ from raysim.data import imagefolder, sklearn_sets, synthetic, torchvision_sets
 from raysim.data import transform as transforms
 from raysim.data.arrays import each
 from raysim.data.augment import augmentation
+from raysim.data.leaf import leaf
 from raysim.data.python_source import python_source
 from raysim.data.raw import RawData, Source, check_counts, images_of, largest_token, refuse_unread
 from raysim.data.returned import raw_from
@@ -91,7 +92,8 @@ def load(
         data = _of_images(name, transforms.apply(raw, transform), transform, task)
     if max_train_examples is not None:
         data = stratified_subset(data, max_train_examples, seed)
-    check_classes(data)
+    if raw.num_outputs is None:
+        check_classes(data)
     return replace(data, digest=digest(data))
 
 
@@ -161,7 +163,7 @@ def stratified_subset(data: DataSplits, max_train_examples: int, seed: int) -> D
         SettingError: If there are fewer rows than that, or more classes.
     """
     rows = len(data.train_targets)
-    fewest = 1 if data.train_classes is None else data.num_classes
+    fewest = len(np.unique(data.strata))
     if not fewest <= max_train_examples <= rows:
         of_classes = "" if data.train_classes is None else " (one per class)"
         raise SettingError(
@@ -200,6 +202,7 @@ DATASETS: dict[str, Callable[..., RawData]] = {
     "cifar100": torchvision_sets.cifar100,
     "svhn": torchvision_sets.svhn,
     "imagefolder": imagefolder.load,
+    "leaf": leaf,
     "noise": synthetic.noise,
     "python-source": python_source,
     "table": table,

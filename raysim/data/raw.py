@@ -50,7 +50,8 @@ class RawData:
         test_targets: Their targets.
         max_value: Value of images that stands for 1.0; None: the inputs are no images.
         train_users: Natural user of each training row, numbered from 0, `(training rows,)`; None: there are none.
-        num_outputs: Outputs that a row or position needs, such as the words of a vocabulary; None: what targets need.
+        num_outputs: Outputs that a row or position needs, such as the words of a vocabulary; classes may then be
+            without a row. None: what targets need, and every class needs a row in both splits.
         vocabulary: Number of token ids of integer inputs; None: one more than the largest.
         class_names: Names of the classes; empty: they are numbers.
     """
