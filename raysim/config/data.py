@@ -58,8 +58,8 @@ class DataSettings(Settings):
     """Data set: `digits`, `breast-cancer`, `diabetes` (regression), `digit-masks` (segmentation; all four embedded in
     scikit-learn), `mnist`, `fashionmnist`, `emnist`, `kmnist`, `cifar10`, `cifar100`, `svhn` (torchvision),
     `imagefolder` (`train/<class>/*` and `test/<class>/*`), `noise` (random, for benchmarks), `text` (files of text),
-    `python-source` (Python's own library), `table` (CSV or Parquet), `leaf` (LEAF's JSON), or a dotted path
-    `my_pkg.data:load`."""
+    `python-source` (Python's own library), `table` (CSV or Parquet), `series` (time series in NumPy's `.npz`), `leaf`
+    (LEAF's JSON), or a dotted path `my_pkg.data:load`."""
     root: PathText | None = None
     """Folder of the data set's files, or its file, if it has any, relative to the working directory."""
     download: bool = False

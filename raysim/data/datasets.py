@@ -19,6 +19,7 @@ from raysim.data.leaf import leaf
 from raysim.data.python_source import python_source
 from raysim.data.raw import RawData, Source, check_counts, images_of, largest_token, refuse_unread
 from raysim.data.returned import raw_from
+from raysim.data.series import series
 from raysim.data.splits import DataSplits, digest
 from raysim.data.stratified import stratified_order
 from raysim.data.table import table
@@ -205,6 +206,7 @@ DATASETS: dict[str, Callable[..., RawData]] = {
     "leaf": leaf,
     "noise": synthetic.noise,
     "python-source": python_source,
+    "series": series,
     "table": table,
     "text": text,
 }
