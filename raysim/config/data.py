@@ -55,19 +55,21 @@ class DataSettings(Settings):
     """Which data, from where, and how its rows are divided among the clients."""
 
     name: str = "digits"
-    """Data set: `digits` (scikit-learn, embedded), `mnist`, `fashionmnist`, `emnist`, `kmnist`, `cifar10`,
-    `cifar100`, `svhn` (torchvision), `imagefolder` (`train/<class>/*` and `test/<class>/*`), `python-source`
-    (Python's own modules as text, embedded), `text` (files below `root`), `noise` (random, for benchmarks), or a
-    dotted path `my_pkg.data:load`."""
+    """Data set: `digits`, `breast-cancer`, `diabetes` (regression), `digit-masks` (segmentation; all four embedded in
+    scikit-learn), `mnist`, `fashionmnist`, `emnist`, `kmnist`, `cifar10`, `cifar100`, `svhn` (torchvision),
+    `imagefolder` (`train/<class>/*` and `test/<class>/*`), `noise` (random, for benchmarks), `text` (files of text),
+    `python-source` (Python's own library), `table` (CSV or Parquet), `series` (time series in NumPy's `.npz`), `leaf`
+    (LEAF's JSON), or a dotted path `my_pkg.data:load`."""
     root: PathText | None = None
-    """Folder of the data set's files, if it has any, relative to the working directory."""
+    """Folder of the data set's files, or its file, if it has any, relative to the working directory."""
     download: bool = False
     """Whether a missing data set may be downloaded into `root`."""
     on_nodes: bool = False
     """Whether every actor loads the data set from `root` on its own machine, where it must be the same to the byte;
     false: it is sent to each machine once. Only for `executor.kind: ray`."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the loader: `{split: letters}` of `emnist`, or those of a dotted path."""
+    """Keyword arguments of the loader: `{split: letters}` of `emnist`, `{target: price}` of `table`, or those of a
+    dotted path."""
     transform: TransformSettings = TransformSettings()
     """Transforms of images; inputs of other kinds have none."""
     max_train_examples: Count | None = None

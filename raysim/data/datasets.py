@@ -11,15 +11,18 @@ import torch
 
 from raysim.core import plugins, seeding
 from raysim.core.errors import SettingError, nearest_first, unknown_name
-from raysim.data import imagefolder, synthetic, torchvision_sets
+from raysim.data import imagefolder, sklearn_sets, synthetic, torchvision_sets
 from raysim.data import transform as transforms
 from raysim.data.arrays import each
 from raysim.data.augment import augmentation
+from raysim.data.leaf import leaf
 from raysim.data.python_source import python_source
 from raysim.data.raw import RawData, Source, check_counts, images_of, largest_token, refuse_unread
 from raysim.data.returned import raw_from
+from raysim.data.series import series
 from raysim.data.splits import DataSplits, digest
 from raysim.data.stratified import stratified_order
+from raysim.data.table import table
 from raysim.data.text import text
 from raysim.data.transform import Transform
 from raysim.task.targets import KINDS, converted
@@ -90,7 +93,8 @@ def load(
         data = _of_images(name, transforms.apply(raw, transform), transform, task)
     if max_train_examples is not None:
         data = stratified_subset(data, max_train_examples, seed)
-    check_classes(data)
+    if raw.num_outputs is None:
+        check_classes(data)
     return replace(data, digest=digest(data))
 
 
@@ -106,19 +110,6 @@ def check_name(name: str, options: Mapping[str, Any] | None = None) -> None:
         if option not in known:
             allowed = ", ".join(nearest_first(option, known)) or "none"
             raise SettingError(f"data.options.{option}={value!r} is unknown; data.name={name!r} takes: {allowed}")
-
-
-def digits(source: Source) -> RawData:
-    """Return scikit-learn's 1,797 real scans of digits, 8 x 8 pixels of 0 to 16, split 80 : 20 by class."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    refuse_unread(source)
-    bunch = load_digits()
-    images = bunch.images.astype(np.uint8)[:, None]
-    train, test = train_test_split(np.arange(len(images)), test_size=0.2, stratify=bunch.target, random_state=0)
-    labels = bunch.target.astype(np.int64)
-    return RawData(images[train], labels[train], images[test], labels[test], max_value=16)
 
 
 def _from_path(source: Source, options: dict[str, Any]) -> RawData:
@@ -173,7 +164,7 @@ def stratified_subset(data: DataSplits, max_train_examples: int, seed: int) -> D
         SettingError: If there are fewer rows than that, or more classes.
     """
     rows = len(data.train_targets)
-    fewest = 1 if data.train_classes is None else data.num_classes
+    fewest = len(np.unique(data.strata))
     if not fewest <= max_train_examples <= rows:
         of_classes = "" if data.train_classes is None else " (one per class)"
         raise SettingError(
@@ -200,7 +191,10 @@ def check_classes(data: DataSplits) -> None:
 
 
 DATASETS: dict[str, Callable[..., RawData]] = {
-    "digits": digits,
+    "digits": sklearn_sets.digits,
+    "digit-masks": sklearn_sets.digit_masks,
+    "diabetes": sklearn_sets.diabetes,
+    "breast-cancer": sklearn_sets.breast_cancer,
     "mnist": torchvision_sets.mnist,
     "fashionmnist": torchvision_sets.fashionmnist,
     "emnist": torchvision_sets.emnist,
@@ -209,8 +203,11 @@ DATASETS: dict[str, Callable[..., RawData]] = {
     "cifar100": torchvision_sets.cifar100,
     "svhn": torchvision_sets.svhn,
     "imagefolder": imagefolder.load,
+    "leaf": leaf,
     "noise": synthetic.noise,
     "python-source": python_source,
+    "series": series,
+    "table": table,
     "text": text,
 }
 """Loaders `(source, **options)`; a user's own is a dotted path in the settings."""

@@ -50,7 +50,8 @@ class RawData:
         test_targets: Their targets.
         max_value: Value of images that stands for 1.0; None: the inputs are no images.
         train_users: Natural user of each training row, numbered from 0, `(training rows,)`; None: there are none.
-        num_outputs: Outputs that a row or position needs, such as the words of a vocabulary; None: what targets need.
+        num_outputs: Outputs that a row or position needs, such as the words of a vocabulary; classes may then be
+            without a row. None: what targets need, and every class needs a row in both splits.
         vocabulary: Number of token ids of integer inputs; None: one more than the largest.
         class_names: Names of the classes; empty: they are numbers.
     """
@@ -77,6 +78,14 @@ def refuse_unread(source: Source, root: bool = True) -> None:
         raise SettingError(f"data.root={source.root!r} has no effect with data.name={source.name!r}; allowed: null")
     if source.download:
         raise SettingError(f"data.download=true has no effect with data.name={source.name!r}; allowed: false")
+
+
+def check_task(source: Source, *allowed: str) -> None:
+    """Raise SettingError if a data set has no targets for the task."""
+    if source.task not in allowed:
+        raise SettingError(
+            f"task.name={source.task!r} is not allowed with data.name={source.name!r}; allowed: {', '.join(allowed)}"
+        )
 
 
 def from_arrays(

@@ -1,5 +1,7 @@
 """Draw training rows with the classes in their shares: a subset, and the rows that validate."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -49,3 +51,34 @@ def validation_rows(labels: NDArray[np.int64], share: float, seed: int) -> NDArr
         )
     order = stratified_order(labels, seeding.generator(seed, "validation rows"))
     return np.sort(order[len(order) - wanted :])
+
+
+def rows_to_test(
+    labels: NDArray[np.int64], share: float, seed: int, what: str, names: Sequence[str] = ()
+) -> NDArray[np.int64]:
+    """Return the rows of a data set without test rows that are tested: a share of each class, in ascending order.
+
+    Of each class with two rows or more, at least one is tested and at least one is not.
+
+    Args:
+        labels: Class of each row, `(rows,)`.
+        share: Their share of each class, rounded to whole rows.
+        seed: Seed of the split.
+        what: What has the classes, for the message.
+        names: Names of the classes; empty: they are numbers.
+
+    Raises:
+        SettingError: If a class has one row.
+    """
+    shuffled = seeding.generator(seed, "test rows").permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    _, starts, sizes = np.unique(labels[by_class], return_index=True, return_counts=True)
+    if sizes.min() < 2:
+        label = int(labels[by_class][starts[sizes.argmin()]])
+        raise SettingError(
+            f"{what}: class {names[label] if names else label!r} has one row, which cannot be both trained on and "
+            "tested; allowed: two rows or more of each class"
+        )
+    counts = np.clip(np.round(share * sizes).astype(np.int64), 1, sizes - 1)
+    chosen = [by_class[start : start + count] for start, count in zip(starts, counts, strict=True)]
+    return np.sort(np.concatenate(chosen))

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from raysim.core import memory
 from raysim.core.errors import SettingError, nearest_first, refusing
+from raysim.data.options import check_share
 from raysim.data.raw import RawData, Source
 
 TASK = "next-token"
@@ -117,8 +118,7 @@ def _check(source: Source, unit: str, length: int, test_share: float) -> None:
         )
     if type(length) is not int or length < 1:
         raise SettingError(f"data.options.length={length!r} is not allowed; allowed: a whole number from 1")
-    if isinstance(test_share, bool) or not isinstance(test_share, (int, float)) or not 0 < test_share < 1:
-        raise SettingError(f"data.options.test_share={test_share!r} is not in (0, 1)")
+    check_share(test_share)
 
 
 def _files(root: str, pattern: str) -> dict[str, str]:

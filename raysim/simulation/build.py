@@ -361,7 +361,8 @@ def _task(settings: ExperimentSettings, data: DataSplits, validating: NDArray[np
         )
     if given == "balanced":
         trained = np.delete(data.train_targets, validating)
-        given = list(balanced_weights(np.bincount(trained, minlength=data.num_classes)))
+        # A class without a row, which some data sets have, weighs as one with a single row.
+        given = list(balanced_weights(np.maximum(1, np.bincount(trained, minlength=data.num_classes))))
     return with_training_loss(task, training.label_smoothing, None if given is None else tuple(given))
 
 

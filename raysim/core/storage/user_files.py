@@ -71,6 +71,19 @@ def read_parquet(setting: str, path: str, most_rows: int, known: tuple[str, ...]
         return opened.read(names)
 
 
+def parquet_names(setting: str, path: str) -> list[str]:
+    """Return the names of a Parquet file's columns, from its footer.
+
+    Raises:
+        SettingError: If it cannot be read.
+    """
+    from pyarrow import parquet
+
+    check_file(setting, path)
+    with refusing(f"{setting} cannot be read as .parquet"), parquet.ParquetFile(path) as opened:
+        return list(opened.schema_arrow.names)
+
+
 def check_zip(setting: str, path: str, most_bytes: int) -> None:
     """Refuse a zip archive, such as `.npz`, whose content is larger than allowed.
 
