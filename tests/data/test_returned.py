@@ -34,13 +34,16 @@ FORMS: dict[str, Callable[[], object]] = {
     "four arrays": lambda: (VECTORS, CLASSES, VECTORS, CLASSES),
     "five arrays": lambda: (VECTORS, CLASSES, VECTORS, CLASSES, CLASSES),
     "by name": lambda: {
-        "train_inputs": VECTORS, "train_targets": CLASSES, "test_inputs": VECTORS, "test_targets": CLASSES
+        "train_inputs": VECTORS,
+        "train_targets": CLASSES,
+        "test_inputs": VECTORS,
+        "test_targets": CLASSES,
     },
     "splits by name": lambda: {"train": (VECTORS, CLASSES), "test": (VECTORS, CLASSES)},
     "columns": lambda: {split: {"label": CLASSES, "vector": VECTORS} for split in ("train", "test")},
     "of PyTorch": lambda: (Pairs(), Pairs()),
     "lists": lambda: (VECTORS.tolist(), CLASSES.tolist(), VECTORS.tolist(), CLASSES.tolist()),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -78,10 +81,15 @@ def test_each_task_has_targets_of_its_own(task: str) -> None:
 @pytest.mark.parametrize("other", TARGETS)
 def test_targets_of_another_task_are_refused_in_one_line(task: str, other: str) -> None:
     fits = {
-        ("regression", "classification"), ("regression", "multilabel"), ("next-token", "token-classification"),
-        ("token-classification", "next-token"), ("next-token", "multilabel"), ("token-classification", "multilabel"),
-        ("regression", "next-token"), ("regression", "token-classification"),
-    }  # fmt: skip
+        ("regression", "classification"),
+        ("regression", "multilabel"),
+        ("next-token", "token-classification"),
+        ("token-classification", "next-token"),
+        ("next-token", "multilabel"),
+        ("token-classification", "multilabel"),
+        ("regression", "next-token"),
+        ("regression", "token-classification"),
+    }
     if task == other or (task, other) in fits:
         raw_from("mine", splits(VECTORS, TARGETS[other][0]), task)
         return
@@ -102,8 +110,10 @@ def test_several_inputs_keep_their_names() -> None:
         "mine", splits({"tokens": TOKENS, "image": IMAGES, "vector": VECTORS}, CLASSES), "classification"
     )
     assert {name: str(array.dtype) for name, array in found.train_inputs.items()} == {
-        "tokens": "int64", "image": "uint8", "vector": "float32"
-    }  # fmt: skip
+        "tokens": "int64",
+        "image": "uint8",
+        "vector": "float32",
+    }
     assert found.max_value is None
 
 
