@@ -31,7 +31,7 @@ class ModelEntry:
         build: `(input_shape, num_classes, **options)`; it also gets `vocabulary` and `task` if it names them.
         keep_whole: Layers that are never cut by default.
         min_pixels: Smallest height and width of images.
-        inputs: What it reads.
+        inputs: The kind of inputs that it reads.
     """
 
     build: Callable[..., nn.Module]

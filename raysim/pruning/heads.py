@@ -26,7 +26,7 @@ MOST_SIZES = 3
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a linear layer read and wrote in the one call of it; its output is cut off from what made it."""
+    """Input and output of a linear layer in its one call; the output is cut off from the graph before it."""
 
     inputs: torch.Tensor
     output: torch.Tensor
