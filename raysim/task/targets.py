@@ -21,7 +21,7 @@ class TargetKind:
     """Targets of one kind.
 
     Attributes:
-        form: What they are, for messages.
+        form: Their form, for messages.
         convert: Converts and checks the targets of a split.
         num_outputs: Returns how many outputs a row or position needs, from converted targets.
         output_shape: Returns the shape of outputs, from their number and the shape of converted targets.
