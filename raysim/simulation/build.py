@@ -33,9 +33,10 @@ from raysim.data.stratified import validation_rows
 from raysim.data.transform import Transform
 from raysim.methods import resolve as methods
 from raysim.methods.method import Method
-from raysim.models import weights, zoo
+from raysim.models import adapters, weights, zoo
 from raysim.models.normalization import group_normalized
 from raysim.models.steps import add_steps
+from raysim.models.trained_part import train_only
 from raysim.population import population, sources
 from raysim.population.population import Population
 from raysim.pruning import masks
@@ -277,6 +278,8 @@ def _plan_of(settings: ExperimentSettings, model: nn.Module, example: Inputs, bl
 
 
 def _layers_kept_whole(settings: ExperimentSettings, model: nn.Module) -> list[str]:
+    if adapters.has_adapters(model):
+        return adapters.layers_without_ranks(model)
     patterns = settings.model.keep_whole
     if patterns is None:
         return zoo.kept_whole(settings.model.name)
@@ -384,6 +387,10 @@ def _build_model(settings: ExperimentSettings, data: DataSplits) -> nn.Module:
         fresh = weights.load_into(model, chosen.weights, chosen.name, data.num_classes)
         if fresh:
             info(f"model.weights={chosen.weights!r}: fresh values for {', '.join(fresh)}")
+    if chosen.train_only is not None:
+        train_only(model, chosen.train_only, "model.train_only")
+    if chosen.adapter is not None:
+        model = adapters.with_adapters(model, adapters.Adapter(**chosen.adapter.model_dump()), settings.seed)
     return model
 
 

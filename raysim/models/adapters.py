@@ -1,0 +1,108 @@
+"""Adapters of low rank beside the layers of a model whose own weights are frozen (peft's LoRA)."""
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from raysim.core import seeding
+from raysim.core.errors import SettingError, nearest_first, reason_of
+from raysim.models.trained_part import train_only
+
+DOWN, UP = "lora_A", "lora_B"
+"""Names of the two factors in peft's layers: `A` maps to the ranks, `B` back."""
+KINDS = (nn.Linear, nn.Conv2d)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """Adapters of a model; the fields are those of the `model.adapter` settings.
+
+    Attributes:
+        kind: `lora`: W + (alpha / rank) B A, A of `(rank, inputs)` and B of `(outputs, rank)`.
+        rank: Ranks of each adapter in the full model.
+        alpha: Factor of the product, divided by `rank` whatever the ranks of a submodel.
+        dropout: Probability with which inputs of an adapter are dropped in training.
+        targets: Names of the layers, with wildcards.
+        train_also: Names of layers or parameters that are trained beside the adapters, with wildcards.
+
+    Source: Hu et al., arXiv 2106.09685, section 4.1.
+    """
+
+    kind: str = "lora"
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: Sequence[str] = ("*",)
+    train_also: Sequence[str] = ()
+
+
+def with_adapters(model: nn.Module, adapter: Adapter, seed: int) -> nn.Module:
+    """Add adapters to the layers of a model, in place, and freeze all else.
+
+    A is drawn from the seed, B is zero: the model computes what it computed before.
+
+    Raises:
+        SettingError: If peft is missing, or a pattern matches no layer that can have an adapter.
+    """
+    peft = _library()
+    targets = _targets(model, adapter.targets)
+    # peft takes a name for the end of longer ones, so that these are given as one pattern
+    pattern = "|".join(name.replace(".", r"\.") for name in targets)
+    config = peft.LoraConfig(
+        r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, target_modules=pattern
+    )
+    with seeding.torch_seeded(seed, "adapter"):
+        try:
+            peft.inject_adapter_in_model(config, model)
+        except ValueError as error:
+            raise SettingError(f"model.adapter is not allowed for this model: {reason_of(error)}") from None
+    train_only(model, [f"*.{DOWN}.*", f"*.{UP}.*"], "model.adapter.targets")
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if adapter.train_also:
+        train_only(model, adapter.train_also, "model.adapter.train_also")
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad or name in trained)
+    return model
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether a model has adapters."""
+    return any(name.split(".")[-1] == DOWN for name, _ in model.named_modules())
+
+
+def layers_without_ranks(model: nn.Module) -> list[str]:
+    """Return the layers with parameters whose output channels are no ranks: they are left whole."""
+    named = [name for name, layer in model.named_modules() if list(layer.parameters(recurse=False))]
+    return [name for name in named if DOWN not in name.split(".")]
+
+
+def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, KINDS) or _is_conv1d(layer)]
+    found: list[str] = []
+    for pattern in patterns:
+        matching = fnmatch.filter(layers, pattern)
+        if not matching:
+            near = ", ".join(nearest_first(pattern, layers)[:5]) or "none"
+            raise SettingError(
+                f"model.adapter.targets={pattern!r} matches no linear layer or convolution; nearest: {near}"
+            )
+        found += [name for name in matching if name not in found]
+    return found
+
+
+def _is_conv1d(layer: nn.Module) -> bool:
+    """Whether a layer is the linear layer of GPT-2 in transformers."""
+    return type(layer).__name__ == "Conv1D"
+
+
+def _library() -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise SettingError(
+            "model.adapter needs the library peft; install it: pip install 'raysim[adapters]'"
+        ) from None
+    return peft
