@@ -17,7 +17,7 @@ class MethodSettings(Settings):
     name: str = "ca-hfp"
     """Method: `fedavg`, `fedprox`, `random`, `feddropout`, `magnitude`, `heterofl`, `fedrolex`, `fjord`, `fedmp`,
     `dapperfl`, `fisher`, `scaffold`, `prunefl`, `feddst`, `fedtiny`, `fedmef`, `fedrts`, `autoflip`, `fiarse`,
-    `nefl`, `ca-hfp`, `ca-hfp+`, or a `Method` of your own."""
+    `nefl`, `hetlora`, `flexlora` (both of adapters), `ca-hfp`, `ca-hfp+`, or a `Method` of your own."""
     fill: str | None = None
     """How the server fills entries that a client did not train: `global`, `holders`, `zero`, `damped` or your own."""
     fill_gamma: Annotated[float, Field(ge=0, le=1)] | None = None

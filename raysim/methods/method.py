@@ -209,6 +209,7 @@ class Method:
         serve_width: Returns the parameters from which the submodel of a width is cut to be scored. None: those of the
             global model.
         drops_blocks: Whether whole blocks are units of the plan, too, and learn the step sizes of their branches.
+        needs_adapters: Whether it averages adapters, and nothing else.
         objective: Local objective; set from `options.objective`.
         sends_memory: Whether a client's assignment carries its memory.
         learns_widths: Whether the size of submodels depends on what is learned.
@@ -243,6 +244,7 @@ class Method:
     extra: ExtraRule | None = None
     serve_width: ServeWidthRule | None = None
     drops_blocks: bool = False
+    needs_adapters: bool = False
     objective: Objective = field(default_factory=Objective)
     sends_memory: bool = False
     learns_widths: bool = False

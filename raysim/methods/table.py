@@ -15,6 +15,7 @@ from raysim.methods import (
     fedtiny,
     fiarse,
     fjord,
+    low_rank,
     nefl,
     prunefl,
     topology,
@@ -208,6 +209,16 @@ METHODS: dict[str, Method] = {
             extra=nefl.own_parameters, after_round=nefl.average_own, serve_width=nefl.serve_width,
             drops_blocks=True, one_version=True, claims=frozenset({EQUALS_FEDAVG, NESTED}),
             own={"scaling": Option("both", "parts that submodels have fewer of", choices=tuple(nefl.SCALINGS))},
+        ),
+        Method(
+            "hetlora", "Cho et al., arXiv 2401.06432, section 3.3",
+            score=index_score, reads=EVERY_METHOD, local=(low_rank.report_by_norm,),
+            after_round=low_rank.average_by_norm, needs_adapters=True, claims=frozenset({NESTED}),
+        ),
+        Method(
+            "flexlora", "Bai et al., arXiv 2402.11505, section 3",
+            score=index_score, reads=EVERY_METHOD, local=(low_rank.report_products,),
+            after_round=low_rank.split_average_product, needs_adapters=True, claims=frozenset({NESTED}),
         ),
         Method(
             "ca-hfp", "arXiv 2603.12591, eq 2-4, 14 and 15",

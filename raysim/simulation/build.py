@@ -151,7 +151,7 @@ def _build(settings: ExperimentSettings) -> Scenario:
     owned = sources.of_settings(settings.population, split)
     clients = population.build(owned, rows, settings.data.heldout_share, split)
 
-    model = _build_model(settings, data)
+    model = _build_model(settings, data, method)
     is_default = settings.method.normalization is None and method.options.normalization != "batch"
     if is_default and not evaluation.batch_norms(model):
         method = method_of(settings, normalization="batch")
@@ -378,7 +378,7 @@ def _partition_options(settings: ExperimentSettings) -> PartitionOptions:
     return PartitionOptions(**settings.data.partition.model_dump(exclude={"name"}))
 
 
-def _build_model(settings: ExperimentSettings, data: DataSplits) -> nn.Module:
+def _build_model(settings: ExperimentSettings, data: DataSplits, method: Method) -> nn.Module:
     chosen = settings.model
     example, _ = data.example()
     form = zoo.DataForm(data.input_shape, data.num_classes, data.vocabulary, data.task, example)
@@ -389,6 +389,11 @@ def _build_model(settings: ExperimentSettings, data: DataSplits) -> nn.Module:
             info(f"model.weights={chosen.weights!r}: fresh values for {', '.join(fresh)}")
     if chosen.train_only is not None:
         train_only(model, chosen.train_only, "model.train_only")
+    if method.needs_adapters and chosen.adapter is None:
+        raise SettingError(
+            f"method.name={method.name!r} is not allowed without model.adapter: it averages adapters; allowed: "
+            "model.adapter={rank: 8}"
+        )
     if chosen.adapter is not None:
         model = adapters.with_adapters(model, adapters.Adapter(**chosen.adapter.model_dump()), settings.seed)
     return model
