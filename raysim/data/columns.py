@@ -42,7 +42,7 @@ def column(setting: str, name: str, parts: Sequence[Any]) -> Column:
     Args:
         setting: The setting and its value, for messages.
         name: The column's name.
-        parts: What each file has of it, `pyarrow.ChunkedArray`.
+        parts: Its values in each file, `pyarrow.ChunkedArray`.
 
     Raises:
         SettingError: If it holds dates, lists or other values, or files differ in their kind.

@@ -115,9 +115,8 @@ def test_lists_of_numbers_are_tokens_and_columns_of_one_number_a_vector(split: P
 
 def test_several_inputs_keep_the_names_of_their_columns(split: Path) -> None:
     data = load(split, inputs=["tokens", "age", "matrix"], target="label")
-    assert {name: array.shape for name, array in data.train_inputs.items()} == {
-        "tokens": (12, 6), "age": (12, 1), "matrix": (12, 2, 3)
-    }  # fmt: skip
+    shapes = {name: array.shape for name, array in data.train_inputs.items()}
+    assert shapes == {"tokens": (12, 6), "age": (12, 1), "matrix": (12, 2, 3)}
 
 
 def test_all_other_columns_are_inputs_by_default(whole: object, tmp_path: Path) -> None:
