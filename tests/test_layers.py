@@ -34,6 +34,7 @@ LAYERS = (
 
 HOMES = {
     "ray": ("executors.ray", "analysis.sweep.tuning"),
+    "datasets": ("data.huggingface",),
     "grpc": ("executors.ray.private_api",),
     "jinja2": ("report.page",),
     "mlflow": (

@@ -59,9 +59,11 @@ class DataSettings(Settings):
     scikit-learn), `mnist`, `fashionmnist`, `emnist`, `kmnist`, `cifar10`, `cifar100`, `svhn` (torchvision),
     `imagefolder` (`train/<class>/*` and `test/<class>/*`), `noise` (random, for benchmarks), `text` (files of text),
     `python-source` (Python's own library), `table` (CSV or Parquet), `series` (time series in NumPy's `.npz`), `leaf`
-    (LEAF's JSON), or a dotted path `my_pkg.data:load`."""
+    (LEAF's JSON), `huggingface` (a folder of the library `datasets`, or a name on its hub), or a dotted path
+    `my_pkg.data:load`."""
     root: PathText | None = None
-    """Folder of the data set's files, or its file, if it has any, relative to the working directory."""
+    """Folder of the data set's files, or its file, if it has any, relative to the working directory; of `huggingface`
+    also a name on its hub."""
     download: bool = False
     """Whether a missing data set may be downloaded into `root`."""
     on_nodes: bool = False

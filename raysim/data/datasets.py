@@ -15,6 +15,7 @@ from raysim.data import imagefolder, sklearn_sets, synthetic, torchvision_sets
 from raysim.data import transform as transforms
 from raysim.data.arrays import each
 from raysim.data.augment import augmentation
+from raysim.data.huggingface import huggingface
 from raysim.data.leaf import leaf
 from raysim.data.python_source import python_source
 from raysim.data.raw import RawData, Source, check_counts, images_of, largest_token, refuse_unread
@@ -203,6 +204,7 @@ DATASETS: dict[str, Callable[..., RawData]] = {
     "cifar100": torchvision_sets.cifar100,
     "svhn": torchvision_sets.svhn,
     "imagefolder": imagefolder.load,
+    "huggingface": huggingface,
     "leaf": leaf,
     "noise": synthetic.noise,
     "python-source": python_source,

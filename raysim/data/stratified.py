@@ -64,7 +64,7 @@ def rows_to_test(
         labels: Class of each row, `(rows,)`.
         share: Their share of each class, rounded to whole rows.
         seed: Seed of the split.
-        what: The name of the classes in the message.
+        what: The setting that the classes come from, for messages.
         names: Names of the classes; empty: they are numbers.
 
     Raises:

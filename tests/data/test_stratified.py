@@ -9,7 +9,7 @@ from raysim.core.errors import SettingError
 from raysim.data.partition import partition
 from raysim.data.row_sets import RowSets
 from raysim.data.rules import PartitionOptions
-from raysim.data.stratified import validation_rows
+from raysim.data.stratified import rows_to_test, validation_rows
 from raysim.simulation.build import build_scenario
 from tests.conftest import tiny_settings
 
@@ -86,3 +86,19 @@ def test_rows_drawn_on_demand_skip_those_that_validate() -> None:
     whole = partition(LABELS, 400, "resample", PartitionOptions(examples_per_client=40), 0)
     assert [len(each) for each in rows.identity] == [6, 360]
     assert [len(each) for each in whole.identity] == [6]
+
+
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 0.99])
+def test_rows_to_test_are_a_share_of_each_class_and_never_all(share: float) -> None:
+    labels = np.repeat([0, 1, 2], [2, 30, 100])
+    tested = rows_to_test(labels, share, 0, "the labels")
+    assert np.array_equal(tested, np.unique(tested))
+    counts = np.bincount(labels[tested], minlength=3)
+    assert counts[0] == 1
+    assert counts[1:].tolist() == [max(1, min(29, round(30 * share))), max(1, min(99, round(100 * share)))]
+    assert not np.array_equal(tested, rows_to_test(labels, share, 1, "the labels"))
+
+
+def test_a_class_of_one_row_is_not_divided() -> None:
+    with pytest.raises(SettingError, match="the labels: class 'b' has one row, which cannot be both"):
+        rows_to_test(np.array([0, 0, 1]), 0.2, 0, "the labels", ("a", "b"))
