@@ -221,7 +221,7 @@ def filled(
 def norms_over_kept_channels(model: nn.Module, held: dict[str, torch.Tensor]) -> None:
     """Make norms that mix channels take their statistics over the held ones only; the others come out zero."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm) or type(module).__name__ == "RMSNorm":
             module.register_forward_hook(functools.partial(_renorm, held[f"{name}.weight"]))
 
 
@@ -238,7 +238,7 @@ def _renorm(
         values = channels[kept]
         over = (0, *range(2, values.dim())) if isinstance(module, nn.GroupNorm) else 0
         eps = module.eps or torch.finfo(values.dtype).eps
-        if not isinstance(module, nn.RMSNorm):
+        if type(module).__name__ != "RMSNorm":
             values = values - values.mean(over, keepdim=True)
         values = values / (values.square().mean(over, keepdim=True) + eps).sqrt()
         shape = [-1] + [1] * (values.dim() - 1)

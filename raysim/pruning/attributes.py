@@ -39,7 +39,7 @@ def with_sizes(
         shapes: Shape of every state-dict entry of the model.
         known: Groups proved before, together with which they are to be cut.
     """
-    own = [name for name, module in model.named_modules() if not type(module).__module__.startswith("torch.nn.")]
+    own = [name for name, module in model.named_modules() if _may_reshape(module)]
     proved: list[ChannelGroup] = []
     for group in groups:
         whole = [slot for slot in group.slots if slot.indices.size == shapes[slot.key][slot.dim]]
@@ -53,3 +53,8 @@ def with_sizes(
                 proved.append(tried)
                 break
     return proved
+
+
+def _may_reshape(module: nn.Module) -> bool:
+    """Whether a module's numbers may stand for widths: not those of PyTorch's layers, which follow their tensors."""
+    return isinstance(module, nn.Transformer) or not type(module).__module__.startswith("torch.nn.")

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
@@ -104,11 +105,13 @@ def fault_of(model: nn.Module, forward: Forward, example: Any, groups: ChannelGr
 def full_without_dropped(model: nn.Module, forward: Forward, example: Any, shapes: Shapes, cut: submodel.Cut) -> Any:
     """Return what the full model computes with every dropped entry at zero.
 
-    Norms that mix channels (LayerNorm, GroupNorm, RMSNorm) compute their statistics over the kept channels only: a
-    missing channel cannot count as a zero.
+    Norms that mix channels (LayerNorm, GroupNorm, RMSNorm, and norms by hand) compute their statistics over the kept
+    channels only: a missing channel cannot count as a zero.
     """
     full = submodel.skeleton(model, shapes, device="meta")
     submodel.adopt(full, submodel.zero_dropped(dict(model.state_dict()), cut))
+    for name, module in full.named_modules():
+        _keep_statistics(name, module, cut)
     with KeptStatistics(full, cut):
         return forward(full, example)
 
@@ -141,6 +144,38 @@ class KeptStatistics(TorchFunctionMode):
             if id(weight) in self._kept:
                 return _on_kept(func, self._kept[id(weight)], dim, shape_index, args, kwargs)
         return func(*args, **kwargs)
+
+
+SCALE_TOLERANCE = 1e-3
+"""Largest relative change of a norm's outputs when its inputs are doubled: none, but for its epsilon."""
+
+
+def _keep_statistics(name: str, module: nn.Module, cut: submodel.Cut) -> None:
+    """Let a norm that a model computes by hand read only the kept channels, in place; its other outputs are zero.
+
+    It is a module without children whose parameters are vectors over the channels, the last dimension, and whose
+    outputs stay the same when its inputs are doubled.
+    """
+    parameters = dict(module.named_parameters())
+    indices = [cut.get(f"{name}.{key}".lstrip("."), {}).get(0) for key in parameters]
+    kept = indices[0] if indices else None
+    is_known = type(module).__module__.startswith("torch.nn.") or list(module.children())
+    if is_known or kept is None or not len(kept) or any(each.dim() != 1 for each in parameters.values()):
+        return
+    if not all(each is not None and torch.equal(each, kept) for each in indices):
+        return
+    forward, narrow = module.forward, {key: parameter[kept] for key, parameter in parameters.items()}
+
+    def over_kept(inputs: torch.Tensor) -> torch.Tensor:
+        whole: torch.Tensor = forward(inputs)
+        if whole.shape != inputs.shape or _relative(forward(2 * inputs), whole) > SCALE_TOLERANCE:
+            return whole
+        vars(module)["forward"] = forward
+        normed = functional_call(module, narrow, (inputs.index_select(-1, kept),))
+        vars(module)["forward"] = over_kept
+        return torch.zeros_like(inputs).index_copy_(-1, kept, normed)
+
+    vars(module)["forward"] = over_kept
 
 
 _NORMS: dict[Any, tuple[int, int | None]] = {

@@ -220,6 +220,7 @@ def _find(
                 verbose=False,
             )
             _forget_slices_of_rows(graph)
+            _forget_single_channels(graph)
             limit_steps(graph, model, max_steps)
             dependencies = [
                 group
@@ -235,6 +236,21 @@ def _find(
     order = {name: index for index, name in enumerate(names.values())}
     found = [_to_found(each, graph, names, order, aliases) for each in dependencies]
     return sorted(found, key=lambda each: order[each.name])
+
+
+def _forget_single_channels(graph: Any) -> None:
+    """Let nothing depend on what a layer with one channel makes: a weight of all channels, as attention pools.
+
+    Torch-Pruning takes it for one of the channels that it is multiplied with.
+    """
+    for module, node in graph.module2node.items():
+        if isinstance(module, nn.Linear | layers.Convolution) and graph.get_out_channels(module) == 1:
+            if getattr(module, "inside", False):
+                continue
+            behind = list(node.outputs)
+            node.dependencies = [each for each in node.dependencies if each.target not in behind]
+            for other in behind:
+                other.dependencies = [each for each in other.dependencies if each.target is not node]
 
 
 def _forget_slices_of_rows(graph: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.nn import functional
 
@@ -152,10 +153,10 @@ class RMSNorm(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), 1e-6
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.weight * inputs * torch.rsqrt(inputs.square().mean(-1, keepdim=True) + 1e-6)
+        return self.weight * inputs * torch.rsqrt(inputs.square().mean(-1, keepdim=True) + self.eps)
 
 
 class LlamaAttention(nn.Module):
@@ -223,6 +224,30 @@ class LanguageModel(nn.Module):
         return self.vocabulary(self.last(stream))
 
 
+class TranslationNet(nn.Module):
+    """PyTorch's Transformer, which checks the width of its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 12)
+        self.transformer = nn.Transformer(12, 4, 1, 2, 16, 0.0, batch_first=True)
+        self.vocabulary = nn.Linear(12, 11)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        return self.vocabulary(self.transformer(self.embed(words), self.embed(words.flip(1))))
+
+
+class HalvesNet(nn.Module):
+    """An MLP whose second half of channels gates the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.wide, self.read = nn.Embedding(11, 12), nn.Linear(12, 16), nn.Linear(8, 3)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        return self.read(functional.glu(self.wide(self.embed(words))))
+
+
 NETWORKS = {
     "encoder": EncoderNet,
     "norm first, time first, gelu": lambda: EncoderNet(norm_first=True, batch_first=False, activation="gelu"),
@@ -235,7 +260,12 @@ NETWORKS = {
     "gpt with Conv1D": lambda: LanguageModel(lambda: GPTAttention(False)),
     "bert": lambda: LanguageModel(BertAttention),
     "llama": lambda: LanguageModel(LlamaAttention, nn.RMSNorm, GatedMLP),
+    "norms by hand": lambda: LanguageModel(LlamaAttention, RMSNorm, GatedMLP),
+    "translation": TranslationNet,
+    "gated by halves": HalvesNet,
 }
+"""Models of which everything can be cut but inputs and outputs."""
+
 Network = tuple[nn.Module, ChannelPlan]
 
 
@@ -404,17 +434,43 @@ def test_heads_that_a_forward_counts_on_are_left_whole_with_the_reason() -> None
     assert "blocks.0.attention.c_attn: its heads cannot be cut: " in plan.summary()
 
 
-def test_norms_by_hand_leave_the_residual_stream_whole_and_the_heads_not() -> None:
-    model = LanguageModel(LlamaAttention, RMSNorm, GatedMLP)
-    plan = ChannelPlan.trace(model, WORDS)
+def test_what_only_looks_like_a_norm_is_no_norm() -> None:
+    class Softmax(RMSNorm):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return (self.weight * inputs).softmax(-1)
+
+    plan = ChannelPlan.trace(LanguageModel(BertAttention, Softmax), WORDS)
     assert "cutting it changes what the rest computes" in plan.unprunable["embed"]
     assert sizes(plan) == {
-        "blocks.0.attention.q_proj": 3,
-        "blocks.0.mlp.gate_proj": 10,
-        "blocks.1.attention.q_proj": 3,
-        "blocks.1.mlp.gate_proj": 10,
+        "blocks.0.attention.self.query": 4,
+        "blocks.0.mlp.0": 10,
+        "blocks.1.attention.self.query": 4,
+        "blocks.1.mlp.0": 10,
     }
-    law_2(model, plan, random_mask(plan, 1))
+
+
+def test_a_vision_transformer_is_cut_with_the_width_it_reshapes_by() -> None:
+    model = torchvision.models.VisionTransformer(32, 16, num_layers=2, num_heads=4, hidden_dim=16, mlp_dim=24)
+    plan = ChannelPlan.trace(model, torch.randn(2, 3, 32, 32))
+    assert sorted(sizes(plan).values()) == [4, 4, 16, 24, 24]
+    assert plan.unprunable == {}
+    small = plan.extract(model, plan.random_mask(0.5))
+    assert (small.hidden_dim, small.image_size, small.encoder.layers[0].self_attention.num_heads) == (8, 32, 2)
+
+
+def test_a_subclass_of_attention_is_left_whole() -> None:
+    class Own(nn.MultiheadAttention):
+        """A user's subclass, which may compute anything."""
+
+    model = EncoderNet()
+    model.encoder.layers[0].self_attn.__class__ = Own
+    plan = ChannelPlan.trace(model, WORDS)
+    assert plan.unprunable["encoder.layers.0.self_attn"] == "layers of type Own are not cut"
+    assert sorted(sizes(plan)) == [
+        "encoder.layers.0.linear1",
+        "encoder.layers.1.linear1",
+        "encoder.layers.1.self_attn",
+    ]
 
 
 def test_keep_whole_names_heads() -> None:

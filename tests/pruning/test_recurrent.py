@@ -117,6 +117,19 @@ class ReshapedNet(nn.Module):
         return self.read(outputs.contiguous().view(-1, self.hidden_size)).view(*inputs.shape[:2], -1)
 
 
+class PoolingNet(nn.Module):
+    """Pools the outputs of both directions by attention: a linear layer weighs the steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(6, 8, batch_first=True, bidirectional=True)
+        self.weigh, self.read = nn.Linear(16, 1, bias=False), nn.Linear(16, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs, _ = self.rnn(inputs)
+        return self.read((self.weigh(outputs).softmax(1) * outputs).sum(1))
+
+
 class PackedNet(nn.Module):
     """Reads packed sequences of unequal lengths in both directions."""
 
@@ -193,6 +206,7 @@ NETWORKS = {
     "zero state": lambda: (ZeroStateNet(), floats()),
     "reshaped": lambda: (ReshapedNet(1), floats()),
     "reshaped of two layers": lambda: (ReshapedNet(2), floats()),
+    "pooling": lambda: (PoolingNet(), floats()),
     "packed": lambda: (PackedNet(), floats()),
     "unbatched": lambda: (UnbatchedNet(), floats()),
     **{
@@ -207,7 +221,7 @@ def network(request: pytest.FixtureRequest) -> tuple[nn.Module, ChannelPlan, tor
     if example.is_floating_point():
         model = model.double()
     plan = ChannelPlan.trace(model, example)
-    assert plan.unprunable == {}
+    assert plan.unprunable.keys() <= {"weigh"}
     return model, plan, example
 
 
