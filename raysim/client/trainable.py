@@ -11,6 +11,7 @@ from raysim.core import plugins, seeding
 from raysim.core.errors import SettingError
 from raysim.core.tensors import frozen_keys
 from raysim.pruning import submodel
+from raysim.task.own import check_own
 from raysim.task.task import Task
 
 
@@ -82,6 +83,11 @@ def _problems_in_training(
     if _form(outputs) != _form(scored):
         yield f"in training it gives {_form(outputs)}, in evaluation {_form(scored)}; allowed: the same in both"
         return
+    needed = None if task.outputs is None else task.outputs(outputs, targets)
+    if needed is not None:
+        yield f"it gives {_form(outputs)} with task.name={task.name!r}; allowed: {needed}"
+        return
+    check_own(task, scored, targets)
     try:
         torch.autograd.backward(task.minimised(outputs, targets))
     except Exception as error:  # no gradient, or one that a user's function cannot compute
