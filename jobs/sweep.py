@@ -13,6 +13,7 @@ from raysim.cli import compare
 from raysim.cli import main as cli
 from raysim.cli.arguments import PATH
 from raysim.cli.run import mlflow_page
+from raysim.config.metric import PrimaryMetric, metric_in
 from raysim.core.errors import StoppedError
 from raysim.core.log import info
 from raysim.core.storage.defaults import folder_for
@@ -80,7 +81,7 @@ def show(written: "SweepWriter", as_json: bool) -> None:
     lines = (
         *chosen_by(content),
         ("best", found),
-        *test_figure(best),
+        *test_figure(best, metric_in(content)),
         ("files in", written.folder),
         ("open in MLflow", opens),
         ("", f"then {page}"),
@@ -96,9 +97,10 @@ def chosen_by(content: dict[str, Any]) -> list[tuple[str, str]]:
     return [("compared by", f"{content['metric']}, of the {rows}{warned}")] if rows else []
 
 
-def test_figure(best: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the test accuracy of the best trial where it was not chosen by it."""
-    return [("its test accuracy", f"{best['test_accuracy']:.4f}")] if "test_accuracy" in best else []
+def test_figure(best: dict[str, Any], metric: PrimaryMetric) -> list[tuple[str, str]]:
+    """Return the test score of the best trial where it was not chosen by it."""
+    name = metric.recorded("test_primary")
+    return [(f"its test {metric.title}", metric.text(best[name]))] if name in best else []
 
 
 if __name__ == "__main__":

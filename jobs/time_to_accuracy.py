@@ -9,7 +9,7 @@ from overrides import as_overrides
 from raysim.cli import main as cli
 from raysim.cli.arguments import PATH
 from raysim.config import loader
-from raysim.config.settings import PathText, Settings, Share
+from raysim.config.settings import FiniteFloat, PathText, Settings
 from raysim.core.errors import SettingError
 from raysim.core.log import info
 from raysim.core.storage import atomic
@@ -29,8 +29,8 @@ class TimeToAccuracySettings(Settings):
     """Path of a comparison file, relative to this one, as of `compare_methods.py`."""
     title: str = "What accuracy costs"
     """Above the figure."""
-    target: Share
-    """Test accuracy whose cost is reported, in (0, 1]."""
+    target: FiniteFloat
+    """Value of the primary metric, such as the test accuracy in (0, 1], whose cost is reported."""
     modes: dict[str, dict[str, Any]]
     """Settings of each row of the figure, by its name: `{deadline: {clock.mode: deadline, clock.deadline_s: 60}}`."""
 
@@ -66,7 +66,7 @@ def curves_of(folder: Path, comparison: Path, overrides: tuple[str, ...], draw_o
     missing = [path for path in runs.values() if not path.is_file()]
     if missing:
         raise SettingError(f"--output={str(folder.parent)!r} does not hold {missing[0].relative_to(folder.parent)}")
-    return {label: curves.read(path) for label, path in runs.items()}
+    return {label: curves.read(path, planned.primary) for label, path in runs.items()}
 
 
 def write(folder: Path, by_mode: "dict[str, dict[str, Curve]]", settings: TimeToAccuracySettings) -> None:
@@ -76,8 +76,10 @@ def write(folder: Path, by_mode: "dict[str, dict[str, Curve]]", settings: TimeTo
     target = settings.target
     rows = cost_figure.target_rows(by_mode, target)
     figure = cost_figure.draw(folder / "time_to_accuracy.png", by_mode, settings.title, target)
-    table = atomic.write_text(folder / "time_to_accuracy.md", cost_figure.markdown(rows, target))
-    click.echo(cost_figure.markdown(rows, target), nl=False)
+    metric = next(curve.metric for by_method in by_mode.values() for curve in by_method.values())
+    text = cost_figure.markdown(rows, target, metric)
+    table = atomic.write_text(folder / "time_to_accuracy.md", text)
+    click.echo(text, nl=False)
     info(f"figure in {figure}, table in {table}")
 
 

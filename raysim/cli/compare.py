@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     "targets",
     multiple=True,
     type=float,
-    metavar="ACCURACY",
-    help="Accuracy to show the cost of, as 0.8; may be repeated [evaluation.targets, or 95 % of the baseline's].",
+    metavar="VALUE",
+    help="Primary metric to show the cost of, as accuracy 0.8; may be repeated [evaluation.targets, or 95 % of the "
+    "baseline's].",
 )
 @click.option("--output", type=PATH, help="Folder for all files [runs/compare-<time>].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -39,12 +39,13 @@ def score(
 
 def columns_of(task: Task, scores: Sequence[ScoreSums | None]) -> Columns:
     """Return the scores of clients as columns, `(clients,)` each; NaN where a client is not scored (None)."""
-    names = ("accuracy", "heldout_loss", *map(heldout, task.of_clients))
+    primary = task.primary.name
+    names = (primary, "heldout_loss", *map(heldout, task.of_clients))
     columns = {name: np.full(len(scores), np.nan) for name in names}
     for index, sums in enumerate(scores):
         if sums is None:
             continue
-        columns["accuracy"][index], columns["heldout_loss"][index] = task.primary_of(sums), sums.mean_loss
+        columns[primary][index], columns["heldout_loss"][index] = task.primary_of(sums), sums.mean_loss
         for name, value in task.further_of(sums).items() if task.of_clients else ():
             columns[heldout(name)][index] = value
     return columns

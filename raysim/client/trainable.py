@@ -12,6 +12,7 @@ from raysim.core.errors import SettingError
 from raysim.core.inputs import Inputs, each, predict
 from raysim.core.tensors import frozen_keys
 from raysim.pruning import submodel
+from raysim.task.own import check_own
 from raysim.task.task import Task
 
 
@@ -21,7 +22,6 @@ def check(
     task: Task,
     inputs: Inputs,
     targets: torch.Tensor,
-    output_shape: tuple[int, ...] | None = None,
 ) -> None:
     """Raise SettingError if a model cannot be trained.
 
@@ -31,9 +31,8 @@ def check(
         task: The task that it learns.
         inputs: Two inputs or more.
         targets: Their targets.
-        output_shape: The shape of outputs that the task's loss compares with them; None: any.
     """
-    problem = next(_problems(name, model, task, inputs, targets, output_shape), None)
+    problem = next(_problems(name, model, task, inputs, targets), None)
     if problem is not None:
         raise SettingError(f"model.name={name!r} is not allowed: {problem}")
 
@@ -44,7 +43,6 @@ def _problems(
     task: Task,
     inputs: Inputs,
     targets: torch.Tensor,
-    output_shape: tuple[int, ...] | None,
 ) -> Iterator[str]:
     """Yield what forbids to train a model."""
     for key, value in model.state_dict(keep_vars=True).items():
@@ -60,7 +58,7 @@ def _problems(
                 )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         yield "it has no parameter that is trained; allowed: at least one with requires_grad=True"
-    yield from _problems_in_training(name, model, task, each(torch.clone, inputs), targets, output_shape)
+    yield from _problems_in_training(name, model, task, each(torch.clone, inputs), targets)
 
 
 def _problem_of_tensor(value: Any) -> str | None:
@@ -82,7 +80,6 @@ def _problems_in_training(
     task: Task,
     inputs: Inputs,
     targets: torch.Tensor,
-    output_shape: tuple[int, ...] | None,
 ) -> Iterator[str]:
     try:
         twin = copy.deepcopy(model, submodel.without_graphs(model))
@@ -103,9 +100,11 @@ def _problems_in_training(
     if _form(outputs) != _form(scored):
         yield f"in training it gives {_form(outputs)}, in evaluation {_form(scored)}; allowed: the same in both"
         return
-    if output_shape is not None and (not isinstance(outputs, torch.Tensor) or outputs.shape != output_shape):
-        yield f"of {len(targets)} rows it gives {_form(outputs)}; allowed for this task: a tensor {output_shape}"
+    needed = None if task.outputs is None else task.outputs(outputs, targets)
+    if needed is not None:
+        yield f"it gives {_form(outputs)} with task.name={task.name!r}; allowed: {needed}"
         return
+    check_own(task, scored, targets)
     try:
         torch.autograd.backward(task.minimised(outputs, targets))
     except Exception as error:  # no gradient, or one that a user's function cannot compute

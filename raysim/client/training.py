@@ -108,7 +108,7 @@ def train(
     inputs = laid_out(inputs, local.memory_format)
     model.train()
     total = torch.zeros((), dtype=torch.float64, device=targets.device)
-    epochs = 0
+    counted, epochs = max(1, task.count(targets)), 0
     for _ in range(local.epochs):
         before = total.clone()
         shuffled = torch.from_numpy(order.permutation(len(targets)))
@@ -123,12 +123,12 @@ def train(
                 descent.step(loss)
             for after_step in hooks.after_step:
                 after_step()
-            total += loss.detach().double() * len(rows)
+            total += loss.detach().double() * task.count(targets[rows])
         epochs += 1
-        mean_loss = float(total - before) / len(targets)
+        mean_loss = float(total - before) / counted
         if not np.isfinite(mean_loss) or (hooks.stop_after_epoch and hooks.stop_after_epoch(mean_loss)):
             break
-    return Trained(float(total) / (len(targets) * max(1, epochs)), epochs)
+    return Trained(float(total) / (counted * max(1, epochs)), epochs)
 
 
 def batch_loss(loss: Loss) -> BatchLoss:

@@ -106,8 +106,9 @@ def train_pack(
             if local.clip_norm is not None:
                 gradients = clipped_each(gradients, local.clip_norm)
             step(gradients, learning_rate)
-            totals += losses.detach().double() * lengths
-    return weights, totals.cpu().numpy() / (pack.counts * local.epochs)
+            totals += losses.detach().double() * _counts_of(task, targets, lengths)
+    counted = _counts_of(task, pack.targets, torch.from_numpy(pack.counts).to(device)).clamp(min=1).cpu().numpy()
+    return weights, totals.cpu().numpy() / (counted * local.epochs)
 
 
 def _rows_of_step(
@@ -122,11 +123,31 @@ def _rows_of_step(
 
 
 def _shares_of_rows(task: Task, targets: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Return the share of each row in the mean loss of its client, `(clients, most)`; rows that fill up have none."""
-    weights = (torch.arange(targets.shape[1], device=targets.device) < lengths[:, None]).float()
+    """Return the share of each row, or position, in the mean loss of its client; rows that fill up have none.
+
+    Returns:
+        `(clients, most)`, or `(clients, most, 1 ...)` where the task has positions.
+    """
+    weights = _are_own(targets, lengths).float()
     if task.row_weights is None:
         return weights / lengths[:, None]
-    return weights / (weights * task.row_weights(targets)).sum(1, keepdim=True)
+    parts = task.row_weights(targets)
+    weights = weights.view(*weights.shape, *[1] * (parts.dim() - 2))
+    total = (weights * parts).flatten(1).sum(1).view(-1, *[1] * (parts.dim() - 1))
+    return weights / torch.where(total > 0, total, 1)
+
+
+def _are_own(targets: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Return which rows of `(clients, most, ...)` are the client's own, `(clients, most)`; others fill up."""
+    return torch.arange(targets.shape[1], device=targets.device) < lengths[:, None]
+
+
+def _counts_of(task: Task, targets: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Return how much is counted in each client's rows, `(clients,)`."""
+    if task.counted is None:
+        return lengths
+    counts = task.counted(targets).flatten(2).sum(2)
+    return torch.where(_are_own(targets, lengths), counts, 0).sum(1)
 
 
 def clipped_each(gradients: list[torch.Tensor], max_norm: float) -> list[torch.Tensor]:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from raysim.config.settings import Count, Settings, Share
+from raysim.config.settings import Count, FiniteFloat, Settings, Share
 
 
 class EvaluationSettings(Settings):
@@ -20,6 +20,7 @@ class EvaluationSettings(Settings):
     widths: list[Share] | None = None
     """Widths, in (0, 1], to which the global model is cut by the method's own masks and scored at each evaluation;
     null: those that clients can train, at the last evaluation only; `[]`: none."""
-    targets: list[Share] = Field(default_factory=list)
-    """Global test accuracies, each in (0, 1]: the summary reports in which round each was first reached, and after
-    how many simulated seconds, bytes, FLOPs and joules. They end nothing and choose nothing."""
+    targets: list[FiniteFloat] = Field(default_factory=list)
+    """Values of the primary metric on the test rows, accuracies in (0, 1] unless `task` names another: the summary
+    reports in which round each was first reached, and after how many simulated seconds, bytes, FLOPs and joules. They
+    end nothing and choose nothing."""

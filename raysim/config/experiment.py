@@ -63,7 +63,7 @@ class ExperimentSettings(Settings):
     compression: CompressionSettings = CompressionSettings()
     """How clients make their updates smaller before they send them."""
     task: TaskSettings = TaskSettings()
-    """Metrics of the global model beside accuracy and loss."""
+    """What models learn: the loss that is minimised, and the metrics that score them."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """When, and on which rows, models are scored."""
     diagnostics: DiagnosticsSettings = DiagnosticsSettings()
@@ -109,6 +109,24 @@ class ExperimentSettings(Settings):
                 "task.client_metrics=True has no effect without data.heldout_share and evaluation.client_share, the "
                 "rows and the clients that it scores"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_values(self) -> Self:
+        """Check that values of the primary metric can be reached, and not by every model."""
+        metric = self.task.primary_metric
+        if self.stop.accuracy is not None and metric.name != "accuracy":
+            raise ValueError(
+                f"stop.accuracy={self.stop.accuracy:g} is not allowed: the primary metric is {metric.name!r}; "
+                "allowed: stop.primary"
+            )
+        stops = [] if self.stop.primary is None else [("stop.primary", self.stop.primary)]
+        targets = [(f"evaluation.targets.{index}", value) for index, value in enumerate(self.evaluation.targets)]
+        for name, value in stops + targets:
+            if not metric.allows(value):
+                raise ValueError(
+                    f"{name}={value:g} is not allowed: it is a value of {metric.name!r}; allowed: {metric.allowed}"
+                )
         return self
 
     def _check_cohort(self) -> None:

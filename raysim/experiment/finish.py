@@ -27,20 +27,21 @@ def summarise(experiment: Experiment, final: FinalState, wall_s: float) -> dict[
         wall_s: Measured seconds of all its rounds, in earlier processes too.
     """
     settings, totals, ids = experiment.settings, final.totals, experiment.mlflow_ids
+    metric = experiment.scenario.primary
     return {
         "run_id": ids["run_id"],
         "experiment": settings.experiment,
         "method": settings.method.name,
         "seed": settings.seed,
         "rounds": final.round,
-        "accuracy": totals.accuracy,
-        "best_accuracy": totals.best_accuracy,
+        **metric.entries,
+        **metric.as_recorded({"primary": totals.primary, "best_primary": totals.best_primary}),
         **_validation_of(experiment, totals),
         **({"metrics": totals.further} if totals.further else {}),
-        "widths": [asdict(each) for each in totals.widths],
+        "widths": [metric.as_recorded(asdict(each)) for each in totals.widths],
         **summary_of(totals),
-        "why_no_fedavg": why_not_compared(settings.selection.rule, settings.stop.accuracy),
-        "targets": targets_of(totals, experiment.scenario.targets),
+        "why_no_fedavg": why_not_compared(settings.selection.rule, settings.stop.given),
+        "targets": targets_of(totals, experiment.scenario.targets, metric),
         "num_classes": experiment.scenario.workload.data.num_classes,
         "full_model": asdict(experiment.scenario.costs.dense),
         "params_sha256": tensors.digest(final.params),
@@ -53,15 +54,15 @@ def summarise(experiment: Experiment, final: FinalState, wall_s: float) -> dict[
 
 
 def _validation_of(experiment: Experiment, totals: Totals) -> dict[str, Any]:
-    """Return what was reached on the validation rows, and on which rows the run was ended by its accuracy."""
-    rows = experiment.scenario.validation_rows
+    """Return what was reached on the validation rows, and on which rows the run was ended by its score."""
+    rows, metric = experiment.scenario.validation_rows, experiment.scenario.primary
     found: dict[str, Any] = {}
     if len(rows):
-        found["validation_accuracy"] = totals.validation_accuracy
+        found[metric.recorded("validation_primary")] = totals.validation_primary
         found["validation_rows"] = len(rows)
-        found["chosen_by_validation"] = None if totals.chosen is None else asdict(totals.chosen)
-    if experiment.settings.stop.accuracy is not None:
-        found["stopped_by_accuracy_on"] = "validation rows" if len(rows) else "test rows"
+        found["chosen_by_validation"] = None if totals.chosen is None else metric.as_recorded(asdict(totals.chosen))
+    if experiment.settings.stop.value is not None:
+        found[metric.recorded("stopped_by_primary_on")] = "validation rows" if len(rows) else "test rows"
     return found
 
 

@@ -200,7 +200,7 @@ def _start_of(stopped: Stopped) -> Start:
         key = stopped.metadata.get("key", "")
         start = checkpoint.resume_point(stopped.folder, key)
         try:
-            check_records(stopped.folder, start.round, key)
+            check_records(stopped.folder, start.round, key, stopped.settings.task.primary_metric)
         except LostRecordError as error:
             raise SettingError(f"RUN={str(stopped.folder)!r} cannot be resumed: {error}") from None
         return start

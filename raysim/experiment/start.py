@@ -64,6 +64,7 @@ def metadata_of(experiment: Experiment) -> dict[str, Any]:
         "config_sha256": loader.digest(experiment.settings),
         "full_model": asdict(scenario.costs.dense),
         "num_classes": workload.data.num_classes,
+        **scenario.primary.entries,
         "leftover_rows": population.leftover_rows(workload.population, scenario.num_divided),
         "environment": environment(),
         "finished": False,

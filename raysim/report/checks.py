@@ -1,5 +1,6 @@
 """Check that a run has the records that its report is made from."""
 
+from raysim.config.metric import FIELD
 from raysim.core.errors import SettingError
 from raysim.tracking.run_files import check_has, reading
 from raysim.tracking.run_reader import SUMMARY, RunReader
@@ -7,7 +8,7 @@ from raysim.tracking.run_reader import SUMMARY, RunReader
 NEEDED = ("rounds", "clients")
 """Tables without which there is no report; a report without any of the other files states this in a section."""
 COLUMNS = {
-    "rounds": ("round", "round_s", "simulated_s", "bytes", "energy_j", "accuracy"),
+    "rounds": ("round", "round_s", "simulated_s", "bytes", "energy_j", FIELD),
     "clients": (
         "round", "client", "tier", "fate", "start_s", "lasts_s", "pruning_ratio", "download_s", "compute_s",
         "upload_s", "total_s",
@@ -15,7 +16,7 @@ COLUMNS = {
     "channels": ("round", "unit", "clients", "examples"),
     "partition": ("client", "label", "rows"),
 }  # fmt: skip
-"""Columns that the tables of a run must have, if it has the table."""
+"""Columns that the tables of a run must have, if it has the table; `primary` is that of the primary metric."""
 
 
 def check_records(run: RunReader) -> None:
@@ -31,8 +32,9 @@ def check_records(run: RunReader) -> None:
         raise SettingError(
             f"RUN={run.name!r} cannot be shown: {missing[0]}.parquet is missing; a run of this version writes it"
         )
-    _ = run.settings
-    for table, needed in COLUMNS.items():
+    primary = run.primary
+    for table, fields in COLUMNS.items():
+        needed = tuple(map(primary.recorded, fields))
         found = run.column_names(table)
         with reading(run.name):
             check_has(f"{table}.parquet", found, needed if found else ())

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from raysim.clock import outcomes
+from raysim.config.metric import PrimaryMetric, metric_of_any
 from raysim.core.formatting import NOT_COUNTED, duration, percent, with_unit
 from raysim.report.clients import ClientStatistics
 from raysim.report.fragments import Card, cards, paragraph, table
@@ -19,7 +20,7 @@ from raysim.tracking.run_reader import RunReader
 
 FEDAVG = (
     "FedAvg means as many rounds under the same clock mode, deadline, availability and batteries, in which every "
-    "client trains the full model. Its accuracy needs a run of FedAvg: `raysim report RUN --baseline OTHER`."
+    "client trains the full model. Its {metric} needs a run of FedAvg: `raysim report RUN --baseline OTHER`."
 )
 
 
@@ -27,7 +28,7 @@ FEDAVG = (
 class Figures:
     """Costs and results of a run; NaN where they are not known."""
 
-    accuracy: float = nan
+    primary: float = nan
     bytes: float = nan
     train_flops: float = nan
     simulated_s: float = nan
@@ -36,14 +37,13 @@ class Figures:
 
 
 SHOWN: Mapping[str, tuple[str, Callable[[float], str]]] = {
-    "accuracy": ("test accuracy", lambda value: percent(100 * value, 2)),
     "bytes": ("bytes moved", partial(with_unit, unit="B")),
     "train_flops": ("FLOPs trained", partial(with_unit, unit="FLOP")),
     "simulated_s": ("simulated time", lambda value: duration(value) if isfinite(value) else "-"),
     "energy_j": ("energy of the devices", partial(with_unit, unit="J")),
     "client_rounds": ("client rounds that count", lambda value: f"{value:,.0f}" if isfinite(value) else "-"),
 }
-"""The title of each figure, and how it is written."""
+"""The title of each figure beside the primary metric, and how it is written."""
 ENDED = {"failed": "has failed", "stopped": "was stopped", "stopped early": "was stopped early, for better trials"}
 """How a run ended, by its state."""
 
@@ -52,11 +52,13 @@ def section(run: RunReader, clients: ClientStatistics, baseline: RunReader | Non
     """Return cards, the table against FedAvg or another run, the lost work, and the costs of targets."""
     own = figures_of(run)
     other = fedavg_figures(run) if baseline is None else figures_of(baseline)
-    name, text = ("FedAvg", FEDAVG) if baseline is None else _named(baseline)
+    name, text = ("FedAvg", FEDAVG.format(metric=run.primary.title)) if baseline is None else _named(baseline)
     if baseline is None and not isfinite(other.bytes):
         text += f" It is not compared: {_why_not(run)}."
     headings = ("", "this run", name, f"per cent of {name}")
-    html = cards(_cards(run, own, other, name, clients.pruning_ratio)) + table(headings, _rows(own, other))
+    html = cards(_cards(run, own, other, name, clients.pruning_ratio)) + table(
+        headings, _rows(own, other, run.primary)
+    )
     if sentence := incomplete(run):
         html = paragraph(sentence) + html
     html += paragraph(_lost(clients))
@@ -65,14 +67,14 @@ def section(run: RunReader, clients: ClientStatistics, baseline: RunReader | Non
     html += _widths(run) + _further(run)
     targets = run.summary.get("targets", [])
     if targets:
-        columns = ("target accuracy", "round", "simulated time", "moved", "FLOPs", "energy")
-        html += table(columns, [_target(each) for each in targets])
+        columns = (f"target {run.primary.title}", "round", "simulated time", "moved", "FLOPs", "energy")
+        html += table(columns, [_target(each, run.primary) for each in targets])
     return Section("headline", "Headline", text, html=html)
 
 
 def _why_not(run: RunReader) -> str:
     settings = run.settings
-    why = why_not_compared(settings.selection.rule, settings.stop.accuracy)
+    why = why_not_compared(settings.selection.rule, settings.stop.given)
     return why or "the records come from a version that compared runs with another FedAvg"
 
 
@@ -87,12 +89,12 @@ def incomplete(run: RunReader) -> str:
 
 def figures_of(run: RunReader) -> Figures:
     """Return what a run had reached and spent after its last round."""
-    accuracy = run.rounds["accuracy"].astype(np.float64)
-    measured = accuracy[~np.isnan(accuracy)]
+    values = run.rounds[run.primary.name].astype(np.float64)
+    measured = values[~np.isnan(values)]
     spent = {name: _last(run, name) for name in ("bytes", "train_flops", "simulated_s", "energy_j")}
     counted = run.rounds.get("clients/counted")
     total = nan if counted is None else float(np.nansum(counted))
-    return Figures(accuracy=float(measured[-1]) if len(measured) else nan, client_rounds=total, **spent)
+    return Figures(primary=float(measured[-1]) if len(measured) else nan, client_rounds=total, **spent)
 
 
 def fedavg_figures(run: RunReader) -> Figures:
@@ -116,11 +118,12 @@ def _share(value: float, of: float) -> float:
 
 
 def _cards(run: RunReader, own: Figures, other: Figures, name: str, pruning_ratio: float) -> list[Card]:
-    best = run.rounds.get("accuracy/best")
-    remarks = [] if best is None else [f"best {percent(100 * float(np.nanmax(best.astype(np.float64))), 2)}"]
-    remarks += [f"{name} {percent(100 * other.accuracy, 2)}"] if isfinite(other.accuracy) else []
-    shown = [Card("test accuracy", percent(100 * own.accuracy, 2), ", ".join(remarks))]
-    for field in list(SHOWN)[1:-1]:
+    metric = run.primary
+    best = run.rounds.get(f"{metric.name}/best")
+    remarks = [] if best is None else [f"best {metric.in_percent(metric.best(best.astype(np.float64).tolist()))}"]
+    remarks += [f"{name} {metric.in_percent(other.primary)}"] if isfinite(other.primary) else []
+    shown = [Card(f"test {metric.title}", metric.in_percent(own.primary), ", ".join(remarks))]
+    for field in list(SHOWN)[:-1]:
         title, text = SHOWN[field]
         value = getattr(own, field)
         share = _share(value, getattr(other, field))
@@ -132,9 +135,9 @@ def _cards(run: RunReader, own: Figures, other: Figures, name: str, pruning_rati
     return shown
 
 
-def _rows(own: Figures, other: Figures) -> list[tuple[str, ...]]:
+def _rows(own: Figures, other: Figures, metric: PrimaryMetric) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
-    for field, (title, text) in SHOWN.items():
+    for field, (title, text) in {"primary": (f"test {metric.title}", metric.in_percent), **SHOWN}.items():
         mine, theirs = getattr(own, field), getattr(other, field)
         if field == "energy_j" and not mine:
             rows.append((title, NOT_COUNTED, "-", "-"))
@@ -157,16 +160,17 @@ def _lost(clients: ClientStatistics) -> str:
 
 def _widths(run: RunReader) -> str:
     """Return the table of the global model's last scores, cut to each width by the method's own masks."""
-    names = sorted((name for name in run.rounds if name.startswith("width_accuracy/")), reverse=True)
-    rows = []
+    metric, rows = run.primary, []
+    names = sorted((name for name in run.rounds if name.startswith(f"width_{metric.name}/")), reverse=True)
     for name in names:
         width = name.partition("/")[2]
-        figures = (name, f"width_validation_accuracy/{width}", f"width_loss/{width}")
-        accuracy, validation, loss = (_last_known(run, each) for each in figures)
-        rows.append((f"{float(width):.3g}", percent(100 * accuracy, 2), percent(100 * validation, 2), f"{loss:.4f}"))
+        figures = (name, f"width_validation_{metric.name}/{width}", f"width_loss/{width}")
+        test, validation, loss = (_last_known(run, each) for each in figures)
+        scores = (metric.in_percent(each) for each in (test, validation))
+        rows.append((f"{float(width):.3g}", *scores, f"{loss:.4f}"))
     if not rows:
         return ""
-    headings = ("global model at width", "test accuracy", "validation accuracy", "test loss")
+    headings = ("global model at width", f"test {metric.title}", f"validation {metric.title}", "test loss")
     return table(headings, rows)
 
 
@@ -174,7 +178,8 @@ def _further(run: RunReader) -> str:
     """Return the tables of the further metrics of the global model, and of those of each class."""
     names = [name.partition("/")[2] for name in run.rounds if name.startswith("test/")]
     found = {name: [_last_known(run, f"{split}/{name}") for split in ("test", "validation")] for name in names}
-    single = [(name, *(percent(100 * value, 2) for value in found[name])) for name in names if "/" not in name]
+    metrics = {name: metric_of_any(name) for name in names if "/" not in name}
+    single = [(name, *map(metric.in_percent, found[name])) for name, metric in metrics.items()]
     html = table(("metric", "test rows", "validation rows"), single) if single else ""
     classes = [name.partition("/")[2] for name in names if name.startswith("recall/")]
     if classes:
@@ -193,11 +198,12 @@ def _last_known(run: RunReader, name: str) -> float:
     return float(known[-1]) if len(known) else nan
 
 
-def _target(target: Mapping[str, Any]) -> tuple[str, ...]:
+def _target(target: Mapping[str, Any], metric: PrimaryMetric) -> tuple[str, ...]:
+    shown = metric.in_percent(target[metric.name], 1)
     if target["round"] is None:
-        return (percent(100 * target["accuracy"]), "never", "-", "-", "-", "-")
+        return (shown, "never", "-", "-", "-", "-")
     return (
-        percent(100 * target["accuracy"]),
+        shown,
         f"{target['round']:,}",
         duration(target["simulated_s"]),
         with_unit(target["bytes"], "B"),

@@ -57,18 +57,18 @@ def over_rounds(figure: Any, rounds: int) -> None:
     figure.update_xaxes(title_text="round", tickformat=",d", dtick=1 if rounds <= 12 else None)
 
 
-def mark_target(figure: Any, at: float, share: float) -> None:
-    """Draw a thin horizontal line at a target accuracy.
+def mark_target(figure: Any, at: float, target: str) -> None:
+    """Draw a thin horizontal line at a target.
 
     Args:
-        figure: A figure with accuracy as its y axis.
+        figure: A figure with the primary metric as its y axis.
         at: The target in the units of that axis.
-        share: The target in (0, 1].
+        target: The target as it is written.
     """
     figure.add_hline(
         y=at,
         line={"color": MUTED, "width": 1, "dash": "dot"},
-        annotation_text=f"target {100 * share:g} %",
+        annotation_text=f"target {target}",
         annotation_position="bottom left",
         annotation_font={"color": MUTED, "size": 10},
     )

@@ -70,6 +70,11 @@ def _baseline(stack: ExitStack, name: str, tracking_uri: str | None, run: RunRea
     data = {each.digests["data"] for each in (run, baseline) if "data" in each.digests}
     if len(data) > 1:
         raise SettingError(f"--baseline={name!r} has other data than RUN={run.name!r}; allowed: the same")
+    if baseline.primary != run.primary:
+        raise SettingError(
+            f"--baseline={name!r} is scored by {baseline.primary.name!r}, RUN={run.name!r} by {run.primary.name!r}; "
+            "allowed: the same"
+        )
     return baseline
 
 

@@ -19,7 +19,7 @@ class ClientUpdates:
     Attributes:
         sums: Exact sums over the clients: `update` of n_k D_k, for masks of single entries `held` of n_k m_k,
             and the reports of the method's local rules.
-        clients: One row per client: `client`, `train_loss`, `epochs`, `accuracy` (the task's primary metric) and
+        clients: One row per client: `client`, `train_loss`, `epochs`, the task's primary metric (`accuracy`) and
             `heldout_loss` (both NaN if it is not scored).
         kept: Which units each client sends back, `(clients, num_units)`.
         channel_sums: Numbers per channel of each client, `(clients, sums, num_units)`; no sums if the method

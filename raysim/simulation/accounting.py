@@ -10,6 +10,7 @@ from raysim.clock import energy, outcomes
 from raysim.clock.modes import ClockRules
 from raysim.clock.timing import CohortLoad, CohortTiming
 from raysim.clock.work import Absent, Plan, Work, completed_share
+from raysim.config.metric import PrimaryMetric
 from raysim.core.tensors import Columns
 from raysim.population.profiles import Devices
 from raysim.pruning.masks import Mask
@@ -19,8 +20,10 @@ from raysim.simulation.evaluation import Evaluation
 from raysim.simulation.scenario import Scenario
 from raysim.simulation.state import Chosen, Reached, Score, ServerState, Totals
 
-REPORTED = {"train_loss": np.nan, "epochs": 0, "accuracy": np.nan, "heldout_loss": np.nan}
-"""Columns that clients report, and the values recorded for clients whose work does not count."""
+
+def reported(primary: PrimaryMetric) -> dict[str, float]:
+    """Return the columns that clients report, with the values recorded for clients whose work does not count."""
+    return {"train_loss": np.nan, "epochs": 0, primary.name: np.nan, "heldout_loss": np.nan}
 
 
 def client_columns(
@@ -46,11 +49,11 @@ def client_columns(
     table = in_order([*tables, absent | maskless], round)
     table["flops_per_s"] = population.devices.of(table["client"]).column("flops_per_s")
     if received is None:
-        return table | _reported(table, None)
+        return table | _reported(table, None, scenario.primary)
     table["pruning_ratio"][table["fate"] == outcomes.COUNTED] = received.masks.each(
         scenario.costs.pruning_ratio, np.float64
     )
-    return table | _reported(table, received.updates)
+    return table | _reported(table, received.updates, scenario.primary)
 
 
 def in_order(tables: Sequence[Columns], round: int) -> Columns:
@@ -157,10 +160,10 @@ def absent_columns(owned: Devices, absent: Absent, examples: NDArray[np.int64], 
     }
 
 
-def _reported(table: Columns, updates: ClientUpdates | None) -> Columns:
+def _reported(table: Columns, updates: ClientUpdates | None, primary: PrimaryMetric) -> Columns:
     """Return what clients report, as columns of the round's table."""
     size, columns = len(table["client"]), {}
-    for name, missing in REPORTED.items():
+    for name, missing in reported(primary).items():
         columns[name] = np.full(size, missing)
     if updates is not None:
         counted = table["fate"] == outcomes.COUNTED
@@ -176,13 +179,13 @@ def counted_rows(clients: Columns) -> Columns:
     return {name: column[counted] for name, column in clients.items()}
 
 
-def submodel_score(clients: Columns) -> Score | None:
-    """Return the mean accuracy and loss of the scored submodels; every client counts once."""
-    accuracy = clients["accuracy"].astype(np.float64)
-    scored = ~np.isnan(accuracy)
+def submodel_score(clients: Columns, primary: PrimaryMetric) -> Score | None:
+    """Return the mean primary metric and loss of the scored submodels; every client counts once."""
+    values = clients[primary.name].astype(np.float64)
+    scored = ~np.isnan(values)
     if not scored.any():
         return None
-    return Score(float(accuracy[scored].mean()), float(clients["heldout_loss"][scored].astype(np.float64).mean()))
+    return Score(float(values[scored].mean()), float(clients["heldout_loss"][scored].astype(np.float64).mean()))
 
 
 def mean_loss(clients: Columns) -> float:
@@ -219,29 +222,30 @@ def add_round(totals: Totals, plan: Plan, clients: Columns) -> Totals:
     )
 
 
-def with_evaluation(totals: Totals, evaluated: Evaluation, round: int) -> Totals:
+def with_evaluation(totals: Totals, evaluated: Evaluation, round: int, metric: PrimaryMetric) -> Totals:
     """Record the scores of the global model, and the FLOPs by which its statistics were estimated anew."""
-    scored = with_scores(totals, evaluated.score, evaluated.validation, round)
+    scored = with_scores(totals, evaluated.score, evaluated.validation, round, metric)
     return replace(scored, statistics_flops=scored.statistics_flops + evaluated.statistics_flops)
 
 
-def with_scores(totals: Totals, score: Score | None, validation: Score | None, round: int) -> Totals:
+def with_scores(
+    totals: Totals, score: Score | None, validation: Score | None, round: int, metric: PrimaryMetric
+) -> Totals:
     """Record the scores of the global model, and the best ones so far.
 
-    The best accuracy is that on the test rows; the chosen one is of the round that is best on the validation rows.
+    The best score is that on the test rows; the chosen one is of the round that is best on the validation rows.
     """
     if score is None:
         return totals
     chosen = totals.chosen
-    best = score.accuracy if totals.best_accuracy is None else max(totals.best_accuracy, score.accuracy)
-    if validation is not None and (chosen is None or validation.accuracy > chosen.validation_accuracy):
-        chosen = Chosen(round, validation.accuracy, score.accuracy)
-    validation_accuracy = None if validation is None else validation.accuracy
+    best = score.primary if totals.best_primary is None else metric.best([totals.best_primary, score.primary])
+    if validation is not None and (chosen is None or metric.is_better(validation.primary, chosen.validation_primary)):
+        chosen = Chosen(round, validation.primary, score.primary)
     return replace(
         totals,
-        accuracy=score.accuracy,
-        best_accuracy=best,
-        validation_accuracy=validation_accuracy,
+        primary=score.primary,
+        best_primary=best,
+        validation_primary=None if validation is None else validation.primary,
         further=_further_of(score, validation),
         chosen=chosen,
     )
@@ -257,14 +261,16 @@ def _further_of(score: Score, validation: Score | None) -> dict[str, dict[str, f
     }
 
 
-def with_targets(totals: Totals, score: Score | None, targets: Sequence[float], round: int) -> Totals:
+def with_targets(
+    totals: Totals, score: Score | None, targets: Sequence[float], round: int, metric: PrimaryMetric
+) -> Totals:
     """Record the targets that are reached for the first time, and what had been spent by then."""
-    known = {reached.accuracy for reached in totals.reached}
+    known = {reached.primary for reached in totals.reached}
     spent = (totals.simulated_s, totals.down_bytes + totals.up_bytes, totals.train_flops, totals.energy_j)
     reached = [
         Reached(target, round, *spent)
         for target in targets
-        if score is not None and target not in known and score.accuracy >= target
+        if score is not None and target not in known and metric.reaches(score.primary, target)
     ]
     return replace(totals, reached=(*totals.reached, *reached))
 

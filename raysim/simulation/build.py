@@ -49,12 +49,8 @@ from raysim.selection.table import SelectionRule
 from raysim.server.optimizers import ServerOptimizer
 from raysim.simulation.feasibility import check_clock, check_deadline, with_solved_budgets
 from raysim.simulation.scenario import Scenario, StopRules
+from raysim.simulation.task import task_of
 from raysim.simulation.widths import with_widths
-from raysim.task.classification import balanced_weights, with_training_loss
-from raysim.task.metrics import further_metrics, names_of
-from raysim.task.table import TASKS
-from raysim.task.targets import KINDS
-from raysim.task.task import Task
 
 NOT_LOCAL = {"schedule", "label_smoothing", "class_weights", "pack"}
 """Settings of local training that are no fields of `LocalTraining`, or another type there."""
@@ -159,9 +155,9 @@ def _build(settings: ExperimentSettings) -> Scenario:
     example, targets = data.example()
     if method.drops_blocks:
         model = add_steps(model, branch_ends(model, example))
-    task = _task(settings, data, validating)
+    task = task_of(settings, data, validating)
     methods.check_task(method, task)
-    trainable.check(settings.model.name, model, task, example, targets, _output_shape(data, targets))
+    trainable.check(settings.model.name, model, task, example, targets)
     plan = _plan_of(settings, model, example, method.drops_blocks)
     workload = Workload(seed, data, clients, model, plan, local, task)
     check_batches(workload)
@@ -187,7 +183,7 @@ def _build(settings: ExperimentSettings) -> Scenario:
         scored_share=settings.evaluation.client_share,
         diagnose_every=settings.diagnostics.every or 0,
         clock=clock_rules(settings),
-        stop=StopRules(**settings.stop.model_dump(exclude_none=True)),
+        stop=StopRules.of(settings.stop, task.primary),
         targets=tuple(settings.evaluation.targets),
         selection=_selection_rule(settings),
         pack_size=_pack_size(settings, method, workload),
@@ -234,6 +230,8 @@ def why_alone(method: Method, workload: Workload) -> str | None:
     """Return why clients cannot be trained together, whatever the model. None: they can."""
     if workload.data.augmentation is not None:
         return "data.transform.augment draws for each client"
+    if not workload.task.packs:
+        return "task.loss is your own"
     if workload.local.memory_format != "contiguous":
         return f"training.memory_format={workload.local.memory_format!r} works for single models only"
     if not method.is_plain:
@@ -343,35 +341,9 @@ def _load_data(settings: ExperimentSettings) -> DataSplits:
     return replace(loaded, on_nodes=origin)
 
 
-def _task(settings: ExperimentSettings, data: DataSplits, validating: NDArray[np.int64]) -> Task:
-    """Return the task with the loss that the settings ask for; rows that validate do not decide class weights.
-
-    Raises:
-        SettingError: If the class weights are not those of the classes, or have no effect.
-    """
-    training, task = settings.training, TASKS["classification"]
-    if settings.task.metrics:
-        further = further_metrics(settings.task.metrics, data.num_classes)
-        of_clients = names_of(further, data.num_classes) if settings.task.client_metrics else ()
-        task = replace(task, further=further, of_clients=tuple(of_clients))
-    given = training.class_weights
-    if given is None and not training.label_smoothing:
-        return task
-    if isinstance(given, list) and (len(given) != data.num_classes or len(set(given)) == 1):
-        raise SettingError(
-            f"training.class_weights of {len(given)} weights, {len(set(given))} of them different, are not allowed; "
-            f"allowed: {data.num_classes} weights, one per class, not all equal; 'balanced' or null"
-        )
-    if given == "balanced":
-        trained = np.delete(data.train_targets, validating)
-        # A class without a row, which some data sets have, weighs as one with a single row.
-        given = list(balanced_weights(np.maximum(1, np.bincount(trained, minlength=data.num_classes))))
-    return with_training_loss(task, training.label_smoothing, None if given is None else tuple(given))
-
-
 def task_name(settings: ExperimentSettings) -> str:
     """Return the name of the settings' task."""
-    return getattr(settings.task, "name", "classification")
+    return settings.task.name
 
 
 def _partition_options(settings: ExperimentSettings) -> PartitionOptions:
@@ -397,11 +369,6 @@ def _build_model(settings: ExperimentSettings, data: DataSplits, method: Method)
     if chosen.adapter is not None:
         model = adapters.with_adapters(model, adapters.Adapter(**chosen.adapter.model_dump()), settings.seed)
     return model
-
-
-def _output_shape(data: DataSplits, targets: torch.Tensor) -> tuple[int, ...]:
-    """Return the shape of the outputs that the loss of a task compares with targets."""
-    return KINDS[data.task].output_shape(data.num_classes, tuple(targets.shape))
 
 
 def _statistics_rows(

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
 
 from raysim.clock import serialization
+from raysim.config.metric import FIELD
 from raysim.core import tensors as arrays
 from raysim.core.errors import SettingError, reason_of
 from raysim.core.json_text import json_in
@@ -26,6 +27,8 @@ from raysim.simulation.state import Chosen, DenseTotals, Reached, ServerState, S
 FORMAT = 6
 HEADER = "raysim"
 """Key of the JSON in the safetensors header."""
+EARLIER = ("accuracy", "best_accuracy", "validation_accuracy")
+"""Names of fields in checkpoints of earlier versions."""
 CLIENTS = "clients"
 """Folder beside the checkpoints that holds the memory of single clients."""
 
@@ -232,12 +235,25 @@ def _fedavg_from(content: Mapping[str, Any] | None, tensors: Params) -> ServerSt
 
 
 def _totals(content: dict[str, Any]) -> Totals:
+    content = _renamed(content)
     reached, chosen = tuple(Reached(**entry) for entry in content["reached"]), content.get("chosen")
     fedavg = None if content["fedavg"] is None else DenseTotals(**content["fedavg"])
     best = None if chosen is None else Chosen(**chosen)
     widths = tuple(WidthScore(**entry) for entry in content.get("widths", ()))
     known = {"reached": reached, "chosen": best, "fedavg": fedavg, "widths": widths}
     return Totals(**{**content, **known})
+
+
+def _renamed(content: Any) -> Any:
+    """Return entries by the names of their fields; of earlier versions they are named after the accuracy."""
+    if isinstance(content, list):
+        return [_renamed(each) for each in content]
+    if not isinstance(content, dict):
+        return content
+    return {
+        key.replace("accuracy", FIELD) if key in EARLIER else key: each if key == "further" else _renamed(each)
+        for key, each in content.items()
+    }
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -6,7 +6,6 @@ their own.
 """
 
 from dataclasses import replace
-from math import isfinite
 
 import numpy as np
 
@@ -29,7 +28,7 @@ def with_fedavg(scenario: Scenario, before: ServerState, after: ServerState) -> 
         before: The state before the round.
         after: The state after it.
     """
-    if why_not_compared(scenario.selection.name, scenario.stop.accuracy):
+    if why_not_compared(scenario.selection.name, scenario.stop.given):
         return after
     if spends_as_much(scenario.method):
         return replace(after, totals=replace(after.totals, fedavg=totals_of(after.totals)))
@@ -37,17 +36,17 @@ def with_fedavg(scenario: Scenario, before: ServerState, after: ServerState) -> 
     return replace(after, fedavg=dense, totals=replace(after.totals, fedavg=totals_of(dense.totals)))
 
 
-def why_not_compared(rule: str, stop_accuracy: float | None) -> str:
+def why_not_compared(rule: str, stop: str) -> str:
     """Return why nobody knows what FedAvg would have spent, without training it; empty: it is known.
 
     Args:
         rule: The rule that selects clients.
-        stop_accuracy: The accuracy that ends the run. None or infinite: none does.
+        stop: The setting of a score that ends the run, with its value; empty: none does.
     """
     if looks_at(rule, "last_loss"):
         return f"selection.rule={rule!r} may select clients by losses, and those of FedAvg are not known"
-    if stop_accuracy is not None and isfinite(stop_accuracy):
-        return f"stop.accuracy={stop_accuracy:g} ends the run, and when FedAvg reaches that is not known"
+    if stop:
+        return f"{stop} ends the run, and when FedAvg reaches that is not known"
     return ""
 
 

@@ -67,7 +67,7 @@ def forecast(scenario: Scenario) -> dict[str, Any]:
         "never_counted": never_counted(scenario, history),
         "remarks": [line for line in (changed_widths(scenario), nothing_cut(scenario)) if line],
         **spent,
-        "why_no_fedavg": why_not_compared(scenario.selection.name, scenario.stop.accuracy),
+        "why_no_fedavg": why_not_compared(scenario.selection.name, scenario.stop.given),
     }
 
 
@@ -99,7 +99,7 @@ def _grown(value: Any, factor: float) -> Any:
 def is_exact(scenario: Scenario) -> bool:
     """Whether submodels, selection and the end of the run are known before anything is learned."""
     depends_on_losses = "last_loss" in scenario.selection.columns
-    return scenario.method.has_known_costs and not depends_on_losses and isinf(scenario.stop.accuracy)
+    return scenario.method.has_known_costs and not depends_on_losses and scenario.stop.primary is None
 
 
 def _predicted(scenario: Scenario, state: ServerState) -> tuple[ServerState, Columns]:
@@ -108,7 +108,7 @@ def _predicted(scenario: Scenario, state: ServerState) -> tuple[ServerState, Col
     columns = client_columns(scenario, state, plan)
     after = next_state(scenario, state, plan, state.params, plan.memory, columns, None)
     unscored = Evaluation(after.params, statistics_flops=statistics_flops(scenario, after))
-    after = replace(after, totals=with_evaluation(after.totals, unscored, after.round))
+    after = replace(after, totals=with_evaluation(after.totals, unscored, after.round, scenario.primary))
     after, columns = end_work_in_flight(scenario, after, columns)
     return with_fedavg(scenario, state, after), columns
 

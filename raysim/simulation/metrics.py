@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim.clock import outcomes
+from raysim.config.metric import ACCURACY, PrimaryMetric
 from raysim.core.tensors import Columns
 from raysim.population.profiles import Devices
 from raysim.simulation.scenario import Scenario
@@ -18,7 +19,7 @@ CURVE_OF_OUTCOME = dict.fromkeys((outcomes.DROPPED, outcomes.OFFLINE, outcomes.B
 PERCENTS = (10, 50, 90)
 """Percentiles that have a curve."""
 SLOWEST = 10
-"""One in this many clients belongs to the slowest, whose accuracy is a fairness metric."""
+"""One in this many clients belongs to the slowest, whose score is a fairness metric."""
 
 MOST = 60
 """Most metric names of a run in MLflow, without those of `system/`; more make its pages slow."""
@@ -36,16 +37,17 @@ TIERS, TIERS_DIAGNOSED = 4, 1
 """Tiers with curves of their own: in any run, and in one with diagnostics."""
 SPARE, SPARE_DIAGNOSED = 1, 0
 """Names of the 60 that are free in any run, and in one with diagnostics."""
-OF_PERCENTS = ("pruning_ratio/", "accuracy/submodel_", "client_s/")
-OF_VALIDATION = ("accuracy/validation", "loss/validation")
-WIDTHS_RECORDED = ("width_loss", "width_validation_accuracy")
+OF_PERCENTS = ("pruning_ratio/", "primary/submodel_", "client_s/")
+OF_VALIDATION = ("primary/validation", "loss/validation")
+WIDTHS_RECORDED = ("width_loss", "width_validation_primary")
 """Of each width in the records alone."""
-OF_TIER = ("pruning_ratio/tier/", "accuracy/tier/", "client_s/tier/")
+OF_TIER = ("pruning_ratio/tier/", "primary/tier/", "client_s/tier/")
+"""In all of these, `primary` stands for the name of the primary metric."""
 
 
 def metrics_of(report: RoundReport) -> dict[str, float]:
     """Return all metrics of a round; MLflow gets those that `left_out` does not name."""
-    totals, clients = report.totals, report.clients
+    totals, clients, name = report.totals, report.clients, report.primary.name
     down, up = int(clients["down_bytes"].sum()), int(clients["up_bytes"].sum())
     metrics = {
         "traffic/down_bytes": down,
@@ -79,16 +81,16 @@ def metrics_of(report: RoundReport) -> dict[str, float]:
         metrics["traffic/preparation_bytes"] = totals.preparation_bytes
         metrics["compute/preparation_flops"] = totals.preparation_flops
     if report.score is not None:
-        metrics["accuracy/global"] = report.score.accuracy
+        metrics[f"{name}/global"] = report.score.primary
         metrics["loss/global"] = report.score.loss
     if report.validation is not None:
-        metrics["accuracy/validation"] = report.validation.accuracy
+        metrics[f"{name}/validation"] = report.validation.primary
         metrics["loss/validation"] = report.validation.loss
     metrics |= _further(report)
-    metrics |= {f"width_accuracy/{each.name}": each.accuracy for each in report.widths}
+    metrics |= {f"width_{name}/{each.name}": each.primary for each in report.widths}
     metrics |= _recorded_of_widths(report)
-    if totals.best_accuracy is not None:
-        metrics["accuracy/best"] = totals.best_accuracy
+    if totals.best_primary is not None:
+        metrics[f"{name}/best"] = totals.best_primary
     return {key: float(value) for key, value in metrics.items()}
 
 
@@ -96,23 +98,29 @@ def left_out_of(scenario: Scenario) -> frozenset[str]:
     """Return the metrics of a run that MLflow does not get."""
     narrower = [width for width in scenario.widths if width < 1]
     more = len(narrower) + (len(OF_VALIDATION) if len(scenario.validation_rows) else 0)
-    recorded = {f"{group}/{width_name(width)}" for group in WIDTHS_RECORDED for width in scenario.widths}
-    recorded.add("width_accuracy/1.00")  # it is `accuracy/global`
-    further = names_of(scenario.workload.task.further, scenario.workload.data.num_classes)
+    primary = scenario.primary
+    recorded = {
+        f"{primary.recorded(group)}/{width_name(width)}" for group in WIDTHS_RECORDED for width in scenario.widths
+    }
+    recorded.add(f"width_{primary.name}/1.00")  # it is that of the global model
+    further = names_of(scenario.workload.task.further)
     splits = ("test", "validation") if len(scenario.validation_rows) else ("test",)
     recorded |= {f"{split}/{name}" for split in splits for name in further if is_per_class(name)}
     more += len(splits) * sum(not is_per_class(name) for name in further)
     devices = scenario.workload.population.devices
-    return left_out(devices, scenario.diagnose_every > 0, more) | recorded
+    return left_out(devices, scenario.diagnose_every > 0, more, primary) | recorded
 
 
-def left_out(devices: Devices, is_diagnosed: bool, more: int = 0) -> frozenset[str]:
+def left_out(
+    devices: Devices, is_diagnosed: bool, more: int = 0, primary: PrimaryMetric = ACCURACY
+) -> frozenset[str]:
     """Return the metrics that MLflow does not get, so that a run has at most 60 names, the same in every round.
 
     Args:
         devices: Devices of the whole population.
         is_diagnosed: Whether the run has diagnostics.
         more: Number of further metrics that the settings ask for; details make room for them.
+        primary: The metric by which models are compared.
     """
     tiers, shown = by_interest(devices), TIERS_DIAGNOSED if is_diagnosed else TIERS
     names = {*RECORDED, *(OF_ONE_ROUND if is_diagnosed else ())}
@@ -123,7 +131,8 @@ def left_out(devices: Devices, is_diagnosed: bool, more: int = 0) -> frozenset[s
         *(f"{group}{tier}" for tier in reversed(tiers[:shown]) for group in OF_TIER),
     )
     known = [name for name in details if name not in names]
-    return frozenset((*names, *known[: max(0, more - (SPARE_DIAGNOSED if is_diagnosed else SPARE))]))
+    left = (*names, *known[: max(0, more - (SPARE_DIAGNOSED if is_diagnosed else SPARE))])
+    return frozenset(map(primary.recorded, left))
 
 
 def by_interest(devices: Devices) -> tuple[str, ...]:
@@ -158,9 +167,9 @@ def _further(report: RoundReport) -> dict[str, float]:
 def _recorded_of_widths(report: RoundReport) -> dict[str, float]:
     found = {f"width_loss/{each.name}": each.loss for each in report.widths}
     return found | {
-        f"width_validation_accuracy/{each.name}": each.validation_accuracy
+        f"width_validation_{report.primary.name}/{each.name}": each.validation_primary
         for each in report.widths
-        if each.validation_accuracy is not None
+        if each.validation_primary is not None
     }
 
 
@@ -184,15 +193,16 @@ def _pruning_ratios(report: RoundReport) -> dict[str, float]:
 
 def _submodels(report: RoundReport) -> dict[str, float]:
     """Return the scores of submodels on their clients' held-out rows; nothing where none was scored."""
-    accuracy = report.clients["accuracy"].astype(np.float64)
-    scored = ~np.isnan(accuracy)
+    name = report.primary.name
+    values = report.clients[name].astype(np.float64)
+    scored = ~np.isnan(values)
     if report.submodel is None or not scored.any():
         return {}
-    shares = {f"submodel_{name}": value for name, value in _percentiles(accuracy[scored]).items()}
-    shares |= {"submodel_mean": report.submodel.accuracy} | _by_tier(report, scored, "accuracy")
+    shares = {f"submodel_{name}": value for name, value in _percentiles(values[scored]).items()}
+    shares |= {"submodel_mean": report.submodel.primary} | _by_tier(report, scored, name)
     return {
         "loss/submodel_mean": report.submodel.loss,
-        **{f"accuracy/{name}": value for name, value in shares.items()},
+        **{f"{name}/{part}": value for part, value in shares.items()},
     }
 
 
@@ -230,18 +240,19 @@ def _fairness(report: RoundReport) -> dict[str, float]:
     `slowest_decile_accuracy`: mean accuracy over the slowest tenth of the clients scored in the round, rounded up;
     clients are ordered by the FLOP/s of their devices, then by the seconds of their work, then by id.
     `worst_tier_accuracy`: the lowest of the tiers' mean accuracies. Every client counts once. Nothing where none was
-    scored.
+    scored. Another primary metric takes the place of the accuracy, with its name; its worst is by its direction.
     """
-    clients = report.clients
-    scored = ~np.isnan(clients["accuracy"].astype(np.float64))
+    clients, primary = report.clients, report.primary
+    scored = ~np.isnan(clients[primary.name].astype(np.float64))
     if not scored.any():
         return {}
-    accuracy, flops_per_s, total_s = (
-        clients[name][scored].astype(np.float64) for name in ("accuracy", "flops_per_s", "total_s")
+    values, flops_per_s, total_s = (
+        clients[name][scored].astype(np.float64) for name in (primary.name, "flops_per_s", "total_s")
     )
+    means = _tier_means(clients, report.tiers, scored, primary.name)
     return {
-        "fairness/slowest_decile_accuracy": float(accuracy[_slowest(flops_per_s, total_s)].mean()),
-        "fairness/worst_tier_accuracy": min(_tier_means(clients, report.tiers, scored, "accuracy").values()),
+        f"fairness/slowest_decile_{primary.name}": float(values[_slowest(flops_per_s, total_s)].mean()),
+        f"fairness/worst_tier_{primary.name}": primary.worst(means.values()),
     }
 
 

@@ -1,8 +1,11 @@
 """Check the records of the rounds before a resume: what is lost is found before anything is trained."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 
+from raysim.config.metric import ACCURACY, FIELD, PrimaryMetric
 from raysim.core.errors import reason_of
 from raysim.core.storage.path import StoragePath
 from raysim.core.tensors import Columns
@@ -18,12 +21,12 @@ NEEDED = {
         "simulated_s",
         "bytes",
         "energy_j",
-        "accuracy",
+        FIELD,
     ),
-    "clients": ("round", "client", "tier", "fate", "lasts_s", "pruning_ratio", "train_loss", "accuracy"),
+    "clients": ("round", "client", "tier", "fate", "lasts_s", "pruning_ratio", "train_loss", FIELD),
     "channels": ("round", "unit", "clients", "examples"),
 }
-"""Columns of each table that a run reads again, or that its readers need."""
+"""Columns of each table that a run reads again, or that its readers need; `primary`: that of the primary metric."""
 TEXT = ("tier", "fate")
 
 
@@ -31,25 +34,27 @@ class LostRecordError(RuntimeError):
     """The record of a round is missing, damaged, or not one of this run."""
 
 
-def check_records(folder: StoragePath, last: int, run: str = "") -> None:
+def check_records(folder: StoragePath, last: int, run: str = "", primary: PrimaryMetric = ACCURACY) -> None:
     """Check that the records of all rounds up to the last one can be read.
 
     Args:
         folder: The run's folder.
         last: The last round.
         run: The key of the run; empty: not known.
+        primary: The metric by which models are compared.
 
     Raises:
         LostRecordError: If one is missing or damaged, of another round or run, or has other columns.
         OSError: If an existing one cannot be read: it may be intact.
     """
-    for table, needed in NEEDED.items():
+    for table, fields in NEEDED.items():
+        needed = tuple(map(primary.recorded, fields))
         if table == "channels" and not (folder / table).children():
             continue  # the run is of a version that did not count them
         for round in range(1, last + 1):
             name = f"{table}/{path_of(folder, round).name}"
             try:
-                _check(records.read_round(folder / table, round, needed), table, round)
+                _check(records.read_round(folder / table, round, needed), table, round, needed)
             except FileNotFoundError:
                 raise LostRecordError(f"{name} is missing") from None
             except (pa.ArrowException, KeyError, ValueError) as error:
@@ -63,8 +68,8 @@ def check_records(folder: StoragePath, last: int, run: str = "") -> None:
                 raise LostRecordError(f"{name} is of another run")
 
 
-def _check(found: Columns, table: str, round: int) -> None:
-    for column in NEEDED[table]:
+def _check(found: Columns, table: str, round: int, needed: Sequence[str]) -> None:
+    for column in needed:
         if column not in found:
             raise ValueError(f"it has no {column!r}")
         kind = found[column].dtype.kind

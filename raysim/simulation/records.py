@@ -214,7 +214,7 @@ def round_columns(report: RoundReport) -> Columns:
         "train_flops": totals.train_flops,
         "energy_j": totals.energy_j,
         "train_loss": report.train_loss,
-        "accuracy": nan if score is None else score.accuracy,
+        report.primary.name: nan if score is None else score.primary,
         "loss": nan if score is None else score.loss,
         **_validation_of(report),
         **_fedavg_columns(totals),
@@ -226,7 +226,7 @@ def round_columns(report: RoundReport) -> Columns:
 def _validation_of(report: RoundReport) -> dict[str, float]:
     if report.validation is None:
         return {}
-    return {"validation_accuracy": report.validation.accuracy, "validation_loss": report.validation.loss}
+    return {f"validation_{report.primary.name}": report.validation.primary, "validation_loss": report.validation.loss}
 
 
 def _fedavg_columns(totals: Totals) -> dict[str, float]:

@@ -50,7 +50,7 @@ def report_round(
         round_s=plan.round_s,
         totals=after.totals,
         train_loss=mean_loss(clients),
-        submodel=submodel_score(clients),
+        submodel=submodel_score(clients, scenario.primary),
         score=evaluated.score,
         validation=evaluated.validation,
         widths=evaluated.widths,
@@ -62,4 +62,5 @@ def report_round(
         figures=figures,
         is_asynchronous=not scenario.clock.mode.starts_together,
         incidents=incidents,
+        primary=scenario.primary,
     )

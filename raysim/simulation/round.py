@@ -44,11 +44,15 @@ def run_round(scenario: Scenario, state: ServerState, executor: Executor) -> tup
 
     # Evaluate: the global model on test and validation rows, whole and cut to each width, where it is due.
     evaluated = evaluate(scenario, after, executor)
-    after = replace(after, params=evaluated.params, totals=with_evaluation(after.totals, evaluated, after.round))
+    after = replace(
+        after, params=evaluated.params, totals=with_evaluation(after.totals, evaluated, after.round, scenario.primary)
+    )
     evaluated = replace(evaluated, widths=score_widths(scenario, state, after, evaluated, executor))
     after, clients = end_work_in_flight(scenario, after, clients)
     totals = replace(after.totals, widths=evaluated.widths or after.totals.widths)
-    after = replace(after, totals=with_targets(totals, evaluated.score, scenario.targets, after.round))
+    after = replace(
+        after, totals=with_targets(totals, evaluated.score, scenario.targets, after.round, scenario.primary)
+    )
     after = with_fedavg(scenario, state, after)  # what dense clients would have spent under the same clock
 
     return after, report_round(scenario, state, after, plan, clients, evaluated, received, executor.incidents())

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from raysim.client.assignments import Assignments, Broadcast
 from raysim.client.evaluation import Split
 from raysim.client.view import Workload
 from raysim.clock.modes import ClockRules
+from raysim.config.metric import ACCURACY, PrimaryMetric
 from raysim.core.tensors import Params, frozen_keys
 from raysim.methods import resolve as methods
 from raysim.methods.method import Method
@@ -24,6 +25,9 @@ from raysim.server.optimizers import ServerOptimizer
 from raysim.server.updates import ClientUpdates
 from raysim.simulation.state import FinalState, RoundReport, ServerState, Start, Storage, Totals
 from raysim.task.task import ScoreSums
+
+if TYPE_CHECKING:
+    from raysim.config.stop import StopSettings
 
 
 class Executor(Protocol):
@@ -54,21 +58,38 @@ class Executor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StopRules:
-    """When a run ends before its last round: at an accuracy, or at an amount spent.
+    """When a run ends before its last round: at a value of the primary metric, or at an amount spent.
 
-    The accuracy is that on the validation rows where there are any, else that on the test rows.
+    The metric is that on the validation rows where there are any, else that on the test rows.
+
+    Attributes:
+        primary: Value of the metric; None: none ends the run.
+        given: The setting of this value, with it.
+        metric: The primary metric.
+        simulated_s: Simulated seconds.
+        bytes: Bytes up and down.
+        energy_j: Joules of the devices.
     """
 
-    accuracy: float = inf
+    primary: float | None = None
+    given: str = ""
+    metric: PrimaryMetric = ACCURACY
     simulated_s: float = inf
     bytes: float = inf
     energy_j: float = inf
 
+    @staticmethod
+    def of(settings: "StopSettings", metric: PrimaryMetric) -> "StopRules":
+        """Return the rules of the settings."""
+        spent = settings.model_dump(include={"simulated_s", "bytes", "energy_j"}, exclude_none=True)
+        return StopRules(settings.value, settings.given, metric, **spent)
+
     def are_met(self, totals: Totals) -> bool:
         """Whether a run that has spent and reached this much ends."""
-        decisive = totals.accuracy if totals.validation_accuracy is None else totals.validation_accuracy
+        decisive = totals.primary if totals.validation_primary is None else totals.validation_primary
+        is_reached = self.primary is not None and decisive is not None and self.metric.reaches(decisive, self.primary)
         return (
-            (decisive is not None and decisive >= self.accuracy)
+            is_reached
             or totals.simulated_s >= self.simulated_s
             or totals.down_bytes + totals.up_bytes >= self.bytes
             or totals.energy_j >= self.energy_j
@@ -93,7 +114,7 @@ class Scenario:
         diagnose_every: Rounds between two diagnoses of the method; 0: never.
         clock: When a round ends, and whose work counts.
         stop: When the run ends before its last round.
-        targets: Accuracies whose first round is recorded.
+        targets: Values of the primary metric whose first round is recorded.
         budget: Solves budgets. None: each tier has its own.
         selection: The rule that selects clients.
         pack_size: Most clients that are trained together, where they can be.
@@ -122,6 +143,11 @@ class Scenario:
     validation_rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     widths: tuple[float, ...] = ()
     widths_at_end: bool = True
+
+    @property
+    def primary(self) -> PrimaryMetric:
+        """The metric by which models are compared."""
+        return self.workload.task.primary
 
     def is_over(self, state: ServerState) -> bool:
         """Whether the run ends with this state."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raysim.config.metric import ACCURACY, PrimaryMetric
 from raysim.core.formatting import AGAINST_FEDAVG
 from raysim.core.log import LogLine
 from raysim.core.storage.local import AnyPath, storage_path
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Accuracy, which stands for the task's primary metric, mean loss, and further metrics over a set of rows."""
+    """The task's primary metric, mean loss, and further metrics over a set of rows."""
 
-    accuracy: float
+    primary: float
     loss: float
     further: Mapping[str, float] = field(default_factory=dict)
 
@@ -36,9 +37,9 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """When a run first reached an accuracy, and what it had spent by then."""
+    """When a run first reached a value of the primary metric, and what it had spent by then."""
 
-    accuracy: float
+    primary: float
     round: int
     simulated_s: float
     bytes: int
@@ -65,11 +66,11 @@ class DenseTotals:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The round whose model is the best on the validation rows so far; its accuracy on them and on the test rows."""
+    """The round whose model is the best on the validation rows so far; its score on them and on the test rows."""
 
     round: int
-    validation_accuracy: float
-    accuracy: float
+    validation_primary: float
+    primary: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +80,16 @@ class WidthScore:
     Attributes:
         width: Share of the channels that is kept.
         masks: Number of different masks of this width, over which the scores are averaged.
-        accuracy: Accuracy on the test rows.
+        primary: The primary metric on the test rows.
         loss: Mean loss on them.
-        validation_accuracy: Accuracy on the validation rows; None: there are none.
+        validation_primary: The primary metric on the validation rows; None: there are none.
     """
 
     width: float
     masks: int
-    accuracy: float
+    primary: float
     loss: float
-    validation_accuracy: float | None = None
+    validation_primary: float | None = None
 
     @property
     def name(self) -> str:
@@ -107,15 +108,15 @@ def width_name(width: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """The totals of a run so far: its costs, and the accuracy that it reached.
+    """The totals of a run so far: its costs, and what it reached.
 
     `fedavg` is what FedAvg would have spent in the same rounds under the same clock, None if that is not known; the
     `preparation_` fields are part of the others: what was spent before round 1; `statistics_flops` are those of the
     forward passes that estimate static BatchNorm's statistics anew. `outcomes` counts the outcomes of the selected
     clients, `empty_rounds` the rounds in which nobody's work counted, `client_rounds` the work that counted.
-    Accuracies are of the test rows but for `validation_accuracy` and that by which a round is `chosen`; None: there
-    are no such rows. `widths` are the last scores of the global model cut to each width, `further` its last further
-    metrics by kind of rows.
+    The primary metric is that on the test rows but for `validation_primary` and that by which a round is `chosen`;
+    None: there are no such rows. `widths` are the last scores of the global model cut to each width, `further` its
+    last further metrics by kind of rows.
     """
 
     down_bytes: int = 0
@@ -132,10 +133,10 @@ class Totals:
     energy_j: float = 0.0
     empty_rounds: int = 0
     outcomes: Mapping[str, int] = field(default_factory=dict)
-    accuracy: float | None = None
-    best_accuracy: float | None = None
+    primary: float | None = None
+    best_primary: float | None = None
     reached: tuple[Reached, ...] = ()
-    validation_accuracy: float | None = None
+    validation_primary: float | None = None
     chosen: Chosen | None = None
     fedavg: DenseTotals | None = None
     widths: tuple[WidthScore, ...] = ()
@@ -230,6 +231,7 @@ class RoundReport:
         score: Score of the served model on test rows; None: it was not due.
         validation: The same on validation rows; None: it was not due, or there are none.
         widths: Its scores cut to each width, where they were due.
+        primary: The metric by which models are compared; also a column of `clients`.
         coverage: How much of the model was trained.
         clients: One row per member of the cohort, arrays `(rows,)` by name.
         tiers: Names of the tiers, by number.
@@ -264,6 +266,7 @@ class RoundReport:
     remarks: tuple[LogLine, ...] = ()
     validation: Score | None = None
     widths: tuple[WidthScore, ...] = ()
+    primary: PrimaryMetric = ACCURACY
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,8 +327,8 @@ def summary_of(totals: Totals) -> dict[str, Any]:
     }
 
 
-def targets_of(totals: Totals, targets: Sequence[float]) -> list[dict[str, Any]]:
-    """Return for each target accuracy when it was first reached and what had been spent by then; null if never."""
-    found = {reached.accuracy: asdict(reached) for reached in totals.reached}
+def targets_of(totals: Totals, targets: Sequence[float], metric: PrimaryMetric) -> list[dict[str, Any]]:
+    """Return for each target when it was first reached and what had been spent by then; null if never."""
+    found = {reached.primary: metric.as_recorded(asdict(reached)) for reached in totals.reached}
     never = dict.fromkeys(("round", "simulated_s", "bytes", "train_flops", "energy_j"))
-    return [found.get(target, {"accuracy": target, **never}) for target in targets]
+    return [found.get(target, {metric.name: target, **never}) for target in targets]

@@ -94,11 +94,11 @@ def _score_at(
 
 
 def _figures(drawn: Sequence[tuple[Score | None, Score | None]]) -> tuple[float, float, float | None]:
-    """Return the means over masks of test accuracy, test loss, and accuracy on the validation rows."""
+    """Return the means over masks of the test score, the test loss, and the score on the validation rows."""
     tests = [score for score, _ in drawn if score is not None]
-    validations = [score.accuracy for _, score in drawn if score is not None]
-    accuracy, loss = _mean([score.accuracy for score in tests]), _mean([score.loss for score in tests])
-    return accuracy, loss, _mean(validations) if validations else None
+    validations = [score.primary for _, score in drawn if score is not None]
+    primary, loss = _mean([score.primary for score in tests]), _mean([score.loss for score in tests])
+    return primary, loss, _mean(validations) if validations else None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
+from math import nan
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from raysim.config.metric import ACCURACY
+from raysim.task.metrics import further_metrics
 from raysim.task.task import Loss, Metric, OwnClasses, Sums, Task
 
 
@@ -16,9 +19,9 @@ def is_correct(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     return logits.argmax(dim=1) == classes
 
 
-def mean(total: Sums, rows: int) -> float:
-    """Return a sum over the rows divided by their number."""
-    return float(total) / rows
+def mean(total: Sums, count: int) -> float:
+    """Return a sum divided by how much is counted; NaN where nothing is."""
+    return float(total) / count if count else nan
 
 
 def classes_in(targets: torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -82,13 +85,14 @@ def with_training_loss(task: Task, label_smoothing: float, class_weights: tuple[
         SettingError: If the task has no classes.
     """
     given = f"training.label_smoothing={label_smoothing:g}" if label_smoothing else "training.class_weights"
-    own_classes = task.own_classes_for(given)
-    loss = CrossEntropy(label_smoothing, class_weights)
+    loss, own_classes = task.weighted_for(given)(label_smoothing, class_weights), task.own_classes
+    if own_classes is not None:
+        own_classes = replace(own_classes, loss=partial(CrossEntropy, label_smoothing, class_weights))
     return replace(
         task,
         training_loss=loss,
-        own_classes=replace(own_classes, loss=partial(CrossEntropy, label_smoothing, class_weights)),
-        row_weights=None if class_weights is None else loss.row_weights,
+        own_classes=own_classes,
+        row_weights=task.row_weights if class_weights is None else loss.row_weights,
     )
 
 
@@ -112,8 +116,10 @@ CLASSIFICATION = Task(
     "classification",
     loss=functional.cross_entropy,
     metrics={"accuracy": Metric(is_correct, mean)},
-    primary="accuracy",
-    direction="up",
+    primary=ACCURACY,
     own_classes=OwnClasses(classes_in, cross_entropy_of_classes),
     distillation=cross_entropy_of_teacher,
+    known={"accuracy": Metric(is_correct, mean)},
+    class_metrics=further_metrics,
+    weighted=CrossEntropy,
 )

@@ -1,6 +1,6 @@
 """Further metrics of classification, from counts that add up over rows: of classes, and of top-k hits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -8,13 +8,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from raysim.config.metric import PER_CLASS, TOP
 from raysim.core.errors import SettingError
 from raysim.task.task import Further, Sums
 
-PER_CLASS = "per_class"
-"""The metric that stands for recall, precision and F1 of each class."""
-TOP = "top_"
-"""Before k in the name of a top-k accuracy."""
+CLASS_COUNTS = "class counts"
+"""The sums from which several metrics follow."""
 
 
 def further_metrics(names: Sequence[str], num_classes: int) -> dict[str, Further]:
@@ -36,11 +35,25 @@ def further_metrics(names: Sequence[str], num_classes: int) -> dict[str, Further
                     f"task.metrics={name!r} is not allowed with {num_classes} classes; allowed: {TOP}2 to "
                     f"{TOP}{num_classes - 1}"
                 )
-            found[name] = Further(partial(is_among_top, k=k), partial(share_of_rows, name=name))
+            found[name] = Further(partial(is_among_top, k=k), partial(share_of_rows, name=name), (name,))
     of_counts = tuple(name for name in names if not name.startswith(TOP))
     if of_counts:
-        found["class counts"] = Further(class_counts, partial(of_class_counts, names=of_counts))
+        found[CLASS_COUNTS] = from_class_counts(class_counts, of_counts, num_classes)
     return found
+
+
+def from_class_counts(
+    terms: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], names: tuple[str, ...], num_classes: int
+) -> Further:
+    """Return metrics that follow from the counts of `class_counts`.
+
+    Args:
+        terms: Counts the classes.
+        names: `balanced_accuracy`, `macro_f1` or `per_class`.
+        num_classes: Number of classes.
+    """
+    known = tuple(of_class_counts(np.ones(3 * num_classes), 1, names))
+    return Further(terms, partial(of_class_counts, names=names), known)
 
 
 def is_among_top(logits: torch.Tensor, classes: torch.Tensor, k: int) -> torch.Tensor:
@@ -92,7 +105,7 @@ def class_metrics(counts: Sums) -> tuple[NDArray[np.float64], NDArray[np.float64
 
 
 def _mean(values: NDArray[np.float64]) -> float:
-    return float(np.nanmean(values))
+    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
 
 
 def is_per_class(name: str) -> bool:
@@ -100,7 +113,6 @@ def is_per_class(name: str) -> bool:
     return "/" in name
 
 
-def names_of(further: Mapping[str, Further], num_classes: int) -> list[str]:
+def names_of(further: Mapping[str, Further]) -> list[str]:
     """Return the names of all metrics that follow from some sums."""
-    zeros = {"class counts": np.ones(3 * num_classes)}
-    return [name for key, each in further.items() for name in each.finish(zeros.get(key, np.zeros(())), 1)]
+    return [name for each in further.values() for name in each.names]

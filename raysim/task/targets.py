@@ -24,14 +24,12 @@ class TargetKind:
         form: Their form, for messages.
         convert: Converts and checks the targets of a split.
         num_outputs: Returns how many outputs a row or position needs, from converted targets.
-        output_shape: Returns the shape of outputs, from their number and the shape of converted targets.
         has_classes: Whether each row has one class, by which rows can be stratified and divided.
     """
 
     form: str
     convert: Convert
     num_outputs: Callable[[Targets], int]
-    output_shape: Callable[[int, tuple[int, ...]], tuple[int, ...]]
     has_classes: bool = False
 
 
@@ -43,8 +41,10 @@ def converted(kind: TargetKind, given: NDArray[np.generic], what: str, task: str
     """
     found = kind.convert(given)
     if found is None:
+        fitting = ", ".join(other for other, each in KINDS.items() if each.convert(given) is not None) or "none"
         raise SettingError(
-            f"{what} of {given.dtype} {given.shape} are not allowed with task.name={task!r}; allowed: {kind.form}"
+            f"{what} of {given.dtype} {given.shape} are not allowed with task.name={task!r}; allowed: {kind.form}; "
+            f"tasks that fit: {fitting}"
         )
     return found
 
@@ -87,38 +87,22 @@ def _columns(targets: Targets) -> int:
     return int(targets.shape[1])
 
 
-def _of_rows(outputs: int, targets: tuple[int, ...]) -> tuple[int, ...]:
-    return targets[0], outputs
-
-
-def _of_positions(outputs: int, targets: tuple[int, ...]) -> tuple[int, ...]:
-    return *targets, outputs
-
-
-def _of_pixels(outputs: int, targets: tuple[int, ...]) -> tuple[int, ...]:
-    return targets[0], outputs, *targets[1:]
-
-
 TOKENS = TargetKind(
     f"whole numbers from 0, or {IGNORED} where a position does not count, (rows, time)",
     _positions(2),
     _largest,
-    _of_positions,
 )
 
 KINDS: dict[str, TargetKind] = {
-    "classification": TargetKind(
-        "whole numbers from 0 or texts, (rows,)", _classes, _largest, _of_rows, has_classes=True
-    ),
-    "multilabel": TargetKind("0 and 1, (rows, labels)", _labels, _columns, _of_rows),
-    "regression": TargetKind("finite numbers, (rows,) or (rows, numbers)", _numbers, _columns, _of_rows),
+    "classification": TargetKind("whole numbers from 0 or texts, (rows,)", _classes, _largest, has_classes=True),
+    "multilabel": TargetKind("0 and 1, (rows, labels)", _labels, _columns),
+    "regression": TargetKind("finite numbers, (rows,) or (rows, numbers)", _numbers, _columns),
     "next-token": TOKENS,
     "token-classification": TOKENS,
     "segmentation": TargetKind(
         f"whole numbers from 0, or {IGNORED} where a pixel does not count, (rows, height, width)",
         _positions(3),
         _largest,
-        _of_pixels,
     ),
 }
 """The targets of each task, by its name."""

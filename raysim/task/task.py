@@ -1,13 +1,15 @@
 """Define a task: a loss, metrics that are sums over rows, and optional parts that some methods need."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from math import nan
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from raysim.config.metric import PrimaryMetric
 from raysim.core.errors import SettingError
 
 
@@ -15,7 +17,7 @@ class Loss(Protocol):
     """Compares outputs with targets, as the losses of `torch.nn.functional` do."""
 
     def __call__(self, outputs: torch.Tensor, targets: torch.Tensor, /, *, reduction: str = "mean") -> torch.Tensor:
-        """Return the mean loss of the rows; with another `reduction` their `sum`, or the loss of each (`none`)."""
+        """Return the mean loss of what is counted; with another `reduction` the `sum`, or each loss (`none`)."""
         ...
 
 
@@ -29,7 +31,7 @@ class Metric:
 
     Attributes:
         terms: Returns each row's terms of the sums, `(rows,)` or `(rows, sums)`, from outputs and targets.
-        finish: Returns the metric, from the sums over all rows and the number of rows.
+        finish: Returns the metric, from the sums over all rows and how much is counted (`Task.count`).
     """
 
     terms: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -42,11 +44,13 @@ class Further:
 
     Attributes:
         terms: As in `Metric`.
-        finish: Returns the metrics by name, from the sums over all rows and the number of rows; NaN: not defined.
+        finish: Returns the metrics by name, from the sums over all rows and how much is counted; NaN: not defined.
+        names: Names of the metrics.
     """
 
     terms: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     finish: Callable[[Sums, int], Mapping[str, float]]
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,24 +58,24 @@ class ScoreSums:
     """Scores of some rows as sums, so that the scores of several pieces add up to those of all their rows.
 
     Attributes:
-        rows: Number of rows.
-        loss: Sum of their losses.
-        terms: Sums of their terms by metric.
+        count: Number of rows, or of their counted positions where the task has positions.
+        loss: Sum of the losses of these.
+        terms: Sums of the rows' terms by metric.
     """
 
-    rows: int
+    count: int
     loss: float
     terms: Mapping[str, Sums]
 
     def __add__(self, other: "ScoreSums") -> "ScoreSums":
         """Return the sums over the rows of both."""
         terms = {name: np.asarray(total + other.terms[name]) for name, total in self.terms.items()}
-        return ScoreSums(self.rows + other.rows, self.loss + other.loss, terms)
+        return ScoreSums(self.count + other.count, self.loss + other.loss, terms)
 
     @property
     def mean_loss(self) -> float:
-        """Mean loss of a row."""
-        return self.loss / self.rows
+        """Mean loss of a row, or of a position; NaN where none counts."""
+        return self.loss / self.count if self.count else nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,14 @@ class OwnClasses:
     loss: Callable[[torch.Tensor], Loss]
 
 
+class WeightedLoss(Loss, Protocol):
+    """A loss whose mean weights its parts."""
+
+    def row_weights(self, targets: torch.Tensor, /) -> torch.Tensor:
+        """Return the weights of the parts, shaped as the targets."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """A task that models learn: the loss that clients minimise, and the metrics that score them.
@@ -94,39 +106,56 @@ class Task:
     Attributes:
         name: Name in the table.
         loss: The loss that scores models, and that clients minimise where there is no `training_loss`.
-        metrics: Metrics beside the loss, by name.
-        primary: Name of the leading metric.
-        direction: Whether the leading metric should go `up` or `down`.
-        own_classes: How a client leaves out classes of which it has no rows; None: the task has no classes.
+        metrics: Metrics beside the loss that every score has, by name: the primary one.
+        primary: The metric by which models are compared.
+        own_classes: How a client leaves out classes of which it has no rows; None: the task has no such classes.
         distillation: Loss of outputs against those of a teacher; None: the task has none.
         training_loss: The loss that clients minimise, such as a smoothed one; None: `loss`.
-        row_weights: Weights of rows in the mean of `training_loss`, `(rows,)`, from targets; None: all are 1.
+        row_weights: Weights in the mean of the loss that clients minimise, shaped as the targets that it takes one
+            loss of each: `(rows,)` or `(rows, positions ...)`, from targets; None: all are 1.
         further: Further metrics of the global model, by the name of their sums.
         of_clients: Names of the further metrics that each client reports of its submodel.
+        counted: Returns which positions count, shaped as the targets, from these; None: every row counts once.
+        known: Metrics of the task that follow from sums of their own, by name.
+        class_metrics: Returns metrics from counts of classes, by their names and the number of classes; None: the
+            task has none.
+        weighted: Returns a loss with smoothed labels and weighted classes, from the smoothing and the weights; None:
+            the task has no classes.
+        outputs: Returns what outputs must be if some are not, from these and targets; None: they are. None: anything.
+        packs: Whether its loss can be computed for several clients at once (`torch.func.vmap`).
     """
 
     name: str
     loss: Loss
     metrics: Mapping[str, Metric]
-    primary: str
-    direction: Literal["up", "down"]
+    primary: PrimaryMetric
     own_classes: OwnClasses | None = None
     distillation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     training_loss: Loss | None = None
     row_weights: Callable[[torch.Tensor], torch.Tensor] | None = None
     further: Mapping[str, Further] = field(default_factory=dict)
     of_clients: tuple[str, ...] = ()
+    counted: Callable[[torch.Tensor], torch.Tensor] | None = None
+    known: Mapping[str, Metric] = field(default_factory=dict)
+    class_metrics: Callable[[Sequence[str], int], Mapping[str, Further]] | None = None
+    weighted: Callable[[float, tuple[float, ...] | None], WeightedLoss] | None = None
+    outputs: Callable[[torch.Tensor, torch.Tensor], str | None] | None = None
+    packs: bool = True
 
     @property
     def minimised(self) -> Loss:
         """The loss that clients minimise."""
         return self.loss if self.training_loss is None else self.training_loss
 
+    def count(self, targets: torch.Tensor) -> int:
+        """Return how much is counted in some rows: the rows, or their positions that count."""
+        return len(targets) if self.counted is None else int(self.counted(targets).sum())
+
     def sums(self, outputs: torch.Tensor, targets: torch.Tensor, with_further: bool = False) -> ScoreSums:
         """Score some rows; with the further metrics of the global model, if wanted."""
         terms = {name: metric.terms(outputs, targets).sum(0) for name, metric in self._scored(with_further).items()}
         loss = float(self.loss(outputs.double(), targets, reduction="sum"))
-        return ScoreSums(len(targets), loss, {name: total.cpu().numpy() for name, total in terms.items()})
+        return ScoreSums(self.count(targets), loss, {name: total.cpu().numpy() for name, total in terms.items()})
 
     def _scored(self, with_further: bool) -> dict[str, Metric | Further]:
         return {**self.metrics, **(self.further if with_further else {})}
@@ -141,18 +170,21 @@ class Task:
             targets: `(clients, rows, ...)`.
             counts: How many of its rows are scored, `(clients,)`.
         """
-        counted = torch.arange(targets.shape[1]) < torch.from_numpy(counts)[:, None]
-        counted = counted.to(targets.device)
+        scored_rows = torch.arange(targets.shape[1]) < torch.from_numpy(counts)[:, None]
+        scored_rows = scored_rows.to(targets.device)
         outputs, targets = outputs.flatten(0, 1), targets.flatten(0, 1)
 
         def summed(values: torch.Tensor) -> Sums:
             """Sum terms `(clients * rows, ...)` over the rows that are scored."""
-            values = values.view(*counted.shape, *values.shape[1:])
-            mask = counted.view(*counted.shape, *[1] * (values.dim() - 2))
+            values = values.reshape(*scored_rows.shape, *values.shape[1:])
+            mask = scored_rows.view(*scored_rows.shape, *[1] * (values.dim() - 2))
             total: Sums = torch.where(mask, values, 0).sum(1).cpu().numpy()
             return total
 
-        losses = summed(self.loss(outputs.double(), targets, reduction="none"))
+        each = self.loss(outputs.double(), targets, reduction="none")
+        losses = summed(each if each.dim() == 1 else each.flatten(1).sum(1))
+        if self.counted is not None:
+            counts = summed(self.counted(targets).flatten(1).sum(1))
         scored = self._scored(bool(self.of_clients))
         terms = {name: summed(metric.terms(outputs, targets)) for name, metric in scored.items()}
         return [
@@ -162,19 +194,36 @@ class Task:
 
     def finished(self, sums: ScoreSums) -> dict[str, float]:
         """Return the metrics by name."""
-        return {name: float(metric.finish(sums.terms[name], sums.rows)) for name, metric in self.metrics.items()}
+        return {name: float(metric.finish(sums.terms[name], sums.count)) for name, metric in self.metrics.items()}
 
     def further_of(self, sums: ScoreSums) -> dict[str, float]:
         """Return the further metrics by name, from sums that have them."""
         return {
             name: value
             for key, metric in self.further.items()
-            for name, value in metric.finish(sums.terms[key], sums.rows).items()
+            for name, value in metric.finish(sums.terms[key], sums.count).items()
         }
 
     def primary_of(self, sums: ScoreSums) -> float:
         """Return the primary metric."""
-        return float(self.metrics[self.primary].finish(sums.terms[self.primary], sums.rows))
+        name = self.primary.name
+        return float(self.metrics[name].finish(sums.terms[name], sums.count))
+
+    def weighted_for(self, setting: str) -> Callable[[float, tuple[float, ...] | None], WeightedLoss]:
+        """Return how losses with smoothed labels and weighted classes are made.
+
+        Args:
+            setting: The setting that needs it, with its value.
+
+        Raises:
+            SettingError: If the task has no classes.
+        """
+        if self.weighted is None:
+            raise SettingError(
+                f"{setting} is not allowed with task {self.name!r}, which has no classes in its loss; "
+                "allowed: tasks with classes, with task.loss=null"
+            )
+        return self.weighted
 
     def own_classes_for(self, setting: str) -> OwnClasses:
         """Return how a client leaves out classes it has no rows of.
@@ -204,5 +253,6 @@ class Task:
 
     def _lacks(self, setting: str, what: str) -> SettingError:
         return SettingError(
-            f"{setting} is not allowed with task {self.name!r}, which has {what}; allowed: task 'classification'"
+            f"{setting} is not allowed with task {self.name!r}, which has {what}; allowed: task 'classification' "
+            "with task.loss=null"
         )

@@ -7,6 +7,7 @@ import click
 from rich.table import Table
 
 from raysim.clock import outcomes
+from raysim.config.metric import PrimaryMetric, metric_in
 from raysim.core.formatting import AGAINST_FEDAVG, duration, joules, output, with_unit
 from raysim.core.log import set_quiet
 from raysim.simulation.participation import never_counted_lines
@@ -39,31 +40,35 @@ def summary_lines(summary: Mapping[str, Any], command: str = "", page: str = "")
         page: The page of the run.
     """
     in_mlflow = [f"open in MLflow          {command}", f"                        then {page}"]
+    metric = metric_in(summary)
+    last, best = (metric.text(summary[metric.recorded(name)]) for name in ("primary", "best_primary"))
     return [
         f"run                     {summary['method']}, {summary['rounds']} rounds, files in {summary['output_dir']}",
-        f"global test accuracy    {summary['accuracy']:.4f} (best {summary['best_accuracy']:.4f})",
-        *_validation_lines(summary),
-        *_width_lines(summary),
+        f"{f'global test {metric.title}':<23} {last} (best {best})",
+        *_validation_lines(summary, metric),
+        *_width_lines(summary, metric),
         f"mean pruning ratio      {summary['pruning_ratio_mean']:.4f} of the parameters",
         *_fedavg_lines(summary),
         f"simulated time          {summary['simulated_s']:.1f} s ({duration(summary['simulated_s'])})",
         *_energy_lines(summary),
         *_lost_lines(summary),
         *_never_lines(summary),
-        *map(_target_line, summary["targets"]),
+        *(_target_line(target, metric) for target in summary["targets"]),
         f"wall time               {summary['wall_s']:.1f} s",
         *(in_mlflow if command else []),
     ]
 
 
-def _validation_lines(summary: Mapping[str, Any]) -> list[str]:
-    """Return the accuracy on the validation rows, and on which rows the run was ended by its accuracy."""
-    lines, chosen = [], summary.get("chosen_by_validation")
+def _validation_lines(summary: Mapping[str, Any], metric: PrimaryMetric) -> list[str]:
+    """Return the score on the validation rows, and on which rows the run was ended by its score."""
+    lines, chosen, name = [], summary.get("chosen_by_validation"), metric.recorded("validation_primary")
     if chosen is not None:
-        best = f"best {chosen['validation_accuracy']:.4f} in round {chosen['round']}: test {chosen['accuracy']:.4f}"
-        lines.append(f"validation accuracy     {summary['validation_accuracy']:.4f} ({best})")
-    if "stopped_by_accuracy_on" in summary:
-        lines.append(f"stop.accuracy           is of the {summary['stopped_by_accuracy_on']}")
+        test = metric.text(chosen[metric.name])
+        best = f"best {metric.text(chosen[name])} in round {chosen['round']}: test {test}"
+        lines.append(f"{f'validation {metric.title}':<23} {metric.text(summary[name])} ({best})")
+    ended_on = summary.get(metric.recorded("stopped_by_primary_on"))
+    if ended_on is not None:
+        lines.append(f"{metric.stop_setting:<23} is of the {ended_on}")
     return lines
 
 
@@ -87,10 +92,10 @@ def _fedavg_lines(summary: Mapping[str, Any]) -> list[str]:
     return lines + ([f"client rounds counted   {counted}"] if own != dense else [])
 
 
-def _width_lines(summary: Mapping[str, Any]) -> list[str]:
-    """Return the test accuracies of the global model cut to narrower widths."""
+def _width_lines(summary: Mapping[str, Any], metric: PrimaryMetric) -> list[str]:
+    """Return the test scores of the global model cut to narrower widths."""
     narrower = [each for each in summary.get("widths", ()) if each["width"] < 1]
-    shown = ", ".join(f"{each['accuracy']:.4f} at {each['width']:.3g}" for each in narrower)
+    shown = ", ".join(f"{metric.text(each[metric.name])} at {each['width']:.3g}" for each in narrower)
     return [f"cut to each width       {shown}"] if narrower else []
 
 
@@ -118,13 +123,14 @@ def _never_lines(summary: Mapping[str, Any]) -> list[str]:
     return [f"participation           {line}" for line in never_counted_lines(never)] if never else []
 
 
-def _target_line(target: Mapping[str, Any]) -> str:
+def _target_line(target: Mapping[str, Any], metric: PrimaryMetric) -> str:
+    name = f"{f'{metric.title} {target[metric.name]:g}':<23}"
     if target["round"] is None:
-        return f"accuracy {target['accuracy']:<14g} not reached"
+        return f"{name} not reached"
     spent = f"{target['bytes'] / 1e6:,.1f} MB, {target['train_flops'] / 1e9:,.1f} GFLOP"
     spent += f", {joules(target['energy_j'])}" if target["energy_j"] else ""
     after = f"round {target['round']}, {target['simulated_s']:.1f} simulated s, {spent}"
-    return f"accuracy {target['accuracy']:<14g} {after}"
+    return f"{name} {after}"
 
 
 def forecast_table(forecast: Mapping[str, Any]) -> Table:

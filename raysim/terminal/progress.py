@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
+from raysim.config.metric import ACCURACY, PrimaryMetric
 from raysim.core.formatting import duration
 from raysim.core.log import LogLine, info, is_quiet, relay
 from raysim.simulation.state import RoundReport
@@ -150,17 +151,17 @@ class _PlainLines:
 
     def _write(self, report: RoundReport) -> None:
         self._num_shown, self._shown_at, self._left_out = self._num_shown + 1, time.monotonic(), None
-        accuracy, simulated = _reached(report)
+        score, simulated = _reached(report)
         left_s = self._pace.left_s if report.round < self._rounds else None
         left = "" if left_s is None else f"  left {duration(left_s)}"
-        info(f"round {report.round}/{self._rounds}  accuracy {accuracy}  simulated {simulated}{left}")
+        info(f"round {report.round}/{self._rounds}  {score}  simulated {simulated}{left}")
         if self._shown_at >= self._tiers_at + TIERS_EVERY_S:
             self._tiers_at, self._without_tiers = self._shown_at, None
             info(tiers_in_line(report))
 
 
 class _Screen:
-    """Draws a bar, the accuracy and a line per tier, a few times a second, however quick the rounds are."""
+    """Draws a bar, the primary metric and a line per tier, a few times a second, however quick the rounds are."""
 
     def __init__(self, console: Console, rounds: int, pace: Pace) -> None:
         self._pace = pace
@@ -200,47 +201,53 @@ class _Screen:
 
 
 def _reached(report: RoundReport) -> tuple[str, str]:
-    accuracy = "-" if report.totals.accuracy is None else f"{report.totals.accuracy:.4f}"
-    return accuracy, duration(report.totals.simulated_s)
+    metric, value = report.primary, report.totals.primary
+    return f"{metric.title} {'-' if value is None else metric.text(value)}", duration(report.totals.simulated_s)
 
 
 def _below(report: RoundReport) -> str:
     """Return the lines under the bar."""
-    accuracy, simulated = _reached(report)
-    lines = tier_lines(report.clients, report.tiers)
+    score, simulated = _reached(report)
+    lines = tier_lines(report.clients, report.tiers, primary=report.primary.name)
     more = len(report.tiers) - len(lines)
     return "\n".join(
         [
-            f"accuracy {accuracy}  simulated {simulated}",
-            *tier_table(lines),
+            f"{score}  simulated {simulated}",
+            *tier_table(lines, report.primary),
             *([f"and {more} more tiers"] if more else []),
         ]
     )
 
 
-def tier_table(lines: Sequence[TierLine]) -> list[str]:
+def tier_table(lines: Sequence[TierLine], metric: PrimaryMetric = ACCURACY) -> list[str]:
     """Return lines of figures below their headings."""
+    wide = max(8, len(metric.title))
     width = max([len("tier"), *(len(line.tier) for line in lines)])
-    table = [f"{'tier':<{width}}  {'counted':>11}  {'pruned':>7}  {'accuracy':>8}  {'median s':>9}"]
+    table = [f"{'tier':<{width}}  {'counted':>11}  {'pruned':>7}  {metric.title:>{wide}}  {'median s':>9}"]
     for line in lines:
         table.append(
             f"{line.tier:<{width}}  {f'{line.counted}/{line.selected}':>11}  {_figure(line.pruning_ratio, '.1%'):>7}"
-            f"  {_figure(line.accuracy, '.4f'):>8}  {_figure(line.client_s, ',.2f'):>9}"
+            f"  {_score(line, metric):>{wide}}  {_figure(line.client_s, ',.2f'):>9}"
         )
     return table
 
 
 def tiers_in_line(report: RoundReport) -> str:
     """Return the tiers of a round with the most clients in one line."""
-    lines = tier_lines(report.clients, report.tiers, TIERS_IN_LINE)
+    metric = report.primary
+    lines = tier_lines(report.clients, report.tiers, TIERS_IN_LINE, metric.name)
     more = len(report.tiers) - len(lines)
     shown = [
         f"{line.tier} {line.counted}/{line.selected} {_figure(line.pruning_ratio, '.1%')} "
-        f"{_figure(line.accuracy, '.4f')} {_figure(line.client_s, ',.2f')}"
+        f"{_score(line, metric)} {_figure(line.client_s, ',.2f')}"
         for line in lines
     ]
     listed = "; ".join([*shown, *([f"and {more} more"] if more else [])])
-    return f"  tiers (counted, pruned, accuracy, median s): {listed}"
+    return f"  tiers (counted, pruned, {metric.title}, median s): {listed}"
+
+
+def _score(line: TierLine, metric: PrimaryMetric) -> str:
+    return "-" if isnan(line.score) else metric.text(line.score)
 
 
 def _figure(value: float, form: str) -> str:

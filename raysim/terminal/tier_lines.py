@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim.clock import outcomes
+from raysim.config.metric import ACCURACY
 from raysim.core.tensors import Columns
 
 MOST_TIERS = 8
@@ -24,7 +25,7 @@ class TierLine:
         counted: Clients whose work counts.
         selected: Clients that were selected, or whose work ended.
         pruning_ratio: Mean share of the parameters that were removed, of those that count.
-        accuracy: Mean accuracy of the submodels that were scored.
+        score: Mean primary metric of the submodels that were scored.
         client_s: Median simulated seconds of those that count, from download to upload.
     """
 
@@ -32,32 +33,37 @@ class TierLine:
     counted: int
     selected: int
     pruning_ratio: float
-    accuracy: float
+    score: float
     client_s: float
 
 
-def tier_lines(clients: Columns, tiers: Sequence[str], most: int = MOST_TIERS) -> list[TierLine]:
+def tier_lines(
+    clients: Columns, tiers: Sequence[str], most: int = MOST_TIERS, primary: str = ACCURACY.name
+) -> list[TierLine]:
     """Return the lines of a round's tiers, in the order of the tiers.
 
     Args:
         clients: A row per client that was selected, or whose work ended.
         tiers: Names of all tiers.
         most: How many get a line: those with most clients.
+        primary: The column of the primary metric.
     """
     members = {tier: np.flatnonzero(clients["tier"] == tier) for tier in tiers}
     shown = sorted(tiers, key=lambda tier: -len(members[tier]))[:most]
     counts = clients["fate"] == outcomes.COUNTED
-    return [_line(tier, clients, members[tier], counts) for tier in tiers if tier in shown]
+    return [_line(tier, clients, members[tier], counts, primary) for tier in tiers if tier in shown]
 
 
-def _line(tier: str, clients: Columns, selected: NDArray[np.int64], counts: NDArray[np.bool_]) -> TierLine:
+def _line(
+    tier: str, clients: Columns, selected: NDArray[np.int64], counts: NDArray[np.bool_], primary: str
+) -> TierLine:
     counted = selected[counts[selected]]
     return TierLine(
         tier,
         len(counted),
         len(selected),
         _mean(clients["pruning_ratio"][counted]),
-        _mean(clients["accuracy"][selected]),
+        _mean(clients[primary][selected]),
         float(np.median(clients["total_s"][counted])) if len(counted) else nan,
     )
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim.clock import outcomes
+from raysim.config.metric import ACCURACY
 from raysim.core.errors import TrackingLostError
 from raysim.core.tensors import Columns
 from raysim.population.population import Population
@@ -19,12 +20,21 @@ from raysim.tracking.mlflow_writer import CLIENT, MlflowWriter
 
 MOST = 200
 """The most clients that have their own run: the first by id."""
-CURVES = ("pruning_ratio", "accuracy", "train_loss", "lasts_s")
-"""Columns of the clients' table that become curves."""
+
+
+def curves_of(primary: str) -> tuple[str, ...]:
+    """Return the columns of the clients' table that become curves, from the name of the primary metric."""
+    return ("pruning_ratio", primary, "train_loss", "lasts_s")
+
+
+def read_of(primary: str) -> tuple[str, ...]:
+    """Return the columns of the clients' table that are read."""
+    return ("client", "fate", *curves_of(primary))
+
+
+CURVES, READ = curves_of(ACCURACY.name), read_of(ACCURACY.name)
 EVERY_ROUND = "pruning_ratio"
 """A curve with a point in each round in which the client counted."""
-READ = ("client", "fate", *CURVES)
-"""Columns of the clients' table that are read."""
 COLLECT_S, SHARE = 30.0, 0.02
 """Minimum seconds between two uploads of all client runs, and the largest share of run time that uploads may take."""
 ROUNDS_PER_CALL = POINTS_PER_CALL // len(CURVES)
@@ -59,16 +69,21 @@ class ClientRuns:
     """Logs rounds to the runs of single clients, many rounds in one call."""
 
     def __init__(
-        self, tracker: MlflowWriter, read: Callable[[int], tuple[int, Columns]], runs: Sequence[ClientRun]
+        self,
+        tracker: MlflowWriter,
+        read: Callable[[int], tuple[int, Columns]],
+        runs: Sequence[ClientRun],
+        curves: Sequence[str] = CURVES,
     ) -> None:
         """Begin; how much MLflow has already is looked up when the first rounds are logged.
 
         Args:
             tracker: Writes their parent run.
-            read: Returns the time at which a round ended, in milliseconds, and the columns `READ` of its clients.
+            read: Returns the time at which a round ended, in milliseconds, and the columns of its clients.
             runs: The clients.
+            curves: Columns of the clients' table that become curves.
         """
-        self._tracker, self._read, self._runs = tracker, read, runs
+        self._tracker, self._read, self._runs, self._curves = tracker, read, runs, curves
         self._clients = np.array([run.client for run in runs])
         self._last_logged, self._due = 0, 0.0
         self.num_calls = 0
@@ -136,16 +151,18 @@ class ClientRuns:
         """Return the points that MLflow does not have yet, by client."""
         points: dict[int, list[Point]] = defaultdict(list)
         for round in range(self._last_logged + 1, last + 1):
-            for client, each in points_of(*self._read(round), round, self._clients).items():
+            for client, each in points_of(*self._read(round), round, self._clients, self._curves).items():
                 if round > self._steps.get(client, 0):
                     points[client] += each
         return points
 
 
-def points_of(timestamp_ms: int, table: Columns, round: int, clients: NDArray[np.int64]) -> dict[int, list[Point]]:
+def points_of(
+    timestamp_ms: int, table: Columns, round: int, clients: NDArray[np.int64], curves: Sequence[str] = CURVES
+) -> dict[int, list[Point]]:
     """Return the points of the clients whose work counted in a round, without values that were not measured."""
     counted = (table["fate"] == outcomes.COUNTED) & np.isin(table["client"], clients)
-    columns = {name: table[name][counted].astype(float).tolist() for name in CURVES}
+    columns = {name: table[name][counted].astype(float).tolist() for name in curves}
     return {
         client: [
             Point(name, values[row], timestamp_ms, round)

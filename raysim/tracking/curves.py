@@ -3,10 +3,16 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from raysim.config.metric import ACCURACY
 from raysim.simulation.records import Logged, Point
 
-MAIN = ("accuracy/global", "accuracy/submodel_mean", "loss/global", "traffic/total_bytes")
-"""Metrics that are also drawn over simulated time."""
+
+def main_of(primary: str) -> tuple[str, ...]:
+    """Return the metrics that are also drawn over simulated time, from the name of the primary metric."""
+    return (f"{primary}/global", f"{primary}/submodel_mean", "loss/global", "traffic/total_bytes")
+
+
+MAIN = main_of(ACCURACY.name)
 EVERY_SECOND = "time/traffic/total_bytes"
 """A curve with a point in each second in which a round ended: its last step is the last second that MLflow has."""
 POINTS_PER_CALL = 1000
@@ -34,6 +40,7 @@ class RunCurves:
         send: Callable[[Sequence[Point]], None],
         last_logged: int = 0,
         second: int = -1,
+        main: Sequence[str] = MAIN,
     ) -> None:
         """Begin after what MLflow has.
 
@@ -42,9 +49,10 @@ class RunCurves:
             send: Logs up to 1,000 points, all or none of them; raises if it cannot.
             last_logged: The last round that MLflow has.
             second: The last simulated second that it has.
+            main: The metrics that are also drawn over simulated time.
         """
         self._read, self._send = read, send
-        self._last_logged, self._second = last_logged, second
+        self._last_logged, self._second, self._main = last_logged, second, main
         self._newest: list[Point] | None = None
         self.num_calls = 0
         """How many calls MLflow has accepted so far."""
@@ -59,7 +67,7 @@ class RunCurves:
         newest, points, rounds = self._points_of_newest_second(), list[Point](), 0
         while self._last_logged + rounds < last:
             round = self._read(self._last_logged + rounds + 1)
-            over, newest_then = over_time(newest, [round])
+            over, newest_then = over_time(newest, [round], self._main)
             more = [*round.points, *self._unknown(over)]
             if points and len(points) + len(more) > POINTS_PER_CALL:
                 break
@@ -89,7 +97,7 @@ class RunCurves:
                 rounds.insert(0, self._read(round))
                 if second_of(rounds[0]) != second_of(rounds[-1]):
                     break
-            self._newest = over_time([], rounds)[1]
+            self._newest = over_time([], rounds, self._main)[1]
         return self._newest
 
     def _unknown(self, points: Sequence[Point]) -> list[Point]:
@@ -101,12 +109,15 @@ def second_of(round: Logged) -> int:
     return int(round.metrics["clock/simulated_s"])
 
 
-def over_time(newest: Sequence[Point], rounds: Sequence[Logged]) -> tuple[list[Point], list[Point]]:
+def over_time(
+    newest: Sequence[Point], rounds: Sequence[Logged], main: Sequence[str] = MAIN
+) -> tuple[list[Point], list[Point]]:
     """Return the points of the seconds that are over, and those of the second that is not.
 
     Args:
         newest: The points so far of the second that was not over before these rounds.
         rounds: The rounds that followed, in their order.
+        main: The metrics that are drawn.
     """
     over: list[Point] = []
     current = {point.key: point for point in newest}
@@ -117,7 +128,7 @@ def over_time(newest: Sequence[Point], rounds: Sequence[Logged]) -> tuple[list[P
             current = {}
         current |= {
             f"time/{name}": Point(f"time/{name}", each.metrics[name], each.timestamp_ms, now)
-            for name in MAIN
+            for name in main
             if name in each.metrics
         }
     return over, list(current.values())

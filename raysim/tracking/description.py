@@ -6,6 +6,7 @@ from typing import Any
 from raysim.clock import outcomes
 from raysim.clock.modes import who_trains
 from raysim.config.experiment import ExperimentSettings
+from raysim.config.metric import PrimaryMetric, metric_in
 from raysim.core.formatting import duration, joules
 from raysim.simulation.participation import never_counted_lines
 from raysim.simulation.scenario import Scenario
@@ -53,11 +54,13 @@ def after(begun: str, summary: Mapping[str, Any], model: str | None) -> str:
         summary: Costs and results of the run.
         model: The URI of the final model in MLflow's registry; None: it is not registered.
     """
+    metric = metric_in(summary)
+    last, best = (metric.text(summary[metric.recorded(name)]) for name in ("primary", "best_primary"))
     rows = [
-        ("test accuracy", f"{summary['accuracy']:.4f}, best {summary['best_accuracy']:.4f}", ""),
-        *_validation(summary),
+        (f"test {metric.title}", f"{last}, best {best}", ""),
+        *_validation(summary, metric),
         *(
-            (f"test accuracy cut to width {each['width']:.3g}", f"{each['accuracy']:.4f}", "")
+            (f"test {metric.title} cut to width {each['width']:.3g}", metric.text(each[metric.name]), "")
             for each in summary.get("widths", ())
             if each["width"] < 1
         ),
@@ -78,7 +81,7 @@ def after(begun: str, summary: Mapping[str, Any], model: str | None) -> str:
     if summary["preparation_s"]:
         spent = f"{summary['preparation_s']:,.1f} s, {summary['preparation_bytes']:,} bytes"
         rows.append(("of that before round 1", spent, ""))
-    rows += [_target(target) for target in summary["targets"]]
+    rows += [_target(target, metric) for target in summary["targets"]]
     table = ["| | this run | of FedAvg |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
     why = summary["why_no_fedavg"]
     ended = f"Not compared with FedAvg: {why}.\n\n" if why else ""
@@ -89,13 +92,16 @@ def after(begun: str, summary: Mapping[str, Any], model: str | None) -> str:
     return "\n".join((*table, "", ended, "", *served, begun))
 
 
-def _validation(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _validation(summary: Mapping[str, Any], metric: PrimaryMetric) -> list[tuple[str, str, str]]:
     chosen, rows = summary.get("chosen_by_validation"), []
+    name = metric.recorded("validation_primary")
     if chosen is not None:
-        best = f"best {chosen['validation_accuracy']:.4f} in round {chosen['round']} (test {chosen['accuracy']:.4f})"
-        rows.append(("validation accuracy", f"{summary['validation_accuracy']:.4f}, {best}", ""))
-    if "stopped_by_accuracy_on" in summary:
-        rows.append(("`stop.accuracy`", f"of the {summary['stopped_by_accuracy_on']}", ""))
+        test = metric.text(chosen[metric.name])
+        best = f"best {metric.text(chosen[name])} in round {chosen['round']} (test {test})"
+        rows.append((f"validation {metric.title}", f"{metric.text(summary[name])}, {best}", ""))
+    ended_on = summary.get(metric.recorded("stopped_by_primary_on"))
+    if ended_on is not None:
+        rows.append((f"`{metric.stop_setting}`", f"of the {ended_on}", ""))
     return rows
 
 
@@ -104,8 +110,8 @@ def _of_fedavg(summary: Mapping[str, Any], name: str) -> str:
     return "-" if percent is None else f"{percent:.1f} %"
 
 
-def _target(target: Mapping[str, Any]) -> tuple[str, str, str]:
-    name = f"accuracy {target['accuracy']:g}"
+def _target(target: Mapping[str, Any], metric: PrimaryMetric) -> tuple[str, str, str]:
+    name = f"{metric.title} {target[metric.name]:g}"
     if target["round"] is None:
         return name, "not reached", ""
     return name, f"round {target['round']}, {target['simulated_s']:,.1f} simulated s, {target['bytes']:,} bytes", ""

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from raysim.config.metric import ACCURACY, PrimaryMetric
 from raysim.core.tensors import Columns
 
 if TYPE_CHECKING:
@@ -14,26 +15,27 @@ COLUMN_OF = {
     "clock/simulated_s": "simulated_s",
     "traffic/total_bytes": "bytes",
     JOULES: "energy_j",
-    "accuracy/global": "accuracy",
-    "accuracy/validation": "validation_accuracy",
+    "primary/global": "primary",
+    "primary/validation": "validation_primary",
     "pruning_ratio/mean": "pruning_ratio/mean",
     "clients/counted": "clients/counted",
 }
-"""Columns of the table of rounds, by metric."""
+"""Columns of the table of rounds, by metric; `primary` stands for the name of the primary metric."""
 
 
-def rounds_in_metrics(store: "MlflowReader", run_id: str) -> Columns:
+def rounds_in_metrics(store: "MlflowReader", run_id: str, primary: PrimaryMetric = ACCURACY) -> Columns:
     """Return the columns of the table of rounds that metrics have, `(rounds,)` by name; empty before the first round.
 
     Raises:
         SettingError: If the store cannot be read.
     """
-    histories = {key: store.history(run_id, key) for key in COLUMN_OF}
+    column_of = {primary.recorded(key): primary.recorded(column) for key, column in COLUMN_OF.items()}
+    histories = {key: store.history(run_id, key) for key in column_of}
     steps = sorted(histories["clock/simulated_s"])
     if not steps:
         return {}
     columns: Columns = {"round": np.array(steps)}
-    for key, column in COLUMN_OF.items():
+    for key, column in column_of.items():
         missing = 0.0 if key == JOULES else np.nan  # joules are logged from the first that are spent
         columns[column] = np.array([histories[key].get(step, missing) for step in steps])
     return columns

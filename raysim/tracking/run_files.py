@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from raysim.config.metric import metric_in
 from raysim.core.errors import SettingError, reason_of
 from raysim.core.json_text import json_in
 from raysim.core.storage.local import storage_path
@@ -145,7 +146,8 @@ class ArtifactFiles(RunFiles):
             return None
         made = self.copies.path / "metrics" / "rounds.parquet"
         if not made.exists():
-            rounds = rounds_in_metrics(self._store, self._run_id)
+            content = json_object(self.path("run.json")) if self.has("run.json") else {}
+            rounds = rounds_in_metrics(self._store, self._run_id, metric_in(content))
             if not rounds:
                 return None
             records.write_all([rounds], made)

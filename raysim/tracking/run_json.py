@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from raysim.config.metric import ACCURACY, Direction, PrimaryMetric
 from raysim.core.errors import reason_of
 
 
@@ -28,6 +29,8 @@ class RunEntries(_Entries):
     full_model: dict[str, float] = {}
     leftover_rows: int | None = None
     environment: dict[str, str] = {}
+    primary_metric: str = ACCURACY.name
+    direction: Direction = "up"
     finished: bool = False
     state: str | None = None
     failure: str | None = None
@@ -35,9 +38,9 @@ class RunEntries(_Entries):
 
 
 class Target(_Entries):
-    """A target accuracy, and what had been spent when it was reached; None if it was not."""
+    """A target of the primary metric, and what had been spent when it was reached; None if it was not."""
 
-    accuracy: float
+    primary: float
     round: int | None
     simulated_s: float | None
     bytes: float | None
@@ -46,7 +49,7 @@ class Target(_Entries):
 
 
 class SummaryEntries(_Entries):
-    """The entries of `summary.json`, of a run, of a comparison's run or of a trial."""
+    """The entries of `summary.json`, of a run, of a comparison's run or of a trial; `primary` stands for a name."""
 
     run_id: str = ""
     experiment: str = ""
@@ -56,8 +59,10 @@ class SummaryEntries(_Entries):
     failure: str | None = None
     seed: int = 0
     rounds: float = 0
-    accuracy: float | None = None
-    best_accuracy: float | None = None
+    primary_metric: str = ACCURACY.name
+    direction: Direction = "up"
+    primary: float | None = None
+    best_primary: float | None = None
     pruning_ratio_mean: float = 0
     down_bytes: float = 0
     up_bytes: float = 0
@@ -87,6 +92,20 @@ class SummaryEntries(_Entries):
 ENTRIES: Mapping[str, type[_Entries]] = {"run.json": RunEntries, "summary.json": SummaryEntries}
 
 
+NAMED = ("primary", "best_primary")
+"""Entries that are named after the primary metric."""
+
+
+def _by_field(content: Mapping[str, Any], metric: PrimaryMetric) -> dict[str, Any]:
+    """Return entries with those that are named after the metric by the names of their fields."""
+    fields = {metric.recorded(name): name for name in NAMED}
+    found = {fields.get(name, name): value for name, value in content.items()}
+    targets = found.get("targets")
+    if isinstance(targets, list):
+        found["targets"] = [_by_field(each, metric) if isinstance(each, dict) else each for each in targets]
+    return found
+
+
 def check_entries(file: str, content: Mapping[str, Any]) -> None:
     """Raise ValueError if an entry of a file has another type than the one it is written with.
 
@@ -94,10 +113,12 @@ def check_entries(file: str, content: Mapping[str, Any]) -> None:
     Traceback (most recent call last):
     ValueError: run.json: 'environment' is []: Input should be a valid dictionary
     """
+    name = content.get("primary_metric", ACCURACY.name)
+    metric = PrimaryMetric(name if isinstance(name, str) else ACCURACY.name)
     try:
-        ENTRIES[file].model_validate(content)
+        ENTRIES[file].model_validate(_by_field(content, metric))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        name = ".".join(map(str, first["loc"]))
+        name = ".".join(metric.recorded(part) if part in NAMED else str(part) for part in first["loc"])
         value = reason_of(ValueError(repr(first["input"])))[:100]
         raise ValueError(f"{file}: {name!r} is {value}: {first['msg']}") from None

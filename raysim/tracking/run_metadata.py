@@ -12,7 +12,7 @@ from raysim.simulation.scenario import Scenario
 from raysim.tracking import client_runs, datasets, description
 from raysim.tracking.background import MetricStream
 from raysim.tracking.client_runs import ClientRuns
-from raysim.tracking.curves import LoggedSoFar, RunCurves
+from raysim.tracking.curves import LoggedSoFar, RunCurves, main_of
 from raysim.tracking.mlflow_writer import MlflowWriter
 
 
@@ -68,8 +68,11 @@ def streams_of(
 ) -> list[MetricStream]:
     """Return the metrics that grow by rounds: those of the run, and those of single clients if they have runs."""
     rounds, without = folder / "rounds", metrics.left_out_of(scenario)
+    main = main_of(scenario.primary.name)
     streams: list[MetricStream] = [
-        RunCurves(lambda round: records.logged(rounds, round, without), tracker.log, logged.round, logged.second)
+        RunCurves(
+            lambda round: records.logged(rounds, round, without), tracker.log, logged.round, logged.second, main
+        )
     ]
     if settings.tracking.client_runs:
         streams.append(of_clients(tracker, settings, scenario, folder))
@@ -80,12 +83,14 @@ def of_clients(
     tracker: MlflowWriter, settings: ExperimentSettings, scenario: Scenario, folder: StoragePath
 ) -> ClientRuns:
     """Return the runs of single clients, with metrics from the records in a folder."""
-    clients, most = scenario.workload.population, client_runs.MOST
+    clients, most, primary = scenario.workload.population, client_runs.MOST, scenario.primary.name
     if len(clients) > most:
         info(f"tracking.client_runs: the first {most} of {len(clients)} clients have runs of their own")
 
     def read(round: int) -> tuple[int, Columns]:
         (ended_ms,) = records.read_round(folder / "rounds", round, ("timestamp_ms",))["timestamp_ms"]
-        return int(ended_ms), records.read_round(folder / "clients", round, client_runs.READ)
+        return int(ended_ms), records.read_round(folder / "clients", round, client_runs.read_of(primary))
 
-    return ClientRuns(tracker, read, client_runs.of_population(clients, tags_of(settings)))
+    return ClientRuns(
+        tracker, read, client_runs.of_population(clients, tags_of(settings)), client_runs.curves_of(primary)
+    )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from raysim.budgets.solver import BudgetSolver
 from raysim.config import loader, yaml_text
 from raysim.config.experiment import ExperimentSettings
+from raysim.config.metric import PrimaryMetric
 from raysim.core.errors import SettingError, unknown_name
 from raysim.core.json_text import json_in
 from raysim.core.storage.atomic import sha256_of
@@ -346,6 +347,11 @@ class RunReader:
     def examples(self) -> NDArray[np.int64] | None:
         """The training rows of each client, `(clients,)`; None if the run did not write them."""
         return self._parsed("devices.parquet", serialization.load_examples)
+
+    @property
+    def primary(self) -> PrimaryMetric:
+        """The metric by which models are compared, whose name is that of columns in `rounds` and `clients`."""
+        return self.settings.task.primary_metric
 
     @property
     def num_classes(self) -> int | None:

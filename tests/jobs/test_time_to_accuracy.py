@@ -52,7 +52,7 @@ def test_every_mode_and_method_has_a_row_with_what_its_records_say(drawn):
         [f"| {mode}", method] for mode in MODES for method in ("fedavg", "heterofl")
     ]
     curve = curves.read(drawn.out / "async" / "runs" / "fedavg-seed0" / "rounds.parquet")
-    assert len(curve.accuracy) == 3
+    assert len(curve.values) == 3
     assert all((np.diff(cost) >= 0).all() and cost[0] > 0 for name, cost in curve.costs.items() if name != "energy_j")
     told = [f"{curve.cost_of(0.05)[name]:,.0f}" for name in curves.COSTS]
     assert rows[2].split(" | ")[2:5] == told

@@ -165,4 +165,4 @@ def test_a_submodel_is_scored_with_its_own_norms_and_steps() -> None:
         submodel.load_params(workload.model, params)
         small = submodel.extract(workload.model, plan, Mask(kept))
         sums = evaluation.score(workload.task, small, *workload.data.test_rows(scenario.test_rows))
-        assert (each.accuracy, each.loss) == pytest.approx((workload.task.primary_of(sums), sums.mean_loss), rel=1e-5)
+        assert (each.primary, each.loss) == pytest.approx((workload.task.primary_of(sums), sums.mean_loss), rel=1e-5)

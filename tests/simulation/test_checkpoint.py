@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from raysim.core import tensors
 from raysim.core.errors import SettingError
 from raysim.simulation import checkpoint
 from raysim.simulation.checkpoint import TornCheckpointError
-from raysim.simulation.state import ServerState, Totals
+from raysim.simulation.state import Chosen, Reached, ServerState, Totals, WidthScore
 
 TOTALS = Totals(
     down_bytes=2**53 + 1,
@@ -17,8 +18,8 @@ TOTALS = Totals(
     client_rounds=3,
     pruning_ratio_sum=0.1 + 0.2,
     simulated_s=1 / 3,
-    accuracy=0.5,
-    best_accuracy=None,
+    primary=0.5,
+    best_primary=None,
 )
 
 
@@ -53,6 +54,28 @@ def test_a_state_comes_back_with_the_same_bits(tmp_path):
         }
     assert torch.equal(after.memory["ranking"], before.memory["ranking"])
     assert after.params["1.running_var"].isnan().tolist() == [False, False, False, True]
+
+
+def test_a_checkpoint_of_an_earlier_version_names_its_scores_after_the_accuracy(tmp_path, monkeypatch):
+    chosen = Chosen(3, 0.25, 0.125)
+    reached = (Reached(0.5, 2, 1.0, 2, 3, 4.0),)
+    further = {"test": {"accuracy": 0.75}}
+    totals = replace(TOTALS, reached=reached, chosen=chosen, widths=(WidthScore(0.5, 1, 0.5, 1.0),), further=further)
+    before = replace(state(), totals=totals)
+    fields = checkpoint.asdict
+
+    def earlier(value):
+        text = json.dumps(fields(value))
+        for name in ("best_primary", "validation_primary", "primary"):
+            text = text.replace(f'"{name}"', f'"{name.replace("primary", "accuracy")}"')
+        return json.loads(text)
+
+    monkeypatch.setattr(checkpoint, "asdict", earlier)
+    path = checkpoint.save(before, tmp_path, keep=2)
+    monkeypatch.undo()
+    assert b"best_accuracy" in path.path.read_bytes()
+    assert b"primary" not in path.path.read_bytes()
+    assert checkpoint.load(path).totals == totals
 
 
 def test_a_state_without_memory_comes_back(tmp_path):

@@ -34,15 +34,15 @@ def test_validation_rows_are_scored_with_the_model_that_test_rows_score() -> Non
     sums = evaluation.score(workload.task, workload.model, *workload.data.train_rows(scenario.validation_rows))
     last = reports[-1].validation
     assert last is not None
-    assert (last.accuracy, last.loss) == (workload.task.primary_of(sums), sums.mean_loss)
+    assert (last.primary, last.loss) == (workload.task.primary_of(sums), sums.mean_loss)
     assert [report.validation is not None for report in reports] == [True] * 4
-    best = max(reports, key=lambda report: report.validation.accuracy)  # the first of equal ones
+    best = max(reports, key=lambda report: report.validation.primary)  # the first of equal ones
     assert state.totals.chosen is not None
     assert state.totals.chosen.round == best.round
-    assert state.totals.chosen.accuracy == best.score.accuracy
-    assert state.totals.validation_accuracy == last.accuracy
+    assert state.totals.chosen.primary == best.score.primary
+    assert state.totals.validation_primary == last.primary
     columns = records.round_columns(reports[-1])
-    assert columns["validation_accuracy"] == columns["accuracy/validation"] == last.accuracy
+    assert columns["validation_accuracy"] == columns["accuracy/validation"] == last.primary
     assert columns["validation_loss"] == columns["loss/validation"] == last.loss
 
 
@@ -55,13 +55,13 @@ def test_a_run_without_validation_rows_records_none_and_names_the_rows_that_end_
 def test_an_accuracy_ends_a_run_on_the_validation_rows_where_there_are_any() -> None:
     scenario = build_scenario(tiny_settings(*VALIDATED, "training.learning_rate=0.3", "rounds=8"))
     _, reports = played(scenario)
-    scores = [(report.validation.accuracy, report.score.accuracy) for report in reports]
+    scores = [(report.validation.primary, report.score.primary) for report in reports]
 
     def first(which: int, limit: float) -> int:
         return next((index for index, both in enumerate(scores, 1) if both[which] >= limit), len(scores))
 
     limit = next(ours for ours, _ in scores if first(0, ours) != first(1, ours))
-    _, stopped = played(replace(scenario, stop=StopRules(accuracy=limit)))
+    _, stopped = played(replace(scenario, stop=StopRules(primary=limit)))
     assert len(stopped) == first(0, limit)
 
 
@@ -101,4 +101,4 @@ def test_the_summary_names_the_rows_that_ended_a_run(tmp_path: Path, share: floa
     assert (output / "report.html").read_text(encoding="utf-8").count(f"on the {rows} (stop.accuracy)") == 1
     replayed = replay.replay(finished_run.read(str(output)))
     assert not replayed.unknown
-    assert replayed.rounds[-1].totals.validation_accuracy == summary.get("validation_accuracy")
+    assert replayed.rounds[-1].totals.validation_primary == summary.get("validation_accuracy")

@@ -58,7 +58,7 @@ def test_dormant_channels_are_silent_until_somebody_has_trained_them() -> None:
                     hidden = hidden * says.view(1, -1, *[1] * (hidden.dim() - 2))
             whole = torch.func.functional_call(model, served, (inputs,))
         torch.testing.assert_close(whole, hidden, rtol=1e-5, atol=1e-6)
-        assert report.score.accuracy == float((hidden.argmax(1) == labels).double().mean())
+        assert report.score.primary == float((hidden.argmax(1) == labels).double().mean())
         before = state
     assert sizes[0] < plan.num_units
     assert sizes[-1] > sizes[0]

@@ -50,11 +50,11 @@ def test_a_run_ends_with_the_round_in_which_enough_is_spent(quantity: str, mode:
 def test_a_run_ends_with_the_round_that_reaches_an_accuracy(mode: str) -> None:
     scenario = clocked("fedavg", mode, "rounds=8", "training.learning_rate=0.5")
     _, whole = played(scenario)
-    accuracies = [report.score.accuracy for report in whole]
+    accuracies = [report.score.primary for report in whole]
     place = next(p for p in range(1, 8) if accuracies[p] > max(accuracies[:p]))
-    stopping = replace(scenario, stop=StopRules(accuracy=accuracies[place]))
+    stopping = replace(scenario, stop=StopRules(primary=accuracies[place]))
     state, reports = played(stopping)
     assert [report.round for report in reports] == list(range(1, place + 2))
-    assert state.totals.accuracy == accuracies[place]
+    assert state.totals.primary == accuracies[place]
     assert state.in_flight == ()
     assert not forecast(stopping)["exact"], "when it is reached depends on what is learned"

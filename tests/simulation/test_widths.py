@@ -100,12 +100,12 @@ def test_a_ranked_width_is_that_of_the_last_round_scored_as_a_model_of_its_own(m
     for index, report in enumerate(reports):
         assert [each.width for each in report.widths] == [1.0, 0.5, 0.25]
         whole, *narrower = report.widths
-        assert (whole.accuracy, whole.loss) == (report.score.accuracy, report.score.loss)
+        assert (whole.primary, whole.loss) == (report.score.primary, report.score.loss)
         for each in narrower:
             mask = expected_mask(scenario, states[index], each.width, rule)
             own = scored(scenario, states[index + 1], mask)
             assert each.masks == 1
-            assert (each.accuracy, each.loss) == pytest.approx(own, rel=1e-6)
+            assert (each.primary, each.loss) == pytest.approx(own, rel=1e-6)
     assert states[-1].totals.widths == reports[-1].widths
 
 
@@ -119,7 +119,7 @@ def test_random_masks_are_averaged_over_five_draws_of_the_round(method: str) -> 
     own = [scored(scenario, states[2], mask) for mask in masks]
     half = reports[1].widths[1]
     assert half.masks == DRAWS
-    assert (half.accuracy, half.loss) == pytest.approx(tuple(np.mean(own, axis=0)), rel=1e-6)
+    assert (half.primary, half.loss) == pytest.approx(tuple(np.mean(own, axis=0)), rel=1e-6)
     assert not any(np.array_equal(mask.kept, masks_at(scenario, states[0], 0.5)[0].kept) for mask in masks)
     again = masks_at(scenario, states[1], 0.5)
     assert np.array_equal(again.kept, masks.kept)
@@ -155,12 +155,12 @@ def test_widths_of_the_tiers_are_scored_once_at_the_end_also_where_an_accuracy_e
     _, reports = states_of(scenario)
     assert [len(report.widths) for report in reports] == [3]
     columns = records.round_columns(reports[0])
-    assert columns["width_accuracy/0.50"] == reports[0].widths[1].accuracy
-    assert columns["width_validation_accuracy/0.50"] == reports[0].widths[1].validation_accuracy
-    assert columns["width_validation_accuracy/1.00"] == reports[0].validation.accuracy
+    assert columns["width_accuracy/0.50"] == reports[0].widths[1].primary
+    assert columns["width_validation_accuracy/0.50"] == reports[0].widths[1].validation_primary
+    assert columns["width_validation_accuracy/1.00"] == reports[0].validation.primary
     _, unstopped = states_of(build_scenario(settings_of("heterofl", *QUICK)))
     assert [len(report.widths) for report in unstopped] == [0, 0, 0, 3]
-    assert all(report.widths[0].validation_accuracy is None for report in unstopped[-1:])
+    assert all(report.widths[0].validation_primary is None for report in unstopped[-1:])
 
 
 def test_a_method_that_chooses_widths_is_scored_at_those_of_the_tiers() -> None:

@@ -1,7 +1,6 @@
 """The smoothed and weighted cross entropy is PyTorch's, wherever clients minimise a loss, but not in scores."""
 
 import pickle
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from raysim.core import tensors
 from raysim.core.errors import SettingError
 from raysim.simulation.build import build_scenario
 from raysim.task.classification import CLASSIFICATION, CrossEntropy, balanced_weights, with_training_loss
+from raysim.task.numbers import REGRESSION
 from tests.clocked import QUICK, played
 from tests.conftest import NEEDED_BY, tiny_settings
 
@@ -137,4 +137,4 @@ def test_options_that_cannot_be_are_refused(given):
 
 def test_a_task_without_classes_refuses_them():
     with pytest.raises(SettingError, match=r"training\.label_smoothing=0\.1 is not allowed with task 'regression'"):
-        with_training_loss(replace(CLASSIFICATION, name="regression", own_classes=None), 0.1, None)
+        with_training_loss(REGRESSION, 0.1, None)

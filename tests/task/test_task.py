@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from raysim.config.metric import TASK_METRICS
 from raysim.core.errors import SettingError
 from raysim.methods import resolve
 from raysim.task import classification
@@ -42,8 +43,8 @@ BALANCED = replace(TASK, metrics={**TASK.metrics, "balanced": accuracy_per_class
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_a_task_is_led_by_one_of_its_metrics_and_travels(task) -> None:
     assert TASKS[task.name] is task
-    assert task.primary in task.metrics
-    assert task.direction in ("up", "down")
+    assert list(task.metrics) == [task.primary.name]
+    assert task.primary == TASK_METRICS[task.name][0]
     assert pickle.loads(pickle.dumps(task)) == task
 
 
@@ -59,7 +60,7 @@ def test_sums_of_pieces_are_those_of_all_rows() -> None:
     whole = BALANCED.sums(LOGITS, CLASSES)
     pieces = [BALANCED.sums(LOGITS[rows], CLASSES[rows]) for rows in (slice(0, 5), slice(5, 700), slice(700, 1203))]
     together = pieces[0] + pieces[1] + pieces[2]
-    assert together.rows == 1203
+    assert together.count == 1203
     assert together.loss == pytest.approx(whole.loss, rel=1e-12)
     for name, terms in whole.terms.items():
         np.testing.assert_array_equal(together.terms[name], terms)
@@ -72,7 +73,7 @@ def test_rows_beyond_a_clients_own_do_not_count() -> None:
     for place, count in enumerate(counts.tolist()):
         rows = slice(401 * place, 401 * place + count)
         alone = BALANCED.sums(LOGITS[rows], CLASSES[rows])
-        assert found[place].rows == count
+        assert found[place].count == count
         assert found[place].loss == pytest.approx(alone.loss, rel=1e-12)
         for name, terms in alone.terms.items():
             np.testing.assert_array_equal(found[place].terms[name], terms)

@@ -16,7 +16,7 @@ from raysim.terminal.tier_lines import MOST_TIERS, TierLine, tier_lines
 
 
 def report(round: int, accuracy: float | None) -> RoundReport:
-    totals = Totals(simulated_s=90.0 * round, accuracy=accuracy)
+    totals = Totals(simulated_s=90.0 * round, primary=accuracy)
     coverage = CoverageSummary(1.0, 1.0, 0.0, 0.0)
     return RoundReport(round, 0, 0.0, 0.0, totals, 1.0, None, None, coverage, cohort(3, ("a",)), ("a",))
 
@@ -129,7 +129,7 @@ def test_the_line_of_a_tier_is_what_its_clients_come_to():
         assert line.pruning_ratio == pytest.approx(
             sum(clients["pruning_ratio"][row] for row in counted) / len(counted)
         )
-        assert line.accuracy == pytest.approx(sum(scored) / len(scored))
+        assert line.score == pytest.approx(sum(scored) / len(scored))
         assert line.client_s == pytest.approx(middle)
     assert tier_table(found[3:])[1].split() == ["nobody", "0/0", "-", "-", "-"]
     line = TierLine("medium", 3, 5, 0.51234, 0.25, 12.3456)

@@ -6,7 +6,8 @@ from typing import Any
 from raysim.analysis.comparison.figures import FURTHER, WIDTH
 from raysim.analysis.comparison.labels import shortly
 from raysim.analysis.comparison.table import SPENT
-from raysim.analysis.tables.columns import ACCURACIES, STAR, UNITS, Column, accuracy, cost, points, reached_columns
+from raysim.analysis.tables.columns import UNITS, Column, cost, reached_columns, score, score_columns
+from raysim.config.metric import metric_in, metric_of_any
 
 NAMES = {"megabytes": "bytes moved", "simulated_s": "simulated time", "energy_j": "devices"}
 """The headings above the units."""
@@ -23,16 +24,7 @@ def columns_of(table: Sequence[Mapping[str, Any]]) -> list[Column]:
     found = [
         Column("", "row", [row["label"] for row in table], is_text=True),
         Column("", "seeds", [_seeds(row) for row in table], part=REACHED),
-        *(
-            Column("accuracy %", lower, [accuracy(row[name]) for row in table], part=REACHED)
-            for name, lower in ACCURACIES.items()
-        ),
-        Column(
-            "points",
-            "to baseline",
-            [points(row, "" if row["points_are_all"] else STAR) for row in table],
-            part=REACHED,
-        ),
+        *score_columns(table, REACHED),
         Column("pruned", "%", [_percent(row["pruning_ratio"]) for row in table], part=REACHED),
         *(
             Column(NAMES[name], UNITS[name], [cost(row[name], row["is_whole"]) for row in table], part=SPENT_PART)
@@ -42,7 +34,7 @@ def columns_of(table: Sequence[Mapping[str, Any]]) -> list[Column]:
     found += [*_width_columns(table), *_further_columns(table)]
     for index in range(len(table[0]["targets"])):
         costs = {name: UNITS[name] for name in _known_costs(table)}
-        found += reached_columns([row["targets"][index] for row in table], costs)
+        found += reached_columns([row["targets"][index] for row in table], costs, metric=metric_in(table[0]))
     on_front = [" ".join(UNITS[name] for name in row["fronts"]) for row in table]
     found += [
         Column("", "on front", on_front, is_text=True, wraps=False, part=SPENT_PART),
@@ -53,15 +45,18 @@ def columns_of(table: Sequence[Mapping[str, Any]]) -> list[Column]:
 
 
 def _width_columns(table: Sequence[Mapping[str, Any]]) -> list[Column]:
-    """Return the test accuracies of the global model cut to each width; none where no row has a narrower one."""
-    names = [name for name in table[0]["widths"] if name.startswith(WIDTH)]
-    if all(float(name.removeprefix(WIDTH)) == 1 for name in names):
+    """Return the test scores of the global model cut to each width; none where no row has a narrower one."""
+    metric = metric_in(table[0])
+    before = metric.recorded(WIDTH)
+    names = [name for name in table[0]["widths"] if name.startswith(before)]
+    if all(float(name.removeprefix(before)) == 1 for name in names):
         return []
+    upper = f"{metric.title} %" if metric.is_share else metric.title
     return [
         Column(
-            "accuracy % cut to",
-            name.removeprefix(WIDTH),
-            [accuracy(row["widths"][name]) for row in table],
+            f"{upper} cut to",
+            name.removeprefix(before),
+            [score(row["widths"][name], metric) for row in table],
             part=WIDTHS,
         )
         for name in names
@@ -71,9 +66,15 @@ def _width_columns(table: Sequence[Mapping[str, Any]]) -> list[Column]:
 def _further_columns(table: Sequence[Mapping[str, Any]]) -> list[Column]:
     """Return the further metrics of the global model on the test set."""
     names = sorted(name for name in table[0]["widths"] if name.startswith(FURTHER))
+    metrics = {name: metric_of_any(name.removeprefix(FURTHER)) for name in names}
     return [
-        Column("test %", name.removeprefix(FURTHER), [accuracy(row["widths"][name]) for row in table], part=WIDTHS)
-        for name in names
+        Column(
+            "test %" if metric.is_share else "test",
+            metric.name,
+            [score(row["widths"][name], metric) for row in table],
+            part=WIDTHS,
+        )
+        for name, metric in metrics.items()
     ]
 
 
@@ -102,6 +103,7 @@ def csv_lines(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the table unrounded: deviations, and per cent of the baseline with its number of seeds."""
     lines = []
     for row in table:
+        metric = metric_in(row)
         line: dict[str, Any] = {
             "row": row["label"],
             "method": row["method"],
@@ -120,7 +122,7 @@ def csv_lines(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for name, value in row["widths"].items():
             line |= _csv_cells(name, value)
         for target in row["targets"]:
-            prefix = f"to_{target['accuracy']:g}"
+            prefix = f"to_{target[metric.name]:g}"
             line[f"{prefix}_reached"] = target["reached"]
             for name in ("rounds", *SPENT):
                 line |= _csv_cells(f"{prefix}_{name}", target[name])

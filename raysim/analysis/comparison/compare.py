@@ -29,7 +29,7 @@ class Compared:
     Attributes:
         rows: The rows.
         baseline: The row that others are compared with.
-        targets: Accuracies whose costs are shown.
+        targets: Values of the primary metric whose costs are shown.
         table: The figures of each row.
         limits: Notes on what limits the comparison.
     """
@@ -55,7 +55,7 @@ class Compared:
     @property
     def notes(self) -> list[str]:
         """The notes below the table."""
-        return [notes.how_to_read(self.baseline.label, self.columns), *self.limits]
+        return [notes.how_to_read(self.baseline.label, self.columns, self.baseline.primary), *self.limits]
 
     def content(self) -> dict[str, Any]:
         """Return everything, ready for JSON."""
@@ -78,19 +78,18 @@ def compare(
         tracking_uri: The MLflow store; None: MLFLOW_TRACKING_URI if set, else the default.
         baseline: The label of the row that others are compared with; None: fedavg if there is such a row, else the
             first.
-        targets: Accuracies in (0, 1] whose costs are shown; empty: those of the runs' `evaluation.targets`, else 95 %
-            of what the baseline reached.
+        targets: Values of the primary metric whose costs are shown; empty: those of the runs' `evaluation.targets`,
+            else 95 % of what the baseline reached.
 
     Raises:
-        SettingError: If a name stands for nothing, there is no such row, or no run has been scored.
+        SettingError: If a name stands for nothing, there is no such row, no run has been scored, or runs are scored
+            by different metrics.
     """
-    for target in targets:
-        if not 0 < target <= 1:
-            raise SettingError(f"--target={target:g} is not in (0, 1]")
     sources = Sources(tracking_uri)
     records = sources.find(names)
     grouped, repeated = rows.rows_of(records)
     against = rows.baseline_of(grouped, baseline)
+    _check_metrics(grouped, against, targets)
     _check_scored(grouped, against)
     wanted = sorted(set(targets)) or targets_of(grouped, against)
     table = table_of(grouped, against, wanted)
@@ -100,9 +99,24 @@ def compare(
     return Compared(grouped, against, wanted, table, limits)
 
 
+def _check_metrics(grouped: Sequence[Row], baseline: Row, targets: Sequence[float]) -> None:
+    """Refuse rows that are scored by another metric than the baseline, and targets that are no values of it."""
+    metric = baseline.primary
+    for row in grouped:
+        if row.primary != metric:
+            raise SettingError(
+                f"RUN={row.runs[0].name!r} is scored by {row.primary.name!r}, RUN={baseline.runs[0].name!r} by "
+                f"{metric.name!r}; allowed: runs with the same primary metric and direction"
+            )
+    for target in targets:
+        if not metric.allows(target):
+            raise SettingError(f"--target={target:g} is not {metric.allowed}")
+
+
 def _check_scored(grouped: Sequence[Row], baseline: Row) -> None:
-    """Refuse a baseline without any accuracy, and rows of which none has one besides the baseline."""
-    unscored = [row for row in grouped if not any("accuracy" in figures_of(run.rounds) for run in row.runs)]
+    """Refuse a baseline without any score, and rows of which none has one besides the baseline."""
+    name = baseline.primary.name
+    unscored = [row for row in grouped if not any(name in figures_of(run.rounds, run.primary) for run in row.runs)]
     if not unscored or (baseline not in unscored and len(unscored) < len(grouped) - 1):
         return
     for run in unscored[0].runs:
@@ -115,9 +129,10 @@ def _check_scored(grouped: Sequence[Row], baseline: Row) -> None:
 def targets_of(grouped: Sequence[Row], baseline: Row) -> list[float]:
     """Return the `evaluation.targets` of the runs, else one that the baseline has almost reached, above chance."""
     given = {target for row in grouped for run in row.runs for target in run.settings.evaluation.targets}
-    leads = leading_of([figures_of(run.rounds) for row in grouped for run in row.counted])
-    reached = [found[leads] for run in baseline.counted if leads in (found := figures_of(run.rounds))]
-    default = default_target(reached, baseline.runs[0].num_classes)
+    metric = baseline.primary
+    leads = leading_of([figures_of(run.rounds, metric) for row in grouped for run in row.counted], metric)
+    reached = [found[leads] for run in baseline.counted if leads in (found := figures_of(run.rounds, metric))]
+    default = default_target(reached, baseline.runs[0].num_classes, metric)
     return sorted(given) or ([] if default is None else [default])
 
 

@@ -3,37 +3,43 @@
 from collections.abc import Sequence
 
 from raysim.analysis.comparison.rows import Row
-from raysim.analysis.tables.columns import ACCURACIES, LAST_MEAN, SEEDS, STAR, Column
+from raysim.analysis.tables.columns import LAST_MEAN, LOWER, SEEDS, STAR, Column
 from raysim.analysis.tables.means import LAST, LEVEL
+from raysim.config.metric import ACCURACY, PrimaryMetric
 
 
-def how_to_read(baseline: str, columns: Sequence[Column]) -> str:
+def how_to_read(baseline: str, columns: Sequence[Column], metric: PrimaryMetric = ACCURACY) -> str:
     """Return how the table is read.
 
     Args:
         baseline: The label of the row that others are compared with.
         columns: The columns of the table.
+        metric: The metric of the scores.
     """
     is_starred = any(STAR in cell for column in columns if not column.is_text for cell in column.cells)
     star = f" {STAR} Only over the seeds that both rows have (and that reached the target)." * is_starred
-    front = " On front: no row is as accurate for fewer MB, simulated s or J." * any(
+    good = "accurate" if metric.name == ACCURACY.name else "good"
+    front = f" On front: no row is as {good} for fewer MB, simulated s or J." * any(
         column.lower == "on front" for column in columns
     )
-    has_last_mean = any(column.lower == ACCURACIES[LAST_MEAN] for column in columns)
+    points = "Points" if metric.is_share else "Difference"
+    way = "" if metric.direction == "up" else " (lower is better)"
+    has_last_mean = any(column.lower == LOWER[LAST_MEAN] for column in columns)
     last = f", of the last {LAST}" * has_last_mean
     return (
-        f"Test accuracy: means over seeds of the last evaluation{last}, and of the best one; {SEEDS}. Points to "
-        f"{baseline}: mean difference over the seeds of both, with its {100 * LEVEL:.0f} % t-interval. In brackets: "
-        f"per cent of {baseline}, mean over the seeds of both.{star} The cost of a target is the mean of the runs "
-        f"that reached it, so many of all.{front}"
+        f"Test {metric.title}{way}: means over seeds of the last evaluation{last}, and of the best one; {SEEDS}. "
+        f"{points} to {baseline}: mean difference over the seeds of both, with its {100 * LEVEL:.0f} % t-interval. "
+        f"In brackets: per cent of {baseline}, mean over the seeds of both.{star} The cost of a target "
+        f"is the mean of the runs that reached it, so many of all.{front}"
     )
 
 
 def limits_of(rows: Sequence[Row], baseline: Row) -> list[str]:
     """Return what limits the comparison of rows: other data, other seeds, runs that did not finish."""
-    notes = []
+    notes, name = [], baseline.primary.name
+    scores = "accuracies" if name == ACCURACY.name else "scores"
     for what, meaning in (
-        ("data", "other data: their accuracies cannot be compared with"),
+        ("data", f"other data: their {scores} cannot be compared with"),
         ("partition", "other owners of the rows, or other devices, than"),
     ):
         others = [row.label for row in rows if _differs(what, row, baseline)]

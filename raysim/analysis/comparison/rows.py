@@ -7,6 +7,7 @@ from raysim.analysis.comparison.labels import described, differing, distinguishi
 from raysim.analysis.comparison.run_record import RunRecord
 from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
+from raysim.config.metric import PrimaryMetric
 from raysim.core.errors import SettingError, nearest_first
 
 NOT_COMPARED = (
@@ -36,6 +37,11 @@ class Row:
     settings: Mapping[str, str]
     other_settings: Mapping[str, str]
     runs: Sequence[RunRecord]
+
+    @property
+    def primary(self) -> PrimaryMetric:
+        """The metric by which its runs are scored."""
+        return self.runs[0].primary
 
     @property
     def seeds(self) -> list[int]:

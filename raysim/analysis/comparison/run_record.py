@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raysim.config.experiment import ExperimentSettings
+from raysim.config.metric import ACCURACY, FIELD, PrimaryMetric
 from raysim.core.storage.path import StoragePath
 from raysim.core.tensors import Columns
 from raysim.tracking.run_files import SETTINGS, check_has, reading
@@ -15,8 +16,8 @@ from raysim.tracking.run_reader import STATES, RunReader, digests_in
 if TYPE_CHECKING:
     from raysim.tracking.mlflow_reader import MlflowReader, TrackedRun
 
-COLUMNS = ("round", "accuracy", "simulated_s", "bytes", "energy_j")
-"""Columns that a table of rounds must have."""
+COLUMNS = ("round", FIELD, "simulated_s", "bytes", "energy_j")
+"""Columns that a table of rounds must have; `primary` is that of the primary metric."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,6 +44,11 @@ class RunRecord:
     rounds: Columns
     label: str | None = None
     num_classes: int | None = None
+
+    @property
+    def primary(self) -> PrimaryMetric:
+        """The metric by which it is scored."""
+        return self.settings.task.primary_metric
 
     @property
     def num_rounds(self) -> int:
@@ -92,14 +98,16 @@ def of_tracked(store: "MlflowReader", tracked: "TrackedRun") -> RunRecord | None
         )
 
 
-def has_validation(rounds: Columns) -> bool:
-    """Whether a table of rounds has accuracies on validation rows."""
-    return "validation_accuracy" in rounds and not np.isnan(rounds["validation_accuracy"].astype(np.float64)).all()
+def has_validation(rounds: Columns, metric: PrimaryMetric = ACCURACY) -> bool:
+    """Whether a table of rounds has scores on validation rows."""
+    name = metric.recorded("validation_primary")
+    return name in rounds and not np.isnan(rounds[name].astype(np.float64)).all()
 
 
-def by_validation(rounds: Columns) -> Columns:
-    """Return a table of rounds whose accuracies are those on the validation rows, if it has any."""
-    return {**rounds, "accuracy": rounds["validation_accuracy"]} if has_validation(rounds) else rounds
+def by_validation(rounds: Columns, metric: PrimaryMetric = ACCURACY) -> Columns:
+    """Return a table of rounds whose scores are those on the validation rows, if it has any."""
+    name = metric.recorded("validation_primary")
+    return {**rounds, metric.name: rounds[name]} if has_validation(rounds, metric) else rounds
 
 
 def _state(state: str) -> str:
@@ -109,5 +117,5 @@ def _state(state: str) -> str:
 def _rounds(run: RunReader) -> Columns:
     if run.rounds:
         with reading(run.name):
-            check_has("rounds.parquet", run.rounds, COLUMNS)
+            check_has("rounds.parquet", run.rounds, map(run.primary.recorded, COLUMNS))
     return run.rounds

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from raysim.analysis.comparison import run_record
 from raysim.analysis.comparison.run_record import RunRecord, by_validation, has_validation
 from raysim.config import loader, yaml_text
+from raysim.config.metric import ACCURACY
 from raysim.core.errors import SettingError, nearest_first
 from raysim.core.storage.local import storage_path
 from raysim.core.storage.path import StoragePath
@@ -98,14 +99,15 @@ class Sources:
 
     def _trials(self, records: list[RunRecord], given: str) -> list[RunRecord]:
         """Return the trials of a sweep by the rows that choose among them, with a note on which these are."""
-        if not any(has_validation(each.rounds) for each in records):
+        scores = "accuracies" if all(each.primary.name == ACCURACY.name for each in records) else "scores"
+        if not any(has_validation(each.rounds, each.primary) for each in records):
             self.notes.append(
-                f"{given}: a best trial that is chosen by these test accuracies is too good by that choice; "
+                f"{given}: a best trial that is chosen by these test {scores} is too good by that choice; "
                 "`data.validation_share` takes other rows to choose by"
             )
             return records
-        self.notes.append(f"{given}: accuracies of trials are of the validation rows, not of the test rows")
-        return [replace(each, rounds=by_validation(each.rounds)) for each in records]
+        self.notes.append(f"{given}: {scores} of trials are of the validation rows, not of the test rows")
+        return [replace(each, rounds=by_validation(each.rounds, each.primary)) for each in records]
 
     def _experiment(self, given: str, name: str, hint: str = "") -> list[RunRecord]:
         tracked = self._store.experiment(name)

@@ -7,12 +7,14 @@ from raysim.analysis.comparison.curves import curve_of
 from raysim.analysis.comparison.figures import FURTHER, WIDTH, figures_of
 from raysim.analysis.comparison.rows import Row
 from raysim.analysis.comparison.run_record import RunRecord
-from raysim.analysis.tables.columns import ACCURACIES, FINAL, LAST_MEAN, leading
+from raysim.analysis.tables.columns import FINAL, LAST_MEAN, LOWER, leading
 from raysim.analysis.tables.means import against, paired
+from raysim.config.metric import PrimaryMetric
 
 SPENT = ("megabytes", "simulated_s", "energy_j")
-"""The costs that accuracy is compared with, in the order of the table's columns."""
-AVERAGED = (*ACCURACIES, "pruning_ratio", *SPENT, "gigaflops", "rounds")
+"""The costs that scores are compared with, in the order of the table's columns."""
+AVERAGED = (*LOWER, "pruning_ratio", *SPENT, "gigaflops", "rounds")
+"""The figures of a row; scores are named after the metric."""
 
 
 def table_of(rows: Sequence[Row], baseline: Row, targets: Sequence[float]) -> list[dict[str, Any]]:
@@ -21,36 +23,38 @@ def table_of(rows: Sequence[Row], baseline: Row, targets: Sequence[float]) -> li
     Args:
         rows: The rows.
         baseline: The row among them that the others are compared with.
-        targets: Accuracies whose costs are computed.
+        targets: Values of the primary metric whose costs are computed.
     """
+    metric = baseline.primary
     by_row = {id(row): _Measured(row, targets) for row in rows}
-    leads = leading_of([figures for each in by_row.values() for figures in each.figures.values()])
-    if leads != LAST_MEAN:  # a mean of the last evaluations that some runs lack compares nothing
+    leads = leading_of([figures for each in by_row.values() for figures in each.figures.values()], metric)
+    if leads != metric.recorded(LAST_MEAN):  # a mean of the last evaluations that some runs lack compares nothing
         for each in by_row.values():
             each.figures = {seed: dict(found) for seed, found in each.figures.items()}
             for found in each.figures.values():
-                found.pop(LAST_MEAN, None)
+                found.pop(metric.recorded(LAST_MEAN), None)
     known = {name for measured in by_row.values() for figures in measured.figures.values() for name in figures}
-    widths = sorted((name for name in known if name.startswith((WIDTH, FURTHER))), reverse=True)
+    widths = sorted((name for name in known if name.startswith((metric.recorded(WIDTH), FURTHER))), reverse=True)
     table = [_figures(by_row[id(row)], by_row[id(baseline)], targets, leads, widths) for row in rows]
     for name in compared_costs(table):
-        for index in front([_point(each, name) for each in table]):
+        for index in front([_point(each, name, metric) for each in table]):
             table[index]["fronts"].append(name)
     return table
 
 
-def leading_of(figures: Sequence[Mapping[str, float]]) -> str:
-    """Return the accuracy by which rows are compared, from the figures of all their runs."""
-    return leading([LAST_MEAN in each for each in figures if FINAL in each])
+def leading_of(figures: Sequence[Mapping[str, float]], metric: PrimaryMetric) -> str:
+    """Return the score by which rows are compared, from the figures of all their runs."""
+    last_mean, final = metric.recorded(LAST_MEAN), metric.recorded(FINAL)
+    return leading([last_mean in each for each in figures if final in each], metric)
 
 
 def compared_costs(table: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the costs that accuracy is compared with: those that more than one row has."""
+    """Return the costs that scores are compared with: those that more than one row has."""
     return [name for name in SPENT if sum(has_both(row, name) for row in table) > 1]
 
 
 def has_both(row: Mapping[str, Any], cost: str) -> bool:
-    """Whether a row has an accuracy and a cost."""
+    """Whether a row has a score and a cost."""
     return row[cost]["mean"] is not None and row[row["leading"]]["mean"] is not None
 
 
@@ -59,12 +63,12 @@ class _Measured:
 
     def __init__(self, row: Row, targets: Sequence[float]) -> None:
         self.row = row
-        self.figures = {run.settings.seed: figures_of(run.rounds) for run in row.counted}
+        self.figures = {run.settings.seed: figures_of(run.rounds, run.primary) for run in row.counted}
         self.costs = {target: self._costs(row.counted, target) for target in targets}
 
     def _costs(self, runs: Sequence[RunRecord], target: float) -> dict[int, dict[str, float]]:
         """Return the counted costs of the target, by seed of the runs that reached it."""
-        spent = {run.settings.seed: curve_of(run.rounds).cost_of(target) for run in runs}
+        spent = {run.settings.seed: curve_of(run.rounds, run.primary).cost_of(target) for run in runs}
         return {
             seed: {name: cost for name, cost in costs.items() if cost is not None and name in self.figures[seed]}
             for seed, costs in spent.items()
@@ -79,10 +83,11 @@ class _Measured:
 def _figures(
     own: _Measured, base: _Measured, targets: Sequence[float], leads: str, widths: Sequence[str]
 ) -> dict[str, Any]:
-    row = own.row
+    row, metric = own.row, own.row.primary
     return {
         "label": row.label,
         "method": row.method,
+        **metric.entries,
         "settings": dict(row.settings),
         "other_settings": dict(row.other_settings),
         "seeds": row.seeds,
@@ -90,9 +95,9 @@ def _figures(
         "is_whole": row.is_whole,
         "runs": [run.name for run in row.runs],
         "states": [run.state for run in row.runs],
-        **{name: against(own.of(name), base.of(name)) for name in AVERAGED},
+        **{name: against(own.of(name), base.of(name)) for name in map(metric.recorded, AVERAGED)},
         "leading": leads,
-        **paired(own.of(leads), base.of(leads)),
+        **paired(own.of(leads), base.of(leads), metric.scale),
         "widths": {name: against(own.of(name), base.of(name)) for name in widths},
         "targets": [_target(target, own, base) for target in targets],
         "fronts": [],
@@ -102,7 +107,7 @@ def _figures(
 def _target(target: float, own: _Measured, base: _Measured) -> dict[str, Any]:
     """Return what a target cost the runs of a row that reached it."""
     costs, others = own.costs[target], base.costs[target]
-    found: dict[str, Any] = {"accuracy": target, "reached": len(costs), "of": len(own.row.counted)}
+    found: dict[str, Any] = {own.row.primary.name: target, "reached": len(costs), "of": len(own.row.counted)}
     for name in ("rounds", *SPENT):
         mine = {seed: cost[name] for seed, cost in costs.items() if name in cost}
         theirs = {seed: cost[name] for seed, cost in others.items() if name in cost}
@@ -110,15 +115,15 @@ def _target(target: float, own: _Measured, base: _Measured) -> dict[str, Any]:
     return found
 
 
-def _point(figures: Mapping[str, Any], cost: str) -> tuple[float, float] | None:
-    """Return what a row spent and reached; None if that is not known, or none of its runs finished."""
+def _point(figures: Mapping[str, Any], cost: str, metric: PrimaryMetric) -> tuple[float, float] | None:
+    """Return what a row spent and reached, more being better; None if not known, or none of its runs finished."""
     if not figures["is_whole"] or not has_both(figures, cost):
         return None
-    return figures[cost]["mean"], figures[figures["leading"]]["mean"]
+    return figures[cost]["mean"], metric.sign * figures[figures["leading"]]["mean"]
 
 
 def front(points: Sequence[tuple[float, float] | None]) -> list[int]:
-    """Return the indices of points (cost, accuracy) on the Pareto front: no other is as accurate for less.
+    """Return the indices of points (cost, score) on the Pareto front: no other is as good for less.
 
     >>> front([(1.0, 0.5), (2.0, 0.4), (2.0, 0.9), None, (1.0, 0.5)])
     [0, 2, 4]

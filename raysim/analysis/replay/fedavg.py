@@ -40,7 +40,7 @@ class KnownCosts(CostTable):
 def why_unknown(recorded: FinishedRun) -> str:
     """Return why what FedAvg would have spent cannot be computed; empty: it can."""
     settings = recorded.settings
-    found = fedavg.why_not_compared(settings.selection.rule, settings.stop.accuracy)
+    found = fedavg.why_not_compared(settings.selection.rule, settings.stop.given)
     if recorded.examples is None and not found:
         return "the records of this run's version do not have the training rows of every client"
     return found

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from raysim.budgets.solver import BudgetSolver
 from raysim.clock.timing import CohortLoad
 from raysim.config.experiment import ExperimentSettings
+from raysim.config.metric import FIELD, PrimaryMetric
 from raysim.core.errors import SettingError
 from raysim.core.tensors import Columns
 from raysim.population.profiles import Devices
@@ -24,7 +25,8 @@ CLIENT_COLUMNS = (
     "pruning_ratio", "total_s", "energy_j", "down_bytes", "up_bytes",
     *(f"planned_{name}" for name in (*CohortLoad.__slots__, "epochs")),
 )  # fmt: skip
-ROUND_COLUMNS = ("round", "round_s", "simulated_s", "accuracy", "loss")
+ROUND_COLUMNS = ("round", "round_s", "simulated_s", FIELD, "loss")
+"""Columns of the table of rounds; `primary` is that of the primary metric."""
 SUMMARY_KEYS = ("full_model", "simulated_s", "down_bytes", "up_bytes", "train_flops", "energy_j", "preparation_j")
 
 
@@ -52,6 +54,11 @@ class FinishedRun:
     devices: Devices
     examples: NDArray[np.int64] | None = None
 
+    @property
+    def primary(self) -> PrimaryMetric:
+        """The metric by which models are compared."""
+        return self.settings.task.primary_metric
+
 
 def read(run: str, tracking_uri: str | None = None) -> FinishedRun:
     """Read the records of a finished run.
@@ -72,7 +79,7 @@ def read(run: str, tracking_uri: str | None = None) -> FinishedRun:
         with reading(run):
             check_has("summary.json", found.summary, SUMMARY_KEYS)
             check_has("clients.parquet", found.clients, CLIENT_COLUMNS)
-            check_has("rounds.parquet", found.rounds, ROUND_COLUMNS)
+            check_has("rounds.parquet", found.rounds, map(found.primary.recorded, ROUND_COLUMNS))
         return FinishedRun(
             run,
             found.settings,

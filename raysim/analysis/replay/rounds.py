@@ -44,7 +44,7 @@ class ReplayedRound:
         answers: The number of clients that would answer and did not in the run.
         selects_others: Whether the selection rule would have selected other clients.
         ran_out: Whether more clients would start than the run had.
-        knows_accuracy: Whether the global model is the recorded one.
+        knows_score: Whether the global model is the recorded one.
     """
 
     round: int
@@ -55,13 +55,13 @@ class ReplayedRound:
     answers: int
     selects_others: bool
     ran_out: bool
-    knows_accuracy: bool
+    knows_score: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _State:
     totals: Totals
-    knows_accuracy: bool
+    knows_score: bool
     selects_others: bool
     history: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     in_flight: tuple[Work, ...] = ()
@@ -72,7 +72,7 @@ def replay_rounds(
     method: Method,
     conditions: Conditions,
     changed: NDArray[np.bool_],
-    knows_accuracy: bool = True,
+    knows_score: bool = True,
     selects_others: bool = False,
 ) -> Iterator[ReplayedRound]:
     """Time the recorded rounds again, in order, until there are no more or the stop rules of the run are met.
@@ -82,13 +82,14 @@ def replay_rounds(
         method: Its method.
         conditions: The devices and rules with which it is timed.
         changed: Which rows' clients would have trained another submodel, `(rows,)`.
-        knows_accuracy: Whether rounds start from the recorded model.
+        knows_score: Whether rounds start from the recorded model.
         selects_others: Whether the selection rule would have selected other clients from round 1 on.
     """
-    stop = StopRules(**recorded.settings.stop.model_dump(exclude_none=True))
+    metric = recorded.primary
+    stop = StopRules.of(recorded.settings.stop, metric)
     last = len(recorded.rounds["round"])
     replay, dense = _Replay(recorded, conditions, changed), DenseReplay(recorded, method, conditions)
-    state = _State(spent_before(recorded), knows_accuracy, selects_others)
+    state = _State(spent_before(recorded), knows_score, selects_others)
     for round in range(1, last + 1):
         state = replay.selected(state, round)
         plan, rows, answers = replay.plan(state, round)
@@ -96,10 +97,10 @@ def replay_rounds(
         is_over = round == last or stop.are_met(after.totals)
         if is_over and after.in_flight:
             after, table = replay.closed(after, table, rows, round)
-        score = _score_of(recorded, round) if after.knows_accuracy else None
-        reached = with_targets(after.totals, score, recorded.settings.evaluation.targets, round)
+        score = _score_of(recorded, round) if after.knows_score else None
+        reached = with_targets(after.totals, score, recorded.settings.evaluation.targets, round, metric)
         after = replace(after, totals=replace(reached, fedavg=dense.after(reached, is_over)))
-        state = replace(after, knows_accuracy=after.knows_accuracy and not answers)
+        state = replace(after, knows_score=after.knows_score and not answers)
         yield ReplayedRound(
             round,
             plan.round_s,
@@ -109,7 +110,7 @@ def replay_rounds(
             answers,
             state.selects_others,
             replay.ran_out,
-            state.knows_accuracy,
+            state.knows_score,
         )
         if is_over:
             return
@@ -136,11 +137,9 @@ class _Replay:
         rule, devices = self._recorded.settings.selection.rule, self._conditions.devices
         sees_time = selects_by_device(rule, devices, devices)
         moved = sees_time and state.totals.simulated_s != self._began_s[round - 1]
-        learned = (sees_time or looks_at(rule, "last_loss")) and not state.knows_accuracy
+        learned = (sees_time or looks_at(rule, "last_loss")) and not state.knows_score
         selects_others = state.selects_others or moved or learned
-        return replace(
-            state, selects_others=selects_others, knows_accuracy=state.knows_accuracy and not selects_others
-        )
+        return replace(state, selects_others=selects_others, knows_score=state.knows_score and not selects_others)
 
     def plan(self, state: _State, round: int) -> tuple[Plan, Columns, int]:
         """Return when clients end, the rows of the recorded round, and how many clients would answer only now."""
@@ -169,9 +168,9 @@ class _Replay:
         recorded, conditions, now_s = self._recorded, self._conditions, state.totals.simulated_s
         table = self._table(plan, rows, round, now_s, state.history)
         totals = add_round(state.totals, plan, table)
-        knows = state.knows_accuracy and not other_work(table, rows) and not self._trained_otherwise(table)
+        knows = state.knows_score and not other_work(table, rows) and not self._trained_otherwise(table)
         score = _score_of(recorded, round) if knows else None
-        totals = with_scores(totals, score, _score_of(recorded, round, "validation_"), round)
+        totals = with_scores(totals, score, _score_of(recorded, round, "validation_"), round, recorded.primary)
         waits = conditions.rules.mode.waits_for_end
         ends_s = now_s + plan.round_s - conditions.rules.server_s if waits else None
         history = energy.remembered(conditions.devices, state.history, table, ends_s)
@@ -289,7 +288,8 @@ def _rows_by_round(recorded: FinishedRun) -> dict[int, Columns]:
 
 def _score_of(recorded: FinishedRun, round: int, rows: str = "") -> Score | None:
     """Return the score on the test rows, or with `validation_` that on the validation rows, if there is one."""
-    if f"{rows}accuracy" not in recorded.rounds:
+    name = recorded.primary.name
+    if f"{rows}{name}" not in recorded.rounds:
         return None
-    accuracy, loss = (float(recorded.rounds[f"{rows}{name}"][round - 1]) for name in ("accuracy", "loss"))
-    return None if np.isnan(accuracy) else Score(accuracy, loss)
+    primary, loss = (float(recorded.rounds[f"{rows}{column}"][round - 1]) for column in (name, "loss"))
+    return None if np.isnan(primary) else Score(primary, loss)

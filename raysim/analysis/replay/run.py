@@ -72,8 +72,8 @@ def replay(recorded: FinishedRun, others: Devices | None = None, deadline_s: flo
     cohort_size = settings.selection.clients_per_round
     conditions = Conditions(devices, rules, settings.seed, cohort_size, epochs, method.min_epochs)
     selects_others = moved and other_devices.selects_by_device(settings.selection.rule, recorded.devices, devices)
-    knows_accuracy = not (moved and method.learns_widths)
-    rounds = list(replay_rounds(recorded, method, conditions, changed, knows_accuracy, selects_others))
+    knows_score = not (moved and method.learns_widths)
+    rounds = list(replay_rounds(recorded, method, conditions, changed, knows_score, selects_others))
     if not moved and deadline_s is None:
         return Replay(recorded, rounds, devices, changed, unknown.not_reproduced(recorded, rounds))
     found = unknown.not_reproduced(recorded, unchanged(recorded, method, conditions))

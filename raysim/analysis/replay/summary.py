@@ -12,6 +12,7 @@ from raysim.analysis.replay.fedavg import why_unknown
 from raysim.analysis.replay.finished_run import FinishedRun
 from raysim.analysis.replay.run import Replay
 from raysim.clock import outcomes
+from raysim.config.metric import metric_in
 from raysim.core.formatting import AGAINST_FEDAVG, NOT_COUNTED, duration
 from raysim.core.tensors import Columns
 from raysim.experiment.cost import Prices, costs_of
@@ -41,7 +42,8 @@ SCORES = ("metrics", "widths")
 def summary_from(replay: Replay) -> dict[str, Any]:
     """Return what a replayed run spends and reaches, under the names of a run's own summary."""
     recorded, last = replay.recorded, replay.rounds[-1]
-    settings, totals, knows = recorded.settings, last.totals, last.knows_accuracy
+    settings, totals, knows = recorded.settings, last.totals, last.knows_score
+    metric = recorded.primary
     prices = Prices(**settings.costs.model_dump())
     costs = costs_of(prices, totals.energy_j, wall_s=0.0)  # the cost of the machines is not replayed
     return {
@@ -50,8 +52,9 @@ def summary_from(replay: Replay) -> dict[str, Any]:
         "method": settings.method.name,
         "seed": settings.seed,
         "rounds": last.round,
-        "accuracy": totals.accuracy if knows else None,
-        "best_accuracy": totals.best_accuracy if knows else None,
+        **metric.entries,
+        metric.name: totals.primary if knows else None,
+        metric.recorded("best_primary"): totals.best_primary if knows else None,
         **{name: recorded.summary[name] if knows else None for name in SCORES if name in recorded.summary},
         **summary_of(totals),
         "why_no_fedavg": why_unknown(recorded),
@@ -85,10 +88,11 @@ def _recorded(recorded: FinishedRun) -> dict[str, Any]:
 
 
 def _targets(replay: Replay) -> list[dict[str, Any]]:
-    """Return when targets are reached; `known` is false if the accuracy is not known before that."""
+    """Return when targets are reached; `known` is false if the score is not known before that."""
     last = replay.rounds[-1]
-    targets = targets_of(last.totals, replay.recorded.settings.evaluation.targets)
-    return [target | {"known": last.knows_accuracy or target["round"] is not None} for target in targets]
+    recorded = replay.recorded
+    targets = targets_of(last.totals, recorded.settings.evaluation.targets, recorded.primary)
+    return [target | {"known": last.knows_score or target["round"] is not None} for target in targets]
 
 
 def tier_rows(replay: Replay) -> list[dict[str, Any]]:
@@ -130,8 +134,9 @@ def tables(summary: Mapping[str, Any]) -> list[Table]:
             run.add_row(title, *("-" if each[key] is None else f"{each[key]:.1f} %" for each in (before, summary)))
     run.add_row("client rounds that count", *(_counted(each["fates"]) for each in (before, summary)))
     run.add_row("rounds without any update", *(str(each["empty_rounds"]) for each in (before, summary)))
+    metric = metric_in(summary)
     for was, target in zip(before["targets"], summary["targets"], strict=True):
-        run.add_row(f"accuracy {target['accuracy']:g}", _target(was), _target(target))
+        run.add_row(f"{metric.title} {target[metric.name]:g}", _target(was), _target(target))
     tiers = Table(title="mean seconds of a client's work")
     moved = any(row["was"] != [row["tier"]] for row in summary["tiers"])
     for heading in ("tier", *(["in the run"] if moved else []), "recorded", "replayed"):

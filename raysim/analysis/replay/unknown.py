@@ -53,7 +53,7 @@ def of_devices(recorded: FinishedRun, method: Method, others: Devices) -> list[U
     if method.learns_widths:
         reasons.append(
             f"method.name={name!r} chooses submodels from what it learns, which may depend on devices: "
-            "they are as recorded, the accuracy is not known"
+            f"they are as recorded, the {recorded.primary.title} is not known"
         )
     if not mode.starts_together:
         reasons.append(
@@ -117,10 +117,12 @@ def _in_rounds(reason: str, per_round: Sequence[int]) -> list[Unknown]:
 
 def _learning(recorded: FinishedRun, method: Method, rounds: Sequence[ReplayedRound]) -> list[Unknown]:
     """Return what is unknown since another model would have been learned."""
-    lost = [each.round for each in rounds if not each.knows_accuracy]
+    lost = [each.round for each in rounds if not each.knows_score]
     if not lost:
         return []
-    found = [Unknown(f"accuracy from round {lost[0]} on: another model would have been learned", len(lost))]
+    found = [
+        Unknown(f"{recorded.primary.title} from round {lost[0]} on: another model would have been learned", len(lost))
+    ]
     if not (method.has_known_costs or method.learns_widths):
         name = recorded.settings.method.name
         reason = f"method.name={name!r} chooses submodels from what it learns: they are as recorded"
@@ -131,9 +133,9 @@ def _learning(recorded: FinishedRun, method: Method, rounds: Sequence[ReplayedRo
 def _end(recorded: FinishedRun, rounds: Sequence[ReplayedRound]) -> list[Unknown]:
     """Return what is unknown of the round in which the run would have ended."""
     settings, last = recorded.settings, rounds[-1]
-    stop = StopRules(**settings.stop.model_dump(exclude_none=True))
-    if settings.stop.accuracy is not None and not last.knows_accuracy:
-        return [Unknown(f"in which round stop.accuracy={settings.stop.accuracy:g} would have ended the run")]
+    stop = StopRules.of(settings.stop, recorded.primary)
+    if settings.stop.given and not last.knows_score:
+        return [Unknown(f"in which round {settings.stop.given} would have ended the run")]
     if last.round < settings.rounds and not stop.are_met(last.totals):
         reason = f"the rounds after round {last.round}, the last one of the run"
         return [Unknown(reason, settings.rounds - last.round)]

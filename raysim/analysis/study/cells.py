@@ -63,12 +63,12 @@ class Study:
             comparison = self.comparison(cell, results, overrides)
         except SettingError:
             return None
-        found = _accuracies(cell, comparison.trials, results)
+        found = _scores(cell, comparison.trials, results)
         if len(found) < len(comparison.trials):
             return None
         if not found:
             return comparison
-        tuned = plan(tuning.judged(comparison.settings, found.items()).settings)
+        tuned = plan(tuning.judged(comparison.settings, found.items(), comparison.primary).settings)
         return replace(tuned, trials=comparison.trials)
 
 
@@ -177,12 +177,15 @@ def _lent(
     """
     if lender.tune is None:
         return settings.methods
-    trials = plan(lender).trials
-    found = _accuracies(other, trials, results)
+    planned = plan(lender)
+    trials = planned.trials
+    found = _scores(other, trials, results)
     missing = next((trial.label for index, trial in enumerate(trials) if index not in found), None)
     if missing is not None:
         raise SettingError(f"cells: {cell!r}: tuned_as={other!r} has no results of {missing!r} yet; run it first")
-    tuned = {entry.title: entry.set for entry in tuning.judged(lender, found.items()).settings.methods}
+    tuned = {
+        entry.title: entry.set for entry in tuning.judged(lender, found.items(), planned.primary).settings.methods
+    }
     rows = []
     for entry in settings.methods:
         lent = tuned.get(entry.title) or tuned[entry.name]
@@ -191,7 +194,8 @@ def _lent(
     return rows
 
 
-def _accuracies(cell: str, trials: Sequence[Run], results: Sequence[Result]) -> dict[int, float | str]:
-    """Return the accuracy of each trial of a cell that has a result, or why it failed, by the trial's index."""
+def _scores(cell: str, trials: Sequence[Run], results: Sequence[Result]) -> dict[int, float | str]:
+    """Return the score of each trial of a cell that has a result, or why it failed, by the trial's index."""
     found = of_runs(results, cell, TRIAL, trials)
-    return {index: each.failure or float(each.figures[VALIDATION]) for index, each in found.items()}
+    names = {index: run.settings.task.primary_metric.recorded(VALIDATION) for index, run in enumerate(trials)}
+    return {index: each.failure or float(each.figures[names[index]]) for index, each in found.items()}

@@ -1,4 +1,4 @@
-"""Draw the accuracy of each row of a study, one panel per cell."""
+"""Draw the score of each row of a study, one panel per cell."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from raysim.analysis.study.page import CellTable
 from raysim.analysis.study.table import Row
 from raysim.analysis.tables.means import t_interval
+from raysim.config.metric import metric_in
 from raysim.core.storage import atomic
 from raysim.report.style import WONG
 
@@ -49,7 +50,8 @@ def _panel(axes: "Axes", cell: CellTable) -> None:
         _row(axes, height, row, cell)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.set_xlabel("test accuracy in per cent")
+    metric = metric_in(cell.rows[0])
+    axes.set_xlabel(f"test {metric.title} in per cent" if metric.is_share else f"test {metric.title}")
     axes.set_title(cell.name, loc="left", fontsize=10)
     axes.grid(axis="x", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
@@ -57,7 +59,8 @@ def _panel(axes: "Axes", cell: CellTable) -> None:
 
 def _row(axes: "Axes", height: int, row: Row, cell: CellTable) -> None:
     leads = row["leading"]
-    values = [100 * run[leads] for run in cell.figures if run["label"] == row["label"] and run[leads] is not None]
+    scale = metric_in(row).scale
+    values = [scale * run[leads] for run in cell.figures if run["label"] == row["label"] and run[leads] is not None]
     if not values:
         return
     mean, (low, high) = sum(values) / len(values), t_interval(values)

@@ -54,9 +54,9 @@ class Outcome:
     num_classes: int | None = None
 
     @property
-    def accuracies(self) -> list[float]:
-        """The test accuracy at each evaluation of the global model."""
-        return [report.score.accuracy for report in self.reports if report.score is not None]
+    def scores(self) -> list[float]:
+        """The primary metric on test rows at each evaluation of the global model."""
+        return [report.score.primary for report in self.reports if report.score is not None]
 
 
 def run_one(scenario: Scenario, device: str = "cpu") -> Outcome:

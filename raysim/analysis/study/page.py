@@ -9,9 +9,10 @@ from raysim.analysis.study import table
 from raysim.analysis.study.cells import Study
 from raysim.analysis.study.results import RUN, TRIAL, VALIDATION, Result, of_runs
 from raysim.analysis.study.settings import ComparisonSettings
-from raysim.analysis.tables.columns import Column, points
+from raysim.analysis.tables.columns import Column, points, score
 from raysim.analysis.tables.means import paired
 from raysim.analysis.tables.text import table_of
+from raysim.config.metric import ACCURACY, FIELD, PrimaryMetric, metric_in, metric_of_any
 
 FIGURE = "accuracy.svg"
 
@@ -84,7 +85,12 @@ def text(study: Study, tables: Sequence[CellTable], figure: str = FIGURE) -> str
         parts += [f"- {note}" for note in table.notes_of(each.rows)[1:]]
         parts += _tuned(study.cells[each.name], each)
     if tables:
-        parts += ["## How to read the tables", table.NOTES, "## Where it ran", _surroundings(tables)]
+        parts += [
+            "## How to read the tables",
+            table.how_to_read(metric_in(tables[0].rows[0])),
+            "## Where it ran",
+            _surroundings(tables),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -108,7 +114,7 @@ def _about(study: Study, cell: CellTable) -> list[str]:
 def _answers(study: Study, tables: Sequence[CellTable]) -> list[str]:
     """Return the table of questions; one whose rows have no results yet is left out."""
     by_name = {each.name: each for each in tables}
-    lines = []
+    lines, metrics = [], set[PrimaryMetric]()
     for contrast in study.settings.contrasts:
         cell, label = contrast.other(study.cells)
         mine, theirs = by_name.get(contrast.cell), by_name.get(cell)
@@ -117,19 +123,23 @@ def _answers(study: Study, tables: Sequence[CellTable]) -> list[str]:
         leads = table.leading_of([*mine.figures, *theirs.figures])
         own, other = _by_seed(mine, contrast.row, leads), _by_seed(theirs, label, leads)
         if own and other:
-            difference = paired(own, other)
+            metric = metric_in(mine.figures[0])
+            metrics.add(metric)
+            difference = paired(own, other, metric.scale) | metric.entries
             lines.append((contrast, difference, len(difference["points_seeds"])))
     if not lines:
         return []
+    is_share = all(metric.is_share for metric in metrics)
     columns = [
         Column("", "question", [contrast.question for contrast, _, _ in lines], is_text=True),
         Column("", "cell", [contrast.cell for contrast, _, _ in lines], is_text=True),
         Column("", "row", [contrast.row for contrast, _, _ in lines], is_text=True),
         Column("", "against", [contrast.against for contrast, _, _ in lines], is_text=True),
-        Column("", "points", [points(difference) for _, difference, _ in lines]),
+        Column("", "points" if is_share else "difference", [points(difference) for _, difference, _ in lines]),
         Column("", "seeds", [str(seeds) for _, _, seeds in lines]),
     ]
-    about = "Mean paired differences in points of test accuracy, with their 95 % t-intervals over seeds."
+    of = "in points of test accuracy" if metrics == {ACCURACY} else "of the primary metric, shares in points"
+    about = f"Mean paired differences {of}, with their 95 % t-intervals over seeds."
     return ["## Questions", table_of(columns), about]
 
 
@@ -138,7 +148,7 @@ def _by_seed(cell: CellTable, label: str, leads: str) -> dict[int, float]:
 
 
 def _tuned(settings: ComparisonSettings, cell: CellTable) -> list[str]:
-    """Return how the rows were tuned: the grid, and each trial's accuracy on validation rows."""
+    """Return how the rows were tuned: the grid, and each trial's score on validation rows."""
     if settings.tune is None or not cell.trials:
         return []
     grid = "; ".join(
@@ -146,10 +156,15 @@ def _tuned(settings: ComparisonSettings, cell: CellTable) -> list[str]:
         for name, values in settings.tune.grid.items()
     )
     seeds = ", ".join(map(str, settings.tune.seeds))
+    metric = _metric_of(cell.trials)
     scores = {row: list(own) for row, own in itertools.groupby(cell.trials, lambda each: each.row)}
     columns = [
         Column("", "trial", list(scores), is_text=True),
-        Column("", "validation %", [_validation(own) for own in scores.values()]),
+        Column(
+            "",
+            "validation %" if metric.is_share else "validation",
+            [_validation(own, metric) for own in scores.values()],
+        ),
     ]
     head = (
         f"Each row's own values were chosen on validation rows, in {settings.tune.rounds} rounds with seed {seeds}, "
@@ -158,10 +173,18 @@ def _tuned(settings: ComparisonSettings, cell: CellTable) -> list[str]:
     return [head, f"<details><summary>Trials</summary>\n\n{table_of(columns)}\n\n</details>"]
 
 
-def _validation(trials: Sequence[Result]) -> str:
+def _metric_of(trials: Sequence[Result]) -> PrimaryMetric:
+    """Return the metric of trials, by the name of their figure."""
+    before = VALIDATION.removesuffix(FIELD)
+    names = [name.removeprefix(before) for each in trials for name in each.figures if name.startswith(before)]
+    return metric_of_any(names[0]) if names else ACCURACY
+
+
+def _validation(trials: Sequence[Result], metric: PrimaryMetric) -> str:
     if any(each.failure for each in trials):
         return "failed"
-    return f"{100 * statistics.fmean(each.figures[VALIDATION] for each in trials):.1f}"
+    name = metric.recorded(VALIDATION)
+    return score({"mean": statistics.fmean(each.figures[name] for each in trials), "std": None}, metric)
 
 
 def _surroundings(tables: Sequence[CellTable]) -> str:

@@ -13,6 +13,7 @@ from raysim.analysis.study.settings import ComparisonSettings, MethodEntry
 from raysim.config import loader
 from raysim.config.executor import ExecutorSettings
 from raysim.config.experiment import ExperimentSettings
+from raysim.config.metric import PrimaryMetric
 from raysim.config.tracking import TrackingSettings
 from raysim.core.errors import SettingError, nearest_first
 from raysim.methods.table import METHODS
@@ -57,6 +58,11 @@ class Comparison:
     base: ExperimentSettings
     runs: tuple[Run, ...]
     trials: tuple[Run, ...] = ()
+
+    @property
+    def primary(self) -> PrimaryMetric:
+        """The metric by which all runs are scored."""
+        return self.base.task.primary_metric
 
 
 def load(

@@ -20,8 +20,8 @@ from raysim.simulation.build import method_of
 
 NAME = "results.jsonl"
 RUN, TRIAL = "run", "trial"
-VALIDATION = "validation_accuracy"
-"""The figure of a trial."""
+VALIDATION = "validation_primary"
+"""The figure of a trial; in the file it is named after the metric."""
 PLACES = ("executor", "tracking", "checkpoint", "experiment")
 """Groups of settings that decide where a run is computed and recorded, not its result."""
 
@@ -38,7 +38,7 @@ class Result:
         values: Settings of its row, by dotted name; the tried values among them.
         key: Hash of the settings that decide it.
         split: Hashes of its data, partition and test rows.
-        figures: Costs and results by name; of a trial, its accuracy on validation rows.
+        figures: Costs and results by name; of a trial, its score on validation rows.
         failure: Why it failed; empty if it did not.
         wall_s: Measured seconds.
         ended: Date and time in UTC.

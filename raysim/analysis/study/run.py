@@ -9,6 +9,7 @@ from raysim.analysis.study.table import Figures
 from raysim.analysis.study.writer import ComparisonWriter
 from raysim.config.executor import ExecutorSettings
 from raysim.config.experiment import ExperimentSettings
+from raysim.config.metric import metric_in
 from raysim.core.errors import RunFailedError, SettingError
 from raysim.core.formatting import duration
 from raysim.core.log import info, warning
@@ -31,7 +32,7 @@ def run(writer: ComparisonWriter, digests: dict[str, str] | None = None) -> None
     try:
         writer.begin(digests)
         if writer.comparison.trials:
-            writer.tune(tuning.judged(writer.comparison.settings, _tried(writer)))
+            writer.tune(tuning.judged(writer.comparison.settings, _tried(writer), writer.comparison.primary))
         runs = writer.comparison.runs
         missing = writer.take_earlier(runs)
         for index, outcome in outcomes(missing, writer.comparison.base.executor, digests):
@@ -51,8 +52,9 @@ def run(writer: ComparisonWriter, digests: dict[str, str] | None = None) -> None
 
 
 def _tried(writer: ComparisonWriter) -> Iterator[tuple[int, float | str]]:
-    """Yield the index of each trial, and its accuracy on validation rows or why it failed, as it ends."""
+    """Yield the index of each trial, and its score on validation rows or why it failed, as it ends."""
     trials, executor = writer.comparison.trials, writer.comparison.base.executor
+    metric = writer.comparison.primary
     earlier = dict(writer.earlier_trials(trials))
     yield from earlier.items()
     missing = [index for index in range(len(trials)) if index not in earlier]
@@ -61,10 +63,10 @@ def _tried(writer: ComparisonWriter) -> Iterator[tuple[int, float | str]]:
         trial = trials[missing[position]]
         label = f"{trial.label}, seed {trial.seed}"
         check_split(label, outcome, writer.digests)
-        result = outcome.failure or tuning.validation_accuracy(outcome)
+        result = outcome.failure or tuning.validation_score(outcome)
         writer.add_trial(trial, outcome, result)
-        reached = "" if isinstance(result, str) else f"{result:.4f} on validation rows"
-        _log(f"tuning {count}/{len(trials)}  {label}", outcome, f"accuracy {reached}")
+        reached = "" if isinstance(result, str) else f"{metric.text(result)} on validation rows"
+        _log(f"tuning {count}/{len(trials)}  {label}", outcome, f"{metric.title} {reached}")
         yield missing[position], result
 
 
@@ -117,4 +119,5 @@ def _log(name: str, outcome: Outcome, reached: str) -> None:
 def _reached(figures: Figures) -> str:
     if figures["failure"]:
         return ""
-    return f"accuracy {figures['accuracy']:.4f}  simulated {duration(figures['simulated_s'])}"
+    metric = metric_in(figures)
+    return f"{metric.title} {metric.text(figures[metric.name])}  simulated {duration(figures['simulated_s'])}"

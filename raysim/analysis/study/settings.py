@@ -30,7 +30,7 @@ class MethodEntry(Settings):
 
 
 class TuneSettings(Settings):
-    """How each row finds its own best settings before the comparison: by its accuracy on validation rows."""
+    """How each row finds its own best settings before the comparison: by its primary metric on validation rows."""
 
     grid: dict[str, list[Any]]
     """Values of settings under `method`, `server`, `training` or `compression`, as

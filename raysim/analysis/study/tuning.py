@@ -4,34 +4,36 @@ import json
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from raysim.analysis.study.grid import trials_of
 from raysim.analysis.study.one_run import Outcome
 from raysim.analysis.study.plan import Comparison, Run
 from raysim.analysis.study.settings import ComparisonSettings, MethodEntry, TuneSettings
+from raysim.config.metric import ACCURACY, PrimaryMetric
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trial:
-    """One combination of values in a row, and its accuracy.
+    """One combination of values in a row, and its score.
 
     Attributes:
         entry: The row.
         values: The values, by setting.
-        accuracies: On validation rows, one per seed.
+        scores: On validation rows, one per seed.
         failure: Why a seed did not finish; empty if all did.
     """
 
     entry: MethodEntry
     values: dict[str, Any]
-    accuracies: tuple[float, ...]
+    scores: tuple[float, ...]
     failure: str = ""
 
     @property
-    def accuracy(self) -> float | None:
+    def score(self) -> float | None:
         """The mean over seeds; None: a seed failed."""
-        return None if self.failure else statistics.fmean(self.accuracies)
+        return None if self.failure else statistics.fmean(self.scores)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,16 +44,19 @@ class Tuning:
         before: The comparison as it was given.
         grid: Its grid.
         trials: The trials of all rows that are tuned.
+        metric: The metric of their scores.
     """
 
     before: ComparisonSettings
     grid: TuneSettings
     trials: tuple[Trial, ...]
+    metric: PrimaryMetric = ACCURACY
 
     def best(self, entry: MethodEntry) -> Trial | None:
         """Return the best trial of a row, the first of equal ones, a failed one last; None: it is not tuned."""
         own = [trial for trial in self.trials if trial.entry is entry]
-        return max(own, key=lambda trial: -1.0 if trial.accuracy is None else trial.accuracy, default=None)
+        sign = self.metric.sign
+        return max(own, key=lambda trial: -inf if trial.score is None else sign * trial.score, default=None)
 
     @property
     def chosen(self) -> list[Trial]:
@@ -75,7 +80,7 @@ class Tuning:
             {
                 "label": trial.entry.title,
                 **{name: trial.values.get(name) for name in self.grid.grid},
-                "validation_accuracy": trial.accuracy,
+                self.metric.recorded("validation_primary"): trial.score,
                 "is_chosen": trial in chosen,
                 "failure": trial.failure,
             }
@@ -90,8 +95,8 @@ class Tuning:
         failed = [trial.entry.title for trial in self.chosen if trial.failure]
         edges = [edge for trial in self.chosen if not trial.failure for edge in self._edges_of(trial)]
         return (
-            "Rows without a value of their own were tuned by accuracy on validation rows, the mean of the last half "
-            f"of the evaluations of {self.grid.rounds} rounds (seeds {seeds}), over {grid}."
+            f"Rows without a value of their own were tuned by {self.metric.title} on validation rows, the mean of "
+            f"the last half of the evaluations of {self.grid.rounds} rounds (seeds {seeds}), over {grid}."
             + (f" At the edge of the grid: {', '.join(edges)}." if edges else "")
             + (f" With every value a run failed, so that the first is taken: {', '.join(failed)}." if failed else "")
         )
@@ -119,14 +124,17 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def judged(settings: ComparisonSettings, accuracies: Iterable[tuple[int, float | str]]) -> Tuning:
+def judged(
+    settings: ComparisonSettings, scores: Iterable[tuple[int, float | str]], metric: PrimaryMetric = ACCURACY
+) -> Tuning:
     """Return the trials of a comparison from the results of their runs, in any order.
 
     Args:
         settings: The comparison that is tuned.
-        accuracies: The index of each run in `Comparison.trials`, and its accuracy on validation rows or its failure.
+        scores: The index of each run in `Comparison.trials`, and its score on validation rows or its failure.
+        metric: The metric of the scores.
     """
-    reached = dict(accuracies)
+    reached = dict(scores)
     if settings.tune is None:
         raise ValueError("a comparison without a grid has no trials")
     each = len(settings.tune.seeds)
@@ -134,12 +142,12 @@ def judged(settings: ComparisonSettings, accuracies: Iterable[tuple[int, float |
     for index, (entry, values) in enumerate(trials_of(settings)):
         own = [reached[number] for number in range(index * each, (index + 1) * each)]
         failure = next((each for each in own if isinstance(each, str)), "")
-        scores = () if failure else tuple(each for each in own if not isinstance(each, str))
-        found.append(Trial(entry, values, scores, failure))
-    return Tuning(settings, settings.tune, tuple(found))
+        known = () if failure else tuple(each for each in own if not isinstance(each, str))
+        found.append(Trial(entry, values, known, failure))
+    return Tuning(settings, settings.tune, tuple(found), metric)
 
 
-def validation_accuracy(outcome: Outcome) -> float:
-    """Return the mean accuracy on validation rows over the last half of a run's evaluations."""
-    scores = [report.validation.accuracy for report in outcome.reports if report.validation is not None]
+def validation_score(outcome: Outcome) -> float:
+    """Return the mean score on validation rows over the last half of a run's evaluations."""
+    scores = [report.validation.primary for report in outcome.reports if report.validation is not None]
     return statistics.fmean(scores[len(scores) // 2 :])

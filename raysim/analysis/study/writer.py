@@ -15,9 +15,10 @@ from raysim.analysis.study.one_run import Outcome, check_split
 from raysim.analysis.study.plan import Comparison, Run, plan
 from raysim.analysis.study.results import RUN, TRIAL, VALIDATION, CellResults
 from raysim.analysis.study.tuning import Tuning
-from raysim.analysis.tables.columns import LAST_MEAN
+from raysim.analysis.tables.columns import BEST, FINAL, LAST_MEAN
 from raysim.analysis.tables.text import to_csv, to_markdown
 from raysim.config import loader
+from raysim.config.metric import metric_in
 from raysim.core.errors import SettingError
 from raysim.core.storage import atomic
 from raysim.core.storage.local import AnyPath, storage_path
@@ -32,8 +33,8 @@ from raysim.tracking.run_reader import digests_of_files
 
 ON_PARENT = (
     LAST_MEAN,
-    "accuracy",
-    "best_accuracy",
+    FINAL,
+    BEST,
     "bytes_percent_of_fedavg",
     "flops_percent_of_fedavg",
     "simulated_s",
@@ -73,7 +74,7 @@ class ComparisonWriter:
     def notes(self) -> list[str]:
         """The notes below the table."""
         base = self.comparison.base
-        why = why_not_compared(base.selection.rule, base.stop.accuracy)
+        why = why_not_compared(base.selection.rule, base.stop.given)
         further = [f"Nothing is in per cent of FedAvg: {why}."] if why else []
         further += [self.tuning.note] if self.tuning else []
         return [*table.notes_of(self.rows), *further]
@@ -103,14 +104,14 @@ class ComparisonWriter:
         self.tracker.artifact(atomic.write_text(self.folder / "tuning.csv", to_csv(found.rows)))
 
     def earlier_trials(self, trials: Sequence[Run]) -> Iterator[tuple[int, float]]:
-        """Yield the index of each trial that is in the results file, and its accuracy on validation rows."""
+        """Yield the index of each trial that is in the results file, and its score on validation rows."""
         for index, result in self.results.earlier(TRIAL, trials, self.digests) if self.results else ():
-            yield index, float(result.figures[VALIDATION])
+            yield index, float(result.figures[self.comparison.primary.recorded(VALIDATION)])
 
     def add_trial(self, trial: Run, outcome: Outcome, result: float | str) -> None:
-        """Write the result of a trial: its accuracy on validation rows, or why it failed."""
+        """Write the result of a trial: its score on validation rows, or why it failed."""
         if self.results:
-            figures = {} if isinstance(result, str) else {VALIDATION: result}
+            figures = {} if isinstance(result, str) else {self.comparison.primary.recorded(VALIDATION): result}
             self.results.add(TRIAL, trial, outcome.digests, figures, outcome.failure, outcome.wall_s)
 
     def take_earlier(self, runs: Sequence[Run]) -> list[Run]:
@@ -217,7 +218,7 @@ def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {
         f"{name}/{re.sub(r'[^A-Za-z0-9._-]', '_', row['label'].replace('+', '-plus'))}": row[name]["mean"]
         for row in rows
-        for name in ON_PARENT
+        for name in map(metric_in(row).recorded, ON_PARENT)
         if row[name]["mean"] is not None
     }
 

@@ -32,7 +32,7 @@ def complete(writer: SweepWriter) -> None:
         TrackingLostError: If MLflow is unavailable.
         ReportLostError: If a report cannot be made.
     """
-    best = writer.journal.best(writer.sweep.settings.mode)
+    best = writer.journal.best(writer.sweep.mode)
     if best is None or writer.journal.standings[best].ended != FINISHED:
         return
     trial = writer.sweep.trials[best]

@@ -76,7 +76,7 @@ class SweepDisplay:
             return
         standings = self._journal.standings
         counts = [f"{len(self._running)} running", *_counts([each.ended for each in standings])]
-        best = self._journal.best(self._sweep.settings.mode)
+        best = self._journal.best(self._sweep.mode)
         value = None if best is None else standings[best].value
         shown = "" if value is None else f"best {value:.4f} (trial {best})"
         over = sum(bool(each.ended) for each in standings)

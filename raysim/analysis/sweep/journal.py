@@ -5,11 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from raysim.config.metric import ACCURACY, FIELD, PrimaryMetric
 from raysim.core.storage import json_lines
 
 NAME = "journal.jsonl"
 NUMBER = (float, int, type(None))
-KINDS = {"trial": (int,), "round": (int,), "value": NUMBER, "accuracy": NUMBER, "ended": (str,), "failure": (str,)}
+KINDS = {"trial": (int,), "round": (int,), "value": NUMBER, FIELD: NUMBER, "ended": (str,), "failure": (str,)}
 """Types of the entries of a line."""
 FINISHED, STOPPED, FAILED = "finished", "stopped early", "failed"
 
@@ -22,7 +23,8 @@ class Entry:
         trial: The index of the trial.
         round: Its last round.
         value: Its value of the metric by which trials are compared.
-        accuracy: Its accuracy on the validation rows, or on the test rows where there are none.
+        primary: Its primary metric on the validation rows, or on the test rows where there are none; in the file it
+            has the metric's name.
         ended: `finished`, `stopped early` or `failed`; empty if it has not ended.
         failure: Why it failed; empty if it did not.
     """
@@ -30,7 +32,7 @@ class Entry:
     trial: int
     round: int = 0
     value: float | None = None
-    accuracy: float | None = None
+    primary: float | None = None
     ended: str = ""
     failure: str = ""
 
@@ -42,14 +44,14 @@ class Standing:
     Attributes:
         round: The last round with a result.
         value: Its value of the metric by which trials are compared.
-        accuracy: As in `Entry`.
+        primary: As in `Entry`.
         ended: As in `Entry`.
         failure: As in `Entry`.
     """
 
     round: int = 0
     value: float | None = None
-    accuracy: float | None = None
+    primary: float | None = None
     ended: str = ""
     failure: str = ""
 
@@ -62,16 +64,16 @@ class Standing:
 class Journal:
     """The journal of a sweep and the standings of its trials; only the process that started the sweep writes it."""
 
-    def __init__(self, folder: Path, num_trials: int) -> None:
+    def __init__(self, folder: Path, num_trials: int, primary: PrimaryMetric = ACCURACY) -> None:
         """Read the journal in a folder, if there is one; an incomplete last line is left out."""
-        self._path = folder / NAME
+        self._path, self._primary = folder / NAME, primary
         self.entries: list[Entry] = []
         self.standings = [Standing() for _ in range(num_trials)]
         for entry in json_lines.read(self._path, self._entry_of):
             self._update(entry)
 
     def _entry_of(self, content: Any) -> Entry:
-        entry = Entry(**content)
+        entry = Entry(**{FIELD if name == self._primary.name else name: value for name, value in content.items()})
         fits = all(isinstance(getattr(entry, name), kinds) for name, kinds in KINDS.items())
         if not fits or not 0 <= entry.trial < len(self.standings):
             raise ValueError("an entry has another type, or names no trial of the sweep")
@@ -79,14 +81,14 @@ class Journal:
 
     def add(self, entry: Entry) -> None:
         """Append a line, and return when it is on the disk."""
-        json_lines.append(self._path, asdict(entry))
+        json_lines.append(self._path, self._primary.as_recorded(asdict(entry)))
         self._update(entry)
 
     def _update(self, entry: Entry) -> None:
         self.entries.append(entry)
         standing = self.standings[entry.trial]
         if entry.value is not None:
-            standing.round, standing.value, standing.accuracy = entry.round, entry.value, entry.accuracy
+            standing.round, standing.value, standing.primary = entry.round, entry.value, entry.primary
         standing.ended, standing.failure = entry.ended, entry.failure
 
     @property

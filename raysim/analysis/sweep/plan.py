@@ -14,6 +14,7 @@ from raysim.analysis.sweep import metrics
 from raysim.analysis.sweep.search import Domain, configurations
 from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
+from raysim.config.metric import PrimaryMetric
 from raysim.config.settings import Count, Seed, Settings
 from raysim.core.errors import SettingError, shortened
 from raysim.simulation.build import check_names
@@ -29,8 +30,8 @@ OWN = {
     "rounds": "base, the same for all trials",
 }
 """Settings that may not be searched, and where the sweep sets them."""
-ACCURACY = "accuracy"
-"""The metric that stands for the accuracy on validation rows, or on test rows where there are none."""
+PRIMARY = "primary"
+"""The metric that stands for the primary one on validation rows, or on test rows where there are none."""
 NOT_SEARCHED = ("executor", "tracking", "checkpoint", "experiment")
 """Groups of settings that decide where a run is executed and kept, never its results."""
 
@@ -61,11 +62,13 @@ class SweepSettings(Settings):
     """The seed of the draws."""
     seeds: Annotated[list[int], Field(min_length=1, max_length=1000)] = [0]  # noqa: RUF012 - pydantic copies it
     """The seeds of every trial, which run side by side, round by round; its metric is their mean."""
-    metric: str = ACCURACY
-    """The metric by which trials are compared: one that all of them will have. `accuracy`: `accuracy/validation` if
-    `data.validation_share` gives validation rows, else `accuracy/global`, which is of the test rows."""
-    mode: Literal["max", "min"] = "max"
-    """Whether a high or a low metric is better."""
+    metric: str = PRIMARY
+    """The metric by which trials are compared: one that all of them will have. `primary`, or the name of the task's
+    primary metric, as `accuracy`: `accuracy/validation` if `data.validation_share` gives validation rows, else
+    `accuracy/global`, which is of the test rows."""
+    mode: Literal["max", "min"] | None = None
+    """Whether a high or a low metric is better; null: as the direction of the primary metric says of its values, else
+    `max`."""
     asha: HalvingSettings | None = None
     """When trials are stopped early; null: never."""
     concurrent: Count | None = None
@@ -149,6 +152,16 @@ class Sweep:
         )
 
     @property
+    def primary(self) -> PrimaryMetric:
+        """The metric by which models are compared."""
+        return self.base.task.primary_metric
+
+    @property
+    def mode(self) -> str:
+        """`max` or `min`: whether a high or a low metric is better."""
+        return self.settings.mode or "max"
+
+    @property
     def num_cpus(self) -> int:
         """The CPUs that a trial takes: one, or one for each actor of each of its runs."""
         actors = self.base.executor.num_actors
@@ -204,8 +217,10 @@ def plan(settings: SweepSettings) -> Sweep:
         loader.set_value(shared, name, copy.deepcopy(value))
     base = loader.validated(shared, ExperimentSettings)
     _check_base(base, settings)
-    if settings.metric == ACCURACY:
-        settings = settings.model_copy(update={"metric": metrics.accuracy_of(base)})
+    primary = base.task.primary_metric
+    metric = metrics.primary_of(base) if settings.metric in (PRIMARY, primary.name) else settings.metric
+    mode = settings.mode or ("max" if metrics.direction_of(metric, primary) == "up" else "min")
+    settings = settings.model_copy(update={"metric": metric, "mode": mode})
     trials = []
     for index, values in enumerate(configurations(search, settings.samples, settings.search_seed)):
         trials.append(_trial(index, values, shared, base, settings.seeds))
@@ -277,6 +292,8 @@ def _trial(
         data = checked.data.model_copy(update={"split_seed": base.split_seed})
         checked = checked.model_copy(update={"data": data})
         check_names(checked)
+        if checked.task.primary_metric != base.task.primary_metric:
+            raise SettingError("task has another primary metric than other trials; allowed: the same in all")
     except SettingError as error:
         named = ", ".join(f"{name}={value!r}" for name, value in values.items())
         raise SettingError(f"search: trial {index} ({named}): {error}") from None

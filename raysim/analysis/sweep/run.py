@@ -14,7 +14,7 @@ from raysim.analysis.comparison.compare import Compared
 from raysim.analysis.sweep import best, tuning
 from raysim.analysis.sweep.display import SweepDisplay
 from raysim.analysis.sweep.journal import FAILED, Entry, Journal, results_of
-from raysim.analysis.sweep.metrics import accuracy_of, comparable_metrics, rows_of
+from raysim.analysis.sweep.metrics import comparable_metrics, primary_of, rows_of
 from raysim.analysis.sweep.plan import Sweep
 from raysim.analysis.sweep.writer import SweepWriter
 from raysim.core.errors import RunFailedError, SettingError, StoppedError, TrackingLostError, nearest_first
@@ -158,8 +158,8 @@ def _finish(writer: SweepWriter, status: str) -> None:
     if compared is not None:
         compare.write(compared, writer.folder)
         written = {name: writer.folder / name for name in compare.FILES}
-    best_trial = writer.journal.best(writer.sweep.settings.mode)
-    writer.end(status, written, {} if best_trial is None else test_accuracy_of(writer, best_trial))
+    best_trial = writer.journal.best(writer.sweep.mode)
+    writer.end(status, written, {} if best_trial is None else test_score_of(writer, best_trial))
 
 
 def table_of(folder: Path) -> Compared | None:
@@ -170,25 +170,26 @@ def table_of(folder: Path) -> Compared | None:
         return None
 
 
-def test_accuracy_of(writer: SweepWriter, trial: int) -> dict[str, float]:
-    """Return the last test accuracy of a trial, the mean over its seeds, where trials have validation rows.
+def test_score_of(writer: SweepWriter, trial: int) -> dict[str, float]:
+    """Return the last test score of a trial, the mean over its seeds, where trials have validation rows.
 
-    Only that of the best trial is reported; without validation rows it is the accuracy by which trials are shown.
+    Only that of the best trial is reported; without validation rows it is the score by which trials are shown.
     """
-    sweep, found = writer.sweep, []
+    sweep, name, found = writer.sweep, writer.sweep.primary.name, []
     for run in sweep.trials[trial].runs if sweep.base.data.validation_share else ():
         table = sweep.trials[trial].folder_of(run, writer.folder) / "rounds.parquet"
         if not table.is_file():
             return {}
-        accuracies = records.read(table, ("accuracy",))["accuracy"].astype(np.float64)
-        found += accuracies[~np.isnan(accuracies)][-1:].tolist()
-    return {"test_accuracy": statistics.fmean(found)} if found else {}
+        scores = records.read(table, (name,))[name].astype(np.float64)
+        found += scores[~np.isnan(scores)][-1:].tolist()
+    return {f"test_{name}": statistics.fmean(found)} if found else {}
 
 
 def content_of(writer: SweepWriter) -> dict[str, Any]:
     """Return the results of a sweep, ready for JSON."""
     sweep, standings = writer.sweep, writer.journal.standings
-    best_trial = writer.journal.best(sweep.settings.mode)
+    name = sweep.primary.name
+    best_trial = writer.journal.best(sweep.mode)
     trials = [
         {
             "trial": trial.index,
@@ -196,7 +197,7 @@ def content_of(writer: SweepWriter) -> dict[str, Any]:
             "state": standing.ended or "unfinished",
             "rounds": standing.round,
             "value": standing.value,
-            "accuracy": standing.accuracy,
+            name: standing.primary,
             "failure": standing.failure,
         }
         for trial, standing in zip(sweep.trials, standings, strict=True)
@@ -204,11 +205,12 @@ def content_of(writer: SweepWriter) -> dict[str, Any]:
     return {
         "title": sweep.title,
         "metric": sweep.settings.metric,
-        "metric_is_of": rows_of(sweep.settings.metric) or None,
-        "mode": sweep.settings.mode,
-        "accuracy_is_of": rows_of(accuracy_of(sweep.base)),
+        "metric_is_of": rows_of(sweep.settings.metric, sweep.primary) or None,
+        "mode": sweep.mode,
+        **sweep.primary.entries,
+        f"{name}_is_of": rows_of(primary_of(sweep.base), sweep.primary),
         "trials": trials,
-        "best": None if best_trial is None else trials[best_trial] | test_accuracy_of(writer, best_trial),
+        "best": None if best_trial is None else trials[best_trial] | test_score_of(writer, best_trial),
         "run_id": writer.tracker.run_id,
         "output_dir": str(writer.folder),
         "tracking_uri": writer.tracker.uri,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
-from raysim.analysis.sweep.metrics import OF_TEST_ROWS, accuracy_of, further_names
+from raysim.analysis.sweep.metrics import primary_of, test_metrics
 from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
 from raysim.core.errors import RunFailedError, StoppedError
@@ -32,12 +32,12 @@ class Result:
     Attributes:
         round: The round.
         value: The mean over its runs of the metric by which trials are compared.
-        accuracy: The mean of their accuracy on the validation rows, or on the test rows where there are none.
+        primary: The mean of their primary metric on the validation rows, or on the test rows where there are none.
     """
 
     round: int
     value: float
-    accuracy: float
+    primary: float
 
 
 def results(
@@ -71,8 +71,8 @@ def results(
             is_scored = any(run.scored_round == round for run in started)
             if round > since and is_scored and all({metric, run.scored} <= run.values.keys() for run in started):
                 values = [run.values[metric] for run in started]
-                accuracies = [run.values[run.scored] for run in started]
-                yield Result(round, statistics.fmean(values), statistics.fmean(accuracies))
+                scores = [run.values[run.scored] for run in started]
+                yield Result(round, statistics.fmean(values), statistics.fmean(scores))
 
 
 def _check_known(runs: Sequence["_TrialRun"], metric: str) -> None:
@@ -91,7 +91,7 @@ class _TrialRun:
         self._settings, self._folder, self._runner = settings, folder, runner
         self._observers = Observers(observer.chosen(settings.tracking))
         self._known, self._is_over = 0, False
-        self.scored = accuracy_of(settings)
+        self.scored = primary_of(settings)
         """A metric that scored rounds have, and no others."""
         self.values: dict[str, float] = {}
         """The last value of each metric: rounds in which no client of a tier took part have none of that tier."""
@@ -120,13 +120,14 @@ class _TrialRun:
             unlogged = metrics.left_out_of(scenario)
             if settings.data.validation_share:
                 # of the best trial alone, and in its summary
-                unlogged |= {*OF_TEST_ROWS, *further_names(settings, "test")}
-                unlogged |= {*(f"width_accuracy/{width_name(width)}" for width in scenario.widths)}
+                unlogged |= {*test_metrics(settings)}
+                unlogged |= {*(f"width_{scenario.primary.name}/{width_name(width)}" for width in scenario.widths)}
             metadata = {
                 **{f"{what}_sha256": digest for what, digest in data_digests(scenario).items()},
                 "unlogged": sorted(unlogged),
                 "environment": environment(),
                 "num_classes": scenario.workload.data.num_classes,
+                **scenario.primary.entries,
                 "full_model": asdict(scenario.costs.dense),
             }
             (folder / "run.json").write_text(json.dumps(metadata, indent=2))

@@ -13,11 +13,12 @@ from raysim.analysis.sweep.journal import FAILED, FINISHED, STOPPED, Journal
 from raysim.analysis.sweep.plan import Sweep, Trial
 from raysim.config import loader
 from raysim.config.experiment import ExperimentSettings
+from raysim.config.metric import ACCURACY, PrimaryMetric
 from raysim.core.storage import atomic
 from raysim.core.storage.local import storage_path
 from raysim.core.tensors import Columns
 from raysim.simulation import parts, records
-from raysim.tracking.curves import LoggedSoFar, RunCurves
+from raysim.tracking.curves import LoggedSoFar, RunCurves, main_of
 from raysim.tracking.mlflow_writer import MlflowWriter
 from raysim.tracking.run_folder import new_key
 from raysim.tracking.run_metadata import tags_of
@@ -113,7 +114,11 @@ class TrialRuns:
         tracker.artifact(folder / "config.yaml")
         unlogged = frozenset(metadata["unlogged"])
         curves = RunCurves(
-            lambda round: records.logged(folder / "rounds", round, unlogged), tracker.log, known.round, known.second
+            lambda round: records.logged(folder / "rounds", round, unlogged),
+            tracker.log,
+            known.round,
+            known.second,
+            main_of(run.task.primary_metric.name),
         )
         self._children[key] = _Child(tracker, curves)
         return self._children[key]
@@ -160,7 +165,11 @@ class TrialRuns:
             "values": dict(trial.values),
             "state": "" if standing.ended == FINISHED else standing.ended,
             "failure": standing.failure,
-            **(reached(records.read(table)) if table.is_file() else {}),
+            **(
+                run.task.primary_metric.entries | reached(records.read(table), run.task.primary_metric)
+                if table.is_file()
+                else {}
+            ),
             "files_sha256": digests_of_files(storage_path(folder)),
         }
 
@@ -171,12 +180,12 @@ class TrialRuns:
                 child.tracker.end("KILLED")
 
 
-def reached(rounds: Columns) -> dict[str, float]:
-    """Return what a run of a trial reached and spent; accuracies on the validation rows are called so."""
-    figures = figures_of(by_validation(rounds))
-    if not has_validation(rounds):
+def reached(rounds: Columns, metric: PrimaryMetric = ACCURACY) -> dict[str, float]:
+    """Return what a run of a trial reached and spent; scores on the validation rows are called so."""
+    figures = figures_of(by_validation(rounds, metric), metric)
+    if not has_validation(rounds, metric):
         return figures
-    return {f"validation_{name}" if "accuracy" in name else name: value for name, value in figures.items()}
+    return {f"validation_{name}" if metric.name in name else name: value for name, value in figures.items()}
 
 
 def _key(trial: Trial, run: ExperimentSettings) -> str:

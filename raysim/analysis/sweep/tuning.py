@@ -116,7 +116,7 @@ def _train(config: Mapping[str, Any], sweep: Sweep, folder: str, known: Mapping[
     trial = sweep.trials[config["trial"]]
     runs = [(run, storage_path(trial.folder_of(run, Path(folder))), _runner(run)) for run in trial.runs]
     for result in trials.results(runs, sweep.settings.metric, known.get(trial.index, 0)):
-        tune.report({"round": result.round, "value": result.value, "accuracy": result.accuracy})
+        tune.report({"round": result.round, "value": result.value, "primary": result.primary})
 
 
 def _runner(settings: ExperimentSettings) -> Runner:
@@ -146,7 +146,7 @@ class ResumableASHA(ASHAScheduler):
         super().__init__(
             time_attr="round",
             metric="value",
-            mode=sweep.settings.mode,
+            mode=sweep.mode,
             max_t=sweep.base.rounds + 1,
             grace_period=settings.grace_rounds,
             reduction_factor=settings.reduction_factor,
@@ -182,7 +182,7 @@ class _Forwarding(Callback):
         index = trial.config["trial"]
         if result.get("done") and result["round"] < self._sweep.base.rounds:
             self._stopped.add(index)
-        self._listener.result(Entry(index, result["round"], float(result["value"]), float(result["accuracy"])))
+        self._listener.result(Entry(index, result["round"], float(result["value"]), float(result["primary"])))
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Forward the end of a trial."""

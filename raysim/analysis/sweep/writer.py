@@ -44,7 +44,7 @@ class SweepWriter:
             ids: The content of `mlflow.json`; empty for a new sweep.
         """
         self.sweep, self.folder, self.tracker = sweep, folder, tracker
-        self.journal = Journal(folder, len(sweep.trials))
+        self.journal = Journal(folder, len(sweep.trials), sweep.primary)
         self.runs = TrialRuns(sweep, folder, tracker, self.journal, ids)
         self._is_lost = False
         if ids.get("run_id"):
@@ -117,7 +117,7 @@ class SweepWriter:
             self.tracker.artifact(path)
         counts = {ended: sum(each.ended == ended for each in standings) for ended in (FINISHED, STOPPED, FAILED)}
         self.tracker.measure({f"trials/{ended.replace(' ', '_')}": count for ended, count in counts.items()})
-        best = self.journal.best(self.sweep.settings.mode)
+        best = self.journal.best(self.sweep.mode)
         if best is not None:
             self.tracker.measure({f"best/{self.sweep.settings.metric}": standings[best].value or 0.0})
             self.tracker.measure({f"best/{name}": value for name, value in best_figures.items()})

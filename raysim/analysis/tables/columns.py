@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysim.analysis.tables.means import LAST
+from raysim.config.metric import ACCURACY, PrimaryMetric, metric_in
 
-LAST_MEAN, FINAL = "accuracy_last10", "accuracy"
-"""The accuracies by which rows are compared: that of the last evaluations, or of the last one."""
-ACCURACIES = {LAST_MEAN: f"last {LAST}", FINAL: "final", "best_accuracy": "best"}
-"""The accuracies of a row, with the second line of their headings."""
+LAST_MEAN, FINAL, BEST = "primary_last10", "primary", "best_primary"
+"""The scores of a row, named after the metric: the mean of the last evaluations, the last one, and the best."""
+DIFFERENCES = ("points", "difference")
+"""The headings of differences: of shares, and of other numbers."""
+LOWER = {LAST_MEAN: f"last {LAST}", FINAL: "final", BEST: "best"}
+"""The second lines of their headings."""
 STAR = "*"
 """Marks a comparison with the baseline that only some of the row's seeds allow."""
 UNITS = {"megabytes": "MB", "simulated_s": "s", "energy_j": "J"}
@@ -21,36 +24,64 @@ SEEDS = (
 """The meaning of deviations, for notes."""
 
 
-def leading(has_last_mean: Sequence[bool]) -> str:
-    """Return the accuracy by which rows are compared: the last mean, if all scored runs have enough evaluations.
+def scores_of(metric: PrimaryMetric) -> dict[str, str]:
+    """Return the names of a row's scores, with the second lines of their headings.
+
+    >>> scores_of(PrimaryMetric("rmse"))
+    {'rmse_last10': 'last 10', 'rmse': 'final', 'best_rmse': 'best'}
+    """
+    return {metric.recorded(name): lower for name, lower in LOWER.items()}
+
+
+def score_columns(table: Sequence[Mapping[str, Any]], part: str = "") -> list["Column"]:
+    """Return the columns with the scores of each row, and with their difference to the baseline's."""
+    metric = metric_in(table[0])
+    upper = f"{metric.title} %" if metric.is_share else metric.title
+    differences = [points(row, "" if row["points_are_all"] else STAR) for row in table]
+    return [
+        *(
+            Column(upper, lower, [score(row[name], metric) for row in table], part=part)
+            for name, lower in scores_of(metric).items()
+        ),
+        Column(DIFFERENCES[0 if metric.is_share else 1], "to baseline", differences, part=part),
+    ]
+
+
+def leading(has_last_mean: Sequence[bool], metric: PrimaryMetric = ACCURACY) -> str:
+    """Return the score by which rows are compared: the last mean, if all scored runs have enough evaluations.
 
     >>> leading([True, True]), leading([True, False]), leading([])
     ('accuracy_last10', 'accuracy', 'accuracy')
     """
-    return LAST_MEAN if has_last_mean and all(has_last_mean) else FINAL
+    return metric.recorded(LAST_MEAN if has_last_mean and all(has_last_mean) else FINAL)
 
 
 def points(row: Mapping[str, Any], star: str = "") -> str:
-    """Write a difference of accuracies in points, with its t-interval.
+    """Write a difference of scores in points, with its t-interval; of other metrics than shares as it is.
 
     >>> points({"points": 2.1, "points_low": -0.3, "points_high": 4.5}), points({"points": None})
     ('+2.1 [-0.3, +4.5]', '-')
     """
     if row["points"] is None:
         return "-"
-    interval = "" if row["points_low"] is None else f" [{row['points_low']:+.1f}, {row['points_high']:+.1f}]"
-    return f"{row['points']:+.1f}{star}{interval}"
+    form = "+.1f" if metric_in(row).is_share else "+.3g"
+    bounds = (row["points_low"], row["points_high"])
+    interval = "" if bounds[0] is None else f" [{', '.join(format(bound, form) for bound in bounds)}]"
+    return f"{row['points']:{form}}{star}{interval}"
 
 
-def reached_columns(costs: Sequence[Mapping[str, Any]], names: Mapping[str, str], part: str = "") -> list["Column"]:
+def reached_columns(
+    costs: Sequence[Mapping[str, Any]], names: Mapping[str, str], part: str = "", metric: PrimaryMetric = ACCURACY
+) -> list["Column"]:
     """Return the columns with what a target cost each row: rounds, with the runs that reached it, and the rest.
 
     Args:
         costs: The costs of the target, one entry per row.
         names: The units of the costs besides rounds, by name.
         part: The part of the table that they belong to. Empty: a part of their own.
+        metric: The metric of the target.
     """
-    upper = f"to {100 * costs[0]['accuracy']:g} %"
+    upper = f"to {metric.target_text(costs[0][metric.name])}"
     others = [
         Column(upper, unit, [cost(each[name], is_whole=True) for each in costs], part=part or upper)
         for name, unit in names.items()
@@ -110,16 +141,20 @@ def parts_of(columns: Sequence[Column]) -> list[list[Column]]:
     return list(parts.values())
 
 
-def accuracy(value: Mapping[str, float | None]) -> str:
-    """Write mean and deviation of an accuracy in per cent.
+def score(value: Mapping[str, float | None], metric: PrimaryMetric = ACCURACY) -> str:
+    """Write mean and deviation of a score: of a share in per cent, of another number with four and two digits.
 
-    >>> accuracy({"mean": 0.8123, "std": 0.0123}), accuracy({"mean": 0.5, "std": None})
+    >>> score({"mean": 0.8123, "std": 0.0123}), score({"mean": 0.5, "std": None})
     ('81.2 \u00b1 1.2', '50.0')
+    >>> score({"mean": 12.3456, "std": 0.1234}, PrimaryMetric("perplexity", "down", 1, float("inf")))
+    '12.35 \u00b1 0.12'
     """
-    if value["mean"] is None:
+    mean, deviation = value["mean"], value["std"]
+    if mean is None:
         return "-"
-    deviation = "" if value["std"] is None else f" \u00b1 {100 * value['std']:.1f}"
-    return f"{100 * value['mean']:.1f}{deviation}"
+    forms = (".1f", ".1f") if metric.is_share else (".4g", ".2g")
+    shown = "" if deviation is None else f" \u00b1 {metric.scale * deviation:{forms[1]}}"
+    return f"{metric.scale * mean:{forms[0]}}{shown}"
 
 
 def number(value: float) -> str:

@@ -4,35 +4,38 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from raysim.config.metric import ACCURACY, PrimaryMetric
+
 LAST = 10
-"""Evaluations of which a run's last accuracy is the mean, where it has at least twice as many."""
+"""Evaluations of which a run's last score is the mean, where it has at least twice as many."""
 ABOVE_CHANCE = 0.1
 """Least share of the way from chance to 1 that an automatic target has."""
 LEVEL = 0.95
 """Confidence of an interval."""
 
 
-def last_mean(accuracies: Sequence[float]) -> float | None:
+def last_mean(scores: Sequence[float]) -> float | None:
     """Return the mean of the last evaluations; None: there are too few, the mean would be of half the run.
 
     >>> last_mean([0.5] * 10 + [0.9] * 10), last_mean([0.9] * 19)
     (0.9, None)
     """
-    return statistics.fmean(accuracies[-LAST:]) if len(accuracies) >= 2 * LAST else None
+    return statistics.fmean(scores[-LAST:]) if len(scores) >= 2 * LAST else None
 
 
-def paired(own: Mapping[int, float], base: Mapping[int, float]) -> dict[str, Any]:
-    """Return the mean difference of accuracies by seed over the seeds of both, in points, with its t-interval.
+def paired(own: Mapping[int, float], base: Mapping[int, float], scale: float = 100) -> dict[str, Any]:
+    """Return the mean difference of scores by seed over the seeds of both, in points, with its t-interval.
 
     Args:
-        own: The accuracies of a row.
+        own: The scores of a row.
         base: Those of the row that it is compared with.
+        scale: What a point is multiplied by: 100 for shares, 1 for other numbers.
 
     >>> paired({0: 0.75, 1: 0.5, 2: 0.9}, {0: 0.5, 1: 0.25})["points"]
     25.0
     """
     shared = sorted(own.keys() & base.keys())
-    differences = [100 * (own[seed] - base[seed]) for seed in shared]
+    differences = [scale * (own[seed] - base[seed]) for seed in shared]
     low, high = t_interval(differences)
     return {
         "points": statistics.fmean(differences) if shared else None,
@@ -87,16 +90,30 @@ def against(own: Mapping[int, float], base: Mapping[int, float]) -> dict[str, An
     }
 
 
-def default_target(accuracies: Sequence[float], num_classes: int | None) -> float | None:
-    """Return 95 % of the accuracy of a baseline's runs, rounded down to a per cent; None if that is about chance.
+def default_target(
+    scores: Sequence[float], num_classes: int | None, metric: PrimaryMetric = ACCURACY
+) -> float | None:
+    """Return a target that a baseline's runs have almost reached; None if a guess reaches it, too.
+
+    Of a share that should go up it is 95 % of theirs, rounded down to a per cent; of another number that should go up
+    95 %, and of one that should go down 1 / 0.95 of it, with three digits.
 
     Args:
-        accuracies: The accuracy that leads the table, one per run.
+        scores: The score that leads the table, one per run.
         num_classes: The classes of the data, of which a guess is right in one of so many cases. None: not known.
+        metric: The metric; only of the accuracy is known what a guess reaches.
 
     >>> default_target([0.9, 0.8], 10), default_target([0.15, 0.2], 10), default_target([0.58], 2)
     (0.8, None, 0.55)
+    >>> default_target([2.0, 1.8], None, PrimaryMetric("rmse", "down", 0, float("inf")))
+    2.0
     """
-    target = int(95 * statistics.fmean(accuracies) + 1e-9) / 100 if accuracies else 0.0
-    chance = 1 / num_classes if num_classes else 0.0
+    if not scores:
+        return None
+    mean = statistics.fmean(scores)
+    if not (metric.is_share and metric.direction == "up"):
+        target = float(f"{0.95 * mean if metric.direction == 'up' else mean / 0.95:.3g}")
+        return target if mean > 0 and metric.allows(target) and metric.reaches(mean, target) else None
+    target = int(95 * mean + 1e-9) / 100
+    chance = 1 / num_classes if num_classes and metric == ACCURACY else 0.0
     return target if target and target >= chance + ABOVE_CHANCE * (1 - chance) - 1e-9 else None

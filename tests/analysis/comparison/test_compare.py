@@ -241,7 +241,7 @@ def test_a_front_has_the_rows_that_no_other_one_beats():
 def test_a_mean_curve_counts_each_round_with_the_runs_that_have_it():
     row = rows.rows_of([record(), record("seed=1", accuracies=(0.3, np.nan))])[0][0]
     curve, deviation = mean_curve([curve_of(run.rounds) for run in row.counted])
-    assert curve.accuracy == pytest.approx([0.4, 0.7, 0.8])
+    assert curve.values == pytest.approx([0.4, 0.7, 0.8])
     assert deviation == pytest.approx([np.std([0.5, 0.3], ddof=1), 0, 0])
     assert curve.costs["rounds"].tolist() == [1, 2, 3]
 

@@ -72,7 +72,7 @@ def test_a_trial_is_the_run_that_its_values_describe(tuned):
     training = config.training.model_copy(update={"learning_rate": VALUES[0]})
     changes = {"rounds": GRID["rounds"], "seed": GRID["seeds"][0], "training": training}
     alone = run_one(build_scenario(config.model_copy(update=changes)))
-    scores = [report.validation.accuracy for report in alone.reports]
+    scores = [report.validation.primary for report in alone.reports]
     assert float(first["validation_accuracy"]) == statistics.fmean(scores[len(scores) // 2 :])
 
 

@@ -27,7 +27,7 @@ def trial_that_finished(writer: SweepWriter, index: int = 0) -> None:
         (settings, storage_path(only.folder_of(settings, writer.folder)), InProcessRunner()) for settings in only.runs
     ]
     for result in trial.results(runs, writer.sweep.settings.metric):
-        writer.add_result(only, Entry(index, result.round, result.value, result.accuracy))
+        writer.add_result(only, Entry(index, result.round, result.value, result.primary))
     writer.add_end(only, Entry(index, ended=FINISHED))
 
 
