@@ -26,7 +26,7 @@ MOST_SIZES = 3
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a linear layer read and wrote in the one call of it; its output is cut off from what made it."""
+    """The one call of a linear layer: what it read and wrote; its output is cut off from what made it."""
 
     inputs: torch.Tensor
     output: torch.Tensor
