@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
 from raysim.client.hooks import LocalHooks
 from raysim.client.training import batch_loss
 from raysim.client.view import ClientView
 from raysim.core.tensors import Params
 from raysim.pruning.plan import ChannelPlan
+from raysim.pruning.recurrent import LayerStates
 
 
 def own_classes_of(view: ClientView) -> torch.Tensor | None:
@@ -55,21 +57,44 @@ def zero_pruned(model: nn.Module, elements: Params) -> None:
                 tensor.mul_(elements[key])
 
 
+def _scaled(layer: nn.Module, output: Any, factor: float) -> Any:
+    """Return what a layer passes on, multiplied: of a recurrent layer not its cells, of attention not its weights."""
+    if isinstance(output, torch.Tensor):
+        return output * factor
+    if isinstance(output, PackedSequence):
+        return PackedSequence(output.data * factor, *output[1:])
+    if isinstance(output, LayerStates):
+        return LayerStates([state * factor for state in output])
+    first, second = output
+    if isinstance(layer, nn.LSTM):
+        second = (_scaled(layer, second[0], factor), second[1])
+    elif isinstance(layer, nn.RNNBase):
+        second = _scaled(layer, second, factor)
+    return _scaled(layer, first, factor), second
+
+
+def _is_scaled(module: nn.Module) -> bool:
+    """Whether a module that has a cut weight is a layer: not one that holds layers and a parameter of its own."""
+    is_layer = isinstance(module, nn.MultiheadAttention) or not list(module.children())
+    return is_layer and not isinstance(module, nn.RNNCellBase)
+
+
 @contextmanager
 def scaled_outputs(model: nn.Module, plan: ChannelPlan, factor: float) -> Iterator[None]:
-    """Multiply the output of every layer whose channels are cut, while the context lasts (HeteroFL's scaler)."""
+    """Multiply the output of every layer whose channels are cut, while the context lasts (HeteroFL's scaler).
+
+    Recurrent cells are left out: what they pass on comes back to them.
+    """
     if factor == 1.0:
         yield
         return
 
-    def scale(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        if isinstance(output, tuple):  # of recurrent layers and attention, which return more beside their output
-            return (output[0] * factor, *output[1:])
-        return output * factor
+    def scale(layer: nn.Module, _inputs: Any, output: Any) -> Any:
+        return _scaled(layer, output, factor)
 
     keys = [slot.key for _, slot in plan.slots() if slot.role == "weight" and len(plan.shapes[slot.key]) > 1]
-    layers = [model.get_submodule(key.rsplit(".", 1)[0]) for key in keys]
-    distinct = {id(layer): layer for layer in layers}  # a shared layer has several keys
+    owners = [model.get_submodule(key.rpartition(".")[0]) for key in keys]
+    distinct = {id(layer): layer for layer in owners if _is_scaled(layer)}  # a shared layer has several keys
     handles = [layer.register_forward_hook(scale) for layer in distinct.values()]
     try:
         yield

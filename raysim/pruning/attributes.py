@@ -43,6 +43,7 @@ def with_sizes(
     proved: list[ChannelGroup] = []
     for group in groups:
         whole = [slot for slot in group.slots if slot.indices.size == shapes[slot.key][slot.dim]]
+        whole.sort(key=lambda slot: not slot.key.startswith(f"{group.name}."))  # others may be in a dropped block
         found = [(module, name) for module, name, value in whole_numbers(model, own) if value == group.size]
         attributes = tuple(Attribute(*each, whole[0].key, whole[0].dim) for each in found) if whole else ()
         alone = [(each,) for each in attributes] if len(attributes) > 1 else []

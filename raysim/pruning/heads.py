@@ -26,7 +26,7 @@ MOST_SIZES = 3
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Input and output of a linear layer in its one call; the output is cut off from the graph before it."""
+    """The one call of a linear layer: what it read and wrote; its output is cut off from what made it."""
 
     inputs: torch.Tensor
     output: torch.Tensor
@@ -122,8 +122,13 @@ def _found_heads(
     """Find heads in modules of any type: what the inputs of a linear layer make of the outputs of others."""
     if sum(layers.is_linear(module) for module in model.modules()) < 2:
         return
-    with _recorded(model) as calls, torch.enable_grad():
-        forward(model, example)
+    try:
+        with _recorded(model) as calls, torch.enable_grad():
+            forward(model, example)
+    except (
+        Exception
+    ):  # whatever a forward raises on tensors with gradients: the tracer meets it again, and reports it
+        return
     for reader, call in calls.items():
         sources = _sources(call, calls)
         outputs = [calls[name].output for name in sources]

@@ -119,13 +119,18 @@ def _transposed_part(name: str, module: Any) -> Part:
 
 
 def _recurrent_part(layer: str, name: str, module: Any, suffix: str) -> Part:
-    """Return the part for one layer and direction of a recurrent layer, or for a cell: its units, with all gates."""
+    """Return the part for one layer and direction of a recurrent layer, or for a cell: its units, with all gates.
+
+    It reads for both directions of the layer: what one of them makes may be read by nobody.
+    """
     weight_ih = getattr(module, f"weight_ih{suffix}")
     tensors: list[tuple[str, int, Role]] = [(f"weight_{kind}{suffix}", 0, "weight") for kind in ("ih", "hh")]
     if module.bias:
         tensors += [(f"bias_{kind}{suffix}", 0, "weight") for kind in ("ih", "hh")]
     tensors.append((f"weight_hh{suffix}", 1, "consumer"))
-    reads = Side(weight_ih.shape[1], ((f"weight_ih{suffix}", 1, "consumer"),))
+    forwards = suffix.removesuffix("_reverse")
+    read = [each for each in (f"weight_ih{forwards}", f"weight_ih{forwards}_reverse") if hasattr(module, each)]
+    reads = Side(weight_ih.shape[1], tuple((each, 1, "consumer") for each in read))
     gates, size = recurrent.num_gates(module), getattr(module, "proj_size", 0)
     width = size or len(weight_ih) // gates
     if not recurrent.is_recurrent(module):

@@ -12,6 +12,7 @@ import torchvision
 from torch import nn
 from torch.nn import functional
 
+from raysim.core.errors import UntraceableError
 from raysim.pruning.attention import NarrowAttention
 from raysim.pruning.costs import CostTable
 from raysim.pruning.masks import Mask
@@ -508,3 +509,12 @@ def test_flops_equal_a_hand_count_and_fall_with_the_heads(kept: int) -> None:
     assert table.of(mask).activation_bytes >= 2 * scores
     if kept < 4:
         assert table.of(mask).activation_bytes < table.dense.activation_bytes
+
+
+def test_a_forward_that_allows_no_gradients_cannot_be_traced() -> None:
+    class Detour(LanguageModel):
+        def forward(self, words: torch.Tensor) -> torch.Tensor:
+            return super().forward(words) + float(self.embed(words).numpy().sum())
+
+    with pytest.raises(UntraceableError, match="cannot be traced"):
+        ChannelPlan.trace(Detour(BertAttention), WORDS)
