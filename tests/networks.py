@@ -143,6 +143,15 @@ class Cell(nn.Module):
         return self.last(hidden)
 
 
+class Pairs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs, self.last = nn.Bilinear(8, 8, 24), nn.Linear(24, 10)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.last(self.pairs(x[:, 0, 0], x[:, 0, 1]))
+
+
 class TrainReturnsNothing(Plain):
     def train(self, mode: bool = True) -> None:  # type: ignore[override]
         super().train(mode)

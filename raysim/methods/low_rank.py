@@ -83,9 +83,8 @@ def split_average_product(params: Params, memory: Params, report: CohortReport) 
         left, values, right = torch.linalg.svd(mean, full_matrices=False)
         ranks = params[down].shape[0]
         filled = min(ranks, len(values))
-        signs = right.gather(
-            1, right.abs().max(1, keepdim=True).indices
-        ).sign()  # a vector and its opposite fit alike
+        largest = right.abs().max(1, keepdim=True).indices
+        signs = right.gather(1, largest).sign()  # a vector and its opposite fit alike
         factors = {name: torch.zeros(params[name].shape, dtype=torch.float64).flatten(1) for name in (down, up)}
         factors[down][:filled] = (right * signs)[:filled]
         factors[up][:, :filled] = (left * signs.T * values)[:, :filled]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from raysim.pruning import attention, recurrent
+from raysim.pruning import attention, recurrent, submodel
 from raysim.pruning.groups import Role
 from raysim.pruning.heads import Mixing
 from raysim.pruning.layers import Side, UnsupportedLayerError, is_transposed
@@ -57,7 +57,7 @@ def with_stand_ins(model: nn.Module, mixings: Sequence[Mixing] = ()) -> nn.Modul
         model: The model; it is left unchanged.
         mixings: Where modules of other types mix channels: the tracer is not shown how.
     """
-    copies: dict[int, Any] = {}
+    copies: dict[int, Any] = dict(submodel.without_graphs(model))
     for name, module in model.named_modules():
         if recurrent.runs_as_recurrent(module):
             stand_in = _CellStandIn if isinstance(module, nn.RNNCellBase) else _RecurrentStandIn

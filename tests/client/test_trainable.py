@@ -66,9 +66,9 @@ def test_the_reason_names_the_layer_that_computes_its_weight(model):
 
 
 def test_the_reason_names_layers_that_the_tracer_does_not_know(model):
-    plan = build_scenario(settings_of("magnitude", model(networks.Cell))).workload.plan
+    plan = build_scenario(settings_of("magnitude", model(networks.Pairs))).workload.plan
     assert plan.groups == ()
-    assert plan.unprunable == {"cell": "layers of type LSTMCell are not cut"}
+    assert plan.unprunable == {"pairs": "layers of type Bilinear are not cut"}
 
 
 def test_costs_that_need_values_are_those_of_the_same_layers_without(model):
