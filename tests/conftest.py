@@ -54,6 +54,8 @@ NEEDED_BY = {
     "fedrts": ("method.options={readjust_rounds: 1}",),
     "prunefl": ("method.options={reconfigure_rounds: 1, initial_rounds: 2}",),
     "autoflip": ("method.options={exploration_epochs: 2}",),
+    "hetlora": ("model.adapter={rank: 4, targets: ['*']}",),
+    "flexlora": ("model.adapter={rank: 4, targets: ['*']}",),
 }
 
 

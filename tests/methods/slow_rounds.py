@@ -122,7 +122,10 @@ def train(
     held = everything(params) if held is None else held
     model = copy.deepcopy(workload.model).train()
     model.load_state_dict({key: value * held[key] for key, value in params.items()})
-    optimizer = torch.optim.SGD(model.parameters(), rate(scenario, round), local.momentum, 0, local.weight_decay)
+    trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    optimizer = torch.optim.SGD(
+        [weight for _, weight in trained], rate(scenario, round), local.momentum, 0, local.weight_decay
+    )
     inputs, labels = workload.data.train_rows(workload.population.train[id])
     order, losses = order or ordered(scenario, round, id), []
     for _ in range(local.epochs if epochs is None else epochs):
@@ -132,17 +135,17 @@ def train(
             value = loss(model, inputs[rows], labels[rows])
             value.backward()
             if observe is not None:
-                observe({name: weight.grad.clone() for name, weight in model.named_parameters()})
-            for name, weight in model.named_parameters():
+                observe({name: weight.grad.clone() for name, weight in trained})
+            for name, weight in trained:
                 if correct is not None:
                     weight.grad = correct(name, weight.detach(), weight.grad)
                 weight.grad *= held[name]
             if local.clip_norm is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), local.clip_norm)
+                nn.utils.clip_grad_norm_(weights, local.clip_norm)
             optimizer.step()
             if after_step is not None:
                 after_step(model)
-            for name, weight in model.named_parameters():
+            for name, weight in trained:
                 weight.data *= held[name]
             losses[-1] += value.item() * len(rows) / len(labels)
         if stop is not None and stop(losses[-1]):

@@ -37,6 +37,7 @@ RANKED, SPARSE = "tests.methods.test_rounds_ranked", "tests.methods.test_rounds_
 NESTED = "tests.methods.test_rounds_nested"
 TOPOLOGY = "tests.methods.test_rounds_topology"
 AUTOFLIP = "tests.methods.test_rounds_autoflip"
+ADAPTERS = "tests.methods.test_rounds_adapters"
 
 ROUNDS_OF = {
     "fedavg": (HERE, "test_fedavg_is_the_weighted_mean_of_its_clients"),
@@ -63,6 +64,8 @@ ROUNDS_OF = {
     "fedtiny": (TOPOLOGY, "test_fedtiny_grows_by_averaged_gradients_block_by_block"),
     "fedmef": (TOPOLOGY, "test_fedmef_pushes_out_what_it_is_about_to_prune"),
     "fedrts": (TOPOLOGY, "test_fedrts_draws_its_topology_from_what_was_voted_for"),
+    "hetlora": (ADAPTERS, "test_hetlora_weights_padded_factors_with_the_norms_of_their_products"),
+    "flexlora": (ADAPTERS, "test_flexlora_averages_products_and_splits_them_by_singular_values"),
     "autoflip": (AUTOFLIP, "test_autoflip_prunes_where_clients_do_not_go_or_do_not_agree"),
 }
 """For each row the slow round it is held against; a new row needs one."""
