@@ -51,7 +51,17 @@ SECTIONS = {
     "training": TrainingSettings,
     "training.schedule": ScheduleSettings,
 }
-MORE = ("evaluation.targets", "evaluation.widths", "data.validation_share", "task.metrics", "task.client_metrics")
+MORE = (
+    "evaluation.targets",
+    "evaluation.widths",
+    "data.validation_share",
+    "task.metrics",
+    "task.client_metrics",
+    "task.name",
+    "task.loss",
+    "task.primary",
+    "task.direction",
+)
 """Settings of other sections that are in the table."""
 
 
@@ -64,8 +74,18 @@ def trained(settings: ExperimentSettings) -> Any:
     scenario = build_scenario(settings)
     state, _ = played(scenario)
     totals = state.totals
-    reached = targets_of(totals, scenario.targets), [astuple(each) for each in totals.widths], totals.further
-    return state.round, tensors.digest(state.params), summary_of(totals), reached
+    reached = targets_of(totals, scenario.targets, scenario.primary), totals.best_primary, totals.further
+    widths = [astuple(each) for each in totals.widths]
+    return state.round, tensors.digest(state.params), summary_of(totals), reached, widths
+
+
+def refused(settings: ExperimentSettings) -> str:
+    """Why a run is refused; empty if it is not."""
+    try:
+        build_scenario(settings)
+    except SettingError as error:
+        return str(error)
+    return ""
 
 
 def recorded_of_clients(settings: ExperimentSettings) -> Any:
@@ -194,10 +214,17 @@ CHANGES: dict[str, Change] = {
     "costs.cluster_watts": Change((), ("costs.cluster_watts=100.0",), priced),
     "costs.cluster_price_per_hour": Change((), ("costs.cluster_price_per_hour=2.0",), priced),
     "stop.accuracy": Change(QUICK, ("stop.accuracy=0.01",), trained),
+    "stop.primary": Change(QUICK, ("stop.primary=0.01",), trained),
     "stop.simulated_s": Change((), ("stop.simulated_s=0.01",)),
     "stop.bytes": Change((), ("stop.bytes=10.0",)),
     "stop.energy_j": Change(tier("train_watts=1.0"), ("stop.energy_j=1e-6",)),
     "data.validation_share": Change((), ("data.validation_share=0.2",)),
+    "task.name": Change(QUICK, ("task.name=regression",), refused),
+    "task.loss": Change(QUICK, ("task.loss=tests.task.own_parts:focal",), trained),
+    "task.primary": Change(QUICK, ("task.primary=macro_f1",), trained),
+    "task.direction": Change(
+        (*QUICK, "task.primary=tests.task.own_parts:brier", "task.direction=up"), ("task.direction=down",), trained
+    ),
     "task.metrics": Change(QUICK, ("task.metrics=[macro_f1]",), trained),
     "task.client_metrics": Change(
         (*QUICK, "task.metrics=[macro_f1]"), ("task.client_metrics=true",), recorded_of_clients

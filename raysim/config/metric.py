@@ -181,14 +181,17 @@ TOP_K = re.compile(rf"{TOP}([2-9]|[1-9][0-9]+)")
 WITH_CLASS_COUNTS = ("classification", "token-classification")
 """Tasks that have `per_class`."""
 RESERVED = (
-    "bytes", "calls", "channels", "client", "clients", "clock", "compute", "coverage", "diagnostics",
-    "down_bytes", "driver_bytes", "energy", "energy_j", "epochs", "examples", "fairness", "fate", "faults",
-    "fedavg", "heldout_loss", "keep_ratio", "lasts_s", "limited_by", "loss", "method", "metrics", "primary",
-    "pruning_ratio", "round", "round_s", "rounds", "run", "seed", "simulated_s", "started_round", "state",
-    "system", "targets", "test", "tier", "time", "timestamp_ms", "total_s", "traffic", "train_flops",
-    "train_loss", "up_bytes", "validation", "wall_s", "widths",
+    "bytes", "calls", "channels", "client", "client_s", "clients", "clock", "compute", "compute_s", "coverage",
+    "diagnostics", "down_bytes", "download_s", "driver_bytes", "energy", "energy_j", "epochs", "examples",
+    "fairness", "fate", "faults", "fedavg", "flops_per_s", "keep_ratio", "lasts_s", "limited_by", "loss",
+    "method", "metrics", "primary", "pruning_ratio", "round", "round_s", "rounds", "run", "seed", "simulated_s",
+    "start_s", "started_round", "state", "steps", "system", "targets", "test", "theoretical_train_flops",
+    "tier", "time", "timestamp_ms", "total_s", "traffic", "train_flops", "train_loss", "up_bytes", "upload_s",
+    "validation", "wall_s", "widths",
 )  # fmt: skip
 """Names of other columns, metrics and entries, which no metric of a user may have."""
+PREFIXES = ("best_", "fedavg_", "heldout_", "planned_", "validation_", "width_")
+"""Before names of other columns and entries."""
 
 
 def names_of(task: str) -> list[str]:

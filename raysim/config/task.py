@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from raysim.config.metric import (
     PER_CLASS,
+    PREFIXES,
     RESERVED,
     TASK_METRICS,
     WITH_CLASS_COUNTS,
@@ -98,7 +99,7 @@ class TaskSettings(Settings):
         """Raise ValueError if the task has no metric of a name, or no column can have the name of a user's own."""
         if is_dotted(name):
             own = name_of(name)
-            if own in RESERVED or not NAME.fullmatch(own):
+            if own in RESERVED or own.startswith(PREFIXES) or not NAME.fullmatch(own):
                 raise ValueError(
                     f"{setting}={name!r}: {own!r} cannot be the name of a metric; allowed: letters, digits and `_`, "
                     "and no name of another column"

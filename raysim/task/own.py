@@ -137,7 +137,7 @@ def _function(setting: str, path: str) -> Callable[..., torch.Tensor]:
     found = load(setting, path)
     if not callable(found):
         raise SettingError(
-            f"{setting}={path!r} is a {type(found).__name__}; allowed: a function of outputs and targets"
+            f"{setting}={path!r} is of type {type(found).__name__}; allowed: a function of outputs and targets"
         )
     function: Callable[..., torch.Tensor] = found
     return function

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from raysim.config.metric import metric_in
 from raysim.core.errors import SettingError, reason_of
 from raysim.core.json_text import json_in
 from raysim.core.storage.local import storage_path
@@ -146,8 +145,7 @@ class ArtifactFiles(RunFiles):
             return None
         made = self.copies.path / "metrics" / "rounds.parquet"
         if not made.exists():
-            content = json_object(self.path("run.json")) if self.has("run.json") else {}
-            rounds = rounds_in_metrics(self._store, self._run_id, metric_in(content))
+            rounds = rounds_in_metrics(self._store, self._run_id)
             if not rounds:
                 return None
             records.write_all([rounds], made)

@@ -141,7 +141,7 @@ def train(
                     weight.grad = correct(name, weight.detach(), weight.grad)
                 weight.grad *= held[name]
             if local.clip_norm is not None:
-                nn.utils.clip_grad_norm_(weights, local.clip_norm)
+                nn.utils.clip_grad_norm_([weight for _, weight in trained], local.clip_norm)
             optimizer.step()
             if after_step is not None:
                 after_step(model)
