@@ -35,6 +35,8 @@ LAYERS = (
 HOMES = {
     "ray": ("executors.ray", "analysis.sweep.tuning"),
     "datasets": ("data.huggingface",),
+    "peft": ("models.adapters",),
+    "transformers": ("models.huggingface",),
     "grpc": ("executors.ray.private_api",),
     "jinja2": ("report.page",),
     "mlflow": (
