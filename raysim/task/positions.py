@@ -139,7 +139,7 @@ def of_class_counts(names: Sequence[str], num_classes: int) -> Mapping[str, Furt
 
 @dataclass(frozen=True, slots=True)
 class NeededTargets:
-    """What targets must be: whole numbers of a shape."""
+    """Checks that targets are whole numbers of a shape."""
 
     shape: tuple[str, ...]
 
