@@ -63,7 +63,7 @@ class ExperimentSettings(Settings):
     compression: CompressionSettings = CompressionSettings()
     """How clients make their updates smaller before they send them."""
     task: TaskSettings = TaskSettings()
-    """What models learn: the loss that is minimised, and the metrics that score them."""
+    """The task that models learn: the loss that is minimised, and the metrics that score them."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """When, and on which rows, models are scored."""
     diagnostics: DiagnosticsSettings = DiagnosticsSettings()

@@ -10,7 +10,7 @@ from raysim.core.formatting import percent
 
 Direction = Literal["up", "down"]
 FIELD = "primary"
-"""What stands for the metric's name in the names of fields, such as `best_primary`."""
+"""Stands for the metric's name in the names of fields, such as `best_primary`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class PrimaryMetric:
 
     @property
     def scale(self) -> int:
-        """What a figure multiplies values by: 100 for shares, which it shows in per cent, else 1."""
+        """Factor of values in figures: 100 for shares, which are shown in per cent, else 1."""
         return 100 if self.is_share else 1
 
     @property

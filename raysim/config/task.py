@@ -1,4 +1,4 @@
-"""Settings of the task: what is minimised, and what is scored."""
+"""Settings of the task: its loss and its metrics."""
 
 import re
 from typing import Literal, Self
@@ -26,7 +26,7 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class TaskSettings(Settings):
-    """What models learn: the loss that is minimised, and the metrics that score them."""
+    """The task that models learn: the loss that is minimised, and the metrics that score them."""
 
     name: Literal[
         "classification", "multilabel", "regression", "next-token", "token-classification", "segmentation"

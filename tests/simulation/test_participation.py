@@ -16,16 +16,13 @@ from tests.conftest import tiny_settings
 from tests.population.test_serialization import tiers
 
 
-class Recurrent(nn.Module):
+class Pairs(nn.Module):
     def __init__(self):
         super().__init__()
-        self.cell, self.out = nn.LSTMCell(8, 6), nn.Linear(6, 10)
+        self.pairs, self.out = nn.Bilinear(8, 8, 6), nn.Linear(6, 10)
 
     def forward(self, inputs):
-        hidden = memory = inputs.new_zeros(len(inputs), 6)
-        for row in range(8):
-            hidden, memory = self.cell(inputs[:, 0, row], (hidden, memory))
-        return self.out(hidden)
+        return self.out(self.pairs(inputs[:, 0, 0], inputs[:, 0, 1]))
 
 
 DEADLINE = ("clock.mode=deadline", "clock.deadline_s=1.0", "method.name=fedavg", "rounds=3")
@@ -97,9 +94,9 @@ def test_widths_that_a_method_changes_are_named(method, ratio, line):
 
 
 def test_a_model_of_which_nothing_can_be_cut_is_named_with_the_reason():
-    recurrent = ("model.name=tests.simulation.test_participation:Recurrent", "model.options={}")
-    (line,) = forecast(build_scenario(tiny_settings("method.name=random", *recurrent)))["remarks"]
+    pairs = ("model.name=tests.simulation.test_participation:Pairs", "model.options={}")
+    (line,) = forecast(build_scenario(tiny_settings("method.name=random", *pairs)))["remarks"]
     assert line == (
-        "nothing of the model can be cut, and every client trains it whole: cell: layers of type LSTMCell are not cut"
+        "nothing of the model can be cut, and every client trains it whole: pairs: layers of type Bilinear are not cut"
     )
-    assert forecast(build_scenario(tiny_settings("method.name=fedavg", *recurrent)))["remarks"] == []
+    assert forecast(build_scenario(tiny_settings("method.name=fedavg", *pairs)))["remarks"] == []

@@ -82,11 +82,10 @@ def test_a_run_trains_with_it_and_its_clients_train_alone() -> None:
 
 REFUSED = {
     "task.name=clasification": "task.name='clasification' is not allowed; allowed: .*nearest: 'classification'",
-    "task.name=segmentation": "task.name='segmentation' is not allowed: data.name='digits' has targets of type int64 "
-    r"and shape \(rows\), and the task needs whole numbers \(rows, height, width\); tasks that fit: classification",
-    "task.name=multilabel": "the task needs 0 or 1 for each label",
-    "task.name=regression": r"model.name='cnn' is not allowed: it gives a tensor \(2, 10\) with "
-    r"task.name='regression'; allowed: numbers \(2, 1\)",
+    "task.name=segmentation": r"data.name='digits': train_targets of int64 \(1437,\) are not allowed with "
+    r"task.name='segmentation'; allowed: whole numbers .*; tasks that fit: classification, regression",
+    "task.name=multilabel": r"with task.name='multilabel'; allowed: 0 and 1, \(rows, labels\)",
+    "task.name=regression": "data.partition.name='dirichlet' is not allowed with task.name='regression'",
     "task.metrics=[rmse]": "task: metrics='rmse' is no metric of task 'classification'; known: ",
     "task.metrics=[acuracy]": "known: accuracy, ",
     "task.metrics=[accuracy]": "task: metrics='accuracy' is the primary metric already; allowed: others",

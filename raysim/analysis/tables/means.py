@@ -29,7 +29,7 @@ def paired(own: Mapping[int, float], base: Mapping[int, float], scale: float = 1
     Args:
         own: The scores of a row.
         base: Those of the row that it is compared with.
-        scale: What a point is multiplied by: 100 for shares, 1 for other numbers.
+        scale: Factor of differences: 100 for shares, 1 for other numbers.
 
     >>> paired({0: 0.75, 1: 0.5, 2: 0.9}, {0: 0.5, 1: 0.25})["points"]
     25.0

@@ -395,7 +395,7 @@ def test_rounds_in_which_other_work_counts_are_flagged_and_end_what_is_known_of_
     told = summary.summary_from(replay)
     assert told["unknown"][0]["reason"] == "other work counts than in the run"
     assert told["unknown"][0]["rounds"] == len(late)
-    assert [each.knows_accuracy for each in replay.rounds] == [round < late[0] for round in range(1, 5)]
+    assert [each.knows_score for each in replay.rounds] == [round < late[0] for round in range(1, 5)]
 
 
 def test_a_deadline_that_nobody_misses_changes_nothing(ran):
@@ -465,13 +465,13 @@ def test_with_another_deadline_others_are_asked_once_a_round_begins_at_another_t
     (cut,) = np.flatnonzero(np.array(duration_s) == max(duration_s)) + 1
     assert asked_others(replay) == list(range(cut + 1, 5))
     assert replay.flagged_rounds == list(range(cut, 5))
-    assert [each.knows_accuracy for each in replay.rounds] == [round < cut for round in range(1, 5)]
+    assert [each.knows_score for each in replay.rounds] == [round < cut for round in range(1, 5)]
     assert asked_others(replayed(folder, deadline_s=1e6)) == []
 
 
 def test_who_is_asked_by_losses_is_asked_otherwise_after_another_model(ran):
     replay = replayed(ran("selection.rule=power-of-choice"), narrower())
-    first = min(each.round for each in replay.rounds if not each.knows_accuracy)
+    first = min(each.round for each in replay.rounds if not each.knows_score)
     assert asked_others(replay) == list(range(first + 1, 5)) != []
 
 

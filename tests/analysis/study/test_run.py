@@ -24,6 +24,7 @@ from raysim.analysis.study.one_run import digests_of, run_one
 from raysim.analysis.study.settings import ComparisonSettings
 from raysim.analysis.tables import terminal
 from raysim.config import loader
+from raysim.config.metric import ACCURACY
 from raysim.core import signals, tensors
 from raysim.core.errors import SettingError
 from raysim.experiment.resume import find
@@ -81,10 +82,11 @@ def test_each_run_is_the_run_that_its_config_describes(finished):
         assert alone.params_sha256 == figures["params_sha256"]
         totals = alone.reports[-1].totals
         assert figures["total_bytes"] == totals.down_bytes + totals.up_bytes
-        for name in ("train_flops", "simulated_s", "accuracy", "best_accuracy", "preparation_s"):
+        for name in ("train_flops", "simulated_s", "preparation_s"):
             assert figures[name] == getattr(totals, name)
+        assert (figures["accuracy"], figures["best_accuracy"]) == (totals.primary, totals.best_primary)
         assert figures["accuracy_last10"] is None, "of three evaluations"
-        assert figures["evaluations"]["accuracy"] == alone.accuracies
+        assert figures["evaluations"]["accuracy"] == alone.scores
         assert pq.read_table(folder / "clients.parquet")["round"].to_pylist() == [1, 1, 1, 2, 2, 2, 3, 3, 3]
         if figures["label"] != "autoflip+":
             assert tensors.digest(load_file(folder / "model.safetensors")) == figures["params_sha256"]
@@ -379,7 +381,7 @@ def test_the_parts_of_the_table_fit_into_120_columns():
     cost = {"mean": 1234.56, "std": None}
     row = {"label": "feddropout", "method": "feddropout", "seeds": [0, 1], "failed": {2: "diverged"}}
     row |= {"set": {"training.learning_rate": 0.05}}
-    row |= {name: value if "accuracy" in name else cost for name in table.AVERAGED}
+    row |= {name: value if "accuracy" in name else cost for name in table.averaged_of(ACCURACY)}
     row |= {"points": -1.25, "points_low": -3.0, "points_high": 0.5, "points_are_all": True}
     shared = {"percent": 51.2, "is_all": False}
     reached = {"accuracy": 0.8, "reached": 2, "of": 2} | dict.fromkeys(("rounds", *table.UNITS), cost | shared)
@@ -405,6 +407,8 @@ def test_the_parts_of_the_table_fit_into_120_columns():
 
 def test_the_committed_comparison_has_every_method():
     comparison = plan.load(CONFIGS / "compare_digits.yaml")
-    assert [entry.name for entry in comparison.settings.methods] == list(METHODS)
+    assert [entry.name for entry in comparison.settings.methods] == [
+        name for name, method in METHODS.items() if not method.needs_adapters
+    ]
     assert comparison.settings.seeds == [0, 1, 2]
     assert comparison.base.executor.kind == "in-process"
