@@ -25,6 +25,7 @@ from raysim.analysis.sweep import metrics, plan, trial, tuning
 from raysim.analysis.sweep.journal import Entry, Journal
 from raysim.analysis.sweep.search import Domain, configurations
 from raysim.config import loader
+from raysim.config.metric import ACCURACY
 from raysim.core import tensors
 from raysim.core.errors import RunFailedError, SettingError
 from raysim.core.storage.local import storage_path
@@ -339,7 +340,8 @@ def test_what_trials_may_be_held_against_each_other_by_is_what_rounds_have(whole
     assert lacking
     assert all("/tier/" in name for name in lacking)
     unscored = settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update={"client_share": 0})})
-    of_submodels = {name for name in found if name in metrics.OF_SUBMODELS or name.startswith("accuracy/tier/")}
+    known = {*map(ACCURACY.recorded, metrics.OF_SUBMODELS)}
+    of_submodels = {name for name in found if name in known or name.startswith("accuracy/tier/")}
     assert set(found) - set(metrics.comparable_metrics(unscored)) == of_submodels
 
 
