@@ -7,7 +7,8 @@ import os
 from importlib import import_module
 from typing import Any
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads both when it is imported, wherever that is
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads them when it is imported, wherever that is
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 _MODULES = {

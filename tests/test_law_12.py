@@ -34,7 +34,8 @@ NO_WARM_UP = ("method.warmup_rounds=0",)
 WITH_BATCH_NORM = ("model.name=resnet32", "model.options={}", "rounds=1", "data.max_train_examples=60")
 
 TEXT = (
-    "data={name: python-source, options: {users: 8, length: 12}, partition: {name: natural}, max_train_examples: 150}",
+    "data={name: python-source, options: {users: 8, length: 12}, partition: {name: natural}}",
+    "data.max_train_examples=150",
     "task.name=next-token",
 )
 TRANSFORMER = "name: transformer, options: {width: 16, heads: 2, hidden: 16}"
@@ -65,7 +66,9 @@ CASES = {
     "single weights of AutoFLIP": ("autoflip", "method.options.mode=unstructured"),
     "an LSTM": ("magnitude", *TEXT, "model={name: char-lstm, options: {hidden: 8, embedding: 4}}"),
     "a transformer": ("ca-hfp", *NO_WARM_UP, *TEXT, f"model={{{TRANSFORMER}}}"),
-    "adapters": ("flexlora", *TEXT, f"model={{{TRANSFORMER}, adapter: {{rank: 4, targets: ['*.query', '*.expand']}}}}"),
+    "adapters": (
+        "flexlora", *TEXT, f"model={{{TRANSFORMER}, adapter: {{rank: 4, targets: ['*.query', '*.expand']}}}}",
+    ),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The example of docs/tasks.md runs, and the configuration of each task reaches its figure in less than two minutes."""
+"""The example of docs/tasks.md runs, and the configuration of each task reaches its figure."""
 
 import json
 import shlex

@@ -97,6 +97,7 @@ def test_a_model_of_which_nothing_can_be_cut_is_named_with_the_reason():
     pairs = ("model.name=tests.simulation.test_participation:Pairs", "model.options={}")
     (line,) = forecast(build_scenario(tiny_settings("method.name=random", *pairs)))["remarks"]
     assert line == (
-        "nothing of the model can be cut, and every client trains it whole: pairs: layers of type Bilinear are not cut"
+        "nothing of the model can be cut, and every client trains it whole: "
+        "pairs: layers of type Bilinear are not cut"
     )
     assert forecast(build_scenario(tiny_settings("method.name=fedavg", *pairs)))["remarks"] == []
