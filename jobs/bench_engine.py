@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -85,7 +85,7 @@ def floor_of(rounds: Rounds, memory_format: str = "contiguous") -> Floor:
     rows = {}
     for client in clients.tolist():
         inputs, labels = workload.data.train_rows(workload.population.train[client])
-        rows[client] = (inputs.numpy(), labels.numpy())
+        rows[client] = (cast("torch.Tensor", inputs).numpy(), labels.numpy())
     local = workload.local
     job = FloorJob(workload.model, local.learning_rate, local.batch_size, workload.seed, memory_format)
     return Floor(job, rows, CORES)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -46,7 +46,10 @@ class PlainLoop:
         self._weights = [parameter.data for parameter in self._parameters]
         self._start = [weight.clone() for weight in self._weights]
         self._rows = {
-            client: (laid_out(torch.from_numpy(images), job.memory_format), torch.from_numpy(own))
+            client: (
+                cast("torch.Tensor", laid_out(torch.from_numpy(images), job.memory_format)),
+                torch.from_numpy(own),
+            )
             for client, (images, own) in rows.items()
         }
 

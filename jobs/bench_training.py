@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -82,7 +82,8 @@ def plain_loop(workload: Workload) -> Callable[[], Params]:
     """Return the floor: the same client in as little PyTorch as it takes, its inputs ready in memory."""
     form = zoo.DataForm(workload.data.input_shape, workload.data.num_classes)
     local, model = workload.local, zoo.build("cnn", {}, form, 1)
-    inputs, labels = workload.data.train_rows(workload.population.train[CLIENT])
+    images, labels = workload.data.train_rows(workload.population.train[CLIENT])
+    inputs = cast("torch.Tensor", images)
     start = [tensor.clone() for tensor in workload.model.state_dict().values()]
     parameters = list(model.parameters())
     weights = [parameter.data for parameter in parameters]
