@@ -207,6 +207,14 @@ def adapted() -> nn.Module:
     return nn.Sequential(nn.Flatten(), first, nn.ReLU(), second, nn.ReLU(), nn.Linear(24, 10))
 
 
+def lora() -> nn.Module:
+    """Adapters of peft, and a head that is trained."""
+    from raysim.models.adapters import Adapter, with_adapters
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 10))
+    return with_adapters(model, Adapter(rank=6, targets=("1", "3"), train_also=("5",)), seed=0)
+
+
 def frozen_between() -> nn.Module:
     """A frozen convolution and norm between trained ones; the norm's statistics still change."""
     frozen = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6)).requires_grad_(False)
@@ -240,6 +248,7 @@ class FrozenShared(nn.Module):
 SIZES = ((64, 12), (12, 12), (12, 12), (12, 10))
 FROZEN = {
     "adapted": adapted,
+    "lora": lora,
     "frozen between": frozen_between,
     "frozen but last": frozen_but_last,
     "frozen and shared": FrozenShared,

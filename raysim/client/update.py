@@ -11,7 +11,7 @@ from raysim.client.compression import Compression
 from raysim.client.hooks import Report
 from raysim.client.view import ClientView
 from raysim.core import seeding
-from raysim.core.tensors import Params
+from raysim.core.tensors import Params, frozen_keys
 from raysim.pruning import elements as element_masks
 from raysim.pruning import submodel
 from raysim.pruning.submodel import Cut
@@ -55,8 +55,15 @@ def update_of(view: ClientView, own_classes: torch.Tensor | None) -> Update:
 
 
 def difference(view: ClientView, own_classes: torch.Tensor | None = None) -> Params:
-    """Return after minus before in float64, zero in rows of the classifier that the client may not change."""
-    update = {key: after.double() - view.start[key].double() for key, after in view.model.state_dict().items()}
+    """Return after minus before in float64, zero in rows of the classifier that the client may not change.
+
+    Frozen tensors are not read, since most of a large model may be frozen: they are one zero, expanded.
+    """
+    zero, frozen = torch.zeros((), dtype=torch.float64), frozen_keys(view.model)
+    update = {
+        key: zero.to(after.device).expand(after.shape) if key in frozen else after.double() - view.start[key].double()
+        for key, after in view.model.state_dict().items()
+    }
     return _of_own_classes(update, view, own_classes)
 
 

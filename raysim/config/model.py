@@ -19,7 +19,7 @@ class AdapterSettings(Settings):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability with which the inputs of an adapter are dropped in training, in [0, 1)."""
     targets: Annotated[list[str], Field(min_length=1)] = Field(default_factory=lambda: ["*"])
-    """Linear layers and convolutions that get one, as names with wildcards."""
+    """Linear layers, convolutions and embeddings that get one, as names with wildcards."""
     train_also: list[str] = Field(default_factory=list)
     """Layers or parameters that are trained beside the adapters, as names with wildcards, such as the classifier."""
 

@@ -1,7 +1,5 @@
 """Rules for adapters whose ranks clients hold the first of: HetLoRA's and FlexLoRA's aggregation."""
 
-from collections.abc import Iterable
-
 import torch
 
 from raysim.client.hooks import LocalHooks, Report
@@ -9,14 +7,9 @@ from raysim.client.view import ClientView
 from raysim.core.tensors import Params
 from raysim.methods.method import CohortReport
 from raysim.methods.options import MethodOptions
-from raysim.models.adapters import DOWN, UP
+from raysim.models.adapters import factors_in
 
 NORM, PRODUCT = "norm/", "product/"
-
-
-def factors_in(names: Iterable[str]) -> dict[str, str]:
-    """Return, by the name of each adapter's factor A, the name of its factor B."""
-    return {name: name.replace(f".{DOWN}.", f".{UP}.") for name in names if f".{DOWN}." in name}
 
 
 def product_of(down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -75,11 +68,15 @@ def split_average_product(params: Params, memory: Params, report: CohortReport) 
     """Average the clients' products B_k A_k, and split the mean by its singular values into B = U S and A = V.
 
     The first ranks are those of the largest singular values, so that a client of few ranks receives the best
-    approximation. Source: Bai et al., arXiv 2402.11505, section 3.
+    approximation. An adapter whose products are all zero keeps its factors.
+
+    Source: Bai et al., arXiv 2402.11505, section 3.
     """
     updated, rows = dict(params), float(report.view.examples.sum())
     for down, up in factors_in(params).items():
         mean = report.contribution.sums[PRODUCT].value(f"{PRODUCT}{down}") / rows
+        if not mean.any():
+            continue  # nobody has moved it
         left, values, right = torch.linalg.svd(mean, full_matrices=False)
         ranks = params[down].shape[0]
         filled = min(ranks, len(values))

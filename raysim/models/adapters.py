@@ -1,7 +1,8 @@
 """Adapters of low rank beside the layers of a model whose own weights are frozen (peft's LoRA)."""
 
 import fnmatch
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +10,16 @@ from torch import nn
 
 from raysim.core import seeding
 from raysim.core.errors import SettingError, nearest_first, reason_of
+from raysim.core.tensors import frozen_keys
 from raysim.models.trained_part import train_only
 
 DOWN, UP = "lora_A", "lora_B"
 """Names of the two factors in peft's layers: `A` maps to the ranks, `B` back."""
-KINDS = (nn.Linear, nn.Conv2d)
+EMBEDDED_DOWN, EMBEDDED_UP = "lora_embedding_A", "lora_embedding_B"
+"""Their names in embeddings, where both are bare parameters; there A is zero at first, and B is drawn."""
+BASE = "base_layer"
+"""Name of the layer itself beside its adapter."""
+KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,7 @@ class Adapter:
 def with_adapters(model: nn.Module, adapter: Adapter, seed: int) -> nn.Module:
     """Add adapters to the layers of a model, in place, and freeze all else.
 
-    A is drawn from the seed, B is zero: the model computes what it computed before.
+    One factor is drawn from the seed, the other is zero: the model computes what it computed before.
 
     Raises:
         SettingError: If peft is missing, or a pattern matches no layer that can have an adapter.
@@ -54,40 +60,59 @@ def with_adapters(model: nn.Module, adapter: Adapter, seed: int) -> nn.Module:
     config = peft.LoraConfig(
         r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, target_modules=pattern
     )
-    with seeding.torch_seeded(seed, "adapter"):
+    with seeding.torch_seeded(seed, "adapter"), warnings.catch_warnings():
+        # layers of both orientations may be targets, and nothing is merged
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set|LoRA adapter added to ConvNd layer")
         try:
             peft.inject_adapter_in_model(config, model)
         except ValueError as error:
             raise SettingError(f"model.adapter is not allowed for this model: {reason_of(error)}") from None
-    train_only(model, [f"*.{DOWN}.*", f"*.{UP}.*"], "model.adapter.targets")
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    model.requires_grad_(False)
     if adapter.train_also:
         train_only(model, adapter.train_also, "model.adapter.train_also")
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(parameter.requires_grad or name in trained)
+    named = dict(model.named_parameters())
+    for down, up in factors_in(named).items():
+        named[down].requires_grad_(True)
+        named[up].requires_grad_(True)
     return model
 
 
-def has_adapters(model: nn.Module) -> bool:
-    """Whether a model has adapters."""
-    return any(name.split(".")[-1] == DOWN for name, _ in model.named_modules())
+def factors_in(names: Iterable[str]) -> dict[str, str]:
+    """Return, by the name of each adapter's factor A, the name of its factor B."""
+    found = {}
+    for name in names:
+        parts = name.split(".")
+        for down, up in ((DOWN, UP), (EMBEDDED_DOWN, EMBEDDED_UP)):
+            if down in parts:
+                found[name] = ".".join(up if part == down else part for part in parts)
+    return found
 
 
-def layers_without_ranks(model: nn.Module) -> list[str]:
-    """Return the layers with parameters whose output channels are no ranks: they are left whole."""
-    named = [name for name, layer in model.named_modules() if list(layer.parameters(recurse=False))]
-    return [name for name in named if DOWN not in name.split(".")]
+def uncut_tensors(model: nn.Module) -> dict[str, str]:
+    """Return what is never cut beside adapters, by state-dict key, with the reason; nothing in a model without any.
+
+    It is what is frozen, and layers with an adapter: the factors of an adapter lose ranks and nothing else.
+    """
+    named = dict(model.named_parameters(remove_duplicate=False))
+    if not factors_in(named):
+        return {}
+    frozen = dict.fromkeys(frozen_keys(model), "is frozen")
+    return {key: "has an adapter" for key in named if BASE in key.split(".")} | frozen
 
 
 def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     layers = [name for name, layer in model.named_modules() if isinstance(layer, KINDS) or _is_conv1d(layer)]
+    # PyTorch's attention reads the weights of the layer in it, and would pass by an adapter
+    attention = tuple(f"{name}." for name, each in model.named_modules() if isinstance(each, nn.MultiheadAttention))
+    layers = [name for name in layers if not name.startswith(attention)]
     found: list[str] = []
     for pattern in patterns:
         matching = fnmatch.filter(layers, pattern)
         if not matching:
             near = ", ".join(nearest_first(pattern, layers)[:5]) or "none"
             raise SettingError(
-                f"model.adapter.targets={pattern!r} matches no linear layer or convolution; nearest: {near}"
+                f"model.adapter.targets={pattern!r} matches no linear layer, convolution or embedding; "
+                f"nearest: {near}"
             )
         found += [name for name in matching if name not in found]
     return found

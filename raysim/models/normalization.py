@@ -11,12 +11,16 @@ GROUPS = 4
 def group_normalized(model: nn.Module) -> nn.Module:
     """Replace every BatchNorm by a fresh GroupNorm, in place, and return the model (Wu and He, arXiv 1803.08494).
 
-    The number of groups is the greatest divisor that `GROUPS` and the number of channels share.
+    The number of groups is the greatest divisor that `GROUPS` and the number of channels share. Where the parameters
+    of a norm are frozen, those of the new one are, too.
     """
     for name, child in model.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
             groups = gcd(GROUPS, child.num_features)
-            setattr(model, name, nn.GroupNorm(groups, child.num_features, child.eps, child.affine))
+            norm = nn.GroupNorm(groups, child.num_features, child.eps, child.affine)
+            for fresh, replaced in zip(norm.parameters(), child.parameters(), strict=True):
+                fresh.requires_grad_(replaced.requires_grad)
+            setattr(model, name, norm)
         else:
             group_normalized(child)
     return model

@@ -19,7 +19,7 @@ def train_only(model: nn.Module, patterns: Sequence[str], setting: str) -> None:
     Raises:
         SettingError: If a pattern matches nothing.
     """
-    named = dict(model.named_parameters())
+    named = dict(model.named_parameters(remove_duplicate=False))
     layers = [name for name, _ in model.named_modules() if name]
     trained: set[str] = set()
     for pattern in patterns:
@@ -30,5 +30,6 @@ def train_only(model: nn.Module, patterns: Sequence[str], setting: str) -> None:
             near = ", ".join(nearest_first(pattern, [*layers, *named])[:5])
             raise SettingError(f"{setting}={pattern!r} matches no layer or parameter; nearest: {near}")
         trained |= found
-    for name, parameter in named.items():
-        parameter.requires_grad_(name in trained)
+    kept = {id(named[name]) for name in trained}  # a shared parameter has several names
+    for parameter in named.values():
+        parameter.requires_grad_(id(parameter) in kept)

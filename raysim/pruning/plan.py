@@ -41,6 +41,7 @@ class ChannelPlan(ChannelGroups):
         forward: "Forward | None" = None,
         max_steps: int = MAX_STEPS,
         blocks: bool = False,
+        uncut: Mapping[str, str] | None = None,
     ) -> "ChannelPlan":
         """Find the channels of all layers that can only be dropped together.
 
@@ -55,6 +56,8 @@ class ChannelPlan(ChannelGroups):
                 does not change the outcome.
             blocks: Whether blocks beside an identity shortcut are units, too: a mask may drop them as a whole, and
                 the submodel passes on their input. `keep_top` and random masks keep them.
+            uncut: Keys of tensors that are never cut, each with the reason that follows its name: channels that
+                reach one are left whole.
 
         Returns:
             A plan whose groups together satisfy: in eval mode, the compact submodel computes what the full model
@@ -67,7 +70,8 @@ class ChannelPlan(ChannelGroups):
         """
         from raysim.pruning.trace import trace  # the tracer is not needed, and not imported, to cut
 
-        return _plan_of(trace(model, example_input, keep_whole, keep_residual, forward, max_steps, blocks))
+        found = trace(model, example_input, keep_whole, keep_residual, forward, max_steps, blocks, uncut)
+        return _plan_of(found)
 
     @staticmethod
     def dense(

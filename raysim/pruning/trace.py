@@ -26,6 +26,7 @@ from raysim.pruning.heads import find_heads
 from raysim.pruning.layers import UnsupportedLayerError
 from raysim.pruning.masks import Mask
 from raysim.pruning.proof import Forward
+from raysim.pruning.ranks import embedded_ranks
 from raysim.pruning.stand_ins import Part, with_stand_ins
 from raysim.pruning.step_limit import MAX_STEPS, StepLimitError, limit_steps
 from raysim.pruning.units import UnitTable
@@ -63,6 +64,7 @@ def trace(
     forward: Forward | None = None,
     max_steps: int = MAX_STEPS,
     blocks: bool = False,
+    uncut: Mapping[str, str] | None = None,
 ) -> ChannelGroups:
     """Find which channels of which layers can only be dropped together; see `ChannelPlan.trace`."""
     if not isinstance(model, nn.Module):
@@ -73,7 +75,7 @@ def trace(
         raise SettingError(f"max_steps={max_steps!r} is not a whole number above 0")
     with one_thread():  # small layers: threads would wait for each other where other processes are busy
         twin, forward = _twin(model), proof.on_a_copy(forward)
-        found = _trace(twin, example_input, keep_whole, keep_residual, forward, max_steps)
+        found = _trace(twin, example_input, keep_whole, keep_residual, forward, max_steps, uncut or {})
         return _with_blocks(twin, forward, example_input, found) if blocks else found
 
 
@@ -103,6 +105,7 @@ def _trace(
     keep_residual: bool,
     forward: Forward,
     max_steps: int,
+    uncut: Mapping[str, str],
 ) -> ChannelGroups:
     shapes = {key: tuple(tensor.shape) for key, tensor in twin.state_dict().items()}
     example = _pytree.tree_map(_informative, example_input)
@@ -112,23 +115,29 @@ def _trace(
     unprunable, heads = dict(attention.unprunable), []
     for group in attention.groups:
         pattern = _kept_whole(frozenset({group.name, *group.layers}), keep_whole)
-        if pattern is None:
-            heads.append(group)
-        else:
+        if pattern is not None:
             unprunable[group.name] = _named(pattern)
+        elif reason := _reason_of_tensor([slot.key for slot in group.slots], uncut):
+            unprunable[group.name] = reason
+        else:
+            heads.append(group)
     found = _find(with_stand_ins(twin, attention.mixings), forward, example, max_steps, aliases)
-    cuttable, outputs = [], []
+    ranks = [each for each in embedded_ranks(twin) if not _kept_whole(frozenset({each.name}), keep_whole)]
+    cuttable, outputs = [*ranks], []
     mixed = {name for mixing in attention.mixings for name in mixing.sources}
     for each in found:
         if each.name in mixed:
             continue
         pattern = _kept_whole(each.layers, keep_whole)
+        uncut_reason = _reason_of_tensor(_keys_of(each, uncut), uncut)
         if isinstance(each.group, str):
-            unprunable[each.name] = each.group
+            unprunable[each.name] = uncut_reason or each.group
         elif _is_output(twin, forward, example, normal_shapes, each.group, shapes, aliases):
             outputs.append(each.group)
         elif pattern is not None:
             unprunable[each.name] = _named(pattern)
+        elif uncut_reason:
+            unprunable[each.name] = uncut_reason
         elif keep_residual and each.summed:
             unprunable[each.name] = "residual stream"
         else:
@@ -140,13 +149,25 @@ def _trace(
     resized = with_sizes(twin, forward, example, failed, shapes, known=[*heads, *proved])
     for group in resized:
         del disproved[group.name]
-    unprunable |= disproved | _not_reached(twin, found, heads)
-    groups = sorted([*heads, *proved, *resized], key=_place_in(shapes)) if heads or resized else proved
+    unprunable |= disproved | _not_reached(twin, found, [*heads, *ranks])
+    groups = sorted([*heads, *proved, *resized], key=_place_in(shapes)) if heads or resized or ranks else proved
     return ChannelGroups(tuple(groups), shapes, outputs[0] if len(outputs) == 1 else None, unprunable)
 
 
 def _named(pattern: str) -> str:
     return f"left whole, since keep_whole names {pattern!r}"
+
+
+def _reason_of_tensor(keys: Sequence[str], uncut: Mapping[str, str]) -> str | None:
+    """Return why channels are left whole that reach some tensors. None: all of these can be cut."""
+    return next((f"left whole, since {key!r} {uncut[key]}" for key in keys if key in uncut), None)
+
+
+def _keys_of(found: Found, uncut: Mapping[str, str]) -> list[str]:
+    """Return the tensors that channels reach; where they could not be followed, those of the layers they pass."""
+    if isinstance(found.group, ChannelGroup):
+        return [slot.key for slot in found.group.slots]
+    return [key for key in uncut if key.rpartition(".")[0] in found.layers]
 
 
 def _place_in(shapes: proof.Shapes) -> Callable[[ChannelGroup], int]:

@@ -269,18 +269,17 @@ def _plan_of(settings: ExperimentSettings, model: nn.Module, example: Inputs, bl
     """Trace the model; one that cannot be traced is trained whole, and a warning gives the reason."""
     try:
         whole, keep_residual = _layers_kept_whole(settings, model), settings.model.keep_residual
-        return ChannelPlan.trace(model, example, whole, keep_residual, blocks=blocks)
+        uncut = adapters.uncut_tensors(model)
+        return ChannelPlan.trace(model, example, whole, keep_residual, blocks=blocks, uncut=uncut)
     except UntraceableError as error:
         warning(f"model.name={settings.model.name!r} is trained whole, whatever the budgets: {error}")
         return ChannelPlan.dense(model, str(error), example)
 
 
 def _layers_kept_whole(settings: ExperimentSettings, model: nn.Module) -> list[str]:
-    if adapters.has_adapters(model):
-        return adapters.layers_without_ranks(model)
     patterns = settings.model.keep_whole
-    if patterns is None:
-        return zoo.kept_whole(settings.model.name)
+    if patterns is None:  # what a model leaves whole by default is frozen beside adapters
+        return [] if settings.model.adapter else zoo.kept_whole(settings.model.name)
     layers = [name for name, layer in model.named_modules() if list(layer.parameters(recurse=False))]
     for pattern in patterns:
         if not fnmatch.filter(layers, pattern):
@@ -361,13 +360,13 @@ def _build_model(settings: ExperimentSettings, data: DataSplits, method: Method)
             info(f"model.weights={chosen.weights!r}: fresh values for {', '.join(fresh)}")
     if chosen.train_only is not None:
         train_only(model, chosen.train_only, "model.train_only")
-    if method.needs_adapters and chosen.adapter is None:
+    if chosen.adapter is not None:
+        model = adapters.with_adapters(model, adapters.Adapter(**chosen.adapter.model_dump()), settings.seed)
+    if method.needs_adapters and not adapters.factors_in(model.state_dict()):
         raise SettingError(
             f"method.name={method.name!r} is not allowed without model.adapter: it averages adapters; allowed: "
             "model.adapter={rank: 8}"
         )
-    if chosen.adapter is not None:
-        model = adapters.with_adapters(model, adapters.Adapter(**chosen.adapter.model_dump()), settings.seed)
     return model
 
 

@@ -68,6 +68,9 @@ def frozen_indices(scenario: Scenario, mask: Mask) -> dict[str, object]:
     ("kind", "method", "mode", "more"),
     [
         ("adapted", "fedavg", "sync", ()),
+        ("lora", "hetlora", "deadline", ()),
+        ("lora", "flexlora", "async", (TOP_K,)),
+        ("lora", "magnitude", "async", ("server.optimizer=adam", "training.weight_decay=0.1")),
         ("adapted", "ca-hfp", "async", (TOP_K,)),
         ("frozen between", "ca-hfp", "sync", ("server.optimizer=momentum", "training.weight_decay=0.1")),
         ("frozen between", "heterofl", "async", ("method.fill=zero",)),
@@ -93,6 +96,8 @@ def test_frozen_parameters_keep_their_bits_and_the_others_learn(kind, method, mo
     [
         ("adapted", "fedavg", "sync"),
         ("adapted", "ca-hfp", "async"),
+        ("lora", "ca-hfp", "deadline"),
+        ("lora", "flexlora", "sync"),
         ("frozen between", "fedrolex", "sync"),
         ("frozen between", "heterofl", "async"),
         ("frozen but last", "fedavg", "deadline"),
