@@ -1,15 +1,20 @@
 """Methods that average adapters, against a slow round."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from raysim.core.errors import SettingError
 from raysim.core.tensors import Params
+from raysim.methods.low_rank import PRODUCT, split_average_product
 from raysim.methods.table import METHODS
+from raysim.server.fixed_point import ExactSum
 from raysim.simulation.build import build_scenario
 from tests.conftest import settings_of, tiny_settings
 from tests.methods.slow_rounds import aggregate, agree, first, held_by, members, small_scenario, train
+from tests.planned import state_after
 
 ADAPTED = (
     "model.adapter={rank: 4, alpha: 8.0, targets: ['2', '6'], train_also: ['8']}",
@@ -91,3 +96,41 @@ def test_ranks_are_cut_under_every_method_that_cuts_channels(method: str) -> Non
         "2.lora_A.default": 4,
         "6.lora_A.default": 4,
     }
+
+
+TOKENS = (
+    "data.name=python-source", "data.options={length: 8}", "data.max_train_examples=60", "data.partition={name: iid}",
+    "task.name=next-token", "rounds=3", "training.learning_rate=0.5",
+    "model={name: transformer, options: {layers: 1, width: 8, heads: 2, hidden: 16},"
+    " adapter: {rank: 4, targets: [tokens, '*.query']}}",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["hetlora", "flexlora"])
+def test_adapters_of_embeddings_are_averaged_alike(method: str) -> None:
+    """An embedding's A is zero at first, B is drawn: the product is zero, and either factor may be."""
+    scenario = build_scenario(settings_of(method, *TOKENS))
+    down, up = "tokens.lora_embedding_A.default", "tokens.lora_embedding_B.default"
+    assert scenario.workload.plan.groups[0].name == down
+    before, after = scenario.workload.model.state_dict(), state_after(scenario, 2).params
+    assert not before[down].any()
+    assert after[down].any()
+    assert not torch.equal(after[up], before[up])
+    if method == "flexlora":
+        torch.testing.assert_close(after[down] @ after[down].T, torch.eye(4), atol=1e-5, rtol=0)
+        norms = after[up].norm(dim=0)
+        assert torch.equal(norms.sort(descending=True).values, norms)
+
+
+@pytest.mark.parametrize("zero", ["A", "B"])
+def test_flexlora_keeps_factors_whose_product_is_zero(zero: str) -> None:
+    scenario = build_scenario(tiny_settings("method.name=flexlora", *ADAPTED))
+    params = dict(scenario.workload.model.state_dict())
+    sums = {PRODUCT: ExactSum.zeros_like({f"{PRODUCT}{down}": torch.zeros(3, 3) for down in FACTORS})}
+    view = SimpleNamespace(examples=np.array([5]))
+    report = SimpleNamespace(view=view, contribution=SimpleNamespace(sums=sums))
+    kept, _ = split_average_product(params, {}, report)
+    assert all(
+        kept[f"{layer}.lora_{zero}.default.weight"] is params[f"{layer}.lora_{zero}.default.weight"] for layer in "26"
+    )
