@@ -198,6 +198,8 @@ def _build(settings: ExperimentSettings) -> Scenario:
     return with_widths(scenario, settings.evaluation.widths)
 
 
+FROZEN = "of a model with adapters, their ranks alone are cut"
+"""Why the layers of a model with adapters are left whole."""
 BYTES_OF_A_CLIENT = 400
 """Of its device's figures, its state and its rows, at least."""
 
@@ -269,7 +271,10 @@ def _plan_of(settings: ExperimentSettings, model: nn.Module, example: Inputs, bl
     """Trace the model; one that cannot be traced is trained whole, and a warning gives the reason."""
     try:
         whole, keep_residual = _layers_kept_whole(settings, model), settings.model.keep_residual
-        return ChannelPlan.trace(model, example, whole, keep_residual, blocks=blocks)
+        plan = ChannelPlan.trace(model, example, whole, keep_residual, blocks=blocks)
+        if settings.model.adapter is not None:
+            plan = replace(plan, unprunable=dict.fromkeys(plan.unprunable, FROZEN))
+        return plan
     except UntraceableError as error:
         warning(f"model.name={settings.model.name!r} is trained whole, whatever the budgets: {error}")
         return ChannelPlan.dense(model, str(error), example)

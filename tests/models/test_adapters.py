@@ -76,6 +76,7 @@ def test_ranks_are_chosen_by_budgets_and_tie_in_round_1() -> None:
     )
     plan = scenario.workload.plan
     assert all(group.name.endswith("lora_A.default") for group in plan.groups)
+    assert set(plan.unprunable.values()) == {"of a model with adapters, their ranks alone are cut"}
     ranks = [int(np.flatnonzero(plan.keep_top({g.name: np.zeros(4) for g in plan.groups}, 0.5).kept).max())]
     assert ranks == [5]
 
