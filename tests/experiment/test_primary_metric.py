@@ -17,7 +17,6 @@ from raysim.analysis.sweep.metrics import comparable_metrics, rows_of
 from raysim.analysis.sweep.plan import SweepSettings, plan
 from raysim.config import loader
 from raysim.core.errors import RunFailedError, SettingError
-from raysim.models import zoo
 from raysim.report import write
 from raysim.simulation.build import build_scenario
 from raysim.simulation.metrics import left_out_of
@@ -29,7 +28,6 @@ from tests.commands import left_with
 from tests.conftest import CONFIGS, ROOT, TINY, settings_of, tiny_settings
 from tests.experiment.test_resume import MEASURED, Stopping, played, resumed
 from tests.scripts import loaded
-from tests.task.own_parts import regressor
 
 BRIER = ("task.primary=tests.task.own_parts:brier", "task.direction=down", "task.metrics=[accuracy]")
 SHARED = (*QUICK, *BRIER, "data.validation_share=0.2", "data.heldout_share=0.3", "evaluation.client_share=1.0")
@@ -243,8 +241,7 @@ def test_a_comparison_tunes_and_leads_by_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_numbers_are_learned_by_regression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo, "build", lambda *given: regressor(given[2], 1))  # it asks for an output for each class
+def test_numbers_are_learned_by_regression(tmp_path: Path) -> None:
     given = (
         *QUICK,
         "task.name=regression",
@@ -252,7 +249,8 @@ def test_numbers_are_learned_by_regression(tmp_path: Path, monkeypatch: pytest.M
         "task.client_metrics=true",
         "data.heldout_share=0.3",
         "model.name=mlp",
-        "model.options={}",
+        "model.options={hidden: [16]}",
+        "data.partition={name: iid}",
         "training.learning_rate=0.01",
         "rounds=6",
         f"tracking.uri=sqlite:///{tmp_path}/m.db",

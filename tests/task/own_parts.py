@@ -1,7 +1,6 @@
 """A user's own loss, metrics and models, which tests name by dotted paths."""
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 from raysim.task.positions import IGNORED
@@ -53,8 +52,3 @@ def failing(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
 
 
 number = 3
-
-
-def regressor(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """A network with one output."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(input_shape[-1] * input_shape[-2], 8), nn.ReLU(), nn.Linear(8, 1))

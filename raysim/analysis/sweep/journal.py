@@ -73,6 +73,8 @@ class Journal:
             self._update(entry)
 
     def _entry_of(self, content: Any) -> Entry:
+        if not isinstance(content, dict):
+            raise ValueError("an entry is no mapping")
         entry = Entry(**{FIELD if name == self._primary.name else name: value for name, value in content.items()})
         fits = all(isinstance(getattr(entry, name), kinds) for name, kinds in KINDS.items())
         if not fits or not 0 <= entry.trial < len(self.standings):

@@ -386,7 +386,7 @@ def test_each_run_of_a_trial_is_the_run_that_its_config_describes(whole):
         alone = run_one(build_scenario(loader.load(folder / "config.yaml")))
         assert tensors.digest(load_file(folder / "model.safetensors")) == alone.params_sha256
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        assert summary["accuracy"] == alone.accuracies[-1]
+        assert summary["accuracy"] == alone.scores[-1]
 
 
 @pytest.mark.ray

@@ -180,12 +180,12 @@ def test_an_actor_in_this_process_trains_scores_and_estimates_as_the_in_process_
 
     score, _ = actor.score(rows, arrays[0])
     same = executor.score(params, rows)
-    assert (score.rows, score.loss, score.terms) == (same.rows, same.loss, same.terms)
+    assert (score.count, score.loss, score.terms) == (same.count, same.loss, same.terms)
     half = keep_top(scenario.workload.plan, first_channels(scenario.workload.plan), 0.5)
     for split in ("test", "validation"):
         score, _ = actor.score(rows, arrays[0], split, half)
         same = executor.score(params, rows, split, half)
-        assert (score.rows, score.loss, score.terms) == (same.rows, same.loss, same.terms)
+        assert (score.count, score.loss, score.terms) == (same.count, same.loss, same.terms)
     own, _ = actor.estimate_statistics(rows, arrays[0], half)
     of_half = executor.estimate_statistics(params, rows, half)
     assert tensors.digest(tensors.as_tensors(own)) == tensors.digest(of_half)
