@@ -1,6 +1,6 @@
 """Find the heads of attention, and what has to shrink with them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
@@ -60,7 +60,14 @@ class Heads:
     unprunable: dict[str, str]
 
 
-def find_heads(model: nn.Module, forward: Forward, example: Any, shapes: Shapes, aliases: Aliases) -> Heads:
+def find_heads(
+    model: nn.Module,
+    forward: Forward,
+    example: Any,
+    shapes: Shapes,
+    aliases: Aliases,
+    why_whole: Callable[[ChannelGroup], str | None] = lambda group: None,
+) -> Heads:
     """Find the heads of all attention in a model, and prove them in numbers.
 
     A unit is a head with its queries, keys and values, and the columns of the output projection that read it; where
@@ -75,12 +82,18 @@ def find_heads(model: nn.Module, forward: Forward, example: Any, shapes: Shapes,
         example: A batch of inputs.
         shapes: Shape of every state-dict entry of the model.
         aliases: All keys of each tensor, by each of its keys.
+        why_whole: Returns why heads are left whole whatever their proof, which is then left out: it takes a second
+            for each layer of a large model. None: they are proved.
     """
     known, whole = [], {}
     for name, module in model.named_modules():
         if attention.is_attention(module):
             try:
-                known.append(_heads_of(name, module, aliases))
+                group = _heads_of(name, module, aliases)
+                if reason := why_whole(group):
+                    whole[group.name] = reason
+                else:
+                    known.append(group)
             except UnsupportedLayerError as error:
                 whole[name or type(module).__name__] = str(error)
     proved, disproved = proof.prove(model, forward, example, known, shapes)
@@ -88,6 +101,9 @@ def find_heads(model: nn.Module, forward: Forward, example: Any, shapes: Shapes,
     mixings = []
     for mixing, group in _found_heads(model, forward, example, aliases):
         mixings.append(mixing)
+        if reason := why_whole(group):
+            whole[group.name] = reason
+            continue
         fault = None
         for attributes in _choices(model, _modules_around(model, mixing.sources), group, shapes):
             tried = replace(group, attributes=attributes)

@@ -111,16 +111,15 @@ def _trace(
     example = _pytree.tree_map(_informative, example_input)
     normal_shapes = _run(twin, forward, example)
     aliases = _aliases(twin)
-    attention = find_heads(twin, forward, example, shapes, aliases)
-    unprunable, heads = dict(attention.unprunable), []
-    for group in attention.groups:
+
+    def why_whole(group: ChannelGroup) -> str | None:
         pattern = _kept_whole(frozenset({group.name, *group.layers}), keep_whole)
         if pattern is not None:
-            unprunable[group.name] = _named(pattern)
-        elif reason := _reason_of_tensor([slot.key for slot in group.slots], uncut):
-            unprunable[group.name] = reason
-        else:
-            heads.append(group)
+            return _named(pattern)
+        return _reason_of_tensor([slot.key for slot in group.slots], uncut)
+
+    attention = find_heads(twin, forward, example, shapes, aliases, why_whole)
+    unprunable, heads = dict(attention.unprunable), attention.groups
     found = _find(with_stand_ins(twin, attention.mixings), forward, example, max_steps, aliases)
     ranks = [each for each in embedded_ranks(twin) if not _kept_whole(frozenset({each.name}), keep_whole)]
     cuttable, outputs = [*ranks], []

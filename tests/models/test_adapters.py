@@ -14,6 +14,9 @@ from raysim.core.errors import SettingError
 from raysim.methods.resolve import rank
 from raysim.models.adapters import Adapter, uncut_tensors, with_adapters
 from raysim.models.trained_part import train_only
+from raysim.models.transformer import CausalBlock, Transformer
+from raysim.pruning import proof
+from raysim.pruning.groups import ChannelGroups
 from raysim.pruning.masks import Mask, keep_top
 from raysim.pruning.plan import ChannelPlan
 from raysim.pruning.proof import randomise
@@ -115,6 +118,27 @@ def test_what_is_frozen_or_has_an_adapter_is_left_whole_and_the_reason_is_plain(
         "2.base_layer": "left whole, since '2.base_layer.weight' has an adapter",
     }
     assert uncut_tensors(network()) == {}
+
+
+def test_heads_that_are_left_whole_are_not_proved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each proof runs the whole model twice in double precision."""
+    proved: list[str] = []
+    fault_of = proof.fault_of
+
+    def watched(model: nn.Module, forward: proof.Forward, example: object, groups: ChannelGroups) -> str | None:
+        proved.extend(group.name for group in groups.groups)
+        return fault_of(model, forward, example, groups)
+
+    monkeypatch.setattr(proof, "fault_of", watched)
+    model = Transformer(11, 5, 8, [CausalBlock(8, 2, 16)], 3)
+    plain = ChannelPlan.trace(model, TOKENS)
+    assert {"blocks.0.query", "blocks.0.expand"} <= {group.name for group in plain.groups} <= set(proved)
+    proved.clear()
+    with_adapters(model, Adapter(rank=4, targets=("*.query", "*.value")), 0)
+    plan = ChannelPlan.trace(model, TOKENS, uncut=uncut_tensors(model))
+    ranks = {"blocks.0.query.lora_A.default", "blocks.0.value.lora_A.default"}
+    assert {group.name for group in plan.groups} == set(proved) == ranks
+    assert plan.unprunable["blocks.0.expand"] == "left whole, since 'blocks.0.expand.weight' is frozen"
 
 
 def test_hidden_units_of_a_head_that_is_trained_are_cut_beside_ranks() -> None:
