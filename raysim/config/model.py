@@ -51,4 +51,6 @@ class ModelSettings(Settings):
     def _check_adapter(self) -> Self:
         if self.adapter is not None and self.train_only is not None:
             raise ValueError("train_only is not allowed with adapter; allowed: adapter.train_also")
+        if self.adapter is not None and self.keep_whole is not None:
+            raise ValueError("keep_whole has no effect with adapter: ranks alone are cut; allowed: null")
         return self

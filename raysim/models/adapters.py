@@ -61,11 +61,21 @@ def with_adapters(model: nn.Module, adapter: Adapter, seed: int) -> nn.Module:
             raise SettingError(f"model.adapter is not allowed for this model: {reason_of(error)}") from None
     train_only(model, [f"*.{DOWN}.*", f"*.{UP}.*"], "model.adapter.targets")
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    _leave_fast_paths(model)
     if adapter.train_also:
         train_only(model, adapter.train_also, "model.adapter.train_also")
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(parameter.requires_grad or name in trained)
     return model
+
+
+def _leave_fast_paths(model: nn.Module) -> None:
+    """Keep PyTorch's fused encoder layers, which read the frozen weights alone, from skipping their adapters."""
+    for layer in model.modules():
+        if isinstance(layer, nn.TransformerEncoderLayer) and has_adapters(layer):
+            layer.activation_relu_or_gelu = 0
+        elif isinstance(layer, nn.TransformerEncoder) and has_adapters(layer):
+            layer.use_nested_tensor = False
 
 
 def has_adapters(model: nn.Module) -> bool:
@@ -80,7 +90,7 @@ def layers_without_ranks(model: nn.Module) -> list[str]:
 
 
 def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    layers = [name for name, layer in model.named_modules() if isinstance(layer, KINDS) or _is_conv1d(layer)]
+    layers = [name for name, layer in model.named_modules() if _can_have_one(layer)]
     found: list[str] = []
     for pattern in patterns:
         matching = fnmatch.filter(layers, pattern)
@@ -91,6 +101,13 @@ def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
             )
         found += [name for name in matching if name not in found]
     return found
+
+
+def _can_have_one(layer: nn.Module) -> bool:
+    """Whether a layer can have an adapter: not one whose weight attention reads itself, nor a grouped convolution."""
+    if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear) or getattr(layer, "groups", 1) > 1:
+        return False
+    return isinstance(layer, KINDS) or _is_conv1d(layer)
 
 
 def _is_conv1d(layer: nn.Module) -> bool:

@@ -112,3 +112,23 @@ def test_a_layer_trains_all_of_its_parameters_and_a_pattern_names_some() -> None
     model = network()
     train_only(model, ["2", "4.bias"], "model.train_only")
     assert [name for name, each in model.named_parameters() if each.requires_grad] == ["2.weight", "2.bias", "4.bias"]
+
+
+def test_adapters_of_encoder_layers_count_in_evaluation_as_in_training() -> None:
+    """PyTorch's fused encoder layer would read the frozen weights alone."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    model = with_adapters(nn.Sequential(layer, nn.Linear(8, 3)), Adapter(rank=4), 0)
+    randomise(model, torch.Generator().manual_seed(1))
+    inputs = torch.randn(2, 5, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(inputs), model.train()(inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_whose_adapter_could_not_be_trained_get_none() -> None:
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16), nn.Linear(8, 3))
+    adapted = [name for name, _ in with_adapters(model, Adapter(), 0).named_parameters() if "lora_A" in name]
+    assert sorted(adapted) == [f"{layer}.lora_A.default.weight" for layer in ("0.linear1", "0.linear2", "1")]
+    grouped = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 1))
+    adapted = [name for name, _ in with_adapters(grouped, Adapter(rank=2), 0).named_parameters() if "lora_A" in name]
+    assert adapted == ["1.lora_A.default.weight"]
