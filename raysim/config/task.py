@@ -99,10 +99,12 @@ class TaskSettings(Settings):
         """Raise ValueError if the task has no metric of a name, or no column can have the name of a user's own."""
         if is_dotted(name):
             own = name_of(name)
-            if own in RESERVED or own.startswith(PREFIXES) or not NAME.fullmatch(own):
+            of_tasks = {each for task in TASK_METRICS for each in names_of(task)}
+            is_taken = own in {*RESERVED, *of_tasks} or own.startswith(PREFIXES)
+            if is_taken or not NAME.fullmatch(own):
                 raise ValueError(
                     f"{setting}={name!r}: {own!r} cannot be the name of a metric; allowed: letters, digits and `_`, "
-                    "and no name of another column"
+                    "and no name of another column or of a metric of a task"
                 )
         elif metric_named(self.name, name) is None and name not in names_of(self.name):
             known = [each for each in names_of(self.name) if setting == "metrics" or each != PER_CLASS]

@@ -87,6 +87,8 @@ def load(
     check_name(name, options)
     raw = _from_path(source, options) if plugins.is_dotted(name) else DATASETS[name](source, **options)
     check_counts(name, raw)
+    if task == "segmentation":
+        transforms.refuse_with_masks(transform)
     if raw.max_value is None:
         transforms.refuse_without_images(name, transform)
         data = _splits(name, raw, task)

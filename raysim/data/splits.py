@@ -124,6 +124,28 @@ class DataSplits:
             rows = np.array([0 if largest else 1, largest])
         return self.test_rows(rows)
 
+    def extremes(self) -> tuple[Inputs, torch.Tensor]:
+        """Return the rows of both splits with the largest token, the largest target, and a target that is ignored.
+
+        Where there are neither tokens nor targets of positions they are two rows.
+        """
+        has_positions = self.train_targets.ndim > 1 and self.train_targets.dtype == np.int64
+        if self.vocabulary is None and not has_positions:
+            return self.example()
+        found = []
+        for inputs, targets, rows_of in (
+            (self.train_inputs, self.train_targets, self.train_rows),
+            (self.test_inputs, self.test_targets, self.test_rows),
+        ):
+            flat = [array.reshape(len(targets), -1) for array in leaves(inputs) if array.dtype == np.int64]
+            flat += [targets.reshape(len(targets), -1)]
+            rows = {int(array.max(axis=1).argmax()) for array in flat} | {int(flat[-1].min(axis=1).argmin()), 0}
+            found.append(rows_of(np.array(sorted(rows))))
+        (first, second), targets_of = zip(*found, strict=True)
+        if isinstance(first, torch.Tensor):
+            return torch.cat([first, second]), torch.cat(targets_of)
+        return {name: torch.cat([first[name], second[name]]) for name in first}, torch.cat(targets_of)
+
     def augmenter(self, seed: int, round: int, client: int) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """Return a function that transforms batches of a client's normalised inputs at random; None: there is none.
 

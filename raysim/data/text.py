@@ -123,6 +123,8 @@ def _check(source: Source, unit: str, length: int, test_share: float) -> None:
 
 def _files(root: str, pattern: str) -> dict[str, str]:
     """Return the texts of the files by their names below the folder."""
+    if not isinstance(pattern, str) or pattern.startswith("/") or not pattern:
+        raise SettingError(f"data.options.pattern={pattern!r} is not allowed; allowed: a pattern below data.root")
     folder = Path(root)
     if not folder.exists():
         raise SettingError(f"data.root={root!r} does not exist; allowed: a file or a folder of text")
@@ -147,7 +149,7 @@ def _users_in(files: Mapping[str, str], users: str) -> dict[str, str]:
         matches = list(begins.finditer(content))
         ends = [*(match.start() for match in matches[1:]), len(content)]
         for match, end in zip(matches, ends[: len(matches)], strict=True):
-            found.setdefault(match[1] if begins.groups else match[0], []).append(content[match.end() : end])
+            found.setdefault((match[1] if begins.groups else match[0]) or "", []).append(content[match.end() : end])
     if not found:
         raise SettingError(
             f"data.options.users={users!r} matches nowhere in the texts; allowed: 'file', or a pattern"

@@ -39,6 +39,16 @@ def refuse_without_images(name: str, transform: Transform) -> None:
             )
 
 
+def refuse_with_masks(transform: Transform) -> None:
+    """Raise SettingError if a transform would move pixels away from their classes."""
+    for setting, default in (("resize", None), ("pad_to", None), ("augment", [])):
+        if (value := getattr(transform, setting)) != default:
+            raise SettingError(
+                f"data.transform.{setting}={value!r} is not allowed with task.name='segmentation': masks are not "
+                f"transformed; allowed: {default!r}"
+            )
+
+
 def apply(raw: RawData, transform: Transform) -> RawData:
     """Turn grey into RGB, then resize, then pad: all transforms that are applied once.
 

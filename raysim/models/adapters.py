@@ -62,12 +62,13 @@ def with_adapters(model: nn.Module, adapter: Adapter, seed: int) -> nn.Module:
     )
     with seeding.torch_seeded(seed, "adapter"), warnings.catch_warnings():
         # layers of both orientations may be targets, and nothing is merged
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set|LoRA adapter added to ConvNd layer")
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set")
         try:
             peft.inject_adapter_in_model(config, model)
         except ValueError as error:
             raise SettingError(f"model.adapter is not allowed for this model: {reason_of(error)}") from None
     model.requires_grad_(False)
+    _leave_fast_paths(model)
     if adapter.train_also:
         train_only(model, adapter.train_also, "model.adapter.train_also")
     named = dict(model.named_parameters())
@@ -88,6 +89,16 @@ def factors_in(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def _leave_fast_paths(model: nn.Module) -> None:
+    """Keep PyTorch's fused encoder layers, which read the frozen weights alone, from skipping their adapters."""
+    for layer in model.modules():
+        has_adapters = bool(factors_in(name for name, _ in layer.named_parameters()))
+        if isinstance(layer, nn.TransformerEncoderLayer) and has_adapters:
+            layer.activation_relu_or_gelu = 0
+        elif isinstance(layer, nn.TransformerEncoder) and has_adapters:
+            layer.use_nested_tensor = False
+
+
 def uncut_tensors(model: nn.Module) -> dict[str, str]:
     """Return what is never cut beside adapters, by state-dict key, with the reason; nothing in a model without any.
 
@@ -101,10 +112,7 @@ def uncut_tensors(model: nn.Module) -> dict[str, str]:
 
 
 def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    layers = [name for name, layer in model.named_modules() if isinstance(layer, KINDS) or _is_conv1d(layer)]
-    # PyTorch's attention reads the weights of the layer in it, and would pass by an adapter
-    attention = tuple(f"{name}." for name, each in model.named_modules() if isinstance(each, nn.MultiheadAttention))
-    layers = [name for name in layers if not name.startswith(attention)]
+    layers = [name for name, layer in model.named_modules() if _can_have_one(layer)]
     found: list[str] = []
     for pattern in patterns:
         matching = fnmatch.filter(layers, pattern)
@@ -116,6 +124,13 @@ def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
             )
         found += [name for name in matching if name not in found]
     return found
+
+
+def _can_have_one(layer: nn.Module) -> bool:
+    """Whether a layer can have an adapter: not one whose weight attention reads itself, nor a grouped convolution."""
+    if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear) or getattr(layer, "groups", 1) > 1:
+        return False
+    return isinstance(layer, KINDS) or _is_conv1d(layer)
 
 
 def _is_conv1d(layer: nn.Module) -> bool:

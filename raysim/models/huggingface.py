@@ -54,8 +54,7 @@ def build(name: str, options: dict[str, Any], num_classes: int, vocabulary: int 
     given = {} if vocabulary is None else {"vocab_size": max(vocabulary, num_classes if task == "next-token" else 0)}
     if task != "next-token":
         given["num_labels"] = num_classes
-        given["pad_token_id"] = NO_PADDING
-    given |= {"use_cache": False, "bos_token_id": None, "eos_token_id": None} | options
+    given |= {"use_cache": False, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None} | options
     builder, is_folder = getattr(library, CLASSES[task]), Path(kind).is_dir()
     try:
         if is_folder:
@@ -70,6 +69,8 @@ def build(name: str, options: dict[str, Any], num_classes: int, vocabulary: int 
             f"model.options={shortened(options)} is not allowed for {name!r}: {reason_of(error)}"
         ) from None
     _check_vocabulary(name, model, vocabulary)
+    if task != "next-token" and model.config.pad_token_id is None:
+        model.config.pad_token_id = NO_PADDING  # not while it is built: that would freeze the last token's embedding
     single: nn.Module = model.float()
     return single
 

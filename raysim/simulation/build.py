@@ -152,12 +152,12 @@ def _build(settings: ExperimentSettings) -> Scenario:
     if is_default and not evaluation.batch_norms(model):
         method = method_of(settings, normalization="batch")
     model = _normalized(model, method.options.normalization)
-    example, targets = data.example()
+    example, _ = data.example()
     if method.drops_blocks:
         model = add_steps(model, branch_ends(model, example))
     task = task_of(settings, data, validating)
     methods.check_task(method, task)
-    trainable.check(settings.model.name, model, task, example, targets)
+    trainable.check(settings.model.name, model, task, *data.extremes())
     plan = _plan_of(settings, model, example, method.drops_blocks)
     workload = Workload(seed, data, clients, model, plan, local, task)
     check_batches(workload)

@@ -138,6 +138,8 @@ def of_class_counts(names: Sequence[str], num_classes: int) -> Mapping[str, Furt
 def needed_outputs(outputs: torch.Tensor, targets: torch.Tensor) -> str | None:
     """Return what outputs must be, if these are not."""
     logits = classes_first(outputs, targets)
+    if logits.dim() > 1 and int(targets.max()) >= logits.shape[1] > 0 and logits.dim() == targets.dim() + 1:
+        return f"logits of {int(targets.max()) + 1} classes or more"
     if logits.dim() == targets.dim() + 1 and (len(logits), *logits.shape[2:]) == tuple(targets.shape):
         return None
     positions = ", ".join(map(str, targets.shape[1:]))

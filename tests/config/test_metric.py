@@ -54,3 +54,10 @@ def test_no_metric_of_a_user_has_the_name_of_another_column() -> None:
     for name in ("loss", "validation_loss", "total_s"):
         with pytest.raises(ValueError, match=f"{name!r} cannot be the name of a metric"):
             TaskSettings(metrics=[f"my_pkg:{name}"])
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1", "iou", "rmse", "per_class"])
+def test_a_metric_of_a_user_has_no_name_of_a_tasks_own(name: str) -> None:
+    """Its range would be taken for that of the task's: shares are shown in per cent."""
+    with pytest.raises(ValueError, match=f"'{name}' cannot be the name of a metric"):
+        TaskSettings(name="regression", primary=f"my_pkg:{name}", direction="up")

@@ -100,3 +100,21 @@ def test_the_example_holds_the_largest_token_of_the_test_rows() -> None:
     data = load(None, "python-source", users=5)
     inputs, _ = data.example()
     assert int(inputs.max()) == int(data.test_inputs.max())
+
+
+@pytest.mark.parametrize("pattern", ["/tmp/*.txt", 5, ""])
+def test_a_pattern_of_files_lies_below_the_folder(play: Path, pattern: object) -> None:
+    with pytest.raises(SettingError, match=r"data.options.pattern=.* is not allowed; allowed: a pattern below"):
+        load(play, pattern=pattern)
+
+
+def test_a_user_whose_group_did_not_match_has_an_empty_name(play: Path) -> None:
+    data = load(play, length=1, users=r"^(HAM)?[A-Z]+\.$", test_share=0.3)
+    assert set(data.train_users.tolist()) == {0, 1}
+
+
+def test_extremes_hold_the_largest_tokens_of_both_splits(play: Path) -> None:
+    data = load(play, length=2, test_share=0.2)
+    inputs, targets = data.extremes()
+    assert int(inputs.max()) == max(int(data.train_inputs.max()), int(data.test_inputs.max()))
+    assert int(targets.max()) == max(int(data.train_targets.max()), int(data.test_targets.max()))

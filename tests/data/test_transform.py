@@ -104,3 +104,13 @@ def test_the_settings_reach_the_data():
     assert flat["data.transform.augment.0.name"] == "RandomCrop"
     with pytest.raises(SettingError, match=r"data\.transform\.std\.0=0.0 is not allowed; allowed: greater than 0"):
         tiny_settings("data.transform={mean: [0.0], std: [0.0]}")
+
+
+@pytest.mark.parametrize(
+    "transform", [Transform(pad_to=32), Transform(resize=8), Transform(augment=[{"name": "RandomHorizontalFlip"}])]
+)
+def test_masks_are_not_left_behind_by_transforms_of_their_images(transform: Transform) -> None:
+    with pytest.raises(
+        SettingError, match=r"is not allowed with task.name='segmentation': masks are not transformed"
+    ):
+        datasets.load("digit-masks", None, False, None, 0, transform=transform, task="segmentation")

@@ -236,3 +236,38 @@ def test_resnet32_is_the_name_of_depth_32() -> None:
     assert list(named.state_dict()) == list(of_depth.state_dict())
     assert all(torch.equal(value, of_depth.state_dict()[key]) for key, value in named.state_dict().items())
     assert zoo.kept_whole("resnet") == zoo.kept_whole("resnet32")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("gpt2", {"n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 16}),
+        ("bert", {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}),
+    ],
+)
+@pytest.mark.parametrize("task", ["classification", "next-token"])
+def test_models_of_transformers_train_every_token(kind: str, options: dict[str, int], task: str) -> None:
+    model = zoo.build(f"huggingface:{kind}", options, zoo.DataForm((6,), 7, vocabulary=7, task=task), seed=0)
+    tokens = torch.arange(7).repeat(6)[: 6 * 7].view(7, 6)
+    outputs = model(tokens).logits
+    assert outputs.shape == ((7, 6, 7) if task == "next-token" else (7, 7))
+    (outputs * torch.randn(outputs.shape)).sum().backward()
+    embedding = next(layer for layer in model.modules() if isinstance(layer, torch.nn.Embedding))
+    assert (embedding.weight.grad[:7].abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("huggingface:gtp2", {}, "model.name='huggingface:gtp2' is unknown; .*gpt2"),
+        ("huggingface:gpt2", {"n_layers": 1}, "model.options.n_layers=1 is unknown; .*n_layer"),
+        (
+            "huggingface:gpt2",
+            {"vocab_size": 3, "n_layer": 1},
+            "has a vocabulary of 3, and the data have token ids up to 6",
+        ),
+    ],
+)
+def test_a_model_of_transformers_that_does_not_fit_is_refused(name: str, options: dict[str, int], said: str) -> None:
+    with pytest.raises(SettingError, match=said):
+        zoo.build(name, options, zoo.DataForm((6,), 7, vocabulary=7, task="next-token"), seed=0)
