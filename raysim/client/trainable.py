@@ -16,13 +16,7 @@ from raysim.task.own import check_own
 from raysim.task.task import Task
 
 
-def check(
-    name: str,
-    model: nn.Module,
-    task: Task,
-    inputs: Inputs,
-    targets: torch.Tensor,
-) -> None:
+def check(name: str, model: nn.Module, task: Task, inputs: Inputs, targets: torch.Tensor) -> None:
     """Raise SettingError if a model cannot be trained.
 
     Args:
@@ -37,13 +31,7 @@ def check(
         raise SettingError(f"model.name={name!r} is not allowed: {problem}")
 
 
-def _problems(
-    name: str,
-    model: nn.Module,
-    task: Task,
-    inputs: Inputs,
-    targets: torch.Tensor,
-) -> Iterator[str]:
+def _problems(name: str, model: nn.Module, task: Task, inputs: Inputs, targets: torch.Tensor) -> Iterator[str]:
     """Yield what forbids to train a model."""
     for key, value in model.state_dict(keep_vars=True).items():
         if (problem := _problem_of_tensor(value)) is not None:
@@ -75,11 +63,7 @@ def _problem_of_tensor(value: Any) -> str | None:
 
 
 def _problems_in_training(
-    name: str,
-    model: nn.Module,
-    task: Task,
-    inputs: Inputs,
-    targets: torch.Tensor,
+    name: str, model: nn.Module, task: Task, inputs: Inputs, targets: torch.Tensor
 ) -> Iterator[str]:
     try:
         twin = copy.deepcopy(model, submodel.without_graphs(model))

@@ -114,16 +114,16 @@ def train(
         shuffled = torch.from_numpy(order.permutation(len(targets)))
         for batch in batches:
             rows = shuffled[batch]
-            batch_inputs = take(inputs, rows)
+            batch_inputs, batch_targets = take(inputs, rows), targets[rows]
             if augment is not None and isinstance(batch_inputs, torch.Tensor):
                 batch_inputs = augment(batch_inputs)
             with computing_on(local.memory_format), descent.watching():
                 with computing_in(local.precision, targets):
-                    loss = loss_of(model, batch_inputs, targets[rows])
+                    loss = loss_of(model, batch_inputs, batch_targets)
                 descent.step(loss)
             for after_step in hooks.after_step:
                 after_step()
-            total += loss.detach().double() * task.count(targets[rows])
+            total += loss.detach().double() * task.count(batch_targets)
         epochs += 1
         mean_loss = float(total - before) / counted
         if not np.isfinite(mean_loss) or (hooks.stop_after_epoch and hooks.stop_after_epoch(mean_loss)):

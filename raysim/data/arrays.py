@@ -25,8 +25,3 @@ def leaves(arrays: Arrays) -> list[NDArray[Any]]:
 def num_rows(arrays: Arrays) -> int:
     """Return the number of rows."""
     return len(leaves(arrays)[0])
-
-
-def num_bytes(arrays: Arrays) -> int:
-    """Return the bytes of all arrays."""
-    return sum(array.nbytes for array in leaves(arrays))

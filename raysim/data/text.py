@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from raysim.core import memory
 from raysim.core.errors import SettingError, nearest_first, refusing
 from raysim.data.options import check_share
-from raysim.data.raw import RawData, Source
+from raysim.data.raw import RawData, Source, check_task, refuse_unread
 
 TASK = "next-token"
 UNITS = ("characters", "bytes")
@@ -105,13 +105,8 @@ def _units(content: str, number: Mapping[str, int], unit: str) -> NDArray[np.int
 
 
 def _check(source: Source, unit: str, length: int, test_share: float) -> None:
-    if source.download:
-        raise SettingError(f"data.download=true has no effect with data.name={source.name!r}; allowed: false")
-    if source.task != TASK:
-        raise SettingError(
-            f"task.name={source.task!r} is not allowed with data.name={source.name!r}, whose targets are the tokens "
-            f"that follow; allowed: {TASK}"
-        )
+    refuse_unread(source, root=False)
+    check_task(source, TASK)
     if unit not in UNITS:
         raise SettingError(
             f"data.options.unit={unit!r} is not allowed; allowed: {', '.join(nearest_first(str(unit), UNITS))}"

@@ -17,14 +17,19 @@ def product_of(down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return up.flatten(1) @ down.flatten(1)
 
 
+def _received(view: ClientView, update: Params, *names: str) -> Params:
+    """Return factors as the server has them after a client's update, in float64."""
+    return {name: view.start[name].double() + update[name].double() for name in names}
+
+
 def report_by_norm(view: ClientView, options: MethodOptions) -> LocalHooks:
     """Report the factors of each adapter weighted with the norm of their product (HetLoRA, section 3.3)."""
 
     def read(update: Params) -> Report:
         sums = {}
         for down, up in factors_in(view.trainable).items():
-            factors = {name: view.start[name] + update[name] for name in (down, up)}
-            norm = product_of(factors[down].double(), factors[up].double()).norm()
+            factors = _received(view, update, down, up)
+            norm = product_of(factors[down], factors[up]).norm()
             sums[f"{NORM}{down}"] = ({**factors, NORM: torch.ones(1)}, float(norm))
         return Report(sums=sums)
 
@@ -54,9 +59,7 @@ def report_products(view: ClientView, options: MethodOptions) -> LocalHooks:
 
     def read(update: Params) -> Report:
         products = {
-            f"{PRODUCT}{down}": product_of(
-                (view.start[down] + update[down]).double(), (view.start[up] + update[up]).double()
-            )
+            f"{PRODUCT}{down}": product_of(*_received(view, update, down, up).values())
             for down, up in factors_in(view.trainable).items()
         }
         return Report(sums={PRODUCT: (products, float(len(view.targets)))})

@@ -92,10 +92,9 @@ def factors_in(names: Iterable[str]) -> dict[str, str]:
 def _leave_fast_paths(model: nn.Module) -> None:
     """Keep PyTorch's fused encoder layers, which read the frozen weights alone, from skipping their adapters."""
     for layer in model.modules():
-        has_adapters = bool(factors_in(name for name, _ in layer.named_parameters()))
-        if isinstance(layer, nn.TransformerEncoderLayer) and has_adapters:
+        if isinstance(layer, nn.TransformerEncoderLayer) and factors_in(layer.state_dict()):
             layer.activation_relu_or_gelu = 0
-        elif isinstance(layer, nn.TransformerEncoder) and has_adapters:
+        elif isinstance(layer, nn.TransformerEncoder) and factors_in(layer.state_dict()):
             layer.use_nested_tensor = False
 
 

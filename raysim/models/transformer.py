@@ -43,19 +43,27 @@ class CausalBlock(nn.Module):
 class Transformer(nn.Module):
     """Embeddings of tokens and positions, causal blocks, and a linear layer on each position or on the last."""
 
-    def __init__(self, vocabulary: int, time: int, width: int, blocks: list[CausalBlock], num_outputs: int) -> None:
+    def __init__(
+        self,
+        vocabulary: int,
+        time: int,
+        width: int,
+        blocks: list[CausalBlock],
+        num_outputs: int,
+        each_position: bool = True,
+    ) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Parameter(torch.randn(time, width) * 0.02)
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.LayerNorm(width)
         self.outputs = nn.Linear(width, num_outputs)
-        self.each_position = True
+        self._each_position = each_position
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Map token ids `(rows, time)` to `(rows, time, outputs)`, or `(rows, outputs)` of the last position."""
         stream = self.norm(self.blocks(self.tokens(tokens) + self.positions[: tokens.shape[1]]))
-        outputs: torch.Tensor = self.outputs(stream if self.each_position else stream[:, -1])
+        outputs: torch.Tensor = self.outputs(stream if self._each_position else stream[:, -1])
         return outputs
 
 
@@ -75,6 +83,5 @@ def transformer(
     if width % heads:
         raise ValueError(f"width={width} is no multiple of heads={heads}")
     blocks = [CausalBlock(width, heads, hidden) for _ in range(layers)]
-    model = Transformer(vocabulary, input_shape[0], width, blocks, num_classes)
-    model.each_position = has_outputs_at_each_position(task)
-    return model
+    each_position = has_outputs_at_each_position(task)
+    return Transformer(vocabulary, input_shape[0], width, blocks, num_classes, each_position)

@@ -147,12 +147,12 @@ def _build(settings: ExperimentSettings) -> Scenario:
     owned = sources.of_settings(settings.population, split)
     clients = population.build(owned, rows, settings.data.heldout_share, split)
 
-    model = _build_model(settings, data, method)
+    example, _ = data.example()
+    model = _build_model(settings, data, method, example)
     is_default = settings.method.normalization is None and method.options.normalization != "batch"
     if is_default and not evaluation.batch_norms(model):
         method = method_of(settings, normalization="batch")
     model = _normalized(model, method.options.normalization)
-    example, _ = data.example()
     if method.drops_blocks:
         model = add_steps(model, branch_ends(model, example))
     task = task_of(settings, data, validating)
@@ -321,7 +321,7 @@ def _local_training(settings: ExperimentSettings) -> LocalTraining:
 
 def _load_data(settings: ExperimentSettings) -> DataSplits:
     data, transform = settings.data, Transform(**settings.data.transform.model_dump())
-    task = task_name(settings)
+    task = settings.task.name
     root = str(Path(data.root).absolute()) if data.on_nodes and data.root is not None else data.root
     with memory.enough_for(f"data.name={data.name!r}", "fewer or smaller inputs"):
         loaded = datasets.load(
@@ -340,18 +340,12 @@ def _load_data(settings: ExperimentSettings) -> DataSplits:
     return replace(loaded, on_nodes=origin)
 
 
-def task_name(settings: ExperimentSettings) -> str:
-    """Return the name of the settings' task."""
-    return settings.task.name
-
-
 def _partition_options(settings: ExperimentSettings) -> PartitionOptions:
     return PartitionOptions(**settings.data.partition.model_dump(exclude={"name"}))
 
 
-def _build_model(settings: ExperimentSettings, data: DataSplits, method: Method) -> nn.Module:
+def _build_model(settings: ExperimentSettings, data: DataSplits, method: Method, example: Inputs) -> nn.Module:
     chosen = settings.model
-    example, _ = data.example()
     form = zoo.DataForm(data.input_shape, data.num_classes, data.vocabulary, data.task, example)
     model = zoo.build(chosen.name, chosen.options, form, settings.seed)
     if chosen.weights is not None:

@@ -17,10 +17,8 @@ from torch.nn import functional
 from raysim.config.metric import TASK_METRICS
 from raysim.task.classification import mean
 from raysim.task.metrics import CLASS_COUNTS, from_class_counts
+from raysim.task.targets import IGNORED
 from raysim.task.task import Further, Metric, Sums, Task
-
-IGNORED = -100
-"""The target of positions that do not count."""
 
 
 def classes_first(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

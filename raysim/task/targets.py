@@ -51,21 +51,21 @@ def converted(kind: TargetKind, given: NDArray[np.generic], what: str, task: str
 
 def _classes(given: NDArray[np.generic]) -> Targets | None:
     is_whole = given.ndim == 1 and np.issubdtype(given.dtype, np.integer)
-    return given.astype(np.int64) if is_whole and given.min(initial=0) >= 0 else None
+    return given.astype(np.int64, copy=False) if is_whole and given.min(initial=0) >= 0 else None
 
 
 def _labels(given: NDArray[np.generic]) -> Targets | None:
     is_number = np.issubdtype(given.dtype, np.number) or given.dtype == np.bool_
     if given.ndim != 2 or not is_number or not np.isin(given, (0, 1)).all():
         return None
-    return given.astype(np.float32)
+    return given.astype(np.float32, copy=False)
 
 
 def _numbers(given: NDArray[np.generic]) -> Targets | None:
     is_real = np.issubdtype(given.dtype, np.integer) or np.issubdtype(given.dtype, np.floating)
     if given.ndim not in (1, 2) or not is_real:
         return None
-    values = given.astype(np.float32).reshape(len(given), -1)
+    values = given.astype(np.float32, copy=False).reshape(len(given), -1)
     return values if np.isfinite(values).all() else None
 
 
@@ -73,7 +73,7 @@ def _positions(dimensions: int) -> Convert:
     def convert(given: NDArray[np.generic]) -> Targets | None:
         if given.ndim != dimensions or not np.issubdtype(given.dtype, np.integer):
             return None
-        values = given.astype(np.int64)
+        values = given.astype(np.int64, copy=False)
         return values if ((values >= 0) | (values == IGNORED)).all() and (values >= 0).any() else None
 
     return convert
